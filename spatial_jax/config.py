@@ -1,0 +1,86 @@
+"""Turns a ConfigDict into frozen dataclasses, strictly: the one place where configuration is checked."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+  """The configuration cannot be used; the message names every wrong key and the mend."""
+
+
+def build(cls: type[T], config: Mapping[str, Any], name: str = "config") -> T:
+  """Builds the dataclass `cls` from a mapping whose keys are exactly its fields.
+
+  Nested dataclasses are built from nested mappings, lists become tuples, an int is taken for a float.
+
+  Args:
+    cls: a dataclass without defaults.
+    config: ConfigDict or dict.
+    name: how error messages call this mapping ("config.advantage").
+
+  Returns:
+    An instance of `cls`.
+
+  Raises:
+    ConfigError: on the host, listing all missing, unknown and mistyped keys at once.
+  """
+  problems: list[str] = []
+  value = _build(cls, config, name, problems)
+  if problems:
+    raise ConfigError("; ".join(problems))
+  return value
+
+
+def _build(cls: Any, config: Mapping[str, Any], name: str, problems: list[str]) -> Any:
+  hints = typing.get_type_hints(cls)
+  fields = [field.name for field in dataclasses.fields(cls)]
+  problems += [f"{name}.{key} is missing" for key in fields if key not in config]
+  problems += [
+    f"{name}.{key} is unknown (known: {', '.join(fields)})" for key in config if key not in fields
+  ]
+  values = {
+    key: _convert(hints[key], config[key], f"{name}.{key}", problems)
+    for key in fields
+    if key in config
+  }
+  return None if problems else cls(**values)
+
+
+def _convert(hint: Any, value: Any, name: str, problems: list[str]) -> Any:
+  """`value` as an instance of the annotation `hint`, or a line in `problems`."""
+  if dataclasses.is_dataclass(hint):
+    if isinstance(value, Mapping) or hasattr(value, "items"):
+      return _build(hint, value, name, problems)
+    problems.append(f"{name} must be a mapping, got {value!r}")
+    return None
+  origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+  if origin in (types.UnionType, typing.Union):
+    if value is None and type(None) in arguments:
+      return None
+    return _convert(next(a for a in arguments if a is not type(None)), value, name, problems)
+  if origin is typing.Literal:
+    if value not in arguments:
+      problems.append(f"{name} must be one of {', '.join(map(str, arguments))}, got {value!r}")
+    return value
+  if origin is tuple:
+    if not isinstance(value, list | tuple):
+      problems.append(f"{name} must be a list, got {value!r}")
+      return None
+    inner = arguments[:-1] if arguments[-1] is Ellipsis else arguments
+    if arguments[-1] is not Ellipsis and len(value) != len(inner):
+      problems.append(f"{name} must have {len(inner)} items, got {len(value)}")
+      return None
+    kinds = inner * len(value) if arguments[-1] is Ellipsis else inner
+    return tuple(
+      _convert(k, v, f"{name}[{i}]", problems) for i, (k, v) in enumerate(zip(kinds, value, strict=True))
+    )
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if not isinstance(value, hint) or (hint in (int, float) and isinstance(value, bool)):
+    problems.append(f"{name} must be {hint.__name__}, got {value!r}")
+  return value

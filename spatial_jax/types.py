@@ -1,0 +1,299 @@
+"""Axis glossary and every struct that crosses a stage.
+
+    Task ──► Prompts ──► Rollouts ──► Scores ──► advantages ──► TrainBatch ──► TrainState
+
+Suffix order is array order, one letter per axis, digits are literal sizes:
+
+  B prompts             N images, packed over rows       D decoder width    J drawing turns
+  G rollouts per prompt P patches, before merging        F feed-forward     Z objects in one answer
+  R rows = B*G          M merged visual tokens (P/4)     H query heads      L layers
+  T tokens (queries)    X values in one patch            K key/value heads  C channels of one head
+  S key positions       E vision width                   Q heads per KV head (H = K*Q)
+  V vocabulary          W vision windows                 A rotary axes (time, height, width) = 3
+
+`valid_*` means "not padding"; `trained_*` means "sampled by the policy". Host records (Task, Prompt,
+Trajectory) hold NumPy arrays; device structs (VisionBatch, TrainBatch) are pytrees.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+
+Array: TypeAlias = jax.Array | np.ndarray
+Params: TypeAlias = dict[str, Any]
+
+AnswerKind = Literal["number", "choice"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectBox:
+  """Where one object of the question is to be seen: the truth behind a drawing.
+
+  `image` counts from 0; `box_4` is (x1, y1, x2, y2) in pixels of that image, top-left origin.
+  """
+
+  label: str
+  image: int
+  box_4: tuple[float, float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One question with its pictures and its verifiable answer.
+
+  Attributes:
+    task_id: unique and stable; sampling keys and resume rest on it.
+    question_type: a VSI-Bench type ("object_abs_distance", ...) or one of ours
+      ("camera_distance", ...).
+    question: the wording, without options and without prompt decoration.
+    options: "A. chair", ... for a choice, else None.
+    answer: the truth as text: a number ("2.4") or an option letter ("A").
+    answer_kind: "number" or "choice".
+    images: uint8 [height, width, 3] each; several are frames of one walk through the room.
+    source: "procedural", "vsi-rooms" or "photos".
+    scene_id: rooms are split into train and held-out by this.
+    benchmark: "vsi-bench" when the room belongs to that benchmark, else None.
+    boxes: where the objects of the question are visible (may be empty).
+  """
+
+  task_id: str
+  question_type: str
+  question: str
+  options: tuple[str, ...] | None
+  answer: str
+  answer_kind: AnswerKind
+  images: tuple[np.ndarray, ...]
+  source: str
+  scene_id: str
+  benchmark: str | None
+  boxes: tuple[ObjectBox, ...]
+
+
+# --- drawing -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+  """One drawing operation, already in pixels of the image it refers to.
+
+  `tool` is "box" (points_4 = x1, y1, x2, y2) or "line" (points_4 = start x, y, end x, y).
+  `image` is 1-based as the model writes it: images of the prompt first, drawn ones after them.
+  """
+
+  tool: Literal["box", "line"]
+  image: int
+  points_4: tuple[float, float, float, float]
+  label: str
+
+
+@dataclasses.dataclass(frozen=True)
+class OperationError:
+  """Why a piece of model output was not executed. `code` is stable and short, `detail` for people."""
+
+  code: str
+  detail: str
+
+
+# --- pixels and prompts ------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PatchedImage:
+  """One image (or video clip) cut into patches, in the Hugging Face order (2x2 blocks contiguous).
+
+  Attributes:
+    content_hash: hex digest of pixels and size; equal images share their features.
+    patches_PX: float32, normalised, P = time * height * width of the grid.
+    grid_3: (time, height, width) in patches, before merging.
+    pixels: uint8 [height, width, 3], the resized picture the policy sees (first frame of a clip).
+  """
+
+  content_hash: str
+  patches_PX: np.ndarray
+  grid_3: tuple[int, int, int]
+  pixels: np.ndarray
+
+  @property
+  def tokens(self) -> int:
+    """Number of merged visual tokens, t*h*w/4."""
+    t, h, w = self.grid_3
+    return t * h * w // 4
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prompt:
+  """A task as the policy reads it.
+
+  Attributes:
+    token_ids_T: int32, image pads already expanded to one token per merged patch.
+    position_TA: int32 rotary positions (time, height, width).
+    next_position: the text position of the token after the prompt.
+    images: in order of appearance.
+    image_start: first token of each image's span; the span is `images[i].tokens` long.
+  """
+
+  task: Task
+  token_ids_T: np.ndarray
+  position_TA: np.ndarray
+  next_position: int
+  images: tuple[PatchedImage, ...]
+  image_start: tuple[int, ...]
+
+
+Prompts: TypeAlias = list[Prompt]
+
+
+# --- rollouts ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+  """What the policy said between two observations, and what came of it.
+
+  `start`, `end` are token indices into the trajectory (the sampled tokens of this turn).
+  `executable`: every item of every block was a valid operation and was drawn.
+  `produced`: content hashes of the images this turn drew.
+  """
+
+  start: int
+  end: int
+  text: str
+  operations: tuple[Operation, ...]
+  errors: tuple[OperationError, ...]
+  executable: bool
+  produced: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trajectory:
+  """One rollout: an append-only record of ids, masks, log-probabilities, images and turns.
+
+  Prompt, sampled turns and observations lie behind one another:
+
+      tokens   | prompt ........ | turn 1 ...... | observation ... | turn 2 ... |
+      trained  | 0 ............. | 1 ........... | 0 ............. | 1 ........ |
+
+  Attributes:
+    sample: index in the group, 0..G-1.
+    seed_path: (seed, step, prompt number, sample), what the sampling keys were folded from.
+    temperature: of sampling; greedy records 1.
+    forbidden_ids: token ids at -inf while sampling.
+    token_ids_T: int32.
+    position_TA: int32 rotary positions.
+    trained_T: bool, true exactly for what the policy sampled, its <|im_end|> included.
+    logp_T: float32 log-probability of the token where trained, else 0.
+    policy_step_T: int32, the policy step that sampled it, -1 where not trained.
+    images, image_start: as in Prompt, drawn images included, in order of appearance.
+    prompt_length, prompt_images: how much of tokens and images is the prompt.
+    end_reason: "answer", "no_action", "too_many_images", "repeated_operation", "turn_limit",
+      "token_limit" or "fault" (machinery broke: left out of statistics and update).
+  """
+
+  task_id: str
+  sample: int
+  seed_path: tuple[int, ...]
+  temperature: float
+  forbidden_ids: tuple[int, ...]
+  token_ids_T: np.ndarray
+  position_TA: np.ndarray
+  trained_T: np.ndarray
+  logp_T: np.ndarray
+  policy_step_T: np.ndarray
+  images: tuple[PatchedImage, ...]
+  image_start: tuple[int, ...]
+  prompt_length: int
+  prompt_images: int
+  turns: tuple[Turn, ...]
+  end_reason: str
+
+  @property
+  def text(self) -> str:
+    """Everything the policy said, turn after turn."""
+    return "\n".join(turn.text for turn in self.turns)
+
+
+Rollouts: TypeAlias = list[list[Trajectory]]  # [B][G]
+
+
+class Scores(NamedTuple):
+  """What the rewards say of each rollout, float32 [B, G] unless noted.
+
+  Attributes:
+    reward_BG: what the advantage is computed from.
+    accuracy_BG: the smooth (or exact) accuracy part, in [0, 1]: the scale of AP-GRPO.
+    hard_BG: the hard score (MRA or exact match) that gates and is reported.
+    format_BG: 1 where format and every operation were right.
+    usable_BG: bool, false for a fault: left out of group statistics and update.
+    parsed_BG: bool, whether an answer could be read.
+  """
+
+  reward_BG: np.ndarray
+  accuracy_BG: np.ndarray
+  hard_BG: np.ndarray
+  format_BG: np.ndarray
+  usable_BG: np.ndarray
+  parsed_BG: np.ndarray
+
+
+# --- device structs ----------------------------------------------------------------------------
+
+
+class VisionBatch(NamedTuple):
+  """Patches of many images in the vision tower's own order: windows contiguous, padded to equal size.
+
+      | window 0: 2x2-blocks of 4 patches, pad | window 1 ... |     W windows of `window` patches
+
+  P = W * window. Two static forms share the one array: windows are rows by reshape; frames are rows by
+  gathering `frame_NS` (an index into P, or P where padded) and `slot_P` scatters them back.
+
+  Attributes:
+    patches_PX: float32 normalised pixels.
+    position_P2: int32 (row, column) of the patch in its frame, in patches.
+    valid_P: bool.
+    frame_NS: int32 indices into P, P where padded. N frames, S patches (both bucketed).
+    slot_P: int32 index into the flattened [N * S] frames, 0 where not valid.
+  """
+
+  patches_PX: Array
+  position_P2: Array
+  valid_P: Array
+  frame_NS: Array
+  slot_P: Array
+
+
+class TrainBatch(NamedTuple):
+  """Rows for the update: the only padded form of a trajectory.
+
+  Attributes:
+    token_RT: int32.
+    position_RTA: int32.
+    valid_RT: bool.
+    trained_RT: bool; trained_RT[r, t] says token t was sampled (predicted from t - 1).
+    old_logp_RT: float32 as recorded by the sampler, 0 where not trained.
+    advantage_R: float32.
+    feature_RT: int32 index of the visual feature that replaces the embedding, -1 for text.
+    temperature_R: float32 > 0.
+    forbidden_V: bool, true where a token could not be sampled.
+    vision: the images of all rows, each distinct image once.
+  """
+
+  token_RT: Array
+  position_RTA: Array
+  valid_RT: Array
+  trained_RT: Array
+  old_logp_RT: Array
+  advantage_R: Array
+  feature_RT: Array
+  temperature_R: Array
+  forbidden_V: Array
+  vision: VisionBatch
+
+
+class TrainState(NamedTuple):
+  """Parameters, optimizer state and step: what the update donates and a checkpoint holds."""
+
+  params: Params
+  opt_state: Any
+  step: Array

@@ -1,0 +1,20 @@
+"""Strict JAX for every test: 8 CPU devices, no implicit promotion of dtypes or ranks, warnings are errors."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "")
+  + " --xla_force_host_platform_device_count=8"
+  + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
+
+import jax
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update(
+  "jax_compilation_cache_dir", str(pathlib.Path(__file__).parent.parent / ".jax_cache")
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
