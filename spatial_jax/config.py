@@ -6,10 +6,12 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from spatial_jax.errors import UserError
+
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
   """The configuration cannot be used; the message names every wrong key and the mend."""
 
 
