@@ -39,6 +39,6 @@ setup(
       "basedpyright>=1.40.2",
       "libtpu>=0.0.42",
     ],
-    "bench": ["torch>=2.13.0"],
+    "bench": ["torch==2.13.0"],
   },
 )

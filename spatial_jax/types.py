@@ -16,6 +16,7 @@ Trajectory) hold NumPy arrays; device structs (VisionBatch, TrainBatch) are pytr
 """
 
 import dataclasses
+import math
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -32,11 +33,13 @@ class ObjectBox:
   """Where one object of the question is to be seen: the truth behind a drawing.
 
   `image` counts from 0; `box_4` is (x1, y1, x2, y2) in pixels of that image, top-left origin.
+  `distance_m` is from that camera to the closest point of the object, NaN where unknown.
   """
 
   label: str
   image: int
   box_4: tuple[float, float, float, float]
+  distance_m: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True)

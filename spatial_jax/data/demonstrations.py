@@ -1,0 +1,71 @@
+"""Task -> what a good policy would say: the truth of the scene written as a drawing conversation.
+
+    turn 1   think "I mark the chair and the table."      boxes around them   (sometimes left out)
+    turn 2   think "chair 2.1 m, table 3.4 m away."       answer
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from spatial_jax.types import ObjectBox, Operation, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class DemonstrationConfig:
+  """How often and how much a demonstration draws.
+
+  Attributes:
+    draw_share: share of demonstrations with a drawing turn, in [0, 1], where there are boxes to draw.
+    max_boxes: a question about more boxes than this is answered without drawing.
+  """
+
+  draw_share: float
+  max_boxes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ScriptTurn:
+  """One demonstrated turn: either operations (pixels of the image) or an answer."""
+
+  think: str
+  operations: tuple[Operation, ...]
+  answer: str | None
+
+
+def demonstrate(
+  task: Task, rng: np.random.Generator, cfg: DemonstrationConfig
+) -> tuple[ScriptTurn, ...]:
+  """A correct conversation for the task, drawn from `rng`: one drawing turn or none, then the answer."""
+  answer = ScriptTurn(_distances(task), (), task.answer)
+  drawable = 0 < len(task.boxes) <= cfg.max_boxes
+  if not drawable or rng.random() >= cfg.draw_share:
+    return (answer,)
+  operations = tuple(
+    Operation("box", box.image + 1, tuple(float(round(x)) for x in box.box_4), label)
+    for box, label in zip(task.boxes, _labels(task.boxes), strict=True)
+  )
+  named = list(dict.fromkeys(box.label for box in task.boxes))
+  return (ScriptTurn(f"I mark the {' and the '.join(named)}.", operations, None), answer)
+
+
+def _labels(boxes: tuple[ObjectBox, ...]) -> list[str]:
+  """Labels that differ within one image, so that no box replaces another: "chair", "chair 2"."""
+  seen: dict[tuple[int, str], int] = {}
+  labels = []
+  for box in boxes:
+    count = seen[box.image, box.label] = seen.get((box.image, box.label), 0) + 1
+    labels.append(box.label if count == 1 else f"{box.label} {count}")
+  return labels
+
+
+def _distances(task: Task) -> str:
+  """How far each object of the question is, nearest sighting first seen; empty where unknown."""
+  nearest: dict[str, float] = {}
+  for box in task.boxes:
+    if not math.isnan(box.distance_m):
+      nearest[box.label] = min(nearest.get(box.label, math.inf), box.distance_m)
+  if not nearest:
+    return ""
+  return ", ".join(f"{label} {distance:.1f} m" for label, distance in nearest.items()) + "."

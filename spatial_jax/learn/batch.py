@@ -1,0 +1,98 @@
+"""Rollouts -> TrainBatch: the one place where trajectories become padded rows."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from spatial_jax.data.vision import VisionBuckets, plan_vision
+from spatial_jax.types import PatchedImage, TrainBatch, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchConfig:
+  """Static shapes of the update.
+
+  Attributes:
+    token_buckets: row lengths, ascending; a batch takes the first that holds its longest row.
+    vision: buckets of the vision tower.
+    window_blocks: merged tokens along one side of a vision window.
+    vocabulary: V.
+  """
+
+  token_buckets: tuple[int, ...]
+  vision: VisionBuckets
+  window_blocks: int
+  vocabulary: int
+
+
+class TooLong(ValueError):
+  """A trajectory is longer than the largest bucket."""
+
+
+def to_train_batch(
+  trajectories: Sequence[Trajectory], advantage_R: np.ndarray, cfg: BatchConfig
+) -> TrainBatch:
+  """Pads trajectories to rows; each distinct image (by content) is in the vision batch once.
+
+  A trajectory that ended in a fault keeps its row, so that shapes hold, and trains nothing.
+
+  Args:
+    trajectories: R of them, group after group.
+    advantage_R: float32.
+    cfg: static shapes.
+
+  Returns:
+    A TrainBatch of NumPy arrays.
+
+  Raises:
+    TooLong: on the host, naming the task and both lengths.
+  """
+  longest = max(trajectories, key=lambda trajectory: len(trajectory.token_ids_T))
+  length = bucket(len(longest.token_ids_T), cfg.token_buckets, longest.task_id)
+  rows = len(trajectories)
+  token_RT = np.zeros((rows, length), np.int32)
+  position_RTA = np.zeros((rows, length, 3), np.int32)
+  valid_RT = np.zeros((rows, length), bool)
+  trained_RT = np.zeros((rows, length), bool)
+  old_logp_RT = np.zeros((rows, length), np.float32)
+  feature_RT = np.full((rows, length), -1, np.int32)
+  vision, feature_of = plan_images([t.images for t in trajectories], cfg)
+  forbidden_V = np.zeros(cfg.vocabulary, bool)
+  forbidden_V[list(trajectories[0].forbidden_ids)] = True
+  for r, trajectory in enumerate(trajectories):
+    t = len(trajectory.token_ids_T)
+    token_RT[r, :t] = trajectory.token_ids_T
+    position_RTA[r, :t] = trajectory.position_TA
+    valid_RT[r, :t] = True
+    trained_RT[r, :t] = trajectory.trained_T & (trajectory.end_reason != "fault")
+    old_logp_RT[r, :t] = trajectory.logp_T
+    for image, start in zip(trajectory.images, trajectory.image_start, strict=True):
+      feature_RT[r, start : start + image.tokens] = feature_of[image.content_hash]
+  return TrainBatch(
+    token_RT=token_RT,
+    position_RTA=position_RTA,
+    valid_RT=valid_RT,
+    trained_RT=trained_RT,
+    old_logp_RT=old_logp_RT,
+    advantage_R=np.asarray(advantage_R, np.float32),
+    feature_RT=feature_RT,
+    temperature_R=np.asarray([t.temperature for t in trajectories], np.float32),
+    forbidden_V=forbidden_V,
+    vision=vision,
+  )
+
+
+def plan_images(images_by_row: Sequence[Sequence[PatchedImage]], cfg: BatchConfig):
+  """The vision batch of all distinct images, and the feature indices of each by content hash."""
+  distinct = {image.content_hash: image for images in images_by_row for image in images}
+  vision, feature_index = plan_vision(list(distinct.values()), cfg.window_blocks, cfg.vision)
+  return vision, dict(zip(distinct, feature_index, strict=True))
+
+
+def bucket(length: int, buckets: Sequence[int], name: str) -> int:
+  """The first bucket that holds `length`. Raises TooLong (host) naming `name`."""
+  for size in buckets:
+    if length <= size:
+      return size
+  raise TooLong(f"{name} has {length} tokens, the largest bucket holds {max(buckets)}")

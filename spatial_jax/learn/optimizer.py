@@ -1,0 +1,89 @@
+"""AdamW with warm-up, constant and decay, through optax."""
+
+import dataclasses
+import re
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from spatial_jax.types import Params
+
+# Norm scales, biases and the embedding are not decayed.
+NO_DECAY = re.compile(r"(bias|scale|embedding)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """How parameters move.
+
+  Attributes:
+    learning_rate: peak, per step.
+    schedule: after warm-up "constant", or "cosine" down to 0 at `total_steps`.
+    warmup_steps: linear from 0.
+    total_steps: length of the schedule.
+    decay_steps: linear to 0 over the last so many steps (0: none; only with "constant").
+    b1, b2, eps: of Adam.
+    weight_decay: on matrices only.
+    max_grad_norm: global clip.
+  """
+
+  learning_rate: float
+  schedule: Literal["constant", "cosine"]
+  warmup_steps: int
+  total_steps: int
+  decay_steps: int
+  b1: float
+  b2: float
+  eps: float
+  weight_decay: float
+  max_grad_norm: float
+
+
+def learning_rate(cfg: OptimizerConfig) -> optax.Schedule:
+  """Step -> learning rate."""
+  warm = optax.linear_schedule(0.0, cfg.learning_rate, max(cfg.warmup_steps, 1))
+  rest = max(cfg.total_steps - cfg.warmup_steps, 1)
+  if cfg.schedule == "cosine":
+    after = optax.cosine_decay_schedule(cfg.learning_rate, rest)
+  elif cfg.decay_steps:
+    after = optax.linear_schedule(cfg.learning_rate, 0.0, cfg.decay_steps, rest - cfg.decay_steps)
+  else:
+    after = optax.constant_schedule(cfg.learning_rate)
+  return optax.join_schedules([warm, after], [cfg.warmup_steps])
+
+
+def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
+  """Clip by global norm, then AdamW with decay on matrices only."""
+  inner = optax.chain(
+    optax.clip_by_global_norm(cfg.max_grad_norm),
+    optax.adamw(
+      learning_rate(cfg),
+      b1=cfg.b1,
+      b2=cfg.b2,
+      eps=cfg.eps,
+      weight_decay=cfg.weight_decay,
+      mask=decayed,
+    ),
+  )
+
+  def init(params: Params):
+    with jax.numpy_dtype_promotion("standard"):
+      return inner.init(params)
+
+  def update(grads, state, params=None):
+    # optax 0.2.8 mixes dtypes in AdamW and does not trace under strict promotion.
+    with jax.numpy_dtype_promotion("standard"):
+      return inner.update(grads, state, params)
+
+  return optax.GradientTransformation(init, update)
+
+
+def decayed(params: Params) -> Params:
+  """True for every leaf that weight decay applies to."""
+
+  def is_matrix(path, leaf: jax.Array) -> bool:
+    return jnp.ndim(leaf) >= 2 and not NO_DECAY.search(jax.tree_util.keystr(path, simple=True))
+
+  return jax.tree_util.tree_map_with_path(is_matrix, params)

@@ -1,0 +1,170 @@
+"""Task -> Prompt, drawn pictures -> observation: what the policy reads, token in and token out.
+
+    prompt | turn 1 (sampled) | observation | turn 2 (sampled) | ...
+
+An `Episode` grows one trajectory along that line. Sampling, replay and demonstrations all write through it,
+so that their rows cannot differ in form.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from spatial_jax.data import text as text_lib
+from spatial_jax.data.text import TextConfig, Tokenizer
+from spatial_jax.data.vision import PreprocessConfig, patch_image
+from spatial_jax.policy.config import QwenVLConfig
+from spatial_jax.policy.rope import mrope_positions
+from spatial_jax.types import (
+  Operation,
+  OperationError,
+  PatchedImage,
+  Prompt,
+  Task,
+  Trajectory,
+  Turn,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Observation:
+  """New pictures as tokens, to be put behind a turn; positions and starts count from its own begin."""
+
+  token_ids_T: np.ndarray
+  position_TA: np.ndarray
+  next_position: int
+  images: tuple[PatchedImage, ...]
+  image_start: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Conversation:
+  """How one policy family reads: tokenizer, words, preprocessing and rotary positions."""
+
+  tokenizer: Tokenizer
+  text: TextConfig
+  preprocess: PreprocessConfig
+  policy: QwenVLConfig
+
+  def prompt(self, task: Task) -> Prompt:
+    """The task as ids, positions and patches. Raises DataError (host) for unusable pictures."""
+    images = tuple(patch_image(image, self.preprocess) for image in task.images)
+    ids_T, starts, position_TA, following = self._pieces(
+      text_lib.prompt_text(task, images, self.text), images
+    )
+    return Prompt(task, ids_T, position_TA, following, images, starts)
+
+  def observation(self, first_index: int, pictures: Sequence[np.ndarray], last: bool) -> Observation:
+    """Drawn pictures (uint8 [h, w, 3]) as the user's next message.
+
+    Args:
+      first_index: visible index, from 1, of the first picture.
+      pictures: at least one.
+      last: the policy must answer now.
+    """
+    images = tuple(patch_image(picture, self.preprocess) for picture in pictures)
+    ids_T, starts, position_TA, following = self._pieces(
+      text_lib.observation_text(first_index, images, last, self.text), images
+    )
+    return Observation(ids_T, position_TA, following, images, starts)
+
+  def _pieces(
+    self, text: str, images: Sequence[PatchedImage]
+  ) -> tuple[np.ndarray, tuple[int, ...], np.ndarray, int]:
+    ids = self.tokenizer.encode(text)
+    ids_T, starts = text_lib.widen(ids, images, self.policy.image_pad_id)
+    grids = [image.grid_3 for image in images]
+    position_TA, following = mrope_positions(ids_T, grids, self.policy, (), "max")
+    return ids_T, starts, position_TA, following
+
+
+class Episode:
+  """Grows one trajectory, append-only: sampled turns and observations behind a prompt."""
+
+  def __init__(
+    self,
+    prompt: Prompt,
+    sample: int,
+    seed_path: tuple[int, ...],
+    temperature: float,
+    forbidden_ids: tuple[int, ...],
+  ):
+    self.prompt, self.sample, self.seed_path = prompt, sample, seed_path
+    self.temperature, self.forbidden_ids = temperature, forbidden_ids
+    length = len(prompt.token_ids_T)
+    self.length, self.next_position = length, prompt.next_position
+    self.images, self.image_start = list(prompt.images), list(prompt.image_start)
+    self.turns: list[Turn] = []
+    self._ids, self._positions = [prompt.token_ids_T], [prompt.position_TA]
+    self._logps = [np.zeros(length, np.float32)]
+    self._steps = [np.full(length, -1, np.int32)]
+
+  def add_turn(
+    self,
+    token_ids: Sequence[int],
+    logps: Sequence[float],
+    policy_step: int,
+    text: str,
+    operations: tuple[Operation, ...],
+    errors: tuple[OperationError, ...],
+    executable: bool,
+  ) -> None:
+    """Appends what the policy sampled, its end token included."""
+    count = len(token_ids)
+    self.turns.append(
+      Turn(self.length, self.length + count, text, operations, errors, executable, ())
+    )
+    positions_T = self.next_position + np.arange(count, dtype=np.int32)
+    self._append(
+      np.asarray(token_ids, np.int32),
+      np.repeat(positions_T[:, None], 3, axis=1),
+      np.asarray(logps, np.float32),
+      policy_step,
+    )
+    self.next_position += count
+
+  def add_observation(self, observation: Observation) -> None:
+    """Appends drawn pictures and their words; the last turn is credited with having produced them."""
+    produced = tuple(image.content_hash for image in observation.images)
+    self.turns[-1] = dataclasses.replace(self.turns[-1], produced=produced)
+    self.image_start += [self.length + start for start in observation.image_start]
+    self.images += observation.images
+    self._append(
+      observation.token_ids_T,
+      observation.position_TA + np.int32(self.next_position),
+      np.zeros(len(observation.token_ids_T), np.float32),
+      -1,
+    )
+    self.next_position += observation.next_position
+
+  def finish(self, end_reason: str) -> Trajectory:
+    """The finished record."""
+    policy_step_T = np.concatenate(self._steps)
+    return Trajectory(
+      task_id=self.prompt.task.task_id,
+      sample=self.sample,
+      seed_path=self.seed_path,
+      temperature=self.temperature,
+      forbidden_ids=self.forbidden_ids,
+      token_ids_T=np.concatenate(self._ids),
+      position_TA=np.concatenate(self._positions),
+      trained_T=policy_step_T >= 0,
+      logp_T=np.concatenate(self._logps),
+      policy_step_T=policy_step_T,
+      images=tuple(self.images),
+      image_start=tuple(self.image_start),
+      prompt_length=len(self.prompt.token_ids_T),
+      prompt_images=len(self.prompt.images),
+      turns=tuple(self.turns),
+      end_reason=end_reason,
+    )
+
+  def _append(
+    self, ids_T: np.ndarray, position_TA: np.ndarray, logp_T: np.ndarray, policy_step: int
+  ) -> None:
+    self._ids.append(ids_T)
+    self._positions.append(position_TA)
+    self._logps.append(logp_T)
+    self._steps.append(np.full(len(ids_T), policy_step, np.int32))
+    self.length += len(ids_T)

@@ -1,0 +1,142 @@
+"""One jitted chunk of decoding: distribution -> token -> next hidden state, for all rows at once."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from spatial_jax.policy.cache import Cache
+from spatial_jax.policy.qwen_vl import Policy
+from spatial_jax.types import Array, Params
+
+
+class SampleState(NamedTuple):
+  """What decoding carries from chunk to chunk.
+
+  Attributes:
+    cache: keys and values of prompts (shared by the rows of a group) and of each row.
+    hidden_RD: hidden state that the next token is sampled from.
+    position_R: int32, rotary position of that token.
+    count_R: int32, tokens sampled so far in the episode; the sampling key of a token folds it in.
+    active_R: bool, rows that still sample.
+  """
+
+  cache: Cache
+  hidden_RD: Array
+  position_R: Array
+  count_R: Array
+  active_R: Array
+
+
+class Sampling(NamedTuple):
+  """Numbers of sampling that may vary per call: arrays, so that none of them recompiles.
+
+  Attributes:
+    key_R: typed PRNG keys, one per row.
+    temperature: float32 > 0.
+    top_p: float32 in (0, 1]; 1 keeps the whole distribution.
+    limit_R: int32, most tokens of an episode (as `count_R` counts them).
+    forbidden_V: bool, true where a token must not be sampled.
+  """
+
+  key_R: Array
+  temperature: Array
+  top_p: Array
+  limit_R: Array
+  forbidden_V: Array
+
+
+def token_logprobs(logits_RV: Array, sampling: Sampling) -> jax.Array:
+  """The policy's distribution: forbidden ids out, divided by temperature, before any truncation."""
+  allowed_RV = jnp.where(sampling.forbidden_V[None, :], -jnp.inf, logits_RV.astype(jnp.float32))
+  return jax.nn.log_softmax(allowed_RV / sampling.temperature, axis=-1)
+
+
+def nucleus(p_RV: Array, top_p: Array) -> jax.Array:
+  """Keeps the fewest most likely tokens whose mass reaches `top_p` (float32 in (0, 1]); the rest become 0."""
+  sorted_RV = jnp.flip(jnp.sort(p_RV, axis=-1), axis=-1)
+  before_RV = jnp.cumsum(sorted_RV, axis=-1) - sorted_RV
+  smallest_R = jnp.min(jnp.where(before_RV < top_p, sorted_RV, jnp.inf), axis=-1)
+  return jnp.where(p_RV >= smallest_R[:, None], p_RV, 0.0)
+
+
+def draw_token(p_RV: Array, uniform_R: Array) -> jax.Array:
+  """Inverse CDF with one uniform number per row: a third of the cost of Gumbel noise per entry.
+
+  Args:
+    p_RV: float32 >= 0, need not sum to 1.
+    uniform_R: float32 in [0, 1).
+
+  Returns:
+    int32 [R] token ids; never one of probability 0.
+  """
+  cdf_RV = jnp.cumsum(p_RV, axis=-1)
+  return jnp.argmax(cdf_RV > uniform_R[:, None] * cdf_RV[:, -1:], axis=-1).astype(jnp.int32)
+
+
+def decode_chunk(
+  policy: Policy,
+  params: Params,
+  state: SampleState,
+  sampling: Sampling,
+  *,
+  steps: int,
+  greedy: bool,
+  truncate: bool,
+  stop_id: int,
+) -> tuple[SampleState, jax.Array, jax.Array]:
+  """Samples up to `steps` tokens per row; stops early when no row is active.
+
+  Args:
+    policy: the pure functions.
+    params: unstacked parameters (`policy.unstack`).
+    state: carried state; its buffers are donated by the program that jits this.
+    sampling: keys and numbers.
+    steps: most tokens of this chunk.
+    greedy: take the most likely token; log-probabilities are then those at `temperature` too.
+    truncate: apply `top_p` (costs a sort per token).
+    stop_id: the token that ends a row's turn; it is sampled, recorded and cached like any other.
+
+  Returns:
+    The state, tokens int32 [R, steps] with -1 where nothing was sampled, and their float32 log-probabilities.
+  """
+  rows = state.active_R.shape[0]
+
+  def sample(state: SampleState) -> tuple[jax.Array, jax.Array]:
+    logp_RV = token_logprobs(policy.logits(params, state.hidden_RD), sampling)
+    if greedy:
+      token_R = jnp.argmax(logp_RV, axis=-1).astype(jnp.int32)
+    else:
+      keys_R = jax.vmap(jax.random.fold_in)(sampling.key_R, state.count_R)
+      uniform_R = jax.vmap(jax.random.uniform)(keys_R)
+      p_RV = jnp.exp(logp_RV)
+      token_R = draw_token(nucleus(p_RV, sampling.top_p) if truncate else p_RV, uniform_R)
+    return token_R, jnp.take_along_axis(logp_RV, token_R[:, None], axis=-1)[:, 0]
+
+  def body(carry):
+    index, state, token_RK, logp_RK = carry
+    token_R, logp_R = sample(state)
+    token_RK = token_RK.at[:, index].set(jnp.where(state.active_R, token_R, -1))
+    logp_RK = logp_RK.at[:, index].set(jnp.where(state.active_R, logp_R, 0.0))
+    position_RA = jnp.repeat(state.position_R[:, None], 3, axis=1)
+    hidden_RD, cache = policy.decode(params, state.cache, token_R, position_RA, state.active_R)
+    advanced_R = state.active_R.astype(jnp.int32)
+    count_R = state.count_R + advanced_R
+    state = SampleState(
+      cache=cache,
+      hidden_RD=jnp.where(state.active_R[:, None], hidden_RD, state.hidden_RD),
+      position_R=state.position_R + advanced_R,
+      count_R=count_R,
+      active_R=state.active_R & (token_R != stop_id) & (count_R < sampling.limit_R),
+    )
+    return index + 1, state, token_RK, logp_RK
+
+  def unfinished(carry):
+    index, state, _, _ = carry
+    return (index < steps) & jnp.any(state.active_R)
+
+  empty = (jnp.full((rows, steps), -1, jnp.int32), jnp.zeros((rows, steps), jnp.float32))
+  _, state, token_RK, logp_RK = jax.lax.while_loop(
+    unfinished, body, (jnp.int32(0), state, *empty)
+  )
+  return state, token_RK, logp_RK
