@@ -300,3 +300,59 @@ class TrainState(NamedTuple):
   params: Params
   opt_state: Any
   step: Array
+
+
+# --- results -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """A mean with its 95 % bootstrap interval."""
+
+  mean: float
+  low: float
+  high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultColumn:
+  """One way of answering all questions: `key` names it in the rows, `label` on the page."""
+
+  key: str
+  label: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultRow:
+  """One question type: `n` questions and, by column key, their score in [0, 1]."""
+
+  question_type: str
+  n: int
+  cells: dict[str, Cell]
+
+
+@dataclasses.dataclass(frozen=True)
+class Paired:
+  """A difference between two columns, paired by question.
+
+  `required` is the condition in words ("> 0"), None when the difference is only shown;
+  `met` says whether it holds, None likewise.
+  """
+
+  label: str
+  mean: float
+  low: float
+  high: float
+  required: str | None
+  met: bool | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultTable:
+  """What an evaluation found: before and after, per question type and overall."""
+
+  columns: tuple[ResultColumn, ...]
+  rows: tuple[ResultRow, ...]
+  overall: dict[str, Cell]
+  paired: tuple[Paired, ...]
+  notes: tuple[str, ...]
