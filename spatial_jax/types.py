@@ -17,12 +17,16 @@ Trajectory) hold NumPy arrays; device structs (VisionBatch, TrainBatch) are pytr
 
 import dataclasses
 import math
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-import jax
 import numpy as np
 
-Array: TypeAlias = jax.Array | np.ndarray
+if TYPE_CHECKING:
+  import jax
+
+  Array: TypeAlias = jax.Array | np.ndarray
+else:
+  Array: TypeAlias = Any  # drawing workers read Operation and must never load JAX
 Params: TypeAlias = dict[str, Any]
 
 AnswerKind = Literal["number", "choice"]
