@@ -1,0 +1,90 @@
+"""Accuracy of an answer: mean relative accuracy, exact match, ratio rewards.
+
+All are pure, elementwise, float32, and work under jit and vmap.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spatial_jax.types import Array
+
+# What 1 - c is in float32 for the published confidences c = .50, .55, ..., .95, all in float32.
+MRA_TOLERANCES = np.float32(1) - np.linspace(0.5, 0.95, 10).astype(np.float32)
+
+# Keeps a truth of 0 from dividing by 0; below float32 resolution for any other truth in metres.
+MRA_EPSILON = 1e-8
+
+RatioForm = Literal["linear", "inverse", "exponential"]
+
+
+def mean_relative_accuracy(
+  answer: float | Array, truth: float | Array, strict: bool = False
+) -> jax.Array:
+  """Share of the ten tolerances 50 %, 45 %, ..., 5 % that the relative error keeps.
+
+  MRA = mean over c in {.50, .55, ..., .95} of [ |answer - truth| / |truth| <= 1 - c ]
+
+  Args:
+    answer, truth: float32 of equal shape, in the same unit.
+    strict: compares with < instead of <=.
+
+  Returns:
+    float32 in {0, .1, ..., 1}.
+
+  Source: VSI-Bench (arXiv:2412.14171) has <=; the training reward of ViLaSR (arXiv:2506.09965,
+  Eq. 3) has <. The benchmark divides by the truth, not by its magnitude: see `evaluate.scoring`.
+  """
+  answer, truth = jnp.asarray(answer, jnp.float32), jnp.asarray(truth, jnp.float32)
+  error = (jnp.abs(answer - truth) / (jnp.abs(truth) + MRA_EPSILON))[None]
+  tolerances = jnp.asarray(MRA_TOLERANCES).reshape((-1,) + (1,) * (error.ndim - 1))
+  kept = error < tolerances if strict else error <= tolerances
+  return jnp.mean(kept.astype(jnp.float32), axis=0)
+
+
+def exact_match(answer: float | Array, truth: float | Array) -> jax.Array:
+  """1 where the answer equals the truth, else 0.
+
+  Args:
+    answer, truth: numbers of the chosen and of the right option.
+
+  Returns:
+    float32, 0 or 1.
+  """
+  return (jnp.asarray(answer) == jnp.asarray(truth)).astype(jnp.float32)
+
+
+def ratio(answer: float | Array, truth: float | Array, form: RatioForm = "linear") -> jax.Array:
+  """Reward from the ratio of answer and truth, equal for too much and too little.
+
+  q = |answer - truth| / min(answer, truth) = max / min - 1, and the reward is
+
+      linear       max(0, 1 - q)     recommended: 0 from a factor of 2 either way
+      inverse      1 / (1 + q) = min / max
+      exponential  exp(-q)
+
+  Args:
+    answer, truth: float32. Where the lesser is <= 0 the reward is 0; where both are 0 it is 1.
+    form: how q becomes a reward.
+
+  Returns:
+    float32 in [0, 1].
+
+  Source: vsGRPO (arXiv:2504.00883) states q; its mapping to a reward is not stated, the three forms
+  are ours.
+  """
+  answer, truth = jnp.asarray(answer, jnp.float32), jnp.asarray(truth, jnp.float32)
+  lesser, greater = jnp.minimum(answer, truth), jnp.maximum(answer, truth)
+  positive = lesser > 0.0
+  q = greater / jnp.where(positive, lesser, 1.0) - 1.0
+  match form:
+    case "linear":
+      reward = jnp.maximum(0.0, 1.0 - q)
+    case "inverse":
+      reward = 1.0 / (1.0 + q)
+    case "exponential":
+      reward = jnp.exp(-q)
+  both_zero = ((answer == 0.0) & (truth == 0.0)).astype(jnp.float32)
+  return jnp.where(positive, reward, both_zero)

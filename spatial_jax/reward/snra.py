@@ -1,0 +1,134 @@
+"""Smooth numeric rewards: error -> reward in [0, 1], sharper as training proceeds.
+
+    error   0 %    5 %   10 %   20 %   50 %  100 %
+    k = 1   1.000  .999  .995   .980   .876   .538     early: every guess is told apart
+    k = 100 1.000  .876  .538   .036   .000   .000     late: only exact answers are paid
+
+Smooth Operator's formulas (arXiv:2601.07695) could not be had verbatim; the forms here are
+reconstructed from its summaries (squared relative error, mirrored sigmoid, range [0, 1]).
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spatial_jax.types import Array
+
+TRUTH_EPSILON = 1e-6  # the least |truth| an error is divided by
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["k_min", "k_max", "midpoint", "steepness"],
+  meta_fields=["kind"],
+)
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """How sharpness grows with progress u in [0, 1]; a pytree whose `kind` is static.
+
+      sigmoid    k_min + (k_max - k_min) * sigmoid(steepness * (u - midpoint))
+      linear     k_min + (k_max - k_min) * u
+      cosine     k_min + (k_max - k_min) * (1 - cos(pi u)) / 2
+      geometric  k_min * (k_max / k_min) ** u
+      constant   k_max
+
+  Attributes:
+    kind: the curve.
+    k_min, k_max: bounds of the sharpness, unitless, > 0; the sigmoid comes near, not up to, them.
+    midpoint, steepness: of the sigmoid alone; the other curves do not read them.
+
+  Source: the sigmoid is that of PhysSim-VLM, a third-party reading of arXiv:2601.07695; the others
+  are ours.
+  """
+
+  kind: Literal["sigmoid", "linear", "cosine", "geometric", "constant"]
+  k_min: float | Array
+  k_max: float | Array
+  midpoint: float | Array
+  steepness: float | Array
+
+
+def sharpness(progress: float | Array, schedule: Schedule) -> jax.Array:
+  """The sharpness k at a point of the run.
+
+  Args:
+    progress: step / total steps, in [0, 1]; values outside are clipped.
+    schedule: the curve.
+
+  Returns:
+    float32, shape of `progress`.
+  """
+  u = jnp.clip(jnp.asarray(progress, jnp.float32), 0.0, 1.0)
+  k_min = jnp.asarray(schedule.k_min, jnp.float32)
+  k_max = jnp.asarray(schedule.k_max, jnp.float32)
+  match schedule.kind:
+    case "sigmoid":
+      steepness = jnp.asarray(schedule.steepness, jnp.float32)
+      share = jax.nn.sigmoid(steepness * (u - jnp.asarray(schedule.midpoint, jnp.float32)))
+    case "linear":
+      share = u
+    case "cosine":
+      share = (1.0 - jnp.cos(np.float32(np.pi) * u)) / 2.0
+    case "geometric":
+      return k_min * jnp.exp(u * jnp.log(k_max / k_min))
+    case "constant":
+      share = jnp.ones_like(u)
+  return k_min + (k_max - k_min) * share
+
+
+def relative_squared_error(answer: float | Array, truth: float | Array) -> jax.Array:
+  """Squared relative error of one answer.
+
+  delta = ((answer - truth) / max(|truth|, 1e-6))^2
+
+  Args:
+    answer, truth: float32, finite, in the same unit.
+
+  Returns:
+    float32 >= 0, unitless; inf where float32 overflows (rewarded 0).
+
+  Source: Smooth Operator, arXiv:2601.07695 (relative form reconstructed).
+  """
+  answer, truth = jnp.asarray(answer, jnp.float32), jnp.asarray(truth, jnp.float32)
+  return jnp.square((answer - truth) / jnp.maximum(jnp.abs(truth), TRUTH_EPSILON))
+
+
+def snra(error: float | Array, sharpness: float | Array) -> jax.Array:
+  """Smooth numeric reward of one answer: 1 at no error, falling to 0, steeper as `sharpness` grows.
+
+  r = 2 * sigmoid(-sharpness * error)
+
+  Args:
+    error: float32, squared relative error ((answer - truth) / truth)^2, >= 0, unitless; for a
+      discrete score in [0, 1] it is 1 - score.
+    sharpness: float32, k in (0, inf), unitless; an array, so that a schedule never recompiles.
+
+  Returns:
+    float32 in [0, 1].
+
+  Source: Smooth Operator, arXiv:2601.07695 (form reconstructed).
+  """
+  error, k = jnp.asarray(error, jnp.float32), jnp.asarray(sharpness, jnp.float32)
+  return 2.0 * jax.nn.sigmoid(-k * error)
+
+
+def shifted_tanh(error: float | Array, sharpness: float | Array) -> jax.Array:
+  """The tanh form of the smooth reward; it equals `snra` at twice the sharpness.
+
+  r = 1 - tanh(sharpness * error) = 2 * sigmoid(-2 * sharpness * error)
+
+  Args:
+    error: float32 >= 0, as for `snra`.
+    sharpness: float32, k in (0, inf), unitless.
+
+  Returns:
+    float32 in [0, 1].
+
+  Source: Smooth Operator, arXiv:2601.07695 ("Shifted-Tanh"; form reconstructed).
+  """
+  error, k = jnp.asarray(error, jnp.float32), jnp.asarray(sharpness, jnp.float32)
+  return 1.0 - jnp.tanh(k * error)
