@@ -1,0 +1,274 @@
+"""Pixels to patches to the vision tower's batch, in NumPy and Pillow.
+
+image ──patch_image──► PatchedImage ──plan_vision──► VisionBatch (windows contiguous) + indices
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from spatial_jax.errors import DataError
+from spatial_jax.types import PatchedImage, VisionBatch
+
+_MERGE = 2  # patches per side of a merged token
+
+
+@dataclasses.dataclass(frozen=True)
+class PreprocessConfig:
+  """How pictures become patches.
+
+  Attributes:
+    patch_size: side of a patch, pixels.
+    merge_size: patches per side of a merged token; 2.
+    temporal_size: frames per patch; 2.
+    min_pixels, max_pixels: bounds on the area of the resized picture, pixels.
+    mean, std: of each channel, for pixels scaled to [0, 1].
+  """
+
+  patch_size: int
+  merge_size: int
+  temporal_size: int
+  min_pixels: int
+  max_pixels: int
+  mean: tuple[float, float, float]
+  std: tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionBuckets:
+  """Sizes a VisionBatch may take, ascending: the first that fits is taken, one trace per triple.
+
+  Attributes:
+    windows: W, attention windows.
+    frames: N, frames (an image is one frame, a clip one per pair of pictures).
+    patches: S, patches in one frame.
+  """
+
+  windows: tuple[int, ...]
+  frames: tuple[int, ...]
+  patches: tuple[int, ...]
+
+
+def smart_resize(height: int, width: int, cfg: PreprocessConfig) -> tuple[int, int]:
+  """The size a picture is resized to: multiples of patch x merge, area within bounds, aspect kept.
+
+  Args:
+    height, width: pixels.
+    cfg: bounds and factor.
+
+  Returns:
+    (height, width) in pixels.
+
+  Raises:
+    DataError: on the host, when a side is empty or the aspect ratio is over 200.
+
+  Source: Qwen2VLImageProcessorPil of transformers.
+  """
+  if min(height, width) < 1:
+    raise DataError(f"image of {height} x {width} pixels is empty")
+  if max(height, width) / min(height, width) > 200:
+    raise DataError(f"image of {height} x {width} pixels has an aspect ratio over 200; crop it")
+  factor = cfg.patch_size * cfg.merge_size
+  new_height = round(height / factor) * factor
+  new_width = round(width / factor) * factor
+  if new_height * new_width > cfg.max_pixels:
+    shrink = math.sqrt(height * width / cfg.max_pixels)
+    new_height = max(factor, math.floor(height / shrink / factor) * factor)
+    new_width = max(factor, math.floor(width / shrink / factor) * factor)
+  elif new_height * new_width < cfg.min_pixels:
+    grow = math.sqrt(cfg.min_pixels / (height * width))
+    new_height = math.ceil(height * grow / factor) * factor
+    new_width = math.ceil(width * grow / factor) * factor
+  return new_height, new_width
+
+
+def patch_image(image: np.ndarray, cfg: PreprocessConfig) -> PatchedImage:
+  """Resizes, normalises and cuts one picture; bit-equal to Qwen2VLImageProcessorPil.
+
+  Args:
+    image: uint8 [height, width, 3].
+    cfg: sizes and normalisation.
+
+  Returns:
+    The patches, grid (1, height, width).
+
+  Raises:
+    DataError: on the host, for a wrong dtype or shape or a size `smart_resize` refuses.
+  """
+  # One picture fills all frames of a temporal patch.
+  return patch_frames([image] * cfg.temporal_size, cfg)
+
+
+def patch_frames(frames: Sequence[np.ndarray], cfg: PreprocessConfig) -> PatchedImage:
+  """Cuts a clip: pairs of frames become temporal patches, the last frame repeated to fill.
+
+  Rows are ordered time, block row, block column, row in block, column in block; a row holds channel,
+  frame, y, x. `max_pixels` bounds one frame.
+
+  Args:
+    frames: uint8 [height, width, 3] each, all of one size.
+    cfg: sizes and normalisation.
+
+  Returns:
+    The patches, grid (ceil(frames / temporal_size), height, width).
+
+  Raises:
+    DataError: on the host, for no frames, unequal frames, or what `patch_image` refuses.
+  """
+  for frame in frames:
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+      raise DataError(f"image must be uint8 [height, width, 3], got {frame.dtype} {frame.shape}")
+  if len({frame.shape for frame in frames}) != 1:
+    raise DataError(f"a clip needs frames of one size, got {[frame.shape for frame in frames]}")
+  height, width = smart_resize(*frames[0].shape[:2], cfg)
+  distinct = {id(frame): frame for frame in frames}  # an image is the same frame twice: resize once
+  resized = {key: _resize(frame, height, width) for key, frame in distinct.items()}
+  normal = {key: _normalise(frame, cfg) for key, frame in resized.items()}
+  missing = -len(frames) % cfg.temporal_size
+  order = [id(frame) for frame in [*frames, *[frames[-1]] * missing]]
+  video = np.stack([normal[key] for key in order])
+  digest = hashlib.sha256(np.int64([len(order), height, width]).tobytes())
+  for key in order:
+    digest.update(resized[key].tobytes())
+  return PatchedImage(
+    content_hash=digest.hexdigest(),
+    patches_PX=_cut(video, cfg),
+    grid_3=(len(order) // cfg.temporal_size, height // cfg.patch_size, width // cfg.patch_size),
+    pixels=resized[order[0]],
+  )
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+  if image.shape[:2] == (height, width):
+    return np.ascontiguousarray(image)
+  return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _normalise(image: np.ndarray, cfg: PreprocessConfig) -> np.ndarray:
+  # The rounding steps of the reference: scale in float64, round to float32, normalise in float32.
+  scaled = (image.astype(np.float64) * (1 / 255)).astype(np.float32)
+  return (scaled - np.float32(cfg.mean)) / np.float32(cfg.std)
+
+
+def _cut(video: np.ndarray, cfg: PreprocessConfig) -> np.ndarray:
+  """float32 [frames, height, width, 3] -> patches_PX, 2x2 blocks contiguous."""
+  frames, height, width, _ = video.shape
+  t, p, m = cfg.temporal_size, cfg.patch_size, cfg.merge_size
+  blocks = video.reshape(frames // t, t, height // p // m, m, p, width // p // m, m, p, 3)
+  return blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3 * t * p * p)
+
+
+# --- planning the tower's batch ----------------------------------------------------------------
+
+
+def bucket(count: int, sizes: Sequence[int], name: str) -> int:
+  """The first of the ascending `sizes` that holds `count`.
+
+  Raises:
+    DataError: on the host, when none does; `name` says what was counted.
+  """
+  for size in sizes:
+    if size >= count:
+      return size
+  raise DataError(f"{count} {name} exceed the largest bucket {sizes[-1]}")
+
+
+def geometric_buckets(smallest: int, largest: int) -> tuple[int, ...]:
+  """Ascending sizes smallest * (1, 1.5, 2, 3, 4, 6, ...), the last one >= largest."""
+  sizes, power = [smallest], smallest
+  while sizes[-1] < largest:
+    sizes += [size for size in (power * 3 // 2, power * 2) if size > sizes[-1]]
+    power *= 2
+  return tuple(sizes)
+
+
+def plan_vision(
+  images: Sequence[PatchedImage], window_blocks: int, buckets: VisionBuckets
+) -> tuple[VisionBatch, tuple[np.ndarray, ...]]:
+  """Packs images into one VisionBatch, in the order the tower computes (and returns) them.
+
+  One frame of 3 x 5 merged tokens under windows of 2 x 2, and the window each token falls into:
+
+      0 0 | 1 1 | 2        window 0: 4 tokens    window 2: 2 tokens, 2 pads
+      0 0 | 1 1 | 2        window 3: 2 tokens, 2 pads ...
+      ----+-----+--
+      3 3 | 4 4 | 5        a token is 4 patches, so a window is 16 rows of patches_PX
+
+  Features come out in this order; the second result tells where each image's tokens lie, so that the
+  decoder gathers them by index and nothing is permuted back.
+
+  Args:
+    images: each distinct image once, at least one.
+    window_blocks: side of an attention window in merged tokens.
+    buckets: sizes to round up to.
+
+  Returns:
+    The batch (NumPy), and for each image int32 [tokens]: the rows of features_MD that hold its tokens,
+    in token order.
+
+  Raises:
+    DataError: on the host, without images or when they exceed the largest bucket.
+  """
+  if not images:
+    raise DataError("no images to plan a vision batch for; a batch of text needs none")
+  window = window_blocks**2 * _MERGE**2
+  layouts = [_image_windows(image.grid_3, window_blocks) for image in images]
+  first_window = np.cumsum([0] + [count for _, count in layouts])
+  token_of = tuple(
+    (slots + first * window_blocks**2).astype(np.int32)
+    for (slots, _), first in zip(layouts, first_window[:-1], strict=True)
+  )
+  frame_sizes = [h * w for t, h, w in (image.grid_3 for image in images) for _ in range(t)]
+  windows = bucket(int(first_window[-1]), buckets.windows, "attention windows")
+  frames = bucket(len(frame_sizes), buckets.frames, "frames")
+  patches = bucket(max(frame_sizes), buckets.patches, "patches in one frame")
+  batch = _empty_batch(windows * window, frames, patches, images[0].patches_PX.shape[1])
+  frame = 0
+  for image, tokens in zip(images, token_of, strict=True):
+    _place(batch, image, tokens, frame)
+    frame += image.grid_3[0]
+  return batch, token_of
+
+
+def _image_windows(grid_3: tuple[int, int, int], window_blocks: int) -> tuple[np.ndarray, int]:
+  """Slot of each merged token among this image's windows, in token order, and the windows' count."""
+  time, height, width = grid_3[0], grid_3[1] // _MERGE, grid_3[2] // _MERGE
+  rows, columns = -(-height // window_blocks), -(-width // window_blocks)
+  t, row, column = np.indices((time, height, width)).reshape(3, -1)
+  window = (t * rows + row // window_blocks) * columns + column // window_blocks
+  # Tokens of a ragged border window are packed to its front.
+  window_width = np.minimum(window_blocks, width - column // window_blocks * window_blocks)
+  slot = row % window_blocks * window_width + column % window_blocks
+  return window * window_blocks**2 + slot, time * rows * columns
+
+
+def _empty_batch(patches: int, frames: int, frame_patches: int, values: int) -> VisionBatch:
+  return VisionBatch(
+    patches_PX=np.zeros((patches, values), np.float32),
+    position_P2=np.zeros((patches, 2), np.int32),
+    valid_P=np.zeros(patches, np.bool_),
+    frame_NS=np.full((frames, frame_patches), patches, np.int32),
+    slot_P=np.zeros(patches, np.int32),
+  )
+
+
+def _place(batch: VisionBatch, image: PatchedImage, tokens: np.ndarray, frame: int) -> None:
+  """Writes one image into the (NumPy) arrays of the batch; its first frame is row `frame`."""
+  time, height, width = image.grid_3
+  _, row, column = np.indices((time, height // _MERGE, width // _MERGE)).reshape(3, -1, 1)
+  inner = np.arange(_MERGE**2)  # patch within its 2x2 block
+  index_P = (tokens[:, None] * _MERGE**2 + inner).reshape(-1)
+  index_NS = index_P.reshape(time, height * width)
+  batch.patches_PX[index_P] = image.patches_PX
+  batch.position_P2[index_P, 0] = (row * _MERGE + inner // _MERGE).reshape(-1)
+  batch.position_P2[index_P, 1] = (column * _MERGE + inner % _MERGE).reshape(-1)
+  batch.valid_P[index_P] = True
+  batch.frame_NS[frame : frame + time, : height * width] = index_NS
+  slot_NS = np.arange(frame, frame + time)[:, None] * batch.frame_NS.shape[1] + np.arange(
+    height * width
+  )
+  batch.slot_P[index_NS] = slot_NS

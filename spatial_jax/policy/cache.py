@@ -1,0 +1,132 @@
+"""The key/value cache: one prefix per prompt, shared by its G rollouts, and one tail per row.
+
+    prefix   k_BKSC  | prompt of b ........ pad |            written by prefill, read by G rows
+    own      k_RKSC  | turn | observation | turn ... free |  written by append and decode at length_R
+
+Layers are a tuple, so that a decode step updates each layer in place. S and C stand last: with S, K, C the
+TPU compiler keeps a second copy of the cache.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from spatial_jax.policy.config import DecoderConfig
+
+
+class KV(NamedTuple):
+  """Keys (rotated) and values of one layer."""
+
+  k_RKSC: jax.Array
+  v_RKSC: jax.Array
+
+
+class Prefix(NamedTuple):
+  """Keys and values of prompts; `length_B` int32 of the S slots are valid."""
+
+  layers: tuple[KV, ...]
+  length_B: jax.Array
+
+
+class Cache(NamedTuple):
+  """What decoding reads and writes; row r belongs to prompt r // G, G = R / B.
+
+  Attributes:
+    prefix: the prompts.
+    layers: per layer, what each row wrote behind its prompt.
+    length_R: int32, own tokens of each row.
+  """
+
+  prefix: Prefix
+  layers: tuple[KV, ...]
+  length_R: jax.Array
+
+
+def init_cache(
+  cfg: DecoderConfig,
+  prompts: int,
+  group: int,
+  prefix_size: int,
+  own_size: int,
+  dtype: jnp.dtype,
+) -> Cache:
+  """An empty cache.
+
+  Args:
+    cfg: of the decoder.
+    prompts, group: B and G; the cache has R = B*G rows.
+    prefix_size: slots for the longest prompt, tokens.
+    own_size: slots for the longest response, observations included, tokens.
+    dtype: of keys and values.
+
+  Returns:
+    The cache; a prefix length of 1 keeps the softmax of rows nobody uses finite.
+  """
+
+  def layers(rows: int, size: int) -> tuple[KV, ...]:
+    shape = (rows, cfg.kv_heads, size, cfg.head_dim)
+    return tuple(KV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(cfg.layers))
+
+  prefix = Prefix(layers(prompts, prefix_size), jnp.ones(prompts, jnp.int32))
+  rows = prompts * group
+  return Cache(prefix, layers(rows, own_size), jnp.zeros(rows, jnp.int32))
+
+
+def admit(cache: Cache, prefix: Prefix, slot_B: jax.Array) -> Cache:
+  """Puts freshly prefilled prompts into slots of the cache and empties the rows behind them.
+
+  Args:
+    cache: with B slots.
+    prefix: of b <= B prompts, at most as many tokens as the cache has slots for.
+    slot_B: int32 [b], distinct; a slot >= B is dropped (padding of the prefill batch).
+
+  Returns:
+    The cache, with length_R = 0 for the rows of these slots.
+  """
+
+  def put(old_BKSC: jax.Array, new_BKSC: jax.Array) -> jax.Array:
+    return old_BKSC.at[slot_B, :, : new_BKSC.shape[2]].set(
+      new_BKSC.astype(old_BKSC.dtype), mode="drop", unique_indices=True
+    )
+
+  layers = jax.tree.map(put, cache.prefix.layers, prefix.layers)
+  length_B = cache.prefix.length_B.at[slot_B].set(prefix.length_B, mode="drop")
+  prompts = length_B.shape[0]
+  length_BG = cache.length_R.reshape(prompts, -1).at[slot_B].set(0, mode="drop")
+  return Cache(Prefix(layers, length_B), cache.layers, length_BG.reshape(-1))
+
+
+def write(
+  old: KV, new: KV, slot_R: jax.Array | None, start_R: jax.Array, valid_RT: jax.Array
+) -> KV:
+  """Writes each row's valid tokens at its own place.
+
+  Args:
+    old: a layer of the cache, [slots, K, S, C].
+    new: k, v of the new tokens, [R, K, T, C].
+    slot_R: int32, the cache row of each new row, distinct; None for all in order; beyond the end is
+      dropped.
+    start_R: int32, where the first token goes.
+    valid_RT: bool, left-aligned; others are not written.
+
+  Returns:
+    The layer.
+  """
+  size, (rows, tokens) = old.k_RKSC.shape[2], valid_RT.shape
+  slot_R = jnp.arange(rows) if slot_R is None else slot_R
+  place_RT = start_R[:, None] + jnp.arange(tokens)[None, :]
+  place_RT = jnp.where(valid_RT, place_RT, size)  # one behind the end: dropped
+
+  def put(old_RKSC: jax.Array, new_RKTC: jax.Array) -> jax.Array:
+    new_RTKC = jnp.swapaxes(new_RKTC, 1, 2).astype(old_RKSC.dtype)
+    return old_RKSC.at[slot_R[:, None], :, place_RT].set(new_RTKC, mode="drop")
+
+  return KV(put(old.k_RKSC, new.k_RKSC), put(old.v_RKSC, new.v_RKSC))
+
+
+def rows(layer: KV, index_R: jax.Array | None) -> KV:
+  """The given rows of a layer (int32, clipped to its range); all of them, uncopied, for None."""
+  if index_R is None:
+    return layer
+  return KV(*(jnp.take(part, index_R, axis=0, mode="clip") for part in layer))

@@ -1,0 +1,316 @@
+"""The policy: pure functions of parameters, shared by sampler and trainer.
+
+patches ──encode──► features ─┐
+tokens, positions ────────────┴─hidden──► hidden ──logprobs──► log-probabilities      (update)
+                               └prefill─► prefix ─┐
+                          append, decode ─────────┴─► cache, hidden ──logits          (rollout)
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from spatial_jax.policy import cache as cache_lib
+from spatial_jax.policy import rope
+from spatial_jax.policy.attention import Platform
+from spatial_jax.policy.cache import KV, Cache, Prefix
+from spatial_jax.policy.config import QwenVLConfig
+from spatial_jax.policy.decoder import Angles, CacheView, DecoderLayer, scanned
+from spatial_jax.policy.vision import VisionTower
+from spatial_jax.types import Array, Params, VisionBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """A Qwen2.5-VL as pure functions; every array argument may be NumPy.
+
+  Rows are left-aligned: `valid_RT` is true, then false. Where not valid, outputs are meaningless (finite).
+  Functions that read decoder layers take parameters stacked (scanned) or unstacked (a tuple of layers).
+
+  Attributes:
+    cfg: shapes and ids.
+    compute_dtype: of activations and caches; parameters keep their own.
+    platform: of the mesh compiled for; chooses the attention kernel.
+    remat: recompute each layer in the backward pass.
+    logprob_chunk: tokens per row whose logits exist at once in `logprobs`.
+  """
+
+  cfg: QwenVLConfig
+  compute_dtype: jnp.dtype
+  platform: Platform
+  remat: bool
+  logprob_chunk: int
+
+  # --- parameters --------------------------------------------------------------------------------
+
+  def init(self, key: jax.Array) -> Params:
+    """Random float32 parameters, layers stacked: kernels LeCun-normal, embeddings normal 0.02."""
+    cfg = self.cfg.decoder
+    keys = jax.random.split(key, 4)
+    angles = Angles(*rope.mrope_angles(jnp.zeros((1, 1, 3), jnp.int32), 1.0, cfg.rope_sections))
+    x_RTD = jnp.zeros((1, 1, cfg.width), self.compute_dtype)
+    arguments = (x_RTD, angles, jnp.ones((1, 1), bool), None, None)
+    table = nn.initializers.normal(0.02)
+    decoder = {
+      "embed": {"embedding": table(keys[0], (cfg.vocabulary, cfg.width), jnp.float32)},
+      "layers": self._stack(keep=False).init(keys[1], *arguments)["params"],
+      "norm": {"scale": jnp.ones(cfg.width, jnp.float32)},
+    }
+    if not cfg.tied:
+      head = table(keys[2], (cfg.vocabulary, cfg.width), jnp.float32)
+      decoder["head"] = {"embedding": head}
+    vision = self._tower().init(keys[3], self._smallest_batch())["params"]
+    return {"decoder": decoder, "vision": vision}
+
+  def unstack(self, params: Params) -> Params:
+    """The same parameters with decoder/layers as a tuple of layers: the form `decode` is fast with."""
+    layers = params["decoder"]["layers"]
+    layers = tuple(
+      jax.tree.map(lambda x, i=i: x[i], layers) for i in range(self.cfg.decoder.layers)
+    )
+    return {**params, "decoder": {**params["decoder"], "layers": layers}}
+
+  def init_cache(self, prompts: int, group: int, prefix_size: int, own_size: int) -> Cache:
+    """An empty cache of prompts * group rows; see `cache.init_cache`."""
+    return cache_lib.init_cache(
+      self.cfg.decoder, prompts, group, prefix_size, own_size, self.compute_dtype
+    )
+
+  # --- forward -----------------------------------------------------------------------------------
+
+  def encode(self, params: Params, vision: VisionBatch) -> jax.Array:
+    """Features of all images, [M, D] in the batch's own order (M = P / 4)."""
+    return self._tower().apply({"params": params["vision"]}, vision)
+
+  def hidden(
+    self,
+    params: Params,
+    token_RT: Array,
+    position_RTA: Array,
+    valid_RT: Array,
+    features_MD: Array,
+    feature_RT: Array,
+  ) -> jax.Array:
+    """Hidden states behind the last norm of whole rows, causal.
+
+    Args:
+      params: stacked or unstacked.
+      token_RT: int32.
+      position_RTA: int32.
+      valid_RT: bool, left-aligned.
+      features_MD: visual features.
+      feature_RT: int32, the feature that replaces the token's embedding, -1 for text.
+
+    Returns:
+      [R, T, D] in the compute dtype.
+    """
+    x_RTD = self._embed(params, token_RT, features_MD, feature_RT)
+    x_RTD, _ = self._layers(params, x_RTD, position_RTA, valid_RT, None, None, keep=False)
+    return self._last_norm(params, x_RTD)
+
+  def prefill(
+    self,
+    params: Params,
+    token_BT: Array,
+    position_BTA: Array,
+    valid_BT: Array,
+    features_MD: Array,
+    feature_BT: Array,
+  ) -> tuple[jax.Array, Prefix]:
+    """`hidden` of prompts, and the prefix cache their rollouts share (put it in place with `cache.admit`)."""
+    x_BTD = self._embed(params, token_BT, features_MD, feature_BT)
+    x_BTD, layers = self._layers(params, x_BTD, position_BTA, valid_BT, None, None, keep=True)
+    length_B = jnp.sum(jnp.asarray(valid_BT), axis=1, dtype=jnp.int32)
+    return self._last_norm(params, x_BTD), Prefix(layers, length_B)
+
+  def append(
+    self,
+    params: Params,
+    cache: Cache,
+    slot_R: Array | None,
+    token_RT: Array,
+    position_RTA: Array,
+    valid_RT: Array,
+    features_MD: Array,
+    feature_RT: Array,
+  ) -> tuple[jax.Array, Cache]:
+    """Reads tokens behind what some rows of the cache already hold (observations, drawn images).
+
+    Args:
+      params: unstacked or stacked.
+      cache: read and extended at each row's own length.
+      slot_R: int32, distinct cache rows, one per row given; a slot beyond the cache is ignored (padding).
+        None: all rows of the cache in order (cheaper: prefixes are then read in place).
+      token_RT, position_RTA, valid_RT, features_MD, feature_RT: as in `hidden`; only valid tokens are
+        written.
+
+    Returns:
+      hidden_RTD of the given rows, and the cache.
+    """
+    count_R = jnp.sum(jnp.asarray(valid_RT), axis=1, dtype=jnp.int32)
+    view, length_R = self._view(cache, slot_R, count_R)
+    x_RTD = self._embed(params, token_RT, features_MD, feature_RT)
+    layers = tuple(zip(cache.prefix.layers, cache.layers, strict=True))
+    x_RTD, layers = self._layers(params, x_RTD, position_RTA, valid_RT, view, layers, keep=True)
+    return self._last_norm(params, x_RTD), Cache(cache.prefix, layers, length_R)
+
+  def decode(
+    self, params: Params, cache: Cache, token_R: Array, position_RA: Array, active_R: Array
+  ) -> tuple[jax.Array, Cache]:
+    """Reads one token per row of the cache; rows that are not active stay as they are.
+
+    Args:
+      params: unstacked, for speed.
+      cache: R rows.
+      token_R: int32, text tokens.
+      position_RA: int32.
+      active_R: bool.
+
+    Returns:
+      hidden_RD and the cache.
+    """
+    features_MD = jnp.zeros((1, self.cfg.decoder.width), self.compute_dtype)
+    feature_RT = jnp.full((token_R.shape[0], 1), -1, jnp.int32)
+    hidden_RTD, cache = self.append(
+      params,
+      cache,
+      None,
+      token_R[:, None],
+      position_RA[:, None],
+      active_R[:, None],
+      features_MD,
+      feature_RT,
+    )
+    return hidden_RTD[:, 0], cache
+
+  # --- outputs -----------------------------------------------------------------------------------
+
+  def logits(self, params: Params, hidden: Array) -> jax.Array:
+    """float32 [..., V] of hidden [..., D]."""
+    decoder = params["decoder"]
+    table_VD = decoder["embed" if self.cfg.decoder.tied else "head"]["embedding"]
+    return jnp.einsum(
+      "...D,VD->...V",
+      hidden,
+      table_VD.astype(self.compute_dtype),
+      preferred_element_type=jnp.float32,
+    )
+
+  def logprobs(
+    self,
+    params: Params,
+    hidden_RTD: Array,
+    target_RT: Array,
+    temperature_R: Array,
+    forbidden_V: Array,
+  ) -> jax.Array:
+    """Log-probability of each target under the policy's distribution, in chunks of T under remat.
+
+    logp = log_softmax(where(forbidden, -inf, logits) / temperature)[target]
+
+    Args:
+      params: of the policy.
+      hidden_RTD: hidden_RTD[r, t] predicts target_RT[r, t].
+      target_RT: int32.
+      temperature_R: float32 > 0.
+      forbidden_V: bool, tokens that cannot be sampled; as a target they give -inf.
+
+    Returns:
+      float32 [R, T]; float32 [R, T, V] never exists at once.
+    """
+    rows, tokens, _ = hidden_RTD.shape
+    chunk = min(self.logprob_chunk, tokens)
+    padding = -tokens % chunk
+
+    @jax.checkpoint
+    def one_chunk(_, chunk_of):
+      hidden, target = chunk_of
+      logits = jnp.where(forbidden_V[None, None], -jnp.inf, self.logits(params, hidden))
+      logits = logits / temperature_R[:, None, None]
+      hit = jnp.arange(logits.shape[-1])[None, None] == target[..., None]
+      chosen = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+      return None, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    def split(x: Array) -> jax.Array:
+      x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
+      return jnp.swapaxes(x.reshape(rows, -1, chunk, *x.shape[2:]), 0, 1)
+
+    _, logp = jax.lax.scan(one_chunk, None, (split(hidden_RTD), split(target_RT)))
+    return jnp.swapaxes(logp, 0, 1).reshape(rows, -1)[:, :tokens]
+
+  # --- inside ------------------------------------------------------------------------------------
+
+  def _tower(self) -> VisionTower:
+    return VisionTower(self.cfg, self.compute_dtype, self.platform, self.remat)
+
+  def _stack(self, keep: bool) -> nn.Module:
+    cfg = self.cfg.decoder
+    in_axes = (nn.broadcast, nn.broadcast, nn.broadcast, 0)
+    layers = scanned(DecoderLayer, cfg.layers, in_axes, self.remat)
+    return layers(cfg, self.compute_dtype, self.platform, keep)
+
+  def _layers(self, params, x_RTD, position_RTA, valid_RT, view, layers, keep):
+    """All decoder layers; `layers` is None or per layer (prefix, own). Returns x and KV per layer."""
+    cfg, weights = self.cfg.decoder, params["decoder"]["layers"]
+    cos_sin = rope.mrope_angles(jnp.asarray(position_RTA), cfg.rope_theta, cfg.rope_sections)
+    shared = (Angles(*cos_sin), jnp.asarray(valid_RT), view)
+    kept: list[KV | None] = []
+    if isinstance(weights, tuple):
+      layer = DecoderLayer(cfg, self.compute_dtype, self.platform, keep)
+      for index, weight in enumerate(weights):
+        kv = layers[index] if layers else None
+        x_RTD, new = layer.apply({"params": weight}, x_RTD, *shared, kv)
+        kept.append(new)
+      return x_RTD, tuple(kept)
+    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *layers) if layers else None
+    x_RTD, new = self._stack(keep).apply({"params": weights}, x_RTD, *shared, stacked)
+    unstacked = (jax.tree.map(lambda part, i=i: part[i], new) for i in range(cfg.layers))
+    return x_RTD, tuple(unstacked)
+
+  def _view(
+    self, cache: Cache, slot_R: Array | None, count_R: jax.Array
+  ) -> tuple[CacheView, jax.Array]:
+    """How the rows of a call lie in the cache, and its lengths afterwards."""
+    length_B = cache.prefix.length_B
+    if slot_R is None:
+      return CacheView(length_B, cache.length_R, None, None), cache.length_R + count_R
+    prompt_R = slot_R // (cache.length_R.shape[0] // length_B.shape[0])
+    start_R = jnp.take(cache.length_R, slot_R, mode="clip")
+    length_R = cache.length_R.at[slot_R].add(count_R, mode="drop")
+    prefix_length_R = jnp.take(length_B, prompt_R, mode="clip")
+    return CacheView(prefix_length_R, start_R, prompt_R, slot_R), length_R
+
+  def _embed(self, params, token_RT, features_MD, feature_RT) -> jax.Array:
+    table_VD = params["decoder"]["embed"]["embedding"]
+    x_RTD = jnp.take(table_VD, token_RT, axis=0, mode="clip").astype(self.compute_dtype)
+    seen_RTD = jnp.take(jnp.asarray(features_MD), feature_RT, axis=0, mode="clip")
+    return jnp.where(feature_RT[..., None] >= 0, seen_RTD.astype(self.compute_dtype), x_RTD)
+
+  def _last_norm(self, params, x_RTD) -> jax.Array:
+    norm = nn.RMSNorm(epsilon=self.cfg.decoder.norm_eps, dtype=self.compute_dtype)
+    return norm.apply({"params": params["decoder"]["norm"]}, x_RTD)
+
+  def _smallest_batch(self) -> VisionBatch:
+    """One window and one frame of it, for `init`."""
+    vision = self.cfg.vision
+    patches = (vision.window_blocks * vision.merge_size) ** 2
+    return VisionBatch(
+      patches_PX=jnp.zeros((patches, vision.patch_values), jnp.float32),
+      position_P2=jnp.zeros((patches, 2), jnp.int32),
+      valid_P=jnp.ones(patches, bool),
+      frame_NS=jnp.arange(patches, dtype=jnp.int32)[None],
+      slot_P=jnp.arange(patches, dtype=jnp.int32),
+    )
+
+
+def make_policy(
+  cfg: QwenVLConfig,
+  compute_dtype: jnp.dtype,
+  platform: Platform = "cpu",
+  remat: bool = True,
+  logprob_chunk: int = 256,
+) -> Policy:
+  """The policy's functions for one configuration; see `Policy`."""
+  return Policy(cfg, jnp.dtype(compute_dtype), platform, remat, logprob_chunk)

@@ -1,0 +1,146 @@
+"""Rotary positions: three axes (time, height, width) for the decoder, two for the vision tower.
+
+Positions of prompts are computed on the host (NumPy), angles on the device.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spatial_jax.policy.config import QwenVLConfig
+
+VideoRule = Literal["max", "hf5"]
+
+_VISION_THETA = 10000.0
+
+
+def mrope_positions(
+  token_ids: np.ndarray,
+  grids: Sequence[tuple[int, int, int]],
+  cfg: QwenVLConfig,
+  second_per_grid: Sequence[float],
+  rule: VideoRule,
+) -> tuple[np.ndarray, int]:
+  """Rotary positions of a sequence: text counts on, an image or clip spans a box (time, height, width).
+
+      text text | image of 2 x 3 tokens | text        (rule "max")
+      t  0  1     2  2  2  2  2  2        5
+      h  0  1     2  2  2  3  3  3        5
+      w  0  1     2  3  4  2  3  4        5
+
+  After a clip, rule "max" continues behind the largest position so far (the paper, transformers < 5.3);
+  rule "hf5" behind max(height, width) only (transformers >= 5.3). For images both agree.
+
+  Args:
+    token_ids: int [T], pads expanded to one per merged token.
+    grids: (time, height, width) in patches of each image and clip, in order of appearance.
+    cfg: ids, merge size and tokens per second.
+    second_per_grid: seconds per temporal patch of each clip, in order; images take none.
+    rule: see above.
+
+  Returns:
+    int32 [T, 3] and the position of the next text token.
+
+  Raises:
+    ValueError: on the host, when pads and grids do not match.
+
+  Source: Qwen2.5-VL, arXiv:2502.13923; Qwen2_5_VLModel.get_rope_index of transformers.
+  """
+  is_video = token_ids == cfg.video_pad_id
+  is_pad = is_video | (token_ids == cfg.image_pad_id)
+  seconds = iter(second_per_grid)
+  parts, cursor, position = [], 0, 0
+  for number, grid_3 in enumerate(grids):
+    t, h, w = grid_3[0], grid_3[1] // cfg.vision.merge_size, grid_3[2] // cfg.vision.merge_size
+    start = cursor + int(np.argmax(is_pad[cursor:])) if is_pad[cursor:].any() else len(token_ids)
+    end = start + t * h * w
+    if end > len(token_ids) or not is_pad[start:end].all():
+      raise ValueError(f"image {number} of grid {grid_3} has no run of {t * h * w} pad tokens")
+    parts.append(_text(position, start - cursor))
+    position += start - cursor
+    step = cfg.tokens_per_second * np.float32(next(seconds)) if is_video[start] else np.float32(1)
+    parts.append(position + _box(t, h, w, step))
+    position = int(parts[-1].max()) + 1 if rule == "max" else position + max(h, w)
+    cursor = end
+  if is_pad[cursor:].any():
+    raise ValueError(
+      f"{int(is_pad[cursor:].sum())} pad tokens behind the last of {len(grids)} grids"
+    )
+  parts.append(_text(position, len(token_ids) - cursor))
+  position_TA = np.concatenate(parts).astype(np.int32)
+  # transformers generates behind the largest position, under either rule.
+  return position_TA, int(position_TA.max(initial=-1)) + 1
+
+
+def _text(start: int, length: int) -> np.ndarray:
+  return np.repeat(np.arange(start, start + length)[:, None], 3, axis=1)
+
+
+def _box(t: int, h: int, w: int, step: np.float32) -> np.ndarray:
+  """Positions of t x h x w tokens from 0, time scaled by `step` and floored (in float32: 5 * 1.4)."""
+  box = np.stack(np.indices((t, h, w)), axis=-1).reshape(-1, 3)
+  box[:, 0] = np.floor(box[:, 0].astype(np.float32) * step)
+  return box
+
+
+def mrope_angles(
+  position_RTA: jax.Array, theta: float, sections: tuple[int, int, int]
+) -> tuple[jax.Array, jax.Array]:
+  """Cosine and sine of the decoder's rotary angles.
+
+  Frequency j of C/2 is theta^(-2j/C) and turns with one axis: the first sections[0] with time, the next
+  sections[1] with height, the rest with width.
+
+  Args:
+    position_RTA: int32 [..., 3].
+    theta: base of the frequencies.
+    sections: frequencies per axis.
+
+  Returns:
+    cos, sin: float32 [..., C/2].
+  """
+  half = sum(sections)
+  frequency_C = theta ** -(np.arange(half, dtype=np.float32) / np.float32(half))
+  axis_C = np.repeat(np.arange(3), sections)
+  angle = position_RTA[..., axis_C].astype(jnp.float32) * _expand(frequency_C, position_RTA.ndim)
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def vision_angles(position_P2: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
+  """Cosine and sine of the vision tower's angles: half the frequencies turn with row, half with column.
+
+  Args:
+    position_P2: int32 [..., 2], row and column in patches.
+    head_dim: C, a multiple of 4.
+
+  Returns:
+    cos, sin: float32 [..., C/2].
+  """
+  quarter = head_dim // 4
+  frequency_C = _VISION_THETA ** -(np.arange(quarter, dtype=np.float32) / np.float32(quarter))
+  axis_C = np.repeat(np.arange(2), quarter)
+  frequency_C = _expand(np.tile(frequency_C, 2), position_P2.ndim)
+  angle = position_P2[..., axis_C].astype(jnp.float32) * frequency_C
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+  """Rotates the pairs (j, j + C/2) of the last axis, in float32.
+
+  Args:
+    x: [..., C].
+    cos, sin: float32, broadcastable to [..., C/2] (size-1 axes, same rank).
+
+  Returns:
+    x's shape and dtype.
+  """
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  return rotated.astype(x.dtype)
+
+
+def _expand(vector: np.ndarray, rank: int) -> np.ndarray:
+  return vector.astype(np.float32).reshape((1,) * (rank - 1) + (-1,))
