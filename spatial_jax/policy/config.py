@@ -199,6 +199,8 @@ def to_hf(cfg: QwenVLConfig) -> dict[str, Any]:
     "video_token_id": cfg.video_pad_id,
     "vision_start_token_id": cfg.vision_start_id,
     "vision_end_token_id": cfg.vision_end_id,
+    "bos_token_id": None,
+    "eos_token_id": None,
     "torch_dtype": "float32",
     "vision_config": {
       "model_type": MODEL_TYPE,
