@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spatial_jax.data.vision import VisionBuckets, plan_vision
-from spatial_jax.types import PatchedImage, TrainBatch, Trajectory
+from spatial_jax.data.vision import VisionBuckets, bucket, plan_vision
+from spatial_jax.types import PatchedImage, TrainBatch, Trajectory, VisionBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +26,6 @@ class BatchConfig:
   vocabulary: int
 
 
-class TooLong(ValueError):
-  """A trajectory is longer than the largest bucket."""
-
-
 def to_train_batch(
   trajectories: Sequence[Trajectory], advantage_R: np.ndarray, cfg: BatchConfig
 ) -> TrainBatch:
@@ -46,10 +42,12 @@ def to_train_batch(
     A TrainBatch of NumPy arrays.
 
   Raises:
-    TooLong: on the host, naming the task and both lengths.
+    ValueError: on the host, when a row is longer than the largest bucket; it names the task.
   """
   longest = max(trajectories, key=lambda trajectory: len(trajectory.token_ids_T))
-  length = bucket(len(longest.token_ids_T), cfg.token_buckets, longest.task_id)
+  length = bucket(
+    len(longest.token_ids_T), cfg.token_buckets, f"tokens of task {longest.task_id}"
+  )
   rows = len(trajectories)
   token_RT = np.zeros((rows, length), np.int32)
   position_RTA = np.zeros((rows, length, 3), np.int32)
@@ -83,16 +81,10 @@ def to_train_batch(
   )
 
 
-def plan_images(images_by_row: Sequence[Sequence[PatchedImage]], cfg: BatchConfig):
+def plan_images(
+  images_by_row: Sequence[Sequence[PatchedImage]], cfg: BatchConfig
+) -> tuple[VisionBatch, dict[str, np.ndarray]]:
   """The vision batch of all distinct images, and the feature indices of each by content hash."""
   distinct = {image.content_hash: image for images in images_by_row for image in images}
-  vision, feature_index = plan_vision(list(distinct.values()), cfg.window_blocks, cfg.vision)
-  return vision, dict(zip(distinct, feature_index, strict=True))
-
-
-def bucket(length: int, buckets: Sequence[int], name: str) -> int:
-  """The first bucket that holds `length`. Raises TooLong (host) naming `name`."""
-  for size in buckets:
-    if length <= size:
-      return size
-  raise TooLong(f"{name} has {length} tokens, the largest bucket holds {max(buckets)}")
+  vision, plan = plan_vision(list(distinct.values()), cfg.window_blocks, cfg.vision)
+  return vision, dict(zip(distinct, plan.token_of, strict=True))

@@ -7,6 +7,7 @@ so that their rows cannot differ in form.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -47,13 +48,28 @@ class Conversation:
   preprocess: PreprocessConfig
   policy: QwenVLConfig
 
-  def prompt(self, task: Task) -> Prompt:
-    """The task as ids, positions and patches. Raises DataError (host) for unusable pictures."""
-    images = tuple(patch_image(image, self.preprocess) for image in task.images)
+  @functools.cached_property
+  def forbidden_ids(self) -> tuple[int, ...]:
+    """Ids never sampled: special tokens but <|im_end|>, and rows of the embedding that no token owns."""
+    padding = range(self.tokenizer.inner.get_vocab_size(), self.policy.decoder.vocabulary)
+    return (*self.tokenizer.forbidden_ids(), *padding)
+
+  def prompt(self, task: Task, images: Sequence[PatchedImage] | None = None) -> Prompt:
+    """The task as ids, positions and patches.
+
+    Args:
+      task: the question.
+      images: its pictures where they have been patched already.
+
+    Raises:
+      ValueError: on the host, for pictures that cannot be used.
+    """
+    if images is None:
+      images = [patch_image(image, self.preprocess) for image in task.images]
     ids_T, starts, position_TA, following = self._pieces(
       text_lib.prompt_text(task, images, self.text), images
     )
-    return Prompt(task, ids_T, position_TA, following, images, starts)
+    return Prompt(task, ids_T, position_TA, following, tuple(images), starts)
 
   def observation(self, first_index: int, pictures: Sequence[np.ndarray], last: bool) -> Observation:
     """Drawn pictures (uint8 [h, w, 3]) as the user's next message.

@@ -1,11 +1,16 @@
-"""One jitted chunk of decoding: distribution -> token -> next hidden state, for all rows at once."""
+"""The device side of a rollout: pure functions from state to state, jitted in `programs`.
+
+    start    prompts -> prefix cache, one hidden state per row (a group shares its prompt)
+    sample   hidden state -> token -> hidden state, a chunk of tokens for all rows at once
+    observe  drawn pictures behind the rows that drew
+"""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from spatial_jax.policy.cache import Cache
+from spatial_jax.policy.cache import Cache, admit
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.types import Array, Params
 
@@ -44,6 +49,99 @@ class Sampling(NamedTuple):
   top_p: Array
   limit_R: Array
   forbidden_V: Array
+
+
+class PromptBatch(NamedTuple):
+  """Prompts as padded rows: int32 ids and features, bool valid; a padding prompt has one valid token."""
+
+  token_BT: Array
+  position_BTA: Array
+  valid_BT: Array
+  feature_BT: Array
+  next_position_B: Array
+
+
+class ObservationBatch(NamedTuple):
+  """Observations as padded rows, each for one cache row `slot_R` (out of range: padding)."""
+
+  slot_R: Array
+  token_RT: Array
+  position_RTA: Array
+  valid_RT: Array
+  feature_RT: Array
+  next_position_R: Array
+
+
+def start(
+  policy: Policy,
+  params: Params,
+  features_MD: Array,
+  prompts: PromptBatch,
+  active_B: Array,
+  *,
+  group: int,
+  own_size: int,
+) -> SampleState:
+  """Prefills B prompts and opens `group` rows behind each.
+
+  Args:
+    params: unstacked or stacked.
+    features_MD: of the prompts' images.
+    active_B: bool, false for padding prompts.
+    group, own_size: static; rows per prompt, and cache slots for what follows the prompt.
+  """
+  hidden_BTD, prefix = policy.prefill(
+    params,
+    prompts.token_BT,
+    prompts.position_BTA,
+    prompts.valid_BT,
+    features_MD,
+    prompts.feature_BT,
+  )
+  count, size = prompts.token_BT.shape
+  cache = policy.init_cache(count, group, size, own_size)
+  cache = admit(cache, prefix, jnp.arange(count))
+  return SampleState(
+    cache=cache,
+    hidden_RD=jnp.repeat(last_valid(hidden_BTD, prompts.valid_BT), group, axis=0),
+    position_R=jnp.repeat(prompts.next_position_B, group),
+    count_R=jnp.zeros(count * group, jnp.int32),
+    active_R=jnp.repeat(active_B, group),
+  )
+
+
+def observe(
+  policy: Policy,
+  params: Params,
+  state: SampleState,
+  features_MD: Array,
+  rows: ObservationBatch,
+) -> SampleState:
+  """Reads observations behind some rows and lets exactly these sample on."""
+  hidden_RTD, cache = policy.append(
+    params,
+    state.cache,
+    rows.slot_R,
+    rows.token_RT,
+    rows.position_RTA,
+    rows.valid_RT,
+    features_MD,
+    rows.feature_RT,
+  )
+  hidden_RD = last_valid(hidden_RTD, rows.valid_RT)
+  return SampleState(
+    cache=cache,
+    hidden_RD=state.hidden_RD.at[rows.slot_R].set(hidden_RD, mode="drop"),
+    position_R=state.position_R.at[rows.slot_R].set(rows.next_position_R, mode="drop"),
+    count_R=state.count_R,
+    active_R=jnp.zeros_like(state.active_R).at[rows.slot_R].set(True, mode="drop"),
+  )
+
+
+def last_valid(x_RTD: Array, valid_RT: Array) -> jax.Array:
+  """[R, D] of each row's last valid token; rows are left-aligned."""
+  last_R = jnp.maximum(jnp.sum(jnp.asarray(valid_RT), axis=1, dtype=jnp.int32) - 1, 0)
+  return jnp.take_along_axis(x_RTD, last_R[:, None, None], axis=1)[:, 0]
 
 
 def token_logprobs(logits_RV: Array, sampling: Sampling) -> jax.Array:

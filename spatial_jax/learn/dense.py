@@ -1,0 +1,73 @@
+"""Teaches a small vision tower to see: a temporary linear head reads dense truth off every visual feature.
+
+Needed where a tower starts from nothing (the embedded policy); the head ends with pretraining.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from spatial_jax.learn.loss import Metrics
+from spatial_jax.types import Array, Params
+
+
+class DenseBatch(NamedTuple):
+  """Truth per feature, in the order the tower returns features.
+
+  Attributes:
+    category_M: int32, 0 for the room.
+    log_depth_M: float32, log metres.
+    box_M4: float32, box of the object relative to the cell, in picture sides.
+    extent_M2: float32, log metres (distance, longest dimension).
+    object_M: bool, an object fills the cell.
+    valid_M: bool, the feature has a truth.
+  """
+
+  category_M: Array
+  log_depth_M: Array
+  box_M4: Array
+  extent_M2: Array
+  object_M: Array
+  valid_M: Array
+
+
+def init_head(width: int, categories: int) -> Params:
+  """A zero head: category logits (one more for the room), depth, box, extent."""
+  values = categories + 1 + 1 + 4 + 2
+  return {"kernel": jnp.zeros((width, values)), "bias": jnp.zeros(values)}
+
+
+def dense_loss(head: Params, features_MD: Array, truth: DenseBatch) -> tuple[jax.Array, Metrics]:
+  """Cross-entropy of the category plus absolute errors of depth, box and extent.
+
+  Returns:
+    The loss, and metrics: accuracy on object cells, mean absolute error of log depth and of boxes.
+  """
+  read_MK = features_MD.astype(jnp.float32) @ head["kernel"] + head["bias"][None]
+  logits_MK, depth_M, box_M4, extent_M2 = jnp.split(
+    read_MK, [read_MK.shape[1] - 7, read_MK.shape[1] - 6, read_MK.shape[1] - 2], axis=1
+  )
+  log_p_MK = jax.nn.log_softmax(logits_MK)
+  chosen_M = jnp.take_along_axis(log_p_MK, truth.category_M[:, None], axis=1)[:, 0]
+  hit_M = (jnp.argmax(logits_MK, axis=1) == truth.category_M).astype(jnp.float32)
+  depth_error_M = jnp.abs(depth_M[:, 0] - truth.log_depth_M)
+  box_error_M = jnp.mean(jnp.abs(box_M4 - truth.box_M4), axis=1)
+  extent_error_M = jnp.mean(jnp.abs(extent_M2 - truth.extent_M2), axis=1)
+  valid_M = jnp.asarray(truth.valid_M).astype(jnp.float32)
+  object_M = valid_M * truth.object_M
+  category = -_mean(chosen_M, valid_M)
+  depth, box = _mean(depth_error_M, valid_M), _mean(box_error_M, object_M)
+  extent = _mean(extent_error_M, object_M)
+  metrics = {
+    "dense_category": _mean(hit_M, object_M),
+    "dense_log_depth": depth,
+    "dense_box": box,
+    "dense_extent": extent,
+  }
+  # Boxes are errors of a few percent of the picture: weighted to the size of the other parts.
+  return category + depth + 10.0 * box + extent, metrics
+
+
+def _mean(x_M: Array, weight_M: Array) -> jax.Array:
+  return jnp.sum(x_M * weight_M) / jnp.maximum(jnp.sum(weight_M), 1.0)

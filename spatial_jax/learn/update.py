@@ -1,0 +1,193 @@
+"""One optimizer step, pure: TrainState x TrainBatch -> TrainState and metrics.
+
+The vision tower runs once over all images of the batch. Rows go through the decoder in microbatches; the
+cotangents of the visual features are summed, and the tower is differentiated once:
+
+    features = encode(params)          for each microbatch: d loss / d (params, features)
+    d loss / d params = sum of the decoder's parts + encode's pullback of the summed feature cotangents
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from spatial_jax.learn.loss import LossConfig, Metrics, policy_loss, row_weights, sft_loss
+from spatial_jax.policy.qwen_vl import Policy
+from spatial_jax.types import Array, Params, TrainBatch, TrainState
+
+
+class Rows(NamedTuple):
+  """What one microbatch of rows is made of; fields as in TrainBatch."""
+
+  token_RT: Array
+  position_RTA: Array
+  valid_RT: Array
+  trained_RT: Array
+  old_logp_RT: Array
+  ref_logp_RT: Array
+  advantage_R: Array
+  feature_RT: Array
+  temperature_R: Array
+  weight_R: Array
+
+
+RowLoss = Callable[[jax.Array, Rows], tuple[jax.Array, Metrics]]
+
+
+def policy_update(
+  policy: Policy,
+  optimizer: optax.GradientTransformation,
+  cfg: LossConfig,
+  micro_rows: int,
+  state: TrainState,
+  batch: TrainBatch,
+  ref_logp_RT: Array | None,
+) -> tuple[TrainState, Metrics]:
+  """One GRPO / AP-GRPO step.
+
+  Args:
+    policy, optimizer, micro_rows: static; R is a multiple of `micro_rows`.
+    cfg: clip range and beta.
+    state: donated by the program that jits this.
+    batch: advantages already in it.
+    ref_logp_RT: log-probabilities of the reference policy, None without one.
+
+  Returns:
+    The next state and scalar metrics.
+  """
+  reference = None if ref_logp_RT is None else jnp.asarray(ref_logp_RT)
+
+  def loss_of_rows(logp_RT: jax.Array, rows: Rows) -> tuple[jax.Array, Metrics]:
+    return policy_loss(
+      logp_RT,
+      rows.old_logp_RT,
+      rows.advantage_R,
+      rows.trained_RT,
+      rows.weight_R,
+      cfg,
+      None if reference is None else rows.ref_logp_RT,
+    )
+
+  rows = split_rows(batch, row_weights(batch.trained_RT, cfg.normalise), reference, micro_rows)
+  loss, metrics, grads = gradient(policy, state.params, batch, rows, loss_of_rows)
+  return apply_gradient(optimizer, state, grads, {"loss": loss, **metrics})
+
+
+def sft_update(
+  policy: Policy,
+  optimizer: optax.GradientTransformation,
+  micro_rows: int,
+  state: TrainState,
+  batch: TrainBatch,
+) -> tuple[TrainState, Metrics]:
+  """One step of maximum likelihood on the trained tokens, every token counting the same."""
+
+  def loss_of_rows(logp_RT: jax.Array, rows: Rows) -> tuple[jax.Array, Metrics]:
+    return sft_loss(logp_RT, rows.trained_RT, rows.weight_R), {}
+
+  rows = split_rows(batch, row_weights(batch.trained_RT, "token"), None, micro_rows)
+  loss, metrics, grads = gradient(policy, state.params, batch, rows, loss_of_rows)
+  return apply_gradient(optimizer, state, grads, {"loss": loss, **metrics})
+
+
+def token_logprobs(
+  policy: Policy, params: Params, features_MD: Array, rows: Rows | TrainBatch, forbidden_V: Array
+) -> jax.Array:
+  """float32 [R, T]: log-probability of each token given those before it; 0 for the first."""
+  hidden_RTD = policy.hidden(
+    params, rows.token_RT, rows.position_RTA, rows.valid_RT, features_MD, rows.feature_RT
+  )
+  logp_RT = policy.logprobs(
+    params, hidden_RTD[:, :-1], rows.token_RT[:, 1:], rows.temperature_R, forbidden_V
+  )
+  # A token that could not be sampled has -inf; nothing untrained may carry it into a gradient.
+  logp_RT = jnp.where(rows.trained_RT[:, 1:], logp_RT, 0.0)
+  return jnp.pad(logp_RT, ((0, 0), (1, 0)))
+
+
+def score_batch(policy: Policy, params: Params, batch: TrainBatch) -> jax.Array:
+  """float32 [R, T] log-probabilities of a batch under any parameters (reference, old policy)."""
+  features_MD = policy.encode(params, batch.vision)
+  return token_logprobs(policy, params, features_MD, batch, batch.forbidden_V)
+
+
+def split_rows(
+  batch: TrainBatch, weight_R: Array, ref_logp_RT: Array | None, micro_rows: int
+) -> Rows:
+  """Fields [R, ...] -> [microbatches, micro_rows, ...].
+
+  Microbatch j takes the rows j, j + n, j + 2n, ... so that a row axis sharded over devices stays sharded.
+  """
+  rows = Rows(
+    token_RT=batch.token_RT,
+    position_RTA=batch.position_RTA,
+    valid_RT=batch.valid_RT,
+    trained_RT=batch.trained_RT,
+    old_logp_RT=batch.old_logp_RT,
+    ref_logp_RT=batch.old_logp_RT if ref_logp_RT is None else ref_logp_RT,
+    advantage_R=batch.advantage_R,
+    feature_RT=batch.feature_RT,
+    temperature_R=batch.temperature_R,
+    weight_R=weight_R,
+  )
+
+  def split(x_R: Array) -> jax.Array:
+    x_R = jnp.asarray(x_R)
+    return jnp.swapaxes(x_R.reshape(micro_rows, -1, *x_R.shape[1:]), 0, 1)
+
+  return jax.tree.map(split, rows)
+
+
+def gradient(
+  policy: Policy, params: Params, batch: TrainBatch, rows: Rows, loss_of_rows: RowLoss
+) -> tuple[jax.Array, Metrics, Params]:
+  """Loss, metrics and gradient of a whole batch, microbatch by microbatch.
+
+  Args:
+    params: differentiated.
+    batch: its images and forbidden ids.
+    rows: from `split_rows`.
+    loss_of_rows: (logp_RT, rows) -> (this microbatch's part of the loss, of the metrics).
+  """
+  features_MD, pull_back = jax.vjp(lambda p: policy.encode(p, batch.vision), params)
+
+  def loss(params: Params, features_MD: jax.Array, rows: Rows) -> tuple[jax.Array, Metrics]:
+    logp_RT = token_logprobs(policy, params, features_MD, rows, batch.forbidden_V)
+    return loss_of_rows(logp_RT, rows)
+
+  one = functools.partial(
+    jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), params, features_MD
+  )
+
+  def add(total, rows: Rows):
+    return jax.tree.map(jnp.add, total, one(rows)), None
+
+  first = jax.tree.map(lambda x: x[0], rows)
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
+  ((loss_sum, metrics), (grads, features_grad)), _ = jax.lax.scan(add, zero, rows)
+  (vision_grads,) = pull_back(features_grad)
+  return loss_sum, metrics, jax.tree.map(jnp.add, grads, vision_grads)
+
+
+def apply_gradient(
+  optimizer: optax.GradientTransformation, state: TrainState, grads: Params, metrics: Metrics
+) -> tuple[TrainState, Metrics]:
+  """One optimizer step; a gradient that is not finite moves nothing and is counted."""
+  grad_norm = optax.global_norm(grads)
+  finite = jnp.isfinite(grad_norm)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  moved = (optax.apply_updates(state.params, updates), opt_state)
+  params, opt_state = jax.tree.map(
+    lambda new, old: jnp.where(finite, new, old), moved, (state.params, state.opt_state)
+  )
+  metrics = metrics | {
+    "grad_norm": grad_norm,
+    "update_norm": optax.global_norm(updates),
+    "param_norm": optax.global_norm(params),
+    "skipped_updates": 1.0 - finite.astype(jnp.float32),
+  }
+  return TrainState(params, opt_state, state.step + 1), metrics

@@ -1,0 +1,133 @@
+"""The rules of the house that a machine can hold: who imports whom, one alphabet of axes, size budgets."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "spatial_jax"
+LIBRARY = sorted(PACKAGE.rglob("*.py"))
+SOURCES = [*LIBRARY, *sorted((ROOT / "configs").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
+
+# Lower levels are blind to higher ones; folders that share level 3, 4 are blind to one another.
+LEVELS = {
+  "types": 1, "rng": 1, "config": 1, "errors": 1,
+  "sharding": 2, "metrics": 2, "checkpoint": 2, "trajectory": 2,
+  "data": 3, "policy": 3, "drawing": 3, "reward": 3,
+  "rollout": 4, "learn": 4,
+  "stages": 5, "programs": 5, "evaluate": 5, "report": 5,
+  "train": 6, "aot": 6, "ask": 6,
+}  # fmt: skip
+BLIND = ({"data", "policy", "drawing", "reward"}, {"rollout", "learn"})
+# Modules run with -m inside a lower folder: they may import all, and nothing imports them.
+ENTRY_POINTS = {
+  "policy/verify.py", "policy/export.py", "reward/card.py", "data/build.py", "data/check.py",
+  "evaluate/__main__.py",
+}  # fmt: skip
+AXES = set("BGRTSVDFHKQUNPMXEAJZLCWIO")
+FILE_LINES, FUNCTION_LINES, LINE_LENGTH = 400, 50, 100
+
+
+def _tree(path: pathlib.Path) -> ast.Module:
+  return ast.parse(path.read_text(), str(path))
+
+
+def _imports(path: pathlib.Path) -> set[str]:
+  found = set()
+  for node in ast.walk(_tree(path)):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+  return found
+
+
+def _name(path: pathlib.Path) -> str:
+  return str(path.relative_to(ROOT))
+
+
+def _unit(path: pathlib.Path) -> str:
+  relative = path.relative_to(PACKAGE)
+  return relative.parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=_name)
+def test_imports_point_down(path):
+  relative = str(path.relative_to(PACKAGE))
+  unit = _unit(path)
+  if unit == "__init__" or relative in ENTRY_POINTS:
+    return
+  for module in _imports(path):
+    if not module.startswith("spatial_jax."):
+      continue
+    parts = module.split(".")[1:]
+    target = parts[0]
+    assert "/".join(parts) + ".py" not in ENTRY_POINTS, f"{relative} imports entry point {module}"
+    if target == unit:
+      continue
+    assert LEVELS[target] <= LEVELS[unit], f"{relative} (level {LEVELS[unit]}) imports {module}"
+    for blind in BLIND:
+      assert not {unit, target} <= blind, f"{unit} and {target} must be blind to one another"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_foreign_imports_have_one_home(path):
+  name, imports = _name(path), _imports(path)
+  tops = {module.split(".")[0] for module in imports}
+  assert "torch" not in tops or name.startswith("benchmarks/") or name == "spatial_jax/policy/verify.py"
+  assert "flax" not in tops or name.startswith("spatial_jax/policy/")
+  assert "tensorflow" not in tops
+  assert "jax._src" not in " ".join(imports)
+  assert not any(m.endswith("PartitionSpec") for m in imports) or name == "spatial_jax/sharding.py"
+  if name.startswith("configs/"):
+    assert tops <= {"ml_collections", "configs"}
+  if name.startswith("spatial_jax/data/"):
+    assert "jax" not in tops, "data computes in NumPy"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_budgets(path):
+  lines = path.read_text().splitlines()
+  assert len(lines) <= FILE_LINES, f"{len(lines)} lines"
+  long = [i for i, line in enumerate(lines, 1) if len(line) > LINE_LENGTH and "https://" not in line]
+  assert not long, f"lines over {LINE_LENGTH}: {long}"
+  for node in ast.walk(_tree(path)):
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+      size = (node.end_lineno or node.lineno) - node.lineno + 1
+      assert size <= FUNCTION_LINES, f"{node.name}: {size} lines"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_one_alphabet_of_axes(path):
+  for node in ast.walk(_tree(path)):
+    name = node.id if isinstance(node, ast.Name) else node.arg if isinstance(node, ast.arg) else ""
+    match = re.fullmatch(r"[a-z][a-z0-9_]*_([A-Z0-9]*[A-Z][A-Z0-9]*)", name)
+    if match:
+      unknown = set(re.sub(r"\d", "", match[1])) - AXES
+      assert not unknown, f"line {node.lineno}: {name} has unknown axes {sorted(unknown)}"
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=_name)
+def test_public_names_are_documented_and_annotated(path):
+  tree = _tree(path)
+  assert not tree.body or ast.get_docstring(tree), "module docstring"
+  for node in tree.body:
+    if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+      continue
+    assert ast.get_docstring(node), f"{node.name} has no docstring"
+    if isinstance(node, ast.FunctionDef):
+      arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+      bare = [a.arg for a in arguments if a.annotation is None]
+      assert not bare, f"{node.name}: arguments without annotation {bare}"
+      assert node.args.kwarg is None, f"{node.name} takes **{node.args.kwarg}"
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=_name)
+def test_no_registry_habits(path):
+  for node in ast.walk(_tree(path)):
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+      assert node.func.id not in ("getattr", "setattr", "eval", "exec"), f"line {node.lineno}"
+    if isinstance(node, ast.Attribute):
+      assert node.attr not in ("literal_eval", "pjit"), f"line {node.lineno}: {node.attr}"
