@@ -106,8 +106,8 @@ def patch_image(image: np.ndarray, cfg: PreprocessConfig) -> PatchedImage:
 def patch_frames(frames: Sequence[np.ndarray], cfg: PreprocessConfig) -> PatchedImage:
   """Cuts a clip: pairs of frames become temporal patches, the last frame repeated to fill.
 
-  Rows are ordered time, block row, block column, row in block, column in block; a row holds channel,
-  frame, y, x. `max_pixels` bounds one frame.
+  Rows are ordered time, block row, block column, row in block, column in block; a row holds
+  channel, frame, y, x. `max_pixels` bounds one frame.
 
   Args:
     frames: uint8 [height, width, 3] each, all of one size.
@@ -124,14 +124,14 @@ def patch_frames(frames: Sequence[np.ndarray], cfg: PreprocessConfig) -> Patched
       raise DataError(f"image must be uint8 [height, width, 3], got {frame.dtype} {frame.shape}")
   if len({frame.shape for frame in frames}) != 1:
     raise DataError(f"a clip needs frames of one size, got {[frame.shape for frame in frames]}")
-  height, width = smart_resize(*frames[0].shape[:2], cfg)
+  height, width = smart_resize(frames[0].shape[0], frames[0].shape[1], cfg)
   distinct = {id(frame): frame for frame in frames}  # an image is the same frame twice: resize once
   resized = {key: _resize(frame, height, width) for key, frame in distinct.items()}
   normal = {key: _normalise(frame, cfg) for key, frame in resized.items()}
   missing = -len(frames) % cfg.temporal_size
   order = [id(frame) for frame in [*frames, *[frames[-1]] * missing]]
   video = np.stack([normal[key] for key in order])
-  digest = hashlib.sha256(np.int64([len(order), height, width]).tobytes())
+  digest = hashlib.sha256(np.array([len(order), height, width]).tobytes())
   for key in order:
     digest.update(resized[key].tobytes())
   return PatchedImage(
@@ -151,7 +151,7 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 def _normalise(image: np.ndarray, cfg: PreprocessConfig) -> np.ndarray:
   # The rounding steps of the reference: scale in float64, round to float32, normalise in float32.
   scaled = (image.astype(np.float64) * (1 / 255)).astype(np.float32)
-  return (scaled - np.float32(cfg.mean)) / np.float32(cfg.std)
+  return (scaled - np.asarray(cfg.mean, np.float32)) / np.asarray(cfg.std, np.float32)
 
 
 def _cut(video: np.ndarray, cfg: PreprocessConfig) -> np.ndarray:
@@ -198,8 +198,8 @@ def plan_vision(
       ----+-----+--
       3 3 | 4 4 | 5        a token is 4 patches, so a window is 16 rows of patches_PX
 
-  Features come out in this order; the second result tells where each image's tokens lie, so that the
-  decoder gathers them by index and nothing is permuted back.
+  Features come out in this order; the second result tells where each image's tokens lie, so that
+  the decoder gathers them by index and nothing is permuted back.
 
   Args:
     images: each distinct image once, at least one.
@@ -207,8 +207,8 @@ def plan_vision(
     buckets: sizes to round up to.
 
   Returns:
-    The batch (NumPy), and for each image int32 [tokens]: the rows of features_MD that hold its tokens,
-    in token order.
+    The batch (NumPy), and for each image int32 [tokens]: the rows of features_MD that hold its
+    tokens, in token order.
 
   Raises:
     DataError: on the host, without images or when they exceed the largest bucket.
@@ -235,7 +235,7 @@ def plan_vision(
 
 
 def _image_windows(grid_3: tuple[int, int, int], window_blocks: int) -> tuple[np.ndarray, int]:
-  """Slot of each merged token among this image's windows, in token order, and the windows' count."""
+  """Slot of each merged token among this image's windows, in token order, and their count."""
   time, height, width = grid_3[0], grid_3[1] // _MERGE, grid_3[2] // _MERGE
   rows, columns = -(-height // window_blocks), -(-width // window_blocks)
   t, row, column = np.indices((time, height, width)).reshape(3, -1)

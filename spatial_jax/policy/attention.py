@@ -1,20 +1,20 @@
 """Attention behind two functions, with a backend per platform.
 
-  attend           whole rows at once (update, prefill, vision frames): XLA, splash on TPU, cuDNN on GPU
-  attend_cache     new tokens against a shared prefix and their own cache (append, decode): XLA
+  attend         whole rows (update, prefill, vision frames): splash on TPU, cuDNN on GPU, XLA
+  attend_cache   new tokens over a shared prefix and their own cache (append, decode): XLA
 
-The platform is that of the mesh compiled for and is passed in: `jax.default_backend()` says "cpu" while
-compiling ahead of time for a TPU.
+The platform is that of the mesh compiled for, which is passed in: `jax.default_backend()` says
+"cpu" while compiling ahead of time for a TPU.
 """
 
-import functools
-from typing import Literal
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import Mesh
 
-Platform = Literal["cpu", "gpu", "tpu"]
+from spatial_jax import sharding
 
 _MASKED = -1e30  # finite, so that a row without any visible key stays finite
 _SPLASH_BLOCK = 128
@@ -26,7 +26,7 @@ def attend(
   v_RKSC: jax.Array,
   valid_RS: jax.Array,
   causal: bool,
-  platform: Platform,
+  mesh: Mesh | None,
 ) -> jax.Array:
   """Softmax attention of every query over the valid keys of its row; with `causal`, over s <= t.
 
@@ -35,7 +35,7 @@ def attend(
     k_RKSC, v_RKSC: keys and values; S == T.
     valid_RS: bool, keys that exist. Queries that are not valid give finite, meaningless rows.
     causal: static.
-    platform: of the mesh compiled for; static.
+    mesh: what is compiled for; static. None: one device, XLA.
 
   Returns:
     [R, K, Q, T, C] in the dtype of q.
@@ -43,8 +43,9 @@ def attend(
   Raises:
     ValueError: at trace, on TPU when T is no multiple of 128 (no silent fallback).
   """
-  if platform == "tpu":
-    return _splash(q_RKQTC, k_RKSC, v_RKSC, valid_RS, causal)
+  platform = None if mesh is None else mesh.devices.flat[0].platform
+  if mesh is not None and platform == "tpu":
+    return _splash(q_RKQTC, k_RKSC, v_RKSC, valid_RS, causal, mesh)
   if platform == "gpu":
     return _cudnn(q_RKQTC, k_RKSC, v_RKSC, valid_RS, causal)
   return attend_xla(q_RKQTC, k_RKSC, v_RKSC, valid_RS, causal)
@@ -79,8 +80,8 @@ def attend_cache(
 ) -> jax.Array:
   """Attention of new tokens over their prompt's shared prefix and their row's own cache.
 
-  The G rows of a prompt read one copy of its prefix: their queries stand behind one another in front of
-  k_BKSC. Both parts keep their own maximum and sum and are merged by log-sum-exp:
+  The G rows of a prompt read one copy of its prefix: their queries stand behind one another in
+  front of k_BKSC. Both parts keep their own maximum and sum and are merged by log-sum-exp:
 
       row r, query t sees   prefix s < prefix_length[r // G]   and   own s <= start[r] + t
 
@@ -96,30 +97,39 @@ def attend_cache(
   """
   (rows, kv_heads, per_kv, tokens, channels), prompts = q_RKQTC.shape, prefix[0].shape[0]
   group = rows // prompts
-  q_BGKQTC = q_RKQTC.reshape(prompts, group, kv_heads, per_kv, tokens, channels)
-  q_BKGQTC = jnp.swapaxes(q_BGKQTC, 1, 2).reshape(prompts, kv_heads, -1, channels)
-  prefix_S = jnp.arange(prefix[0].shape[2])
-  visible = prefix_S[None, :] < prefix_length_B[:, None]
-  shared = _partial(q_BKGQTC, *prefix, visible[:, None, None, :])
-  shared = tuple(
-    jnp.swapaxes(part.reshape(prompts, kv_heads, group, per_kv, tokens, -1), 1, 2).reshape(
-      rows, kv_heads, per_kv, tokens, -1
-    )
-    for part in shared
-  )
-  last_RT = start_R[:, None] + jnp.arange(tokens)[None, :]
-  visible = jnp.arange(own[0].shape[2])[None, None, :] <= last_RT[:, :, None]
-  visible = jnp.broadcast_to(visible[:, None], (rows, per_kv, *visible.shape[1:]))
-  flat = q_RKQTC.reshape(rows, kv_heads, per_kv * tokens, channels)
-  separate = _partial(flat, *own, visible.reshape(rows, 1, per_kv * tokens, -1))
-  separate = tuple(part.reshape(rows, kv_heads, per_kv, tokens, -1) for part in separate)
-  return _merge(shared, separate).astype(q_RKQTC.dtype)
+
+  def by_prompt(x: jax.Array) -> jax.Array:
+    """[R, K, Q, T, C] -> [B, K, G*Q*T, C]."""
+    x = x.reshape(prompts, group, kv_heads, per_kv * tokens, channels)
+    return jnp.swapaxes(x, 1, 2).reshape(prompts, kv_heads, -1, channels)
+
+  def by_row(x: jax.Array) -> jax.Array:
+    """[B, K, G*Q*T, n] -> [R, K, Q*T, n]."""
+    x = x.reshape(prompts, kv_heads, group, per_kv * tokens, x.shape[-1])
+    return jnp.swapaxes(x, 1, 2).reshape(rows, kv_heads, -1, x.shape[-1])
+
+  visible_BS = jnp.arange(prefix[0].shape[2])[None] < prefix_length_B[:, None]
+  shared = _partial(by_prompt(q_RKQTC), *prefix, visible_BS[:, None, None])
+  last_RT = start_R[:, None] + jnp.arange(tokens)[None]
+  visible_RTS = jnp.arange(own[0].shape[2])[None, None] <= last_RT[:, :, None]
+  visible_RTS = jnp.tile(visible_RTS, (1, per_kv, 1))  # T runs fastest in Q*T
+  q_RKTC = q_RKQTC.reshape(rows, kv_heads, per_kv * tokens, channels)
+  separate = _partial(q_RKTC, *own, visible_RTS[:, None])
+  out = _merge(Partial(*map(by_row, shared)), separate)
+  return out.astype(q_RKQTC.dtype).reshape(q_RKQTC.shape)
+
+
+class Partial(NamedTuple):
+  """One part of a softmax: float32 weighted sum [R, K, T, C], sum and maximum [R, K, T, 1]."""
+
+  weighted: jax.Array
+  total: jax.Array
+  maximum: jax.Array
 
 
 def _partial(
   q_RKTC: jax.Array, k_RKSC: jax.Array, v_RKSC: jax.Array, visible: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """One part of a softmax: float32 weighted sum [R,K,T,C], sum of weights and maximum [R,K,T,1]."""
+) -> Partial:
   score = _scores(q_RKTC[:, :, None], k_RKSC)[:, :, 0]
   score = jnp.where(visible, score, _MASKED)
   maximum = jnp.max(score, axis=-1, keepdims=True)
@@ -128,40 +138,50 @@ def _partial(
   weighted = jnp.einsum(
     "RKTS,RKSC->RKTC", weight.astype(v_RKSC.dtype), v_RKSC, preferred_element_type=jnp.float32
   )
-  return weighted, total, maximum
+  return Partial(weighted, total, maximum)
 
 
-def _merge(
-  one: tuple[jax.Array, jax.Array, jax.Array], two: tuple[jax.Array, jax.Array, jax.Array]
-) -> jax.Array:
+def _merge(one: Partial, two: Partial) -> jax.Array:
   """The softmax over both parts together."""
-  maximum = jnp.maximum(one[2], two[2])
-  scale_one, scale_two = jnp.exp(one[2] - maximum), jnp.exp(two[2] - maximum)
-  weighted = one[0] * scale_one + two[0] * scale_two
-  return weighted / (one[1] * scale_one + two[1] * scale_two)
+  maximum = jnp.maximum(one.maximum, two.maximum)
+  scale_one, scale_two = jnp.exp(one.maximum - maximum), jnp.exp(two.maximum - maximum)
+  weighted = one.weighted * scale_one + two.weighted * scale_two
+  return weighted / (one.total * scale_one + two.total * scale_two)
 
 
 def _splash(
-  q_RKQTC: jax.Array, k_RKSC: jax.Array, v_RKSC: jax.Array, valid_RS: jax.Array, causal: bool
+  q_RKQTC: jax.Array,
+  k_RKSC: jax.Array,
+  v_RKSC: jax.Array,
+  valid_RS: jax.Array,
+  causal: bool,
+  mesh: Mesh,
 ) -> jax.Array:
-  """The TPU kernel; invalid keys form their own segment, which no valid query reads."""
+  """The TPU kernel, each device on its rows and heads; invalid keys are a segment of their own."""
   rows, kv_heads, per_kv, tokens, channels = q_RKQTC.shape
   if tokens % _SPLASH_BLOCK:
-    raise ValueError(
-      f"attention over {tokens} tokens on TPU: must be a multiple of {_SPLASH_BLOCK}"
+    raise ValueError(f"attention over {tokens} tokens on TPU: pad to a multiple of {_SPLASH_BLOCK}")
+
+  def local(q: jax.Array, k: jax.Array, v: jax.Array, segment: jax.Array) -> jax.Array:
+    heads = q.shape[1] * per_kv
+    mask = (splash.CausalMask if causal else splash.FullMask)((tokens, tokens))
+    kernel = splash.make_splash_mha(
+      splash.MultiHeadMask([mask] * heads), head_shards=1, q_seq_shards=1
     )
-  kernel = _splash_kernel(kv_heads * per_kv, tokens, causal)
-  segment_RS = valid_RS.astype(jnp.int32)
-  q_RHTC = q_RKQTC.reshape(rows, kv_heads * per_kv, tokens, channels)
-  q_RHTC = q_RHTC * jnp.asarray(channels**-0.5, q_RHTC.dtype)
-  out = jax.vmap(kernel)(q_RHTC, k_RKSC, v_RKSC, splash.SegmentIds(segment_RS, segment_RS))
-  return out.reshape(q_RKQTC.shape)
+    q_RHTC = q.reshape(-1, heads, tokens, channels)
+    out = jax.vmap(kernel)(q_RHTC, k, v, splash.SegmentIds(segment, segment))
+    return cast(jax.Array, out).reshape(q.shape)
 
-
-def _splash_kernel(heads: int, tokens: int, causal: bool):
-  shape = (tokens, tokens)
-  mask = splash.CausalMask(shape) if causal else splash.FullMask(shape)
-  return splash.make_splash_mha(splash.MultiHeadMask([mask] * heads), head_shards=1, q_seq_shards=1)
+  heads_spec, rows_spec = sharding.attention_specs(mesh, rows, kv_heads)
+  call = jax.shard_map(
+    local,
+    mesh=mesh,
+    in_specs=(heads_spec, heads_spec, heads_spec, rows_spec),
+    out_specs=heads_spec,
+    check_vma=False,
+  )
+  q_RKQTC = q_RKQTC * jnp.asarray(channels**-0.5, q_RKQTC.dtype)
+  return call(q_RKQTC, k_RKSC, v_RKSC, valid_RS.astype(jnp.int32))
 
 
 def _cudnn(

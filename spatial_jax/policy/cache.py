@@ -1,10 +1,10 @@
 """The key/value cache: one prefix per prompt, shared by its G rollouts, and one tail per row.
 
     prefix   k_BKSC  | prompt of b ........ pad |            written by prefill, read by G rows
-    own      k_RKSC  | turn | observation | turn ... free |  written by append and decode at length_R
+    own      k_RKSC  | turn | observation | turn ... free |  written by append, decode at length_R
 
-Layers are a tuple, so that a decode step updates each layer in place. S and C stand last: with S, K, C the
-TPU compiler keeps a second copy of the cache.
+Layers are a tuple, so that a decode step updates each layer in place. S and C stand last: with
+S, K, C the TPU compiler keeps a second copy of the cache.
 """
 
 from typing import NamedTuple

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from spatial_jax.policy import attention, cache, rope
 from spatial_jax.policy.cache import KV
@@ -22,7 +23,7 @@ class CacheView(NamedTuple):
   """How the rows of a call lie in the cache; the same for every layer.
 
   Attributes:
-    prefix_length_B: int32, valid keys of the prefixes that are read; R = B*G rows ordered by prompt.
+    prefix_length_B: int32, valid keys of the prefixes read; R = B*G rows, ordered by prompt.
     start_R: int32, own tokens before this call.
     prompt_B: int32, which prefixes of the cache are read; None for all of them.
     slot_R: int32, which rows of the cache are read and extended; None for all of them.
@@ -55,7 +56,7 @@ class Attention(nn.Module):
 
   cfg: DecoderConfig
   dtype: jnp.dtype
-  platform: attention.Platform
+  mesh: Mesh | None
 
   @nn.compact
   def __call__(
@@ -78,9 +79,9 @@ class Attention(nn.Module):
     new = KV(rope.rotate(project(cfg.kv_heads, "k"), cos, sin), project(cfg.kv_heads, "v"))
     rows, tokens = x_RTD.shape[:2]
     q_RKQTC = q_RHTC.reshape(rows, cfg.kv_heads, -1, tokens, cfg.head_dim)
-    if view is None:
+    if view is None or layer is None:
       keep = new
-      out = attention.attend(q_RKQTC, *new, valid_RT, causal=True, platform=self.platform)
+      out = attention.attend(q_RKQTC, *new, valid_RT, causal=True, mesh=self.mesh)
     else:
       prefix, own = (cache.rows(layer[0], view.prompt_B), layer[1])
       keep = cache.write(own, new, view.slot_R, view.start_R, valid_RT)
@@ -94,13 +95,13 @@ class Attention(nn.Module):
 class DecoderLayer(nn.Module):
   """x + attention(norm(x)), then x + mlp(norm(x)).
 
-  Without a view the rows are whole sequences and `layer` is None; with one, `layer` holds the prefix and
-  own cache of this layer. Returns x and, unless `keep` is false, the KV to keep.
+  Without `view` and `layer` rows are whole sequences; with them, `layer` is this layer's prefix and
+  own cache. Returns x and, unless `keep` is false, the KV to keep.
   """
 
   cfg: DecoderConfig
   dtype: jnp.dtype
-  platform: attention.Platform
+  mesh: Mesh | None
   keep: bool
 
   @nn.compact
@@ -117,7 +118,7 @@ class DecoderLayer(nn.Module):
     def norm(name: str) -> nn.RMSNorm:
       return nn.RMSNorm(epsilon=cfg.norm_eps, dtype=self.dtype, name=name)
 
-    attended, kv = Attention(cfg, self.dtype, self.platform, name="attn")(
+    attended, kv = Attention(cfg, self.dtype, self.mesh, name="attn")(
       norm("attn_norm")(x_RTD), angles, valid_RT, view, layer
     )
     x_RTD = x_RTD + attended
@@ -129,5 +130,9 @@ def scanned(layer: type[nn.Module], length: int, in_axes: tuple, remat: bool) ->
   """`layer` applied `length` times by scan over stacked parameters, optionally rematerialised."""
   body = nn.remat(layer, prevent_cse=False) if remat else layer
   return nn.scan(
-    body, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=in_axes, length=length
+    body,
+    variable_axes={"params": 0},
+    split_rngs={"params": True},
+    in_axes=in_axes,  # pyright: ignore[reportArgumentType]  (a tuple is documented)
+    length=length,
   )

@@ -7,15 +7,16 @@ tokens, positions ────────────┴─hidden──► hidd
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from spatial_jax.policy import cache as cache_lib
 from spatial_jax.policy import rope
-from spatial_jax.policy.attention import Platform
-from spatial_jax.policy.cache import KV, Cache, Prefix
+from spatial_jax.policy.cache import Cache, Prefix
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.decoder import Angles, CacheView, DecoderLayer, scanned
 from spatial_jax.policy.vision import VisionTower
@@ -26,20 +27,20 @@ from spatial_jax.types import Array, Params, VisionBatch
 class Policy:
   """A Qwen2.5-VL as pure functions; every array argument may be NumPy.
 
-  Rows are left-aligned: `valid_RT` is true, then false. Where not valid, outputs are meaningless (finite).
-  Functions that read decoder layers take parameters stacked (scanned) or unstacked (a tuple of layers).
+  Rows are left-aligned: `valid_RT` is true, then false; where false, outputs mean nothing (but are
+  finite). Parameters may be stacked (layers are scanned) or unstacked (layers are unrolled).
 
   Attributes:
     cfg: shapes and ids.
     compute_dtype: of activations and caches; parameters keep their own.
-    platform: of the mesh compiled for; chooses the attention kernel.
+    mesh: what is compiled for; its platform chooses the attention kernel. None: one device, XLA.
     remat: recompute each layer in the backward pass.
     logprob_chunk: tokens per row whose logits exist at once in `logprobs`.
   """
 
   cfg: QwenVLConfig
   compute_dtype: jnp.dtype
-  platform: Platform
+  mesh: Mesh | None
   remat: bool
   logprob_chunk: int
 
@@ -65,7 +66,7 @@ class Policy:
     return {"decoder": decoder, "vision": vision}
 
   def unstack(self, params: Params) -> Params:
-    """The same parameters with decoder/layers as a tuple of layers: the form `decode` is fast with."""
+    """The same parameters with a tuple at decoder/layers: the form `decode` is fast with."""
     layers = params["decoder"]["layers"]
     layers = tuple(
       jax.tree.map(lambda x, i=i: x[i], layers) for i in range(self.cfg.decoder.layers)
@@ -82,7 +83,7 @@ class Policy:
 
   def encode(self, params: Params, vision: VisionBatch) -> jax.Array:
     """Features of all images, [M, D] in the batch's own order (M = P / 4)."""
-    return self._tower().apply({"params": params["vision"]}, vision)
+    return _apply(self._tower(), params["vision"], vision)
 
   def hidden(
     self,
@@ -119,7 +120,7 @@ class Policy:
     features_MD: Array,
     feature_BT: Array,
   ) -> tuple[jax.Array, Prefix]:
-    """`hidden` of prompts, and the prefix cache their rollouts share (put it in place with `cache.admit`)."""
+    """`hidden` of prompts, and the prefix their rollouts share (put in place by `cache.admit`)."""
     x_BTD = self._embed(params, token_BT, features_MD, feature_BT)
     x_BTD, layers = self._layers(params, x_BTD, position_BTA, valid_BT, None, None, keep=True)
     length_B = jnp.sum(jnp.asarray(valid_BT), axis=1, dtype=jnp.int32)
@@ -141,10 +142,10 @@ class Policy:
     Args:
       params: unstacked or stacked.
       cache: read and extended at each row's own length.
-      slot_R: int32, distinct cache rows, one per row given; a slot beyond the cache is ignored (padding).
+      slot_R: int32, the cache row of each row given, distinct; a slot beyond the cache is padding.
         None: all rows of the cache in order (cheaper: prefixes are then read in place).
-      token_RT, position_RTA, valid_RT, features_MD, feature_RT: as in `hidden`; only valid tokens are
-        written.
+      token_RT, position_RTA, valid_RT, features_MD, feature_RT: as in `hidden`; only valid tokens
+        are written, and none behind the end of the cache: the caller sees that they fit.
 
     Returns:
       hidden_RTD of the given rows, and the cache.
@@ -243,31 +244,30 @@ class Policy:
   # --- inside ------------------------------------------------------------------------------------
 
   def _tower(self) -> VisionTower:
-    return VisionTower(self.cfg, self.compute_dtype, self.platform, self.remat)
+    return VisionTower(self.cfg, self.compute_dtype, self.mesh, self.remat)
 
   def _stack(self, keep: bool) -> nn.Module:
     cfg = self.cfg.decoder
     in_axes = (nn.broadcast, nn.broadcast, nn.broadcast, 0)
     layers = scanned(DecoderLayer, cfg.layers, in_axes, self.remat)
-    return layers(cfg, self.compute_dtype, self.platform, keep)
+    return layers(cfg, self.compute_dtype, self.mesh, keep)
 
   def _layers(self, params, x_RTD, position_RTA, valid_RT, view, layers, keep):
-    """All decoder layers; `layers` is None or per layer (prefix, own). Returns x and KV per layer."""
+    """All decoder layers, `layers` None or (prefix, own) of each; returns x and KV of each."""
     cfg, weights = self.cfg.decoder, params["decoder"]["layers"]
     cos_sin = rope.mrope_angles(jnp.asarray(position_RTA), cfg.rope_theta, cfg.rope_sections)
     shared = (Angles(*cos_sin), jnp.asarray(valid_RT), view)
-    kept: list[KV | None] = []
+    kept: list[Any] = []
     if isinstance(weights, tuple):
-      layer = DecoderLayer(cfg, self.compute_dtype, self.platform, keep)
+      layer = DecoderLayer(cfg, self.compute_dtype, self.mesh, keep)
       for index, weight in enumerate(weights):
         kv = layers[index] if layers else None
-        x_RTD, new = layer.apply({"params": weight}, x_RTD, *shared, kv)
+        x_RTD, new = _apply(layer, weight, x_RTD, *shared, kv)
         kept.append(new)
       return x_RTD, tuple(kept)
     stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *layers) if layers else None
-    x_RTD, new = self._stack(keep).apply({"params": weights}, x_RTD, *shared, stacked)
-    unstacked = (jax.tree.map(lambda part, i=i: part[i], new) for i in range(cfg.layers))
-    return x_RTD, tuple(unstacked)
+    x_RTD, new = _apply(self._stack(keep), weights, x_RTD, *shared, stacked)
+    return x_RTD, tuple(jax.tree.map(lambda part, i=i: part[i], new) for i in range(cfg.layers))
 
   def _view(
     self, cache: Cache, slot_R: Array | None, count_R: jax.Array
@@ -280,7 +280,8 @@ class Policy:
     start_R = jnp.take(cache.length_R, slot_R, mode="clip")
     length_R = cache.length_R.at[slot_R].add(count_R, mode="drop")
     prefix_length_R = jnp.take(length_B, prompt_R, mode="clip")
-    return CacheView(prefix_length_R, start_R, prompt_R, slot_R), length_R
+    view = CacheView(prefix_length_R, start_R, jnp.asarray(prompt_R), jnp.asarray(slot_R))
+    return view, length_R
 
   def _embed(self, params, token_RT, features_MD, feature_RT) -> jax.Array:
     table_VD = params["decoder"]["embed"]["embedding"]
@@ -290,7 +291,7 @@ class Policy:
 
   def _last_norm(self, params, x_RTD) -> jax.Array:
     norm = nn.RMSNorm(epsilon=self.cfg.decoder.norm_eps, dtype=self.compute_dtype)
-    return norm.apply({"params": params["decoder"]["norm"]}, x_RTD)
+    return _apply(norm, params["decoder"]["norm"], x_RTD)
 
   def _smallest_batch(self) -> VisionBatch:
     """One window and one frame of it, for `init`."""
@@ -305,12 +306,16 @@ class Policy:
     )
 
 
+def _apply(module: nn.Module, params: Params, *arguments: Any) -> Any:
+  return module.apply({"params": params}, *arguments)
+
+
 def make_policy(
   cfg: QwenVLConfig,
   compute_dtype: jnp.dtype,
-  platform: Platform = "cpu",
+  mesh: Mesh | None = None,
   remat: bool = True,
   logprob_chunk: int = 256,
 ) -> Policy:
   """The policy's functions for one configuration; see `Policy`."""
-  return Policy(cfg, jnp.dtype(compute_dtype), platform, remat, logprob_chunk)
+  return Policy(cfg, jnp.dtype(compute_dtype), mesh, remat, logprob_chunk)

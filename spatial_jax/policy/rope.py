@@ -24,15 +24,15 @@ def mrope_positions(
   second_per_grid: Sequence[float],
   rule: VideoRule,
 ) -> tuple[np.ndarray, int]:
-  """Rotary positions of a sequence: text counts on, an image or clip spans a box (time, height, width).
+  """Rotary positions: text counts on, an image or clip spans a box of (time, height, width).
 
       text text | image of 2 x 3 tokens | text        (rule "max")
       t  0  1     2  2  2  2  2  2        5
       h  0  1     2  2  2  3  3  3        5
       w  0  1     2  3  4  2  3  4        5
 
-  After a clip, rule "max" continues behind the largest position so far (the paper, transformers < 5.3);
-  rule "hf5" behind max(height, width) only (transformers >= 5.3). For images both agree.
+  After a clip, rule "max" continues behind the largest position so far (the paper, transformers
+  < 5.3); rule "hf5" behind max(height, width) only (transformers >= 5.3). For images both agree.
 
   Args:
     token_ids: int [T], pads expanded to one per merged token.
@@ -80,8 +80,8 @@ def _text(start: int, length: int) -> np.ndarray:
 
 
 def _box(t: int, h: int, w: int, step: np.float32) -> np.ndarray:
-  """Positions of t x h x w tokens from 0, time scaled by `step` and floored (in float32: 5 * 1.4)."""
-  box = np.stack(np.indices((t, h, w)), axis=-1).reshape(-1, 3)
+  """Positions of t x h x w tokens from 0, time scaled by `step` and floored, in float32."""
+  box = np.indices((t, h, w)).reshape(3, -1).T
   box[:, 0] = np.floor(box[:, 0].astype(np.float32) * step)
   return box
 
@@ -91,8 +91,8 @@ def mrope_angles(
 ) -> tuple[jax.Array, jax.Array]:
   """Cosine and sine of the decoder's rotary angles.
 
-  Frequency j of C/2 is theta^(-2j/C) and turns with one axis: the first sections[0] with time, the next
-  sections[1] with height, the rest with width.
+  Frequency j of C/2 is theta^(-2j/C) and turns with one axis: the first sections[0] with time, the
+  next sections[1] with height, the rest with width.
 
   Args:
     position_RTA: int32 [..., 3].
@@ -110,7 +110,7 @@ def mrope_angles(
 
 
 def vision_angles(position_P2: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
-  """Cosine and sine of the vision tower's angles: half the frequencies turn with row, half with column.
+  """Cosine and sine of the vision tower's angles: half turn with the row, half with the column.
 
   Args:
     position_P2: int32 [..., 2], row and column in patches.

@@ -1,4 +1,4 @@
-"""The vision tower: patches -> blocks of window or whole-frame attention -> one feature per 2x2 patches.
+"""The vision tower: patches -> blocks of window or frame attention -> a feature per 2x2 patches.
 
 All arrays stay in the order of the VisionBatch (windows contiguous), from patches to features.
 """
@@ -8,6 +8,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from spatial_jax.policy import attention, rope
 from spatial_jax.policy.config import QwenVLConfig, VisionConfig
@@ -16,7 +17,7 @@ from spatial_jax.types import VisionBatch
 
 
 class Geometry(NamedTuple):
-  """What every block reads: rotary angles float32 [P, 1, C/2] and the two static forms of attention."""
+  """What every block reads: rotary angles float32 [P, 1, C/2], and where windows and frames lie."""
 
   cos: jax.Array
   sin: jax.Array
@@ -36,14 +37,12 @@ def _window_attention(qkv_P3HC: jax.Array, geometry: Geometry, window: int) -> j
   return jnp.swapaxes(out[:, :, 0], 1, 2).reshape(patches, heads, channels)
 
 
-def _frame_attention(
-  qkv_P3HC: jax.Array, geometry: Geometry, platform: attention.Platform
-) -> jax.Array:
+def _frame_attention(qkv_P3HC: jax.Array, geometry: Geometry, mesh: Mesh | None) -> jax.Array:
   """Frames as rows, gathered and put back by index."""
   patches, _, heads, channels = qkv_P3HC.shape
   rows = jnp.take(qkv_P3HC, geometry.frame_NS, axis=0, mode="fill", fill_value=0)
   q, k, v = (jnp.swapaxes(rows[:, :, i], 1, 2) for i in range(3))
-  out = attention.attend(q[:, :, None], k, v, geometry.frame_NS < patches, False, platform)
+  out = attention.attend(q[:, :, None], k, v, geometry.frame_NS < patches, causal=False, mesh=mesh)
   out_NSHC = jnp.swapaxes(out[:, :, 0], 1, 2)
   return jnp.take(out_NSHC.reshape(-1, heads, channels), geometry.slot_P, axis=0, mode="clip")
 
@@ -53,7 +52,7 @@ class VisionBlock(nn.Module):
 
   cfg: VisionConfig
   dtype: jnp.dtype
-  platform: attention.Platform
+  mesh: Mesh | None
 
   @nn.compact
   def __call__(
@@ -71,7 +70,7 @@ class VisionBlock(nn.Module):
     window = (cfg.window_blocks * cfg.merge_size) ** 2
     out_PHC = jax.lax.cond(
       full,
-      lambda qkv: _frame_attention(qkv, geometry, self.platform),
+      lambda qkv: _frame_attention(qkv, geometry, self.mesh),
       lambda qkv: _window_attention(qkv, geometry, window),
       qkv_P3HC,
     )
@@ -86,7 +85,7 @@ class VisionTower(nn.Module):
 
   cfg: QwenVLConfig
   dtype: jnp.dtype
-  platform: attention.Platform
+  mesh: Mesh | None
   remat: bool
 
   @nn.compact
@@ -100,7 +99,7 @@ class VisionTower(nn.Module):
     x_PE = patch(jnp.asarray(batch.patches_PX))
     full_L = jnp.asarray([layer in cfg.full_layers for layer in range(cfg.layers)])
     blocks = scanned(VisionBlock, cfg.layers, (0, nn.broadcast), self.remat)
-    x_PE, _ = blocks(cfg, self.dtype, self.platform, name="blocks")(x_PE, full_L, geometry)
+    x_PE, _ = blocks(cfg, self.dtype, self.mesh, name="blocks")(x_PE, full_L, geometry)
     x_PE = nn.RMSNorm(epsilon=cfg.norm_eps, dtype=self.dtype, name="merger_norm")(x_PE)
     merged = x_PE.reshape(-1, cfg.merge_size**2 * cfg.width)
     merged = nn.Dense(merged.shape[-1], dtype=self.dtype, name="merger_in")(merged)

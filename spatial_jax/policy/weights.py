@@ -1,6 +1,7 @@
 """Hugging Face safetensors <-> parameters, by one strict table of names.
 
-model.layers.{i}.self_attn.q_proj.weight  [H*C, D]   <->   decoder/layers/attn/q/kernel  [L, D, H, C]
+model.layers.{i}.self_attn.q_proj.weight  [H*C, D]         in the file, per layer
+decoder/layers/attn/q/kernel              [L, D, H, C]     here, stacked
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import json
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import ml_dtypes  # noqa: F401  (NumPy knows bfloat16 only once this is imported)
@@ -154,7 +156,7 @@ def load(
   directory: pathlib.Path,
   cfg: QwenVLConfig,
   dtype: np.dtype,
-  place: Callable[[str], jax.sharding.Sharding],
+  place: Callable[[str, tuple[int, ...]], jax.sharding.Sharding],
 ) -> Params:
   """Reads a checkpoint, single file or sharded, each array straight to its shards.
 
@@ -162,7 +164,7 @@ def load(
     directory: holds model.safetensors, or the index and its files.
     cfg: what the tensors must fit.
     dtype: of the parameters.
-    place: parameter path -> sharding.
+    place: (parameter path, shape) -> sharding.
 
   Returns:
     Stacked parameters. No more than one layer's tensor is held on the host beside the shards.
@@ -178,7 +180,7 @@ def load(
       raise CheckpointError(f"{directory}: " + "; ".join(problems))
     params: Params = {}
     for entry in table:
-      array = _assemble(entry, tensors, np.dtype(dtype), place(entry.path))
+      array = _assemble(entry, tensors, np.dtype(dtype), place(entry.path, entry.full_shape))
       _insert(params, entry.path, array)
     return params
 
@@ -229,7 +231,7 @@ def _assemble(
     file, there = tensors[name]
     return entry.read(file.get_tensor(there))
 
-  def shard(index: tuple[slice, ...]) -> np.ndarray:
+  def shard(index: Any) -> np.ndarray:
     if not entry.layers:
       return tensor(entry.name)[index].astype(dtype)
     names = entry.names[index[0]]
