@@ -32,7 +32,7 @@ from spatial_jax.types import Operation
 WORKER_ENVIRONMENT = {
   # Thread pools of BLAS would reserve address space that counts against the limit.
   "OPENBLAS_NUM_THREADS": "1",
-  # glibc: keep the pages of one picture for the next; giving them back costs three times the drawing.
+  # glibc: keep the pages of one picture for the next; giving them back costs more than drawing.
   "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
   "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
 }
@@ -164,7 +164,6 @@ def _start(config: ExecutorConfig) -> subprocess.Popen[bytes]:
     [sys.executable, "-m", "spatial_jax.drawing.worker", *limits],
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
-    pipesize=1 << 20,
     env={**os.environ, **WORKER_ENVIRONMENT},
   )
 

@@ -2,9 +2,9 @@
 
     python -m spatial_jax.drawing.worker MEMORY_MIB TIMEOUT_S
 
-It loads NumPy and Pillow, never JAX, and limits itself before it reads anything: address space, and
-for each request an alarm that the kernel delivers even when Python hangs, so that no worker outlives
-a parent that is gone.
+It loads NumPy and Pillow, never JAX, and limits itself before it reads anything: its address space,
+and for each request an alarm that the kernel delivers even when Python hangs, so that no worker
+outlives a parent that is gone.
 """
 
 import os
@@ -22,12 +22,11 @@ def serve(requests: IO[bytes], answers: IO[bytes], timeout_s: float) -> None:
   while True:
     try:
       header, payload = wire.receive(requests)
-    except EOFError:
-      return
-    signal.setitimer(signal.ITIMER_REAL, timeout_s)
-    try:
+      signal.setitimer(signal.ITIMER_REAL, timeout_s)
       pictures, style = wire.read_request(header, payload)
       painted = [paint(picture.pixels, picture.drawn, style) for picture in pictures]
+    except EOFError:
+      return
     except Exception as error:
       # What is left of this process is not to be trusted: say why and go, the executor starts anew.
       wire.send(answers, {"fault": f"{type(error).__name__}: {error}"}, [])
@@ -38,7 +37,9 @@ def serve(requests: IO[bytes], answers: IO[bytes], timeout_s: float) -> None:
 
 def main() -> None:
   memory_mib, timeout_s = int(sys.argv[1]), float(sys.argv[2])
-  resource.setrlimit(resource.RLIMIT_AS, (memory_mib << 20, memory_mib << 20))
+  _, hard = resource.getrlimit(resource.RLIMIT_AS)
+  allowed = memory_mib << 20 if hard == resource.RLIM_INFINITY else min(memory_mib << 20, hard)
+  resource.setrlimit(resource.RLIMIT_AS, (allowed, hard))
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes stdin
   answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
   os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing that prints can break a message
