@@ -1,4 +1,4 @@
-"""The policy's functions agree with one another: cache and full forward, scanned and unrolled, chunked and whole."""
+"""The policy's functions agree with one another: cached and whole, scanned and unrolled."""
 
 import functools
 
@@ -7,124 +7,207 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spatial_jax.data.vision import patch_image, plan_vision
+from spatial_jax.data.vision import VisionBuckets, plan_vision
 from spatial_jax.policy import cache as cache_lib
+from spatial_jax.policy.qwen_vl import make_policy
 from tests import policy_fixtures as fixtures
+
+SIZES = ((24, 40), (16, 16), (32, 24))
 
 
 @functools.cache
 def setting():
+  """Policy, parameters, features of three images and their indices."""
   policy = fixtures.small_policy()
-  params = fixtures.random_params(policy, 0)
-  images = [
-    patch_image(fixtures.picture(seed, *size), fixtures.PREPROCESS)
-    for seed, size in enumerate([(24, 40), (16, 16), (32, 24)])
-  ]
+  params = fixtures.small_params(policy.cfg)
+  images = [fixtures.image(seed, *size) for seed, size in enumerate(SIZES)]
   batch, index = plan_vision(images, policy.cfg.vision.window_blocks, fixtures.BUCKETS)
   features_MD = jax.jit(policy.encode)(params, batch)
   return policy, params, images, index, features_MD
 
 
-def full_forward(sequences, features_MD, params, policy, index):
-  """hidden of every sequence, each padded to the longest."""
-  length = max(len(ids) for ids, *_ in sequences)
-  ids = fixtures.pad_rows([s[0] for s in sequences], length)
-  positions = fixtures.pad_rows([s[1] for s in sequences], length)
-  valid = fixtures.pad_rows([np.ones(len(s[0]), bool) for s in sequences], length, False)
-  feature = fixtures.pad_rows([fixtures.features_of(s[3], s[5]) for s in sequences], length, -1)
-  hidden = jax.jit(policy.hidden)(params, ids, positions, valid, features_MD, feature)
-  return np.asarray(hidden), (ids, positions, valid, feature)
-
-
-def two_prompts():
-  """Two prompts of different lengths, two rows each; rows draw at different times.
+@functools.cache
+def four_rows():
+  """Two prompts of different lengths, two rows each; rows 0 and 2 see a new picture on the way.
 
   row 0   prompt 0 | 5 text | image 2 + 3 text | 4 text
   row 1   prompt 0 | 7 text |                    4 text
   row 2   prompt 1 | 5 text | image 1 + 2 text | 4 text
   row 3   prompt 1 | 7 text |                    4 text
+
+  Returns the batch (ids, positions, valid, feature), row and prompt lengths, and hidden of the whole.
   """
   policy, params, images, index, features_MD = setting()
   prompts = [[3, images[0], 6], [4, images[1], 2, images[2], 3]]
   tails = [[5, images[2], 3, 4], [7, 4], [5, images[1], 2, 4], [7, 4]]
-  order = [[0], [1, 2]]
-  rows = []
-  for r, tail in enumerate(tails):
-    prompt = r // 2
-    ids, positions, _, image_of, used = fixtures.sequence(prompts[prompt] + tail, policy.cfg)
-    numbers = [next(i for i, image in enumerate(images) if image is one) for one in used]
-    rows.append((ids, positions, None, image_of, used, [index[i] for i in numbers]))
-  # Rows of one prompt must agree on its text.
-  lengths = [len(fixtures.sequence(prompt, policy.cfg)[0]) for prompt in prompts]
-  for r in (1, 3):
-    rows[r][0][: lengths[r // 2]] = rows[r - 1][0][: lengths[r // 2]]
-  del order
-  return rows, lengths
-
-
-def part_of(batch, starts, ends, width):
-  """The tokens [start, end) of each row, left-aligned in `width` columns."""
-  ids, positions, valid, feature = batch
-  cut = [slice(s, e) for s, e in zip(starts, ends, strict=True)]
-  rows = range(len(cut))
-  return (
-    fixtures.pad_rows([ids[r][cut[r]] for r in rows], width),
-    fixtures.pad_rows([positions[r][cut[r]] for r in rows], width),
-    fixtures.pad_rows([valid[r][cut[r]] for r in rows], width, False),
-    fixtures.pad_rows([feature[r][cut[r]] for r in rows], width, -1),
+  rows = [fixtures.sequence(prompts[r // 2] + tails[r], policy.cfg) for r in range(4)]
+  prompt_lengths = [len(fixtures.sequence(prompt, policy.cfg).ids) for prompt in prompts]
+  number = {id(image): i for i, image in enumerate(images)}
+  features = [row.feature([index[number[id(i)]] for i in row.images]) for row in rows]
+  width = max(len(row.ids) for row in rows)
+  batch = (
+    fixtures.pad_rows([row.ids for row in rows], width),
+    fixtures.pad_rows([row.positions for row in rows], width),
+    fixtures.pad_rows([np.ones(len(row.ids), bool) for row in rows], width),
+    fixtures.pad_rows(features, width, -1),
   )
+  hidden = jax.jit(policy.hidden)(params, *batch[:3], features_MD, batch[3])
+  return batch, [len(row.ids) for row in rows], prompt_lengths, np.asarray(hidden)
+
+
+def cut(batch, rows, starts, ends, width):
+  """Tokens [start, end) of the given rows, left-aligned in `width` columns."""
+  spans = [(row, slice(s, e)) for row, s, e in zip(rows, starts, ends, strict=True)]
+  fills = (0, 0, 0, -1)
+  return tuple(
+    fixtures.pad_rows([array[row, span] for row, span in spans], width, fill)
+    for array, fill in zip(batch, fills, strict=True)
+  )
+
+
+def close(actual, expected):
+  np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("unstacked", [True, False])
-def test_prefill_append_decode_equal_the_full_forward(unstacked):
-  policy, params, _, index, features_MD = setting()
-  rows, lengths = two_prompts()
-  expected, batch = full_forward(rows, features_MD, params, policy, index)
+def test_prefill_decode_append_equal_the_whole_forward(unstacked):
+  policy, params, _, _, features_MD = setting()
+  batch, lengths, prompt_lengths, expected = four_rows()
   weights = policy.unstack(params) if unstacked else params
   prefill, append, decode = (jax.jit(f) for f in (policy.prefill, policy.append, policy.decode))
 
-  first = part_of(batch, [0, 0, 0, 0], [lengths[0], 0, lengths[1], 0], max(lengths) + 3)
-  ids, positions, valid, feature = (x[::2] for x in first)
-  hidden_BTD, prefix = prefill(weights, ids, positions, valid, features_MD, feature)
-  for b in range(2):
-    np.testing.assert_allclose(
-      hidden_BTD[b, : lengths[b]], expected[2 * b, : lengths[b]], atol=2e-5
-    )
-  cache = policy.init_cache(2, 2, max(lengths) + 8, 40)
+  part = cut(batch, [0, 2], [0, 0], prompt_lengths, max(prompt_lengths) + 3)
+  hidden_BTD, prefix = prefill(weights, *part[:3], features_MD, part[3])
+  for b, length in enumerate(prompt_lengths):
+    close(hidden_BTD[b, :length], expected[2 * b, :length])
+  cache = policy.init_cache(2, 2, max(prompt_lengths) + 8, 40)
   cache = cache_lib.admit(cache, prefix, jnp.arange(2))
 
-  prompt_of = np.repeat(lengths, 2)
-  spoken = np.array([5, 7, 5, 7])
-  done = prompt_of.copy()
+  start = np.repeat(prompt_lengths, 2)
+  rows, done = np.arange(4), start.copy()
   for step in range(7):  # rows 0 and 2 stop after five tokens
-    active = step < spoken
-    at = np.where(active, prompt_of + step, 0)
-    pick = np.arange(4)
-    hidden, cache = decode(
-      weights, cache, batch[0][pick, at], batch[1][pick, at], jnp.asarray(active)
-    )
+    active = step < np.array([5, 7, 5, 7])
+    at = np.where(active, start + step, 0)
+    hidden_RD, cache = decode(weights, cache, batch[0][rows, at], batch[1][rows, at], active)
     done += active
-    np.testing.assert_allclose(hidden[active], expected[pick, at][active], atol=2e-5)
-  np.testing.assert_array_equal(cache.length_R, spoken)
+    close(hidden_RD[active], expected[rows, at][active])
+  np.testing.assert_array_equal(cache.length_R, done - start)
 
-  observation = [len(rows[0][0]) - 4 - done[0], len(rows[2][0]) - 4 - done[2]]
-  slots = np.array([2, 9, 0], np.int32)  # any order; slot 9 does not exist
-  starts = [done[2], 0, done[0]]
-  ends = [done[2] + observation[1], 3, done[0] + observation[0]]
-  wide = tuple(np.concatenate([x, x[:1]]) for x in batch)
-  chosen = tuple(x[[2, 4, 0]] for x in wide)
-  part = part_of(chosen, starts, ends, max(observation) + 2)
+  # The two pictures arrive together: any order of slots, one of them padding.
+  slots, ends = np.array([2, 9, 0], np.int32), np.array(lengths) - 4
+  part = cut(batch, [2, 3, 0], done[[2, 3, 0]], ends[[2, 3, 0]], 24)
   hidden, cache = append(weights, cache, slots, *part[:3], features_MD, part[3])
-  np.testing.assert_allclose(
-    hidden[0, : observation[1]], expected[2, starts[0] : ends[0]], atol=2e-5
-  )
-  np.testing.assert_allclose(
-    hidden[2, : observation[0]], expected[0, starts[2] : ends[2]], atol=2e-5
-  )
-  done[[0, 2]] += observation
+  for i, row in ((0, 2), (2, 0)):
+    close(hidden[i, : ends[row] - done[row]], expected[row, done[row] : ends[row]])
+    done[row] = ends[row]
 
-  last = part_of(batch, done, done + 4, 6)  # all rows at once, prefixes read in place
-  hidden, cache = append(weights, cache, None, *last[:3], features_MD, last[3])
-  for r in range(4):
-    np.testing.assert_allclose(hidden[r, :4], expected[r, done[r] : done[r] + 4], atol=2e-5)
-  np.testing.assert_array_equal(cache.length_R, done + 4 - prompt_of)
+  part = cut(batch, range(4), done, done + 4, 6)  # all rows, prefixes read in place
+  hidden, cache = append(weights, cache, None, *part[:3], features_MD, part[3])
+  close(hidden[:, :4], np.stack([expected[r, done[r] : done[r] + 4] for r in range(4)]))
+  np.testing.assert_array_equal(cache.length_R, done + 4 - start)
+
+
+def test_admit_replaces_one_prompt_and_leaves_the_other():
+  policy, params, _, _, features_MD = setting()
+  batch, _, prompt_lengths, expected = four_rows()
+  part = cut(batch, [0, 2], [0, 0], prompt_lengths, max(prompt_lengths))
+  _, prefix = jax.jit(policy.prefill)(params, *part[:3], features_MD, part[3])
+  cache = policy.init_cache(2, 2, max(prompt_lengths), 8)
+  cache = cache._replace(length_R=jnp.array([3, 4, 5, 6], jnp.int32))
+  first = cache_lib.Prefix(jax.tree.map(lambda x: x[:1], prefix.layers), prefix.length_B[:1])
+  cache = cache_lib.admit(cache, first, jnp.array([1]))  # prompt 0 moves into slot 1
+  np.testing.assert_array_equal(cache.length_R, [3, 4, 0, 0])
+  np.testing.assert_array_equal(cache.prefix.length_B, [1, prompt_lengths[0]])
+  at = prompt_lengths[0]
+  hidden_RD, cache = jax.jit(policy.decode)(
+    params,
+    cache,
+    batch[0][[0] * 4, at],
+    batch[1][[0] * 4, at],
+    np.array([False, False, True, True]),
+  )
+  close(hidden_RD[2:], expected[[0, 0], at])
+  np.testing.assert_array_equal(cache.length_R, [3, 4, 1, 1])
+
+
+def test_writes_behind_the_end_of_the_cache_are_dropped():
+  kv = cache_lib.KV(*(jnp.zeros((2, 1, 4, 1)) for _ in range(2)))
+  new = cache_lib.KV(*(jnp.ones((2, 1, 3, 1)) for _ in range(2)))
+  out = cache_lib.write(
+    kv, new, None, jnp.array([2, 0]), jnp.array([[True] * 3, [True, False, False]])
+  )
+  np.testing.assert_array_equal(out.k_RKSC[:, 0, :, 0], [[0, 0, 1, 1], [1, 0, 0, 0]])
+
+
+def test_features_do_not_depend_on_buckets_or_company():
+  policy, params, images, index, features_MD = setting()
+  roomy = VisionBuckets((64,), (8,), (128,))
+  batch, alone = plan_vision(images[2:], policy.cfg.vision.window_blocks, roomy)
+  close(jax.jit(policy.encode)(params, batch)[alone[0]], np.asarray(features_MD)[index[2]])
+
+
+def test_remat_and_scan_do_not_change_values_or_gradients():
+  policy, params, _, _, features_MD = setting()
+  batch, *_ = four_rows()
+  plain = make_policy(policy.cfg, jnp.float32, remat=False)
+
+  def loss(policy, params):
+    hidden = policy.hidden(params, *batch[:3], features_MD, batch[3])
+    return jnp.mean(jnp.where(batch[2][..., None], jnp.sin(hidden), 0.0))
+
+  one, gradient = jax.jit(jax.value_and_grad(functools.partial(loss, policy)))(params)
+  other, expected = jax.jit(jax.value_and_grad(functools.partial(loss, plain)))(params)
+  unrolled = jax.jit(functools.partial(loss, policy))(policy.unstack(params))
+  np.testing.assert_allclose([one, unrolled], [other, other], rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), gradient, expected)
+
+
+def test_logprobs_are_the_masked_tempered_softmax_whatever_the_chunk():
+  policy, params, *_ = setting()
+  rng = np.random.default_rng(0)
+  hidden = rng.standard_normal((2, 7, policy.cfg.decoder.width), np.float32)
+  target = rng.integers(0, 90, (2, 7)).astype(np.int32)
+  temperature = np.array([0.5, 1.3], np.float32)
+  forbidden = np.arange(96) >= 90
+  target[1, 3] = 92
+  logits = np.where(forbidden, -np.inf, np.asarray(policy.logits(params, hidden), np.float64))
+  logits /= temperature[:, None, None]
+  expected = np.take_along_axis(logits, target[..., None], -1)[..., 0]
+  expected -= np.log(np.exp(logits).sum(-1))
+  for chunk in (3, 256):
+    chunked = make_policy(policy.cfg, jnp.float32, logprob_chunk=chunk)
+    logp = jax.jit(chunked.logprobs)(params, hidden, target, temperature, forbidden)
+    np.testing.assert_allclose(logp, expected, rtol=1e-5, atol=1e-5)
+  assert logp[1, 3] == -np.inf
+
+
+def test_logprobs_never_hold_all_logits():
+  """The largest float32 value in the program and its gradient is one chunk of logits."""
+  policy, params, *_ = setting()
+  policy = make_policy(policy.cfg, jnp.float32, logprob_chunk=4)
+  shapes = (jnp.zeros((2, 64, 48)), jnp.zeros((2, 64), jnp.int32), jnp.ones(2), jnp.zeros(96, bool))
+  text = str(jax.make_jaxpr(jax.grad(lambda p: policy.logprobs(p, *shapes).sum()))(params))
+  assert "f32[2,4,96]" in text
+  assert "f32[2,64,96]" not in text
+  assert "f32[16,2,4,96]" not in text
+
+
+def test_bfloat16_runs_and_stays_close():
+  policy, params, _, _, features_MD = setting()
+  batch, *_, expected = four_rows()
+  half = make_policy(policy.cfg, jnp.bfloat16)
+  hidden = jax.jit(half.hidden)(params, *batch[:3], features_MD, batch[3])
+  assert hidden.dtype == jnp.bfloat16
+  error = np.abs(np.asarray(hidden, np.float32) - expected)[batch[2]]
+  assert error.mean() < 0.05 * np.abs(expected).mean()
+
+
+def test_init_gives_the_table_of_weights_and_depends_on_the_key():
+  for tied in (True, False):
+    policy = fixtures.small_policy(tied)
+    one, other = policy.init(jax.random.key(0)), policy.init(jax.random.key(1))
+    expected = jax.tree.map(jnp.shape, fixtures.small_params(policy.cfg))
+    assert jax.tree.map(jnp.shape, one) == expected
+    kernel = one["decoder"]["layers"]["attn"]["q"]["kernel"]
+    assert not np.array_equal(kernel, other["decoder"]["layers"]["attn"]["q"]["kernel"])
+    assert not np.array_equal(kernel[0], kernel[1])

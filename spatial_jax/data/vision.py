@@ -181,8 +181,9 @@ def geometric_buckets(smallest: int, largest: int) -> tuple[int, ...]:
   """Ascending sizes smallest * (1, 1.5, 2, 3, 4, 6, ...), the last one >= largest."""
   sizes, power = [smallest], smallest
   while sizes[-1] < largest:
-    sizes += [size for size in (power * 3 // 2, power * 2) if size > sizes[-1]]
-    power *= 2
+    middle, power = power * 3 // 2, power * 2
+    sizes += [middle] if sizes[-1] < middle else []
+    sizes += [power] if sizes[-1] < largest else []
   return tuple(sizes)
 
 

@@ -35,6 +35,21 @@ class CacheView(NamedTuple):
   slot_R: jax.Array | None
 
 
+class RMSNorm(nn.Module):
+  """x / sqrt(mean(x^2) + eps) in float32, rounded to the compute dtype, times scale."""
+
+  eps: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+    x = x.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+    scale = scale.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+    return x.astype(self.dtype) * scale
+
+
 class GatedMLP(nn.Module):
   """down(silu(gate(x)) * up(x))."""
 
@@ -115,8 +130,8 @@ class DecoderLayer(nn.Module):
   ) -> tuple[jax.Array, KV | None]:
     cfg = self.cfg
 
-    def norm(name: str) -> nn.RMSNorm:
-      return nn.RMSNorm(epsilon=cfg.norm_eps, dtype=self.dtype, name=name)
+    def norm(name: str) -> RMSNorm:
+      return RMSNorm(cfg.norm_eps, self.dtype, name=name)
 
     attended, kv = Attention(cfg, self.dtype, self.mesh, name="attn")(
       norm("attn_norm")(x_RTD), angles, valid_RT, view, layer

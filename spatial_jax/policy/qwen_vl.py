@@ -18,7 +18,7 @@ from spatial_jax.policy import cache as cache_lib
 from spatial_jax.policy import rope
 from spatial_jax.policy.cache import Cache, Prefix
 from spatial_jax.policy.config import QwenVLConfig
-from spatial_jax.policy.decoder import Angles, CacheView, DecoderLayer, scanned
+from spatial_jax.policy.decoder import Angles, CacheView, DecoderLayer, RMSNorm, scanned
 from spatial_jax.policy.vision import VisionTower
 from spatial_jax.types import Array, Params, VisionBatch
 
@@ -49,6 +49,7 @@ class Policy:
   def init(self, key: jax.Array) -> Params:
     """Random float32 parameters, layers stacked: kernels LeCun-normal, embeddings normal 0.02."""
     cfg = self.cfg.decoder
+    plain = dataclasses.replace(self, mesh=None)  # one token is too short for a kernel
     keys = jax.random.split(key, 4)
     angles = Angles(*rope.mrope_angles(jnp.zeros((1, 1, 3), jnp.int32), 1.0, cfg.rope_sections))
     x_RTD = jnp.zeros((1, 1, cfg.width), self.compute_dtype)
@@ -56,13 +57,13 @@ class Policy:
     table = nn.initializers.normal(0.02)
     decoder = {
       "embed": {"embedding": table(keys[0], (cfg.vocabulary, cfg.width), jnp.float32)},
-      "layers": self._stack(keep=False).init(keys[1], *arguments)["params"],
+      "layers": plain._stack(keep=False).init(keys[1], *arguments)["params"],
       "norm": {"scale": jnp.ones(cfg.width, jnp.float32)},
     }
     if not cfg.tied:
       head = table(keys[2], (cfg.vocabulary, cfg.width), jnp.float32)
       decoder["head"] = {"embedding": head}
-    vision = self._tower().init(keys[3], self._smallest_batch())["params"]
+    vision = plain._tower().init(keys[3], self._smallest_batch())["params"]
     return {"decoder": decoder, "vision": vision}
 
   def unstack(self, params: Params) -> Params:
@@ -290,7 +291,7 @@ class Policy:
     return jnp.where(feature_RT[..., None] >= 0, seen_RTD.astype(self.compute_dtype), x_RTD)
 
   def _last_norm(self, params, x_RTD) -> jax.Array:
-    norm = nn.RMSNorm(epsilon=self.cfg.decoder.norm_eps, dtype=self.compute_dtype)
+    norm = RMSNorm(self.cfg.decoder.norm_eps, self.compute_dtype)
     return _apply(norm, params["decoder"]["norm"], x_RTD)
 
   def _smallest_batch(self) -> VisionBatch:

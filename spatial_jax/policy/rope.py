@@ -3,7 +3,7 @@
 Positions of prompts are computed on the host (NumPy), angles on the device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import jax
@@ -45,7 +45,7 @@ def mrope_positions(
     int32 [T, 3] and the position of the next text token.
 
   Raises:
-    ValueError: on the host, when pads and grids do not match.
+    ValueError: on the host, when pads, grids and second_per_grid do not match.
 
   Source: Qwen2.5-VL, arXiv:2502.13923; Qwen2_5_VLModel.get_rope_index of transformers.
   """
@@ -61,8 +61,7 @@ def mrope_positions(
       raise ValueError(f"image {number} of grid {grid_3} has no run of {t * h * w} pad tokens")
     parts.append(_text(position, start - cursor))
     position += start - cursor
-    step = cfg.tokens_per_second * np.float32(next(seconds)) if is_video[start] else np.float32(1)
-    parts.append(position + _box(t, h, w, step))
+    parts.append(position + _box(t, h, w, _time_step(is_video[start], seconds, cfg)))
     position = int(parts[-1].max()) + 1 if rule == "max" else position + max(h, w)
     cursor = end
   if is_pad[cursor:].any():
@@ -73,6 +72,16 @@ def mrope_positions(
   position_TA = np.concatenate(parts).astype(np.int32)
   # transformers generates behind the largest position, under either rule.
   return position_TA, int(position_TA.max(initial=-1)) + 1
+
+
+def _time_step(is_video: bool, seconds: Iterator[float], cfg: QwenVLConfig) -> np.float32:
+  """Rotary time from one temporal patch to the next."""
+  if not is_video:
+    return np.float32(1)
+  try:
+    return np.float32(cfg.tokens_per_second) * np.float32(next(seconds))
+  except StopIteration as error:
+    raise ValueError("second_per_grid has fewer entries than there are clips") from error
 
 
 def _text(start: int, length: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from spatial_jax.policy import attention, rope
 from spatial_jax.policy.config import QwenVLConfig, VisionConfig
-from spatial_jax.policy.decoder import GatedMLP, scanned
+from spatial_jax.policy.decoder import GatedMLP, RMSNorm, scanned
 from spatial_jax.types import VisionBatch
 
 
@@ -60,8 +60,8 @@ class VisionBlock(nn.Module):
   ) -> tuple[jax.Array, None]:
     cfg = self.cfg
 
-    def norm(name: str) -> nn.RMSNorm:
-      return nn.RMSNorm(epsilon=cfg.norm_eps, dtype=self.dtype, name=name)
+    def norm(name: str) -> RMSNorm:
+      return RMSNorm(cfg.norm_eps, self.dtype, name=name)
 
     qkv = nn.DenseGeneral((3, cfg.heads, cfg.width // cfg.heads), dtype=self.dtype, name="qkv")
     qkv_P3HC = qkv(norm("attn_norm")(x_PE))
@@ -100,7 +100,7 @@ class VisionTower(nn.Module):
     full_L = jnp.asarray([layer in cfg.full_layers for layer in range(cfg.layers)])
     blocks = scanned(VisionBlock, cfg.layers, (0, nn.broadcast), self.remat)
     x_PE, _ = blocks(cfg, self.dtype, self.mesh, name="blocks")(x_PE, full_L, geometry)
-    x_PE = nn.RMSNorm(epsilon=cfg.norm_eps, dtype=self.dtype, name="merger_norm")(x_PE)
+    x_PE = RMSNorm(cfg.norm_eps, self.dtype, name="merger_norm")(x_PE)
     merged = x_PE.reshape(-1, cfg.merge_size**2 * cfg.width)
     merged = nn.Dense(merged.shape[-1], dtype=self.dtype, name="merger_in")(merged)
     merged = nn.gelu(merged, approximate=False)

@@ -181,7 +181,7 @@ def load(
     params: Params = {}
     for entry in table:
       array = _assemble(entry, tensors, np.dtype(dtype), place(entry.path, entry.full_shape))
-      _insert(params, entry.path, array)
+      insert(params, entry.path, array)
     return params
 
 
@@ -189,7 +189,10 @@ def _open(directory: pathlib.Path, stack: contextlib.ExitStack) -> tuple[dict, l
   """Tensor name -> (file, its name there), and names that occur more than once."""
   tensors, names = {}, Counter()
   for path in _files(directory):
-    file = stack.enter_context(safetensors.safe_open(path, "np"))
+    try:
+      file = stack.enter_context(safetensors.safe_open(path, "np"))
+    except safetensors.SafetensorError as error:
+      raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
     for name in file.keys():  # noqa: SIM118  (not a dict)
       plain = name
       for alias, short in _ALIASES:
@@ -240,7 +243,7 @@ def _assemble(
   return jax.make_array_from_callback(entry.full_shape, sharding, shard)
 
 
-def _insert(params: Params, path: str, array: jax.Array) -> None:
+def insert(params: Params, path: str, array: jax.Array) -> None:
   *folders, leaf = path.split("/")
   for folder in folders:
     params = params.setdefault(folder, {})

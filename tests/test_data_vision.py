@@ -1,0 +1,152 @@
+"""Preprocessing equals the reference processor bit for bit; the planner loses and mixes nothing."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from spatial_jax.data import vision
+from spatial_jax.errors import DataError
+from tests import policy_fixtures as fixtures
+
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+QWEN = vision.PreprocessConfig(14, 2, 2, 56 * 56, 28 * 28 * 64, *CLIP)
+SMALL = fixtures.PREPROCESS
+BUCKETS = vision.VisionBuckets((1, 4, 16, 64, 256), (1, 4, 16, 32), (64, 256, 1024))
+
+
+@pytest.mark.parametrize("cfg", [QWEN, SMALL], ids=["qwen", "small"])
+@pytest.mark.parametrize(
+  "size", [(56, 56), (224, 224), (97, 131), (480, 640), (33, 700), (5, 9), (28, 84), (300, 2)]
+)
+def test_patches_equal_the_reference_processor_bit_for_bit(cfg, size):
+  picture = fixtures.picture(sum(size), *size)
+  processor = Qwen2VLImageProcessorPil(
+    size={"shortest_edge": cfg.min_pixels, "longest_edge": cfg.max_pixels},
+    patch_size=cfg.patch_size,
+    image_mean=list(cfg.mean),
+    image_std=list(cfg.std),
+  )
+  expected = processor(images=[picture], return_tensors="np")
+  ours = vision.patch_image(picture, cfg)
+  assert ours.patches_PX.dtype == np.float32
+  np.testing.assert_array_equal(ours.grid_3, expected["image_grid_thw"][0])
+  np.testing.assert_array_equal(ours.patches_PX, expected["pixel_values"])
+  assert ours.pixels.shape == (ours.grid_3[1] * cfg.patch_size, ours.grid_3[2] * cfg.patch_size, 3)
+  assert len(ours.patches_PX) == 4 * ours.tokens
+
+
+def test_a_clip_is_its_frames_in_pairs_and_the_last_one_repeated():
+  frames = [fixtures.picture(i, 20, 28) for i in range(5)]
+  clip = vision.patch_frames(frames, SMALL)
+  assert clip.grid_3[0] == 3
+  patches = clip.patches_PX.reshape(3, -1, 3, 2, 16)  # time, patch, channel, frame, pixel
+  for i, frame in enumerate([*frames, frames[-1]]):
+    alone = vision.patch_image(frame, SMALL).patches_PX.reshape(-1, 3, 2, 16)
+    np.testing.assert_array_equal(patches[i // 2, :, :, i % 2], alone[:, :, 0])
+
+
+def test_content_hash_tells_pixels_and_kind():
+  one, other = fixtures.picture(1, 24, 24), fixtures.picture(2, 24, 24)
+  hashes = [
+    vision.patch_image(one, SMALL).content_hash,
+    vision.patch_image(other, SMALL).content_hash,
+    vision.patch_frames([one, other], SMALL).content_hash,
+    vision.patch_frames([one] * 4, SMALL).content_hash,
+  ]
+  assert len(set(hashes)) == 4
+  assert vision.patch_image(one.copy(), SMALL).content_hash == hashes[0]
+
+
+@pytest.mark.parametrize(
+  ("picture", "message"),
+  [
+    (np.zeros((4, 804, 3), np.uint8), "4 x 804 .* aspect ratio"),
+    (np.zeros((0, 10, 3), np.uint8), "0 x 10 .* empty"),
+    (np.zeros((10, 10), np.uint8), "uint8"),
+    (np.zeros((10, 10, 4), np.uint8), "uint8"),
+    (np.zeros((10, 10, 3), np.float32), "float32"),
+  ],
+)
+def test_unusable_pictures_are_named(picture, message):
+  with pytest.raises(DataError, match=message):
+    vision.patch_image(picture, SMALL)
+
+
+def test_clips_of_no_or_unequal_frames_are_named():
+  with pytest.raises(DataError, match="one size"):
+    vision.patch_frames([fixtures.picture(0, 8, 8), fixtures.picture(0, 8, 16)], SMALL)
+  with pytest.raises(DataError, match="frame"):
+    vision.patch_frames([], SMALL)
+
+
+# --- planner -----------------------------------------------------------------------------------
+
+
+def grid_image(grid):
+  """An image whose patches say which patch they are."""
+  patches = int(np.prod(grid))
+  values = np.arange(patches, dtype=np.float32)[:, None] + 1000 * np.float32(grid[2])
+  return vision.PatchedImage("", values, grid, np.zeros((1, 1, 3), np.uint8))
+
+
+grids = st.lists(
+  st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=5
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(grids, st.integers(1, 4))
+def test_every_patch_has_one_place_in_its_window_and_frame(blocks, window_blocks):
+  images = [grid_image((t, 2 * h, 2 * w)) for t, h, w in blocks]
+  batch, token_of = vision.plan_vision(images, window_blocks, BUCKETS)
+  window = 4 * window_blocks**2
+  total = sum(len(image.patches_PX) for image in images)
+  assert batch.valid_P.sum() == total
+  assert len(np.unique(np.concatenate(token_of))) == total // 4
+  frame = 0
+  for image, tokens in zip(images, token_of, strict=True):
+    t, h, w = image.grid_3
+    index_P = (tokens[:, None] * 4 + np.arange(4)).reshape(-1)
+    np.testing.assert_array_equal(batch.patches_PX[index_P], image.patches_PX)
+    # Same window exactly when same frame and same cell of the window lattice.
+    row, column = batch.position_P2[index_P].T
+    time = np.repeat(np.arange(t), h * w)
+    side = 2 * window_blocks
+    cell = (time * 100 + row // side) * 100 + column // side
+    assert len({*zip(cell.tolist(), (index_P // window).tolist(), strict=True)}) == len(set(cell))
+    assert len(set((index_P // window).tolist())) == len(set(cell.tolist()))
+    # Frames hold their patches in order, and every patch finds its way back.
+    for i in range(t):
+      mine = index_P[i * h * w : (i + 1) * h * w]
+      np.testing.assert_array_equal(batch.frame_NS[frame + i, : h * w], mine)
+      assert (batch.frame_NS[frame + i, h * w :] == len(batch.valid_P)).all()
+    np.testing.assert_array_equal(batch.frame_NS.reshape(-1)[batch.slot_P[index_P]], index_P)
+    frame += t
+  assert (batch.frame_NS[frame:] == len(batch.valid_P)).all()
+
+
+def test_positions_are_rows_and_columns_of_the_frame():
+  image = fixtures.image(0, 16, 24)  # 4 x 6 patches
+  batch, (tokens,) = vision.plan_vision([image], 2, BUCKETS)
+  position = batch.position_P2.reshape(-1, 4, 2)[tokens]
+  np.testing.assert_array_equal(position[1], [[0, 2], [0, 3], [1, 2], [1, 3]])
+  np.testing.assert_array_equal(position[3], [[2, 0], [2, 1], [3, 0], [3, 1]])
+
+
+def test_batches_take_the_first_bucket_that_fits():
+  images = [fixtures.image(0, 16, 24), fixtures.image(1, 8, 8)]
+  batch, _ = vision.plan_vision(images, 2, BUCKETS)
+  assert batch.valid_P.shape == (4 * 16,)
+  assert batch.frame_NS.shape == (4, 64)
+  with pytest.raises(DataError, match="attention windows exceed the largest bucket 2"):
+    vision.plan_vision(images, 2, vision.VisionBuckets((2,), (4,), (64,)))
+  with pytest.raises(DataError, match="no images"):
+    vision.plan_vision([], 2, BUCKETS)
+
+
+def test_geometric_buckets_ascend_by_halves_of_powers_of_two():
+  assert vision.geometric_buckets(64, 300) == (64, 96, 128, 192, 256, 384)
+  assert vision.geometric_buckets(1, 5) == (1, 2, 3, 4, 6)
+  assert vision.geometric_buckets(8, 8) == (8,)
