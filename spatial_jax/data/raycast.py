@@ -261,7 +261,10 @@ def hit_room(room, position_3, dx, dy, dz):
     along_x, along_y = room.along_Z2[wall, 0], room.along_Z2[wall, 1]
     facing = along_x * dy - along_y * dx  # inward normal (-along_y, along_x)
     if facing < 0.0:
-      from_x, from_y = position_3[0] - room.start_Z2[wall, 0], position_3[1] - room.start_Z2[wall, 1]
+      from_x, from_y = (
+        position_3[0] - room.start_Z2[wall, 0],
+        position_3[1] - room.start_Z2[wall, 1],
+      )
       t = (along_y * from_x - along_x * from_y) / facing
       if 0.0 < t < best:
         place = (from_x + t * dx) * along_x + (from_y + t * dy) * along_y

@@ -56,10 +56,10 @@ def render(scene: Scene, camera: Camera, shadows: bool = True) -> View:
     lit = shading.shadow(primitives, room, pinhole, light, depth, surface)
   else:
     lit = np.ones(depth.shape, np.float32)
-  image = shading.shade(
-    primitives, room, pinhole, light, style, basis_Z43, depth, surface, lit
-  )
-  owner = np.append(primitives.object_Z, -1)  # the room's surfaces are negative: clipped to the last
+  image = shading.shade(primitives, room, pinhole, light, style, basis_Z43, depth, surface, lit)
+  owner = np.append(
+    primitives.object_Z, -1
+  )  # the room's surfaces are negative: clipped to the last
   instance = owner[np.where(surface >= 0, surface, -1)]
   instance[surface == raycast.NOTHING] = -2
   return View(camera, image, depth.astype(np.float32), instance)
@@ -100,7 +100,9 @@ def pack_camera(camera: Camera, scale: float = 1.0) -> raycast.Pinhole:
   width_px, height_px = round(camera.width_px * scale), round(camera.height_px * scale)
   pixel = 1.0 / focal_px(camera)
   right_3, down_3, forward_3 = np.asarray(camera.rotation_33, np.float64)
-  corner_3 = forward_3 - right_3 * (pixel * (width_px - 1) / 2) - down_3 * (pixel * (height_px - 1) / 2)
+  corner_3 = (
+    forward_3 - right_3 * (pixel * (width_px - 1) / 2) - down_3 * (pixel * (height_px - 1) / 2)
+  )
   position_3 = np.asarray(camera.position_3, np.float64)
   return raycast.Pinhole(position_3, right_3 * pixel, down_3 * pixel, corner_3, width_px, height_px)
 
@@ -131,7 +133,9 @@ def _lamp(scene: Scene) -> raycast.Light:
   """Above the middle of the room and above its highest object, a little off to one side."""
   low_2, high_2 = scene.polygon_Z2.min(axis=0), scene.polygon_Z2.max(axis=0)
   x, y = low_2 + (high_2 - low_2) * np.array([0.42, 0.58])
-  tops = [float(o.centre_3[2] + (np.abs(o.axes_33[:, 2]) * o.size_3).sum() / 2) for o in scene.objects]
+  tops = [
+    float(o.centre_3[2] + (np.abs(o.axes_33[:, 2]) * o.size_3).sum() / 2) for o in scene.objects
+  ]
   z = max([float(scene.height_m), *tops]) + _LAMP_ABOVE_CEILING_M
   return raycast.Light(np.array([x, y, z]), _LAMP_HALF_M)
 

@@ -55,12 +55,9 @@ class Style(NamedTuple):
 def _point(camera, t, x, y):
   """World point at depth t behind pixel (x, y)."""
   return (
-    camera.position_3[0]
-    + t * (camera.forward_3[0] + x * camera.right_3[0] + y * camera.down_3[0]),
-    camera.position_3[1]
-    + t * (camera.forward_3[1] + x * camera.right_3[1] + y * camera.down_3[1]),
-    camera.position_3[2]
-    + t * (camera.forward_3[2] + x * camera.right_3[2] + y * camera.down_3[2]),
+    camera.position_3[0] + t * (camera.forward_3[0] + x * camera.right_3[0] + y * camera.down_3[0]),
+    camera.position_3[1] + t * (camera.forward_3[1] + x * camera.right_3[1] + y * camera.down_3[1]),
+    camera.position_3[2] + t * (camera.forward_3[2] + x * camera.right_3[2] + y * camera.down_3[2]),
   )
 
 
@@ -180,7 +177,9 @@ def shadow(primitives, room, camera, light, depth, surface):
 @njit(cache=True, nogil=True, error_model="numpy")
 def _hash(a, b):
   """A float in [0, 1) from two small integers, the same everywhere."""
-  h = np.uint32(a + _FAR_AWAY) * np.uint32(0x9E3779B1) ^ np.uint32(b + _FAR_AWAY) * np.uint32(0x85EBCA77)
+  h = np.uint32(a + _FAR_AWAY) * np.uint32(0x9E3779B1) ^ np.uint32(b + _FAR_AWAY) * np.uint32(
+    0x85EBCA77
+  )
   h = (h ^ (h >> np.uint32(15))) * np.uint32(0x2C1B3C6D)
   h = np.uint32(h ^ (h >> np.uint32(12)))
   return (h & np.uint32(0xFFFF)) / 65536.0
@@ -195,7 +194,9 @@ def _floor_tone(style, x, y, footprint_m):
   in_row = y - row * style.tile_m[1]
   in_column = x - (column - shift) * style.tile_m[0]
   edge = min(in_row, style.tile_m[1] - in_row, in_column, style.tile_m[0] - in_column)
-  joint = min(max((0.005 + 0.5 * footprint_m - edge) / footprint_m, 0.0), min(1.0, 0.01 / footprint_m))
+  joint = min(
+    max((0.005 + 0.5 * footprint_m - edge) / footprint_m, 0.0), min(1.0, 0.01 / footprint_m)
+  )
   fade = min(1.0, style.tile_m[1] / footprint_m * 0.5)
   tone = 1.0 + style.contrast * fade * (_hash(row, column) - 0.5)
   return tone * (1.0 - joint * (1.0 - style.joint))
@@ -236,7 +237,9 @@ def _albedo(primitives, room, style, surface, x, y, z, footprint_m):
     place += (y - room.start_Z2[wall, 1]) * room.along_Z2[wall, 1]
     tone = 1.0 if math.floor(place / 0.3) % 2 == 0 else 0.965
     colour_3 = style.wall_3
-    ambient = _corner_shade(room, x, y, z, 0.35) * _ground_shade(z) * _ground_shade(room.height_m - z)
+    ambient = (
+      _corner_shade(room, x, y, z, 0.35) * _ground_shade(z) * _ground_shade(room.height_m - z)
+    )
     if z < _SKIRTING_M:
       tone, colour_3 = 1.0, style.skirting_3
   else:
@@ -321,9 +324,7 @@ def shade(primitives, room, camera, light, style, basis_Z43, depth, surface, lit
         r, g, b = 0.0, 0.0, 0.0
         for corner in range(4):
           sx, sy = x - 0.25 + 0.5 * (corner & 1), y - 0.25 + 0.5 * (corner >> 1)
-          t, seen, share = _sample(
-            primitives, room, camera, basis_Z43, surface, lit, x, y, sx, sy
-          )
+          t, seen, share = _sample(primitives, room, camera, basis_Z43, surface, lit, x, y, sx, sy)
           cr, cg, cb = _colour(primitives, room, camera, light, style, seen, t, share, sx, sy)
           r, g, b = r + 0.25 * cr, g + 0.25 * cg, b + 0.25 * cb
       image[y, x, 0] = int(255.0 * math.sqrt(min(r, 1.0)) + 0.5)

@@ -1,0 +1,188 @@
+"""A walk through a room: eyes at standing height over free floor, turning to what was not seen yet."""
+
+import math
+
+import numpy as np
+
+from spatial_jax.data.scenes import Camera, Scene
+
+_CELL_M = 0.2  # grid of places to stand
+_CLEARANCES_M = (0.45, 0.25, 0.1)  # from objects and walls; a crowded room falls back to the next
+_BODY_M = (0.3, 0.9)  # heights that must be free besides the eyes: a rug is no obstacle
+_EYE_M = (1.3, 1.7)
+_DOWN_DEG = (12.0, 20.0)
+_HEADINGS_DEG = np.arange(0.0, 360.0, 15.0)
+_TURN_DEG = 75.0  # the most a walker turns between two frames
+_SIGHT_M = (0.9, 6.0)  # objects nearer or farther do not count as well seen
+_CORE = 0.4  # half the field of view, without its rim
+_PLACES = 24  # starting places that are compared
+_GOALS = 6  # places to go to that are compared
+
+
+def walk(
+  scene: Scene,
+  rng: np.random.Generator,
+  frames: int,
+  width_px: int,
+  height_px: int,
+  field_of_view_deg: float,
+) -> tuple[Camera, ...]:
+  """Cameras along a path over free floor; with one frame, a picture that shows many objects.
+
+  The walk begins where most objects are in sight, goes to a far place that can be reached, and turns at
+  every frame to the heading with the most objects that were not seen yet.
+
+  Args:
+    scene: room and objects; `scene.cameras` is not read.
+    rng: the only source of chance.
+    frames: how many cameras, >= 1.
+    width_px, height_px: of the pictures.
+    field_of_view_deg: horizontal.
+
+  Returns:
+    `frames` cameras in order of time, none inside an object, 1.3 to 1.7 m above the floor.
+
+  Raises:
+    ValueError: on the host, when no place in the room is free.
+  """
+  eye_m = round(_EYE_M[0] + (_EYE_M[1] - _EYE_M[0]) * rng.random(), 3)
+  down_deg = _DOWN_DEG[0] + (_DOWN_DEG[1] - _DOWN_DEG[0]) * rng.random()
+  low_2 = np.round(scene.polygon_Z2.min(axis=0) + _CELL_M * rng.random(2), 3)
+  free = _free_floor(scene, low_2, eye_m)
+  unseen_Z = np.ones(len(scene.objects), bool)
+  core_deg = _CORE * field_of_view_deg
+  cells = np.argwhere(free)
+  starts = cells[(rng.random(_PLACES) * len(cells)).astype(int)]
+  scores = [
+    _headings(scene, low_2 + cell * _CELL_M, unseen_Z, core_deg)[0].max() for cell in starts
+  ]
+  path = _path(free, starts[int(np.argmax(scores))], rng)
+  cameras: list[Camera] = []
+  heading_deg = None
+  for frame in range(frames):
+    cell = path[round(frame * (len(path) - 1) / max(frames - 1, 1))]
+    place_2 = low_2 + np.array(cell) * _CELL_M
+    score, seen = _headings(scene, place_2, unseen_Z, core_deg)
+    if heading_deg is not None:
+      score = np.where(np.abs(_wrap(_HEADINGS_DEG - heading_deg)) <= _TURN_DEG, score, -np.inf)
+    choice = int(np.argmax(score))
+    heading_deg = float(_HEADINGS_DEG[choice])
+    unseen_Z &= ~seen[choice]
+    position_3 = np.array([place_2[0], place_2[1], eye_m])
+    cameras.append(look(position_3, heading_deg, down_deg, field_of_view_deg, width_px, height_px))
+  return tuple(cameras)
+
+
+def look(
+  position_3: np.ndarray,
+  heading_deg: float,
+  down_deg: float,
+  field_of_view_deg: float,
+  width_px: int,
+  height_px: int,
+) -> Camera:
+  """An upright camera: heading counter-clockwise from the x axis, tilted down by `down_deg`."""
+  turn, tilt = math.radians(heading_deg), math.radians(down_deg)
+  ahead_3 = np.array([math.cos(turn), math.sin(turn), 0.0])
+  right_3 = np.array([ahead_3[1], -ahead_3[0], 0.0])
+  up_3 = np.array([0.0, 0.0, 1.0])
+  forward_3 = ahead_3 * math.cos(tilt) - up_3 * math.sin(tilt)
+  down_3 = -ahead_3 * math.sin(tilt) - up_3 * math.cos(tilt)
+  rotation_33 = np.round(np.stack([right_3, down_3, forward_3]), 12)  # the same on every machine
+  return Camera(np.round(position_3, 6), rotation_33, field_of_view_deg, width_px, height_px)
+
+
+def inside_outline(polygon_Z2: np.ndarray, points_N2: np.ndarray) -> np.ndarray:
+  """Whether each point lies within the outline, bool [N] (even-odd rule)."""
+  x_N1, y_N1 = points_N2[:, :1], points_N2[:, 1:]
+  x, y = polygon_Z2.T
+  next_x, next_y = np.roll(polygon_Z2, -1, axis=0).T
+  straddles = (y > y_N1) != (next_y > y_N1)
+  with np.errstate(divide="ignore", invalid="ignore"):
+    crossing = x + (y_N1 - y) * (next_x - x) / (next_y - y)
+  return (straddles & (x_N1 < crossing)).sum(axis=1) % 2 == 1
+
+
+def _free_floor(scene: Scene, low_2: np.ndarray, eye_m: float) -> np.ndarray:
+  """bool [columns, rows]: cells of the floor where a walker has room."""
+  size = np.ceil((scene.polygon_Z2.max(axis=0) - low_2) / _CELL_M).astype(int)
+  points_N2 = low_2 + np.stack(np.indices(size), axis=-1).reshape(-1, 2) * _CELL_M
+  inside = inside_outline(scene.polygon_Z2, points_N2)
+  wall_m = _wall_distance(scene.polygon_Z2, points_N2)
+  object_m = np.full(len(points_N2), np.inf)
+  for height_m in (*_BODY_M, eye_m):
+    points_N3 = np.column_stack([points_N2, np.full(len(points_N2), height_m)])
+    for thing in scene.objects:
+      beyond = np.abs((points_N3 - thing.centre_3) @ thing.axes_33.T) - thing.size_3 / 2
+      object_m = np.minimum(object_m, np.sqrt((np.maximum(beyond, 0.0) ** 2).sum(axis=1)))
+  for clearance_m in _CLEARANCES_M:
+    free = inside & (wall_m >= clearance_m) & (object_m >= clearance_m)
+    if free.any():
+      return free.reshape(size)
+  raise ValueError(f"{scene.scene_id}: no free floor to stand on")
+
+
+def _wall_distance(polygon_Z2: np.ndarray, points_N2: np.ndarray) -> np.ndarray:
+  """Distance in metres of each point to the nearest wall."""
+  nearest = np.full(len(points_N2), np.inf)
+  for start, stop in zip(polygon_Z2, np.roll(polygon_Z2, -1, axis=0), strict=True):
+    along = stop - start
+    share = np.clip((points_N2 - start) @ along / (along @ along), 0.0, 1.0)
+    off = points_N2 - start - share[:, None] * along
+    nearest = np.minimum(nearest, np.sqrt((off**2).sum(axis=1)))
+  return nearest
+
+
+def _headings(
+  scene: Scene, place_2: np.ndarray, unseen_Z: np.ndarray, core_deg: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """How rewarding each heading is from a place, and which objects it shows, bool [headings, Z]."""
+  to_Z2 = np.array([thing.centre_3[:2] for thing in scene.objects]).reshape(-1, 2) - place_2
+  distance = np.sqrt((to_Z2**2).sum(axis=1))
+  sighted = (distance > _SIGHT_M[0]) & (distance < _SIGHT_M[1])
+  sighted &= _unblocked(scene.polygon_Z2, place_2, to_Z2)
+  bearing_deg = np.degrees(np.arctan2(to_Z2[:, 1], to_Z2[:, 0]))
+  seen = (np.abs(_wrap(bearing_deg - _HEADINGS_DEG[:, None])) < core_deg) & sighted
+  middle = scene.polygon_Z2.mean(axis=0) - place_2
+  inward_deg = np.degrees(np.arctan2(middle[1], middle[0]))
+  # Into the room rather than at the next wall where objects do not decide.
+  inward = 0.5 - np.abs(_wrap(_HEADINGS_DEG - inward_deg)) / 360
+  return np.round(seen @ np.where(unseen_Z, 1.0, 0.3) + inward, 6), seen
+
+
+def _unblocked(polygon_Z2: np.ndarray, place_2: np.ndarray, to_Z2: np.ndarray) -> np.ndarray:
+  """Whether the straight line from a place to each point crosses no wall, bool [Z]."""
+  clear = np.ones(len(to_Z2), bool)
+  for start, stop in zip(polygon_Z2, np.roll(polygon_Z2, -1, axis=0), strict=True):
+    first, last = start - place_2, stop - place_2
+    side = (to_Z2[:, 0] * first[1] - to_Z2[:, 1] * first[0]) * (
+      to_Z2[:, 0] * last[1] - to_Z2[:, 1] * last[0]
+    )
+    along = last - first
+    here = along[0] * -first[1] + along[1] * first[0]
+    there = along[0] * (to_Z2[:, 1] - first[1]) - along[1] * (to_Z2[:, 0] - first[0])
+    clear &= (side > 0) | (here * there > 0)
+  return clear
+
+
+def _path(free: np.ndarray, start: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
+  """Cells of a shortest path from `start` to the farthest of a few places that can be reached."""
+  first = (int(start[0]), int(start[1]))
+  parent: dict[tuple[int, int], tuple[int, int]] = {first: first}
+  order = [first]  # breadth first: in order of distance
+  for x, y in order:
+    for cell in ((x + 1, y), (x - 1, y), (x, y + 1), (x, y - 1)):
+      on_grid = 0 <= cell[0] < free.shape[0] and 0 <= cell[1] < free.shape[1]
+      if on_grid and free[cell] and cell not in parent:
+        parent[cell] = (x, y)
+        order.append(cell)
+  cell = order[int(rng.random(_GOALS).max() * len(order))]
+  path = [cell]
+  while path[-1] != first:
+    path.append(parent[path[-1]])
+  return path[::-1]
+
+
+def _wrap(angle_deg: np.ndarray) -> np.ndarray:
+  """The same angle in [-180, 180)."""
+  return (angle_deg + 180.0) % 360.0 - 180.0
