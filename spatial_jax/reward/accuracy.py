@@ -32,7 +32,8 @@ def mean_relative_accuracy(
     strict: compares with < instead of <=.
 
   Returns:
-    float32 in {0, .1, ..., 1}.
+    float32 in {0, .1, ..., 1}. An error that lies exactly on a tolerance may fall to the other side
+    of it than in float64: of the pairs of whole numbers up to 60, 0.8 % differ by one step of .1.
 
   Source: VSI-Bench (arXiv:2412.14171) has <=; the training reward of ViLaSR (arXiv:2506.09965,
   Eq. 3) has <. The benchmark divides by the truth, not by its magnitude: see `evaluate.scoring`.

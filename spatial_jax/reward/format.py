@@ -12,7 +12,7 @@ import re
 
 from spatial_jax.types import Trajectory, Turn
 
-_TURN = re.compile(r"\s*<think>.*?</think>\s*Action:", re.DOTALL)
+_TURN = re.compile(r"<think>.*?</think>\s*Action:", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 

@@ -23,10 +23,11 @@ MAX_CHARS = 100  # a longer answer is prose, and bounds the work of the patterns
 
 COUNT = "count"  # the expected unit of "how many": none may be stated
 
-_WORDS: list[str] = (
-  "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-  "fifteen sixteen seventeen eighteen nineteen twenty"
-).split()  # noqa: SIM905
+_WORDS = [
+  "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+  "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+  "nineteen", "twenty",
+]  # fmt: skip
 
 _METRES = {"km": 1e3, "m": 1.0, "cm": 1e-2, "mm": 1e-3, "ft": 0.3048, "in": 0.0254}
 _LENGTH = (
@@ -51,7 +52,8 @@ _ASKED = re.compile(rf"\b(?:in|how many)\s+(?P<unit>{_UNIT})", re.ASCII)
 
 _OPTION = re.compile(r"\(?(?P<letter>[A-Za-z])(?:[.):]+\s*(?P<text>.*))?", re.DOTALL)
 _CHOICE_LEAD = re.compile(
-  r"(?:(?:(?:the|my|final|correct)\s+)*(?:answer|option|choice)\s*(?:is\b|:)?\s*)+", re.IGNORECASE
+  r"(?:(?:(?:the|my|final|correct)\s+)*(?:answer|option|choice)\s*(?:is\b)?\s*:?\s*)+",
+  re.IGNORECASE,
 )
 
 
@@ -231,5 +233,5 @@ def _descending(quantities: list[tuple[float, Unit | None]]) -> bool:
 
 def _words(text: str) -> str:
   """An option's text for comparison: lower case, without article, punctuation and extra blanks."""
-  words = re.sub(r"[^\w\s-]", " ", text.lower()).split()
-  return " ".join(words[1:] if words and words[0] in ("a", "an", "the") and words[1:] else words)
+  text = re.sub(r"^(?:a|an|the)\s+", "", text.strip().lower())
+  return " ".join(re.sub(r"[^\w\s-]", " ", text).split())
