@@ -87,4 +87,4 @@ def plan_images(
   """The vision batch of all distinct images, and the feature indices of each by content hash."""
   distinct = {image.content_hash: image for images in images_by_row for image in images}
   vision, plan = plan_vision(list(distinct.values()), cfg.window_blocks, cfg.vision)
-  return vision, dict(zip(distinct, plan.token_of, strict=True))
+  return vision, dict(zip(distinct, plan, strict=True))

@@ -209,7 +209,7 @@ def _encode(
   blocks = engine.conversation.policy.vision.window_blocks
   vision, plan = plan_vision(list(distinct.values()), blocks, engine.cfg.vision)
   features_MD = engine.programs.encode(params, vision)
-  return features_MD, dict(zip(distinct, plan.token_of, strict=True))
+  return features_MD, dict(zip(distinct, plan, strict=True))
 
 
 def _sample_turn(

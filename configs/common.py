@@ -1,0 +1,181 @@
+"""Every default, with its unit and the reason; the other configs state only what differs.
+
+Shapes are those of the embedded policy: 168-pixel pictures, 14-pixel patches, 36 tokens per picture.
+"""
+
+from ml_collections import ConfigDict
+
+CELL_PX = 28  # side of a merged token: 2 patches of 14
+
+
+def get_config() -> ConfigDict:
+  """The defaults of all stages."""
+  cfg = ConfigDict()
+  cfg.seed = 0
+  cfg.steps = 100  # updates of this run
+  cfg.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all devices that are left
+  cfg.source = source()
+  cfg.conversation = conversation()
+  cfg.rollout = rollout()
+  cfg.drawing = drawing()
+  return cfg
+
+
+def source() -> ConfigDict:
+  """Procedural rooms of 3 to 9 objects, seen once."""
+  return ConfigDict(
+    {
+      "kind": "procedural",  # or "rooms", "photos"
+      "path": "",  # of the data, where it is not procedural
+      "rooms": {
+        "objects": (3, 9),
+        "side_m": (3.0, 6.0),
+        "l_shape_share": 0.25,
+        "repeat_share": 0.3,
+      },
+      "look": {
+        "width_px": 168,
+        "height_px": 168,
+        "field_of_view_deg": 75.0,  # a phone held wide
+        "frame_counts": (1,),
+      },
+      "questions": {
+        "types": (
+          "object_counting",
+          "object_abs_distance",
+          "object_size_estimation",
+          "object_rel_distance",
+          "object_rel_direction_easy",
+          "object_rel_direction_medium",
+          "object_rel_direction_hard",
+          "camera_distance",
+        ),
+        "max_per_type": 4,
+        "min_pixels": 60,  # of 168 x 168: 8 x 8 is the least a 28-pixel cell can tell
+        "min_fraction": 0.5,
+        "scope": "views",  # a picture of a procedural room need not show all of it
+        "seconds_per_view": 2.0,
+        "prefix": "",
+      },
+      "per_scene": 2,  # tasks of one room in a batch: pictures cost, variety pays
+    }
+  )
+
+
+def conversation() -> ConfigDict:
+  """The words around questions and drawings: ViLaSR's grammar in few tokens, and preprocessing."""
+  return ConfigDict(
+    {
+      "text": {
+        "system": "",
+        "image_line": "image {index} ({width} x {height})\n",
+        "question": "{question}\nThink, draw if it helps, then answer:",
+        "number_suffix": "\nAnswer with a number.",
+        "choice_suffix": "\nAnswer with the option's letter.",
+        "observation": "image {index} ({width} x {height})\n",
+        "more": "Draw again or answer:",
+        "final": "Now answer:",
+      },
+      "preprocess": {
+        "patch_size": 14,
+        "merge_size": 2,
+        "temporal_size": 2,
+        "min_pixels": 56 * 56,
+        "max_pixels": 168 * 168,
+        "mean": (0.48145466, 0.4578275, 0.40821073),  # of CLIP, as in Qwen2.5-VL
+        "std": (0.26862954, 0.26130258, 0.27577711),
+      },
+    }
+  )
+
+
+def drawing() -> ConfigDict:
+  """How drawings look and who makes them."""
+  return ConfigDict(
+    {
+      "style": {"line_px": 2, "dot_px": 3, "font_px": 10, "label_offset_px": (3, 1)},  # 168 pixels
+      "executor": {"workers": 1, "timeout_s": 20.0, "memory_mib": 1024},
+    }
+  )
+
+
+def rollout() -> ConfigDict:
+  """Rollouts of a step; most tokens of a demonstrated turn are 70."""
+  return ConfigDict(
+    {
+      "prompts": 12,
+      "group": 8,
+      "temperature": 1.0,
+      "top_p": 1.0,  # the whole distribution: truncated samples are off-policy
+      "turn_tokens": 96,
+      "chunk": 16,
+      "stop": {"turns": 2, "images": 8, "tokens": 288},
+      "limits": {
+        "blocks": 4,
+        "block_chars": 2000,
+        "depth": 8,
+        "operations": 8,
+        "label_chars": 40,
+        "digits": 6,
+      },
+      "prompt_buckets": (128, 160, 192, 256, 320, 512),
+      "observation_buckets": (64, 128, 256),
+      "vision": {
+        # One 168-pixel picture is 4 windows of 3 x 3 tokens, one frame of 144 patches.
+        "windows": tuple(4 * n for n in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)),
+        "frames": (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256),
+        "patches": (144,),
+      },
+    }
+  )
+
+
+def policy() -> ConfigDict:
+  """The embedded policy's shape: about 3 M parameters; the vocabulary's ids come with its tokenizer."""
+  return ConfigDict(
+    {
+      "vision": {
+        "layers": 4,
+        "width": 128,
+        "heads": 4,
+        "mlp_width": 352,
+        "patch_size": 14,
+        "merge_size": 2,
+        "temporal_size": 2,
+        "window_px": 84,  # 3 x 3 merged tokens: 168-pixel pictures divide into 4 windows
+        "full_layers": (1, 3),
+        "norm_eps": 1e-6,
+      },
+      "decoder": {
+        "layers": 4,
+        "width": 192,
+        "heads": 6,
+        "kv_heads": 2,
+        "head_dim": 32,
+        "mlp_width": 512,
+        "vocabulary": 1024,
+        "rope_theta": 10000.0,
+        "rope_sections": (4, 6, 6),
+        "norm_eps": 1e-6,
+        "tied": True,
+      },
+    }
+  )
+
+
+def optimizer(learning_rate: float, steps: int) -> ConfigDict:
+  """AdamW; a late linear decay, so that a run can be prolonged by resuming before it."""
+  return ConfigDict(
+    {
+      "learning_rate": learning_rate,
+      "schedule": "constant",
+      "warmup_steps": min(20, steps // 5),
+      "total_steps": steps,
+      "decay_steps": 0,
+      "b1": 0.9,
+      "b2": 0.95,
+      "eps": 1e-8,
+      "weight_decay": 0.01,
+      "max_grad_norm": 1.0,
+    }
+  )

@@ -1,0 +1,145 @@
+"""Where tasks come from: a pure function of (seed, index), so that resuming is knowing the step.
+
+    scene number ──► Scene ──► walk, render ──► ask ──► Tasks        (procedural rooms, real rooms)
+    photographs  ─────────────────────────────────────► Tasks
+"""
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from spatial_jax.data.cameras import walk
+from spatial_jax.data.procedural import ProceduralConfig, procedural_scene
+from spatial_jax.data.questions import QuestionConfig, ask
+from spatial_jax.data.render import render
+from spatial_jax.data.scenes import Scene, View
+from spatial_jax.types import Task
+
+Item = TypeVar("Item")
+
+# Procedural rooms from here on are never trained on, by any recipe of this repository.
+HELD_OUT_SEED = 1_000_000_000
+_TRIES = 32  # scenes in a row that may give no question before the configuration is called impossible
+
+
+@dataclasses.dataclass(frozen=True)
+class LookConfig:
+  """How a room is looked at.
+
+  Attributes:
+    width_px, height_px: of the pictures.
+    field_of_view_deg: horizontal.
+    frame_counts: how many pictures of a room, one of these at random.
+  """
+
+  width_px: int
+  height_px: int
+  field_of_view_deg: float
+  frame_counts: tuple[int, ...]
+
+
+TasksOf = Callable[[int], list[Task]]  # scene number -> all questions about it
+
+
+def procedural_tasks(
+  rooms: ProceduralConfig, look: LookConfig, questions: QuestionConfig
+) -> TasksOf:
+  """Scene number -> tasks of that procedural room; numbers from HELD_OUT_SEED on are for evaluation."""
+  return lambda number: scene_tasks(procedural_scene(number, rooms), number, look, questions)
+
+
+def scene_tasks(
+  scene: Scene, number: int, look: LookConfig, questions: QuestionConfig
+) -> list[Task]:
+  """Walks through the room, renders it and asks."""
+  return ask(scene, views_of(scene, number, look), _generator(number, 1), questions)
+
+
+def views_of(scene: Scene, number: int, look: LookConfig) -> list[View]:
+  """The pictures of one walk."""
+  rng = _generator(number, 0)
+  frames = int(rng.choice(look.frame_counts))
+  size = (look.width_px, look.height_px)
+  return [render(scene, camera) for camera in walk(scene, rng, frames, *size, look.field_of_view_deg)]
+
+
+def room_tasks(
+  scenes: Sequence[Scene], look: LookConfig, questions: QuestionConfig
+) -> TasksOf:
+  """Scene number -> tasks of a real room, another walk each time round."""
+  return lambda number: scene_tasks(scenes[number % len(scenes)], number, look, questions)
+
+
+def batch(
+  tasks_of: TasksOf, first_scene: int, seed: int, step: int, count: int, per_scene: int
+) -> list[Task]:
+  """The tasks of one step: question types are drawn evenly, at most `per_scene` from one room.
+
+  Args:
+    tasks_of: scene number -> tasks.
+    first_scene: number the run's scenes count from.
+    seed, step: with the other arguments they fix the result.
+    count: tasks.
+    per_scene: most tasks of one room.
+
+  Raises:
+    ValueError: on the host, when the rooms give no questions.
+  """
+  rng = np.random.default_rng((seed, step))
+  number = first_scene + int(rng.integers(2**40)) % (HELD_OUT_SEED // 2)
+  chosen: list[Task] = []
+  barren = 0
+  while len(chosen) < count:
+    tasks = pick(tasks_of(number), min(per_scene, count - len(chosen)), rng)
+    barren = 0 if tasks else barren + 1
+    if barren == _TRIES:
+      raise ValueError(f"{_TRIES} rooms in a row gave no question; loosen config.questions")
+    chosen += tasks
+    number += 1
+  return chosen
+
+
+def pick(tasks: Sequence[Task], count: int, rng: np.random.Generator) -> list[Task]:
+  """Up to `count` of the tasks, question types drawn evenly however many questions each has."""
+  by_type: dict[str, list[Task]] = {}
+  for task in tasks:
+    by_type.setdefault(task.question_type, []).append(task)
+  left = {name: list(rng.permutation(len(group))) for name, group in by_type.items()}
+  chosen: list[Task] = []
+  while left and len(chosen) < count:
+    names = list(left)
+    name = names[int(rng.integers(len(names)))]
+    chosen.append(by_type[name][left[name].pop()])
+    if not left[name]:
+      del left[name]
+  return chosen
+
+
+def held_out(tasks_of: TasksOf, first_scene: int, count: int, per_scene: int) -> list[Task]:
+  """The first `count` tasks of held-out rooms, always the same ones."""
+  chosen: list[Task] = []
+  number = first_scene
+  while len(chosen) < count:
+    tasks = pick(tasks_of(number), per_scene, np.random.default_rng(number))
+    chosen += tasks[: count - len(chosen)]
+    number += 1
+  return chosen
+
+
+def prefetch(make: Callable[[int], Item], first: int, depth: int) -> Iterator[Item]:
+  """make(first), make(first + 1), ...: the next `depth` are made in a thread while one is used."""
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    waiting = [pool.submit(make, first + i) for i in range(depth)]
+    following = first + depth
+    while True:
+      done = waiting.pop(0).result()
+      waiting.append(pool.submit(make, following))
+      following += 1
+      yield done
+
+
+def _generator(number: int, use: int) -> np.random.Generator:
+  return np.random.default_rng((number, use))
