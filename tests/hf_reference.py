@@ -45,7 +45,8 @@ def _inputs(case: fixtures.Case, row: fixtures.Row) -> dict:
 def reference(case: fixtures.Case, cfg: QwenVLConfig, hf) -> dict[str, np.ndarray]:
   """positions [T, 3], logits [T, V], greedy tokens and the margin of the first over the second.
 
-  Under rule "max" transformers >= 5.3 needs explicit positions, and greedy decoding runs without a cache.
+  Under rule "max" transformers >= 5.3 needs explicit positions; greedy decoding then runs without
+  a cache.
   """
   row = case.sequence(cfg)
   inputs = _inputs(case, row)

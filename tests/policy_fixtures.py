@@ -1,7 +1,7 @@
 """Small policies, inputs and parity cases that the policy tests and the golden script share.
 
-Weights and pixels come from an integer hash, so that they are the same bits everywhere and the golden
-files need to hold outputs only.
+Weights and pixels come from an integer hash, so that they are the same bits everywhere and the
+golden files need to hold outputs only.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ def small_config(tied: bool) -> QwenVLConfig:
 
 
 def small_params(cfg: QwenVLConfig) -> Params:
-  """The weights of the parity cases; the seeds keep near ties away from the first 28 greedy steps."""
+  """The weights of the parity cases; these seeds meet no near tie in 28 greedy steps."""
   return hashed_params(cfg, 1 if cfg.decoder.tied else 2)
 
 
@@ -82,8 +82,8 @@ def hashed(shape: Sequence[int], seed: int) -> np.ndarray:
 def hashed_params(cfg: QwenVLConfig, seed: int) -> Params:
   """Parameters of which every one matters: biases and scales are random too.
 
-  Kernels are uniform with deviation 1.5 / sqrt(inputs): logits then spread widely, and greedy decoding
-  rarely meets a near tie.
+  Kernels are uniform with deviation 1.5 / sqrt(inputs): logits then spread widely, and greedy
+  decoding rarely meets a near tie.
   """
   params: Params = {}
   for number, entry in enumerate(weights.name_table(cfg)):

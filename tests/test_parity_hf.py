@@ -1,4 +1,4 @@
-"""Live parity with transformers on random small checkpoints, and exported checkpoints that it loads."""
+"""Live parity with transformers on random small checkpoints written by `weights.save`."""
 
 import functools
 

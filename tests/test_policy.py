@@ -35,7 +35,7 @@ def four_rows():
   row 2   prompt 1 | 5 text | image 1 + 2 text | 4 text
   row 3   prompt 1 | 7 text |                    4 text
 
-  Returns the batch (ids, positions, valid, feature), row and prompt lengths, and hidden of the whole.
+  Returns the batch (ids, positions, valid, feature), row and prompt lengths, hidden of the whole.
   """
   policy, params, images, index, features_MD = setting()
   prompts = [[3, images[0], 6], [4, images[1], 2, images[2], 3]]

@@ -1,4 +1,4 @@
-"""The policy against what transformers computed (golden files; live comparison in test_parity_hf)."""
+"""The policy against what transformers computed (golden files; live: test_parity_hf)."""
 
 import pathlib
 
@@ -12,7 +12,7 @@ CASES = {case.name: case for case in fixtures.cases()}
 
 
 def assert_parity(case: fixtures.Case, reference) -> None:
-  """Positions equal, logits within 1e-4 of their deviation, greedy tokens equal up to a near tie."""
+  """Positions equal, logits within 1e-4 of their deviation, greedy tokens up to a near tie."""
   policy = fixtures.small_policy(case.tied)
   np.testing.assert_array_equal(case.sequence(policy.cfg).positions, reference["positions"])
   logits, greedy = fixtures.run_case(case, policy, fixtures.small_params(policy.cfg))

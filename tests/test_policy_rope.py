@@ -7,7 +7,7 @@ from spatial_jax.policy import rope
 from tests import policy_fixtures as fixtures
 
 CFG = fixtures.small_config(True)
-I, V = fixtures.IMAGE, fixtures.VIDEO
+IMG, VID = fixtures.IMAGE, fixtures.VIDEO
 
 
 def test_text_counts_on():
@@ -21,7 +21,7 @@ def test_text_counts_on():
 
 @pytest.mark.parametrize("rule", ["max", "hf5"])
 def test_an_image_spans_a_box(rule):
-  ids = np.array([1, 1] + [I] * 6 + [1])
+  ids = np.array([1, 1] + [IMG] * 6 + [1])
   positions, following = rope.mrope_positions(ids, [(1, 4, 6)], CFG, (), rule)
   np.testing.assert_array_equal(positions[:, 0], [0, 1, 2, 2, 2, 2, 2, 2, 5])
   np.testing.assert_array_equal(positions[:, 1], [0, 1, 2, 2, 2, 3, 3, 3, 5])
@@ -31,7 +31,7 @@ def test_an_image_spans_a_box(rule):
 
 def test_a_clip_moves_time_by_seconds_and_the_rules_differ_behind_it():
   """2 tokens per second x 1.4 s: steps of 2.8, floored in float32."""
-  ids = np.array([1] + [V] * 6 + [1, 1])
+  ids = np.array([1] + [VID] * 6 + [1, 1])
   grids = [(6, 2, 2)]
   by_max, following_max = rope.mrope_positions(ids, grids, CFG, (1.4,), "max")
   by_hf5, following_hf5 = rope.mrope_positions(ids, grids, CFG, (1.4,), "hf5")
@@ -44,13 +44,13 @@ def test_a_clip_moves_time_by_seconds_and_the_rules_differ_behind_it():
 
 def test_time_is_floored_in_float32():
   """In float64 the fifth step of 1.4 would be 6 instead of 7."""
-  ids = np.array([V] * 6)
+  ids = np.array([VID] * 6)
   positions, _ = rope.mrope_positions(ids, [(6, 2, 2)], CFG, (0.7,), "max")
   assert positions[5, 0] == 7
 
 
 def test_neighbouring_images_are_told_apart_by_their_grids():
-  ids = np.array([I] * 5)
+  ids = np.array([IMG] * 5)
   positions, _ = rope.mrope_positions(ids, [(1, 2, 2), (1, 4, 4)], CFG, (), "max")
   np.testing.assert_array_equal(positions[:, 1], [0, 1, 1, 2, 2])
 
@@ -58,10 +58,10 @@ def test_neighbouring_images_are_told_apart_by_their_grids():
 @pytest.mark.parametrize(
   ("ids", "grids", "message"),
   [
-    ([1, I, 1], [(1, 4, 4)], "image 0"),
-    ([1, I, I], [(1, 2, 2)], "behind the last"),
+    ([1, IMG, 1], [(1, 4, 4)], "image 0"),
+    ([1, IMG, IMG], [(1, 2, 2)], "behind the last"),
     ([1, 1], [(1, 2, 2)], "image 0"),
-    ([I, 1, I, I], [(1, 2, 2), (1, 2, 6)], "image 1"),
+    ([IMG, 1, IMG, IMG], [(1, 2, 2), (1, 2, 6)], "image 1"),
   ],
 )
 def test_pads_and_grids_that_do_not_match_are_named(ids, grids, message):
@@ -71,4 +71,4 @@ def test_pads_and_grids_that_do_not_match_are_named(ids, grids, message):
 
 def test_a_clip_without_seconds_is_named():
   with pytest.raises(ValueError, match="second_per_grid"):
-    rope.mrope_positions(np.array([V, V]), [(2, 2, 2)], CFG, (), "max")
+    rope.mrope_positions(np.array([VID, VID]), [(2, 2, 2)], CFG, (), "max")

@@ -49,29 +49,32 @@ def mrope_positions(
 
   Source: Qwen2.5-VL, arXiv:2502.13923; Qwen2_5_VLModel.get_rope_index of transformers.
   """
-  is_video = token_ids == cfg.video_pad_id
-  is_pad = is_video | (token_ids == cfg.image_pad_id)
   seconds = iter(second_per_grid)
   parts, cursor, position = [], 0, 0
+  is_pad = (token_ids == cfg.image_pad_id) | (token_ids == cfg.video_pad_id)
   for number, grid_3 in enumerate(grids):
     t, h, w = grid_3[0], grid_3[1] // cfg.vision.merge_size, grid_3[2] // cfg.vision.merge_size
-    start = cursor + int(np.argmax(is_pad[cursor:])) if is_pad[cursor:].any() else len(token_ids)
-    end = start + t * h * w
-    if end > len(token_ids) or not is_pad[start:end].all():
-      raise ValueError(f"image {number} of grid {grid_3} has no run of {t * h * w} pad tokens")
+    start = _run_of_pads(is_pad, cursor, t * h * w, f"image {number} of grid {grid_3}")
     parts.append(_text(position, start - cursor))
     position += start - cursor
-    parts.append(position + _box(t, h, w, _time_step(is_video[start], seconds, cfg)))
+    step = _time_step(token_ids[start] == cfg.video_pad_id, seconds, cfg)
+    parts.append(position + _box(t, h, w, step))
     position = int(parts[-1].max()) + 1 if rule == "max" else position + max(h, w)
-    cursor = end
+    cursor = start + t * h * w
   if is_pad[cursor:].any():
-    raise ValueError(
-      f"{int(is_pad[cursor:].sum())} pad tokens behind the last of {len(grids)} grids"
-    )
+    raise ValueError(f"{is_pad[cursor:].sum()} pad tokens behind the last of {len(grids)} grids")
   parts.append(_text(position, len(token_ids) - cursor))
   position_TA = np.concatenate(parts).astype(np.int32)
   # transformers generates behind the largest position, under either rule.
   return position_TA, int(position_TA.max(initial=-1)) + 1
+
+
+def _run_of_pads(is_pad: np.ndarray, cursor: int, length: int, name: str) -> int:
+  """Where the next pads start; there must be `length` of them."""
+  start = cursor + int(np.argmax(np.append(is_pad[cursor:], True)))
+  if start + length > len(is_pad) or not is_pad[start : start + length].all():
+    raise ValueError(f"{name} has no run of {length} pad tokens")
+  return start
 
 
 def _time_step(is_video: bool, seconds: Iterator[float], cfg: QwenVLConfig) -> np.float32:

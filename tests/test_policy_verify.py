@@ -1,0 +1,130 @@
+"""`verify.forward` in the processor's layout, `verify` live, and a run's checkpoint exported."""
+
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spatial_jax import checkpoint
+from spatial_jax.errors import CheckpointError
+from spatial_jax.policy import export, verify, weights
+from spatial_jax.types import TrainState
+from tests import policy_fixtures as fixtures
+from tests.test_policy_parity import GOLDEN
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+  path = tmp_path_factory.mktemp("checkpoint")
+  cfg = fixtures.small_config(True)
+  weights.save(fixtures.small_params(cfg), cfg, path)
+  return path
+
+
+@pytest.mark.parametrize("name", ["text", "two_images", "video_hf5", "video_max"])
+def test_forward_takes_what_the_processor_gives(directory, name):
+  case = next(case for case in fixtures.cases() if case.name == f"{name}_tied")
+  row = case.sequence(fixtures.small_config(True))
+  inputs = {}
+  if row.images:
+    patches = np.concatenate([image.patches_PX for image in row.images])
+    grids = np.array([image.grid_3 for image in row.images])
+    kind = ("pixel_values_videos", "video_grid_thw") if "video" in name else None
+    inputs = dict(zip(kind or ("pixel_values", "image_grid_thw"), (patches, grids), strict=True))
+    inputs |= {"second_per_grid_ts": case.second_per_grid} if kind else {}
+  out = verify.forward(directory, row.ids[None], **inputs, video_positions=case.rule)
+  with np.load(GOLDEN) as golden:
+    np.testing.assert_array_equal(out["positions"].T, golden[f"{case.name}/positions"])
+    np.testing.assert_allclose(out["logits"], golden[f"{case.name}/logits"], rtol=0, atol=4e-4)
+  tokens = sum(image.tokens for image in row.images)
+  assert out["image_features"].shape == (tokens, 48)
+  assert {value.dtype.name for value in out.values()} == {"float32", "int32"}
+
+
+def test_forward_mixes_images_and_clips_in_any_order(directory):
+  """A clip before an image: each takes from its own stream, features come images first."""
+  image = fixtures.image(1, 16, 16)
+  clip = fixtures.patch_frames([fixtures.picture(i, 16, 24) for i in range(4)], fixtures.PREPROCESS)
+  cfg = fixtures.small_config(True)
+  row = fixtures.sequence([2, clip, 3, image, 2], cfg, "hf5", (1.0,))
+  out = verify.forward(
+    directory,
+    row.ids,
+    image.patches_PX,
+    np.array([image.grid_3]),
+    clip.patches_PX,
+    np.array([clip.grid_3]),
+  )
+  np.testing.assert_array_equal(out["positions"].T, row.positions)
+  alone = verify.forward(
+    directory,
+    fixtures.sequence([image], cfg).ids,
+    image.patches_PX,
+    np.array([image.grid_3]),
+  )
+  np.testing.assert_allclose(
+    out["image_features"][: image.tokens], alone["image_features"], rtol=0, atol=1e-4
+  )
+
+
+def test_forward_names_what_does_not_fit(directory):
+  image = fixtures.image(1, 16, 16)
+  ids = fixtures.sequence([2, image], fixtures.small_config(True)).ids
+  with pytest.raises(ValueError, match="not given"):
+    verify.forward(directory, ids)
+  with pytest.raises(ValueError, match="patches"):
+    verify.forward(directory, ids, image.patches_PX[:-4], np.array([image.grid_3]))
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("default")
+def test_verify_compares_with_transformers(directory):
+  pytest.importorskip("torch", reason="live parity needs torch (extra bench)")
+  assert max(verify.verify(directory).values()) < verify.TOLERANCE
+
+
+def test_a_missing_checkpoint_is_one_line_and_exit_code_2(tmp_path):
+  command = [sys.executable, "-m", "spatial_jax.policy.verify", f"--checkpoint={tmp_path}"]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.returncode == 2
+  assert "config.json" in done.stderr.splitlines()[-1]
+
+
+# --- export ------------------------------------------------------------------------------------
+
+
+def saved_run(workdir: pathlib.Path, config: dict):
+  cfg = fixtures.small_config(False)
+  params = fixtures.small_params(cfg)
+  state = TrainState(params, {"momentum": jnp.zeros(3)}, jnp.int32(4))
+  with checkpoint.Saver(workdir, keep=1) as saver:
+    saver.save(state, checkpoint.Progress(4, 4, {}, None, config))
+  return cfg, params
+
+
+@pytest.mark.filterwarnings("default")
+def test_export_writes_the_runs_parameters(tmp_path, directory):
+  cfg, params = saved_run(tmp_path / "run", {"model": export.record(fixtures.small_config(False))})
+  (directory / "tokenizer.json").write_text("{}")
+  export.export(tmp_path / "run", tmp_path / "hf", directory)
+  assert (tmp_path / "hf" / "tokenizer.json").exists()
+  assert weights.read_config(tmp_path / "hf") == cfg
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  back = weights.load(tmp_path / "hf", cfg, np.dtype(np.float32), lambda path, shape: device)
+  jax.tree.map(np.testing.assert_array_equal, back, params)
+  with pytest.raises(CheckpointError, match="already holds"):
+    export.export(tmp_path / "run", tmp_path / "hf", None)
+
+
+@pytest.mark.filterwarnings("default")
+def test_export_needs_a_run_that_names_its_model(tmp_path):
+  with pytest.raises(CheckpointError, match="does not exist"):
+    export.export(tmp_path / "nothing", tmp_path / "hf", None)
+  saved_run(tmp_path / "run", {})
+  with pytest.raises(CheckpointError, match=r"config\.model"):
+    export.export(tmp_path / "run", tmp_path / "hf", None)
+  assert not (tmp_path / "hf").exists()
