@@ -132,7 +132,8 @@ def test_what_is_not_trained_does_not_reach_loss_or_gradient():
 
   clean = jax.value_and_grad(loss)(logp, old, ref)
   spoilt_logp = jnp.where(trained, logp, -jnp.inf)
-  spoilt = jax.value_and_grad(loss)(spoilt_logp, jnp.where(trained, old, 0.0), ref)
+  spoilt_ref = jnp.where(trained, ref, -jnp.inf)
+  spoilt = jax.value_and_grad(loss)(spoilt_logp, jnp.where(trained, old, 0.0), spoilt_ref)
   assert float(spoilt[0]) == float(clean[0])
   np.testing.assert_array_equal(spoilt[1], clean[1])
   assert float(sft_loss(spoilt_logp, trained, weight)) == float(sft_loss(logp, trained, weight))

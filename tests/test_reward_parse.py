@@ -1,6 +1,7 @@
 """The number and choice parsers, case by case, and on arbitrary text."""
 
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -245,6 +246,15 @@ def test_an_ambiguous_text_is_none():
 @settings(deadline=None, max_examples=200)
 def test_any_text_is_an_option_or_none(text):
   assert parse_choice(text, FOUR) in ("A", "B", "C", "D", None)
+
+
+@pytest.mark.parametrize("piece", ["the ", "answer ", " ", "1,", "(", "1/1 ", "a.", "it's "])
+def test_long_text_is_read_in_no_time(piece):
+  start = time.perf_counter()
+  for text in (piece * 20_000, "answer" + piece * 20_000 + "!"):
+    parse_number(text)
+    parse_choice(text, FOUR)
+  assert time.perf_counter() - start < 1.0
 
 
 def test_reading_follows_the_task():

@@ -118,6 +118,7 @@ def test_format(turns, reward):
     ([says("a\nb")], "answer", "a\nb"),
     ([says("2"), says("3")], "answer", "3"),
     ([says("2") + says("3")], "answer", None),
+    (["</answer> 2 <answer>"], "answer", None),
     ([DRAWS], "no_action", None),
     ([says("2")], "token_limit", None),
     ([says("2")], "fault", None),

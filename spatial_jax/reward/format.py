@@ -13,7 +13,6 @@ import re
 from spatial_jax.types import Trajectory, Turn
 
 _TURN = re.compile(r"<think>.*?</think>\s*Action:", re.DOTALL)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def final_answer(trajectory: Trajectory) -> str | None:
@@ -26,8 +25,11 @@ def final_answer(trajectory: Trajectory) -> str | None:
   """
   if trajectory.end_reason != "answer":
     return None
-  answers = _ANSWER.findall(trajectory.turns[-1].text)
-  return answers[0].strip() if len(answers) == 1 else None
+  text = trajectory.turns[-1].text
+  if text.count("<answer>") != 1 or text.count("</answer>") != 1:
+    return None
+  answer, closed, _ = text.partition("<answer>")[2].partition("</answer>")
+  return answer.strip() if closed else None
 
 
 def format_reward(trajectory: Trajectory) -> float:
