@@ -205,8 +205,8 @@ def claim(workdir: PathLike, config: Mapping[str, Any], may_differ: Collection[s
 
 
 def _is_complete(path: epath.Path) -> bool:
-  """Whether this is the folder of one step; an unfinished one bears another name."""
-  return path.name.isdecimal() and (path / "_CHECKPOINT_METADATA").exists()
+  """Whether this is the folder of one step, with the file that Orbax writes last."""
+  return path.name.isdecimal() and (path / "commit_success.txt").exists()
 
 
 def _saved_leaves(checkpoint: PathLike) -> dict[str, Any]:

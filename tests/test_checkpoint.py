@@ -198,9 +198,10 @@ def test_killed_while_saving_leaves_a_whole_checkpoint(tmp_path):
     assert step > last
     np.testing.assert_array_equal(restored.params["w"], np.full((256, 512), step, np.float32))
     last = step
-  with Saver(tmp_path, keep=1):
-    names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
-  assert all(name.isdecimal() for name in names), names  # what the kill left half-written is gone
+  with Saver(tmp_path, keep=1) as saver:
+    saver.save(restored, progress(last + 1))
+  names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+  assert names == [str(last + 1)]  # what the kill left half-written is gone
 
 
 # --- the work directory's config ---------------------------------------------------------------
