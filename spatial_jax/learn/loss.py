@@ -97,27 +97,24 @@ def policy_loss(
     the sampler (k1, k3), their absolute difference, -logp as an estimate of the entropy, and k3
     from the reference where there is one. All are this microbatch's part of the batch's mean.
 
-  Source: GRPO (arXiv:2402.03300), clip-higher of DAPO (arXiv:2503.14476); k1, k3 as named by
-  Schulman, "Approximating KL divergence" (2020).
+  Source: GRPO (arXiv:2402.03300), clip-higher of DAPO (arXiv:2503.14476).
   """
   mean = functools.partial(_weighted_sum, trained_RT=trained_RT, weight_R=weight_R)
   log_ratio_RT = _log_ratio(logp_RT, old_logp_RT, trained_RT)
   ratio_RT = jnp.exp(log_ratio_RT)
-  clipped_RT = jnp.clip(ratio_RT, 1.0 - cfg.clip_low, 1.0 + cfg.clip_high)
   free_RT = ratio_RT * advantage_R[:, None]
-  bound_RT = clipped_RT * advantage_R[:, None]
+  bound_RT = jnp.clip(ratio_RT, 1.0 - cfg.clip_low, 1.0 + cfg.clip_high) * advantage_R[:, None]
   loss = -mean(jnp.minimum(free_RT, bound_RT))
   metrics = {
     "ratio": mean(ratio_RT),
     "clip_fraction": mean((bound_RT < free_RT).astype(jnp.float32)),
     "kl_old_k1": mean(-log_ratio_RT),
-    "kl_old_k3": mean(ratio_RT - 1.0 - log_ratio_RT),
+    "kl_old_k3": mean(_k3(log_ratio_RT)),
     "logp_difference": mean(jnp.abs(log_ratio_RT)),
     "entropy_estimate": -mean(logp_RT),
   }
   if ref_logp_RT is not None:
-    ref_log_ratio_RT = _log_ratio(ref_logp_RT, logp_RT, trained_RT)
-    kl_ref = mean(jnp.exp(ref_log_ratio_RT) - ref_log_ratio_RT - 1.0)
+    kl_ref = mean(_k3(_log_ratio(ref_logp_RT, logp_RT, trained_RT)))
     loss += cfg.kl_weight * kl_ref
     metrics["kl_ref_k3"] = kl_ref
   return loss, jax.lax.stop_gradient(metrics)
@@ -142,6 +139,14 @@ def sft_loss(logp_RT: Array, trained_RT: Array, weight_R: Array) -> jax.Array:
 def _weighted_sum(x_RT: Array, trained_RT: Array, weight_R: Array) -> jax.Array:
   """sum_r weight_r sum_t trained_rt x_rt; where, not product: x may be -inf where not trained."""
   return jnp.sum(weight_R * jnp.sum(jnp.where(trained_RT, x_RT, 0.0), axis=1))
+
+
+def _k3(log_ratio_RT: jax.Array) -> jax.Array:
+  """ratio - 1 - log ratio >= 0, whose mean over samples of q is KL(q || p) for ratio = p / q.
+
+  Source: Schulman, "Approximating KL divergence" (2020), as are k1 and the names.
+  """
+  return jnp.expm1(log_ratio_RT) - log_ratio_RT
 
 
 def _log_ratio(logp_RT: Array, base_logp_RT: Array, trained_RT: Array) -> jax.Array:
