@@ -44,10 +44,18 @@ class Style:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Picture:
-  """Pixels, uint8 [height, width, 3], and what was drawn on them (nothing on an original)."""
+  """Pixels, uint8 [height, width, 3], and what was drawn on them (nothing on an original).
+
+  Raises ValueError (host) for pixels of another form.
+  """
 
   pixels: np.ndarray
   drawn: tuple[Operation, ...]
+
+  def __post_init__(self):
+    if self.pixels.dtype != np.uint8 or self.pixels.ndim != 3 or self.pixels.shape[2] != 3:
+      found = f"{self.pixels.dtype} {list(self.pixels.shape)}"
+      raise ValueError(f"expected pixels uint8 [height, width, 3], got {found}")
 
 
 def draw(

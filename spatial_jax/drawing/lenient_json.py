@@ -111,8 +111,9 @@ class _Reader:
       if char == "}":
         self.position += 1
         return members
-      key = self._string() if char in QUOTES else self.take(WORD)
-      if not key or not self.take(COLON):
+      quoted = char in QUOTES
+      key = self._string() if quoted else self.take(WORD)
+      if not (quoted or key) or not self.take(COLON):
         raise self._unexpected("a key and a colon")
       members[key] = self.value(depth)
 
