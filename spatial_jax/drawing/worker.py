@@ -36,6 +36,7 @@ def serve(requests: IO[bytes], answers: IO[bytes], timeout_s: float) -> None:
 
 
 def main() -> None:
+  """Sets the limits, keeps stdout for answers alone, and serves."""
   memory_mib, timeout_s = int(sys.argv[1]), float(sys.argv[2])
   _, hard = resource.getrlimit(resource.RLIMIT_AS)
   allowed = memory_mib << 20 if hard == resource.RLIM_INFINITY else min(memory_mib << 20, hard)
