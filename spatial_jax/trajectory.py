@@ -1,0 +1,252 @@
+"""Trajectories on the host: their invariants, and JSON + PNG files that give them back bit for bit.
+
+    folder/any-name.json             ids, masks, log-probabilities, turns; pictures by content hash
+    folder/images/<hash>.png, .npz   each picture once: its pixels, and its patches with their grid
+
+Reports, replays and bug reports read these files.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+import zipfile
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from spatial_jax.errors import DataError
+from spatial_jax.types import Operation, OperationError, PatchedImage, Trajectory, Turn
+
+LOGP_SLACK = 1e-4  # float32 log-softmax of a sure token may lie this far above 0, nats
+
+_ARRAYS = {
+  "token_ids_T": np.int32,
+  "position_TA": np.int32,
+  "trained_T": np.bool_,
+  "logp_T": np.float32,
+  "policy_step_T": np.int32,
+}
+
+
+def check(trajectory: Trajectory, pad_ids: Collection[int]) -> None:
+  """Holds the invariants of one rollout.
+
+      tokens   | prompt | turn | observation | turn |     no gap, every turn trained from end to end
+      pads     | . #### . ......... ### .......... |      image i: grid_i / 4 pads at image_start[i]
+
+  Args:
+    trajectory: to be checked.
+    pad_ids: ids of the image (and video) pad.
+
+  Raises:
+    ValueError: on the host, naming task, sample and, where there is one, turn or image; all
+      violations at once.
+  """
+  problems = _length_problems(trajectory)
+  if not problems:
+    problems = [
+      *_token_problems(trajectory),
+      *_turn_problems(trajectory),
+      *_image_problems(trajectory, pad_ids),
+      *_position_problems(trajectory),
+    ]
+  if problems:
+    name = f"task {trajectory.task_id} sample {trajectory.sample}"
+    raise ValueError(f"{name}: {'; '.join(problems)}")
+
+
+def _length_problems(trajectory: Trajectory) -> list[str]:
+  count = len(trajectory.token_ids_T)
+  shapes = dict.fromkeys(_ARRAYS, (count,)) | {"position_TA": (count, 3)}
+  problems = []
+  for name, dtype in _ARRAYS.items():
+    array = getattr(trajectory, name)
+    if array.shape != shapes[name] or array.dtype != dtype:
+      expected = f"{np.dtype(dtype)}{list(shapes[name])}"
+      problems.append(f"{name}: expected {expected}, got {array.dtype}{list(array.shape)}")
+  if not 0 < trajectory.prompt_length <= count:
+    problems.append(f"prompt_length {trajectory.prompt_length} of {count} tokens")
+  if not 0 <= trajectory.prompt_images <= len(trajectory.images):
+    problems.append(f"prompt_images {trajectory.prompt_images} of {len(trajectory.images)} images")
+  if len(trajectory.image_start) != len(trajectory.images):
+    problems.append(f"{len(trajectory.image_start)} starts of {len(trajectory.images)} images")
+  return problems
+
+
+def _token_problems(trajectory: Trajectory) -> list[str]:
+  trained_T, logp_T = trajectory.trained_T, trajectory.logp_T
+  problems = []
+  if trained_T[: trajectory.prompt_length].any():
+    problems.append(f"prompt token {np.argmax(trained_T)} is trained")
+  wrong_T = trained_T & ~((logp_T <= LOGP_SLACK) & np.isfinite(logp_T))
+  if wrong_T.any():
+    t = int(np.argmax(wrong_T))
+    problems.append(f"{_place(trajectory, t)} has log-probability {logp_T[t]}")
+  if (logp_T[~trained_T] != 0).any():
+    t = int(np.argmax(~trained_T & (logp_T != 0)))
+    problems.append(f"token {t} is not trained and has log-probability {logp_T[t]}")
+  wrong_T = trained_T != (trajectory.policy_step_T >= 0)
+  if wrong_T.any():
+    t = int(np.argmax(wrong_T))
+    problems.append(f"{_place(trajectory, t)} has policy step {trajectory.policy_step_T[t]}")
+  wrong_T = trained_T & np.isin(trajectory.token_ids_T, trajectory.forbidden_ids)
+  if wrong_T.any():
+    t = int(np.argmax(wrong_T))
+    problems.append(f"{_place(trajectory, t)} is forbidden id {trajectory.token_ids_T[t]}")
+  return problems
+
+
+def _turn_problems(trajectory: Trajectory) -> list[str]:
+  covered_T = np.zeros(len(trajectory.token_ids_T), bool)
+  problems, before = [], trajectory.prompt_length
+  for number, turn in enumerate(trajectory.turns, 1):
+    if not before <= turn.start <= turn.end <= len(covered_T):
+      problems.append(f"turn {number} spans tokens {turn.start} to {turn.end} behind {before}")
+      continue
+    covered_T[turn.start : turn.end] = True
+    before = turn.end
+  differing_T = covered_T != trajectory.trained_T
+  if not problems and differing_T.any():
+    t = int(np.argmax(differing_T))
+    state = "trained" if trajectory.trained_T[t] else "not trained"
+    problems.append(f"{_place(trajectory, t)} is {state}")
+  drawn = [image.content_hash for image in trajectory.images[trajectory.prompt_images :]]
+  produced = [name for turn in trajectory.turns for name in turn.produced]
+  if drawn != produced:
+    problems.append(f"turns produced {len(produced)} images, {len(drawn)} others were seen")
+  return problems
+
+
+def _image_problems(trajectory: Trajectory, pad_ids: Collection[int]) -> list[str]:
+  expected_T = np.zeros(len(trajectory.token_ids_T), bool)
+  problems = []
+  for number, (image, start) in enumerate(
+    zip(trajectory.images, trajectory.image_start, strict=True), 1
+  ):
+    in_prompt = number <= trajectory.prompt_images
+    first = 0 if in_prompt else trajectory.prompt_length
+    last = trajectory.prompt_length if in_prompt else len(expected_T)
+    if not first <= start <= start + image.tokens <= last:
+      problems.append(f"image {number} spans tokens {start} to {start + image.tokens}")
+      continue
+    expected_T[start : start + image.tokens] = True
+  differing_T = expected_T != np.isin(trajectory.token_ids_T, list(pad_ids))
+  if differing_T.any():
+    t = int(np.argmax(differing_T))
+    seen = int(np.isin(trajectory.token_ids_T, list(pad_ids)).sum())
+    grids = sum(image.tokens for image in trajectory.images)
+    problems.append(f"{seen} image tokens, {grids} from the grids; they first differ at token {t}")
+  return problems
+
+
+def _position_problems(trajectory: Trajectory) -> list[str]:
+  """Text counts on by one; an image starts behind the text before it, text goes on behind both."""
+  image_T = np.full(len(trajectory.token_ids_T), -1)
+  for number, (image, start) in enumerate(
+    zip(trajectory.images, trajectory.image_start, strict=True)
+  ):
+    image_T[max(start, 0) : start + image.tokens] = number
+  bounds = np.flatnonzero(np.diff(image_T)) + 1
+  following = 0
+  for start, position_TA in zip(
+    [0, *bounds], np.split(trajectory.position_TA, bounds), strict=True
+  ):
+    count = len(position_TA)
+    right = position_TA.min() == following
+    if image_T[start] < 0:
+      right = (position_TA == following + np.arange(count)[:, None]).all()
+    if not right:
+      return [f"positions do not continue at {following} from token {start}"]
+    following = int(position_TA.max()) + 1
+  return []
+
+
+def _place(trajectory: Trajectory, token: int) -> str:
+  """ "turn 2 token 31", or "token 31" outside every turn."""
+  for number, turn in enumerate(trajectory.turns, 1):
+    if turn.start <= token < turn.end:
+      return f"turn {number} token {token}"
+  return f"token {token}"
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def save(trajectory: Trajectory, path: pathlib.Path) -> None:
+  """Writes one rollout.
+
+  Args:
+    trajectory: of any content, a broken one included.
+    path: the JSON file; pictures go to `images/` beside it and are shared by its neighbours.
+  """
+  folder = path.parent / "images"
+  folder.mkdir(parents=True, exist_ok=True)
+  for image in trajectory.images:
+    _save_image(image, folder)
+  record = {field.name: getattr(trajectory, field.name) for field in dataclasses.fields(trajectory)}
+  record |= {name: record[name].tolist() for name in _ARRAYS}
+  record["images"] = [image.content_hash for image in trajectory.images]
+  record["turns"] = [dataclasses.asdict(turn) for turn in trajectory.turns]
+  path.write_text(json.dumps(record), encoding="utf-8")
+
+
+def load(path: pathlib.Path) -> Trajectory:
+  """Reads what `save` wrote.
+
+  Raises:
+    DataError: I/O, naming the file that is missing or cannot be read.
+  """
+  try:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    arrays = {name: np.array(record[name], dtype) for name, dtype in _ARRAYS.items()}
+    arrays["position_TA"] = arrays["position_TA"].reshape(-1, 3)
+    names = set(record["images"])
+    images = {name: _load_image(name, path.parent / "images") for name in names}
+    return Trajectory(
+      **record
+      | arrays
+      | {name: tuple(record[name]) for name in ("seed_path", "forbidden_ids", "image_start")}
+      | {"images": tuple(images[name] for name in record["images"])}
+      | {"turns": tuple(map(_turn, record["turns"]))}
+    )
+  except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    raise DataError(f"rollout {path} cannot be read ({error}); write it again") from error
+
+
+def _turn(record: dict[str, Any]) -> Turn:
+  operations = tuple(
+    Operation(**item | {"points_4": tuple(item["points_4"])}) for item in record["operations"]
+  )
+  errors = tuple(OperationError(**item) for item in record["errors"])
+  return Turn(
+    **record | {"operations": operations, "errors": errors, "produced": tuple(record["produced"])}
+  )
+
+
+def _save_image(image: PatchedImage, folder: pathlib.Path) -> None:
+  """Writes a picture unless it is there; the PNG comes last and says that both are complete."""
+  png, npz = _image_paths(image.content_hash, folder)
+  if png.exists():
+    return
+  partial = folder / f"{image.content_hash}.partial"
+  with partial.open("wb") as file:
+    np.savez_compressed(file, patches_PX=image.patches_PX, grid_3=np.array(image.grid_3))
+  partial.replace(npz)
+  Image.fromarray(image.pixels).save(partial, format="png")
+  partial.replace(png)
+
+
+def _load_image(content_hash: str, folder: pathlib.Path) -> PatchedImage:
+  png, npz = _image_paths(content_hash, folder)
+  with np.load(npz, allow_pickle=False) as arrays, Image.open(png) as picture:
+    t, h, w = arrays["grid_3"].tolist()
+    return PatchedImage(content_hash, arrays["patches_PX"], (t, h, w), np.asarray(picture))
+
+
+def _image_paths(content_hash: str, folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+  if not re.fullmatch("[0-9a-f]+", content_hash):  # it becomes a file name
+    raise ValueError(f"content hash {content_hash!r} is not a hex digest")
+  return folder / f"{content_hash}.png", folder / f"{content_hash}.npz"

@@ -1,0 +1,174 @@
+"""Small made-up objects of every kind that crosses a stage: valid, random, reproducible."""
+
+import hashlib
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from spatial_jax.types import (
+  ObjectBox,
+  Operation,
+  OperationError,
+  PatchedImage,
+  Task,
+  Trajectory,
+  Turn,
+)
+
+IMAGE_PAD, VISION_START, VISION_END, IM_END = 90, 91, 92, 93
+FORBIDDEN = (IMAGE_PAD, VISION_START, VISION_END)
+COLOURS = ("#b5651d", "#4a6fa5", "#6b8e4e", "#8c4a5b", "#c9a227", "#5f5f6e")
+
+
+def picture(generator: np.random.Generator, height: int = 112, width: int = 112) -> np.ndarray:
+  """A wall, a floor and a few boxes, uint8 [height, width, 3]."""
+  image = Image.new("RGB", (width, height), "#d9d4c7")
+  draw = ImageDraw.Draw(image)
+  horizon = int(height * generator.uniform(0.4, 0.6))
+  draw.rectangle((0, horizon, width, height), fill="#a58d6f")
+  for _ in range(int(generator.integers(2, 6))):
+    w, h = generator.uniform(0.1, 0.35, 2) * (width, height)
+    x, y = generator.uniform(0, width - w), generator.uniform(horizon - 0.5 * h, height - h)
+    draw.rectangle((x, y, x + w, y + h), fill=str(generator.choice(COLOURS)), outline="#333333")
+  return np.asarray(image)
+
+
+def patched(pixels: np.ndarray, grid_3: tuple[int, int, int] | None = None) -> PatchedImage:
+  """A picture with random patches: right in form, without preprocessing."""
+  digest = hashlib.sha256(pixels.tobytes() + bytes(str(pixels.shape), "ascii")).hexdigest()
+  grid_3 = grid_3 or (1, pixels.shape[0] // 14, pixels.shape[1] // 14)
+  generator = np.random.default_rng(int(digest[:8], 16))
+  patches_PX = generator.normal(size=(int(np.prod(grid_3)), 12)).astype(np.float32)
+  return PatchedImage(digest, patches_PX, grid_3, pixels)
+
+
+def drawn(image: PatchedImage, operation: Operation) -> PatchedImage:
+  """The picture with one operation drawn on it."""
+  canvas = Image.fromarray(image.pixels)
+  draw = ImageDraw.Draw(canvas)
+  if operation.tool == "box":
+    draw.rectangle(operation.points_4, outline="#e4002b", width=2)
+  else:
+    draw.line(operation.points_4, fill="#e4002b", width=2)
+  return patched(np.asarray(canvas), image.grid_3)
+
+
+def random_operation(generator: np.random.Generator, image: int, size_px: int) -> Operation:
+  x, y = generator.uniform(0, 0.6 * size_px, 2)
+  w, h = generator.uniform(0.1 * size_px, 0.4 * size_px, 2)
+  tool = "box" if generator.uniform() < 0.7 else "line"
+  label = str(generator.choice(["chair", "table", "lamp", "sofa", "<b>plant</b>"]))
+  return Operation(tool, image, (float(x), float(y), float(x + w), float(y + h)), label)
+
+
+class TrajectoryWriter:
+  """Appends text, pictures and turns so that positions and masks come out right."""
+
+  def __init__(self):
+    self.ids, self.positions, self.logps = [], [], []
+    self.images, self.starts, self.turns = [], [], []
+    self.following = 0
+
+  def text(self, ids, logps=None):
+    self.ids += list(map(int, ids))
+    self.positions += [[self.following + i] * 3 for i in range(len(ids))]
+    self.logps += [None] * len(ids) if logps is None else list(logps)
+    self.following += len(ids)
+
+  def image(self, image: PatchedImage):
+    self.text([VISION_START])
+    t, h, w = image.grid_3[0], image.grid_3[1] // 2, image.grid_3[2] // 2
+    self.images.append(image)
+    self.starts.append(len(self.ids))
+    self.ids += [IMAGE_PAD] * (t * h * w)
+    self.logps += [None] * (t * h * w)
+    self.positions += (np.indices((t, h, w)).reshape(3, -1).T + self.following).tolist()
+    self.following += max(t, h, w)
+    self.text([VISION_END])
+
+  def turn(self, text, count, generator, operations=(), errors=(), produced=()):
+    start = len(self.ids)
+    self.text([*generator.integers(0, 80, count), IM_END], -generator.exponential(0.7, count + 1))
+    executable = bool(operations) and not errors
+    end, produced = len(self.ids), tuple(produced)
+    turn = Turn(start, end, text, tuple(operations), tuple(errors), executable, produced)
+    self.turns.append(turn)
+
+  def finish(self, task_id, sample, prompt_length, prompt_images, end_reason) -> Trajectory:
+    trained_T = np.array([logp is not None for logp in self.logps])
+    return Trajectory(
+      task_id=task_id,
+      sample=sample,
+      seed_path=(0, 3, 1, sample),
+      temperature=0.9,
+      forbidden_ids=FORBIDDEN,
+      token_ids_T=np.array(self.ids, np.int32),
+      position_TA=np.array(self.positions, np.int32),
+      trained_T=trained_T,
+      logp_T=np.array([logp or 0 for logp in self.logps], np.float32),
+      policy_step_T=np.where(trained_T, 3, -1).astype(np.int32),
+      images=tuple(self.images),
+      image_start=tuple(self.starts),
+      prompt_length=prompt_length,
+      prompt_images=prompt_images,
+      turns=tuple(self.turns),
+      end_reason=end_reason,
+    )
+
+
+def number_task(generator: np.random.Generator, task_id: str = "room-7/chair.table") -> Task:
+  """How far apart two things are, on one picture."""
+  pixels = picture(generator)
+  return Task(
+    task_id=task_id,
+    question_type="object_abs_distance",
+    question="What is the distance between the chair and the table (in meters)?",
+    options=None,
+    answer=f"{generator.uniform(0.5, 4):.1f}",
+    answer_kind="number",
+    images=(pixels,),
+    source="procedural",
+    scene_id="room-7",
+    benchmark=None,
+    boxes=(ObjectBox("chair", 0, (10.0, 50.0, 40.0, 90.0)),),
+  )
+
+
+def trajectory(
+  generator: np.random.Generator, task: Task, sample: int = 0, answer: str | None = None
+) -> Trajectory:
+  """A rollout of 0 to 2 drawing turns and an answer, or one that ended early."""
+  writer = TrajectoryWriter()
+  writer.text(generator.integers(0, 80, 5))
+  for pixels in task.images:
+    writer.image(patched(pixels))
+  writer.text(generator.integers(0, 80, 12))
+  prompt_length, prompt_images = len(writer.ids), len(writer.images)
+  for number in range(int(generator.integers(0, 3))):
+    index = int(generator.integers(1, len(writer.images) + 1))
+    operation = random_operation(generator, index, task.images[0].shape[0])
+    new = drawn(writer.images[index - 1], operation)
+    notation = "bbox_2d" if operation.tool == "box" else "start_point_2d"
+    text = (
+      f"<think> The {operation.label} stands near the wall; I mark it before I measure. </think> "
+      f'Action: Object Mapper\n```json\n[{{"index": {index}, "{notation}": '
+      f'{[round(x) for x in operation.points_4]}, "label": "{operation.label}"}}]\n```'
+    )
+    errors = (
+      (OperationError("no_such_image", "index 9 names no image, there are 2"),)
+      if generator.uniform() < 0.15
+      else ()
+    )
+    writer.turn(text, 30 + number, generator, (operation,), errors, (new.content_hash,))
+    writer.text(generator.integers(0, 80, 3))
+    writer.image(new)
+    writer.text(generator.integers(0, 80, 4))
+  if answer is None:
+    writer.turn("I can not tell <script>alert(1)</script>", 9, generator)
+    return writer.finish(task.task_id, sample, prompt_length, prompt_images, "no_action")
+  text = (
+    "<think> The boxes are about two chair widths apart. </think> Action: Answer\n"
+    f"<answer> {answer} </answer>"
+  )
+  writer.turn(text, 20, generator)
+  return writer.finish(task.task_id, sample, prompt_length, prompt_images, "answer")
