@@ -21,6 +21,18 @@ def get_config() -> ConfigDict:
   return cfg
 
 
+def loop(steps: int) -> ConfigDict:
+  """How long, and how often it is saved."""
+  return ConfigDict(
+    {
+      "steps": steps,
+      "checkpoint_every": 50,  # a kill loses at most so many steps
+      "keep": 2,
+      "log": {"tensorboard": False, "wandb": False},
+    }
+  )
+
+
 def source() -> ConfigDict:
   """Procedural rooms of 3 to 9 objects, seen once."""
   return ConfigDict(

@@ -12,6 +12,9 @@ import numpy as np
 from spatial_jax.types import ObjectBox, Operation, Task
 
 
+_MOST_DISTANCES = 3  # a longer list costs more tokens than it tells
+
+
 @dataclasses.dataclass(frozen=True)
 class DemonstrationConfig:
   """How often and how much a demonstration draws.
@@ -66,6 +69,6 @@ def _distances(task: Task) -> str:
   for box in task.boxes:
     if not math.isnan(box.distance_m):
       nearest[box.label] = min(nearest.get(box.label, math.inf), box.distance_m)
-  if not nearest:
+  if not 0 < len(nearest) <= _MOST_DISTANCES:
     return ""
   return ", ".join(f"{label} {distance:.1f} m" for label, distance in nearest.items()) + "."

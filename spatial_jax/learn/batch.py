@@ -28,7 +28,7 @@ class BatchConfig:
 
 def to_train_batch(
   trajectories: Sequence[Trajectory], advantage_R: np.ndarray, cfg: BatchConfig
-) -> TrainBatch:
+) -> tuple[TrainBatch, dict[str, np.ndarray]]:
   """Pads trajectories to rows; each distinct image (by content) is in the vision batch once.
 
   A trajectory that ended in a fault keeps its row, so that shapes hold, and trains nothing.
@@ -39,7 +39,7 @@ def to_train_batch(
     cfg: static shapes.
 
   Returns:
-    A TrainBatch of NumPy arrays.
+    A TrainBatch of NumPy arrays, and where each image's features lie in it, by content hash.
 
   Raises:
     ValueError: on the host, when a row is longer than the largest bucket; it names the task.
@@ -67,7 +67,7 @@ def to_train_batch(
     old_logp_RT[r, :t] = trajectory.logp_T
     for image, start in zip(trajectory.images, trajectory.image_start, strict=True):
       feature_RT[r, start : start + image.tokens] = feature_of[image.content_hash]
-  return TrainBatch(
+  batch = TrainBatch(
     token_RT=token_RT,
     position_RTA=position_RTA,
     valid_RT=valid_RT,
@@ -79,6 +79,7 @@ def to_train_batch(
     forbidden_V=forbidden_V,
     vision=vision,
   )
+  return batch, feature_of
 
 
 def plan_images(

@@ -9,29 +9,58 @@ all its rows. The first `see_steps` steps train the vision tower alone.
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from spatial_jax import rng
 from spatial_jax.data.demonstrations import DemonstrationConfig, demonstrate
 from spatial_jax.data.dense import DenseTargets, dense_targets
-from spatial_jax.data.loader import HELD_OUT_SEED, LookConfig, pick, views_of
+from spatial_jax.data.loader import HELD_OUT_SEED, LookConfig, pick, prefetch, views_of
 from spatial_jax.data.procedural import ProceduralConfig, procedural_scene
 from spatial_jax.data.questions import QuestionConfig, ask
-from spatial_jax.data.vision import patch_image
+from spatial_jax.data.text import (
+  IMAGE_PAD,
+  VIDEO_PAD,
+  VISION_END,
+  VISION_START,
+  TextConfig,
+  Tokenizer,
+  load_tokenizer,
+  observation_text,
+  prompt_text,
+  train_tokenizer,
+)
+from spatial_jax.data.scenes import Scene, View
+from spatial_jax.data.vision import PreprocessConfig, patch_image
 from spatial_jax.drawing.canvas import Style
+from spatial_jax.drawing.protocol import Coordinates, write_answer, write_turn
 from spatial_jax.learn.batch import BatchConfig, plan_images, to_train_batch
-from spatial_jax.learn.dense import DenseBatch, dense_loss
+from spatial_jax.learn.dense import DenseBatch, dense_loss, init_head
 from spatial_jax.learn.loss import Metrics, row_weights, sft_loss
+from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
 from spatial_jax.learn.update import Rows, apply_gradient, gradient, split_rows
-from spatial_jax.policy.qwen_vl import Policy
+from spatial_jax.policy import weights
+from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
+from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.demonstration import play
-from spatial_jax.types import Params, PatchedImage, Task, TrainBatch, TrainState, VisionBatch
+from spatial_jax.stages import loop
+from spatial_jax.stages.loop import LoopConfig
+from spatial_jax.types import (
+  Params,
+  PatchedImage,
+  Task,
+  TrainBatch,
+  TrainState,
+  Trajectory,
+  VisionBatch,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,22 +71,127 @@ class PretrainConfig:
     see_steps: steps of the vision tower alone.
     see_scenes: rooms per step while it learns to see.
     scenes, rows: rooms and answers per step afterwards.
+    draw_every: each so many lessons every answer that can draw does, over `draw_rows` (longer) rows; in
+      the others none draws, so that short rows are not padded to long ones.
+    draw_rows: answers of a drawing lesson.
     micro_rows: rows per microbatch.
     dense_weight: of the dense loss beside the answers' loss.
     share: part of a cell an object must fill to be its truth.
     categories: names in the order of the head's logits.
-    demonstration: how answers are demonstrated.
+    max_boxes: most boxes of one demonstrated drawing.
   """
 
   see_steps: int
   see_scenes: int
   scenes: int
   rows: int
+  draw_every: int
+  draw_rows: int
   micro_rows: int
   dense_weight: float
   share: float
   categories: tuple[str, ...]
-  demonstration: DemonstrationConfig
+  max_boxes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainRun:
+  """Everything `configs/tiny_pretrain.py` says.
+
+  Attributes:
+    seed: of initialisation and rooms.
+    loop, recipe, optimizer, shapes: how long, what, how fast, in which shapes.
+    rooms, look, questions: what is shown and asked.
+    text, preprocess, style: how it is put to the policy and drawn.
+    vision, decoder: the policy's shape.
+    tokenizer_rooms: rooms whose conversations the BPE is learned from.
+    tokenizer_words: words of other data (real rooms, photographs) that should be few tokens too.
+    out: folder the policy is written to in Hugging Face form.
+  """
+
+  seed: int
+  loop: LoopConfig
+  recipe: PretrainConfig
+  optimizer: OptimizerConfig
+  shapes: BatchConfig
+  rooms: ProceduralConfig
+  look: LookConfig
+  questions: QuestionConfig
+  text: TextConfig
+  preprocess: PreprocessConfig
+  style: Style
+  vision: VisionConfig
+  decoder: DecoderConfig
+  tokenizer_rooms: int
+  tokenizer_words: tuple[str, ...]
+  out: str
+
+
+def pretrain(run: PretrainRun, workdir: pathlib.Path, config: dict[str, Any]) -> None:
+  """Trains the embedded policy from nothing, resumably, and writes it as a Hugging Face checkpoint."""
+  tokenizer = _tokenizer(run, workdir)
+  pad, video, start, end = (
+    tokenizer.id(token) for token in (IMAGE_PAD, VIDEO_PAD, VISION_START, VISION_END)
+  )
+  cfg = QwenVLConfig(run.vision, run.decoder, pad, video, start, end, 2, "pixels")
+  policy = make_policy(cfg, jnp.dtype("float32"), remat=False)
+  teacher = Teacher(
+    Conversation(tokenizer, run.text, run.preprocess, cfg),
+    run.recipe,
+    run.rooms,
+    run.look,
+    run.questions,
+    run.shapes,
+    run.style,
+    run.seed,
+  )
+  optimizer = make_optimizer(run.optimizer)
+  params = {
+    "policy": policy.init(rng.stream(run.seed, "init")),
+    "head": init_head(run.decoder.width, len(run.recipe.categories)),
+  }
+  state = TrainState(params, optimizer.init(params), jnp.int32(0))
+  update = pretrain_programs(policy, optimizer, run.recipe)
+
+  def step_of(first: int):
+    lessons = prefetch(teacher.lesson, first, 2)
+    return lambda state, _: update(state, next(lessons))
+
+  state = loop.run(workdir, run.loop, "pretrain", state, step_of, None, config)
+  out = pathlib.Path(run.out)
+  out.mkdir(parents=True, exist_ok=True)
+  weights.save(state.params["policy"], cfg, out)
+  tokenizer.inner.save(str(out / "tokenizer.json"))
+
+
+def _tokenizer(run: PretrainRun, workdir: pathlib.Path) -> Tokenizer:
+  """The work directory's tokenizer, learned from conversations about a few rooms the first time."""
+  path = workdir / "tokenizer.json"
+  if not path.exists():
+    texts = [word for word in run.tokenizer_words for _ in range(8)]
+    for number in range(run.tokenizer_rooms):
+      scene = procedural_scene(number, run.rooms)
+      views = views_of(scene, number, run.look)
+      images = [patch_image(view.image, run.preprocess) for view in views]
+      rng_ = np.random.default_rng(number)
+      for task in ask(scene, views, rng_, run.questions):
+        texts.append(prompt_text(task, images, run.text))
+        texts += _script_texts(task, images, rng_, run)
+    train_tokenizer(texts, run.decoder.vocabulary).inner.save(str(path))
+  return load_tokenizer(workdir)
+
+
+def _script_texts(
+  task: Task, images: list[PatchedImage], rng_: np.random.Generator, run: PretrainRun
+) -> list[str]:
+  sizes = tuple((image.pixels.shape[1], image.pixels.shape[0]) for image in images)
+  texts = [observation_text(len(images) + 1, images[:1], True, run.text)]
+  for turn in demonstrate(task, rng_, DemonstrationConfig(0.5, run.recipe.max_boxes)):
+    if turn.answer is None:
+      texts.append(write_turn(turn.think, turn.operations, Coordinates("pixels", sizes)))
+    else:
+      texts.append(write_answer(turn.think, turn.answer))
+  return texts
 
 
 class Lesson(NamedTuple):
@@ -83,46 +217,41 @@ class Teacher:
 
   def lesson(self, step: int) -> Lesson:
     """The data of one step; rooms are never seen twice."""
-    seeing = step < self.cfg.see_steps
-    count = self.cfg.see_scenes if seeing else self.cfg.scenes
-    rng = np.random.default_rng((self.seed, step))
-    first = int(rng.integers(2**40)) % (HELD_OUT_SEED // 2)
+    cfg = self.cfg
+    seeing = step < cfg.see_steps
+    drawing = not seeing and step % cfg.draw_every == 0
+    rows = 0 if seeing else cfg.draw_rows if drawing else cfg.rows
+    draw = np.random.default_rng((self.seed, step))
+    first = int(draw.integers(2**40)) % (HELD_OUT_SEED // 2)
+    demonstration = DemonstrationConfig(float(drawing), cfg.max_boxes)
     pictures: list[tuple[PatchedImage, DenseTargets]] = []
-    trajectories = []
+    trajectories: list[Trajectory] = []
+    count = cfg.see_scenes if seeing else cfg.scenes
     for number in range(first, first + count):
       scene = procedural_scene(number, self.rooms)
       views = views_of(scene, number, self.look)
       patched = [patch_image(view.image, self.conversation.preprocess) for view in views]
-      cell_px = self.shapes_cell_px
-      dense = [
-        dense_targets(scene, v, self.cfg.categories, cell_px, self.cfg.share) for v in views
-      ]
-      pictures += zip(patched, dense, strict=True)
-      if not seeing:
-        tasks = pick(ask(scene, views, rng, self.questions), self.cfg.rows // count, rng)
-        trajectories += [self._demonstrate(task, patched, rng) for task in tasks]
+      pictures += zip(patched, [self._truth(scene, view) for view in views], strict=True)
+      if rows:
+        tasks = pick(ask(scene, views, draw, self.questions), rows // count, draw)
+        for task in tasks:
+          script = demonstrate(task, draw, demonstration)
+          prompt = self.conversation.prompt(task, patched)
+          trajectories.append(play(self.conversation, prompt, script, self.style))
     if seeing:
       vision, feature_of = plan_images([[image for image, _ in pictures]], self.shapes)
       return Lesson(vision, _dense_batch(vision, feature_of, pictures), None)
-    # Rooms that gave fewer questions are made up for by asking the same rows again.
-    missing = self.cfg.rows - len(trajectories)
-    trajectories += [trajectories[i] for i in rng.integers(len(trajectories), size=missing)]
-    batch = to_train_batch(trajectories, np.zeros(self.cfg.rows, np.float32), self.shapes)
-    # Same images in the same order, so the same plan as the batch's own.
-    _, feature_of = plan_images([t.images for t in trajectories], self.shapes)
-    known = [(image, dense) for image, dense in pictures if image.content_hash in feature_of]
+    # Rooms that gave fewer questions are made up for by asking the same ones again.
+    missing = rows - len(trajectories)
+    trajectories += [trajectories[i] for i in draw.integers(len(trajectories), size=missing)]
+    batch, feature_of = to_train_batch(trajectories, np.zeros(rows, np.float32), self.shapes)
+    known = [(image, truth) for image, truth in pictures if image.content_hash in feature_of]
     return Lesson(batch.vision, _dense_batch(batch.vision, feature_of, known), batch)
 
-  @property
-  def shapes_cell_px(self) -> int:
-    """Side of a merged token in pixels."""
+  def _truth(self, scene: Scene, view: View) -> DenseTargets:
     preprocess = self.conversation.preprocess
-    return preprocess.patch_size * preprocess.merge_size
-
-  def _demonstrate(self, task: Task, patched: list[PatchedImage], rng: np.random.Generator):
-    prompt = self.conversation.prompt(task, patched)
-    script = demonstrate(task, rng, self.cfg.demonstration)
-    return play(self.conversation, prompt, script, self.style)
+    cell_px = preprocess.patch_size * preprocess.merge_size
+    return dense_targets(scene, view, self.cfg.categories, cell_px, self.cfg.share)
 
 
 def _dense_batch(

@@ -1,0 +1,78 @@
+"""The embedded policy, from nothing: to see rooms, to speak the drawing protocol, to measure.
+
+Source: this repository's own recipe (dense targets per visual token, demonstrations with drawing turns).
+Expected: see spatial_jax/assets/tiny/README.md for steps, time and what it scores.
+Command: python -m spatial_jax.train --config=configs/tiny_pretrain.py --workdir=runs/pretrain
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+CATEGORIES = (
+  "ball", "bed", "bin", "box", "cabinet", "chair", "desk", "lamp", "monitor", "nightstand", "plant",
+  "refrigerator", "shelf", "sofa", "stool", "table", "tv", "vase", "washer",
+)  # fmt: skip
+
+
+# Categories of real rooms (VSI-Bench) and of street photographs, and words of their questions.
+OTHER_WORDS = (
+  " backpack", " basket", " bathtub", " bookshelf", " bottle", " bowl", " ceiling light", " clock",
+  " coat", " computer mouse", " counter", " cup", " curtain", " dishwasher", " door", " fireplace",
+  " keyboard", " laptop", " microwave", " mirror", " oven", " paper", " picture", " pillow", " printer",
+  " radiator", " shower", " sink", " stove", " suitcase", " telephone", " toilet", " towel", " trash",
+  " can", " window", " car", " truck", " bus", " pedestrian", " cyclist", " bicycle", " motorcycle",
+  " traffic cone", " barrier", " trailer", " van", " person", " dresser", " night stand", " drawer",
+  " photo", " closest", " farthest", " further", " leftmost", " rightmost", " which", " between",
+  " width", " height", " length", " video", " frame", " first", " appearance", " order", " room", " size",
+)  # fmt: skip
+
+
+def get_config() -> ConfigDict:
+  """300 steps to see, then answers; prolong by raising loop.steps and resuming."""
+  base = common.get_config()
+  source = base.source
+  policy = common.policy()
+  steps = 1700
+  cfg = ConfigDict()
+  cfg.stage = "pretrain"
+  cfg.seed = 0
+  cfg.loop = common.loop(steps)
+  cfg.recipe = ConfigDict(
+    {
+      "see_steps": 500,
+      "see_scenes": 32,
+      "scenes": 16,
+      "rows": 96,
+      "draw_every": 3,
+      "draw_rows": 48,
+      "micro_rows": 48,
+      "dense_weight": 0.5,
+      "share": 0.25,
+      "categories": CATEGORIES,
+      "max_boxes": 2,
+    }
+  )
+  cfg.optimizer = common.optimizer(1.5e-3, steps)
+  cfg.optimizer.decay_steps = 300
+  cfg.optimizer.warmup_steps = 100
+  cfg.shapes = ConfigDict(
+    {
+      "token_buckets": (136, 144, 160, 192, 240, 256, 288, 320, 384),
+      "vision": base.rollout.vision,
+      "window_blocks": 3,
+      "vocabulary": policy.decoder.vocabulary,
+    }
+  )
+  cfg.rooms = source.rooms
+  cfg.look = source.look
+  cfg.questions = source.questions
+  cfg.text = base.conversation.text
+  cfg.preprocess = base.conversation.preprocess
+  cfg.style = base.drawing.style
+  cfg.vision = policy.vision
+  cfg.decoder = policy.decoder
+  cfg.tokenizer_rooms = 200
+  cfg.tokenizer_words = OTHER_WORDS
+  cfg.out = "runs/pretrain/policy"
+  return cfg
