@@ -134,12 +134,11 @@ def look(scene: Scene, views: Sequence[View], cfg: QuestionConfig) -> rules.Sigh
   for category in dict.fromkeys(obj.category for obj in scene.objects):
     group = {i for i, obj in enumerate(scene.objects) if obj.category == category}
     asked = group if cfg.scope == "room" else group & any_shown
-    if not asked or not asked <= any_visible:
-      continue
-    sight.instances[category] = tuple(sorted(asked))
+    if asked and asked <= any_visible:
+      sight.instances[category] = tuple(sorted(asked))
     most_pixels = [max((s.pixels for s in seen if s.index in group), default=0) for seen in shown]
-    first = int(np.flatnonzero(most_pixels)[0])
-    if most_pixels[first] >= cfg.min_pixels:
+    first = next((view for view, pixels in enumerate(most_pixels) if pixels), None)
+    if first is not None and most_pixels[first] >= cfg.min_pixels:
       sight.first_view[category] = first
   return sight
 

@@ -9,13 +9,14 @@ in a few rooms it disagrees with the boxes, and the boxes are what a picture of 
 Source: VSI-Bench, arXiv:2412.14171, and the meta_info files of its repository.
 """
 
-import json
+import dataclasses
 import math
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from spatial_jax.data.records import field, numbers, read_json
 from spatial_jax.data.scenes import Scene, SceneObject
 from spatial_jax.errors import DataError
 
@@ -53,77 +54,51 @@ def load_rooms(path: pathlib.Path | str) -> list[Scene]:
 
 
 def _load_file(file: pathlib.Path) -> list[Scene]:
-  try:
-    records = json.loads(file.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    reason = str(error).splitlines()[0]
-    raise DataError(f"{file} cannot be read as JSON ({reason}): fetch the file again") from error
+  records = read_json(file)
   if not isinstance(records, dict):
-    raise DataError(
-      f"{file} must be a mapping of scene name to room, got a {type(records).__name__}"
-    )
+    raise DataError(f"{file} must map scene names to rooms, got a {type(records).__name__}")
   return [_scene(name, record, f"{file}, scene {name}") for name, record in records.items()]
 
 
 def _scene(name: str, record: Any, where: str) -> Scene:
-  dataset = _field(record, "dataset", where)
-  room_size = _numbers(record, "room_size", (), where).item()
-  room_centre_3 = _numbers(record, "room_center", (3,), where)
-  groups = _field(record, "object_bbox", where)
+  dataset = field(record, "dataset", str, where)
+  room_size = numbers(record, "room_size", (), where).item()
+  room_centre_3 = numbers(record, "room_center", (3,), where)
+  groups = field(record, "object_bbox", dict, where)
   if room_size <= 0:
-    raise DataError(f"{where}: room_size must be above 0, got {room_size}")
-  if not isinstance(groups, dict) or not all(isinstance(group, list) for group in groups.values()):
-    raise DataError(f"{where}: object_bbox must map categories to lists of boxes")
+    raise DataError(f"{where}: field room_size must be above 0, got {room_size}")
   objects = [
     _object(category, box, f"{where}, object_bbox.{category}[{i}]")
-    for category, boxes in groups.items()
-    for i, box in enumerate(boxes)
+    for category in groups
+    for i, box in enumerate(field(groups, category, list, f"{where}, object_bbox"))
   ]
   if not objects:
-    raise DataError(f"{where}: object_bbox holds no box: leave the scene out")
+    raise DataError(f"{where}: field object_bbox holds no box: leave the scene out")
   corners_Z3 = np.concatenate([obj.corners_83() for obj in objects])
-  floor_m, top_m = corners_Z3[:, 2].min(), corners_Z3[:, 2].max()
-  for obj in objects:
-    obj.centre_3[2] -= floor_m
+  floor_m, top_m = float(corners_Z3[:, 2].min()), float(corners_Z3[:, 2].max())
+  shift_3 = np.array([0.0, 0.0, floor_m])
   return Scene(
     scene_id=f"{dataset}/{name}",
     source="vsi-rooms",
     polygon_Z2=outline(corners_Z3[:, :2], room_centre_3[:2], room_size),
-    height_m=float(max(_MIN_HEIGHT_M, top_m - floor_m + _ABOVE_M)),
+    height_m=max(_MIN_HEIGHT_M, top_m - floor_m + _ABOVE_M),
     room_size_m2=room_size,
-    objects=tuple(objects),
+    objects=tuple(dataclasses.replace(obj, centre_3=obj.centre_3 - shift_3) for obj in objects),
     cameras=(),
     benchmark="vsi-bench",
   )
 
 
 def _object(category: str, box: Any, where: str) -> SceneObject:
-  axes_33 = _numbers(box, "normalizedAxes", (9,), where).reshape(3, 3)
+  axes_33 = numbers(box, "normalizedAxes", (9,), where).reshape(3, 3)
   if not np.allclose(axes_33 @ axes_33.T, np.eye(3), atol=1e-3):
-    raise DataError(f"{where}: normalizedAxes must be orthonormal rows, got {axes_33.tolist()}")
-  size_3 = _numbers(box, "axesLengths", (3,), where)
+    raise DataError(
+      f"{where}: field normalizedAxes must be orthonormal rows, got {axes_33.tolist()}"
+    )
+  size_3 = numbers(box, "axesLengths", (3,), where)
   if size_3.min() < 0:
-    raise DataError(f"{where}: axesLengths must not be negative, got {size_3.tolist()}")
-  return SceneObject(category, "", _numbers(box, "centroid", (3,), where), size_3, axes_33, ())
-
-
-def _field(record: Any, key: str, where: str) -> Any:
-  if not isinstance(record, dict) or key not in record:
-    raise DataError(f"{where}: field {key} is missing")
-  return record[key]
-
-
-def _numbers(record: Any, key: str, shape: tuple[int, ...], where: str) -> np.ndarray:
-  """A field as float64 of the given shape, finite."""
-  value = _field(record, key, where)
-  try:
-    array = np.array(value, np.float64)
-  except (TypeError, ValueError):
-    array = np.array(math.nan)
-  if array.shape != shape or not np.isfinite(array).all():
-    wanted = f"{shape[0]} finite numbers" if shape else "a finite number"
-    raise DataError(f"{where}: field {key} must be {wanted}, got {str(value)[:80]}")
-  return array
+    raise DataError(f"{where}: field axesLengths must not be negative, got {size_3.tolist()}")
+  return SceneObject(category, "", numbers(box, "centroid", (3,), where), size_3, axes_33, ())
 
 
 def outline(points_Z2: np.ndarray, centre_2: np.ndarray, area_m2: float) -> np.ndarray:

@@ -224,5 +224,5 @@ def order(sight: Sight, rng: np.random.Generator, seconds_per_view: float) -> It
     asked.add(frozenset(chosen))
     right, *others = itertools.permutations(sorted(chosen, key=seconds.__getitem__))
     wrong = tuple(", ".join(names) for names in _shuffled(others, rng)[:3])
-    objects = tuple(i for name in right for i in sight.instances[name])
+    objects = tuple(i for i, obj in enumerate(sight.scene.objects) if obj.category in chosen)
     yield Draft(ORDER.replace("{list}", ", ".join(chosen)), ", ".join(right), wrong, objects)
