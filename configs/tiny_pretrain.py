@@ -30,17 +30,16 @@ OTHER_WORDS = (
 
 def get_config() -> ConfigDict:
   """300 steps to see, then answers; prolong by raising loop.steps and resuming."""
-  base = common.get_config()
-  source = base.source
+  source = common.source()
   policy = common.policy()
-  steps = 1700
+  steps = 2000
   cfg = ConfigDict()
   cfg.stage = "pretrain"
   cfg.seed = 0
   cfg.loop = common.loop(steps)
   cfg.recipe = ConfigDict(
     {
-      "see_steps": 500,
+      "see_steps": 900,
       "see_scenes": 32,
       "scenes": 16,
       "rows": 96,
@@ -59,7 +58,7 @@ def get_config() -> ConfigDict:
   cfg.shapes = ConfigDict(
     {
       "token_buckets": (136, 144, 160, 192, 240, 256, 288, 320, 384),
-      "vision": base.rollout.vision,
+      "vision": common.rollout().vision,
       "window_blocks": 3,
       "vocabulary": policy.decoder.vocabulary,
     }
@@ -67,9 +66,9 @@ def get_config() -> ConfigDict:
   cfg.rooms = source.rooms
   cfg.look = source.look
   cfg.questions = source.questions
-  cfg.text = base.conversation.text
-  cfg.preprocess = base.conversation.preprocess
-  cfg.style = base.drawing.style
+  cfg.text = common.text()
+  cfg.preprocess = common.preprocess()
+  cfg.style = common.style()
   cfg.vision = policy.vision
   cfg.decoder = policy.decoder
   cfg.tokenizer_rooms = 200

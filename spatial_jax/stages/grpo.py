@@ -1,0 +1,151 @@
+"""Reinforcement learning on verifiable answers: GRPO and AP-GRPO.
+
+    tasks ─► prompts ─► rollouts (drawing inside) ─► scores ─► advantages ─► batch ─► update
+"""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from spatial_jax.data import loader
+from spatial_jax.drawing.executor import Executor
+from spatial_jax.learn.advantage import AdvantageConfig, advantage
+from spatial_jax.learn.batch import BatchConfig, to_train_batch
+from spatial_jax.learn.loss import LossConfig
+from spatial_jax.learn.optimizer import OptimizerConfig
+from spatial_jax.programs import LearnPrograms
+from spatial_jax.report.gallery import groups_of, save_groups
+from spatial_jax.reward.score import RewardConfig, score
+from spatial_jax.reward.snra import sharpness
+from spatial_jax.rollout.engine import Engine, Mode, run_episodes
+from spatial_jax.stages.loop import Step
+from spatial_jax.types import Params, Prompts, Rollouts, Scores, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class GrpoConfig:
+  """What one reinforcement-learning stage does.
+
+  Attributes:
+    reward, advantage, loss, optimizer: see there.
+    token_buckets: padded lengths of rows in the update.
+    micro_rows: rows per microbatch; divides prompts * group.
+    keep_every: every so many steps rollouts are kept for the report; 0: never.
+    keep_groups: prompts of such a step whose rollouts are kept.
+  """
+
+  reward: RewardConfig
+  advantage: AdvantageConfig
+  loss: LossConfig
+  optimizer: OptimizerConfig
+  token_buckets: tuple[int, ...]
+  micro_rows: int
+  keep_every: int
+  keep_groups: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Learner:
+  """Everything a step needs besides state and step number.
+
+  Attributes:
+    engine: sampling and drawing.
+    programs: the jitted update.
+    decode_params: train parameters -> rollout mesh.
+    tasks_of: scene number -> tasks.
+    per_scene: most tasks of one room in a batch.
+    cfg, shapes: the stage and its static shapes.
+    steps, seed: of the run.
+    reference: parameters the policy is held near, None without a divergence.
+    workdir: where kept rollouts go.
+  """
+
+  engine: Engine
+  programs: LearnPrograms
+  decode_params: Any
+  tasks_of: loader.TasksOf
+  per_scene: int
+  cfg: GrpoConfig
+  shapes: BatchConfig
+  steps: int
+  seed: int
+  reference: Params | None
+  workdir: pathlib.Path
+
+  def prompts(self, step: int) -> Prompts:
+    """The prompts of one step: a function of seed and step."""
+    count = self.engine.cfg.prompts
+    tasks = loader.batch(self.tasks_of, 0, self.seed, step, count, self.per_scene)
+    return [self.engine.conversation.prompt(task) for task in tasks]
+
+  def step_of(self, first: int) -> Step:
+    """The step function, with prompts of the next steps made while one runs."""
+    prompt_iter = loader.prefetch(self.prompts, first, 2)
+    return lambda state, step: self.step(state, step, prompt_iter)
+
+  def step(
+    self, state: TrainState, step: int, prompt_iter: Iterator[Prompts]
+  ) -> tuple[TrainState, Mapping[str, Any]]:
+    """One step of the sentence at the top of this file."""
+    cfg = self.cfg
+    mode = Mode(self.engine.cfg.temperature, self.engine.cfg.top_p, greedy=False)
+    k = sharpness(step / self.steps, cfg.reward.schedule)
+
+    prompts = next(prompt_iter)
+    begin = time.monotonic()
+    params = self.decode_params(state.params)
+    rollouts = run_episodes(self.engine, params, prompts, self.seed, step, mode)
+    rollout_s = time.monotonic() - begin
+
+    scores = score(rollouts, [prompt.task for prompt in prompts], cfg.reward, k)
+    advantages_BG = np.asarray(advantage(scores, cfg.advantage))
+    trajectories = [trajectory for group in rollouts for trajectory in group]
+    batch, _ = to_train_batch(trajectories, advantages_BG.reshape(-1), self.shapes)
+    reference = None if self.reference is None else self.programs.score(self.reference, batch)
+    state, metrics = self.programs.update(state, batch, reference)
+
+    if cfg.keep_every and step % cfg.keep_every == 0:
+      groups = groups_of(prompts, rollouts, scores, advantages_BG, step)
+      save_groups(groups[: cfg.keep_groups], self.workdir)
+    metrics = jax.device_get(metrics)
+    update_s = time.monotonic() - begin - rollout_s
+    return state, {
+      **metrics,
+      **summarise(rollouts, scores, advantages_BG),
+      "sharpness": k,
+      "rollout_s": rollout_s,
+      "update_s": update_s,
+      "tokens_per_s": sum(t.trained_T.sum() for t in trajectories) / rollout_s,
+    }
+
+
+def summarise(
+  rollouts: Rollouts, scores: Scores, advantages_BG: np.ndarray
+) -> dict[str, float]:
+  """Means over the usable rollouts of one step."""
+  usable_BG = scores.usable_BG
+  turns = [[len(t.turns) for t in group] for group in rollouts]
+  drawn = [[any(turn.produced for turn in t.turns) for t in group] for group in rollouts]
+  lengths = [[t.trained_T.sum() for t in group] for group in rollouts]
+
+  def mean(values_BG: Any) -> float:
+    return float(np.asarray(values_BG, np.float32)[usable_BG].mean()) if usable_BG.any() else 0.0
+
+  return {
+    "reward": mean(scores.reward_BG),
+    "accuracy": mean(scores.accuracy_BG),
+    "hard": mean(scores.hard_BG),
+    "format": mean(scores.format_BG),
+    "parsed": mean(scores.parsed_BG),
+    "drawing_share": mean(drawn),
+    "turns": mean(turns),
+    "response_tokens": mean(lengths),
+    "dead_groups": float(np.mean(np.std(scores.reward_BG, axis=1) < 0.01)),
+    "advantage_abs": mean(np.abs(advantages_BG)),
+    "faults": float((~usable_BG).sum()),
+  }
