@@ -1,4 +1,4 @@
-"""A walk through a room: eyes at standing height over free floor, turning to what was not seen yet."""
+"""A walk through a room: eyes over free floor, turning to what was not seen yet."""
 
 import math
 
@@ -7,7 +7,7 @@ import numpy as np
 from spatial_jax.data.scenes import Camera, Scene
 
 _CELL_M = 0.2  # grid of places to stand
-_CLEARANCES_M = (0.45, 0.25, 0.1)  # from objects and walls; a crowded room falls back to the next
+_CLEARANCES_M = (0.5, 0.25, 0.1)  # from objects and walls; a crowded room falls back to the next
 _BODY_M = (0.3, 0.9)  # heights that must be free besides the eyes: a rug is no obstacle
 _EYE_M = (1.3, 1.7)
 _DOWN_DEG = (12.0, 20.0)
@@ -15,7 +15,8 @@ _HEADINGS_DEG = np.arange(0.0, 360.0, 15.0)
 _TURN_DEG = 75.0  # the most a walker turns between two frames
 _SIGHT_M = (0.9, 6.0)  # objects nearer or farther do not count as well seen
 _CORE = 0.4  # half the field of view, without its rim
-_PLACES = 24  # starting places that are compared
+_OPEN_M = 4.0  # a view that is longer is no better
+_PLACES = 16  # starting places that are compared
 _GOALS = 6  # places to go to that are compared
 
 
@@ -29,8 +30,8 @@ def walk(
 ) -> tuple[Camera, ...]:
   """Cameras along a path over free floor; with one frame, a picture that shows many objects.
 
-  The walk begins where most objects are in sight, goes to a far place that can be reached, and turns at
-  every frame to the heading with the most objects that were not seen yet.
+  The walk begins where most objects are in sight, goes to a far place that can be reached, and
+  turns at every frame to the heading with the most objects that were not seen yet.
 
   Args:
     scene: room and objects; `scene.cameras` is not read.
@@ -136,33 +137,47 @@ def _wall_distance(polygon_Z2: np.ndarray, points_N2: np.ndarray) -> np.ndarray:
 def _headings(
   scene: Scene, place_2: np.ndarray, unseen_Z: np.ndarray, core_deg: float
 ) -> tuple[np.ndarray, np.ndarray]:
-  """How rewarding each heading is from a place, and which objects it shows, bool [headings, Z]."""
+  """How rewarding each heading is from a place, and which objects it shows, bool [headings, Z].
+
+  Objects count where they are well in sight (those seen before less), free view counts, and what
+  stands right before the eyes counts against a heading.
+  """
   to_Z2 = np.array([thing.centre_3[:2] for thing in scene.objects]).reshape(-1, 2) - place_2
   distance = np.sqrt((to_Z2**2).sum(axis=1))
   sighted = (distance > _SIGHT_M[0]) & (distance < _SIGHT_M[1])
   sighted &= _unblocked(scene.polygon_Z2, place_2, to_Z2)
   bearing_deg = np.degrees(np.arctan2(to_Z2[:, 1], to_Z2[:, 0]))
-  seen = (np.abs(_wrap(bearing_deg - _HEADINGS_DEG[:, None])) < core_deg) & sighted
-  middle = scene.polygon_Z2.mean(axis=0) - place_2
-  inward_deg = np.degrees(np.arctan2(middle[1], middle[0]))
-  # Into the room rather than at the next wall where objects do not decide.
-  inward = 0.5 - np.abs(_wrap(_HEADINGS_DEG - inward_deg)) / 360
-  return np.round(seen @ np.where(unseen_Z, 1.0, 0.3) + inward, 6), seen
+  off_deg = np.abs(_wrap(bearing_deg - _HEADINGS_DEG[:, None]))  # [headings, Z]
+  seen = (off_deg < core_deg) & sighted
+  close = (off_deg < 1.3 * core_deg) & (distance < _SIGHT_M[0])
+  score = seen @ np.where(unseen_Z, 1.0, 0.3) - close.sum(axis=1)
+  return np.round(score + 0.5 * _open_m(scene.polygon_Z2, place_2, core_deg), 6), seen
+
+
+def _open_m(polygon_Z2: np.ndarray, place_2: np.ndarray, core_deg: float) -> np.ndarray:
+  """How far each heading is open up to the walls, left, ahead and right: the least."""
+  turn = np.radians(_HEADINGS_DEG[:, None, None] + np.array([[-core_deg], [0.0], [core_deg]]))
+  dx, dy = np.cos(turn), np.sin(turn)  # [headings, 3, walls]
+  from_x, from_y = (polygon_Z2 - place_2).T
+  along_x, along_y = (np.roll(polygon_Z2, -1, axis=0) - polygon_Z2).T
+  with np.errstate(divide="ignore", invalid="ignore"):
+    scale = 1 / (dx * along_y - dy * along_x)
+    t = (from_x * along_y - from_y * along_x) * scale
+    place = (from_x * dy - from_y * dx) * scale
+  hits = (t > 0) & (place >= 0) & (place <= 1)
+  return np.where(hits, t, np.inf).min(axis=(1, 2)).clip(max=_OPEN_M)
 
 
 def _unblocked(polygon_Z2: np.ndarray, place_2: np.ndarray, to_Z2: np.ndarray) -> np.ndarray:
   """Whether the straight line from a place to each point crosses no wall, bool [Z]."""
-  clear = np.ones(len(to_Z2), bool)
-  for start, stop in zip(polygon_Z2, np.roll(polygon_Z2, -1, axis=0), strict=True):
-    first, last = start - place_2, stop - place_2
-    side = (to_Z2[:, 0] * first[1] - to_Z2[:, 1] * first[0]) * (
-      to_Z2[:, 0] * last[1] - to_Z2[:, 1] * last[0]
-    )
-    along = last - first
-    here = along[0] * -first[1] + along[1] * first[0]
-    there = along[0] * (to_Z2[:, 1] - first[1]) - along[1] * (to_Z2[:, 0] - first[0])
-    clear &= (side > 0) | (here * there > 0)
-  return clear
+  to_x, to_y = to_Z2[:, :1], to_Z2[:, 1:]  # against all walls at once: [Z, walls]
+  from_x, from_y = (polygon_Z2 - place_2).T
+  next_x, next_y = np.roll(from_x, -1), np.roll(from_y, -1)
+  along_x, along_y = next_x - from_x, next_y - from_y
+  same_side = (to_x * from_y - to_y * from_x) * (to_x * next_y - to_y * next_x) > 0
+  here = along_y * from_x - along_x * from_y
+  there = along_x * (to_y - from_y) - along_y * (to_x - from_x)
+  return (same_side | (here * there > 0)).all(axis=1)
 
 
 def _path(free: np.ndarray, start: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:

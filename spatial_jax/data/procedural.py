@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spatial_jax.data.furniture import COLOURS, KINDS, Kind, Place, Size, parts_of
+from spatial_jax.data.furniture import KINDS, Kind, Place, parts_of
+from spatial_jax.data.joinery import Size
 from spatial_jax.data.scenes import Scene, SceneObject
 
 _ROOMS = 40  # rooms that are tried before the configuration is called impossible
 _TRIES = 24  # places that are tried for one object
-_GAP_M = 0.05  # between objects, and to walls
+_GAP_M = 0.05  # between objects
 _CEILING_M = (2.4, 2.9)
 _NOTCH = (0.32, 0.5)  # share of each side that the corner cut out of an L-shaped room takes
 _SIDES = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))
@@ -59,9 +60,9 @@ class _Standing(NamedTuple):
 def procedural_scene(seed: int, cfg: ProceduralConfig) -> Scene:
   """Draws a room, then its furniture from the largest piece to the smallest.
 
-  Objects stand on the floor (backs to a wall, free with any yaw, or at a table) or on furniture that
-  carries, and keep 5 cm from one another and from the walls. All draws come from Philox keyed by the seed;
-  positions are rounded to millimetres, so that the scene is the same on every machine.
+  Objects stand on the floor (back to a wall, free with any yaw, or at a table) or on furniture that
+  carries, and keep 5 cm from one another. All draws come from Philox keyed by the seed; positions
+  are rounded to millimetres, so that the scene is the same on every machine.
 
   Args:
     seed: >= 0; names the scene ("procedural/<seed>").
@@ -97,9 +98,9 @@ def procedural_scene(seed: int, cfg: ProceduralConfig) -> Scene:
 def _outline(rng: np.random.Generator, cfg: ProceduralConfig) -> tuple[np.ndarray, list[_Box]]:
   """Corners of the floor, counter-clockwise from (0, 0), and the corner cut out as a solid box.
 
-      ┌─────┐░░░░     ░ the notch of an L-shaped room, in any of the four corners
-      │     └───┐
-      └─────────┘
+  ┌─────┐░░░░     ░ the notch of an L-shaped room, in any of the four corners
+  │     └───┐
+  └─────────┘
   """
   w, d = _between(rng, cfg.side_m), _between(rng, cfg.side_m)
   if rng.random() >= cfg.l_shape_share:
@@ -125,7 +126,7 @@ def _furnish(
   drawn: list[Kind] = []
   for _ in range(wanted):
     drawn.append(_draw_kind(rng, drawn, cfg.repeat_share))
-  drawn.sort(key=lambda kind: ("top" == kind.places[0], -kind.width_m[1]))
+  drawn.sort(key=lambda kind: (kind.places[0] == "top", -kind.width_m[1]))
   standing: list[_Standing] = []
   spare = wanted
   while drawn:
@@ -164,16 +165,14 @@ def _find_place(
       continue
     reach_x = abs(box.along_x) * box.half_w + abs(box.along_y) * box.half_d
     reach_y = abs(box.along_y) * box.half_w + abs(box.along_x) * box.half_d
-    within = (
-      reach_x < box.x < high_x - reach_x and reach_y < box.y < high_y - reach_y
-    )
+    within = reach_x < box.x < high_x - reach_x and reach_y < box.y < high_y - reach_y
     if within and all(_apart(box, other) for other in others):
       return box
   return None
 
 
 def _draw_size(rng: np.random.Generator, kind: Kind) -> Size:
-  """Width, depth and height in metres, whole even millimetres so that halves are exact too."""
+  """Width, depth and height in metres."""
   w = _between(rng, kind.width_m)
   d = w if kind.depth_m is None else _between(rng, kind.depth_m)
   h = w if kind.height_m is None else _between(rng, kind.height_m)
@@ -199,7 +198,9 @@ def _propose(
     return _at_table(rng, size_3, tables)
   high = polygon_Z2.max(axis=0)
   # Two of three free objects stand askew.
-  turn = math.radians(int(rng.random() * 360) if rng.random() < 0.67 else 90 * int(rng.random() * 4))
+  turn = math.radians(
+    int(rng.random() * 360) if rng.random() < 0.67 else 90 * int(rng.random() * 4)
+  )
   x, y = rng.random() * float(high[0]), rng.random() * float(high[1])
   return _box(x, y, math.cos(turn), math.sin(turn), size_3, 0.0)
 
@@ -213,7 +214,7 @@ def _at_wall(rng: np.random.Generator, size_3: Size, polygon_Z2: np.ndarray) -> 
   if spare < 0:
     return None
   ax, ay = round((x1 - x0) / length), round((y1 - y0) / length)
-  place, off = _GAP_M + size_3[0] / 2 + spare * rng.random(), size_3[1] / 2 + _GAP_M / 2
+  place, off = _GAP_M + size_3[0] / 2 + spare * rng.random(), size_3[1] / 2 + 1.2 * _GAP_M
   return _box(x0 + ax * place - ay * off, y0 + ay * place + ax * off, ax, ay, size_3, 0.0)
 
 
@@ -249,14 +250,16 @@ def _at_table(rng: np.random.Generator, size_3: Size, tables: list[_Standing]) -
 
 
 def _box(x: float, y: float, along_x: float, along_y: float, size_3: Size, bottom: float) -> _Box:
-  """A box on a grid of millimetres; its axes are rounded so that no last bit depends on the machine."""
+  """A box on a grid of millimetres; rounded axes, so that no last bit depends on the machine."""
   w, d, h = size_3
   along_x, along_y = round(along_x, 12), round(along_y, 12)
-  return _Box(round(x, 3), round(y, 3), along_x, along_y, w / 2, d / 2, bottom, round(bottom + h, 3))
+  return _Box(
+    round(x, 3), round(y, 3), along_x, along_y, w / 2, d / 2, bottom, round(bottom + h, 3)
+  )
 
 
 def _apart(a: _Box, b: _Box) -> bool:
-  """Whether two upright boxes keep their distance (separating axes of the footprints, then height)."""
+  """Whether two upright boxes keep their distance: by height or by a separating axis."""
   if a.bottom >= b.top or b.bottom >= a.top:
     return True
   dx, dy = b.x - a.x, b.y - a.y
@@ -292,4 +295,6 @@ def _area(polygon_Z2: np.ndarray) -> float:
 
 def _between(rng: np.random.Generator, low_high: tuple[float, float]) -> float:
   """Uniform in the range, in whole even millimetres."""
-  return round(2 * round(500 * (low_high[0] + (low_high[1] - low_high[0]) * rng.random())) / 1000, 3)
+  return round(
+    2 * round(500 * (low_high[0] + (low_high[1] - low_high[0]) * rng.random())) / 1000, 3
+  )

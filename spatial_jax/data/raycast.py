@@ -23,8 +23,8 @@ _NEAR_M = 0.02
 Vector = tuple[float, float, float]
 
 
-# A convex shape: the unit box, ball or upright cylinder under x -> centre + frame @ x. A record reaches
-# the kernels as a pointer; separate arrays would be reference-counted for every pixel (twice as slow).
+# A convex shape: the unit box, ball or upright cylinder under x -> centre + frame @ x. A record
+# reaches the kernels as a pointer; separate arrays are reference-counted per pixel: twice as slow.
 SOLID = np.dtype(
   [
     ("shape", np.int32),  # BOX, SPHERE or CYLINDER
@@ -41,8 +41,8 @@ SOLID = np.dtype(
 class Pinhole(NamedTuple):
   """A camera for the kernels: pixel (x, y) looks along forward + x * right + y * down.
 
-  `right` and `down` are as long as one pixel at depth 1. `forward` points through the centre of pixel
-  (0, 0) and has length 1 along the viewing axis, so that the ray parameter is the depth.
+  `right` and `down` are as long as one pixel at depth 1. `forward` points through the centre of
+  pixel (0, 0) and has length 1 along the viewing axis, so that the ray parameter is the depth.
   """
 
   position: Vector
@@ -57,8 +57,8 @@ class Room(NamedTuple):
   """Floor z = 0, ceiling z = height, and one vertical wall per edge of the outline.
 
   Attributes:
-    wall_Z5: float64, where the wall begins (x, y), the unit vector along it (x, y; the inside is to its
-      left), and its length, in metres.
+    wall_Z5: float64, where the wall begins (x, y), the unit vector along it (x, y; the inside is to
+      its left), and its length, in metres.
     low_2, high_2: bounds of the outline.
     height_m: the ceiling.
   """
@@ -70,7 +70,7 @@ class Room(NamedTuple):
 
 
 @inlined
-def multiply(matrix_33, x, y, z):
+def multiply(matrix_33: np.ndarray, x: float, y: float, z: float) -> Vector:
   """matrix_33 @ (x, y, z)."""
   return (
     matrix_33[0, 0] * x + matrix_33[0, 1] * y + matrix_33[0, 2] * z,
@@ -80,7 +80,7 @@ def multiply(matrix_33, x, y, z):
 
 
 @inlined
-def direction(camera, x, y):
+def direction(camera: Pinhole, x: float, y: float) -> Vector:
   """World direction of the ray through (x, y), in pixels; 1 along the viewing axis."""
   return (
     camera.forward[0] + x * camera.right[0] + y * camera.down[0],
@@ -126,7 +126,7 @@ def _hit_cylinder(ox, oy, oz, dx, dy, dz):
 
 
 @inlined
-def hit(shape, ox, oy, oz, dx, dy, dz):
+def hit(shape: int, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float) -> float:
   """Where the ray o + t d enters the unit shape from outside: t > 0, inf when it does not."""
   if shape == BOX:
     return _hit_box(ox, oy, oz, dx, dy, dz)
@@ -140,7 +140,11 @@ def _screen_rectangle(solid, camera):
   """Pixels that the box of a solid can touch (x0, y0, x1, y1, exclusive), and its least depth."""
   (rx, ry, rz), (dx, dy, dz), (fx, fy, fz) = camera.right, camera.down, camera.forward
   pixel2 = rx * rx + ry * ry + rz * rz
-  ax, ay, az = (ry * dz - rz * dy) / pixel2, (rz * dx - rx * dz) / pixel2, (rx * dy - ry * dx) / pixel2
+  ax, ay, az = (
+    (ry * dz - rz * dy) / pixel2,
+    (rz * dx - rx * dz) / pixel2,
+    (rx * dy - ry * dx) / pixel2,
+  )
   shift_x = (fx * rx + fy * ry + fz * rz) / pixel2
   shift_y = (fx * dx + fy * dy + fz * dz) / pixel2
   left, top, right, bottom, near, behind = math.inf, math.inf, -math.inf, -math.inf, math.inf, 0
@@ -167,7 +171,7 @@ def _screen_rectangle(solid, camera):
 
 
 @inlined
-def corner_of(solid, corner):
+def corner_of(solid: np.void, corner: int) -> Vector:
   """World position of one of the 8 corners of a solid's box."""
   sx, sy, sz = (corner & 1) * 2 - 1, (corner & 2) - 1, (corner & 4) // 2 - 1
   px, py, pz = multiply(solid.frame, sx, sy, sz)
@@ -192,7 +196,7 @@ def _ray_bases(solids_Z, camera):
 
 
 @inlined
-def hit_pixel(shape, basis_Z12, z, x, y):
+def hit_pixel(shape: int, basis_Z12: np.ndarray, z: int, x: float, y: float) -> float:
   """Depth at which the ray through (x, y), in pixels, enters solid z."""
   return hit(
     shape,
@@ -206,7 +210,7 @@ def hit_pixel(shape, basis_Z12, z, x, y):
 
 
 @kernel
-def cover(solids_Z, camera):
+def cover(solids_Z: np.ndarray, camera: Pinhole) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """The nearest solid behind each pixel.
 
   Returns:
@@ -233,7 +237,7 @@ def cover(solids_Z, camera):
 
 
 @kernel
-def count_covered(solids_Z, camera, objects):
+def count_covered(solids_Z: np.ndarray, camera: Pinhole, objects: int) -> np.ndarray:
   """Pixels that each object would cover if it were alone: int64 [objects]."""
   stamp = np.full((camera.height_px, camera.width_px), -1, np.int32)
   covered = np.zeros(objects, np.int64)
@@ -250,7 +254,7 @@ def count_covered(solids_Z, camera, objects):
 
 
 @inlined
-def hit_room(room, position, dx, dy, dz):
+def hit_room(room: Room, position: Vector, dx: float, dy: float, dz: float) -> tuple[float, int]:
   """Depth and surface where the ray leaves the room; walls are seen from inside only."""
   best, surface = math.inf, NOTHING
   if dz < 0.0 and position[2] > 0.0:
@@ -271,7 +275,7 @@ def hit_room(room, position, dx, dy, dz):
 
 
 @kernel
-def enclose(room, camera, depth, surface):
+def enclose(room: Room, camera: Pinhole, depth: np.ndarray, surface: np.ndarray) -> None:
   """Puts floor, ceiling and walls behind the objects, in place."""
   for y in range(camera.height_px):
     for x in range(camera.width_px):
@@ -282,7 +286,7 @@ def enclose(room, camera, depth, surface):
 
 
 @inlined
-def normal(solids_Z, room, surface, x, y, z):
+def normal(solids_Z: np.ndarray, room: Room, surface: int, x: float, y: float, z: float) -> Vector:
   """Unit normal of a surface at the world point (x, y, z)."""
   if surface >= 0:
     nx, ny, nz = _solid_normal(solids_Z[surface], x, y, z)

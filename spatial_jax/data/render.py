@@ -33,8 +33,9 @@ _WALLS = (
 def render(scene: Scene, camera: Camera, shadows: bool = True) -> View:
   """Looks into the scene.
 
-  Objects without parts are drawn as a plain box, coloured by their category. Floor, walls and lamp follow
-  from the room and from `scene_id`, so that one scene looks the same from every side. The GIL is released.
+  Objects without parts are drawn as a plain box, coloured by their category. Floor, walls and lamp
+  follow from the room and from `scene_id`: one scene looks the same from every side. The GIL is
+  released.
 
   Args:
     scene: the room and its objects.
@@ -56,9 +57,7 @@ def render(scene: Scene, camera: Camera, shadows: bool = True) -> View:
   else:
     lit = np.ones(depth.shape, np.float32)
   image = shading.shade(solids_Z, room, pinhole, light, style, basis_Z12, depth, surface, lit)
-  owner = np.append(
-    solids_Z["owner"], -1
-  )  # the room's surfaces are negative: clipped to the last
+  owner = np.append(solids_Z["owner"], -1)  # the room's surfaces are negative: clipped to the last
   instance = owner[np.where(surface >= 0, surface, -1)]
   instance[surface == raycast.NOTHING] = -2
   return View(camera, image, depth.astype(np.float32), instance)
@@ -70,8 +69,8 @@ def pack_objects(objects: tuple[SceneObject, ...]) -> np.ndarray:
   for i, part in parts:
     if part.shape not in _SHAPES or min(part.half_3) <= 0.0:
       raise ValueError(
-        f"a part of object {i} ({objects[i].category}) is {part.shape!r} {part.half_3}; expected one"
-        f" of {', '.join(_SHAPES)} with half extents above 0"
+        f"a part of object {i} ({objects[i].category}) is {part.shape!r} {part.half_3}; expected"
+        f" one of {', '.join(_SHAPES)} with half extents above 0"
       )
   solids_Z = np.empty(len(parts), raycast.SOLID)
   if not parts:
@@ -91,14 +90,20 @@ def pack_objects(objects: tuple[SceneObject, ...]) -> np.ndarray:
 
 
 def pack_camera(camera: Camera, scale: float = 1.0) -> raycast.Pinhole:
-  """The camera for the kernels; `scale` > 1 adds that much canvas around the picture, same pixels."""
+  """The camera for the kernels; `scale` > 1 adds canvas around the picture, same pixels inside."""
   width_px, height_px = round(camera.width_px * scale), round(camera.height_px * scale)
   pixel = 1.0 / focal_px(camera)
   right_3, down_3, forward_3 = np.asarray(camera.rotation_33, np.float64)
   right_3, down_3 = right_3 * pixel, down_3 * pixel
   corner_3 = forward_3 - right_3 * ((width_px - 1) / 2) - down_3 * ((height_px - 1) / 2)
-  vectors = (_vector(v) for v in (camera.position_3, right_3, down_3, corner_3))
-  return raycast.Pinhole(*vectors, width_px, height_px)
+  return raycast.Pinhole(
+    position=_vector(camera.position_3),
+    right=_vector(right_3),
+    down=_vector(down_3),
+    forward=_vector(corner_3),
+    width_px=width_px,
+    height_px=height_px,
+  )
 
 
 def focal_px(camera: Camera) -> float:

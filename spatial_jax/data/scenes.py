@@ -1,4 +1,4 @@
-"""A scene is a room with furniture and cameras, in metres, z up: the truth that every question is asked about."""
+"""A room with furniture and cameras, in metres, z up: the truth that every question is about."""
 
 import dataclasses
 
@@ -9,7 +9,8 @@ import numpy as np
 class Part:
   """One primitive of an object, in the object's frame (origin at the box centre, before yaw).
 
-  `shape` is "box", "sphere" (an ellipsoid) or "cylinder" (upright); `half_3` are half extents in metres.
+  `shape` is "box", "sphere" (an ellipsoid) or "cylinder" (upright); `half_3` are half extents in
+  metres; `colour_3` is what the eye sees in plain light, 8 bit.
   """
 
   shape: str
@@ -48,7 +49,8 @@ class SceneObject:
 class Camera:
   """A pinhole camera: x right, y down, z forward in its own frame; square pixels, centred.
 
-  `rotation_33` rows are the camera's right, down and forward axes in the world.
+  `rotation_33` rows are the camera's right, down and forward axes in the world. The field of view is
+  the horizontal one.
   """
 
   position_3: np.ndarray
@@ -89,7 +91,8 @@ class View:
 
   Attributes:
     image: uint8 [height, width, 3].
-    depth_m: float32 [height, width], distance along the viewing axis (z of the camera), inf for nothing.
+    depth_m: float32 [height, width], distance along the viewing axis (z of the camera), inf for
+      nothing.
     instance: int32 [height, width], index into scene.objects, -1 for the room, -2 for nothing.
   """
 

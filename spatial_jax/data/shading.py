@@ -1,7 +1,7 @@
 """Numba kernels that turn surfaces and depths into a picture: soft shadows, then colour.
 
-The lamp is a square of 4x4 points. Each pixel asks for one of them, neighbours for different ones, and
-the answers are averaged over the block: a soft shadow for one shadow ray per pixel (interleaved
+The lamp is a square of 4x4 points. Each pixel asks for one of them, neighbours for different ones,
+and the answers are averaged over the block: a soft shadow for one shadow ray per pixel (interleaved
 sampling, Keller and Heidrich 2001). Pixels at the rim of a surface are sampled 2x2.
 """
 
@@ -16,6 +16,8 @@ from spatial_jax.data.raycast import (
   FLOOR,
   NOTHING,
   WALL,
+  Pinhole,
+  Room,
   Vector,
   corner_of,
   direction,
@@ -123,7 +125,9 @@ def _is_free(solids_Z, caster, start, stop, x, y, z, lx, ly, lz):
   free = True
   for i in range(start, stop):
     solid = solids_Z[caster[i]]
-    ox, oy, oz = multiply(solid.inverse, x - solid.centre[0], y - solid.centre[1], z - solid.centre[2])
+    ox, oy, oz = multiply(
+      solid.inverse, x - solid.centre[0], y - solid.centre[1], z - solid.centre[2]
+    )
     dx, dy, dz = multiply(solid.inverse, lx - x, ly - y, lz - z)
     if hit(solid.shape, ox, oy, oz, dx, dy, dz) < 1.0:
       free = False
@@ -157,7 +161,14 @@ def _ask_lamp(solids_Z, room, camera, light, depth, surface):
 
 
 @kernel
-def shadow(solids_Z, room, camera, light, depth, surface):
+def shadow(
+  solids_Z: np.ndarray,
+  room: Room,
+  camera: Pinhole,
+  light: Light,
+  depth: np.ndarray,
+  surface: np.ndarray,
+) -> np.ndarray:
   """Share of the lamp that each pixel sees, float32 [height, width] in [0, 1]."""
   seen = _ask_lamp(solids_Z, room, camera, light, depth, surface)
   lit = np.zeros(depth.shape, np.float32)
@@ -195,9 +206,9 @@ def _hash(a, b):
 def _floor_tone(style, x, y, footprint_m):
   """Relative brightness of planks or tiles and their joints; what is below a pixel fades out."""
   length, width = style.tile_m
-  row = int(math.floor(y / width))
+  row = math.floor(y / width)
   shift = _hash(row, 7) * style.staggered
-  column = int(math.floor(x / length + shift))
+  column = math.floor(x / length + shift)
   in_row, in_column = y - row * width, x - (column - shift) * length
   edge = min(in_row, width - in_row, in_column, length - in_column)
   sharp = 1.0 / footprint_m
@@ -262,11 +273,9 @@ def _colour(solids_Z, room, camera, light, style, surface, depth, lit, x, y):
   nx, ny, nz = normal(solids_Z, room, surface, px, py, pz)
   slant = max(-(nx * dx + ny * dy + nz * dz), 0.08)
   pixel_m = depth * math.sqrt(camera.right[0] ** 2 + camera.right[1] ** 2 + camera.right[2] ** 2)
-  r, g, b, ambient = _albedo(
-    solids_Z, room, style, surface, px, py, pz, pixel_m / math.sqrt(slant)
-  )
+  r, g, b, ambient = _albedo(solids_Z, room, style, surface, px, py, pz, pixel_m / math.sqrt(slant))
   if surface == CEILING:
-    power = _CEILING_AMBIENT * ambient * (0.8 + 0.2 * lit)
+    power = _CEILING_AMBIENT * ambient
   else:
     power = _AMBIENT * ambient * (0.82 + 0.18 * nz) * (0.8 + 0.2 * lit)
   lx, ly, lz = light.position[0] - px, light.position[1] - py, light.position[2] - pz
@@ -309,24 +318,33 @@ def _sample(solids_Z, room, camera, basis_Z12, surface, lit, x, y, sx, sy):
 
 
 @kernel
-def shade(solids_Z, room, camera, light, style, basis_Z12, depth, surface, lit):
+def shade(
+  solids_Z: np.ndarray,
+  room: Room,
+  camera: Pinhole,
+  light: Light,
+  style: Style,
+  basis_Z12: np.ndarray,
+  depth: np.ndarray,
+  surface: np.ndarray,
+  lit: np.ndarray,
+) -> np.ndarray:
   """The picture, uint8 [height, width, 3], display encoding = square root of linear light."""
   image = np.zeros((depth.shape[0], depth.shape[1], 3), np.uint8)
   for y in range(depth.shape[0]):
     for x in range(depth.shape[1]):
       r, g, b = 0.0, 0.0, 0.0
-      samples = 4 if _is_rim(surface, y, x) else 1
-      for corner in range(samples):
+      rim = _is_rim(surface, y, x)
+      weight = 0.25 if rim else 1.0
+      for corner in range(4 if rim else 1):
         sx, sy = float(x), float(y)
         t, seen, share = depth[y, x], surface[y, x], lit[y, x]
-        if samples == 4:
+        if rim:
           sx, sy = x - 0.25 + 0.5 * (corner & 1), y - 0.25 + 0.25 * (corner & 2)
-          t, seen, share = _sample(
-            solids_Z, room, camera, basis_Z12, surface, lit, x, y, sx, sy
-          )
+          t, seen, share = _sample(solids_Z, room, camera, basis_Z12, surface, lit, x, y, sx, sy)
         if seen != NOTHING:
           cr, cg, cb = _colour(solids_Z, room, camera, light, style, seen, t, share, sx, sy)
-          r, g, b = r + cr / samples, g + cg / samples, b + cb / samples
+          r, g, b = r + weight * cr, g + weight * cg, b + weight * cb
       image[y, x, 0] = int(255.0 * math.sqrt(min(r, 1.0)) + 0.5)
       image[y, x, 1] = int(255.0 * math.sqrt(min(g, 1.0)) + 0.5)
       image[y, x, 2] = int(255.0 * math.sqrt(min(b, 1.0)) + 0.5)

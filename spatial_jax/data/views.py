@@ -18,8 +18,8 @@ class VisibleObject:
   Attributes:
     index: into `scene.objects`.
     pixels: how many pixels show it.
-    fraction: `pixels` over what it would cover alone on a canvas twice as wide and high as the picture:
-      1 = nothing stands before it and the frame does not cut it.
+    fraction: `pixels` over what it would cover alone on a canvas twice as wide and high as the
+      picture: 1 = nothing stands before it and the frame does not cut it.
     box_4: tight (x1, y1, x2, y2) around those pixels, right and bottom edge exclusive.
   """
 
@@ -53,8 +53,9 @@ def project(camera: Camera, points_N3: np.ndarray) -> tuple[np.ndarray, np.ndarr
     points_N3: float, metres, world.
 
   Returns:
-    pixels_N2 float64: x right, y down, (0, 0) is the outer corner of the first pixel, so pixel i covers
-    [i, i + 1); meaningless where the depth is not positive. depth_N float64: metres along the viewing axis.
+    pixels_N2 float64: x right, y down, (0, 0) is the outer corner of the first pixel, so pixel i
+    covers [i, i + 1); meaningless where the depth is not positive. depth_N float64: metres along the
+    viewing axis.
   """
   seen_N3 = (np.asarray(points_N3, np.float64) - camera.position_3) @ camera.rotation_33.T
   depth_N = seen_N3[:, 2]
