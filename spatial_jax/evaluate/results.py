@@ -1,0 +1,58 @@
+"""results.json: the table of an evaluation, written and read."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from spatial_jax.errors import DataError
+from spatial_jax.types import Cell, Paired, ResultColumn, ResultRow, ResultTable
+
+FILE = "results.json"
+
+
+def write_results(table: ResultTable, workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """Writes the table to `workdir/results.json`, in one rename.
+
+  Returns:
+    The file.
+
+  Raises:
+    ValueError: on the host, when a number is NaN or infinite.
+  """
+  path = pathlib.Path(workdir) / FILE
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix(".partial")
+  partial.write_text(json.dumps(dataclasses.asdict(table), indent=2, allow_nan=False) + "\n")
+  return partial.replace(path)
+
+
+def read_results(workdir: str | os.PathLike[str]) -> ResultTable | None:
+  """The table of `workdir/results.json`, None where nothing was evaluated.
+
+  Raises:
+    DataError: I/O, when the file is not such a table.
+  """
+  path = pathlib.Path(workdir) / FILE
+  if not path.exists():
+    return None
+  try:
+    return _table(json.loads(path.read_text(encoding="utf-8")))
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise DataError(f"{path} is not a table of results ({error}); evaluate again") from error
+
+
+def _table(record: dict[str, Any]) -> ResultTable:
+  rows = [row | {"cells": _cells(row["cells"])} for row in record["rows"]]
+  return ResultTable(
+    columns=tuple(ResultColumn(**column) for column in record["columns"]),
+    rows=tuple(ResultRow(**row) for row in rows),
+    overall=_cells(record["overall"]),
+    paired=tuple(Paired(**paired) for paired in record["paired"]),
+    notes=tuple(record["notes"]),
+  )
+
+
+def _cells(record: dict[str, Any]) -> dict[str, Cell]:
+  return {key: Cell(**cell) for key, cell in record.items()}

@@ -1,0 +1,202 @@
+"""Rollouts worth looking at: kept beside a run, and laid out for the page.
+
+workdir/rollouts/000120/0.json            one question: what was asked, rewards, answers
+workdir/rollouts/000120/0_sample_3.json   its rollouts, see trajectory.py
+workdir/rollouts/000120/images/           their pictures
+"""
+
+import base64
+import dataclasses
+import functools
+import io
+import json
+import os
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from spatial_jax import trajectory as trajectory_lib
+from spatial_jax.errors import DataError
+from spatial_jax.reward.format import final_answer
+from spatial_jax.types import Prompts, Rollouts, Scores, Trajectory
+
+FOLDER = "rollouts"
+
+_PIECES = re.compile(r"(<think>.*?</think>|```.*?(?:```|$)|<answer>.*?</answer>)", re.DOTALL)
+_KINDS = {"<think>": "think", "```": "code", "<answer>": "answer"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sibling:
+  """One rollout of a group with what it earned; fields as in `Scores`."""
+
+  trajectory: Trajectory
+  answer: str | None
+  reward: float
+  advantage: float
+  hard: float
+  format: float
+  usable: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+  """One question and the G rollouts that answered it at `step`; `truth` is the right answer."""
+
+  step: int
+  task_id: str
+  question_type: str
+  question: str
+  options: tuple[str, ...]
+  truth: str
+  siblings: tuple[Sibling, ...]
+
+
+def groups_of(
+  prompts: Prompts, rollouts: Rollouts, scores: Scores, advantages_BG: np.ndarray, step: int
+) -> list[Group]:
+  """Groups of one training step, in the order of its prompts."""
+  return [
+    Group(
+      step=step,
+      task_id=prompt.task.task_id,
+      question_type=prompt.task.question_type,
+      question=prompt.task.question,
+      options=prompt.task.options or (),
+      truth=prompt.task.answer,
+      siblings=tuple(
+        Sibling(
+          trajectory=trajectory,
+          answer=final_answer(trajectory),
+          reward=float(scores.reward_BG[b, g]),
+          advantage=float(advantages_BG[b, g]),
+          hard=float(scores.hard_BG[b, g]),
+          format=float(scores.format_BG[b, g]),
+          usable=bool(scores.usable_BG[b, g]),
+        )
+        for g, trajectory in enumerate(rollouts[b])
+      ),
+    )
+    for b, prompt in enumerate(prompts)
+  ]
+
+
+def save_groups(groups: list[Group], workdir: str | os.PathLike[str]) -> None:
+  """Keeps the groups of one step; saving a step again (after a resume) replaces it."""
+  for number, group in enumerate(groups):
+    folder = pathlib.Path(workdir) / FOLDER / f"{group.step:06d}"
+    for index, sibling in enumerate(group.siblings):
+      trajectory_lib.save(sibling.trajectory, folder / f"{number}_sample_{index}.json")
+    fields = {field.name for field in dataclasses.fields(Sibling)} - {"trajectory"}
+    siblings = [{name: getattr(s, name) for name in sorted(fields)} for s in group.siblings]
+    record = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
+    path = folder / f"{number}.json"
+    path.write_text(json.dumps(record | {"siblings": siblings}), encoding="utf-8")
+
+
+def load_groups(workdir: str | os.PathLike[str], per_step: int) -> list[list[Group]]:
+  """The groups of the first and of the last step that were kept, `per_step` of each.
+
+  Returns:
+    [] when none were kept, one list when there is one step, else two.
+
+  Raises:
+    DataError: I/O, naming the file that cannot be read.
+  """
+  folders = sorted((pathlib.Path(workdir) / FOLDER).glob("[0-9]*"), key=lambda path: int(path.name))
+  shown = folders[:1] + folders[1:][-1:]
+  return [[_load(folder, number) for number in _numbers(folder)[:per_step]] for folder in shown]
+
+
+def _numbers(folder: pathlib.Path) -> list[int]:
+  return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal())
+
+
+def _load(folder: pathlib.Path, number: int) -> Group:
+  path = folder / f"{number}.json"
+  try:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    siblings = tuple(
+      Sibling(trajectory_lib.load(folder / f"{number}_sample_{index}.json"), **fields)
+      for index, fields in enumerate(record["siblings"])
+    )
+    return Group(**record | {"siblings": siblings, "options": tuple(record["options"])})
+  except (ValueError, KeyError, TypeError) as error:
+    raise DataError(f"{path} is not a group of rollouts ({error}); remove {folder}") from error
+
+
+# --- for the template --------------------------------------------------------------------------
+
+
+def group_view(group: Group) -> dict[str, Any]:
+  """What the template shows of a group: plain values, pictures as data URIs, texts unescaped."""
+  first = group.siblings[0].trajectory
+  rewards = [sibling.reward for sibling in group.siblings if sibling.usable]
+  return {
+    "question_type": group.question_type.replace("_", " "),
+    "task_id": group.task_id,
+    "question": group.question,
+    "options": group.options,
+    "truth": group.truth,
+    "images": [data_uri(image.pixels) for image in first.images[: first.prompt_images]],
+    "mean": float(np.mean(rewards)) if rewards else None,
+    "siblings": [_sibling_view(sibling) for sibling in group.siblings],
+  }
+
+
+def _sibling_view(sibling: Sibling) -> dict[str, Any]:
+  trajectory = sibling.trajectory
+  pixels = {image.content_hash: image.pixels for image in trajectory.images}
+  shown, turns = trajectory.prompt_images, []
+  for turn in trajectory.turns:
+    turns.append(
+      {
+        "pieces": pieces(turn.text),
+        "operations": turn.operations,
+        "errors": turn.errors,
+        "images": [
+          {"number": shown + index, "uri": data_uri(pixels[name])}
+          for index, name in enumerate(turn.produced, 1)
+        ],
+      }
+    )
+    shown += len(turn.produced)
+  return {
+    "sample": trajectory.sample,
+    "answer": sibling.answer,
+    "reward": sibling.reward,
+    "advantage": sibling.advantage,
+    "hard": sibling.hard,
+    "format": sibling.format > 0,
+    "usable": sibling.usable,
+    "end_reason": trajectory.end_reason.replace("_", " "),
+    "tokens": int(trajectory.trained_T.sum()),
+    "turns": turns,
+  }
+
+
+def pieces(text: str) -> list[tuple[str, str]]:
+  """Model text cut for styling, nothing added or lost but outer blanks: ("think", ...), ..."""
+  return [
+    (
+      next((kind for mark, kind in _KINDS.items() if piece.startswith(mark)), "plain"),
+      piece.strip(),
+    )
+    for piece in _PIECES.split(text)
+    if piece.strip()
+  ]
+
+
+def data_uri(pixels: np.ndarray) -> str:
+  """uint8 [height, width, 3] as a WebP data URI."""
+  return _encode(pixels.tobytes(), pixels.shape[1], pixels.shape[0])
+
+
+@functools.lru_cache(maxsize=256)  # siblings share pictures
+def _encode(data: bytes, width: int, height: int) -> str:
+  buffer = io.BytesIO()
+  Image.frombytes("RGB", (width, height), data).save(buffer, format="webp", quality=88)
+  return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
