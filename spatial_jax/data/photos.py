@@ -199,7 +199,7 @@ def _inside(corners_83: np.ndarray, projection: np.ndarray, size_2: np.ndarray) 
   pixels_82 = seen_83[:, :2] / seen_83[:, 2:]
   low_2, high_2 = pixels_82.min(axis=0), pixels_82.max(axis=0)
   kept_2 = np.clip(high_2, 0, size_2) - np.clip(low_2, 0, size_2)
-  return float(np.prod(kept_2) / np.prod(high_2 - low_2))
+  return float(np.prod(kept_2) / max(np.prod(high_2 - low_2), 1e-9))
 
 
 def _free(thing: _Thing, things: Sequence[_Thing]) -> float:
