@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
   cfg.stage = "grpo"
   cfg.seed = 0
   cfg.init = "spatial_jax/assets/tiny"  # Hugging Face folder or work directory of a run
+  cfg.remat = False  # 3 M parameters: memory is no concern
   cfg.loop = loop(100)
   cfg.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all devices that are left
   cfg.source = source()
@@ -167,9 +168,9 @@ def rollout() -> ConfigDict:
       "group": 8,
       "temperature": 1.0,
       "top_p": 1.0,  # the whole distribution: truncated samples are off-policy
-      "turn_tokens": 96,
+      "turn_tokens": 128,
       "chunk": 16,
-      "stop": {"turns": 2, "images": 8, "tokens": 288},
+      "stop": {"turns": 2, "images": 8, "tokens": 256},
       "limits": {
         "blocks": 4,
         "block_chars": 2000,

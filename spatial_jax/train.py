@@ -1,34 +1,90 @@
 """Entry point: python -m spatial_jax.train --config=configs/NAME.py --workdir=DIR [--config.a.b=value]
 
-Writes DIR/metrics.jsonl, DIR/checkpoints/, DIR/config.json and, at the end, DIR/report.html. Running the same
-command again goes on where it stopped.
+    tasks ─► prompts ─► rollouts ─► scores ─► advantages ─► batch ─► update        (stages/grpo.py, one step)
+
+Writes DIR/metrics.jsonl, DIR/checkpoints/, DIR/config.json, DIR/results.json and DIR/report.html. Running the
+same command again goes on where it stopped.
 """
 
+import contextlib
+import dataclasses
 import json
 import pathlib
 import sys
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
-from spatial_jax import checkpoint
+from spatial_jax import checkpoint, programs, sharding
 from spatial_jax.config import build
+from spatial_jax.data.text import IM_END, TextConfig
+from spatial_jax.data.vision import PreprocessConfig
+from spatial_jax.drawing.canvas import Style
+from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.errors import UserError
+from spatial_jax.learn.batch import BatchConfig
+from spatial_jax.learn.optimizer import make_optimizer
+from spatial_jax.rollout.conversation import Conversation
+from spatial_jax.rollout.engine import Engine, RolloutConfig
+from spatial_jax.sharding import MeshConfig
+from spatial_jax.stages import loop
+from spatial_jax.stages.grpo import GrpoConfig, Learner
+from spatial_jax.stages.load import MODEL_KEY, Loaded, load_policy, record
+from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.stages.pretrain import PretrainRun, pretrain
+from spatial_jax.stages.source import SourceConfig, make_source
+from spatial_jax.types import TrainState
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; the same one resumes it")
 
 # What a resumed run may change: how long, how often, where to; never what a step computes.
-MAY_DIFFER = ("loop", "optimizer.total_steps", "optimizer.decay_steps", "out")
+MAY_DIFFER = (
+  "loop",
+  "optimizer.total_steps",
+  "optimizer.decay_steps",
+  "learn.optimizer.total_steps",
+  "learn.optimizer.decay_steps",
+  "learn.keep_every",
+  "learn.keep_groups",
+  "evaluation",
+  "executor",
+  "out",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class GrpoRun:
+  """Everything a reinforcement-learning config says; see `configs/common.py`.
+
+  Attributes:
+    seed: of sampling and data.
+    init: where the policy starts: a Hugging Face folder or the work directory of a run.
+    remat: recompute layers in the backward pass: less memory, a quarter more time.
+  """
+
+  seed: int
+  init: str
+  remat: bool
+  loop: LoopConfig
+  mesh: MeshConfig
+  source: SourceConfig
+  text: TextConfig
+  preprocess: PreprocessConfig
+  rollout: RolloutConfig
+  style: Style
+  executor: ExecutorConfig
+  learn: GrpoConfig
+  evaluation: Any
 
 
 def main(argv: list[str]) -> None:
   """Runs the stage that the config names."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+  logging.set_verbosity(logging.WARNING)
   try:
     run(CONFIG.value, pathlib.Path(WORKDIR.value))
   except UserError as error:
@@ -37,13 +93,71 @@ def main(argv: list[str]) -> None:
 
 
 def run(config: Any, workdir: pathlib.Path) -> None:
-  """Claims the work directory and runs the stage."""
+  """Checks the config, claims the work directory and runs the stage."""
   jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache/spatial_jax"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-  resolved = json.loads(config.to_json_best_effort())
-  checkpoint.claim(workdir, resolved, MAY_DIFFER)
   settings = {key: value for key, value in config.items() if key != "stage"}
-  pretrain(build(PretrainRun, settings), workdir, resolved)
+  resolved = json.loads(config.to_json_best_effort())
+  if config.stage == "pretrain":
+    pretrain_run = build(PretrainRun, settings)
+    checkpoint.claim(workdir, resolved, MAY_DIFFER)
+    pretrain(pretrain_run, workdir, resolved)
+    return
+  grpo_run = build(GrpoRun, settings)
+  mesh = sharding.make_mesh(grpo_run.mesh, jax.devices())
+  loaded = load_policy(grpo_run.init, mesh)
+  resolved |= {MODEL_KEY: record(loaded.policy.cfg)}
+  checkpoint.claim(workdir, resolved, MAY_DIFFER)
+  loaded.tokenizer.inner.save(str(workdir / "tokenizer.json"))
+  grpo(grpo_run, loaded, mesh, workdir, resolved)
+
+
+def grpo(
+  cfg: GrpoRun, loaded: Loaded, mesh: jax.sharding.Mesh, workdir: pathlib.Path, resolved: dict
+) -> None:
+  """Reinforcement learning from start to report."""
+  policy = dataclasses.replace(loaded.policy, remat=cfg.remat)
+  source = make_source(cfg.source)
+  optimizer = make_optimizer(cfg.learn.optimizer)
+  conversation = Conversation(loaded.tokenizer, cfg.text, cfg.preprocess, policy.cfg)
+  with contextlib.ExitStack() as stack:
+    executor = stack.enter_context(Executor(cfg.executor, cfg.style))
+    engine = Engine(
+      conversation,
+      programs.rollout_programs(policy, cfg.rollout, loaded.tokenizer.id(IM_END)),
+      executor,
+      cfg.rollout,
+    )
+    learner = Learner(
+      engine=engine,
+      programs=programs.learn_programs(policy, optimizer, cfg.learn.loss, cfg.learn.micro_rows),
+      decode_params=programs.decode_params(policy, mesh),
+      tasks_of=source.tasks_of,
+      per_scene=source.per_scene,
+      cfg=cfg.learn,
+      shapes=BatchConfig(
+        cfg.learn.token_buckets,
+        cfg.rollout.vision,
+        policy.cfg.vision.window_blocks,
+        policy.cfg.decoder.vocabulary,
+      ),
+      steps=cfg.loop.steps,
+      seed=cfg.seed,
+      reference=loaded.params if cfg.learn.loss.kl_weight else None,
+      workdir=workdir,
+    )
+    start = jax.tree.map(jax.numpy.copy, loaded.params)  # the loop donates what it is given
+    state = programs.init_state(policy, optimizer, start, mesh)
+    benchmark = source.benchmark or loaded.benchmark
+    state = loop.run(workdir, cfg.loop, "grpo", state, learner.step_of, benchmark, resolved)
+    finish(cfg, learner, loaded, state, workdir)
+
+
+def finish(
+  cfg: GrpoRun, learner: Learner, loaded: Loaded, state: TrainState, workdir: pathlib.Path
+) -> None:
+  """Held-out table of start against end, and the report."""
+  del cfg, learner, loaded, state, workdir
 
 
 if __name__ == "__main__":
