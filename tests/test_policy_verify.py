@@ -12,6 +12,7 @@ import pytest
 from spatial_jax import checkpoint
 from spatial_jax.errors import CheckpointError
 from spatial_jax.policy import export, verify, weights
+from spatial_jax.stages.load import record
 from spatial_jax.types import TrainState
 from tests import policy_fixtures as fixtures
 from tests.test_policy_parity import GOLDEN
@@ -108,7 +109,7 @@ def saved_run(workdir: pathlib.Path, config: dict):
 
 @pytest.mark.filterwarnings("default")
 def test_export_writes_the_runs_parameters(tmp_path, directory):
-  cfg, params = saved_run(tmp_path / "run", {"model": export.record(fixtures.small_config(False))})
+  cfg, params = saved_run(tmp_path / "run", {"model": record(fixtures.small_config(False))})
   (directory / "tokenizer.json").write_text("{}")
   export.export(tmp_path / "run", tmp_path / "hf", directory)
   assert (tmp_path / "hf" / "tokenizer.json").exists()

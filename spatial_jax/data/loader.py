@@ -16,6 +16,7 @@ from spatial_jax.data.procedural import ProceduralConfig, procedural_scene
 from spatial_jax.data.questions import QuestionConfig, ask
 from spatial_jax.data.render import render
 from spatial_jax.data.scenes import Scene, View
+from spatial_jax.errors import DataError
 from spatial_jax.types import Task
 
 Item = TypeVar("Item")
@@ -69,8 +70,14 @@ def views_of(scene: Scene, number: int, look: LookConfig) -> list[View]:
 def room_tasks(
   scenes: Sequence[Scene], look: LookConfig, questions: QuestionConfig
 ) -> TasksOf:
-  """Scene number -> tasks of a real room, another walk each time round."""
-  return lambda number: scene_tasks(scenes[number % len(scenes)], number, look, questions)
+  """Scene number -> tasks of a real room, another walk (named in the task ids) each time."""
+
+  def tasks_of(number: int) -> list[Task]:
+    turn, index = divmod(number, len(scenes))
+    named = dataclasses.replace(questions, prefix=f"{questions.prefix}walk-{turn}/")
+    return scene_tasks(scenes[index], number, look, named)
+
+  return tasks_of
 
 
 def batch(
@@ -86,20 +93,11 @@ def batch(
     per_scene: most tasks of one room.
 
   Raises:
-    ValueError: on the host, when the rooms give no questions.
+    DataError: on the host, when the rooms give no questions.
   """
   rng = np.random.default_rng((seed, step))
   number = first_scene + int(rng.integers(2**40)) % (HELD_OUT_SEED // 2)
-  chosen: list[Task] = []
-  barren = 0
-  while len(chosen) < count:
-    tasks = pick(tasks_of(number), min(per_scene, count - len(chosen)), rng)
-    barren = 0 if tasks else barren + 1
-    if barren == _TRIES:
-      raise ValueError(f"{_TRIES} rooms in a row gave no question; loosen config.questions")
-    chosen += tasks
-    number += 1
-  return chosen
+  return _gather(tasks_of, number, count, per_scene, lambda _: rng)
 
 
 def pick(tasks: Sequence[Task], count: int, rng: np.random.Generator) -> list[Task]:
@@ -119,12 +117,26 @@ def pick(tasks: Sequence[Task], count: int, rng: np.random.Generator) -> list[Ta
 
 
 def held_out(tasks_of: TasksOf, first_scene: int, count: int, per_scene: int) -> list[Task]:
-  """The first `count` tasks of held-out rooms, always the same ones."""
+  """The first `count` tasks of held-out rooms, always the same ones; raises as `batch` does."""
+  return _gather(tasks_of, first_scene, count, per_scene, np.random.default_rng)
+
+
+def _gather(
+  tasks_of: TasksOf,
+  number: int,
+  count: int,
+  per_scene: int,
+  generator_of: Callable[[int], np.random.Generator],
+) -> list[Task]:
+  """`count` tasks, at most `per_scene` of a room, from room `number` on."""
   chosen: list[Task] = []
-  number = first_scene
+  barren = 0
   while len(chosen) < count:
-    tasks = pick(tasks_of(number), per_scene, np.random.default_rng(number))
-    chosen += tasks[: count - len(chosen)]
+    tasks = pick(tasks_of(number), min(per_scene, count - len(chosen)), generator_of(number))
+    barren = 0 if tasks else barren + 1
+    if barren == _TRIES:
+      raise DataError(f"{_TRIES} rooms in a row gave no question; loosen source.questions")
+    chosen += tasks
     number += 1
   return chosen
 

@@ -4,7 +4,6 @@ python -m spatial_jax.policy.export --checkpoint=WORKDIR --out=HF_DIR [--files_f
 """
 
 import argparse
-import dataclasses
 import pathlib
 import shutil
 import sys
@@ -18,13 +17,7 @@ from spatial_jax.errors import CheckpointError, UserError
 from spatial_jax.policy import weights
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.qwen_vl import make_policy
-
-MODEL_KEY = "model"  # where a run's resolved config holds the QwenVLConfig it trained
-
-
-def record(cfg: QwenVLConfig) -> dict:
-  """What a run stores under MODEL_KEY of its resolved config, as JSON values."""
-  return dataclasses.asdict(cfg)
+from spatial_jax.stages.load import MODEL_KEY
 
 
 def export(

@@ -1,0 +1,192 @@
+"""Held-out tasks -> answers of a policy, scored: Task ─► Prompt ─► Trajectory ─► Answered."""
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from spatial_jax.reward.format import final_answer
+from spatial_jax.reward.parse import read
+from spatial_jax.reward.score import Answer, RewardConfig, score, score_answer
+from spatial_jax.rollout.engine import Engine, Mode, run_episodes
+from spatial_jax.types import Params, Rollouts, Scores, Task, Trajectory, Turn
+
+GREY = 128  # of 255
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Exam:
+  """What is asked and how it is marked: the same for every way of answering.
+
+  Attributes:
+    tasks: the questions.
+    reward: what is rewarded.
+    sharpness: of the reward; a constant, so that rewards can be compared.
+    seed: of sampling. Two policies draw the same random numbers for the same question.
+  """
+
+  tasks: Sequence[Task]
+  reward: RewardConfig
+  sharpness: float
+  seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+  """One question as it was answered, without pictures: thousands of these are kept.
+
+  Attributes:
+    task_id, question_type, answer_kind, question, truth: of the task.
+    benchmark: of the task.
+    answer: what stood in the answer tags, None where there was no answer.
+    hard: MRA of a number, exact match of a choice, in [0, 1].
+    reward: at the exam's sharpness.
+    parsed: whether the answer could be read.
+    end_reason: of the rollout.
+    turns: what was said and drawn.
+    tokens: sampled.
+    pictures: shown and drawn.
+  """
+
+  task_id: str
+  question_type: str
+  answer_kind: str
+  question: str
+  truth: str
+  benchmark: str | None
+  answer: str | None
+  hard: float
+  reward: float
+  parsed: bool
+  end_reason: str
+  turns: tuple[Turn, ...]
+  tokens: int
+  pictures: int
+
+  @property
+  def usable(self) -> bool:
+    """False where machinery broke: says nothing about the policy."""
+    return self.end_reason != "fault"
+
+
+def evaluate_policy(
+  engine: Engine, params: Params, exam: Exam, mode: Mode, grey: bool
+) -> list[Answered]:
+  """Asks every question once, `engine.cfg.prompts` at a time.
+
+  Args:
+    engine: with one rollout per prompt (`cfg.group` 1).
+    params: decode parameters (unstacked), on the rollout mesh.
+    exam: questions and marks.
+    mode: greedy, or at which temperature.
+    grey: every picture is replaced by grey of its size, to show what answers owe to the pictures.
+
+  Returns:
+    One record per task, in order.
+  """
+  answered = []
+  size = engine.cfg.prompts
+  for first in range(0, len(exam.tasks), size):
+    tasks = exam.tasks[first : first + size]
+    shown = [greyed(task) for task in tasks] if grey else tasks
+    rollouts, scores = ask(engine, params, shown, exam, mode)
+    answered += [
+      _answered(task, group[0], scores, b)
+      for b, (task, group) in enumerate(zip(tasks, rollouts, strict=True))
+    ]
+  return answered
+
+
+def ask(
+  engine: Engine, params: Params, tasks: Sequence[Task], exam: Exam, mode: Mode
+) -> tuple[Rollouts, Scores]:
+  """One batch of tasks, rolled out and scored; at most `engine.cfg.prompts`."""
+  prompts = [engine.conversation.prompt(task) for task in tasks]
+  rollouts = run_episodes(engine, params, prompts, exam.seed, 0, mode)
+  return rollouts, score(rollouts, tasks, exam.reward, exam.sharpness)
+
+
+def greyed(task: Task) -> Task:
+  """The task with every picture replaced by mid grey of the same size."""
+  return dataclasses.replace(task, images=tuple(np.full_like(image, GREY) for image in task.images))
+
+
+def typical_answers(examples: Sequence[Task]) -> dict[str, str]:
+  """Question type -> the answer to give when nothing is seen.
+
+  The median of its numbers, the most frequent letter of its choices (the first in the alphabet of
+  equally frequent ones).
+
+  Args:
+    examples: tasks to learn from, of the kind that will be asked.
+  """
+  answers: dict[str, list[str]] = {}
+  kinds = {}
+  for task in examples:
+    answers.setdefault(task.question_type, []).append(task.answer)
+    kinds[task.question_type] = task.answer_kind
+  return {
+    name: f"{np.median(np.array(given, np.float64)):g}"
+    if kinds[name] == "number"
+    else min(Counter(given).items(), key=lambda item: (-item[1], item[0]))[0]
+    for name, given in answers.items()
+  }
+
+
+def answer_typically(exam: Exam, typical: Mapping[str, str]) -> list[Answered]:
+  """The typical answers, marked as if given in perfect form; a type without one earns 0."""
+  given = [typical.get(task.question_type) for task in exam.tasks]
+  readings = [read(answer, task) for answer, task in zip(given, exam.tasks, strict=True)]
+  parsed = np.array([reading.parsed for reading in readings])
+  truths = [read(task.answer, task).value for task in exam.tasks]
+  answers = Answer(
+    value=np.array([reading.value for reading in readings], np.float32),
+    truth=np.array(truths, np.float32),
+    parsed=parsed,
+    is_number=np.array([task.answer_kind == "number" for task in exam.tasks]),
+    format=np.ones(len(given), np.float32),
+    usable=np.ones(len(given), bool),
+  )
+  mark = functools.partial(
+    score_answer, sharpness=np.array(exam.sharpness, np.float32), cfg=exam.reward
+  )
+  earned = jax.vmap(mark)(answers)
+  return [
+    _record(task, given[i], float(earned.hard[i]), float(earned.reward[i]), bool(parsed[i]), None)
+    for i, task in enumerate(exam.tasks)
+  ]
+
+
+def _answered(task: Task, trajectory: Trajectory, scores: Scores, row: int) -> Answered:
+  hard, reward = float(scores.hard_BG[row, 0]), float(scores.reward_BG[row, 0])
+  parsed = bool(scores.parsed_BG[row, 0])
+  return _record(task, final_answer(trajectory), hard, reward, parsed, trajectory)
+
+
+def _record(
+  task: Task,
+  answer: str | None,
+  hard: float,
+  reward: float,
+  parsed: bool,
+  trajectory: Trajectory | None,
+) -> Answered:
+  return Answered(
+    task_id=task.task_id,
+    question_type=task.question_type,
+    answer_kind=task.answer_kind,
+    question=task.question,
+    truth=task.answer,
+    benchmark=task.benchmark,
+    answer=answer,
+    hard=hard,
+    reward=reward,
+    parsed=parsed,
+    end_reason=trajectory.end_reason if trajectory else "answer",
+    turns=trajectory.turns if trajectory else (),
+    tokens=int(trajectory.trained_T.sum()) if trajectory else 0,
+    pictures=len(trajectory.images) if trajectory else len(task.images),
+  )

@@ -1,0 +1,93 @@
+"""A policy from disk: a Hugging Face folder, or what a run has saved in its work directory."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from spatial_jax import checkpoint as checkpoint_lib
+from spatial_jax import config as config_lib
+from spatial_jax import sharding
+from spatial_jax.data.text import Tokenizer, load_tokenizer
+from spatial_jax.errors import CheckpointError
+from spatial_jax.policy import weights
+from spatial_jax.policy.config import QwenVLConfig
+from spatial_jax.policy.qwen_vl import Policy, make_policy
+from spatial_jax.types import Params
+
+MODEL_KEY = "model"  # where a run's resolved config holds the QwenVLConfig it trained
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loaded:
+  """A policy ready to be trained or asked.
+
+  Attributes:
+    policy: its functions, for the mesh it was loaded onto.
+    params: stacked, float32, sharded over that mesh.
+    tokenizer: that it was trained with.
+    benchmark: whose rooms it was trained on ("vsi-bench"), None when on nobody's or not recorded.
+  """
+
+  policy: Policy
+  params: Params
+  tokenizer: Tokenizer
+  benchmark: str | None
+
+
+def record(cfg: QwenVLConfig) -> dict[str, Any]:
+  """What a run stores under MODEL_KEY of its resolved config, as JSON values."""
+  return dataclasses.asdict(cfg)
+
+
+def load_policy(path: pathlib.Path | str, mesh: Mesh) -> Loaded:
+  """Reads a policy, each array straight to its shards.
+
+  Args:
+    path: a Hugging Face folder (config.json, safetensors, tokenizer.json), a run's work directory,
+      its `checkpoints` folder, or one checkpoint.
+    mesh: train mesh.
+
+  Raises:
+    CheckpointError: I/O, when there is no checkpoint or it does not fit its own config.
+    DataError: I/O, when there is no tokenizer beside it.
+  """
+  path = pathlib.Path(path)
+  if any((path / name).exists() for name in (weights.WEIGHTS, weights.INDEX)):
+    return _load_folder(path, mesh)
+  return _load_run(path, mesh)
+
+
+def _load_folder(folder: pathlib.Path, mesh: Mesh) -> Loaded:
+  cfg = weights.read_config(folder)
+
+  def place(name: str, shape: tuple[int, ...]) -> NamedSharding:
+    return NamedSharding(mesh, sharding.param_spec(name, shape, mesh))
+
+  params = weights.load(folder, cfg, np.dtype(np.float32), place)
+  return Loaded(make_policy(cfg, jnp.dtype("float32"), mesh), params, load_tokenizer(folder), None)
+
+
+def _load_run(path: pathlib.Path, mesh: Mesh) -> Loaded:
+  step = checkpoint_lib.find(path)
+  progress = checkpoint_lib.read_progress(step)
+  if MODEL_KEY not in progress.config:
+    raise CheckpointError(
+      f"{step} does not say which model it holds (config.{MODEL_KEY} missing); "
+      "give the Hugging Face folder that its run wrote"
+    )
+  cfg = config_lib.build(QwenVLConfig, progress.config[MODEL_KEY], f"config.{MODEL_KEY}")
+  policy = make_policy(cfg, jnp.dtype("float32"), mesh)
+  shapes = jax.eval_shape(policy.init, jax.random.key(0))
+  abstract = jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+    shapes,
+    sharding.param_shardings(shapes, mesh),
+  )
+  params = checkpoint_lib.restore_params(step, abstract)
+  tokenizer = load_tokenizer(pathlib.Path(step).parent.parent)
+  return Loaded(policy, params, tokenizer, progress.benchmark)
