@@ -48,21 +48,10 @@ def walk(
   """
   eye_m = round(_EYE_M[0] + (_EYE_M[1] - _EYE_M[0]) * rng.random(), 3)
   down_deg = _DOWN_DEG[0] + (_DOWN_DEG[1] - _DOWN_DEG[0]) * rng.random()
-  low_2 = np.round(scene.polygon_Z2.min(axis=0) + _CELL_M * rng.random(2), 3)
-  free = _free_floor(scene, low_2, eye_m)
-  unseen_Z = np.ones(len(scene.objects), bool)
   core_deg = _CORE * field_of_view_deg
-  cells = np.argwhere(free)
-  starts = cells[(rng.random(_PLACES) * len(cells)).astype(int)]
-  scores = [
-    _headings(scene, low_2 + cell * _CELL_M, unseen_Z, core_deg)[0].max() for cell in starts
-  ]
-  path = _path(free, starts[int(np.argmax(scores))], rng)
-  cameras: list[Camera] = []
-  heading_deg = None
-  for frame in range(frames):
-    cell = path[round(frame * (len(path) - 1) / max(frames - 1, 1))]
-    place_2 = low_2 + np.array(cell) * _CELL_M
+  unseen_Z = np.ones(len(scene.objects), bool)
+  heading_deg, cameras = None, []
+  for place_2 in _places(scene, rng, frames, eye_m, core_deg):
     score, seen = _headings(scene, place_2, unseen_Z, core_deg)
     if heading_deg is not None:
       score = np.where(np.abs(_wrap(_HEADINGS_DEG - heading_deg)) <= _TURN_DEG, score, -np.inf)
@@ -102,6 +91,21 @@ def inside_outline(polygon_Z2: np.ndarray, points_N2: np.ndarray) -> np.ndarray:
   with np.errstate(divide="ignore", invalid="ignore"):
     crossing = x + (y_N1 - y) * (next_x - x) / (next_y - y)
   return (straddles & (x_N1 < crossing)).sum(axis=1) % 2 == 1
+
+
+def _places(
+  scene: Scene, rng: np.random.Generator, frames: int, eye_m: float, core_deg: float
+) -> list[np.ndarray]:
+  """Where the walker stands at each frame: from the best of a few places along a path, evenly."""
+  low_2 = np.round(scene.polygon_Z2.min(axis=0) + _CELL_M * rng.random(2), 3)
+  free = _free_floor(scene, low_2, eye_m)
+  cells = np.argwhere(free)
+  starts = cells[(rng.random(_PLACES) * len(cells)).astype(int)]
+  unseen_Z = np.ones(len(scene.objects), bool)
+  scores = [_headings(scene, low_2 + c * _CELL_M, unseen_Z, core_deg)[0].max() for c in starts]
+  path = _path(free, starts[int(np.argmax(scores))], rng)
+  steps = [round(i * (len(path) - 1) / max(frames - 1, 1)) for i in range(frames)]
+  return [low_2 + np.array(path[step]) * _CELL_M for step in steps]
 
 
 def _free_floor(scene: Scene, low_2: np.ndarray, eye_m: float) -> np.ndarray:

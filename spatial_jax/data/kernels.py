@@ -17,11 +17,11 @@ def _cache_folder() -> str:
   """
   here = pathlib.Path(__file__).parent
   digest = zlib.crc32(b"".join((here / name).read_bytes() for name in _SOURCES))
-  base = pathlib.Path(config.CACHE_DIR or here / "__pycache__")  # pyright: ignore[reportAttributeAccessIssue]
+  base = pathlib.Path(config.CACHE_DIR or here / "__pycache__")  # pyright: ignore
   return str(base / f"numba-{digest:08x}")
 
 
-config.CACHE_DIR = _cache_folder()  # pyright: ignore[reportAttributeAccessIssue]
+config.CACHE_DIR = _cache_folder()  # pyright: ignore
 
 kernel = njit(cache=True, nogil=True, error_model="numpy")
 # What runs per pixel is inlined: a call that passes arrays costs more than the arithmetic in it.

@@ -98,7 +98,7 @@ def procedural_scene(seed: int, cfg: ProceduralConfig) -> Scene:
 def _outline(rng: np.random.Generator, cfg: ProceduralConfig) -> tuple[np.ndarray, list[_Box]]:
   """Corners of the floor, counter-clockwise from (0, 0), and the corner cut out as a solid box.
 
-  ┌─────┐░░░░     ░ the notch of an L-shaped room, in any of the four corners
+  ┌─────┐░░░░     ░ the notch of an L-shaped room, in any of the corners
   │     └───┐
   └─────────┘
   """

@@ -10,7 +10,7 @@ Only + - * / and square roots are used, without fast-math: a picture has the sam
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -171,7 +171,7 @@ def _screen_rectangle(solid, camera):
 
 
 @inlined
-def corner_of(solid: np.void, corner: int) -> Vector:
+def corner_of(solid: Any, corner: int) -> Vector:
   """World position of one of the 8 corners of a solid's box."""
   sx, sy, sz = (corner & 1) * 2 - 1, (corner & 2) - 1, (corner & 4) // 2 - 1
   px, py, pz = multiply(solid.frame, sx, sy, sz)
@@ -226,11 +226,11 @@ def cover(solids_Z: np.ndarray, camera: Pinhole) -> tuple[np.ndarray, np.ndarray
     x0, y0, x1, y1, near_Z[z] = _screen_rectangle(solids_Z[z], camera)
     rectangle_Z4[z, 0], rectangle_Z4[z, 1], rectangle_Z4[z, 2], rectangle_Z4[z, 3] = x0, y0, x1, y1
   for z in np.argsort(near_Z):  # front to back: most hidden pixels fail the first comparison
-    shape, near = solids_Z[z].shape, near_Z[z]
+    solid, near = solids_Z[z], near_Z[z]
     for y in range(rectangle_Z4[z, 1], rectangle_Z4[z, 3]):
       for x in range(rectangle_Z4[z, 0], rectangle_Z4[z, 2]):
         if depth[y, x] > near:
-          t = hit_pixel(shape, basis_Z12, z, x, y)
+          t = hit_pixel(solid.shape, basis_Z12, z, x, y)
           if t < depth[y, x]:
             depth[y, x], surface[y, x] = t, z
   return depth, surface, basis_Z12

@@ -49,8 +49,8 @@ class SceneObject:
 class Camera:
   """A pinhole camera: x right, y down, z forward in its own frame; square pixels, centred.
 
-  `rotation_33` rows are the camera's right, down and forward axes in the world. The field of view is
-  the horizontal one.
+  `rotation_33` rows are the camera's right, down and forward axes in the world. The field of view
+  is the horizontal one.
   """
 
   position_3: np.ndarray

@@ -169,22 +169,32 @@ def shadow(
   depth: np.ndarray,
   surface: np.ndarray,
 ) -> np.ndarray:
-  """Share of the lamp that each pixel sees, float32 [height, width] in [0, 1]."""
+  """Share of the lamp that each pixel sees, float32 [height, width]: [0, 1], -1 facing away."""
   seen = _ask_lamp(solids_Z, room, camera, light, depth, surface)
-  lit = np.zeros(depth.shape, np.float32)
-  half = _LAMP_GRID // 2
-  for y in range(depth.shape[0]):
-    for x in range(depth.shape[1]):
+  return _spread(_spread(seen, surface, 0, 1), surface, 1, 0)
+
+
+@kernel
+def _spread(seen, surface, step_y, step_x):
+  """Averages along one direction within a surface; the weights sum over a whole block of the lamp.
+
+  1 2 2 2 1    = 4 equal ones (a block) smoothed by 2
+  """
+  height, width = seen.shape
+  spread = seen.copy()
+  for y in range(height):
+    for x in range(width):
       if seen[y, x] < 0.0:
         continue
-      here, total, count = surface[y, x], 0.0, 0
-      for v in range(max(y - half, 0), min(y + half, depth.shape[0])):
-        for u in range(max(x - half, 0), min(x + half, depth.shape[1])):
-          if surface[v, u] == here and seen[v, u] >= 0.0:
-            total += seen[v, u]
-            count += 1
-      lit[y, x] = total / count
-  return lit
+      here, total, weights = surface[y, x], 0.0, 0.0
+      for k in range(-2, 3):
+        v, u = y + k * step_y, x + k * step_x
+        if 0 <= v < height and 0 <= u < width and surface[v, u] == here and seen[v, u] >= 0.0:
+          weight = 2.0 if -2 < k < 2 else 1.0
+          total += weight * seen[v, u]
+          weights += weight
+      spread[y, x] = total / weights
+  return spread
 
 
 @inlined
@@ -220,20 +230,21 @@ def _floor_tone(style, x, y, footprint_m):
 @inlined
 def _corner_shade(room, x, y):
   """Ambient light left beside walls: 1 in the open, lower in a corner."""
-  nearest = math.inf
+  nearest2 = math.inf
   for wall in range(room.wall_Z5.shape[0]):
     dx, dy = x - room.wall_Z5[wall, 0], y - room.wall_Z5[wall, 1]
     along_x, along_y = room.wall_Z5[wall, 2], room.wall_Z5[wall, 3]
     place, off = dx * along_x + dy * along_y, along_x * dy - along_y * dx
-    if -0.1 < place < room.wall_Z5[wall, 4] + 0.1 and 1e-4 < off < nearest:
-      nearest = off  # (1e-4: not the wall that the point lies on)
-  return _dusk(nearest, _CORNER_M)
+    if off > 1e-4:  # in front of the wall, not on it
+      beyond = max(-place, place - room.wall_Z5[wall, 4], 0.0)
+      nearest2 = min(nearest2, off * off + beyond * beyond)
+  return _dusk(nearest2, _CORNER_M)
 
 
 @inlined
-def _dusk(distance_m, reach_m):
-  """Ambient light left at a distance from something large."""
-  return 1.0 - 0.3 * reach_m * reach_m / (reach_m * reach_m + distance_m * distance_m)
+def _dusk(distance2, reach_m):
+  """Ambient light left at a (squared) distance from something large."""
+  return 1.0 - 0.3 * reach_m * reach_m / (reach_m * reach_m + distance2)
 
 
 @inlined
@@ -243,7 +254,7 @@ def _albedo(solids_Z, room, style, surface, x, y, z, footprint_m):
   if surface >= 0:
     colour = solids_Z[surface].colour
     r, g, b = colour[0], colour[1], colour[2]
-    ambient = _dusk(max(z, 0.0), _GROUND_M)
+    ambient = _dusk(max(z, 0.0) ** 2, _GROUND_M)
   else:
     ambient = _corner_shade(room, x, y)
     if surface == FLOOR:
@@ -259,7 +270,7 @@ def _albedo(solids_Z, room, style, surface, x, y, z, footprint_m):
       place += (y - room.wall_Z5[wall, 1]) * room.wall_Z5[wall, 3]
       tone = 1.0 - 0.035 * (int(place / _STRIPE_M) & 1)
       r, g, b = style.wall
-      ambient *= _dusk(z, _GROUND_M) * _dusk(room.height_m - z, _GROUND_M)
+      ambient *= _dusk(z * z, _GROUND_M) * _dusk((room.height_m - z) ** 2, _GROUND_M)
   return r * tone, g * tone, b * tone, ambient
 
 
@@ -277,10 +288,10 @@ def _colour(solids_Z, room, camera, light, style, surface, depth, lit, x, y):
   if surface == CEILING:
     power = _CEILING_AMBIENT * ambient
   else:
-    power = _AMBIENT * ambient * (0.82 + 0.18 * nz) * (0.8 + 0.2 * lit)
+    power = _AMBIENT * ambient * (0.82 + 0.18 * nz) * (0.8 + 0.2 * max(lit, 0.0))
   lx, ly, lz = light.position[0] - px, light.position[1] - py, light.position[2] - pz
   facing = (nx * lx + ny * ly + nz * lz) / math.sqrt(lx * lx + ly * ly + lz * lz)
-  power += _KEY * max(facing, 0.0) * lit + _FILL * slant
+  power += _KEY * max(facing, 0.0) * max(lit, 0.0) + _FILL * slant
   return r * power, g * power * 0.99, b * power * 0.97
 
 

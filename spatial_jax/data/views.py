@@ -54,8 +54,8 @@ def project(camera: Camera, points_N3: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
   Returns:
     pixels_N2 float64: x right, y down, (0, 0) is the outer corner of the first pixel, so pixel i
-    covers [i, i + 1); meaningless where the depth is not positive. depth_N float64: metres along the
-    viewing axis.
+    covers [i, i + 1); meaningless where the depth is not positive.
+    depth_N float64: metres along the viewing axis.
   """
   seen_N3 = (np.asarray(points_N3, np.float64) - camera.position_3) @ camera.rotation_33.T
   depth_N = seen_N3[:, 2]
