@@ -514,6 +514,6 @@ def test_config_and_types_are_strict():
   assert build(QuestionConfig, fields) == CONFIG
   with pytest.raises(ValueError, match=r"types\[0\] must be one of object_counting"):
     build(QuestionConfig, fields | {"types": ["object_colour"]})
-  with pytest.raises(DataError, match="object_colour.*is unknown"):
+  with pytest.raises(DataError, match=r"object_colour.*is unknown"):
     answer_kind("object_colour")
   assert answer_kind("left_right") == "choice"

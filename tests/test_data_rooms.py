@@ -1,4 +1,4 @@
-"""Real rooms: what the metadata says arrives unchanged, the outline holds it, bad files say what is wrong."""
+"""Real rooms: metadata arrives unchanged, the outline holds it, bad files say what is wrong."""
 
 import copy
 import json
