@@ -55,10 +55,11 @@ class Saver:
       workdir: of the run.
       keep: number of checkpoints that stay, >= 1.
     """
+    # Orbax's own annotations of its policies disagree with each other, hence Any.
+    last: Any = ocp.training.preservation_policies.LatestN(keep)
     self._checkpointer = ocp.training.Checkpointer(
       epath.Path(workdir) / FOLDER,
-      # Orbax's own annotations of its policies disagree with each other.
-      preservation_policy=ocp.training.preservation_policies.LatestN(keep),  # pyright: ignore[reportArgumentType]
+      preservation_policy=last,
       cleanup_tmp_directories=True,
     )
 

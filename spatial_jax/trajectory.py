@@ -63,7 +63,7 @@ def _length_problems(trajectory: Trajectory) -> list[str]:
   shapes = dict.fromkeys(_ARRAYS, (count,)) | {"position_TA": (count, 3)}
   problems = []
   for name, dtype in _ARRAYS.items():
-    array = getattr(trajectory, name)
+    array = vars(trajectory)[name]
     if array.shape != shapes[name] or array.dtype != dtype:
       expected = f"{np.dtype(dtype)}{list(shapes[name])}"
       problems.append(f"{name}: expected {expected}, got {array.dtype}{list(array.shape)}")
@@ -186,8 +186,7 @@ def save(trajectory: Trajectory, path: pathlib.Path) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   for image in trajectory.images:
     _save_image(image, folder)
-  record = {field.name: getattr(trajectory, field.name) for field in dataclasses.fields(trajectory)}
-  record |= {name: record[name].tolist() for name in _ARRAYS}
+  record = vars(trajectory) | {name: vars(trajectory)[name].tolist() for name in _ARRAYS}
   record["images"] = [image.content_hash for image in trajectory.images]
   record["turns"] = [dataclasses.asdict(turn) for turn in trajectory.turns]
   path.write_text(json.dumps(record), encoding="utf-8")

@@ -112,8 +112,12 @@ def test_goes_on_in_the_same_folder(tmp_path):
     with Saver(tmp_path, keep=2) as saver:
       saver.save(train_state(step), progress(step))
   assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
-  with Saver(tmp_path, keep=2) as saver, pytest.raises(CheckpointError, match="3 exists; resume"):
-    saver.save(train_state(), progress(3))
+  with Saver(tmp_path, keep=2) as saver:
+    with pytest.raises(CheckpointError, match="3 exists; resume"):
+      saver.save(train_state(), progress(3))
+    saver.save(train_state(), progress(4))
+    with pytest.raises(CheckpointError, match="4 exists; resume"):  # still being written
+      saver.save(train_state(), progress(4))
 
 
 def test_parameters_alone(tmp_path):

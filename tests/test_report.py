@@ -91,6 +91,10 @@ def test_each_thing_said_of_a_rollout(run, text):
       for error in turn.errors:
         assert error.detail in shown
   assert "no action" in shown
+  drawing = next(s for s in group.siblings if len(s.trajectory.images) == 3)
+  assert [
+    image["number"] for turn in gallery.sibling_view(drawing)["turns"] for image in turn["images"]
+  ] == [2, 3]
   pictures = {url for url in Page(text).loads if url.startswith("data:image/webp")}
   trajectories = [
     sibling.trajectory

@@ -191,6 +191,10 @@ PAD = ROLLOUT.image_start[1]  # first token of the picture that turn 1 drew
       "turn 2 spans tokens 3 to",
     ),
     (
+      {"turns": (ROLLOUT.turns[0], ROLLOUT.turns[0], *ROLLOUT.turns[1:])},
+      f"turn 2 spans tokens {ROLLOUT.turns[0].start} to {ROLLOUT.turns[0].end} behind",
+    ),
+    (
       {"turns": (dataclasses.replace(ROLLOUT.turns[0], produced=()), *ROLLOUT.turns[1:])},
       "turns produced 1 images, 2 others were seen",
     ),

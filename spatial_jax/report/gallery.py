@@ -90,11 +90,10 @@ def save_groups(groups: list[Group], workdir: str | os.PathLike[str]) -> None:
     folder = pathlib.Path(workdir) / FOLDER / f"{group.step:06d}"
     for index, sibling in enumerate(group.siblings):
       trajectory_lib.save(sibling.trajectory, folder / f"{number}_sample_{index}.json")
-    fields = {field.name for field in dataclasses.fields(Sibling)} - {"trajectory"}
-    siblings = [{name: getattr(s, name) for name in sorted(fields)} for s in group.siblings]
-    record = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
-    path = folder / f"{number}.json"
-    path.write_text(json.dumps(record | {"siblings": siblings}), encoding="utf-8")
+    record = vars(group) | {"siblings": [dict(vars(sibling)) for sibling in group.siblings]}
+    for sibling in record["siblings"]:
+      del sibling["trajectory"]
+    (folder / f"{number}.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 def load_groups(workdir: str | os.PathLike[str], per_step: int) -> list[list[Group]]:
@@ -143,11 +142,12 @@ def group_view(group: Group) -> dict[str, Any]:
     "truth": group.truth,
     "images": [data_uri(image.pixels) for image in first.images[: first.prompt_images]],
     "mean": float(np.mean(rewards)) if rewards else None,
-    "siblings": [_sibling_view(sibling) for sibling in group.siblings],
+    "siblings": [sibling_view(sibling) for sibling in group.siblings],
   }
 
 
-def _sibling_view(sibling: Sibling) -> dict[str, Any]:
+def sibling_view(sibling: Sibling) -> dict[str, Any]:
+  """What the template shows of one rollout; its drawn pictures count on from the prompt's."""
   trajectory = sibling.trajectory
   pixels = {image.content_hash: image.pixels for image in trajectory.images}
   shown, turns = trajectory.prompt_images, []
