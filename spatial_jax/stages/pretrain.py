@@ -45,13 +45,13 @@ from spatial_jax.learn.dense import DenseBatch, dense_loss, init_head
 from spatial_jax.learn.loss import Metrics, row_weights, sft_loss
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
 from spatial_jax.learn.update import Rows, apply_gradient, gradient, split_rows
-from spatial_jax.policy import weights
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.demonstration import play
 from spatial_jax.stages import loop
 from spatial_jax.stages.loop import LoopConfig
+from spatial_jax.stages.publish import publish
 from spatial_jax.types import (
   Params,
   PatchedImage,
@@ -158,10 +158,7 @@ def pretrain(run: PretrainRun, workdir: pathlib.Path, config: dict[str, Any]) ->
     return lambda state, _: update(state, next(lessons))
 
   state = loop.run(workdir, run.loop, "pretrain", state, step_of, None, config)
-  out = pathlib.Path(run.out)
-  out.mkdir(parents=True, exist_ok=True)
-  weights.save(state.params["policy"], cfg, out)
-  tokenizer.inner.save(str(out / "tokenizer.json"))
+  publish(state.params["policy"], cfg, tokenizer, run.preprocess, pathlib.Path(run.out))
 
 
 def _tokenizer(run: PretrainRun, workdir: pathlib.Path) -> Tokenizer:

@@ -1,0 +1,81 @@
+"""Writes a policy as a Hugging Face folder that transformers loads whole: weights, tokenizer, preprocessor."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from spatial_jax.data.text import END_OF_TEXT, IM_END, Tokenizer
+from spatial_jax.data.vision import PreprocessConfig
+from spatial_jax.policy import weights
+from spatial_jax.policy.config import QwenVLConfig
+from spatial_jax.types import Params
+
+# Qwen2.5-VL's conversation: roles between <|im_start|> and <|im_end|>, one pad token per picture.
+CHAT_TEMPLATE = (
+  "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+  "{% if message['content'] is string %}{{ message['content'] }}"
+  "{% else %}{% for part in message['content'] %}"
+  "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+  "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+  "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def publish(
+  params: Params,
+  cfg: QwenVLConfig,
+  tokenizer: Tokenizer,
+  preprocess: PreprocessConfig,
+  out: pathlib.Path,
+) -> None:
+  """Writes the folder; weights in bfloat16, half the size of what trained them.
+
+  Args:
+    params: stacked.
+    cfg, tokenizer, preprocess: of the policy.
+    out: made when missing; files in it are replaced.
+  """
+  out.mkdir(parents=True, exist_ok=True)
+  weights.save(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), cfg, out)
+  (out / weights.WEIGHTS).chmod(0o644)  # the writer makes it private; the folder is to be shared
+  config = json.loads((out / weights.CONFIG).read_text())
+  _write(out / weights.CONFIG, config | {"torch_dtype": "bfloat16"})
+  tokenizer.inner.save(str(out / "tokenizer.json"))
+  _write(
+    out / "tokenizer_config.json",
+    {
+      "tokenizer_class": "PreTrainedTokenizerFast",
+      "eos_token": IM_END,
+      "pad_token": END_OF_TEXT,
+      "padding_side": "left",
+      "clean_up_tokenization_spaces": False,
+    },
+  )
+  (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+  _write(
+    out / "preprocessor_config.json",
+    {
+      "image_processor_type": "Qwen2VLImageProcessor",
+      "patch_size": preprocess.patch_size,
+      "merge_size": preprocess.merge_size,
+      "temporal_patch_size": preprocess.temporal_size,
+      "size": {"shortest_edge": preprocess.min_pixels, "longest_edge": preprocess.max_pixels},
+      "image_mean": list(preprocess.mean),
+      "image_std": list(preprocess.std),
+    },
+  )
+  _write(
+    out / "generation_config.json",
+    {
+      "eos_token_id": tokenizer.id(IM_END),
+      "pad_token_id": tokenizer.id(END_OF_TEXT),
+      "do_sample": False,
+    },
+  )
+
+
+def _write(path: pathlib.Path, record: dict) -> None:
+  path.write_text(json.dumps(record, indent=2) + "\n")
