@@ -353,10 +353,15 @@ class Paired:
 
 @dataclasses.dataclass(frozen=True)
 class ResultTable:
-  """What an evaluation found: before and after, per question type and overall."""
+  """What an evaluation found: before and after, per question type and overall.
+
+  `summary` holds other means over all questions or many types, in its own unit each ("reward");
+  `rows` share every question out once.
+  """
 
   columns: tuple[ResultColumn, ...]
   rows: tuple[ResultRow, ...]
   overall: dict[str, Cell]
+  summary: tuple[ResultRow, ...]
   paired: tuple[Paired, ...]
   notes: tuple[str, ...]

@@ -251,6 +251,9 @@ def result_table(generator: np.random.Generator) -> ResultTable:
       for kind in QUESTION_TYPES
     ),
     overall={key: bootstrap_interval(whole[key], 0) for key in keys},
+    summary=(
+      ResultRow("reward", 320, {key: bootstrap_interval(1.2 * whole[key], 0) for key in keys}),
+    ),
     paired=(
       paired("sampled MRA, end minus start of RL", "end_sampled", "start_sampled", "> 0"),
       paired("end of RL minus median answer", "end_sampled", "median", "> 0"),
@@ -285,7 +288,7 @@ def finished_run(workdir: pathlib.Path, steps: int = 120, groups: int = 2) -> pa
   workdir.mkdir(parents=True, exist_ok=True)
   (workdir / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
   (workdir / "config.json").write_text(json.dumps({"seed": 0, "advantage": {"alpha": 1.0}}))
-  write_results(result_table(generator), workdir)
+  write_results(result_table(generator), workdir, {})
   for step in (0, steps):
     tasks = [number_task(generator, f"room-{step + i}/chair.table") for i in range(groups)]
     rollouts = [group(generator, task) for task in tasks]

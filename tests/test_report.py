@@ -160,7 +160,7 @@ def test_broken_files_are_named(tmp_path):
 def test_results_round_trip(tmp_path):
   assert read_results(tmp_path) is None
   table = dummies.result_table(np.random.default_rng(0))
-  write_results(table, tmp_path)
+  write_results(table, tmp_path, {})
   assert read_results(tmp_path) == table
   record = json.loads((tmp_path / "results.json").read_text())
   assert record["rows"][0]["cells"]["start_sampled"].keys() == {"mean", "low", "high"}
@@ -169,7 +169,7 @@ def test_results_round_trip(tmp_path):
 def test_a_missing_cell_leaves_a_gap(tmp_path):
   table = dummies.result_table(np.random.default_rng(0))
   del table.rows[0].cells["median"]
-  write_results(table, tmp_path)
+  write_results(table, tmp_path, {})
   assert "not asked" in write_report(tmp_path, ABOUT, None, 1).read_text()
   low, high = interval_scale(table)
   assert low < min(cell.low for row in table.rows for cell in row.cells.values())

@@ -1,9 +1,10 @@
-"""results.json: the table of an evaluation, written and read."""
+"""results.json: the table of an evaluation and where it comes from, written and read."""
 
 import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from spatial_jax.errors import DataError
@@ -12,8 +13,15 @@ from spatial_jax.types import Cell, Paired, ResultColumn, ResultRow, ResultTable
 FILE = "results.json"
 
 
-def write_results(table: ResultTable, workdir: str | os.PathLike[str]) -> pathlib.Path:
+def write_results(
+  table: ResultTable, workdir: str | os.PathLike[str], origin: Mapping[str, Any]
+) -> pathlib.Path:
   """Writes the table to `workdir/results.json`, in one rename.
+
+  Args:
+    table: what was found.
+    workdir: made when missing.
+    origin: command, seed, config, ...: JSON values that say how to get the same table again.
 
   Returns:
     The file.
@@ -24,7 +32,8 @@ def write_results(table: ResultTable, workdir: str | os.PathLike[str]) -> pathli
   path = pathlib.Path(workdir) / FILE
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix(".partial")
-  partial.write_text(json.dumps(dataclasses.asdict(table), indent=2, allow_nan=False) + "\n")
+  record = {"origin": dict(origin)} | dataclasses.asdict(table)
+  partial.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
   return partial.replace(path)
 
 
@@ -44,14 +53,18 @@ def read_results(workdir: str | os.PathLike[str]) -> ResultTable | None:
 
 
 def _table(record: dict[str, Any]) -> ResultTable:
-  rows = [row | {"cells": _cells(row["cells"])} for row in record["rows"]]
   return ResultTable(
     columns=tuple(ResultColumn(**column) for column in record["columns"]),
-    rows=tuple(ResultRow(**row) for row in rows),
+    rows=_rows(record["rows"]),
     overall=_cells(record["overall"]),
+    summary=_rows(record["summary"]),
     paired=tuple(Paired(**paired) for paired in record["paired"]),
     notes=tuple(record["notes"]),
   )
+
+
+def _rows(records: list[dict[str, Any]]) -> tuple[ResultRow, ...]:
+  return tuple(ResultRow(**row | {"cells": _cells(row["cells"])}) for row in records)
 
 
 def _cells(record: dict[str, Any]) -> dict[str, Cell]:

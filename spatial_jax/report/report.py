@@ -124,7 +124,7 @@ def not_finite(records: Sequence[dict[str, Any]]) -> list[tuple[str, list[int]]]
 
 def interval_scale(table: ResultTable) -> tuple[float, float]:
   """(low, high) of all intervals in the table, a little widened: the axis of its small plots."""
-  rows = [row.cells for row in table.rows] + [table.overall]
+  rows = [row.cells for row in (*table.rows, *table.summary)] + [table.overall]
   cells = [cell for cells in rows for cell in cells.values()]
   low = min((cell.low for cell in cells), default=0.0)
   high = max((cell.high for cell in cells), default=1.0)
