@@ -66,6 +66,8 @@ class Saver:
   def save(self, state: TrainState, progress: Progress) -> None:
     """Copies the state to the host and returns; the files are written meanwhile.
 
+    A save that is still under way is waited for.
+
     Args:
       state: may be donated to the next update as soon as this returns.
       progress: `progress.step` names the checkpoint.
@@ -73,7 +75,6 @@ class Saver:
     Raises:
       CheckpointError: on the host, when this step is there already.
     """
-    self._checkpointer.wait()
     if any(found.step == progress.step for found in self._checkpointer.checkpoints):
       folder = self._checkpointer.directory / str(progress.step)
       raise CheckpointError(f"{folder} exists; resume from it instead of saving it again")
@@ -83,7 +84,6 @@ class Saver:
 
   def close(self) -> None:
     """Waits until the last checkpoint is complete."""
-    self._checkpointer.wait()
     self._checkpointer.close()
 
   def __enter__(self) -> "Saver":
