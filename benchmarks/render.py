@@ -2,8 +2,8 @@
 
     python -m benchmarks.render [--scenes=20] [--out=render.json]
 
-Time is that of the calling thread for whole `render` calls (packing included), the best of a few rounds
-per picture, so that other work on the machine disturbs little.
+Time is that of the calling thread for whole `render` calls (packing included), the best of a few
+rounds per picture, so that other work on the machine disturbs little.
 """
 
 import argparse

@@ -8,6 +8,7 @@ from spatial_jax.data.scenes import Camera, Scene
 
 _CELL_M = 0.2  # grid of places to stand
 _CLEARANCES_M = (0.5, 0.25, 0.1)  # from objects and walls; a crowded room falls back to the next
+_ROOMY_CELLS = 25  # a square metre to walk about in is worth keeping the clearance for
 _BODY_M = (0.3, 0.9)  # heights that must be free besides the eyes: a rug is no obstacle
 _EYE_M = (1.3, 1.7)
 _DOWN_DEG = (12.0, 20.0)
@@ -109,7 +110,7 @@ def _places(
 
 
 def _free_floor(scene: Scene, low_2: np.ndarray, eye_m: float) -> np.ndarray:
-  """bool [columns, rows]: cells of the floor where a walker has room."""
+  """bool [columns, rows]: connected cells of the floor where a walker has room."""
   size = np.ceil((scene.polygon_Z2.max(axis=0) - low_2) / _CELL_M).astype(int)
   points_N2 = low_2 + np.stack(np.indices(size), axis=-1).reshape(-1, 2) * _CELL_M
   inside = inside_outline(scene.polygon_Z2, points_N2)
@@ -120,11 +121,28 @@ def _free_floor(scene: Scene, low_2: np.ndarray, eye_m: float) -> np.ndarray:
     for thing in scene.objects:
       beyond = np.abs((points_N3 - thing.centre_3) @ thing.axes_33.T) - thing.size_3 / 2
       object_m = np.minimum(object_m, np.sqrt((np.maximum(beyond, 0.0) ** 2).sum(axis=1)))
+  largest = np.zeros(size, bool)
   for clearance_m in _CLEARANCES_M:
     free = inside & (wall_m >= clearance_m) & (object_m >= clearance_m)
-    if free.any():
-      return free.reshape(size)
-  raise ValueError(f"{scene.scene_id}: no free floor to stand on")
+    largest = max(largest, _largest_region(free.reshape(size)), key=np.sum)
+    if largest.sum() >= _ROOMY_CELLS:
+      break
+  if not largest.any():
+    raise ValueError(f"{scene.scene_id}: no free floor to stand on")
+  return largest
+
+
+def _largest_region(free: np.ndarray) -> np.ndarray:
+  """The cells of the largest connected part of the free floor."""
+  left, largest = free.copy(), np.zeros_like(free)
+  while left.sum() > largest.sum():
+    x, y = np.argwhere(left)[0].tolist()
+    region = np.zeros_like(free)
+    region[tuple(np.array(list(_reach(left, (x, y)))).T)] = True
+    left &= ~region
+    if region.sum() > largest.sum():
+      largest = region
+  return largest
 
 
 def _wall_distance(polygon_Z2: np.ndarray, points_N2: np.ndarray) -> np.ndarray:
@@ -185,21 +203,25 @@ def _unblocked(polygon_Z2: np.ndarray, place_2: np.ndarray, to_Z2: np.ndarray) -
 
 
 def _path(free: np.ndarray, start: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
-  """Cells of a shortest path from `start` to the farthest of a few places that can be reached."""
-  first = (int(start[0]), int(start[1]))
-  parent: dict[tuple[int, int], tuple[int, int]] = {first: first}
-  order = [first]  # breadth first: in order of distance
+  """Cells of a shortest path from `start` to the farthest of a few random places."""
+  parent = _reach(free, (int(start[0]), int(start[1])))
+  order = list(parent)
+  path = [order[int(rng.random(_GOALS).max() * len(order))]]
+  while path[-1] != order[0]:
+    path.append(parent[path[-1]])
+  return path[::-1]
+
+
+def _reach(free: np.ndarray, start: tuple[int, int]) -> dict[tuple[int, int], tuple[int, int]]:
+  """Cells that can be reached, in order of distance, each with the cell one comes from."""
+  parent, order = {start: start}, [start]
   for x, y in order:
     for cell in ((x + 1, y), (x - 1, y), (x, y + 1), (x, y - 1)):
       on_grid = 0 <= cell[0] < free.shape[0] and 0 <= cell[1] < free.shape[1]
       if on_grid and free[cell] and cell not in parent:
         parent[cell] = (x, y)
         order.append(cell)
-  cell = order[int(rng.random(_GOALS).max() * len(order))]
-  path = [cell]
-  while path[-1] != first:
-    path.append(parent[path[-1]])
-  return path[::-1]
+  return parent
 
 
 def _wrap(angle_deg: np.ndarray) -> np.ndarray:

@@ -248,7 +248,7 @@ def lamp(size: Size, colour: Colour) -> list[Part]:
   return [
     _round("cylinder", w * 0.38, (0.0, 0.03), _METAL),
     _round("cylinder", min(0.02, w * 0.06), (0.03, h - shade), _METAL),
-    _round("cylinder", w / 2, (h - shade, h), _tint(colour, 1.15)),
+    _round("cylinder", w / 2, (h - shade, h), colour),
   ]
 
 

@@ -244,10 +244,11 @@ def count_covered(solids_Z: np.ndarray, camera: Pinhole, objects: int) -> np.nda
   basis_Z12 = _ray_bases(solids_Z, camera)
   for z in range(basis_Z12.shape[0]):
     x0, y0, x1, y1, _ = _screen_rectangle(solids_Z[z], camera)
-    shape, owner = solids_Z[z].shape, solids_Z[z].owner
+    solid = solids_Z[z]
+    owner = solid.owner
     for y in range(y0, y1):
       for x in range(x0, x1):
-        if stamp[y, x] != owner and hit_pixel(shape, basis_Z12, z, x, y) < math.inf:
+        if stamp[y, x] != owner and hit_pixel(solid.shape, basis_Z12, z, x, y) < math.inf:
           stamp[y, x] = owner
           covered[owner] += 1
   return covered

@@ -57,7 +57,9 @@ def render(scene: Scene, camera: Camera, shadows: bool = True) -> View:
   else:
     lit = np.ones(depth.shape, np.float32)
   image = shading.shade(solids_Z, room, pinhole, light, style, basis_Z12, depth, surface, lit)
-  owner = np.append(solids_Z["owner"], -1)  # the room's surfaces are negative: clipped to the last
+  owner = np.append(
+    solids_Z["owner"], np.int32(-1)
+  )  # the room's surfaces are negative: clipped to the last
   instance = owner[np.where(surface >= 0, surface, -1)]
   instance[surface == raycast.NOTHING] = -2
   return View(camera, image, depth.astype(np.float32), instance)
