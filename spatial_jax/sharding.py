@@ -1,10 +1,11 @@
-"""Where arrays live: the mesh, one table from parameter path to spec, and batch specs.
+"""Where arrays live: the meshes, one table from parameter path to spec, and the specs of batches.
 
     train mesh     data x fsdp x tensor        rows over (data, fsdp); matrices over fsdp and tensor
-    rollout mesh   data x tensor, on the devices of one host; weights replicated over data
+    island mesh    island x data x tensor      the same devices; one island is what a process owns
+    rollout mesh   data x tensor               one island alone: sampling runs here on its own
 
-The only importer of PartitionSpec. Parameters carry no sharding of their own; the table below is matched
-against their path, first match wins, and a leaf no line matches is an error.
+The only importer of PartitionSpec. Parameters carry no sharding of their own; the table below is
+matched against their path, first match wins, and a leaf no line matches is an error.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from spatial_jax.config import ConfigError
-from spatial_jax.types import Params
+from spatial_jax.types import Array, Params, TrainBatch, VisionBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,22 +38,40 @@ class MeshConfig:
   tensor: int
 
 
-# (path regex, spec). Leading L is the stacked layer axis and is never sharded.
+# (path regex, spec of the last axes). An axis before them, the layers of a stacked parameter, is
+# never sharded, so that one line serves stacked and unstacked parameters.
 PARAM_RULES: tuple[tuple[str, P], ...] = (
   (r"decoder/(embed|head)/embedding$", P("tensor", "fsdp")),  # V, D
-  (r"decoder/layers/attn/[qkv]/kernel$", P(None, "fsdp", "tensor", None)),  # L, D, H, C
-  (r"decoder/layers/attn/[qkv]/bias$", P(None, "tensor", None)),  # L, H, C
-  (r"decoder/layers/attn/o/kernel$", P(None, "tensor", None, "fsdp")),  # L, H, C, D
-  (r"decoder/layers/mlp/(gate|up)/kernel$", P(None, "fsdp", "tensor")),  # L, D, F
-  (r"decoder/layers/mlp/down/kernel$", P(None, "tensor", "fsdp")),  # L, F, D
-  (r"(scale|bias)$", P()),  # norms and biases of the vision tower: replicated
-  (r"vision/.*/kernel$", P("fsdp")),  # by the layer axis or the input axis, whichever stands first
-  (r"head/kernel$", P()),  # the temporary dense head
+  (r"decoder/layers/.*[qkv]/kernel$", P("fsdp", "tensor", None)),  # D, H, C
+  (r"decoder/layers/.*[qkv]/bias$", P("tensor", None)),  # H, C
+  (r"decoder/layers/.*o/kernel$", P("tensor", None, "fsdp")),  # H, C, D
+  (r"vision/blocks/qkv/kernel$", P("fsdp", None, "tensor", None)),  # E, 3, H, C
+  (r"vision/blocks/qkv/bias$", P(None, "tensor", None)),  # 3, H, C
+  (r"vision/blocks/proj/kernel$", P("tensor", None, "fsdp")),  # H, C, E
+  (r"mlp/(gate|up)/kernel$", P("fsdp", "tensor")),  # D or E, F
+  (r"mlp/down/kernel$", P("tensor", "fsdp")),  # F, D or E
+  (r"vision/blocks/mlp/(gate|up)/bias$", P("tensor")),  # F
+  (r"vision/patch/kernel$", P(None, "fsdp")),  # X = 3 * 2 * 14 * 14 divides by 8 only; E
+  (r"vision/merger_in/kernel$", P("fsdp", "tensor")),  # 4E, 4E
+  (r"vision/merger_in/bias$", P("tensor")),  # 4E
+  (r"vision/merger_out/kernel$", P("tensor", "fsdp")),  # 4E, D
+  (r"(scale|bias)$", P()),  # norms, and biases of sums over `tensor`: replicated
+  (r"head/kernel$", P()),  # the temporary dense head of pretraining
 )
 
 
-def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
-  """The train mesh. Raises ConfigError (host) naming both sides when the sizes do not fit the devices."""
+# --- meshes ------------------------------------------------------------------------------------
+
+
+def make_mesh(
+  cfg: MeshConfig,
+  devices: Sequence[jax.Device],  # pyright: ignore[reportInvalidTypeForm]  (a type made at import)
+) -> Mesh:
+  """The train mesh, the devices of a process next to one another.
+
+  Raises:
+    ConfigError: on the host, naming both sides, when the sizes do not fit the devices.
+  """
   fixed = cfg.fsdp * cfg.tensor
   data = len(devices) // fixed if cfg.data == -1 else cfg.data
   if data < 1 or data * fixed != len(devices):
@@ -60,15 +79,42 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
       f"mesh data={cfg.data} x fsdp={cfg.fsdp} x tensor={cfg.tensor} does not fit "
       f"{len(devices)} devices; set config.mesh so that the product is {len(devices)}"
     )
-  grid = np.asarray(devices).reshape(data, cfg.fsdp, cfg.tensor)
-  return Mesh(grid, ("data", "fsdp", "tensor"))
+  by_process = sorted(devices, key=lambda device: device.process_index)
+  return Mesh(
+    np.asarray(by_process).reshape(data, cfg.fsdp, cfg.tensor), ("data", "fsdp", "tensor")
+  )
+
+
+def island_mesh(train_mesh: Mesh) -> Mesh:
+  """All devices of the train mesh, in its order, as island x data x tensor.
+
+  Raises:
+    ConfigError: on the host, when `tensor` does not divide the devices of a process.
+  """
+  devices, tensor = train_mesh.devices.reshape(-1), train_mesh.shape["tensor"]
+  islands = len({device.process_index for device in devices})
+  if len(devices) // islands % tensor:
+    raise ConfigError(
+      f"mesh tensor={tensor} does not divide the {len(devices) // islands} devices of a process, "
+      "which sample on their own; set config.mesh.tensor to a divisor"
+    )
+  return Mesh(devices.reshape(islands, -1, tensor), ("island", "data", "tensor"))
 
 
 def rollout_mesh(train_mesh: Mesh) -> Mesh:
-  """This host's devices as data x tensor: sampling runs here, in its own order."""
-  local = [d for d in train_mesh.devices.flat if d.process_index == jax.process_index()]
-  tensor = train_mesh.shape["tensor"]
-  return Mesh(np.asarray(local).reshape(-1, tensor), ("data", "tensor"))
+  """This process' island as data x tensor."""
+  islands = island_mesh(train_mesh)
+  owners = [island.flat[0].process_index for island in islands.devices]
+  return Mesh(islands.devices[owners.index(jax.process_index())], ("data", "tensor"))
+
+
+def row_devices(mesh: Mesh) -> int:
+  """Over how many devices rows lie."""
+  return math.prod(mesh.shape[axis] for axis in _row_axes(mesh))
+
+
+def _row_axes(mesh: Mesh) -> tuple[str, ...]:
+  return tuple(axis for axis in ("data", "fsdp") if axis in mesh.axis_names)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -78,8 +124,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def rows(mesh: Mesh) -> NamedSharding:
   """Leading axis over all data axes of the mesh."""
-  axes = tuple(axis for axis in ("data", "fsdp") if axis in mesh.axis_names)
-  return NamedSharding(mesh, P(axes))
+  return NamedSharding(mesh, P(_row_axes(mesh)))
 
 
 def attention_specs(mesh: Mesh, rows: int, kv_heads: int) -> tuple[P, P]:
@@ -88,37 +133,43 @@ def attention_specs(mesh: Mesh, rows: int, kv_heads: int) -> tuple[P, P]:
   Rows lie over the data axes and heads over `tensor`, each only where it divides; else every device
   computes all of them.
   """
-  data = tuple(axis for axis in ("data", "fsdp") if axis in mesh.axis_names)
-  over_data = math.prod(mesh.shape[axis] for axis in data)
-  row = data if rows % over_data == 0 else None
+  row = _row_axes(mesh) if rows % row_devices(mesh) == 0 else None
   head = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
   return P(row, head), P(row)
 
 
+# --- parameters --------------------------------------------------------------------------------
+
+
 def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-  """The spec of one parameter: its line of the table, without axes the mesh lacks or that do not divide.
+  """The spec of one parameter: its line of the table, without axes the mesh cannot give.
+
+  Args:
+    path: "decoder/layers/attn/q/kernel"; what stands before is ignored.
+    shape: of the parameter.
+    mesh: any of the three; an axis it lacks, or that does not divide, is left out.
 
   Raises:
     ValueError: on the host, when no line matches.
   """
   for pattern, spec in PARAM_RULES:
-    if re.search(pattern, path):
+    if re.search(pattern, path) and len(spec) <= len(shape):
       break
   else:
-    raise ValueError(f"no sharding rule matches parameter {path} {shape}; add a line to PARAM_RULES")
-  sizes = dict(mesh.shape)
+    raise ValueError(f"no sharding rule matches parameter {path} {shape}; add it to PARAM_RULES")
 
   def kept(axis: Any, size: int) -> Any:
-    return axis if axis in sizes and size % sizes[axis] == 0 else None
+    return axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None
 
-  return P(*(kept(axis, size) for axis, size in zip(spec, shape, strict=False)))
+  padded = (None,) * (len(shape) - len(spec)) + tuple(spec)
+  return P(*(kept(axis, size) for axis, size in zip(padded, shape, strict=True)))
 
 
 def param_shardings(params: Params, mesh: Mesh) -> Params:
   """The shardings of a parameter tree (arrays or abstract) or of anything shaped like one inside.
 
-  An optimizer state holds copies of the tree; their paths end like the parameters' own, and scalars are
-  replicated.
+  A TrainState or an optimizer state holds copies of the tree; their paths end like the parameters'
+  own, and scalars are replicated.
   """
 
   def one(path: Any, leaf: Any) -> NamedSharding:
@@ -128,3 +179,94 @@ def param_shardings(params: Params, mesh: Mesh) -> Params:
     return NamedSharding(mesh, param_spec(name, leaf.shape, mesh))
 
   return jax.tree_util.tree_map_with_path(one, params)
+
+
+def local_view(tree: Params, mesh: Mesh) -> Params:
+  """Arrays of the island mesh as arrays of this process' rollout mesh: the same buffers."""
+
+  def one(x: jax.Array) -> jax.Array:
+    assert isinstance(x.sharding, NamedSharding)
+    shards = [shard.data for shard in x.addressable_shards]
+    return jax.make_array_from_single_device_arrays(
+      x.shape, NamedSharding(mesh, x.sharding.spec), shards
+    )
+
+  return jax.tree.map(one, tree)
+
+
+# --- batches -----------------------------------------------------------------------------------
+
+
+def check_rows(count: int, name: str, mesh: Mesh) -> None:
+  """Raises ConfigError (trace or host) when `count` rows do not divide over the mesh."""
+  if count % row_devices(mesh):
+    raise ConfigError(
+      f"{name} is {count}: not a multiple of data x fsdp = {row_devices(mesh)} devices"
+    )
+
+
+def train_batch_shardings(batch: TrainBatch, window: int, mesh: Mesh) -> TrainBatch:
+  """Rows over data and fsdp; patches likewise, by whole windows, and frames, where they divide.
+
+  Args:
+    batch: arrays or abstract.
+    window: patches in one attention window of the vision tower.
+    mesh: train mesh.
+
+  Raises:
+    ConfigError: at trace or on the host, when the rows do not divide over the mesh.
+  """
+  check_rows(batch.token_RT.shape[0], "rows of an update (config.rollout.prompts x group)", mesh)
+  shards = row_devices(mesh)
+  row: Any = rows(mesh)
+  everywhere: Any = replicated(mesh)
+  patch = row if batch.vision.valid_P.shape[0] % (window * shards) == 0 else everywhere
+  frame = row if batch.vision.frame_NS.shape[0] % shards == 0 else everywhere
+  return TrainBatch(
+    token_RT=row,
+    position_RTA=row,
+    valid_RT=row,
+    trained_RT=row,
+    old_logp_RT=row,
+    advantage_R=row,
+    feature_RT=row,
+    temperature_R=row,
+    forbidden_V=everywhere,
+    vision=VisionBatch(
+      patches_PX=patch, position_P2=patch, valid_P=patch, frame_NS=frame, slot_P=patch
+    ),
+  )
+
+
+def place_train_batch(batch: TrainBatch, window: int, mesh: Mesh) -> TrainBatch:
+  """NumPy rows on the host -> global arrays on the train mesh.
+
+  With several processes each gives its own rows and its own windows, equally many; indices into
+  patches, frames and features must then count over all processes.
+
+  Args:
+    batch: NumPy.
+    window, mesh: as in `train_batch_shardings`.
+  """
+  shardings = train_batch_shardings(batch, window, mesh)
+
+  def put(sharding: NamedSharding, x: Array) -> jax.Array:
+    return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
+  return jax.tree.map(put, shardings, batch)
+
+
+def rollout_shardings(tree: Any, mesh: Mesh) -> Any:
+  """Prompts and rows over `data`, KV heads of caches [R, K, S, C] over `tensor`, where they divide.
+
+  Args:
+    tree: arrays or abstract, each with prompts or rows in front.
+    mesh: rollout mesh.
+  """
+
+  def one(leaf: Any) -> NamedSharding:
+    if leaf.ndim == 4:
+      return NamedSharding(mesh, attention_specs(mesh, leaf.shape[0], leaf.shape[1])[0])
+    return NamedSharding(mesh, attention_specs(mesh, leaf.shape[0], 1)[1])
+
+  return jax.tree.map(one, tree)

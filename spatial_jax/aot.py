@@ -1,0 +1,198 @@
+"""Entry point: python -m spatial_jax.aot --config=configs/NAME.py --topology=v5e:8x8
+
+Compiles every program of a run for TPUs that are not there, and says what each needs of a chip's
+memory. Exit code 0: all fit; 1: something does not; 2: the configuration cannot be used.
+"""
+
+import dataclasses
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from ml_collections import config_flags
+
+from spatial_jax import programs, sharding
+from spatial_jax.config import ConfigError, build
+from spatial_jax.errors import UserError
+from spatial_jax.learn.batch import BatchConfig
+from spatial_jax.learn.optimizer import make_optimizer
+from spatial_jax.policy import weights
+from spatial_jax.policy.config import QwenVLConfig
+from spatial_jax.policy.qwen_vl import make_policy
+from spatial_jax.programs import Program
+from spatial_jax.rollout.engine import RolloutConfig
+from spatial_jax.stages.grpo import GrpoConfig
+
+# Memory of one chip in GiB, by device kind. Source: the Cloud TPU documentation.
+HBM_GIB = {
+  "TPU v4": 32.0,
+  "TPU v5 lite": 16.0,
+  "TPU v5": 95.0,
+  "TPU v6 lite": 32.0,
+  "TPU7x": 192.0,
+}
+GIB = 1 << 30
+
+# Read when libtpu is loaded: ask no metadata server, let several processes compile, print nothing.
+LIBTPU_ENVIRONMENT = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """One program compiled.
+
+  Attributes:
+    name: of the program.
+    seconds: to lower and compile.
+    arguments, temporaries, program_total, beside: bytes per chip: of arguments; of scratch; of all
+      the program needs (arguments, results in memory of their own, scratch, code); of what lies
+      there besides.
+    text: the optimised program.
+    error: why it did not compile, else None; the numbers are then 0.
+  """
+
+  name: str
+  seconds: float
+  arguments: int
+  temporaries: int
+  program_total: int
+  beside: int
+  text: str
+  error: str | None
+
+  def fits(self, hbm: int) -> bool:
+    """Whether it compiled and `hbm` bytes hold it and what lies beside it."""
+    return self.error is None and self.program_total + self.beside <= hbm
+
+
+def topology_mesh(topology: str, mesh: sharding.MeshConfig) -> Mesh:
+  """The train mesh over a TPU topology ("v5e:8x8").
+
+  Raises:
+    ConfigError: on the host, without libtpu, or when name or mesh do not fit.
+  """
+  os.environ.update(LIBTPU_ENVIRONMENT)
+  try:
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+  except Exception as error:
+    if "libtpu" in str(error).lower():
+      raise ConfigError("libtpu is not installed: pip install 'spatial_jax[tpu]'") from error
+    raise ConfigError(f"topology {topology!r}: {str(error).splitlines()[0]}") from error
+  return sharding.make_mesh(mesh, devices)
+
+
+def compile_all(
+  policy_cfg: QwenVLConfig, learn: GrpoConfig, rollout: RolloutConfig, mesh: Mesh
+) -> list[Compiled]:
+  """Compiles the programs of a reinforcement-learning step at their largest shapes.
+
+  Args:
+    policy_cfg: of the policy.
+    learn, rollout: optimizer, loss and shapes.
+    mesh: train mesh; the rollout programs get the mesh of one process.
+  """
+  window_blocks, vocabulary = policy_cfg.vision.window_blocks, policy_cfg.decoder.vocabulary
+  batch = BatchConfig(learn.token_buckets, rollout.vision, window_blocks, vocabulary)
+  platform = mesh.devices.flat[0].platform
+  rollout, batch = programs.sequence_buckets(rollout, batch, platform)
+  # XLA:CPU multiplies bfloat16 four to eight times slower than float32.
+  policy = make_policy(policy_cfg, jnp.float32 if platform == "cpu" else jnp.bfloat16, mesh)
+  optimizer = make_optimizer(learn.optimizer)
+  found = programs.all_programs(policy, optimizer, learn.loss, learn.micro_rows, rollout, batch)
+  return [compile_program(program) for program in found]
+
+
+def compile_program(program: Program) -> Compiled:
+  """Compiles one program; what the compiler refuses (memory, above all) is part of the answer."""
+  begin = time.monotonic()
+  beside = sum(bytes_per_chip(tree) for tree in program.beside)
+  try:
+    compiled = program.function.lower(*program.arguments).compile()
+  except jax.errors.JaxRuntimeError as error:
+    reason = str(error).splitlines()[0]
+    return Compiled(program.name, time.monotonic() - begin, 0, 0, 0, beside, "", reason)
+  memory: Any = compiled.memory_analysis()
+  results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  total = memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
+  return Compiled(
+    name=program.name,
+    seconds=time.monotonic() - begin,
+    arguments=memory.argument_size_in_bytes,
+    temporaries=memory.temp_size_in_bytes,
+    program_total=total + memory.generated_code_size_in_bytes,
+    beside=beside,
+    text=compiled.as_text() or "",
+    error=None,
+  )
+
+
+def bytes_per_chip(tree: Any) -> int:
+  """Bytes of one device's shards of a tree of ShapeDtypeStruct with shardings."""
+  return sum(
+    int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )
+
+
+def table(compiled: Sequence[Compiled], hbm: int) -> str:
+  """The result as text, one line per program."""
+  lines = [
+    f"{'program':<14} {'seconds':>8} {'arguments':>10} {'scratch':>9} {'program':>9} "
+    f"{'beside':>9} {'total':>9}  of {hbm / GIB:.0f} GiB per chip"
+  ]
+  for one in compiled:
+    sizes = (one.arguments, one.temporaries, one.program_total, one.beside)
+    total = one.program_total + one.beside
+    cells = " ".join(f"{size / GIB:9.3f}" for size in (*sizes[1:], total))
+    verdict = "fits" if one.fits(hbm) else one.error or "DOES NOT FIT"
+    lines.append(f"{one.name:<14} {one.seconds:8.1f} {sizes[0] / GIB:10.3f} {cells}  {verdict}")
+  return "\n".join(lines)
+
+
+def run(config: Any, topology: Any) -> int:
+  """Compiles what a config describes, prints the table; returns the exit code."""
+  rollout = build(RolloutConfig, config.rollout, "config.rollout")
+  learn = build(GrpoConfig, config.learn, "config.learn")
+  mesh = topology_mesh(topology, build(sharding.MeshConfig, config.mesh, "config.mesh"))
+  policy_cfg = weights.read_config(pathlib.Path(config.init))
+  kind = mesh.devices.flat[0].device_kind
+  if kind not in HBM_GIB:
+    raise ConfigError(f"memory of a {kind!r} chip is unknown; add it to HBM_GIB")
+  print(f"{topology}: {mesh.size} x {kind}, mesh {dict(mesh.shape)}; bfloat16; largest buckets,")
+  print(f"sequences rounded up to multiples of {programs.TPU_SEQUENCE}; GiB per chip")
+  compiled = compile_all(policy_cfg, learn, rollout, mesh)
+  hbm = int(HBM_GIB[kind] * GIB)
+  print(table(compiled, hbm))
+  return 0 if all(one.fits(hbm) for one in compiled) else 1
+
+
+def main(argv: list[str]) -> None:
+  """Runs with the flags; exits 2 with one line for what the user can mend."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+  jax.config.update("jax_platforms", "cpu")  # the host traces; nothing runs
+  try:
+    sys.exit(run(CONFIG.value, TOPOLOGY.value))
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+  CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py")
+  TOPOLOGY = flags.DEFINE_string("topology", None, "TPU topology, v5e:2x2 or v5p:8x8x8 ...")
+  flags.mark_flags_as_required(["config", "topology"])
+  app.run(main)
