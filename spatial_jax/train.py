@@ -52,6 +52,7 @@ MAY_DIFFER = (
   "evaluation",
   "executor",
   "out",
+  "shapes",
 )
 
 
