@@ -1,6 +1,6 @@
 """Every default, with its unit and the reason; the other configs state only what differs.
 
-Shapes are those of the embedded policy: 168-pixel pictures, 14-pixel patches, 36 tokens per picture.
+Shapes are those of the embedded policy: 168-pixel pictures, 14-pixel patches, 36 tokens each.
 """
 
 from ml_collections import ConfigDict
@@ -192,7 +192,7 @@ def rollout() -> ConfigDict:
 
 
 def policy() -> ConfigDict:
-  """The embedded policy's shape: about 3 M parameters; the vocabulary's ids come with its tokenizer."""
+  """The embedded policy's shape: 3 M parameters; ids of special tokens come with the tokenizer."""
   return ConfigDict(
     {
       "vision": {

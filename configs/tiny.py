@@ -1,8 +1,8 @@
 """AP-GRPO from the embedded policy on procedural rooms: the default run.
 
-Source: Smooth Operator (arXiv:2601.07695: SNRA, AP-GRPO) in ViLaSR's drawing conversation (arXiv:2506.09965).
+Source: Smooth Operator (arXiv:2601.07695: SNRA, AP-GRPO); ViLaSR (arXiv:2506.09965: drawing).
 Expected: see the table in README.md. Time: at most 12 minutes on two CPU cores.
-Command: ./launch/local.sh   (python -m spatial_jax.train --config=configs/tiny.py --workdir=runs/tiny)
+Command: ./launch/local.sh
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """The embedded policy, from nothing: to see rooms, to speak the drawing protocol, to measure.
 
-Source: this repository's own recipe (dense targets per visual token, demonstrations with drawing turns).
+Source: this repository's own recipe (dense targets per visual token, demonstrations that draw).
 Expected: see spatial_jax/assets/tiny/README.md for steps, time and what it scores.
 Command: python -m spatial_jax.train --config=configs/tiny_pretrain.py --workdir=runs/pretrain
 """
@@ -19,12 +19,13 @@ CATEGORIES = (
 OTHER_WORDS = (
   " backpack", " basket", " bathtub", " bookshelf", " bottle", " bowl", " ceiling light", " clock",
   " coat", " computer mouse", " counter", " cup", " curtain", " dishwasher", " door", " fireplace",
-  " keyboard", " laptop", " microwave", " mirror", " oven", " paper", " picture", " pillow", " printer",
-  " radiator", " shower", " sink", " stove", " suitcase", " telephone", " toilet", " towel", " trash",
-  " can", " window", " car", " truck", " bus", " pedestrian", " cyclist", " bicycle", " motorcycle",
-  " traffic cone", " barrier", " trailer", " van", " person", " dresser", " night stand", " drawer",
-  " photo", " closest", " farthest", " further", " leftmost", " rightmost", " which", " between",
-  " width", " height", " length", " video", " frame", " first", " appearance", " order", " room", " size",
+  " keyboard", " laptop", " microwave", " mirror", " oven", " paper", " picture", " pillow",
+  " printer", " radiator", " shower", " sink", " stove", " suitcase", " telephone", " toilet", " towel",
+  " trash", " can", " window", " car", " truck", " bus", " pedestrian", " cyclist", " bicycle",
+  " motorcycle", " traffic cone", " barrier", " trailer", " van", " person", " dresser", " night stand",
+  " drawer", " photo", " closest", " farthest", " further", " leftmost", " rightmost", " which",
+  " between", " width", " height", " length", " video", " frame", " first", " appearance", " order", " room",
+  " size",
 )  # fmt: skip
 
 

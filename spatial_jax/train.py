@@ -1,9 +1,9 @@
-"""Entry point: python -m spatial_jax.train --config=configs/NAME.py --workdir=DIR [--config.a.b=value]
+"""Entry point: python -m spatial_jax.train --config=configs/NAME.py --workdir=DIR [--config.KEY=V]
 
-    tasks ─► prompts ─► rollouts ─► scores ─► advantages ─► batch ─► update        (stages/grpo.py, one step)
+    tasks ─► prompts ─► rollouts ─► scores ─► advantages ─► batch ─► update   (stages/grpo.py)
 
-Writes DIR/metrics.jsonl, DIR/checkpoints/, DIR/config.json, DIR/results.json and DIR/report.html. Running the
-same command again goes on where it stopped.
+Writes DIR/metrics.jsonl, DIR/checkpoints/, DIR/config.json, DIR/results.json and DIR/report.html.
+Running the same command again goes on where it stopped.
 """
 
 import contextlib

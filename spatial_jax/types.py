@@ -11,8 +11,8 @@ Suffix order is array order, one letter per axis, digits are literal sizes:
   S key positions       E vision width                   Q heads per KV head (H = K*Q)
   V vocabulary          W vision windows                 A rotary axes (time, height, width) = 3
 
-`valid_*` means "not padding"; `trained_*` means "sampled by the policy". Host records (Task, Prompt,
-Trajectory) hold NumPy arrays; device structs (VisionBatch, TrainBatch) are pytrees.
+`valid_*` means "not padding"; `trained_*` means "sampled by the policy". Host records (Task,
+Prompt, Trajectory) hold NumPy arrays; device structs (VisionBatch, TrainBatch) are pytrees.
 """
 
 import dataclasses
@@ -97,7 +97,8 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True)
 class OperationError:
-  """Why a piece of model output was not executed. `code` is stable and short, `detail` for people."""
+  """Why a piece of model output was not executed. `code` is stable and short, `detail` for
+  people."""
 
   code: str
   detail: str
@@ -248,12 +249,13 @@ class Scores(NamedTuple):
 
 
 class VisionBatch(NamedTuple):
-  """Patches of many images in the vision tower's own order: windows contiguous, padded to equal size.
+  """Patches of many images in the vision tower's own order: windows contiguous, padded to equal
+  size.
 
       | window 0: 2x2-blocks of 4 patches, pad | window 1 ... |     W windows of `window` patches
 
-  P = W * window. Two static forms share the one array: windows are rows by reshape; frames are rows by
-  gathering `frame_NS` (an index into P, or P where padded) and `slot_P` scatters them back.
+  P = W * window. Two static forms share the one array: windows are rows by reshape; frames are rows
+  by gathering `frame_NS` (an index into P, or P where padded) and `slot_P` scatters them back.
 
   Attributes:
     patches_PX: float32 normalised pixels.

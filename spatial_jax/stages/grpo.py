@@ -1,6 +1,6 @@
 """Reinforcement learning on verifiable answers: GRPO and AP-GRPO.
 
-    tasks ─► prompts ─► rollouts (drawing inside) ─► scores ─► advantages ─► batch ─► update
+tasks ─► prompts ─► rollouts (drawing inside) ─► scores ─► advantages ─► batch ─► update
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 from spatial_jax.data import loader
-from spatial_jax.drawing.executor import Executor
 from spatial_jax.learn.advantage import AdvantageConfig, advantage
 from spatial_jax.learn.batch import BatchConfig, to_train_batch
 from spatial_jax.learn.loss import LossConfig
@@ -124,9 +123,7 @@ class Learner:
     }
 
 
-def summarise(
-  rollouts: Rollouts, scores: Scores, advantages_BG: np.ndarray
-) -> dict[str, float]:
+def summarise(rollouts: Rollouts, scores: Scores, advantages_BG: np.ndarray) -> dict[str, float]:
   """Means over the usable rollouts of one step."""
   usable_BG = scores.usable_BG
   turns = [[len(t.turns) for t in group] for group in rollouts]

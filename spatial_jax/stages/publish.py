@@ -1,4 +1,4 @@
-"""Writes a policy as a Hugging Face folder that transformers loads whole: weights, tokenizer, preprocessor."""
+"""Writes a policy as a Hugging Face folder that transformers loads: weights, tokenizer, pixels."""
 
 import json
 import pathlib
