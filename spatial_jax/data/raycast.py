@@ -27,7 +27,7 @@ Vector = tuple[float, float, float]
 # reaches the kernels as a pointer; separate arrays are reference-counted per pixel: twice as slow.
 SOLID = np.dtype(
   [
-    ("shape", np.int32),  # BOX, SPHERE or CYLINDER
+    ("form", np.int32),  # BOX, SPHERE or CYLINDER
     ("owner", np.int32),  # the object it belongs to, ascending
     ("centre", np.float64, 3),  # metres
     ("frame", np.float64, (3, 3)),  # columns are the half axes in metres
@@ -225,12 +225,14 @@ def cover(solids_Z: np.ndarray, camera: Pinhole) -> tuple[np.ndarray, np.ndarray
   for z in range(basis_Z12.shape[0]):
     x0, y0, x1, y1, near_Z[z] = _screen_rectangle(solids_Z[z], camera)
     rectangle_Z4[z, 0], rectangle_Z4[z, 1], rectangle_Z4[z, 2], rectangle_Z4[z, 3] = x0, y0, x1, y1
-  for z in np.argsort(near_Z):  # front to back: most hidden pixels fail the first comparison
+  order = np.argsort(near_Z)  # front to back: most hidden pixels fail the first comparison
+  for rank in range(order.shape[0]):
+    z = order[rank]
     solid, near = solids_Z[z], near_Z[z]
     for y in range(rectangle_Z4[z, 1], rectangle_Z4[z, 3]):
       for x in range(rectangle_Z4[z, 0], rectangle_Z4[z, 2]):
         if depth[y, x] > near:
-          t = hit_pixel(solid.shape, basis_Z12, z, x, y)
+          t = hit_pixel(solid.form, basis_Z12, z, x, y)
           if t < depth[y, x]:
             depth[y, x], surface[y, x] = t, z
   return depth, surface, basis_Z12
@@ -248,7 +250,7 @@ def count_covered(solids_Z: np.ndarray, camera: Pinhole, objects: int) -> np.nda
     owner = solid.owner
     for y in range(y0, y1):
       for x in range(x0, x1):
-        if stamp[y, x] != owner and hit_pixel(solid.shape, basis_Z12, z, x, y) < math.inf:
+        if stamp[y, x] != owner and hit_pixel(solid.form, basis_Z12, z, x, y) < math.inf:
           stamp[y, x] = owner
           covered[owner] += 1
   return covered
@@ -303,16 +305,16 @@ def _solid_normal(solid, x, y, z):
   inverse, centre = solid.inverse, solid.centre
   ux, uy, uz = multiply(inverse, x - centre[0], y - centre[1], z - centre[2])
   face, out = 2, uz  # the axis that a flat face looks along
-  if solid.shape == BOX:
+  if solid.form == BOX:
     if abs(ux) >= abs(uy) and abs(ux) >= abs(uz):
       face, out = 0, ux
     elif abs(uy) >= abs(uz):
       face, out = 1, uy
-  if solid.shape == BOX or (solid.shape == CYLINDER and ux * ux + uy * uy <= uz * uz):
+  if solid.form == BOX or (solid.form == CYLINDER and ux * ux + uy * uy <= uz * uz):
     sign = 1.0 if out > 0.0 else -1.0
     nx, ny, nz = sign * solid.axes[face, 0], sign * solid.axes[face, 1], sign * solid.axes[face, 2]
   else:
-    uz = 0.0 if solid.shape == CYLINDER else uz
+    uz = 0.0 if solid.form == CYLINDER else uz
     nx = inverse[0, 0] * ux + inverse[1, 0] * uy + inverse[2, 0] * uz
     ny = inverse[0, 1] * ux + inverse[1, 1] * uy + inverse[2, 1] * uz
     nz = inverse[0, 2] * ux + inverse[1, 2] * uy + inverse[2, 2] * uz

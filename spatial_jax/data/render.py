@@ -77,7 +77,7 @@ def pack_objects(objects: tuple[SceneObject, ...]) -> np.ndarray:
   solids_Z = np.empty(len(parts), raycast.SOLID)
   if not parts:
     return solids_Z
-  solids_Z["shape"] = [_SHAPES[part.shape] for _, part in parts]
+  solids_Z["form"] = [_SHAPES[part.shape] for _, part in parts]
   solids_Z["owner"] = owner_Z = [i for i, _ in parts]
   half_Z3 = np.array([part.half_3 for _, part in parts])
   offset_Z3 = np.array([part.centre_3 for _, part in parts])

@@ -129,7 +129,7 @@ def _is_free(solids_Z, caster, start, stop, x, y, z, lx, ly, lz):
       solid.inverse, x - solid.centre[0], y - solid.centre[1], z - solid.centre[2]
     )
     dx, dy, dz = multiply(solid.inverse, lx - x, ly - y, lz - z)
-    if hit(solid.shape, ox, oy, oz, dx, dy, dz) < 1.0:
+    if hit(solid.form, ox, oy, oz, dx, dy, dz) < 1.0:
       free = False
       break
   return free
@@ -316,7 +316,7 @@ def _sample(solids_Z, room, camera, basis_Z12, surface, lit, x, y, sx, sy):
     for u in range(max(x - 1, 0), min(x + 2, surface.shape[1])):
       other = surface[v, u]
       if other >= 0 and other != seen:
-        t = hit_pixel(solids_Z[other].shape, basis_Z12, other, sx, sy)
+        t = hit_pixel(solids_Z[other].form, basis_Z12, other, sx, sy)
         if t < best:
           best, seen = t, other
   share = lit[y, x]
