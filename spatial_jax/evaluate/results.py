@@ -14,14 +14,14 @@ FILE = "results.json"
 
 
 def write_results(
-  table: ResultTable, workdir: str | os.PathLike[str], origin: Mapping[str, Any]
+  table: ResultTable, workdir: str | os.PathLike[str], more: Mapping[str, Any]
 ) -> pathlib.Path:
   """Writes the table to `workdir/results.json`, in one rename.
 
   Args:
     table: what was found.
     workdir: made when missing.
-    origin: command, seed, config, ...: JSON values that say how to get the same table again.
+    more: written before it; JSON values, such as how to get the same table again.
 
   Returns:
     The file.
@@ -32,7 +32,7 @@ def write_results(
   path = pathlib.Path(workdir) / FILE
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix(".partial")
-  record = {"origin": dict(origin)} | dataclasses.asdict(table)
+  record = dict(more) | dataclasses.asdict(table)
   partial.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
   return partial.replace(path)
 
@@ -64,7 +64,7 @@ def _table(record: dict[str, Any]) -> ResultTable:
 
 
 def _rows(records: list[dict[str, Any]]) -> tuple[ResultRow, ...]:
-  return tuple(ResultRow(**row | {"cells": _cells(row["cells"])}) for row in records)
+  return tuple(ResultRow(row["question_type"], row["n"], _cells(row["cells"])) for row in records)
 
 
 def _cells(record: dict[str, Any]) -> dict[str, Cell]:
