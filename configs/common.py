@@ -67,6 +67,8 @@ def evaluation() -> ConfigDict:
       "train_tasks": 2000,  # what the median answer per question type is taken from
       "temperatures": (0.3, 0.5, 0.7),
       "prompts": 96,  # per call, one rollout each
+      "gallery": 8,
+      "required": False,  # the default run promises its differences, others show them
     }
   )
 

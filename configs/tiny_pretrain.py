@@ -17,15 +17,15 @@ CATEGORIES = (
 
 # Categories of real rooms (VSI-Bench) and of street photographs, and words of their questions.
 OTHER_WORDS = (
-  " backpack", " basket", " bathtub", " bookshelf", " bottle", " bowl", " ceiling light", " clock",
-  " coat", " computer mouse", " counter", " cup", " curtain", " dishwasher", " door", " fireplace",
-  " keyboard", " laptop", " microwave", " mirror", " oven", " paper", " picture", " pillow",
-  " printer", " radiator", " shower", " sink", " stove", " suitcase", " telephone", " toilet", " towel",
-  " trash", " can", " window", " car", " truck", " bus", " pedestrian", " cyclist", " bicycle",
-  " motorcycle", " traffic cone", " barrier", " trailer", " van", " person", " dresser", " night stand",
-  " drawer", " photo", " closest", " farthest", " further", " leftmost", " rightmost", " which",
-  " between", " width", " height", " length", " video", " frame", " first", " appearance", " order", " room",
-  " size",
+  " backpack", " basket", " bathtub", " bookshelf", " bottle", " bowl", " ceiling light",
+  " clock", " coat", " computer mouse", " counter", " cup", " curtain", " dishwasher", " door",
+  " fireplace", " keyboard", " laptop", " microwave", " mirror", " oven", " paper", " picture",
+  " pillow", " printer", " radiator", " shower", " sink", " stove", " suitcase", " telephone",
+  " toilet", " towel", " trash", " can", " window", " car", " truck", " bus", " pedestrian",
+  " cyclist", " bicycle", " motorcycle", " traffic cone", " barrier", " trailer", " van",
+  " person", " dresser", " night stand", " drawer", " photo", " closest", " farthest", " further",
+  " leftmost", " rightmost", " which", " between", " width", " height", " length", " video",
+  " frame", " first", " appearance", " order", " room", " size",
 )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Entry point: python -m spatial_jax.train --config=configs/NAME.py --workdir=DIR [--config.KEY=V]
 
-    tasks ─► prompts ─► rollouts ─► scores ─► advantages ─► batch ─► update   (stages/grpo.py)
+  tasks ─► prompts ─► rollouts ─► scores ─► advantages ─► batch ─► update    stages/grpo.py
 
 Writes DIR/metrics.jsonl, DIR/checkpoints/, DIR/config.json, DIR/results.json and DIR/report.html.
 Running the same command again goes on where it stopped.
@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
+from rich.progress import track
 
 from spatial_jax import checkpoint, programs, sharding
 from spatial_jax.config import build
@@ -24,8 +25,23 @@ from spatial_jax.data.vision import PreprocessConfig
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.errors import UserError
+from spatial_jax.evaluate.benchmarks import heading
+from spatial_jax.evaluate.console import make_console, show
+from spatial_jax.evaluate.contest import (
+  Contest,
+  EvaluationConfig,
+  count_sheets,
+  exam_engine,
+  make_exam,
+  make_table,
+  sheets,
+  write,
+)
 from spatial_jax.learn.batch import BatchConfig
 from spatial_jax.learn.optimizer import make_optimizer
+from spatial_jax.policy.qwen_vl import Policy
+from spatial_jax.report.plots import RewardCard
+from spatial_jax.report.report import About, write_report
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import Engine, RolloutConfig
 from spatial_jax.sharding import MeshConfig
@@ -34,8 +50,8 @@ from spatial_jax.stages.grpo import GrpoConfig, Learner
 from spatial_jax.stages.load import MODEL_KEY, Loaded, load_policy, record
 from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.stages.pretrain import PretrainRun, pretrain
-from spatial_jax.stages.source import SourceConfig, make_source
-from spatial_jax.types import TrainState
+from spatial_jax.stages.source import Source, SourceConfig, make_source
+from spatial_jax.types import Params
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; the same one resumes it")
@@ -78,7 +94,18 @@ class GrpoRun:
   style: Style
   executor: ExecutorConfig
   learn: GrpoConfig
-  evaluation: Any
+  evaluation: EvaluationConfig
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Contestants:
+  """The policy at the start and at the end of training, and where questions come from."""
+
+  policy: Policy
+  source: Source
+  before: Params
+  after: Params
+  benchmark: str | None
 
 
 def main(argv: list[str]) -> None:
@@ -151,14 +178,45 @@ def grpo(
     state = programs.init_state(policy, optimizer, start, mesh)
     benchmark = source.benchmark or loaded.benchmark
     state = loop.run(workdir, cfg.loop, "grpo", state, learner.step_of, benchmark, resolved)
-    finish(cfg, learner, loaded, state, workdir)
+    ends = Contestants(policy, source, loaded.params, state.params, benchmark)
+    finish(cfg, learner, ends, workdir)
 
 
-def finish(
-  cfg: GrpoRun, learner: Learner, loaded: Loaded, state: TrainState, workdir: pathlib.Path
-) -> None:
-  """Held-out table of start against end, and the report."""
-  del cfg, learner, loaded, state, workdir
+def finish(cfg: GrpoRun, learner: Learner, ends: Contestants, workdir: pathlib.Path) -> None:
+  """Asks start and end the same held-out questions and writes table and report."""
+  policy, source, conversation = ends.policy, ends.source, learner.engine.conversation
+  exam = make_exam(source, cfg.evaluation, cfg.learn.reward, cfg.seed)
+  prompts = min(cfg.evaluation.prompts, len(exam.tasks))
+  executor = learner.engine.executor
+  contest = Contest(
+    engine=exam_engine(policy, conversation, executor, cfg.rollout, prompts),
+    before=learner.decode_params(ends.before),
+    after=learner.decode_params(ends.after),
+    exam=exam,
+    examples=source.examples(cfg.seed, cfg.evaluation.train_tasks),
+    cfg=cfg.evaluation,
+  )
+  console = make_console()
+  asking = track(sheets(contest), "asking", count_sheets(contest), console=console, transient=True)
+  found = list(asking)
+  table = make_table(contest, found)
+  above = heading(exam.tasks, ends.benchmark)
+  write(workdir, found, table, {"seed": cfg.seed, "steps": cfg.loop.steps, "benchmark": above})
+  show(table, above, console)
+  card = RewardCard(cfg.learn.reward, cfg.learn.advantage, progress=1.0)
+  about = About(
+    title=f"AP-GRPO on {cfg.source.kind} rooms",
+    summary=(
+      "A Qwen2.5-VL policy learns to answer questions about space from its own rollouts: it "
+      "thinks, may draw boxes on the picture, looks at the drawing and answers."
+    ),
+    facts=(
+      ("policy", f"{sum(x.size for x in jax.tree.leaves(ends.after)):,} parameters"),
+      ("steps", f"{cfg.loop.steps} of {cfg.rollout.prompts} x {cfg.rollout.group} rollouts"),
+      ("seed", str(cfg.seed)),
+    ),
+  )
+  console.print(f"wrote {write_report(workdir, about, card, cfg.learn.keep_groups)}")
 
 
 if __name__ == "__main__":
