@@ -177,7 +177,7 @@ def apply_gradient(
   optimizer: optax.GradientTransformation, state: TrainState, grads: Params, metrics: Metrics
 ) -> tuple[TrainState, Metrics]:
   """One optimizer step; a gradient that is not finite moves nothing and is counted."""
-  grad_norm = optax.global_norm(grads)
+  grad_norm = optax.tree.norm(grads)
   finite = jnp.isfinite(grad_norm)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   moved = (optax.apply_updates(state.params, updates), opt_state)
@@ -186,8 +186,8 @@ def apply_gradient(
   )
   metrics = metrics | {
     "grad_norm": grad_norm,
-    "update_norm": optax.global_norm(updates),
-    "param_norm": optax.global_norm(params),
+    "update_norm": optax.tree.norm(updates),
+    "param_norm": optax.tree.norm(params),
     "skipped_updates": 1.0 - finite.astype(jnp.float32),
   }
   return TrainState(params, opt_state, state.step + 1), metrics
