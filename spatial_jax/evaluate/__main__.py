@@ -6,75 +6,22 @@ predictions.jsonl and report.html into the work directory and prints the table. 
 one of training.
 """
 
-import contextlib
-import dataclasses
 import json
 import pathlib
-import shlex
 import sys
-from typing import Any
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
-from rich.progress import track
 
-from spatial_jax import checkpoint as checkpoint_lib
-from spatial_jax import programs, sharding
-from spatial_jax.config import build
-from spatial_jax.data.text import TextConfig
-from spatial_jax.data.vision import PreprocessConfig
-from spatial_jax.drawing.canvas import Style
-from spatial_jax.drawing.executor import Executor, ExecutorConfig
-from spatial_jax.errors import CheckpointError, UserError
-from spatial_jax.evaluate import run as run_lib
-from spatial_jax.evaluate.behaviour import behaviour
-from spatial_jax.evaluate.benchmarks import heading
-from spatial_jax.evaluate.console import make_console, show, show_behaviour
-from spatial_jax.evaluate.run import Contest, EvaluationConfig, exam_engine, make_exam
-from spatial_jax.evaluate.table import Sheet
-from spatial_jax.report.gallery import save_groups
-from spatial_jax.report.report import About, write_report
-from spatial_jax.reward.score import RewardConfig
-from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.rollout.engine import RolloutConfig
-from spatial_jax.sharding import MeshConfig
-from spatial_jax.stages.load import Loaded, load_policy
-from spatial_jax.stages.source import SourceConfig, make_source
+from spatial_jax.errors import UserError
+from spatial_jax.evaluate.run import evaluate, settings_of
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py")
 CHECKPOINT = flags.DEFINE_string(
-  "checkpoint", None, "Hugging Face folder or work directory of a run"
+  "checkpoint", None, "Hugging Face folder or work directory of a run", required=True
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of this evaluation")
-
-# Keys of a training config that an evaluation has no use for.
-TRAINING_ONLY = ("stage", "remat", "loop", "learn")
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateRun:
-  """Everything an evaluation config says; see `configs/common.py`.
-
-  Attributes:
-    seed: of sampling.
-    init: the policy to compare with, as for --checkpoint; "" for none.
-    mesh, source, text, preprocess, rollout, style, executor: as in training.
-    reward: what is rewarded.
-    evaluation: how much is asked.
-  """
-
-  seed: int
-  init: str
-  mesh: MeshConfig
-  source: SourceConfig
-  text: TextConfig
-  preprocess: PreprocessConfig
-  rollout: RolloutConfig
-  style: Style
-  executor: ExecutorConfig
-  reward: RewardConfig
-  evaluation: EvaluationConfig
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of this evaluation", required=True)
 
 
 def main(argv: list[str]) -> None:
@@ -85,95 +32,13 @@ def main(argv: list[str]) -> None:
   jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache/spatial_jax"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   try:
-    evaluate(settings_of(CONFIG.value), CHECKPOINT.value, pathlib.Path(WORKDIR.value))
+    settings = settings_of(json.loads(CONFIG.value.to_json_best_effort()))
+    evaluate(settings, CHECKPOINT.value, pathlib.Path(WORKDIR.value))
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
 
 
-def settings_of(config: Any) -> dict[str, Any]:
-  """The keys of `EvaluateRun` as JSON values, from a config of its own or one of training."""
-  settings = json.loads(config.to_json_best_effort())
-  if "learn" in settings:
-    reward = settings["learn"]["reward"]
-    kept = {name: value for name, value in settings.items() if name not in TRAINING_ONLY}
-    return kept | {"reward": reward}
-  return settings
-
-
-def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -> None:
-  """From checkpoint to report.
-
-  Raises:
-    UserError: on the host or I/O, before anything is written, for what the user has to mend.
-  """
-  cfg = build(EvaluateRun, settings)
-  mesh = sharding.make_mesh(cfg.mesh, jax.devices())
-  after = load_policy(checkpoint, mesh)
-  before = _other(cfg.init, checkpoint, after, mesh)
-  source = make_source(cfg.source)
-  exam = make_exam(source, cfg.evaluation, cfg.reward, cfg.seed)
-  examples = source.examples(cfg.seed, cfg.evaluation.train_tasks)
-  checkpoint_lib.claim(workdir, settings | {"checkpoint": checkpoint}, ())
-  unstack = programs.decode_params(after.policy, mesh)
-  conversation = Conversation(after.tokenizer, cfg.text, cfg.preprocess, after.policy.cfg)
-  console = make_console()
-  with contextlib.ExitStack() as stack:
-    executor = stack.enter_context(Executor(cfg.executor, cfg.style))
-    prompts = min(cfg.evaluation.prompts, len(exam.tasks))
-    contest = Contest(
-      engine=exam_engine(after.policy, conversation, executor, cfg.rollout, prompts),
-      before=unstack(before.params) if before else None,
-      after=unstack(after.params),
-      exam=exam,
-      examples=examples,
-      cfg=cfg.evaluation,
-    )
-    count = run_lib.count_sheets(contest)
-    asking = track(run_lib.sheets(contest), "asking", count, console=console, transient=True)
-    found = list(asking)
-    save_groups(run_lib.gallery(contest, found), workdir)
-  table = run_lib.make_table(contest, found)
-  above = heading(exam.tasks, after.benchmark)
-  command = shlex.join(["python", "-m", "spatial_jax.evaluate", *sys.argv[1:]])
-  origin = {"command": command, "seed": cfg.seed, "checkpoint": checkpoint, "config": settings}
-  run_lib.write(workdir, found, table, origin | {"benchmark": above})
-  show(table, above, console)
-  show_behaviour({s.column.key: behaviour(s.answers) for s in found}, console)
-  report = write_report(
-    workdir, _about(checkpoint, cfg, above, found), None, cfg.evaluation.gallery
-  )
-  console.print(f"wrote {report}")
-
-
-def _other(init: str, checkpoint: str, after: Loaded, mesh: jax.sharding.Mesh) -> Loaded | None:
-  """The policy to compare with, None where there is none or it is the same."""
-  if not init or pathlib.Path(init).resolve() == pathlib.Path(checkpoint).resolve():
-    return None
-  before = load_policy(init, mesh)
-  if before.policy.cfg != after.policy.cfg:
-    raise CheckpointError(
-      f"config.init {init} and --checkpoint {checkpoint} are policies of different shape; "
-      "set --config.init='' to ask the second alone"
-    )
-  return before
-
-
-def _about(checkpoint: str, cfg: EvaluateRun, above: str | None, found: list[Sheet]) -> About:
-  asked = {a.task_id for a in found[0].answers}
-  statistics = behaviour(next(s.answers for s in found if s.column.key == "end_greedy"))
-  return About(
-    title=f"{checkpoint} on {cfg.source.kind}",
-    summary=f"{len(asked)} questions that training never saw. {above or ''}".strip(),
-    facts=(
-      ("compared with", cfg.init or "nothing"),
-      ("answers that can be read", f"{statistics['parsed_share']:.0%}"),
-      ("answers with a drawing", f"{statistics['drawing_share']:.0%}"),
-      ("drawings without a mistake", f"{statistics['executable_share']:.0%}"),
-    ),
-  )
-
-
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config", "checkpoint", "workdir"])
+  flags.mark_flag_as_required("config")
   app.run(main)

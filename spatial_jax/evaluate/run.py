@@ -1,216 +1,144 @@
-"""An exam from questions to table: who is asked, in which ways, and what is kept of it.
+"""One evaluation from config to report: what `python -m spatial_jax.evaluate` does."""
 
-Source ─► Exam ─► Sheets (sampled, greedy, cooler, on grey; median answer) ─► table
-             └──► a few groups of rollouts for the report
-"""
-
+import contextlib
 import dataclasses
-import json
 import pathlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import shlex
+import sys
 from typing import Any
 
-import numpy as np
+import jax
+from rich.progress import track
 
-from spatial_jax import programs
-from spatial_jax.data.text import IM_END
-from spatial_jax.drawing.executor import Executor
-from spatial_jax.errors import DataError
-from spatial_jax.evaluate import table as table_lib
-from spatial_jax.evaluate.answers import (
-  Answered,
-  Exam,
-  answer_typically,
-  ask,
-  evaluate_policy,
-  typical_answers,
-)
+from spatial_jax import checkpoint as checkpoint_lib
+from spatial_jax import programs, sharding
+from spatial_jax.config import build
+from spatial_jax.data.text import TextConfig
+from spatial_jax.data.vision import PreprocessConfig
+from spatial_jax.drawing.canvas import Style
+from spatial_jax.drawing.executor import Executor, ExecutorConfig
+from spatial_jax.errors import CheckpointError
+from spatial_jax.evaluate import contest as contest_lib
 from spatial_jax.evaluate.behaviour import behaviour
-from spatial_jax.evaluate.benchmarks import vsi_score
-from spatial_jax.evaluate.results import write_results
-from spatial_jax.evaluate.table import Sheet
-from spatial_jax.policy.qwen_vl import Policy
-from spatial_jax.report.gallery import Group, groups_of
+from spatial_jax.evaluate.benchmarks import heading
+from spatial_jax.evaluate.console import make_console, show, show_behaviour
+from spatial_jax.evaluate.contest import Contest, EvaluationConfig, exam_engine, make_exam
+from spatial_jax.evaluate.table import END_GREEDY, Sheet
+from spatial_jax.report.gallery import save_groups
+from spatial_jax.report.report import About, write_report
 from spatial_jax.reward.score import RewardConfig
-from spatial_jax.reward.snra import sharpness
 from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig
-from spatial_jax.stages.source import Source
-from spatial_jax.types import Params, ResultColumn, ResultTable, Task
+from spatial_jax.rollout.engine import RolloutConfig
+from spatial_jax.sharding import MeshConfig
+from spatial_jax.stages.load import Loaded, load_policy
+from spatial_jax.stages.source import SourceConfig, make_source
 
-PREDICTIONS = "predictions.jsonl"
+# Keys of a training config that an evaluation has no use for.
+TRAINING_ONLY = ("stage", "remat", "loop", "learn")
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-  """How much is asked.
+class EvaluateRun:
+  """Everything an evaluation config says; see `configs/common.py`.
 
   Attributes:
-    tasks: held-out questions; fewer where the source has fewer.
-    train_tasks: questions that the median answer per type is taken from.
-    temperatures: below that of sampling, tried on the start of training to measure sharpening.
-    prompts: questions per call of the engine.
-    gallery: questions whose rollouts are kept for the report.
-    required: the differences must come out as promised for the default run; false: only shown,
-      as they are where there is no start to compare with.
+    seed: of sampling.
+    init: the policy to compare with, as for --checkpoint; "" for none.
+    mesh, source, text, preprocess, rollout, style, executor: as in training.
+    reward: what is rewarded.
+    evaluation: how much is asked.
   """
 
-  tasks: int
-  train_tasks: int
-  temperatures: tuple[float, ...]
-  prompts: int
-  gallery: int
-  required: bool
+  seed: int
+  init: str
+  mesh: MeshConfig
+  source: SourceConfig
+  text: TextConfig
+  preprocess: PreprocessConfig
+  rollout: RolloutConfig
+  style: Style
+  executor: ExecutorConfig
+  reward: RewardConfig
+  evaluation: EvaluationConfig
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Contest:
-  """Everything an exam needs.
-
-  Attributes:
-    engine: one rollout per prompt.
-    before, after: decode parameters; before is None when there is nothing to compare with.
-    exam: questions and marks.
-    examples: tasks the median answers are taken from.
-    cfg: how much is asked.
-  """
-
-  engine: Engine
-  before: Params | None
-  after: Params
-  exam: Exam
-  examples: Sequence[Task]
-  cfg: EvaluationConfig
+def settings_of(settings: dict[str, Any]) -> dict[str, Any]:
+  """The keys of `EvaluateRun`, from a config of its own or one of training."""
+  if "learn" in settings:
+    reward = settings["learn"]["reward"]
+    kept = {name: value for name, value in settings.items() if name not in TRAINING_ONLY}
+    return kept | {"reward": reward}
+  return settings
 
 
-def exam_engine(
-  policy: Policy, conversation: Conversation, executor: Executor, cfg: RolloutConfig, prompts: int
-) -> Engine:
-  """An engine like that of training, with `prompts` prompts and one rollout for each."""
-  cfg = dataclasses.replace(cfg, prompts=prompts, group=1)
-  stop_id = conversation.tokenizer.id(IM_END)
-  return Engine(conversation, programs.rollout_programs(policy, cfg, stop_id), executor, cfg)
-
-
-def make_exam(source: Source, cfg: EvaluationConfig, reward: RewardConfig, seed: int) -> Exam:
-  """Held-out questions, rewarded at the sharpness of the schedule's end.
+def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -> None:
+  """From checkpoint to report.
 
   Raises:
-    DataError: on the host, when there is none.
+    UserError: on the host or I/O, before any result is written, for what the user has to mend.
   """
-  tasks = source.held_out(cfg.tasks)
-  if not tasks:
-    raise DataError("the source gives no question; loosen source.questions or see source.path")
-  return Exam(tasks, reward, float(sharpness(1.0, reward.schedule)), seed)
-
-
-def sheets(contest: Contest) -> Iterator[Sheet]:
-  """All ways of answering, one after another, in the order of the table's columns."""
-  engine, exam = contest.engine, contest.exam
-  sampled = Mode(engine.cfg.temperature, engine.cfg.top_p, greedy=False)
-  greedy = dataclasses.replace(sampled, greedy=True)
-
-  def sheet(key: str, label: str, params: Params, mode: Mode, grey: bool = False) -> Sheet:
-    return Sheet(ResultColumn(key, label), evaluate_policy(engine, params, exam, mode, grey))
-
-  if contest.before is not None:
-    yield sheet(table_lib.START, "start, sampled", contest.before, sampled)
-    yield sheet(table_lib.START_GREEDY, "start, greedy", contest.before, greedy)
-    cooler = [
-      sheet(table_lib.START_BEST, f"start, sampled at {t:g}", contest.before, _at(sampled, t))
-      for t in contest.cfg.temperatures
-    ]
-    if cooler:
-      yield max(cooler, key=lambda s: table_lib.values(s.answers, "score").mean())
-  end = "" if contest.before is None else "end, "
-  yield sheet(table_lib.END, f"{end}sampled", contest.after, sampled)
-  yield sheet(table_lib.END_GREEDY, f"{end}greedy", contest.after, greedy)
-  typical = answer_typically(exam, typical_answers(contest.examples))
-  yield Sheet(ResultColumn(table_lib.MEDIAN, "median answer"), typical)
-  yield sheet(table_lib.GREY, f"{end}sampled on grey", contest.after, sampled, grey=True)
-  yield sheet(table_lib.GREY_GREEDY, f"{end}greedy on grey", contest.after, greedy, grey=True)
-
-
-def count_sheets(contest: Contest) -> int:
-  """How many `sheets` yields."""
-  return 5 + (0 if contest.before is None else 2 + bool(contest.cfg.temperatures))
-
-
-def make_table(contest: Contest, found: Sequence[Sheet]) -> ResultTable:
-  """The table of all sheets."""
-  untold = {t.question_type for t in contest.exam.tasks} - {
-    t.question_type for t in contest.examples
-  }
-  notes = (
-    [f"No example to take a median answer from: {', '.join(sorted(untold))}."] if untold else []
+  cfg = build(EvaluateRun, settings)
+  mesh = sharding.make_mesh(cfg.mesh, jax.devices())
+  after = load_policy(checkpoint, mesh)
+  before = _other(cfg.init, checkpoint, after, mesh)
+  source = make_source(cfg.source)
+  checkpoint_lib.claim(workdir, settings | {"checkpoint": checkpoint}, ())
+  exam = make_exam(source, cfg.evaluation, cfg.reward, cfg.seed)
+  examples = source.examples(cfg.seed, cfg.evaluation.train_tasks)
+  unstack = programs.decode_params(after.policy, mesh)
+  conversation = Conversation(after.tokenizer, cfg.text, cfg.preprocess, after.policy.cfg)
+  console = make_console()
+  with contextlib.ExitStack() as stack:
+    executor = stack.enter_context(Executor(cfg.executor, cfg.style))
+    prompts = min(cfg.evaluation.prompts, len(exam.tasks))
+    contest = Contest(
+      engine=exam_engine(after.policy, conversation, executor, cfg.rollout, prompts),
+      before=unstack(before.params) if before else None,
+      after=unstack(after.params),
+      exam=exam,
+      examples=examples,
+      cfg=cfg.evaluation,
+    )
+    count = contest_lib.count_sheets(contest)
+    asking = track(contest_lib.sheets(contest), "asking", count, console=console, transient=True)
+    found = list(asking)
+    save_groups(contest_lib.gallery(contest, found), workdir)
+  table = contest_lib.make_table(contest, found)
+  above = heading(exam.tasks, after.benchmark)
+  command = shlex.join(["python", "-m", "spatial_jax.evaluate", *sys.argv[1:]])
+  origin = {"command": command, "seed": cfg.seed, "checkpoint": checkpoint, "config": settings}
+  contest_lib.write(workdir, found, table, origin | {"benchmark": above})
+  show(table, above, console)
+  show_behaviour({s.column.key: behaviour(s.answers) for s in found}, console)
+  report = write_report(
+    workdir, _about(checkpoint, cfg, above, found), None, cfg.evaluation.gallery
   )
-  if {t.task_id for t in contest.examples} >= {t.task_id for t in contest.exam.tasks}:
-    notes.append("The median answers come from the very questions: no constant does better.")
-  required = contest.cfg.required and contest.before is not None
-  return table_lib.result_table(found, contest.exam.sharpness, required, notes)
+  console.print(f"wrote {report}")
 
 
-def gallery(contest: Contest, found: Sequence[Sheet]) -> list[Group]:
-  """Rollouts to look at: greedy and sampled answers to a few questions, with drawings if any."""
-  engine, exam = contest.engine, contest.exam
-  answers = next(s.answers for s in found if s.column.key == table_lib.END_GREEDY)
-  tasks = showcase(exam.tasks, answers, min(contest.cfg.gallery, engine.cfg.prompts))
-  if not tasks:
-    return []
-  sampled = Mode(engine.cfg.temperature, engine.cfg.top_p, greedy=False)
-  by_mode = []
-  for number, mode in enumerate((dataclasses.replace(sampled, greedy=True), sampled)):
-    rollouts, scores = ask(engine, contest.after, tasks, exam, mode)
-    named = [[dataclasses.replace(group[0], sample=number)] for group in rollouts]
-    prompts = [engine.conversation.prompt(task) for task in tasks]
-    none = np.zeros((len(tasks), 1), np.float32)
-    by_mode.append(groups_of(prompts, named, scores, none, 0))
-  return [
-    dataclasses.replace(groups[0], siblings=tuple(s for group in groups for s in group.siblings))
-    for groups in zip(*by_mode, strict=True)
-  ]
+def _other(init: str, checkpoint: str, after: Loaded, mesh: jax.sharding.Mesh) -> Loaded | None:
+  """The policy to compare with, None where there is none or it is the same."""
+  if not init or pathlib.Path(init).resolve() == pathlib.Path(checkpoint).resolve():
+    return None
+  before = load_policy(init, mesh)
+  if before.policy.cfg != after.policy.cfg:
+    raise CheckpointError(
+      f"config.init {init} and --checkpoint {checkpoint} are policies of different shape; "
+      "set --config.init='' to ask the second alone"
+    )
+  return before
 
 
-def showcase(tasks: Sequence[Task], answers: Sequence[Answered], count: int) -> list[Task]:
-  """`count` tasks, question types in turn, those first in which something was drawn."""
-  seen: Counter[str] = Counter()
-  ranked = []
-  for i in sorted(range(len(tasks)), key=lambda i: not any(t.produced for t in answers[i].turns)):
-    ranked.append((seen[tasks[i].question_type], i))
-    seen[tasks[i].question_type] += 1
-  return [tasks[i] for _, i in sorted(ranked)[:count]]
-
-
-def write(
-  workdir: pathlib.Path, found: Sequence[Sheet], table: ResultTable, origin: dict[str, Any]
-) -> None:
-  """Writes results.json and predictions.jsonl.
-
-  Args:
-    workdir: made when missing.
-    found: all sheets.
-    table: made of them.
-    origin: command, config, seed, ...: JSON values that say how to get the same table again.
-  """
-  workdir.mkdir(parents=True, exist_ok=True)
-  more = {
-    "origin": origin,
-    "behaviour": {s.column.key: behaviour(s.answers) for s in found if s.column.key != "median"},
-    "vsi_bench": {s.column.key: vsi_score(s.answers) for s in found},
-  }
-  lines = [_prediction(s.column.key, answered) for s in found for answered in s.answers]
-  partial = workdir / f"{PREDICTIONS}.partial"
-  partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-  partial.replace(workdir / PREDICTIONS)
-  write_results(table, workdir, more)
-
-
-def _at(mode: Mode, temperature: float) -> Mode:
-  return dataclasses.replace(mode, temperature=temperature)
-
-
-def _prediction(column: str, answered: Answered) -> str:
-  names = [f.name for f in dataclasses.fields(answered) if f.name != "turns"]
-  record = {"column": column} | {name: answered.__dict__[name] for name in names}
-  return json.dumps(record | {"text": "\n".join(turn.text for turn in answered.turns)})
+def _about(checkpoint: str, cfg: EvaluateRun, above: str | None, found: list[Sheet]) -> About:
+  asked = {a.task_id for a in found[0].answers}
+  statistics = behaviour(next(s.answers for s in found if s.column.key == END_GREEDY))
+  return About(
+    title=f"{checkpoint} on {cfg.source.kind}",
+    summary=f"{len(asked)} questions that training never saw. {above or ''}".strip(),
+    facts=(
+      ("compared with", cfg.init or "nothing"),
+      ("answers that can be read", f"{statistics['parsed_share']:.0%}"),
+      ("answers with a drawing", f"{statistics['drawing_share']:.0%}"),
+      ("drawings without a mistake", f"{statistics['executable_share']:.0%}"),
+    ),
+  )
