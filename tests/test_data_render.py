@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from spatial_jax.data import shading
-from spatial_jax.data.cameras import look, walk
+from spatial_jax.data.cameras import inside_outline, look, walk
 from spatial_jax.data.procedural import ProceduralConfig, procedural_scene
 from spatial_jax.data.raycast import cover, enclose
 from spatial_jax.data.render import _lamp, pack_camera, pack_objects, pack_room, render
@@ -100,6 +100,8 @@ def test_depth_and_ids_against_points_along_the_rays():
     assert hit_N[owner_N >= 0].mean() > 0.985
     room_N3 = _world(view, depth).reshape(-1, 3)[owner_N == -1]
     assert _surface_distance(scene, room_N3).max() < 1e-4
+    inward_N3 = camera.position_3 + (room_N3 - camera.position_3) * 0.999
+    assert inside_outline(scene.polygon_Z2, inward_N3[:, :2]).all()
 
 
 @pytest.mark.parametrize(

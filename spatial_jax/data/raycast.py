@@ -227,7 +227,7 @@ def cover(solids_Z: np.ndarray, camera: Pinhole) -> tuple[np.ndarray, np.ndarray
     rectangle_Z4[z, 0], rectangle_Z4[z, 1], rectangle_Z4[z, 2], rectangle_Z4[z, 3] = x0, y0, x1, y1
   order = np.argsort(near_Z)  # front to back: most hidden pixels fail the first comparison
   for rank in range(order.shape[0]):
-    z = order[rank]
+    z = int(order[rank])
     solid, near = solids_Z[z], near_Z[z]
     for y in range(rectangle_Z4[z, 1], rectangle_Z4[z, 3]):
       for x in range(rectangle_Z4[z, 0], rectangle_Z4[z, 2]):
