@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one line that names thing and mend; entry points exit with 2."""
+"""Errors that are the user's to mend: one line that names thing and mend; exit code 2."""
 
 
 class UserError(ValueError):

@@ -97,8 +97,7 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True)
 class OperationError:
-  """Why a piece of model output was not executed. `code` is stable and short, `detail` for
-  people."""
+  """Why a piece of model output was not executed: a short stable `code`, a `detail` for people."""
 
   code: str
   detail: str
@@ -249,8 +248,7 @@ class Scores(NamedTuple):
 
 
 class VisionBatch(NamedTuple):
-  """Patches of many images in the vision tower's own order: windows contiguous, padded to equal
-  size.
+  """Patches of many images in the vision tower's own order: windows contiguous, equally long.
 
       | window 0: 2x2-blocks of 4 patches, pad | window 1 ... |     W windows of `window` patches
 
