@@ -1,4 +1,4 @@
-"""Installs `spatial_jax`: reinforcement learning that teaches Qwen-VL models to reason about space."""
+"""Installs `spatial_jax`: reinforcement learning of Qwen-VL models for spatial reasoning."""
 
 from setuptools import find_packages, setup
 

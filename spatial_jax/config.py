@@ -1,10 +1,13 @@
-"""Turns a ConfigDict into frozen dataclasses, strictly: the one place where configuration is checked."""
+"""Turns a ConfigDict into frozen dataclasses, strictly: where configuration is checked."""
 
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
+
+from absl import flags
 
 from spatial_jax.errors import UserError
 
@@ -15,10 +18,38 @@ class ConfigError(UserError):
   """The configuration cannot be used; the message names every wrong key and the mend."""
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+  """Reads a command line with a --config; a mistake in it is one line and exit code 2.
+
+  Args:
+    argv: as `absl.app.run` gives it to its `flags_parser`.
+
+  Returns:
+    What is no flag.
+  """
+  try:
+    rest = flags.FLAGS(argv)
+    found = flags.FLAGS["config"].value
+    if found is not None:
+      found.items  # noqa: B018  a file that could not be read says so when it is first used
+    return rest
+  except OSError as error:
+    reason = str(error.__cause__ or error).split()
+    print(f"error: --config cannot be read: {' '.join(reason)}", file=sys.stderr)
+  except flags.Error as error:
+    print(f"error: {error}", file=sys.stderr)
+  except (AttributeError, KeyError, IndexError) as error:
+    overrides = [argument for argument in argv if argument.startswith("--config.")]
+    if not overrides:
+      raise  # a bug of the config file itself
+    print(f"error: {' '.join(overrides)}: the config has no key {error}", file=sys.stderr)
+  sys.exit(2)
+
+
 def build(cls: type[T], config: Mapping[str, Any], name: str = "config") -> T:
   """Builds the dataclass `cls` from a mapping whose keys are exactly its fields.
 
-  Nested dataclasses are built from nested mappings, lists become tuples, an int is taken for a float.
+  Nested dataclasses are built from nested mappings, lists become tuples, an int may be a float.
 
   Args:
     cls: a dataclass without defaults.
@@ -79,7 +110,8 @@ def _convert(hint: Any, value: Any, name: str, problems: list[str]) -> Any:
       return None
     kinds = inner * len(value) if arguments[-1] is Ellipsis else inner
     return tuple(
-      _convert(k, v, f"{name}[{i}]", problems) for i, (k, v) in enumerate(zip(kinds, value, strict=True))
+      _convert(k, v, f"{name}[{i}]", problems)
+      for i, (k, v) in enumerate(zip(kinds, value, strict=True))
     )
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)

@@ -19,7 +19,7 @@ from ml_collections import config_flags
 from rich.progress import track
 
 from spatial_jax import checkpoint, programs, sharding
-from spatial_jax.config import build
+from spatial_jax.config import ConfigError, build, parse_flags
 from spatial_jax.data.text import IM_END, TextConfig
 from spatial_jax.data.vision import PreprocessConfig
 from spatial_jax.drawing.canvas import Style
@@ -96,6 +96,14 @@ class GrpoRun:
   learn: GrpoConfig
   evaluation: EvaluationConfig
 
+  def __post_init__(self):
+    rows = self.rollout.prompts * self.rollout.group
+    if rows % self.learn.micro_rows:
+      raise ConfigError(
+        f"config.learn.micro_rows is {self.learn.micro_rows}: not a divisor of the {rows} rows of "
+        "config.rollout (prompts x group)"
+      )
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contestants:
@@ -124,6 +132,8 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   """Checks the config, claims the work directory and runs the stage."""
   jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache/spatial_jax"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  if config.stage not in ("grpo", "pretrain"):
+    raise ConfigError(f"config.stage must be grpo or pretrain, got {config.stage!r}")
   settings = {key: value for key, value in config.items() if key != "stage"}
   resolved = json.loads(config.to_json_best_effort())
   if config.stage == "pretrain":
@@ -221,4 +231,4 @@ def finish(cfg: GrpoRun, learner: Learner, ends: Contestants, workdir: pathlib.P
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

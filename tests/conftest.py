@@ -1,4 +1,4 @@
-"""Strict JAX for every test: 8 CPU devices, no implicit promotion of dtypes or ranks, warnings are errors."""
+"""Strict JAX for every test: 8 CPU devices, no implicit promotion, warnings are errors."""
 
 import os
 import pathlib
@@ -22,7 +22,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def pytest_collection_modifyitems(config, items):
-  """Continuous integration runs one third of the slow tests, named by SPATIAL_JAX_SLOW_THIRD (0, 1 or 2)."""
+  """Continuous integration runs a third of the slow tests: SPATIAL_JAX_SLOW_THIRD is 0, 1 or 2."""
   third = os.environ.get("SPATIAL_JAX_SLOW_THIRD")
   if third is None:
     return

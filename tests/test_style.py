@@ -1,4 +1,4 @@
-"""The rules of the house that a machine can hold: who imports whom, one alphabet of axes, size budgets."""
+"""The rules a machine can hold: who imports whom, one alphabet of axes, size budgets."""
 
 import ast
 import pathlib

@@ -1,7 +1,7 @@
 """Task -> what a good policy would say: the truth of the scene written as a drawing conversation.
 
-    turn 1   think "I mark the chair and the table."      boxes around them   (sometimes left out)
-    turn 2   think "chair 2.1 m, table 3.4 m away."       answer
+turn 1   think "I mark the chair and the table."      boxes around them   (sometimes left out)
+turn 2   think "chair 2.1 m, table 3.4 m away."       answer
 """
 
 import dataclasses
@@ -11,7 +11,6 @@ import numpy as np
 
 from spatial_jax.types import ObjectBox, Operation, Task
 
-
 _MOST_DISTANCES = 3  # a longer list costs more tokens than it tells
 
 
@@ -20,7 +19,7 @@ class DemonstrationConfig:
   """How often and how much a demonstration draws.
 
   Attributes:
-    draw_share: share of demonstrations with a drawing turn, in [0, 1], where there are boxes to draw.
+    draw_share: share of demonstrations with a drawing turn, in [0, 1], where boxes are known.
     max_boxes: a question about more boxes than this is answered without drawing.
   """
 
@@ -40,7 +39,7 @@ class ScriptTurn:
 def demonstrate(
   task: Task, rng: np.random.Generator, cfg: DemonstrationConfig
 ) -> tuple[ScriptTurn, ...]:
-  """A correct conversation for the task, drawn from `rng`: one drawing turn or none, then the answer."""
+  """A correct conversation for the task, drawn from `rng`: at most one drawing turn, the answer."""
   answer = ScriptTurn(_distances(task), (), task.answer)
   drawable = 0 < len(task.boxes) <= cfg.max_boxes
   if not drawable or rng.random() >= cfg.draw_share:

@@ -15,7 +15,7 @@ class DenseTargets:
   """Truth per merged token of one picture, in token order (rows of cells, left to right).
 
   Attributes:
-    category_M: int32, index of the category of the object that fills most of the cell, 0 for the room.
+    category_M: int32, category of the object that fills most of the cell, 0 for the room.
     log_depth_M: float32, log of the mean distance along the viewing axis in metres.
     box_M4: float32, that object's box (x1, y1, x2, y2) from the cell's centre, in picture sides.
     extent_M2: float32, log of (distance to the camera in m, longest dimension in m) of that object.

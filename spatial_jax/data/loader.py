@@ -1,12 +1,16 @@
 """Where tasks come from: a pure function of (seed, index), so that resuming is knowing the step.
 
-    scene number ──► Scene ──► walk, render ──► ask ──► Tasks        (procedural rooms, real rooms)
-    photographs  ─────────────────────────────────────► Tasks
+scene number ──► Scene ──► walk, render ──► ask ──► Tasks        (procedural rooms, real rooms)
+photographs  ─────────────────────────────────────► Tasks
 """
 
-import concurrent.futures
+import contextlib
 import dataclasses
+import itertools
+import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import TypeVar
 
 import numpy as np
@@ -23,7 +27,8 @@ Item = TypeVar("Item")
 
 # Procedural rooms from here on are never trained on, by any recipe of this repository.
 HELD_OUT_SEED = 1_000_000_000
-_TRIES = 32  # scenes in a row that may give no question before the configuration is called impossible
+_WALK, _ASK, _PICK, _BATCH = range(4)  # uses of randomness: no two share a stream
+_TRIES = 32  # scenes in a row without a question before the configuration is refused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +53,7 @@ TasksOf = Callable[[int], list[Task]]  # scene number -> all questions about it
 def procedural_tasks(
   rooms: ProceduralConfig, look: LookConfig, questions: QuestionConfig
 ) -> TasksOf:
-  """Scene number -> tasks of that procedural room; numbers from HELD_OUT_SEED on are for evaluation."""
+  """Scene number -> tasks of that procedural room; from HELD_OUT_SEED on for evaluation."""
   return lambda number: scene_tasks(procedural_scene(number, rooms), number, look, questions)
 
 
@@ -56,20 +61,19 @@ def scene_tasks(
   scene: Scene, number: int, look: LookConfig, questions: QuestionConfig
 ) -> list[Task]:
   """Walks through the room, renders it and asks."""
-  return ask(scene, views_of(scene, number, look), _generator(number, 1), questions)
+  return ask(scene, views_of(scene, number, look), _generator(number, _ASK), questions)
 
 
 def views_of(scene: Scene, number: int, look: LookConfig) -> list[View]:
   """The pictures of one walk."""
-  rng = _generator(number, 0)
+  rng = _generator(number, _WALK)
   frames = int(rng.choice(look.frame_counts))
   size = (look.width_px, look.height_px)
-  return [render(scene, camera) for camera in walk(scene, rng, frames, *size, look.field_of_view_deg)]
+  cameras = walk(scene, rng, frames, *size, look.field_of_view_deg)
+  return [render(scene, camera) for camera in cameras]
 
 
-def room_tasks(
-  scenes: Sequence[Scene], look: LookConfig, questions: QuestionConfig
-) -> TasksOf:
+def room_tasks(scenes: Sequence[Scene], look: LookConfig, questions: QuestionConfig) -> TasksOf:
   """Scene number -> tasks of a real room, another walk (named in the task ids) each time."""
 
   def tasks_of(number: int) -> list[Task]:
@@ -95,7 +99,7 @@ def batch(
   Raises:
     DataError: on the host, when the rooms give no questions.
   """
-  rng = np.random.default_rng((seed, step))
+  rng = _generator(seed, step, _BATCH)
   number = first_scene + int(rng.integers(2**40)) % (HELD_OUT_SEED // 2)
   return _gather(tasks_of, number, count, per_scene, lambda _: rng)
 
@@ -118,7 +122,7 @@ def pick(tasks: Sequence[Task], count: int, rng: np.random.Generator) -> list[Ta
 
 def held_out(tasks_of: TasksOf, first_scene: int, count: int, per_scene: int) -> list[Task]:
   """The first `count` tasks of held-out rooms, always the same ones; raises as `batch` does."""
-  return _gather(tasks_of, first_scene, count, per_scene, np.random.default_rng)
+  return _gather(tasks_of, first_scene, count, per_scene, lambda number: _generator(number, _PICK))
 
 
 def _gather(
@@ -142,16 +146,36 @@ def _gather(
 
 
 def prefetch(make: Callable[[int], Item], first: int, depth: int) -> Iterator[Item]:
-  """make(first), make(first + 1), ...: the next `depth` are made in a thread while one is used."""
-  with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    waiting = [pool.submit(make, first + i) for i in range(depth)]
-    following = first + depth
+  """make(first), make(first + 1), ...: up to `depth` lie ready, made in a thread while one is used.
+
+  An error of `make` is raised where its item would have come. Closing the iterator ends the thread
+  with the item it is at; neither that nor leaving the program waits for it.
+  """
+  ready: queue.Queue[Future[Item]] = queue.Queue(depth)
+  closed = threading.Event()
+
+  def work() -> None:
+    for number in itertools.count(first):
+      future: Future[Item] = Future()
+      try:
+        future.set_result(make(number))
+      except BaseException as error:
+        future.set_exception(error)
+      ready.put(future)
+      if closed.is_set() or future.exception():
+        return
+
+  threading.Thread(target=work, daemon=True, name="prefetch").start()
+  try:
     while True:
-      done = waiting.pop(0).result()
-      waiting.append(pool.submit(make, following))
-      following += 1
-      yield done
+      yield ready.get().result()
+  finally:
+    closed.set()
+    with contextlib.suppress(queue.Empty):
+      while True:  # make room: the thread puts one item more and then sees that it may go
+        ready.get_nowait()
 
 
-def _generator(number: int, use: int) -> np.random.Generator:
-  return np.random.default_rng((number, use))
+def _generator(*numbers: int) -> np.random.Generator:
+  """Randomness named by its numbers, its use the last; NumPy ignores zeros at the end."""
+  return np.random.default_rng(numbers)

@@ -1,6 +1,6 @@
-"""Text to tokens and back: the chat template, the drawing conversation, and the small BPE of the embedded policy.
+"""Text to tokens and back: chat template, drawing conversation, BPE of the embedded policy.
 
-A conversation is one string of pieces; each picture is one pad token that is widened to its merged patches:
+A conversation is one string; each picture is one pad token, widened to its merged patches:
 
     <|im_start|>system\\n ... <|im_end|>\\n<|im_start|>user\\n
     <|vision_start|><|image_pad|><|vision_end|> image line ... question <|im_end|>\\n

@@ -235,6 +235,11 @@ def plan_vision(
   return batch, token_of
 
 
+def windows_of(image: PatchedImage, window_blocks: int) -> int:
+  """Attention windows that one image takes."""
+  return _image_windows(image.grid_3, window_blocks)[1]
+
+
 def _image_windows(grid_3: tuple[int, int, int], window_blocks: int) -> tuple[np.ndarray, int]:
   """Slot of each merged token among this image's windows, in token order, and their count."""
   time, height, width = grid_3[0], grid_3[1] // _MERGE, grid_3[2] // _MERGE

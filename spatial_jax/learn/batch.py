@@ -42,12 +42,13 @@ def to_train_batch(
     A TrainBatch of NumPy arrays, and where each image's features lie in it, by content hash.
 
   Raises:
-    ValueError: on the host, when a row is longer than the largest bucket; it names the task.
+    ValueError: on the host, when a row is longer than the largest bucket (it names the task), or
+      when rows were sampled with different ids forbidden.
   """
+  if len({trajectory.forbidden_ids for trajectory in trajectories}) != 1:
+    raise ValueError("rows of one batch were sampled with different ids forbidden")
   longest = max(trajectories, key=lambda trajectory: len(trajectory.token_ids_T))
-  length = bucket(
-    len(longest.token_ids_T), cfg.token_buckets, f"tokens of task {longest.task_id}"
-  )
+  length = bucket(len(longest.token_ids_T), cfg.token_buckets, f"tokens of task {longest.task_id}")
   rows = len(trajectories)
   token_RT = np.zeros((rows, length), np.int32)
   position_RTA = np.zeros((rows, length, 3), np.int32)

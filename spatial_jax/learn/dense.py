@@ -1,4 +1,4 @@
-"""Teaches a small vision tower to see: a temporary linear head reads dense truth off every visual feature.
+"""Teaches a small vision tower to see: a temporary head reads dense truth off every feature.
 
 Needed where a tower starts from nothing (the embedded policy); the head ends with pretraining.
 """

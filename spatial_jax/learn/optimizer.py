@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from spatial_jax.config import ConfigError
 from spatial_jax.types import Params
 
 # Norm scales, biases and the embedding are not decayed.
@@ -42,7 +43,18 @@ class OptimizerConfig:
 
 
 def learning_rate(cfg: OptimizerConfig) -> optax.Schedule:
-  """Step -> learning rate."""
+  """Step -> learning rate.
+
+  Raises:
+    ConfigError: on the host, when the parts of the schedule do not fit into it.
+  """
+  if cfg.schedule == "cosine" and cfg.decay_steps:
+    raise ConfigError("optimizer.decay_steps is for schedule constant; cosine needs 0")
+  if cfg.decay_steps and cfg.warmup_steps + cfg.decay_steps > cfg.total_steps:
+    raise ConfigError(
+      f"optimizer.warmup_steps {cfg.warmup_steps} and decay_steps {cfg.decay_steps} are more than "
+      f"its total_steps {cfg.total_steps}"
+    )
   warm = optax.linear_schedule(0.0, cfg.learning_rate, max(cfg.warmup_steps, 1))
   rest = max(cfg.total_steps - cfg.warmup_steps, 1)
   if cfg.schedule == "cosine":

@@ -1,10 +1,10 @@
 """One optimizer step, pure: TrainState x TrainBatch -> TrainState and metrics.
 
-The vision tower runs once over all images of the batch. Rows go through the decoder in microbatches; the
-cotangents of the visual features are summed, and the tower is differentiated once:
+The vision tower runs once over all images of the batch. Rows go through the decoder in
+microbatches; the cotangents of the visual features are summed, and the tower is differentiated once:
 
     features = encode(params)          for each microbatch: d loss / d (params, features)
-    d loss / d params = sum of the decoder's parts + encode's pullback of the summed feature cotangents
+    d loss / d params = sum of the decoder's parts + encode's pullback of the summed cotangents
 """
 
 import functools
@@ -120,7 +120,7 @@ def split_rows(
 ) -> Rows:
   """Fields [R, ...] -> [microbatches, micro_rows, ...].
 
-  Microbatch j takes the rows j, j + n, j + 2n, ... so that a row axis sharded over devices stays sharded.
+  Microbatch j takes the rows j, j + n, j + 2n, ... so that a sharded row axis stays sharded.
   """
   rows = Rows(
     token_RT=batch.token_RT,

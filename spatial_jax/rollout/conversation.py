@@ -2,8 +2,8 @@
 
     prompt | turn 1 (sampled) | observation | turn 2 (sampled) | ...
 
-An `Episode` grows one trajectory along that line. Sampling, replay and demonstrations all write through it,
-so that their rows cannot differ in form.
+An `Episode` grows one trajectory along that line. Sampling and demonstrations write through
+it, so that their rows cannot differ in form.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from spatial_jax.types import (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Observation:
-  """New pictures as tokens, to be put behind a turn; positions and starts count from its own begin."""
+  """New pictures as tokens, to be put behind a turn; positions and starts count from its begin."""
 
   token_ids_T: np.ndarray
   position_TA: np.ndarray
@@ -50,7 +50,7 @@ class Conversation:
 
   @functools.cached_property
   def forbidden_ids(self) -> tuple[int, ...]:
-    """Ids never sampled: special tokens but <|im_end|>, and rows of the embedding that no token owns."""
+    """Ids never sampled: special tokens but <|im_end|>, and rows that no token owns."""
     padding = range(self.tokenizer.inner.get_vocab_size(), self.policy.decoder.vocabulary)
     return (*self.tokenizer.forbidden_ids(), *padding)
 
@@ -71,7 +71,9 @@ class Conversation:
     )
     return Prompt(task, ids_T, position_TA, following, tuple(images), starts)
 
-  def observation(self, first_index: int, pictures: Sequence[np.ndarray], last: bool) -> Observation:
+  def observation(
+    self, first_index: int, pictures: Sequence[np.ndarray], last: bool
+  ) -> Observation:
     """Drawn pictures (uint8 [h, w, 3]) as the user's next message.
 
     Args:
@@ -124,10 +126,10 @@ class Episode:
     text: str,
     operations: tuple[Operation, ...],
     errors: tuple[OperationError, ...],
-    executable: bool,
   ) -> None:
-    """Appends what the policy sampled, its end token included."""
+    """Appends what the policy sampled, its end token included; nothing of it is drawn yet."""
     count = len(token_ids)
+    executable = not operations and not errors
     self.turns.append(
       Turn(self.length, self.length + count, text, operations, errors, executable, ())
     )
@@ -141,9 +143,9 @@ class Episode:
     self.next_position += count
 
   def add_observation(self, observation: Observation) -> None:
-    """Appends drawn pictures and their words; the last turn is credited with having produced them."""
-    produced = tuple(image.content_hash for image in observation.images)
-    self.turns[-1] = dataclasses.replace(self.turns[-1], produced=produced)
+    """Appends drawn pictures and their words; the last turn is credited with them."""
+    turn, produced = self.turns[-1], tuple(image.content_hash for image in observation.images)
+    self.turns[-1] = dataclasses.replace(turn, produced=produced, executable=not turn.errors)
     self.image_start += [self.length + start for start in observation.image_start]
     self.images += observation.images
     self._append(

@@ -1,12 +1,12 @@
-"""Prompts -> Rollouts: sample, draw, look, sample again, until every row has answered or was stopped.
+"""Prompts -> Rollouts: sample, draw, look, sample again, until every row answered or was stopped.
 
     start ─► sample a turn for all active rows ─► parse ─► draw ─► observe ─┐
                  ▲                                  │ done                  │
                  └──────────────────────────────────┼───────────────────────┘
                                                     ▼ Trajectory
 
-Programs and shapes depend on tokens alone, never on the clock: drawings of a turn are all awaited before the
-next turn begins.
+Programs and shapes depend on tokens alone, never on the clock: all drawings of a turn are awaited
+before the next turn begins.
 """
 
 import dataclasses
@@ -14,12 +14,12 @@ import zlib
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from spatial_jax import rng
+from spatial_jax.config import ConfigError
 from spatial_jax.data.text import IM_END
-from spatial_jax.data.vision import VisionBuckets, bucket, plan_vision
+from spatial_jax.data.vision import VisionBuckets, bucket, plan_vision, windows_of
 from spatial_jax.drawing.canvas import Picture
 from spatial_jax.drawing.executor import Executor, Fault
 from spatial_jax.drawing.monitor import StopLimits, end_reason
@@ -58,6 +58,14 @@ class RolloutConfig:
   observation_buckets: tuple[int, ...]
   vision: VisionBuckets
 
+  def __post_init__(self):
+    counts = (self.prompts, self.group, self.turn_tokens, self.chunk, self.stop.tokens)
+    if min(counts) < 1 or self.temperature <= 0 or not 0 < self.top_p <= 1:
+      raise ConfigError(
+        "config.rollout needs temperature > 0, top_p in (0, 1], and prompts, group, turn_tokens, "
+        "chunk and stop.tokens of at least 1"
+      )
+
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
@@ -75,7 +83,8 @@ class RolloutPrograms:
   Attributes:
     encode: (params, VisionBatch) -> features_MD.
     start: (params, features_MD, PromptBatch, active_B) -> SampleState.
-    sample: (params, SampleState donated, Sampling, greedy, truncate) -> (SampleState, token_RK, logp_RK).
+    sample: (params, SampleState donated, Sampling, greedy, truncate)
+      -> (SampleState, token_RK, logp_RK).
     observe: (params, SampleState donated, features_MD, ObservationBatch) -> SampleState.
   """
 
@@ -126,9 +135,11 @@ def run_episodes(
     [len(prompts)][G] trajectories.
 
   Raises:
-    ValueError: on the host, when a prompt is longer than every bucket.
+    DataError: on the host, for prompts that are longer, or show or let draw more, than every bucket
+      holds; whatever the policy says then fits.
   """
   cfg = engine.cfg
+  _check_pictures(engine, prompts)
   rows = [_open(engine, p, g, seed, step, mode) for p in prompts for g in range(cfg.group)]
   features_MD, prompt_batch, active_B = _prompt_batch(engine, params, prompts)
   state = engine.programs.start(params, features_MD, prompt_batch, active_B)
@@ -151,9 +162,27 @@ def run_episodes(
   return [finished[i : i + cfg.group] for i in range(0, len(finished), cfg.group)]
 
 
-def _open(
-  engine: Engine, prompt: Prompt, sample: int, seed: int, step: int, mode: Mode
-) -> _Row:
+def most_drawn(images: int, stop: StopLimits) -> int:
+  """How many pictures a rollout can draw: each turn but the last may draw on all there are."""
+  return max(min(stop.images, images * 2 ** (stop.turns - 1)) - images, 0)
+
+
+def _check_pictures(engine: Engine, prompts: Prompts) -> None:
+  """What the policy could draw has to fit the vision buckets, so that no drawing ends a run."""
+  cfg, blocks = engine.cfg, engine.conversation.policy.vision.window_blocks
+  frames = windows = 0
+  for prompt in prompts:
+    drawn = cfg.group * most_drawn(len(prompt.images), cfg.stop)
+    of_frame = [windows_of(image, blocks) // image.grid_3[0] for image in prompt.images]
+    frames += drawn + sum(image.grid_3[0] for image in prompt.images)
+    windows += drawn * max(of_frame, default=0)
+    windows += sum(windows_of(image, blocks) for image in prompt.images)
+  name = "shown and possibly drawn; raise config.rollout.vision:"
+  bucket(frames, cfg.vision.frames, f"frames {name} they")
+  bucket(windows, cfg.vision.windows, f"attention windows {name} they")
+
+
+def _open(engine: Engine, prompt: Prompt, sample: int, seed: int, step: int, mode: Mode) -> _Row:
   path = (seed, step, _number(prompt), sample)
   forbidden = engine.conversation.forbidden_ids
   episode = Episode(prompt, sample, path, 1.0 if mode.greedy else mode.temperature, forbidden)
@@ -256,25 +285,20 @@ def _forbidden(engine: Engine) -> np.ndarray:
   return forbidden_V
 
 
-def _hear(
-  engine: Engine, row: _Row, ids: Sequence[int], logps: Sequence[float], step: int
-) -> None:
+def _hear(engine: Engine, row: _Row, ids: Sequence[int], logps: Sequence[float], step: int) -> None:
   """Takes down one sampled turn and decides whether the rollout ends with it."""
   tokenizer, unit = engine.conversation.tokenizer, engine.conversation.policy.coordinates
   text = tokenizer.decode(ids)
   sizes = tuple((p.pixels.shape[1], p.pixels.shape[0]) for p in row.pictures)
   parsed = parse(text, Coordinates(unit, sizes), engine.cfg.limits)
   row.parsed.append(parsed)
-  row.episode.add_turn(ids, logps, step, text, parsed.operations, parsed.errors, not parsed.errors)
   truncated = ids[-1] != tokenizer.id(IM_END)
-  row.reason = end_reason(
-    row.parsed, len(row.pictures), row.tokens, truncated, engine.cfg.stop
-  )
+  tokens = row.tokens + len(ids)
+  row.reason = end_reason(row.parsed, len(row.pictures), tokens, truncated, engine.cfg.stop)
+  row.episode.add_turn(ids, logps, step, text, parsed.operations, parsed.errors)
 
 
-def _look(
-  engine: Engine, row: _Row, drawing: tuple[Picture, ...] | Fault
-) -> Observation | None:
+def _look(engine: Engine, row: _Row, drawing: tuple[Picture, ...] | Fault) -> Observation | None:
   """Puts drawn pictures behind the turn; None when the rollout ends here instead."""
   if isinstance(drawing, Fault):
     row.reason = "fault"
@@ -284,7 +308,8 @@ def _look(
     len(row.pictures) + 1, [picture.pixels for picture in drawing], last
   )
   # Whole pictures or none: a drawing that does not fit the budget ends the rollout.
-  if row.tokens + len(observation.token_ids_T) >= engine.cfg.stop.tokens:
+  room = min(engine.cfg.stop.tokens - row.tokens - 1, engine.cfg.observation_buckets[-1])
+  if len(observation.token_ids_T) > room:
     row.reason = "token_limit"
     return None
   row.pictures += drawing

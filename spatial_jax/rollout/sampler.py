@@ -1,8 +1,8 @@
 """The device side of a rollout: pure functions from state to state, jitted in `programs`.
 
-    start    prompts -> prefix cache, one hidden state per row (a group shares its prompt)
-    sample   hidden state -> token -> hidden state, a chunk of tokens for all rows at once
-    observe  drawn pictures behind the rows that drew
+start    prompts -> prefix cache, one hidden state per row (a group shares its prompt)
+sample   hidden state -> token -> hidden state, a chunk of tokens for all rows at once
+observe  drawn pictures behind the rows that drew
 """
 
 from typing import NamedTuple
@@ -52,7 +52,7 @@ class Sampling(NamedTuple):
 
 
 class PromptBatch(NamedTuple):
-  """Prompts as padded rows: int32 ids and features, bool valid; a padding prompt has one valid token."""
+  """Prompts as padded rows, int32 ids and features; a padding prompt has one valid token."""
 
   token_BT: Array
   position_BTA: Array
@@ -151,7 +151,15 @@ def token_logprobs(logits_RV: Array, sampling: Sampling) -> jax.Array:
 
 
 def nucleus(p_RV: Array, top_p: Array) -> jax.Array:
-  """Keeps the fewest most likely tokens whose mass reaches `top_p` (float32 in (0, 1]); the rest become 0."""
+  """Keeps the fewest most likely tokens whose mass reaches `top_p`; the rest become 0.
+
+  Args:
+    p_RV: float32 >= 0, of sum 1.
+    top_p: float32 scalar in (0, 1].
+
+  Returns:
+    float32 [R, V], not renormalised; tokens as likely as the last one kept are kept with it.
+  """
   sorted_RV = jnp.flip(jnp.sort(p_RV, axis=-1), axis=-1)
   before_RV = jnp.cumsum(sorted_RV, axis=-1) - sorted_RV
   smallest_R = jnp.min(jnp.where(before_RV < top_p, sorted_RV, jnp.inf), axis=-1)
@@ -168,8 +176,11 @@ def draw_token(p_RV: Array, uniform_R: Array) -> jax.Array:
   Returns:
     int32 [R] token ids; never one of probability 0.
   """
-  cdf_RV = jnp.cumsum(p_RV, axis=-1)
-  return jnp.argmax(cdf_RV > uniform_R[:, None] * cdf_RV[:, -1:], axis=-1).astype(jnp.int32)
+  # A parallel sum need not be monotone in its last bits: where p is 0 it counts for nothing, and
+  # the largest of what is left stands above uniform times itself.
+  cdf_RV = jnp.where(p_RV > 0.0, jnp.cumsum(p_RV, axis=-1), 0.0)
+  total_R1 = jnp.max(cdf_RV, axis=-1, keepdims=True)
+  return jnp.argmax(cdf_RV > uniform_R[:, None] * total_R1, axis=-1).astype(jnp.int32)
 
 
 def decode_chunk(
@@ -191,12 +202,12 @@ def decode_chunk(
     state: carried state; its buffers are donated by the program that jits this.
     sampling: keys and numbers.
     steps: most tokens of this chunk.
-    greedy: take the most likely token; log-probabilities are then those at `temperature` too.
+    greedy: take the most likely token; log-probabilities are those at `temperature` all the same.
     truncate: apply `top_p` (costs a sort per token).
     stop_id: the token that ends a row's turn; it is sampled, recorded and cached like any other.
 
   Returns:
-    The state, tokens int32 [R, steps] with -1 where nothing was sampled, and their float32 log-probabilities.
+    The state, tokens int32 [R, steps] (-1: nothing sampled), and float32 log-probabilities.
   """
   rows = state.active_R.shape[0]
 
@@ -234,7 +245,5 @@ def decode_chunk(
     return (index < steps) & jnp.any(state.active_R)
 
   empty = (jnp.full((rows, steps), -1, jnp.int32), jnp.zeros((rows, steps), jnp.float32))
-  _, state, token_RK, logp_RK = jax.lax.while_loop(
-    unfinished, body, (jnp.int32(0), state, *empty)
-  )
+  _, state, token_RK, logp_RK = jax.lax.while_loop(unfinished, body, (jnp.int32(0), state, *empty))
   return state, token_RK, logp_RK

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from spatial_jax.data import loader
+from spatial_jax.data.vision import bucket
 from spatial_jax.learn.advantage import AdvantageConfig, advantage
 from spatial_jax.learn.batch import BatchConfig, to_train_batch
 from spatial_jax.learn.loss import LossConfig
@@ -77,10 +78,19 @@ class Learner:
   workdir: pathlib.Path
 
   def prompts(self, step: int) -> Prompts:
-    """The prompts of one step: a function of seed and step."""
+    """The prompts of one step: a function of seed and step.
+
+    Raises:
+      DataError: on the host, when a rollout of one could be too long for the update.
+    """
     count = self.engine.cfg.prompts
     tasks = loader.batch(self.tasks_of, 0, self.seed, step, count, self.per_scene)
-    return [self.engine.conversation.prompt(task) for task in tasks]
+    prompts = [self.engine.conversation.prompt(task) for task in tasks]
+    longest = max(prompts, key=lambda prompt: len(prompt.token_ids_T))
+    name = f"tokens that task {longest.task.task_id} and its rollout may take"
+    room = len(longest.token_ids_T) + self.engine.cfg.stop.tokens
+    bucket(room, self.cfg.token_buckets, name)
+    return prompts
 
   def step_of(self, first: int) -> Step:
     """The step function, with prompts of the next steps made while one runs."""

@@ -1,4 +1,4 @@
-"""The frame around every training loop: resume, count, save; a kill at any time loses a few steps at most."""
+"""The frame around every training loop: resume, count, save; a kill loses a few steps at most."""
 
 import dataclasses
 import pathlib
@@ -51,7 +51,7 @@ def run(
     cfg: how long.
     stage: name in the logs.
     state: the start; donated.
-    step_of: first step -> the function of one step; it is a function of state and step alone, so that a
+    step_of: first step -> the function of one step, of state and step alone, so that a
       resumed run takes the same steps.
     benchmark: recorded with every checkpoint.
     config: the resolved config, recorded likewise.
@@ -61,9 +61,10 @@ def run(
   """
   first, state = resume(workdir, state)
   step = step_of(first)
-  with checkpoint.Saver(workdir, cfg.keep) as saver, Metrics(
-    workdir, first, cfg.steps, cfg.log
-  ) as metrics:
+  with (
+    checkpoint.Saver(workdir, cfg.keep) as saver,
+    Metrics(workdir, first, cfg.steps, cfg.log) as metrics,
+  ):
     for number in range(first, cfg.steps):
       begin = time.monotonic()
       state, values = step(state, number)
@@ -76,7 +77,7 @@ def run(
 
 
 def resume(workdir: pathlib.Path, state: TrainState) -> tuple[int, TrainState]:
-  """(first step, state): the newest checkpoint of the work directory, or the given start at step 0."""
+  """(first step, state): the newest checkpoint, or the given start at step 0."""
   found = checkpoint.latest(workdir)
   if found is None:
     return 0, state

@@ -3,8 +3,8 @@
     room ─► pictures ─► dense truth per visual token ────────────► head ─┐
               └► questions ─► demonstrations (drawing, answer) ─► rows ──┴─► one update
 
-Each step looks at `scenes` rooms and asks each of them many questions: a picture is encoded once and serves
-all its rows. The first `see_steps` steps train the vision tower alone.
+Each step looks at `scenes` rooms and asks each of them many questions: a picture is encoded once
+and serves all its rows. The first `see_steps` steps train the vision tower alone.
 """
 
 import dataclasses
@@ -19,11 +19,13 @@ import numpy as np
 import optax
 
 from spatial_jax import rng
+from spatial_jax.config import ConfigError
 from spatial_jax.data.demonstrations import DemonstrationConfig, demonstrate
 from spatial_jax.data.dense import DenseTargets, dense_targets
 from spatial_jax.data.loader import HELD_OUT_SEED, LookConfig, pick, prefetch, views_of
 from spatial_jax.data.procedural import ProceduralConfig, procedural_scene
 from spatial_jax.data.questions import QuestionConfig, ask
+from spatial_jax.data.scenes import Scene, View
 from spatial_jax.data.text import (
   IMAGE_PAD,
   VIDEO_PAD,
@@ -36,10 +38,10 @@ from spatial_jax.data.text import (
   prompt_text,
   train_tokenizer,
 )
-from spatial_jax.data.scenes import Scene, View
 from spatial_jax.data.vision import PreprocessConfig, patch_image
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.protocol import Coordinates, write_answer, write_turn
+from spatial_jax.errors import DataError
 from spatial_jax.learn.batch import BatchConfig, plan_images, to_train_batch
 from spatial_jax.learn.dense import DenseBatch, dense_loss, init_head
 from spatial_jax.learn.loss import Metrics, row_weights, sft_loss
@@ -71,7 +73,7 @@ class PretrainConfig:
     see_steps: steps of the vision tower alone.
     see_scenes: rooms per step while it learns to see.
     scenes, rows: rooms and answers per step afterwards.
-    draw_every: each so many lessons every answer that can draw does, over `draw_rows` (longer) rows; in
+    draw_every: each so many lessons every answer that can draw does, over `draw_rows` rows; in
       the others none draws, so that short rows are not padded to long ones.
     draw_rows: answers of a drawing lesson.
     micro_rows: rows per microbatch.
@@ -92,6 +94,13 @@ class PretrainConfig:
   share: float
   categories: tuple[str, ...]
   max_boxes: int
+
+  def __post_init__(self):
+    if self.rows % self.micro_rows or self.draw_rows % self.micro_rows:
+      raise ConfigError(
+        f"config.recipe.micro_rows is {self.micro_rows}: not a divisor of rows {self.rows} and "
+        f"draw_rows {self.draw_rows}"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +137,7 @@ class PretrainRun:
 
 
 def pretrain(run: PretrainRun, workdir: pathlib.Path, config: dict[str, Any]) -> None:
-  """Trains the embedded policy from nothing, resumably, and writes it as a Hugging Face checkpoint."""
+  """Trains the embedded policy from nothing, resumably, and writes it in Hugging Face form."""
   tokenizer = _tokenizer(run, workdir)
   pad, video, start, end = (
     tokenizer.id(token) for token in (IMAGE_PAD, VIDEO_PAD, VISION_START, VISION_END)
@@ -174,7 +183,9 @@ def _tokenizer(run: PretrainRun, workdir: pathlib.Path) -> Tokenizer:
       for task in ask(scene, views, rng_, run.questions):
         texts.append(prompt_text(task, images, run.text))
         texts += _script_texts(task, images, rng_, run)
-    train_tokenizer(texts, run.decoder.vocabulary).inner.save(str(path))
+    partial = path.with_suffix(".partial")  # a run killed here starts over
+    train_tokenizer(texts, run.decoder.vocabulary).inner.save(str(partial))
+    partial.replace(path)
   return load_tokenizer(workdir)
 
 
@@ -213,7 +224,11 @@ class Teacher:
   seed: int
 
   def lesson(self, step: int) -> Lesson:
-    """The data of one step; rooms are never seen twice."""
+    """The data of one step; of so many rooms hardly one is seen twice.
+
+    Raises:
+      DataError: on the host, when no room of the step gives a question.
+    """
     cfg = self.cfg
     seeing = step < cfg.see_steps
     drawing = not seeing and step % cfg.draw_every == 0
@@ -238,6 +253,8 @@ class Teacher:
     if seeing:
       vision, feature_of = plan_images([[image for image, _ in pictures]], self.shapes)
       return Lesson(vision, _dense_batch(vision, feature_of, pictures), None)
+    if not trajectories:
+      raise DataError(f"none of {count} rooms gave a question; loosen config.questions")
     # Rooms that gave fewer questions are made up for by asking the same ones again.
     missing = rows - len(trajectories)
     trajectories += [trajectories[i] for i in draw.integers(len(trajectories), size=missing)]
@@ -256,7 +273,7 @@ def _dense_batch(
   feature_of: dict[str, np.ndarray],
   pictures: list[tuple[PatchedImage, DenseTargets]],
 ) -> DenseBatch:
-  """Truth in the order of the features; features without truth (drawn pictures, padding) are not valid."""
+  """Truth in the order of the features; without truth (drawn pictures, padding): not valid."""
   count = vision.patches_PX.shape[0] // 4
   batch = DenseBatch(
     category_M=np.zeros(count, np.int32),
