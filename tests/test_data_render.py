@@ -69,12 +69,13 @@ def _world(view: View, depth: np.ndarray) -> np.ndarray:
 
 
 def _surface_distance(scene: Scene, points_N3: np.ndarray) -> np.ndarray:
-  """Distance to the nearest of floor, ceiling and wall lines."""
+  """Distance to the nearest of floor, ceiling and walls."""
   distance = np.minimum(np.abs(points_N3[:, 2]), np.abs(points_N3[:, 2] - scene.height_m))
   for start, stop in zip(scene.polygon_Z2, np.roll(scene.polygon_Z2, -1, axis=0), strict=True):
-    along = (stop - start) / np.linalg.norm(stop - start)
-    off = points_N3[:, :2] - start
-    distance = np.minimum(distance, np.abs(along[0] * off[:, 1] - along[1] * off[:, 0]))
+    along = stop - start
+    share = np.clip((points_N3[:, :2] - start) @ along / (along @ along), 0.0, 1.0)
+    off_N2 = points_N3[:, :2] - start - share[:, None] * along
+    distance = np.minimum(distance, np.sqrt((off_N2**2).sum(axis=1)))
   return distance
 
 
