@@ -314,7 +314,7 @@ def abstract_inputs(
   run = rollout_programs(policy, rollout, stop_id=0)
   rows = jax.eval_shape(run.start, weights, features_MD, *prompts)
   islands = sharding.island_mesh(mesh).shape["island"]
-  learned = _batch(cfg.vision, rollout.prompts * rollout.group * islands, batch)
+  learned = abstract_batch(cfg.vision, rollout.prompts * rollout.group * islands, batch)
   window = window_patches(cfg.vision)
   return Inputs(
     state=state,
@@ -326,6 +326,23 @@ def abstract_inputs(
     rows=_placed(rows, sharding.rollout_shardings(rows, local)),
     sampling=_everywhere(_sampling(rollout, cfg.decoder.vocabulary), everywhere),
     observations=_everywhere(_observations(rollout), everywhere),
+  )
+
+
+def abstract_batch(vision: VisionConfig, count: int, cfg: BatchConfig) -> TrainBatch:
+  """A TrainBatch of ShapeDtypeStruct: `count` rows, the last of each list of buckets."""
+  size = cfg.token_buckets[-1]
+  return TrainBatch(
+    token_RT=_struct((count, size), jnp.int32),
+    position_RTA=_struct((count, size, 3), jnp.int32),
+    valid_RT=_struct((count, size), jnp.bool_),
+    trained_RT=_struct((count, size), jnp.bool_),
+    old_logp_RT=_struct((count, size), jnp.float32),
+    advantage_R=_struct((count,), jnp.float32),
+    feature_RT=_struct((count, size), jnp.int32),
+    temperature_R=_struct((count,), jnp.float32),
+    forbidden_V=_struct((cfg.vocabulary,), jnp.bool_),
+    vision=_vision(vision, cfg.vision),
   )
 
 
@@ -387,20 +404,4 @@ def _sampling(cfg: RolloutConfig, vocabulary: int) -> Sampling:
     top_p=_struct((), jnp.float32),
     limit_R=_struct((count,), jnp.int32),
     forbidden_V=_struct((vocabulary,), jnp.bool_),
-  )
-
-
-def _batch(vision: VisionConfig, count: int, cfg: BatchConfig) -> TrainBatch:
-  size = cfg.token_buckets[-1]
-  return TrainBatch(
-    token_RT=_struct((count, size), jnp.int32),
-    position_RTA=_struct((count, size, 3), jnp.int32),
-    valid_RT=_struct((count, size), jnp.bool_),
-    trained_RT=_struct((count, size), jnp.bool_),
-    old_logp_RT=_struct((count, size), jnp.float32),
-    advantage_R=_struct((count,), jnp.float32),
-    feature_RT=_struct((count, size), jnp.int32),
-    temperature_R=_struct((count,), jnp.float32),
-    forbidden_V=_struct((cfg.vocabulary,), jnp.bool_),
-    vision=_vision(vision, cfg.vision),
   )

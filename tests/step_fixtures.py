@@ -1,0 +1,159 @@
+"""One small reinforcement-learning step, drawing included, for any mesh."""
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spatial_jax import programs, sharding
+from spatial_jax.data.text import (
+  IMAGE_PAD,
+  VIDEO_PAD,
+  VISION_END,
+  VISION_START,
+  TextConfig,
+  train_tokenizer,
+)
+from spatial_jax.data.vision import VisionBuckets
+from spatial_jax.drawing.canvas import Style
+from spatial_jax.drawing.executor import Executor, ExecutorConfig
+from spatial_jax.drawing.monitor import StopLimits, end_reason
+from spatial_jax.drawing.protocol import Coordinates, Limits, Parsed
+from spatial_jax.learn.advantage import advantage
+from spatial_jax.learn.batch import BatchConfig, to_train_batch
+from spatial_jax.learn.loss import LossConfig
+from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
+from spatial_jax.policy.config import QwenVLConfig
+from spatial_jax.policy.qwen_vl import Policy, make_policy
+from spatial_jax.programs import LearnPrograms
+from spatial_jax.reward.score import score
+from spatial_jax.rollout import engine as engine_lib
+from spatial_jax.rollout.conversation import Conversation
+from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig
+from spatial_jax.types import Operation, Params, Rollouts, Task, TrainState
+from tests import dummies
+from tests.policy_fixtures import PREPROCESS, hashed_params, picture, small_config
+
+VOCABULARY = 288
+TOKENIZER = train_tokenizer(["How far is the chair from the table, in meters?"] * 4, VOCABULARY)
+WORDS = TextConfig("", "{index}\n", "{question}", " N", " L", "{index}\n", "more", "final")
+MODE = Mode(temperature=1.0, top_p=1.0, greedy=False)
+STYLE = Style(line_px=1, dot_px=1, font_px=6, label_offset_px=(1, 1))
+ROLLOUT = RolloutConfig(
+  prompts=4,
+  group=2,
+  temperature=1.0,
+  top_p=1.0,
+  turn_tokens=6,
+  chunk=4,
+  stop=StopLimits(turns=2, images=4, tokens=64),
+  limits=Limits(4, 2000, 8, 8, 40, 6),
+  prompt_buckets=(64,),
+  observation_buckets=(48,),
+  vision=VisionBuckets((16, 48), (4, 12), (64,)),
+)
+# A small step and a large epsilon: where a gradient is noise, Adam would turn it into a full step.
+OPTIMIZER = OptimizerConfig(1e-3, "constant", 0, 100, 0, 0.9, 0.95, 1e-5, 0.01, 1.0)
+SHAPES = BatchConfig((128,), ROLLOUT.vision, 2, VOCABULARY)
+LOSS = LossConfig(clip_low=0.2, clip_high=0.3, kl_weight=0.0, normalise="token")
+MICRO_ROWS = 4
+
+
+def step_config() -> QwenVLConfig:
+  """The small policy with the tokenizer's ids; two KV heads, so that `tensor` may be 2."""
+  cfg = small_config(tied=True)
+  pad, video, start, end = map(TOKENIZER.id, (IMAGE_PAD, VIDEO_PAD, VISION_START, VISION_END))
+  decoder = dataclasses.replace(cfg.decoder, vocabulary=VOCABULARY)
+  return QwenVLConfig(cfg.vision, decoder, pad, video, start, end, 2, "pixels")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lab:
+  """Everything one step needs, on one mesh."""
+
+  engine: Engine
+  learn: LearnPrograms
+  decode_params: Callable[[Params], Params]
+  state: TrainState
+  policy: Policy
+  mesh: jax.sharding.Mesh
+
+
+class Outcome(NamedTuple):
+  """What a step gave."""
+
+  rollouts: Rollouts
+  state: TrainState
+  metrics: dict
+  weights: Params
+
+
+def lab(data: int, fsdp: int, tensor: int) -> Lab:
+  """A fresh start with hashed weights; the same bits on every mesh."""
+  mesh_cfg = sharding.MeshConfig(data, fsdp, tensor)
+  mesh = sharding.make_mesh(mesh_cfg, jax.devices()[: data * fsdp * tensor])
+  cfg = step_config()
+  policy, optimizer = make_policy(cfg, jnp.float32, mesh), make_optimizer(OPTIMIZER)
+  # Tame weights: the wide logits of the parity cases lose a digit to rounding.
+  params = jax.tree.map(lambda x: x * jnp.float32(0.7), hashed_params(cfg, 3))
+  params = jax.device_put(params, sharding.param_shardings(params, mesh))
+  run = programs.rollout_programs(policy, ROLLOUT, TOKENIZER.id("<|im_end|>"))
+  conversation = Conversation(TOKENIZER, WORDS, PREPROCESS, cfg)
+  executor = Executor(ExecutorConfig(0, 20.0, 1024), STYLE)
+  return Lab(
+    engine=Engine(conversation, run, executor, ROLLOUT),
+    learn=programs.learn_programs(policy, optimizer, LOSS, MICRO_ROWS),
+    policy=policy,
+    decode_params=programs.decode_params(policy, mesh),
+    state=programs.init_state(policy, optimizer, params, mesh),
+    mesh=mesh,
+  )
+
+
+def tasks(first: int) -> list[Task]:
+  """One question per prompt, each about a picture of its own."""
+  return [
+    dataclasses.replace(
+      dummies.number_task(np.random.default_rng(i), f"task-{i}"),
+      question="How far is the chair?",
+      images=(picture(i, 24, 24),),
+    )
+    for i in range(first, first + ROLLOUT.prompts)
+  ]
+
+
+def everybody_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Random weights never draw: let half of the first turns, by their text, count as a box."""
+
+  def parse(text: str, coordinates: Coordinates, limits: Limits) -> Parsed:
+    box = Operation("box", 1, (2.0, 3.0, 15.0, 4.0 + len(text)), "a")
+    draws = len(coordinates.sizes) == 1 and zlib.crc32(text.encode()) % 2 == 0
+    return Parsed((box,) if draws else (), (), None, False)
+
+  def ended(turns, images, tokens, truncated, limits):
+    return end_reason(turns, images, tokens, False, limits)
+
+  monkeypatch.setattr(engine_lib, "parse", parse)
+  monkeypatch.setattr(engine_lib, "end_reason", ended)
+
+
+def step(lab: Lab, state: TrainState, number: int) -> Outcome:
+  """tasks -> prompts -> rollouts -> scores -> advantages -> batch -> update; `state` is donated."""
+  asked = tasks(100 * number)
+  prompts = [lab.engine.conversation.prompt(task) for task in asked]
+  weights = lab.decode_params(state.params)
+  rollouts = engine_lib.run_episodes(lab.engine, weights, prompts, 0, number, MODE)
+  scores = score(rollouts, asked, dummies.REWARD, 2.0)
+  # Random weights never answer; rewards that differ make the update move.
+  luck_BG = np.random.default_rng(number).random(scores.reward_BG.shape, np.float32)
+  scores = scores._replace(reward_BG=luck_BG, accuracy_BG=luck_BG)
+  advantage_R = np.asarray(advantage(scores, dummies.ADVANTAGE)).reshape(-1)
+  trajectories = [trajectory for group in rollouts for trajectory in group]
+  batch, _ = to_train_batch(trajectories, advantage_R, SHAPES)
+  state, metrics = lab.learn.update(state, batch, None)
+  return Outcome(rollouts, state, metrics, weights)

@@ -1,0 +1,121 @@
+"""The programs of the tiny shape compile for TPUs that are not there."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from configs import common
+from spatial_jax import aot, sharding
+from spatial_jax.config import ConfigError, build
+from spatial_jax.data.vision import VisionBuckets
+from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig, to_hf
+from spatial_jax.rollout.engine import RolloutConfig
+from spatial_jax.stages.grpo import GrpoConfig
+
+ROOT = pathlib.Path(__file__).parent.parent
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+needs_libtpu = pytest.mark.skipif(
+  not HAS_LIBTPU, reason="libtpu is not installed (extra tpu): nothing to compile for TPU with"
+)
+
+
+def tiny_policy() -> QwenVLConfig:
+  cfg = common.policy()
+  vision, decoder = build(VisionConfig, cfg.vision), build(DecoderConfig, cfg.decoder)
+  return QwenVLConfig(vision, decoder, 1, 2, 3, 4, 2, "pixels")
+
+
+def tiny_shapes() -> tuple[GrpoConfig, RolloutConfig]:
+  """The config's limits with one small bucket each: compile time grows with what is unrolled."""
+  vision = VisionBuckets((16,), (4,), (144,))
+  learn = build(GrpoConfig, common.learn(100))
+  learn = dataclasses.replace(learn, token_buckets=(160,), micro_rows=16)
+  rollout = build(RolloutConfig, common.rollout())
+  rollout = dataclasses.replace(
+    rollout, prompts=4, prompt_buckets=(128,), observation_buckets=(64,), vision=vision
+  )
+  return learn, rollout
+
+
+@pytest.fixture(scope="module")
+def compiled():
+  learn, rollout = tiny_shapes()
+  mesh = aot.topology_mesh("v5e:2x2", sharding.MeshConfig(1, 2, 2))
+  return {one.name: one for one in aot.compile_all(tiny_policy(), learn, rollout, mesh)}
+
+
+@needs_libtpu
+def test_every_program_compiles_and_fits(compiled):
+  names = ["decode_params", "encode", "start", "sample", "observe", "update"]
+  assert list(compiled) == names
+  for one in compiled.values():
+    assert one.error is None, f"{one.name}: {one.error}"
+    assert one.fits(16 << 30)
+    assert not one.fits(one.program_total), "what lies beside the program counts"
+
+
+@needs_libtpu
+@pytest.mark.parametrize("name", ["encode", "start", "update"])
+def test_attention_over_whole_rows_is_the_kernel(compiled, name):
+  calls = [line for line in compiled[name].text.splitlines() if "tpu_custom_call" in line]
+  assert any("splash" in line for line in calls), f"{len(calls)} kernels, none of them splash"
+
+
+@needs_libtpu
+def test_decoding_needs_little_beside_its_cache(compiled):
+  learn, rollout = tiny_shapes()
+  del learn
+  decoder = tiny_policy().decoder
+  slots = rollout.prompts * (rollout.prompt_buckets[0] + rollout.group * rollout.stop.tokens)
+  per_slot = 2 * 2 * decoder.layers * decoder.kv_heads * decoder.head_dim  # k and v, bfloat16
+  cache = slots * per_slot // 4  # over four chips
+  assert compiled["sample"].temporaries <= 0.1 * cache
+
+
+@needs_libtpu
+def test_what_cannot_be_compiled_for_is_one_line():
+  with pytest.raises(ConfigError, match="topology 'v5e:1x99'"):
+    aot.topology_mesh("v5e:1x99", sharding.MeshConfig(-1, 1, 1))
+  with pytest.raises(ConfigError, match="does not fit 4 devices"):
+    aot.topology_mesh("v5e:2x2", sharding.MeshConfig(3, 1, 1))
+
+
+def test_without_libtpu_the_error_names_the_extra(monkeypatch):
+  def missing(platform, topology_name):
+    raise RuntimeError("Unable to find libtpu.so")
+
+  monkeypatch.setattr(aot.topologies, "get_topology_desc", missing)
+  with pytest.raises(ConfigError, match=r"libtpu is not installed: pip install .*\[tpu\]"):
+    aot.topology_mesh("v5e:2x2", sharding.MeshConfig(-1, 1, 1))
+
+
+def test_the_table_says_what_does_not_fit():
+  good = aot.Compiled("sample", 1.0, 1 << 30, 0, 2 << 30, 1 << 30, "", None)
+  bad = dataclasses.replace(good, name="update", error="RESOURCE_EXHAUSTED: 20 GiB")
+  lines = aot.table([good, bad], 4 << 30).splitlines()
+  assert lines[1].endswith("3.000  fits")
+  assert lines[2].endswith("RESOURCE_EXHAUSTED: 20 GiB")
+  assert aot.table([good], 2 << 30).splitlines()[1].endswith("DOES NOT FIT")
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_command_line(tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps(to_hf(tiny_policy())))
+  command = [sys.executable, "-m", "spatial_jax.aot", "--config=configs/tiny.py"]
+
+  def run(*more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, check=False)
+
+  done = run(f"--config.init={tmp_path}", "--topology=v5e:2x2")
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.count("  fits") == 6
+  done = run(f"--config.init={tmp_path}/nowhere", "--topology=v5e:2x2")
+  assert done.returncode == 2
+  assert done.stderr.startswith("error: ")
+  assert "nowhere" in done.stderr

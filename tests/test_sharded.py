@@ -1,0 +1,138 @@
+"""A whole step on a mesh of eight devices is the step on one, and the second costs no trace."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from spatial_jax import programs, sharding
+from spatial_jax.learn.optimizer import make_optimizer
+from tests import step_fixtures
+from tests.step_fixtures import Lab, Outcome
+
+
+class Watched:
+  """A program that remembers what it was called with."""
+
+  def __init__(self, function):
+    self.function = function
+    self.calls = []
+
+  def __call__(self, *arguments):
+    self.calls.append(jax.tree.map(_shape, arguments))
+    return self.function(*arguments)
+
+  @property
+  def signatures(self) -> int:
+    return len({str(call) for call in self.calls})
+
+
+def _shape(x) -> str:
+  return f"{x.dtype}{np.shape(x)}" if hasattr(x, "dtype") else repr(x)
+
+
+def _kinds(tree) -> list[str]:
+  return [leaf.split("(")[0] for leaf in jax.tree.leaves(tree)]
+
+
+def _watch(lab: Lab) -> tuple[Lab, dict[str, Watched]]:
+  run = lab.engine.programs
+  watched = {
+    "encode": Watched(run.encode),
+    "start": Watched(run.start),
+    "sample": Watched(run.sample),
+    "observe": Watched(run.observe),
+  }
+  update = Watched(lab.learn.update)
+  engine = dataclasses.replace(lab.engine, programs=dataclasses.replace(run, **watched))
+  learn = dataclasses.replace(lab.learn, update=update)
+  return dataclasses.replace(lab, engine=engine, learn=learn), {**watched, "update": update}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ran:
+  """One step on one device; two steps, watched, on eight."""
+
+  before: dict
+  one: Outcome
+  eight: Outcome
+  second: Outcome
+  lab: Lab
+  watched: dict[str, Watched]
+  after: tuple[dict, dict]
+
+
+@pytest.fixture(scope="module")
+def ran():
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    step_fixtures.everybody_draws(monkeypatch)
+    small = step_fixtures.lab(1, 1, 1)
+    lab, watched = _watch(step_fixtures.lab(2, 2, 2))
+    before = jax.tree.map(np.array, small.state.params)  # copies: the update donates its state
+    one = step_fixtures.step(small, small.state, 0)
+    eight = step_fixtures.step(lab, lab.state, 0)
+    after = jax.tree.map(np.array, (one.state.params, eight.state.params))
+    second = step_fixtures.step(lab, eight.state, 1)
+  return Ran(before, one, eight, second, lab, watched, after)
+
+
+def test_rollouts_are_the_same(ran):
+  pairs = list(
+    zip(*(itertools.chain(*outcome.rollouts) for outcome in (ran.one, ran.eight)), strict=True)
+  )
+  assert {len(t.turns) for t, _ in pairs} == {1, 2}, "some rows draw, some do not"
+  for one, eight in pairs:
+    np.testing.assert_array_equal(one.token_ids_T, eight.token_ids_T)
+    np.testing.assert_array_equal(one.position_TA, eight.position_TA)
+    np.testing.assert_allclose(one.logp_T, eight.logp_T, rtol=0, atol=1e-5)
+
+
+def test_updates_are_the_same(ran):
+  for name in ran.one.metrics:
+    one, eight = float(ran.one.metrics[name]), float(ran.eight.metrics[name])
+    assert one == pytest.approx(eight, rel=1e-5, abs=1e-5), name
+  assert float(ran.eight.metrics["logp_difference"]) < 1e-5, "trainer and sampler agree"
+  one, eight = ran.after
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5), one, eight)
+  moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), ran.before, one)
+  assert min(jax.tree.leaves(moved)) > 1e-4, "every parameter moves, far more than the tolerance"
+
+
+def test_state_and_weights_lie_where_the_rules_say(ran):
+  lab, local = ran.lab, sharding.rollout_mesh(ran.lab.mesh)
+  assert dict(local.shape) == {"data": 4, "tensor": 2}
+  for tree, mesh in ((ran.second.state, lab.mesh), (ran.second.weights, local)):
+    expected = jax.tree.leaves(sharding.param_shardings(tree, mesh))
+    assert [x.sharding for x in jax.tree.leaves(tree)] == expected
+  down = ran.second.state.params["decoder"]["layers"]["mlp"]["down"]["kernel"]
+  assert down.addressable_shards[0].data.size == down.size // 4
+
+
+def test_the_same_buckets_are_traced_once(ran):
+  for name, program in ran.watched.items():
+    assert len(program.calls) > program.signatures or name == "observe", "called again"
+    assert program.function._cache_size() == program.signatures, name
+
+
+def test_abstract_inputs_are_what_a_run_calls_with(ran):
+  optimizer = make_optimizer(step_fixtures.OPTIMIZER)
+  x = programs.abstract_inputs(
+    ran.lab.policy, optimizer, step_fixtures.ROLLOUT, step_fixtures.SHAPES
+  )
+  expected = {
+    "encode": (x.weights, x.vision),
+    "start": (x.weights, x.features_MD, *x.prompts),
+    "sample": (x.weights, x.rows, x.sampling),
+    "observe": (x.weights, x.rows, x.features_MD, x.observations),
+    "update": (x.state, x.batch),
+  }
+  for name, arguments in expected.items():
+    calls = [call[: len(arguments)] for call in ran.watched[name].calls]
+    abstract = jax.tree.map(_shape, arguments)
+    for call in calls:
+      assert jax.tree.structure(call) == jax.tree.structure(abstract), name
+      assert _kinds(call) == _kinds(abstract), name
+    if name in ("sample", "update"):  # the others see smaller buckets than the largest
+      assert abstract in calls, name
