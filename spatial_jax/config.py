@@ -42,7 +42,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     overrides = [argument for argument in argv if argument.startswith("--config.")]
     if not overrides:
       raise  # a bug of the config file itself
-    print(f"error: {' '.join(overrides)}: the config has no key {error}", file=sys.stderr)
+    key = str(error).strip("\"'")
+    print(f"error: {' '.join(overrides)}: the config has no key {key!r}", file=sys.stderr)
   sys.exit(2)
 
 

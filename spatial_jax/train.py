@@ -54,7 +54,9 @@ from spatial_jax.stages.source import Source, SourceConfig, make_source
 from spatial_jax.types import Params
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py")
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; the same one resumes it")
+WORKDIR = flags.DEFINE_string(
+  "workdir", None, "folder of the run; the same one resumes it", required=True
+)
 
 # What a resumed run may change: how long, how often, where to; never what a step computes.
 MAY_DIFFER = (
@@ -230,5 +232,5 @@ def finish(cfg: GrpoRun, learner: Learner, ends: Contestants, workdir: pathlib.P
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config", "workdir"])
+  flags.mark_flag_as_required("config")
   app.run(main, flags_parser=parse_flags)

@@ -45,7 +45,7 @@ def demonstrate(
   if not drawable or rng.random() >= cfg.draw_share:
     return (answer,)
   operations = tuple(
-    Operation("box", box.image + 1, tuple(float(round(x)) for x in box.box_4), label)
+    Operation("box", box.image + 1, box.box_4, label)
     for box, label in zip(task.boxes, _labels(task.boxes), strict=True)
   )
   named = list(dict.fromkeys(box.label for box in task.boxes))

@@ -80,14 +80,16 @@ def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
     ),
   )
 
-  def init(params: Params):
+  # optax 0.2.8 mixes dtypes in AdamW and does not trace under strict promotion.
+  def init(params: optax.Params) -> optax.OptState:
     with jax.numpy_dtype_promotion("standard"):
       return inner.init(params)
 
-  def update(grads, state, params=None):
-    # optax 0.2.8 mixes dtypes in AdamW and does not trace under strict promotion.
+  def update(
+    updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+  ) -> tuple[optax.Updates, optax.OptState]:
     with jax.numpy_dtype_promotion("standard"):
-      return inner.update(grads, state, params)
+      return inner.update(updates, state, params)
 
   return optax.GradientTransformation(init, update)
 

@@ -1,7 +1,8 @@
 """One optimizer step, pure: TrainState x TrainBatch -> TrainState and metrics.
 
 The vision tower runs once over all images of the batch. Rows go through the decoder in
-microbatches; the cotangents of the visual features are summed, and the tower is differentiated once:
+microbatches; the cotangents of the visual features are summed, and the tower is differentiated
+once:
 
     features = encode(params)          for each microbatch: d loss / d (params, features)
     d loss / d params = sum of the decoder's parts + encode's pullback of the summed cotangents

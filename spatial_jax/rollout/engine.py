@@ -257,8 +257,8 @@ def _sample_turn(
     limit_R[r] += min(cfg.turn_tokens, cfg.stop.tokens - rows[r].tokens)
   sampling = Sampling(
     key_R=key_R,
-    temperature=np.float32(1.0 if mode.greedy else mode.temperature),
-    top_p=np.float32(mode.top_p),
+    temperature=np.asarray(1.0 if mode.greedy else mode.temperature, np.float32),
+    top_p=np.asarray(mode.top_p, np.float32),
     limit_R=limit_R,
     forbidden_V=_forbidden(engine),
   )

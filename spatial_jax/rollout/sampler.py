@@ -128,11 +128,12 @@ def observe(
     features_MD,
     rows.feature_RT,
   )
-  hidden_RD = last_valid(hidden_RTD, rows.valid_RT)
+  last_RD = last_valid(hidden_RTD, rows.valid_RT)
+  hidden_RD, position_R = jnp.asarray(state.hidden_RD), jnp.asarray(state.position_R)
   return SampleState(
     cache=cache,
-    hidden_RD=state.hidden_RD.at[rows.slot_R].set(hidden_RD, mode="drop"),
-    position_R=state.position_R.at[rows.slot_R].set(rows.next_position_R, mode="drop"),
+    hidden_RD=hidden_RD.at[rows.slot_R].set(last_RD, mode="drop"),
+    position_R=position_R.at[rows.slot_R].set(rows.next_position_R, mode="drop"),
     count_R=state.count_R,
     active_R=jnp.zeros_like(state.active_R).at[rows.slot_R].set(True, mode="drop"),
   )
