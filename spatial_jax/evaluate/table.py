@@ -99,7 +99,7 @@ def result_table(
     _row(name, kept, np.array([a.question_type == name for a in first]), "score") for name in types
   ]
   summary = [_row(name, kept, mask, "score") for name, mask in groups.items() if mask.any()]
-  summary += [_row(f"reward (sharpness {sharpness:g})", kept, everything, "reward")]
+  summary += [_row(f"reward (sharpness {sharpness:.3g})", kept, everything, "reward")]
   faults = usable.count(False)
   if faults:
     notes = [*notes, f"{faults} questions are left out: the drawing machinery failed."]

@@ -1,0 +1,129 @@
+"""A policy of random weights is asked held-out questions, in a real loop."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spatial_jax import programs, sharding
+from spatial_jax.drawing.executor import Executor
+from spatial_jax.evaluate import answers
+from spatial_jax.evaluate.answers import Answered, Exam
+from spatial_jax.evaluate.behaviour import behaviour
+from spatial_jax.evaluate.contest import exam_engine
+from spatial_jax.policy.qwen_vl import make_policy
+from spatial_jax.rollout.conversation import Conversation
+from spatial_jax.rollout.engine import Mode
+from spatial_jax.sharding import MeshConfig
+from tests import dummies
+from tests import evaluate_fixtures as fixtures
+
+SAMPLED = Mode(1.0, 1.0, greedy=False)
+GREEDY = Mode(1.0, 1.0, greedy=True)
+
+
+@pytest.fixture(scope="module")
+def exam() -> Exam:
+  generator = np.random.default_rng(0)
+  tasks = [dummies.number_task(generator, f"room-{i}/chair.table") for i in range(10)]
+  return Exam(tasks, fixtures.run_config().reward, 10.0, seed=0)
+
+
+@pytest.fixture(scope="module")
+def asked():
+  """(engine, decode parameters) of a random policy on one device."""
+  cfg = fixtures.run_config()
+  mesh = sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+  policy = make_policy(fixtures.policy_config(), jnp.dtype("float32"), mesh)
+  words = Conversation(fixtures.tokenizer(), cfg.text, cfg.preprocess, policy.cfg)
+  params = programs.decode_params(policy, mesh)(fixtures.random_params(0))
+  with Executor(cfg.executor, cfg.style) as executor:
+    yield exam_engine(policy, words, executor, cfg.rollout, 8), params
+
+
+def number_and_choice(exam):
+  number = exam.tasks[0]
+  options = ("A. bed", "B. bin", "C. box")
+  choice = dataclasses.replace(
+    number, question_type="object_rel_distance", options=options, answer_kind="choice", answer="A"
+  )
+  return number, choice
+
+
+def answer(asked, exam: Exam, mode: Mode, grey: bool = False) -> list[Answered]:
+  engine, params = asked
+  return answers.evaluate_policy(engine, params, exam, mode, grey)
+
+
+def said(found):
+  return [tuple(turn.text for turn in a.turns) for a in found]
+
+
+def test_every_task_is_answered_in_order_the_last_batch_padded(exam, asked):
+  assert len(exam.tasks) == 10  # the engine takes 8
+  found = answer(asked, exam, SAMPLED)
+  assert [(a.task_id, a.truth) for a in found] == [(t.task_id, t.answer) for t in exam.tasks]
+  assert len({a.task_id for a in found}) == 10
+  assert all(0 <= a.hard <= 1 and a.tokens > 0 and a.turns and a.usable for a in found)
+  statistics = behaviour(found)
+  assert sum(
+    share for name, share in statistics.items() if name.startswith("end/")
+  ) == pytest.approx(1)
+  assert statistics["tokens"] == np.mean([a.tokens for a in found])
+
+
+def test_an_answer_depends_on_its_task_and_the_seed_alone(exam, asked):
+  first = said(answer(asked, exam, SAMPLED))
+  fewer = dataclasses.replace(exam, tasks=exam.tasks[7:])
+  assert said(answer(asked, fewer, SAMPLED)) == first[7:]
+  other = dataclasses.replace(exam, seed=1)
+  assert said(answer(asked, other, SAMPLED)) != first
+  assert said(answer(asked, exam, GREEDY)) != first
+
+
+def test_grey_hides_what_tells_two_pictures_apart(exam, asked):
+  one = exam.tasks[0]
+  black = tuple(np.zeros_like(image) for image in one.images)
+  other = dataclasses.replace(one, images=black)
+  two = dataclasses.replace(exam, tasks=[one])
+  changed = dataclasses.replace(exam, tasks=[other])
+  seen = [[said(answer(asked, e, SAMPLED, grey)) for e in (two, changed)] for grey in (False, True)]
+  assert seen[0][0] != seen[0][1]
+  assert seen[1][0] == seen[1][1]
+
+
+def test_greyed_keeps_size_and_question(exam):
+  task = exam.tasks[0]
+  grey = answers.greyed(task)
+  assert [image.shape for image in grey.images] == [image.shape for image in task.images]
+  assert all((image == answers.GREY).all() and image.dtype == np.uint8 for image in grey.images)
+  assert (grey.task_id, grey.question, grey.answer) == (task.task_id, task.question, task.answer)
+
+
+# --- typical answers ---------------------------------------------------------------------------
+
+
+def test_typical_answers_are_medians_and_most_frequent_letters(exam):
+  number, choice = number_and_choice(exam)
+  examples = [dataclasses.replace(number, answer=text) for text in ("1", "3", "2.5", "100")]
+  examples += [dataclasses.replace(choice, answer=letter) for letter in "CBACB"]
+  typical = answers.typical_answers(examples)
+  assert typical == {number.question_type: "2.75", choice.question_type: "B"}
+
+
+def test_typical_answers_are_marked_as_answers_in_perfect_form(exam):
+  number, choice = number_and_choice(exam)
+  tasks = [
+    dataclasses.replace(number, answer="2"),
+    dataclasses.replace(number, answer="4"),
+    dataclasses.replace(choice, answer="A"),
+    dataclasses.replace(number, question_type="never seen"),
+  ]
+  small = dataclasses.replace(exam, tasks=tasks)
+  found = answers.answer_typically(small, {number.question_type: "2", choice.question_type: "B"})
+  assert [a.hard for a in found] == [1.0, pytest.approx(0.1), 0.0, 0.0]
+  assert found[0].reward == pytest.approx(1.2)  # accuracy and form
+  assert [a.parsed for a in found] == [True, True, True, False]
+  assert [a.answer for a in found] == ["2", "2", "B", None]
