@@ -102,6 +102,26 @@ def test_greyed_keeps_size_and_question(exam):
   assert (grey.task_id, grey.question, grey.answer) == (task.task_id, task.question, task.answer)
 
 
+def test_answers_are_scored_against_their_own_task(exam, asked, monkeypatch):
+  """Rollouts with drawings, scripted; the engine is asked in batches of 8 and 2."""
+  generator = np.random.default_rng(0)
+  texts = {task.task_id: (task.answer, "9999", None)[i % 3] for i, task in enumerate(exam.tasks)}
+
+  def script(engine, params, prompts, seed, step, mode):
+    tasks = [prompt.task for prompt in prompts]
+    return [[dummies.trajectory(generator, t, answer=texts[t.task_id])] for t in tasks]
+
+  monkeypatch.setattr(answers, "run_episodes", script)
+  found = answer(asked, exam, SAMPLED)
+  assert [a.answer for a in found] == list(texts.values())
+  assert [a.hard for a in found] == [1.0, 0.0, 0.0] * 3 + [1.0]
+  assert [a.parsed for a in found] == [True, True, False] * 3 + [True]
+  assert all(1.0 <= a.reward <= 1.2001 for a in found[::3])
+  drawn = [sum(len(turn.produced) for turn in a.turns) for a in found]
+  assert [a.pictures for a in found] == [1 + count for count in drawn]
+  assert any(drawn)
+
+
 # --- typical answers ---------------------------------------------------------------------------
 
 
