@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -49,38 +50,43 @@ def to_train_batch(
     raise ValueError("rows of one batch were sampled with different ids forbidden")
   longest = max(trajectories, key=lambda trajectory: len(trajectory.token_ids_T))
   length = bucket(len(longest.token_ids_T), cfg.token_buckets, f"tokens of task {longest.task_id}")
-  rows = len(trajectories)
-  token_RT = np.zeros((rows, length), np.int32)
-  position_RTA = np.zeros((rows, length, 3), np.int32)
-  valid_RT = np.zeros((rows, length), bool)
-  trained_RT = np.zeros((rows, length), bool)
-  old_logp_RT = np.zeros((rows, length), np.float32)
-  feature_RT = np.full((rows, length), -1, np.int32)
   vision, feature_of = plan_images([t.images for t in trajectories], cfg)
-  forbidden_V = np.zeros(cfg.vocabulary, bool)
-  forbidden_V[list(trajectories[0].forbidden_ids)] = True
+  batch = _empty(trajectories, advantage_R, length, vision, cfg.vocabulary)
   for r, trajectory in enumerate(trajectories):
     t = len(trajectory.token_ids_T)
-    token_RT[r, :t] = trajectory.token_ids_T
-    position_RTA[r, :t] = trajectory.position_TA
-    valid_RT[r, :t] = True
-    trained_RT[r, :t] = trajectory.trained_T & (trajectory.end_reason != "fault")
-    old_logp_RT[r, :t] = trajectory.logp_T
+    batch.token_RT[r, :t] = trajectory.token_ids_T
+    batch.position_RTA[r, :t] = trajectory.position_TA
+    batch.valid_RT[r, :t] = True
+    batch.trained_RT[r, :t] = trajectory.trained_T & (trajectory.end_reason != "fault")
+    batch.old_logp_RT[r, :t] = trajectory.logp_T
     for image, start in zip(trajectory.images, trajectory.image_start, strict=True):
-      feature_RT[r, start : start + image.tokens] = feature_of[image.content_hash]
-  batch = TrainBatch(
-    token_RT=token_RT,
-    position_RTA=position_RTA,
-    valid_RT=valid_RT,
-    trained_RT=trained_RT,
-    old_logp_RT=old_logp_RT,
+      batch.feature_RT[r, start : start + image.tokens] = feature_of[image.content_hash]
+  return batch, feature_of
+
+
+def _empty(
+  trajectories: Sequence[Trajectory],
+  advantage_R: np.ndarray,
+  length: int,
+  vision: VisionBatch,
+  vocabulary: int,
+) -> Any:
+  """Rows of padding, in NumPy; what is known per row is filled in."""
+  rows = len(trajectories)
+  forbidden_V = np.zeros(vocabulary, bool)
+  forbidden_V[list(trajectories[0].forbidden_ids)] = True
+  return TrainBatch(
+    token_RT=np.zeros((rows, length), np.int32),
+    position_RTA=np.zeros((rows, length, 3), np.int32),
+    valid_RT=np.zeros((rows, length), bool),
+    trained_RT=np.zeros((rows, length), bool),
+    old_logp_RT=np.zeros((rows, length), np.float32),
     advantage_R=np.asarray(advantage_R, np.float32),
-    feature_RT=feature_RT,
+    feature_RT=np.full((rows, length), -1, np.int32),
     temperature_R=np.asarray([t.temperature for t in trajectories], np.float32),
     forbidden_V=forbidden_V,
     vision=vision,
   )
-  return batch, feature_of
 
 
 def plan_images(

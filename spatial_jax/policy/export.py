@@ -52,6 +52,7 @@ def export(
 
 
 def main() -> None:
+  """Reads the command line; a user's mistake is one line and exit code 2."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--checkpoint", required=True, help="work directory or checkpoint of a run")
   parser.add_argument("--out", type=pathlib.Path, required=True)

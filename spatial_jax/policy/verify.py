@@ -209,6 +209,7 @@ def verify(directory: pathlib.Path) -> dict[str, float]:
 
 
 def main() -> None:
+  """Reads the command line, prints the table; exit code 1 when something does not agree."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--checkpoint", type=pathlib.Path, required=True)
   try:

@@ -244,6 +244,7 @@ def _assemble(
 
 
 def insert(params: Params, path: str, array: jax.Array) -> None:
+  """Puts an array at "a/b/c" of a nested dict, making the dicts on the way."""
   *folders, leaf = path.split("/")
   for folder in folders:
     params = params.setdefault(folder, {})

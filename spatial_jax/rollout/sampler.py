@@ -184,6 +184,28 @@ def draw_token(p_RV: Array, uniform_R: Array) -> jax.Array:
   return jnp.argmax(cdf_RV > uniform_R[:, None] * total_R1, axis=-1).astype(jnp.int32)
 
 
+def sample_token(
+  logits_RV: Array, count_R: Array, sampling: Sampling, greedy: bool, truncate: bool
+) -> tuple[jax.Array, jax.Array]:
+  """One token per row and its log-probability, before truncation; int32 and float32 [R].
+
+  Args:
+    logits_RV: of the next token.
+    count_R: int32, folded into each row's key, so that a token's draw depends on its place alone.
+    sampling: keys and numbers.
+    greedy, truncate: static, as in `decode_chunk`.
+  """
+  logp_RV = token_logprobs(logits_RV, sampling)
+  if greedy:
+    token_R = jnp.argmax(logp_RV, axis=-1).astype(jnp.int32)
+  else:
+    keys_R = jax.vmap(jax.random.fold_in)(sampling.key_R, count_R)
+    uniform_R = jax.vmap(jax.random.uniform)(keys_R)
+    p_RV = jnp.exp(logp_RV)
+    token_R = draw_token(nucleus(p_RV, sampling.top_p) if truncate else p_RV, uniform_R)
+  return token_R, jnp.take_along_axis(logp_RV, token_R[:, None], axis=-1)[:, 0]
+
+
 def decode_chunk(
   policy: Policy,
   params: Params,
@@ -198,53 +220,42 @@ def decode_chunk(
   """Samples up to `steps` tokens per row; stops early when no row is active.
 
   Args:
-    policy: the pure functions.
-    params: unstacked parameters (`policy.unstack`).
+    policy, params: the pure functions and their unstacked parameters.
     state: carried state; its buffers are donated by the program that jits this.
     sampling: keys and numbers.
     steps: most tokens of this chunk.
-    greedy: take the most likely token; log-probabilities are those at `temperature` all the same.
+    greedy: takes the most likely token; log-probabilities are those at `temperature`.
     truncate: apply `top_p` (costs a sort per token).
-    stop_id: the token that ends a row's turn; it is sampled, recorded and cached like any other.
+    stop_id: ends a row's turn; it is sampled, recorded and cached like any other token.
 
   Returns:
     The state, tokens int32 [R, steps] (-1: nothing sampled), and float32 log-probabilities.
   """
-  rows = state.active_R.shape[0]
-
-  def sample(state: SampleState) -> tuple[jax.Array, jax.Array]:
-    logp_RV = token_logprobs(policy.logits(params, state.hidden_RD), sampling)
-    if greedy:
-      token_R = jnp.argmax(logp_RV, axis=-1).astype(jnp.int32)
-    else:
-      keys_R = jax.vmap(jax.random.fold_in)(sampling.key_R, state.count_R)
-      uniform_R = jax.vmap(jax.random.uniform)(keys_R)
-      p_RV = jnp.exp(logp_RV)
-      token_R = draw_token(nucleus(p_RV, sampling.top_p) if truncate else p_RV, uniform_R)
-    return token_R, jnp.take_along_axis(logp_RV, token_R[:, None], axis=-1)[:, 0]
 
   def body(carry):
     index, state, token_RK, logp_RK = carry
-    token_R, logp_R = sample(state)
+    logits_RV = policy.logits(params, state.hidden_RD)
+    token_R, logp_R = sample_token(logits_RV, state.count_R, sampling, greedy, truncate)
     token_RK = token_RK.at[:, index].set(jnp.where(state.active_R, token_R, -1))
     logp_RK = logp_RK.at[:, index].set(jnp.where(state.active_R, logp_R, 0.0))
     position_RA = jnp.repeat(state.position_R[:, None], 3, axis=1)
     hidden_RD, cache = policy.decode(params, state.cache, token_R, position_RA, state.active_R)
-    advanced_R = state.active_R.astype(jnp.int32)
-    count_R = state.count_R + advanced_R
+    one_R = state.active_R.astype(jnp.int32)
+    count_R = state.count_R + one_R
     state = SampleState(
       cache=cache,
       hidden_RD=jnp.where(state.active_R[:, None], hidden_RD, state.hidden_RD),
-      position_R=state.position_R + advanced_R,
+      position_R=state.position_R + one_R,
       count_R=count_R,
       active_R=state.active_R & (token_R != stop_id) & (count_R < sampling.limit_R),
     )
     return index + 1, state, token_RK, logp_RK
 
   def unfinished(carry):
-    index, state, _, _ = carry
-    return (index < steps) & jnp.any(state.active_R)
+    return (carry[0] < steps) & jnp.any(carry[1].active_R)
 
-  empty = (jnp.full((rows, steps), -1, jnp.int32), jnp.zeros((rows, steps), jnp.float32))
-  _, state, token_RK, logp_RK = jax.lax.while_loop(unfinished, body, (jnp.int32(0), state, *empty))
-  return state, token_RK, logp_RK
+  empty = (
+    jnp.full((state.active_R.size, steps), -1, jnp.int32),
+    jnp.zeros((state.active_R.size, steps)),
+  )
+  return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state, *empty))[1:]

@@ -24,6 +24,15 @@ CHAT_TEMPLATE = (
 )
 
 
+TOKENIZER_CONFIG = {
+  "tokenizer_class": "PreTrainedTokenizerFast",
+  "eos_token": IM_END,
+  "pad_token": END_OF_TEXT,
+  "padding_side": "left",
+  "clean_up_tokenization_spaces": False,
+}
+
+
 def publish(
   params: Params,
   cfg: QwenVLConfig,
@@ -44,16 +53,7 @@ def publish(
   config = json.loads((out / weights.CONFIG).read_text())
   _write(out / weights.CONFIG, config | {"torch_dtype": "bfloat16"})
   tokenizer.inner.save(str(out / "tokenizer.json"))
-  _write(
-    out / "tokenizer_config.json",
-    {
-      "tokenizer_class": "PreTrainedTokenizerFast",
-      "eos_token": IM_END,
-      "pad_token": END_OF_TEXT,
-      "padding_side": "left",
-      "clean_up_tokenization_spaces": False,
-    },
-  )
+  _write(out / "tokenizer_config.json", TOKENIZER_CONFIG)
   (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
   _write(
     out / "preprocessor_config.json",
