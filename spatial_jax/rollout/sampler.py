@@ -222,8 +222,7 @@ def decode_chunk(
   Args:
     policy, params: the pure functions and their unstacked parameters.
     state: carried state; its buffers are donated by the program that jits this.
-    sampling: keys and numbers.
-    steps: most tokens of this chunk.
+    sampling, steps: keys and numbers; most tokens of this chunk.
     greedy: takes the most likely token; log-probabilities are those at `temperature`.
     truncate: apply `top_p` (costs a sort per token).
     stop_id: ends a row's turn; it is sampled, recorded and cached like any other token.
@@ -254,8 +253,6 @@ def decode_chunk(
   def unfinished(carry):
     return (carry[0] < steps) & jnp.any(carry[1].active_R)
 
-  empty = (
-    jnp.full((state.active_R.size, steps), -1, jnp.int32),
-    jnp.zeros((state.active_R.size, steps)),
-  )
+  shape = (state.active_R.size, steps)
+  empty = (jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32))
   return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state, *empty))[1:]
