@@ -1,0 +1,326 @@
+"""Rollouts: how they end, that nothing the policy says stops them, and that they record the truth."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spatial_jax import trajectory as trajectory_lib
+from spatial_jax.config import ConfigError
+from spatial_jax.data.text import IMAGE_PAD
+from spatial_jax.drawing.executor import Executor, ExecutorConfig, Fault
+from spatial_jax.drawing.monitor import StopLimits
+from spatial_jax.drawing.protocol import Parsed, parse
+from spatial_jax.errors import DataError
+from spatial_jax.learn.batch import to_train_batch
+from spatial_jax.learn.update import score_batch
+from spatial_jax.rollout import engine as engine_lib
+from spatial_jax.rollout.engine import Mode, most_drawn, run_episodes
+from spatial_jax.types import Operation
+from tests import rollout_fixtures as fixtures
+from tests.rollout_fixtures import (
+  ANSWER_TURN,
+  BOX_TURN,
+  ROLLOUT,
+  SAMPLED,
+  STOP,
+  TOKENIZER,
+  VOCABULARY,
+  flat,
+  say,
+)
+
+PADS = (TOKENIZER.id(IMAGE_PAD),)
+ONE = dataclasses.replace(ROLLOUT, prompts=1, group=1, turn_tokens=80, chunk=16)
+OTHER_BOX_TURN = BOX_TURN.replace("[2, 3", "[1, 1")
+SCRATCH = "```json\n[{}]\n```"
+
+
+def hear(*turns: str, cfg=ONE, executor=None, sizes=((24, 24),)):
+  """The one trajectory of a policy that says these turns."""
+  engine = fixtures.make_engine(fixtures.scripted([[say(turn) for turn in turns]], cfg), cfg)
+  if executor is not None:
+    engine = dataclasses.replace(engine, executor=executor)
+  prompt = engine.conversation.prompt(fixtures.task("room/one", sizes))
+  ((trajectory,),) = run_episodes(engine, {}, [prompt], 0, 0, SAMPLED)
+  trajectory_lib.check(trajectory, PADS)
+  return trajectory
+
+
+class BrokenExecutor(Executor):
+  """Every drawing meets an accident."""
+
+  def result(self, drawing):
+    return Fault("the worker died")
+
+
+def stop(**changed):
+  return dataclasses.replace(ONE, stop=dataclasses.replace(ROLLOUT.stop, tokens=400, **changed))
+
+
+# --- how a rollout ends --------------------------------------------------------------------------
+
+
+def test_drawing_then_answer():
+  trajectory = hear(BOX_TURN, ANSWER_TURN, cfg=stop())
+  assert trajectory.end_reason == "answer"
+  drawing, answer = trajectory.turns
+  assert [o.label for o in drawing.operations] == ["chair"]
+  assert drawing.executable
+  assert answer.executable
+  assert drawing.produced == (trajectory.images[1].content_hash,)
+  assert (trajectory.images[1].pixels != trajectory.images[0].pixels).any()
+  assert TOKENIZER.decode(trajectory.token_ids_T[answer.start : answer.end]) == ANSWER_TURN
+  said = trajectory.token_ids_T[trajectory.trained_T]
+  assert said.tolist() == say(BOX_TURN) + say(ANSWER_TURN)
+  assert (trajectory.token_ids_T[[drawing.end - 1, answer.end - 1]] == STOP).all()
+
+
+@pytest.mark.parametrize(
+  ("reason", "turns", "cfg"),
+  [
+    ("answer", [ANSWER_TURN], stop()),
+    ("answer", [BOX_TURN + ANSWER_TURN], stop()),
+    ("no_action", ["<think> I see nothing. </think> Action: Answer"], stop()),
+    ("no_action", [""], stop()),
+    ("no_action", [SCRATCH], stop()),
+    ("too_many_images", [BOX_TURN], stop(images=1)),
+    ("repeated_operation", [BOX_TURN, BOX_TURN], stop()),
+    ("turn_limit", [BOX_TURN], stop(turns=1)),
+    ("turn_limit", [BOX_TURN, OTHER_BOX_TURN], stop(turns=2)),
+    ("token_limit", ["word " * 200], stop()),
+    ("token_limit", [BOX_TURN], dataclasses.replace(ONE, stop=StopLimits(3, 4, 50))),
+    ("token_limit", [BOX_TURN], dataclasses.replace(stop(), observation_buckets=(8,))),
+  ],
+)
+def test_every_end_is_reached(reason, turns, cfg):
+  trajectory = hear(*turns, cfg=cfg)
+  assert trajectory.end_reason == reason
+  assert len(trajectory.turns) == len(turns)
+  assert len(trajectory.token_ids_T) - trajectory.prompt_length <= cfg.stop.tokens
+  assert all(turn.end - turn.start <= cfg.turn_tokens for turn in trajectory.turns)
+  if trajectory.turns[-1].operations or trajectory.turns[-1].errors:
+    assert not trajectory.turns[-1].executable, "what ended the rollout was never drawn"
+
+
+def test_the_last_permitted_turn_is_announced_and_may_only_answer():
+  trajectory = hear(BOX_TURN, OTHER_BOX_TURN, ANSWER_TURN, cfg=stop(turns=3, images=9))
+  ids, turns = trajectory.token_ids_T, trajectory.turns
+  observed = [
+    TOKENIZER.decode(ids[before.end : after.start])
+    for before, after in zip(turns, turns[1:], strict=False)
+  ]
+  assert ["more" in text for text in observed] == [True, False]
+  assert ["final" in text for text in observed] == [False, True]
+  assert hear(BOX_TURN, BOX_TURN, cfg=stop(turns=2)).end_reason == "repeated_operation"
+
+
+def test_fault_is_left_out_of_the_update():
+  executor = BrokenExecutor(ExecutorConfig(0, 20.0, 1024), fixtures.STYLE)
+  broken = hear(BOX_TURN, cfg=stop(), executor=executor)
+  assert broken.end_reason == "fault"
+  assert not broken.turns[0].executable
+  sound = hear(ANSWER_TURN, cfg=stop())
+  shapes = dataclasses.replace(fixtures.shapes(), token_buckets=(512,))
+  batch, _ = to_train_batch([broken, sound], np.ones(2), shapes)
+  assert not batch.trained_RT[0].any()
+  assert batch.trained_RT[1].sum() == len(say(ANSWER_TURN))
+
+
+# --- whatever it says ----------------------------------------------------------------------------
+
+FRAGMENTS = (
+  "<think>", "</think>", " Action: Object Mapper\n", " Action: Path Tracer\n", "Action: Answer",
+  "<answer>", "</answer>", "```json\n", "\n```", "[", "]", "{", "}", '"index": ', "1", "2", "0",
+  "-1", "1e999", "NaN", ",", '"bbox_2d": [1, 2, 9, 9]', '"bbox_2d": [[[', '"label": "a"',
+  '"start_point_2d": [1, 1], "end_point_2d": [1000000000, 2]', "\x00", "é", "\ud7ff",
+  BOX_TURN, OTHER_BOX_TURN, BOX_TURN.replace('"index": 1', '"index": 2'),
+)  # fmt: skip
+ALLOWED = sorted(set(range(VOCABULARY)) - set(fixtures.conversation().forbidden_ids))
+TURN = st.one_of(
+  st.lists(st.sampled_from(ALLOWED), max_size=40),
+  st.lists(st.sampled_from(FRAGMENTS), max_size=8).map(
+    lambda parts: TOKENIZER.encode("".join(parts))
+  ),
+)
+WILD = dataclasses.replace(stop(images=5), group=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(TURN, min_size=3, max_size=3), min_size=3, max_size=3))
+def test_no_output_stops_a_run(turns):
+  scripts = [[[*turn, STOP] for turn in row] for row in turns]
+  engine = fixtures.make_engine(fixtures.scripted(scripts, WILD), WILD)
+  prompt = engine.conversation.prompt(fixtures.task("room/wild", ((24, 24), (16, 40))))
+  trajectories = flat(run_episodes(engine, {}, [prompt], 0, 0, SAMPLED))
+  for trajectory in trajectories:
+    trajectory_lib.check(trajectory, PADS)
+    assert trajectory.end_reason != "fault"
+    assert len(trajectory.token_ids_T) - trajectory.prompt_length <= WILD.stop.tokens
+    assert len(trajectory.images) <= WILD.stop.images
+    assert len(trajectory.turns) <= WILD.stop.turns
+  shapes = dataclasses.replace(fixtures.shapes(), token_buckets=(512,))
+  to_train_batch(trajectories, np.zeros(3), shapes)
+
+
+@given(st.integers(1, 5), st.integers(1, 12), st.integers(1, 5))
+def test_most_drawn(images, limit, turns):
+  seen = images
+  for _ in range(turns - 1):  # draws on all there are, as long as it may
+    seen += seen if 2 * seen <= limit else max(limit - seen, 0)
+  assert most_drawn(images, StopLimits(turns, limit, 9)) == seen - images
+
+
+def test_drawings_that_may_not_fit_are_refused_beforehand():
+  cfg = dataclasses.replace(ONE, group=2, vision=dataclasses.replace(ROLLOUT.vision, frames=(2, 4)))
+  engine = fixtures.make_engine(fixtures.scripted([[say(ANSWER_TURN)]] * 2, cfg), cfg)
+  prompt = engine.conversation.prompt(fixtures.task("room/one"))
+  with pytest.raises(DataError, match=r"config\.rollout\.vision.* exceed the largest bucket 4"):
+    run_episodes(engine, {}, [prompt], 0, 0, SAMPLED)
+  long = engine.conversation.prompt(fixtures.task("room/long", question="word " * 200))
+  with pytest.raises(DataError, match="room/long"):
+    run_episodes(dataclasses.replace(engine, cfg=ONE), {}, [long], 0, 0, SAMPLED)
+
+
+@pytest.mark.parametrize(
+  "wrong", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"chunk": 0}, {"group": 0}]
+)
+def test_settings_without_meaning_are_refused(wrong):
+  with pytest.raises(ConfigError, match="rollout"):
+    dataclasses.replace(ROLLOUT, **wrong)
+
+
+# --- the real policy -----------------------------------------------------------------------------
+
+
+@functools.cache
+def lab():
+  policy, params = fixtures.random_policy()
+  return policy, params, fixtures.decode_params(policy, params)
+
+
+@functools.cache
+def engine_of(cfg):
+  return fixtures.real_engine(lab()[0], cfg)
+
+
+def prompts():
+  """Two prompts of different length, one with two pictures of different sizes."""
+  tasks = [
+    fixtures.task("room/a", ((24, 24), (16, 40))),
+    fixtures.task("room/b", question="How far is the chair from the other chair?"),
+  ]
+  return [fixtures.conversation().prompt(task) for task in tasks]
+
+
+def roll(mode=SAMPLED, cfg=ROLLOUT, of=None, seed=1, step=3):
+  return run_episodes(engine_of(cfg), lab()[2], of or prompts(), seed, step, mode)
+
+
+@pytest.fixture
+def everybody_draws(monkeypatch):
+  """Random weights speak no protocol: a turn that ends of itself counts as boxes, by its text."""
+
+  def boxes(text, coordinates, limits) -> Parsed:
+    parsed = parse(text, coordinates, limits)
+    images = range(1, 1 + min(len(coordinates.sizes), 1 + len(text) % 2))
+    box = (1.0, 2.0, 9.0, 3.0 + len(text.encode()) % 11)
+    operations = tuple(Operation("box", i, box, text[:3]) for i in images)
+    return dataclasses.replace(parsed, operations=operations, answer_text=None)
+
+  monkeypatch.setattr(engine_lib, "parse", boxes)
+
+
+def largest_difference(trajectories) -> float:
+  """Between the recorded log-probabilities and those of the trainer."""
+  policy, params, _ = lab()
+  batch, _ = to_train_batch(trajectories, np.zeros(len(trajectories)), fixtures.shapes())
+  logp_RT = np.asarray(jax.jit(functools.partial(score_batch, policy))(params, batch))
+  assert batch.trained_RT.sum() == sum(t.trained_T.sum() for t in trajectories)
+  assert np.isfinite(logp_RT).all()
+  assert (logp_RT[~batch.trained_RT] == 0).all()
+  return float(np.abs(logp_RT - batch.old_logp_RT)[batch.trained_RT].max())
+
+
+@pytest.mark.parametrize(
+  "mode",
+  [SAMPLED, Mode(1.7, 1.0, False), Mode(0.6, 0.8, False), Mode(0.6, 1.0, True)],
+  ids=["plain", "hot", "nucleus", "greedy"],
+)
+def test_sampler_equals_trainer(everybody_draws, mode):
+  trajectories = flat(roll(mode))
+  for trajectory in trajectories:
+    trajectory_lib.check(trajectory, PADS)
+    assert trajectory.temperature == (1.0 if mode.greedy else mode.temperature)
+  assert any(len(t.turns) > 1 for t in trajectories), "nobody drew"
+  assert largest_difference(trajectories) < 1e-4
+
+
+def test_long_conversations_are_among_them(everybody_draws):
+  trajectories = [t for seed in range(4) for t in flat(roll(seed=seed))]
+  assert max(len(t.turns) for t in trajectories) == 3
+  assert any(len(t.turns[0].produced) > 1 for t in trajectories)
+  assert len({t.end_reason for t in trajectories}) > 1
+  assert largest_difference(trajectories) < 1e-4
+
+
+def said(trajectory):
+  return trajectory.token_ids_T[trajectory.trained_T].tolist()
+
+
+def test_same_seed_same_tokens(everybody_draws):
+  first, again = flat(roll()), flat(roll())
+  assert [said(t) for t in first] == [said(t) for t in again]
+  for one, other in zip(first, again, strict=True):
+    np.testing.assert_array_equal(one.logp_T, other.logp_T)
+  assert [said(t) for t in first] != [said(t) for t in flat(roll(seed=2))]
+  assert [said(t) for t in first] != [said(t) for t in flat(roll(step=4))]
+  assert len({tuple(said(t)) for t in first}) == len(first)
+
+
+def test_samples_belong_to_the_task_wherever_it_stands(everybody_draws):
+  a, b = roll()
+  back, front = roll(of=prompts()[::-1])
+  alone = roll(of=prompts()[1:])[0]
+  assert [said(t) for t in (*a, *b)] == [said(t) for t in (*front, *back)]
+  assert [said(t) for t in b] == [said(t) for t in alone]
+
+
+def test_samples_do_not_depend_on_group_or_chunk(everybody_draws):
+  wide = dataclasses.replace(
+    ROLLOUT, group=3, chunk=5, vision=dataclasses.replace(ROLLOUT.vision, frames=(2, 8, 32))
+  )
+  for small, large in zip(roll(), roll(cfg=wide), strict=True):
+    assert [said(t) for t in small] == [said(t) for t in large[:2]]
+    assert [t.seed_path for t in small] == [t.seed_path for t in large[:2]]
+
+
+def test_greedy_takes_no_chances():
+  one, other = roll(Mode(0.5, 1.0, True), seed=1), roll(Mode(2.0, 1.0, True), seed=9)
+  assert [said(t) for t in flat(one)] == [said(t) for t in flat(other)]
+  assert all(said(group[0]) == said(group[1]) for group in one)
+
+
+def test_forbidden_ids_are_never_said():
+  for seed in range(3):
+    for trajectory in flat(roll(Mode(30.0, 1.0, False), seed=seed)):
+      assert not set(said(trajectory)) & set(trajectory.forbidden_ids)
+      assert max(said(trajectory)) < TOKENIZER.inner.get_vocab_size()
+
+
+def test_difference_would_show(everybody_draws):
+  """The comparison above is sharp: it sees a wrong temperature, position or picture."""
+  trajectories = flat(roll(Mode(1.7, 1.0, False)))
+  drawing = next(t for t in trajectories if len(t.images) > t.prompt_images)
+  shifted = drawing.position_TA.copy()
+  shifted[drawing.turns[-1].start :] += 1
+  for wrong in (
+    dataclasses.replace(drawing, temperature=1.6),
+    dataclasses.replace(drawing, position_TA=shifted),
+    dataclasses.replace(drawing, images=(*drawing.images[:-1], drawing.images[0])),
+  ):
+    assert largest_difference([wrong]) > 1e-3
