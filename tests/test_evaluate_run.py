@@ -187,7 +187,12 @@ def test_an_evaluation_from_checkpoint_to_report(
   assert sum(row.n for row in table.rows) == 10
   assert table.overall["median"].mean > 0.3
   assert any("No constant" in note or "no constant" in note for note in table.notes)
-  assert len((workdir / "predictions.jsonl").read_text().splitlines()) == 10 * 8
+  lines = map(json.loads, (workdir / "predictions.jsonl").read_text().splitlines())
+  texts: dict[str, list[str]] = {}
+  for line in lines:
+    texts.setdefault(line["column"], []).append(line["text"])
+  assert {len(said) for said in texts.values()} == {10}
+  assert len(set(map(tuple, texts.values()))) == 8  # no two ways of answering say the same
   origin = json.loads((workdir / "results.json").read_text())["origin"]
   assert origin["checkpoint"] == str(run_folder)
   assert origin["config"]["source"]["path"] == str(street)

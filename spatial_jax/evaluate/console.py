@@ -9,6 +9,7 @@ from rich.table import Table
 from spatial_jax.types import Cell, Paired, ResultTable
 
 _WIDTH = 118  # where the output is a file, and so has no width of its own
+_CELL = 8  # "sampled" on one line
 
 
 def make_console() -> Console:
@@ -42,10 +43,10 @@ def show_behaviour(found: Mapping[str, Mapping[str, float]], console: Console) -
 
 def _scores(table: ResultTable) -> Table:
   grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-  grid.add_column("score")
-  grid.add_column("n", justify="right")
+  grid.add_column("score", no_wrap=True)
+  grid.add_column("n", justify="right", no_wrap=True)
   for column in table.columns:
-    grid.add_column(column.label, justify="right")
+    grid.add_column(column.label, justify="right", max_width=_CELL)
   keys = [column.key for column in table.columns]
   for row in table.rows:
     name = row.question_type.replace("_", " ")
@@ -53,7 +54,8 @@ def _scores(table: ResultTable) -> Table:
   grid.add_section()
   overall = [table.overall[key] for key in keys]
   grid.add_row("overall", str(sum(row.n for row in table.rows)), *_means(overall), style="bold")
-  grid.add_row("95 % interval", "", *(f"{cell.low:.3f} {cell.high:.3f}" for cell in overall))
+  grid.add_row("95 % interval, from", "", *(f"{cell.low:.3f}" for cell in overall))
+  grid.add_row("to", "", *(f"{cell.high:.3f}" for cell in overall))
   for row in table.summary:
     grid.add_row(row.question_type, str(row.n), *_means([row.cells[key] for key in keys]))
   return grid

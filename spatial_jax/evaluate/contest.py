@@ -182,6 +182,11 @@ def showcase(tasks: Sequence[Task], answers: Sequence[Answered], count: int) -> 
   return [tasks[i] for _, i in sorted(ranked)[:count]]
 
 
+def behaviours(found: Sequence[Sheet]) -> dict[str, dict[str, float]]:
+  """Column key -> statistics, of the sheets that a policy filled in."""
+  return {s.column.key: behaviour(s.answers) for s in found if s.column.key != table_lib.MEDIAN}
+
+
 def write(
   workdir: pathlib.Path, found: Sequence[Sheet], table: ResultTable, origin: dict[str, Any]
 ) -> None:
@@ -196,7 +201,7 @@ def write(
   workdir.mkdir(parents=True, exist_ok=True)
   more = {
     "origin": origin,
-    "behaviour": {s.column.key: behaviour(s.answers) for s in found if s.column.key != "median"},
+    "behaviour": behaviours(found),
     "vsi_bench": {s.column.key: vsi_score(s.answers) for s in found},
   }
   lines = [_prediction(s.column.key, answered) for s in found for answered in s.answers]

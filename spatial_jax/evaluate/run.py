@@ -109,7 +109,7 @@ def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -
   origin = {"command": command, "seed": cfg.seed, "checkpoint": checkpoint, "config": settings}
   contest_lib.write(workdir, found, table, origin | {"benchmark": above})
   show(table, above, console)
-  show_behaviour({s.column.key: behaviour(s.answers) for s in found}, console)
+  show_behaviour(contest_lib.behaviours(found), console)
   report = write_report(
     workdir, _about(checkpoint, cfg, above, found), None, cfg.evaluation.gallery
   )
