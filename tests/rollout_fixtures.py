@@ -1,4 +1,4 @@
-"""Rollouts in small: a tokenizer that speaks the protocol, a policy of random weights, a scripted one."""
+"""Rollouts in small: a tokenizer of the protocol, a policy of random weights, a scripted one."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
-"""Rollouts: how they end, that nothing the policy says stops them, and that they record the truth."""
+"""Rollouts: how they end, that no output stops a run, and that they record the truth."""
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -112,7 +113,7 @@ def test_the_last_permitted_turn_is_announced_and_may_only_answer():
   ids, turns = trajectory.token_ids_T, trajectory.turns
   observed = [
     TOKENIZER.decode(ids[before.end : after.start])
-    for before, after in zip(turns, turns[1:], strict=False)
+    for before, after in itertools.pairwise(turns)
   ]
   assert ["more" in text for text in observed] == [True, False]
   assert ["final" in text for text in observed] == [False, True]

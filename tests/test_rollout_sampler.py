@@ -1,0 +1,238 @@
+"""Drawing tokens: distributions, nucleus, inverse CDF, and the decode loop around them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spatial_jax.rollout import sampler
+from spatial_jax.rollout.sampler import PromptBatch, Sampling, draw_token, nucleus, token_logprobs
+from tests import rollout_fixtures as fixtures
+from tests.policy_fixtures import pad_rows
+from tests.rollout_fixtures import STOP, VOCABULARY
+
+TOKENS = 24
+draw = jax.jit(draw_token)
+kept = jax.jit(nucleus)
+
+
+@st.composite
+def distributions(draw):
+  """float32 [3, 24] of sum 1, some entries exactly 0, some much larger than others."""
+  seed = draw(st.integers(0, 2**32 - 1))
+  generator = np.random.default_rng(seed)
+  spread = draw(st.sampled_from((0.0, 1.0, 10.0, 60.0)))
+  weight_RV = np.exp(spread * generator.normal(size=(3, TOKENS)))
+  weight_RV *= generator.random((3, TOKENS)) < draw(st.sampled_from((0.1, 0.5, 1.0)))
+  weight_RV[:, generator.integers(TOKENS)] += 1e-3 * weight_RV.max() + 1e-30
+  return (weight_RV / weight_RV.sum(1, keepdims=True)).astype(np.float32)
+
+
+# --- drawing a token -----------------------------------------------------------------------------
+
+BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
+
+
+@settings(deadline=None)
+@given(distributions(), st.floats(0, BELOW_ONE, width=32))
+def test_never_draws_what_has_no_probability(p_RV, uniform):
+  for u in (uniform, 0.0, BELOW_ONE):
+    token_R = np.asarray(draw(p_RV, np.full(3, u, np.float32)))
+    assert (p_RV[np.arange(3), token_R] > 0).all()
+
+
+@settings(deadline=None)
+@given(distributions(), st.floats(0, BELOW_ONE, width=32))
+def test_inverts_the_cdf(p_RV, uniform):
+  token_R = np.asarray(draw(p_RV, np.full(3, uniform, np.float32)))
+  upper_RV = np.cumsum(p_RV.astype(np.float64), axis=1)
+  total_R = upper_RV[:, -1]
+  upper_R = upper_RV[np.arange(3), token_R]
+  lower_R = upper_R - p_RV[np.arange(3), token_R]
+  assert (lower_R <= uniform * total_R + 1e-5).all()
+  assert (upper_R >= uniform * total_R - 1e-5).all()
+
+
+def test_a_sum_that_is_not_monotone_gives_nothing_away():
+  """Over a large vocabulary the parallel sum wobbles; that must never choose a token."""
+  generator = np.random.default_rng(0)
+  p_V = generator.dirichlet(np.full(50_000, 0.01)).astype(np.float32)
+  p_V[generator.random(len(p_V)) < 0.9] = 0.0
+  p_V[-400:] = 0.0
+  cdf_V = np.asarray(jnp.cumsum(p_V))
+  edges_U = np.unique(np.concatenate([cdf_V[-500:], cdf_V[::499], [cdf_V[-1]]])) / cdf_V[-1]
+  edges_U = np.clip(edges_U, 0, BELOW_ONE).astype(np.float32)
+  token_U = np.asarray(jax.jit(jax.vmap(draw_token, (None, 0)))(p_V[None], edges_U[:, None]))
+  assert (p_V[token_U] > 0).all()
+
+
+def test_frequencies_are_probabilities():
+  p_V = np.array([0.5, 0.0, 0.3, 0.2, 0.0], np.float32)
+  uniform_R = np.asarray(jax.random.uniform(jax.random.key(0), (20_000,)))
+  token_R = np.asarray(draw(np.tile(p_V, (20_000, 1)), uniform_R))
+  np.testing.assert_allclose(np.bincount(token_R, minlength=5) / 20_000, p_V, atol=0.01)
+
+
+# --- nucleus -------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(distributions(), st.floats(1 / 64, 1.0, width=32))
+def test_nucleus_is_the_fewest_that_reach_the_mass(p_RV, top_p):
+  kept_RV = np.asarray(kept(p_RV, np.float32(top_p)))
+  for p_V, kept_V in zip(p_RV, kept_RV, strict=True):
+    inside_V = kept_V > 0
+    np.testing.assert_array_equal(kept_V[inside_V], p_V[inside_V])
+    assert inside_V[p_V.argmax()]
+    assert kept_V.sum() >= top_p - 1e-5
+    least = p_V[inside_V].min()
+    assert not ((p_V > least) & ~inside_V).any(), "a likelier token was dropped"
+    assert p_V[p_V > least].sum() < top_p + 1e-5, "fewer would have done"
+
+
+def test_nucleus_of_one_keeps_everything():
+  p_RV = np.full((1, 8), 0.125, np.float32)
+  np.testing.assert_array_equal(kept(p_RV, np.float32(1)), p_RV)
+
+
+# --- the recorded distribution -------------------------------------------------------------------
+
+
+def test_logprobs_mask_then_temperature():
+  logits_RV = np.array([[1.0, 2.0, 3.0, 99.0]], np.float32)
+  forbidden_V = np.array([False, False, False, True])
+  logp_RV = np.asarray(token_logprobs(logits_RV, make_sampling(1, forbidden_V, temperature=2.0)))
+  expected_V = np.exp([0.5, 1.0, 1.5])
+  np.testing.assert_allclose(np.exp(logp_RV[0, :3]), expected_V / expected_V.sum(), rtol=1e-5)
+  assert logp_RV[0, 3] == -np.inf
+
+
+def make_sampling(rows, forbidden_V, temperature=1.0, top_p=1.0, limit=100, seed=0):
+  return Sampling(
+    key_R=jax.random.split(jax.random.key(seed), rows),
+    temperature=np.asarray(temperature, np.float32),
+    top_p=np.asarray(top_p, np.float32),
+    limit_R=np.full(rows, limit, np.int32),
+    forbidden_V=forbidden_V,
+  )
+
+
+# --- the loop ------------------------------------------------------------------------------------
+
+
+@functools.cache
+def lab():
+  """Policy, its decode parameters, a jitted start and a jitted chunk."""
+  policy, params = fixtures.random_policy()
+  start = jax.jit(functools.partial(sampler.start, policy), static_argnames=("group", "own_size"))
+  chunk = jax.jit(
+    functools.partial(sampler.decode_chunk, policy, stop_id=STOP),
+    static_argnames=("steps", "greedy", "truncate"),
+  )
+  return policy, fixtures.decode_params(policy, params), start, chunk
+
+
+def begin(active=(True, True)):
+  policy, params, start, _ = lab()
+  talk = fixtures.conversation()
+  prompts = [
+    talk.prompt(fixtures.task("one")),
+    talk.prompt(fixtures.task("other", question="Far?")),
+  ]
+  length = 64
+  batch = PromptBatch(
+    token_BT=pad_rows([p.token_ids_T for p in prompts], length),
+    position_BTA=pad_rows([p.position_TA for p in prompts], length),
+    valid_BT=pad_rows([np.ones(len(p.token_ids_T), bool) for p in prompts], length),
+    feature_BT=np.full((2, length), -1, np.int32),
+    next_position_B=np.array([p.next_position for p in prompts], np.int32),
+  )
+  features_MD = np.zeros((1, policy.cfg.decoder.width), np.float32)
+  return start(params, features_MD, batch, np.array(active), group=2, own_size=32)
+
+
+def chunk(state, steps, greedy=False, truncate=False, **sampling):
+  rows = state.active_R.shape[0]
+  forbidden_V = sampling.pop("forbidden_V", np.zeros(VOCABULARY, bool))
+  numbers = make_sampling(rows, forbidden_V, **sampling)
+  decode = lab()[3]
+  return decode(lab()[1], state, numbers, steps=steps, greedy=greedy, truncate=truncate)
+
+
+def test_limit_and_stop():
+  state = begin()
+  _, token_RK, logp_RK = chunk(state, 12, limit=7, temperature=1.5)
+  token_RK, logp_RK = np.asarray(token_RK), np.asarray(logp_RK)
+  sampled_RK = token_RK >= 0
+  for tokens, sampled in zip(token_RK, sampled_RK, strict=True):
+    count = sampled.sum()
+    assert sampled[:count].all(), "no gap"
+    assert count == 7 or (count < 7 and tokens[count - 1] == STOP)
+    assert STOP not in tokens[: count - 1]
+  assert (logp_RK[~sampled_RK] == 0).all()
+  assert len({tuple(tokens) for tokens in token_RK}) == 4
+
+
+def test_state_after_a_chunk():
+  before = begin()
+  after, token_RK, _ = chunk(before, 12, limit=7, temperature=1.5)
+  count_R = (np.asarray(token_RK) >= 0).sum(1)
+  np.testing.assert_array_equal(after.count_R, count_R)
+  np.testing.assert_array_equal(after.cache.length_R, count_R)  # the stop token is cached too
+  np.testing.assert_array_equal(after.position_R, np.asarray(before.position_R) + count_R)
+  assert not np.asarray(after.active_R).any()
+
+
+def test_rows_that_are_not_active_stay_as_they_are():
+  before = begin(active=(True, False))
+  after, token_RK, _ = chunk(before, 5)
+  assert (np.asarray(token_RK)[2:] == -1).all()
+  np.testing.assert_array_equal(after.count_R[2:], 0)
+  np.testing.assert_array_equal(after.cache.length_R[2:], 0)
+  np.testing.assert_array_equal(after.hidden_RD[2:], before.hidden_RD[2:])
+  np.testing.assert_array_equal(after.position_R[2:], before.position_R[2:])
+
+
+def test_chunks_do_not_show():
+  _, whole_RK, whole_logp_RK = chunk(begin(), 6, temperature=1.5)
+  state, first_RK, _ = chunk(begin(), 2, temperature=1.5)
+  _, rest_RK, rest_logp_RK = chunk(state, 4, temperature=1.5)
+  np.testing.assert_array_equal(np.concatenate([first_RK, rest_RK], axis=1), whole_RK)
+  np.testing.assert_allclose(rest_logp_RK, whole_logp_RK[:, 2:], atol=1e-6)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_first_token(greedy):
+  """Greedy takes the most likely allowed token; the record leaves forbidden ones out."""
+  policy, params, _, _ = lab()
+  state = begin()
+  logits_RV = np.array(policy.logits(params, state.hidden_RD))
+  forbidden_V = np.zeros(VOCABULARY, bool)
+  forbidden_V[logits_RV.argmax(1)] = True
+  _, token_RK, logp_RK = chunk(state, 1, greedy=greedy, temperature=0.5, forbidden_V=forbidden_V)
+  logits_RV[:, forbidden_V] = -np.inf
+  token_R = np.asarray(token_RK)[:, 0]
+  assert not forbidden_V[token_R].any()
+  if greedy:
+    np.testing.assert_array_equal(token_R, logits_RV.argmax(1))
+  expected_RV = jax.nn.log_softmax(logits_RV / np.float32(0.5), axis=1)
+  np.testing.assert_allclose(
+    np.asarray(logp_RK)[:, 0], np.asarray(expected_RV)[np.arange(4), token_R], atol=1e-5
+  )
+
+
+def test_truncation_limits_what_is_said_and_not_what_is_recorded():
+  policy, params, _, _ = lab()
+  logp_RV = jax.nn.log_softmax(policy.logits(params, begin().hidden_RD) / np.float32(3), axis=1)
+  inside_RV = np.asarray(kept(jnp.exp(logp_RV), np.float32(0.5))) > 0
+  for seed in range(10):
+    _, token_RK, logp_RK = chunk(begin(), 1, truncate=True, temperature=3.0, top_p=0.5, seed=seed)
+    token_R = np.asarray(token_RK)[:, 0]
+    assert inside_RV[np.arange(4), token_R].all()
+    np.testing.assert_allclose(
+      np.asarray(logp_RK)[:, 0], np.asarray(logp_RV)[np.arange(4), token_R], atol=1e-5
+    )
