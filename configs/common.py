@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
   cfg.seed = 0
   cfg.init = "spatial_jax/assets/tiny"  # Hugging Face folder or work directory of a run
   cfg.remat = False  # 3 M parameters: memory is no concern
-  cfg.loop = loop(100)
+  cfg.loop = loop(80)
   cfg.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all devices that are left
   cfg.source = source()
   cfg.text = text()
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
   cfg.rollout = rollout()
   cfg.style = style()
   cfg.executor = ConfigDict({"workers": 1, "timeout_s": 20.0, "memory_mib": 1024})
-  cfg.learn = learn(100)
+  cfg.learn = learn(80)
   cfg.evaluation = evaluation()
   return cfg
 
@@ -50,9 +50,9 @@ def learn(steps: int) -> ConfigDict:
       },
       "advantage": {"alpha": 1.0, "sign_safe": False},
       "loss": {"clip_low": 0.2, "clip_high": 0.3, "kl_weight": 0.0, "normalise": "token"},
-      "optimizer": optimizer(3e-4, steps),
-      "token_buckets": (128, 160, 192, 224, 256, 288, 320, 384, 448, 512),
-      "micro_rows": 48,
+      "optimizer": optimizer(2e-4, steps),
+      "token_buckets": (160, 256, 384, 512),
+      "micro_rows": 32,
       "keep_every": 20,
       "keep_groups": 3,
     }
@@ -166,7 +166,7 @@ def rollout() -> ConfigDict:
   """Rollouts of a step; most tokens of a demonstrated turn are 70."""
   return ConfigDict(
     {
-      "prompts": 12,
+      "prompts": 8,
       "group": 8,
       "temperature": 1.0,
       "top_p": 1.0,  # the whole distribution: truncated samples are off-policy
@@ -181,12 +181,13 @@ def rollout() -> ConfigDict:
         "label_chars": 40,
         "digits": 6,
       },
-      "prompt_buckets": (128, 160, 192, 256, 320, 512),
+      "prompt_buckets": (128, 192, 256, 512),
       "observation_buckets": (64, 128, 256),
       "vision": {
         # One 168-pixel picture is 4 windows of 3 x 3 tokens, one frame of 144 patches.
-        "windows": tuple(4 * n for n in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)),
-        "frames": (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256),
+        # Few sizes: each is a trace, and a trace costs seconds to half a minute.
+        "windows": (16, 32, 64, 128, 256, 512, 1024),
+        "frames": (4, 8, 16, 32, 64, 128, 256),
         "patches": (144,),
       },
     }
