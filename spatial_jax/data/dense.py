@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 
 from spatial_jax.data.scenes import Scene, SceneObject, View
+from spatial_jax.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,7 +40,15 @@ def dense_targets(
     categories: names in order; index 0 of the target means none of them.
     cell_px: side of a merged token in pixels.
     share: part of a cell an object must fill to be its object, in (0, 1).
+
+  Raises:
+    DataError: on the host, for an object of no such category.
   """
+  unknown = {thing.category for thing in scene.objects} - set(categories)
+  if unknown:
+    raise DataError(
+      f"{scene.scene_id}: {', '.join(sorted(unknown))} not in config.recipe.categories"
+    )
   height, width = view.instance.shape
   rows, columns = height // cell_px, width // cell_px
 

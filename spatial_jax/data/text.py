@@ -96,7 +96,10 @@ def load_tokenizer(folder: pathlib.Path) -> Tokenizer:
   path = pathlib.Path(folder) / "tokenizer.json"
   if not path.is_file():
     raise DataError(f"{path} does not exist; a checkpoint folder needs its tokenizer.json")
-  return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
+  try:
+    return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
+  except Exception as error:  # the library has no error of its own
+    raise DataError(f"{path} cannot be read ({error}); copy it again") from error
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
