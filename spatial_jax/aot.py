@@ -4,23 +4,25 @@ Compiles every program of a run for TPUs that are not there, and says what each 
 memory. Exit code 0: all fit; 1: something does not; 2: the configuration cannot be used.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from spatial_jax import programs, sharding
+from spatial_jax import abstract, programs, sharding
+from spatial_jax.abstract import Program
 from spatial_jax.config import ConfigError, build
 from spatial_jax.errors import UserError
 from spatial_jax.learn.batch import BatchConfig
@@ -28,7 +30,6 @@ from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.policy import weights
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.qwen_vl import make_policy
-from spatial_jax.programs import Program
 from spatial_jax.rollout.engine import RolloutConfig
 from spatial_jax.stages.grpo import GrpoConfig
 
@@ -96,23 +97,22 @@ def topology_mesh(topology: str, mesh: sharding.MeshConfig) -> Mesh:
 
 
 def compile_all(
-  policy_cfg: QwenVLConfig, learn: GrpoConfig, rollout: RolloutConfig, mesh: Mesh
+  policy_cfg: QwenVLConfig, learn: GrpoConfig, rollout: RolloutConfig, mesh: Mesh, remat: bool
 ) -> list[Compiled]:
   """Compiles the programs of a reinforcement-learning step at their largest shapes.
 
   Args:
     policy_cfg: of the policy.
-    learn, rollout: optimizer, loss and shapes.
+    learn, rollout: optimizer, loss and shapes; buckets are fitted to the platform.
     mesh: train mesh; the rollout programs get the mesh of one process.
+    remat: recompute layers in the backward pass.
   """
+  optimizer = make_optimizer(learn.optimizer)
+  policy = make_policy(policy_cfg, programs.compute_dtype(mesh), mesh, remat)
   window_blocks, vocabulary = policy_cfg.vision.window_blocks, policy_cfg.decoder.vocabulary
   batch = BatchConfig(learn.token_buckets, rollout.vision, window_blocks, vocabulary)
-  platform = mesh.devices.flat[0].platform
-  rollout, batch = programs.sequence_buckets(rollout, batch, platform)
-  # XLA:CPU multiplies bfloat16 four to eight times slower than float32.
-  policy = make_policy(policy_cfg, jnp.float32 if platform == "cpu" else jnp.bfloat16, mesh)
-  optimizer = make_optimizer(learn.optimizer)
-  found = programs.all_programs(policy, optimizer, learn.loss, learn.micro_rows, rollout, batch)
+  rollout, batch = programs.sequence_buckets(rollout, batch, mesh)
+  found = abstract.all_programs(policy, optimizer, learn.loss, learn.micro_rows, rollout, batch)
   return [compile_program(program) for program in found]
 
 
@@ -121,7 +121,8 @@ def compile_program(program: Program) -> Compiled:
   begin = time.monotonic()
   beside = sum(bytes_per_chip(tree) for tree in program.beside)
   try:
-    compiled = program.function.lower(*program.arguments).compile()
+    with _no_compilation_cache():
+      compiled = program.function.lower(*program.arguments).compile()
   except jax.errors.JaxRuntimeError as error:
     reason = str(error).splitlines()[0]
     return Compiled(program.name, time.monotonic() - begin, 0, 0, 0, beside, "", reason)
@@ -138,6 +139,19 @@ def compile_program(program: Program) -> Compiled:
     text=compiled.as_text() or "",
     error=None,
   )
+
+
+@contextlib.contextmanager
+def _no_compilation_cache() -> Iterator[None]:
+  """A program for absent devices can be written to JAX's persistent cache, but not read back."""
+  before = jax.config.values["jax_enable_compilation_cache"]
+  jax.config.update("jax_enable_compilation_cache", False)
+  compilation_cache.reset_cache()
+  try:
+    yield
+  finally:
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()
 
 
 def bytes_per_chip(tree: Any) -> int:
@@ -164,6 +178,8 @@ def table(compiled: Sequence[Compiled], hbm: int) -> str:
 
 def run(config: Any, topology: Any) -> int:
   """Compiles what a config describes, prints the table; returns the exit code."""
+  if config.stage != "grpo":
+    raise ConfigError(f"only stage grpo is compiled ahead of time, config.stage is {config.stage}")
   rollout = build(RolloutConfig, config.rollout, "config.rollout")
   learn = build(GrpoConfig, config.learn, "config.learn")
   mesh = topology_mesh(topology, build(sharding.MeshConfig, config.mesh, "config.mesh"))
@@ -173,7 +189,7 @@ def run(config: Any, topology: Any) -> int:
     raise ConfigError(f"memory of a {kind!r} chip is unknown; add it to HBM_GIB")
   print(f"{topology}: {mesh.size} x {kind}, mesh {dict(mesh.shape)}; bfloat16; largest buckets,")
   print(f"sequences rounded up to multiples of {programs.TPU_SEQUENCE}; GiB per chip")
-  compiled = compile_all(policy_cfg, learn, rollout, mesh)
+  compiled = compile_all(policy_cfg, learn, rollout, mesh, config.remat)
   hbm = int(HBM_GIB[kind] * GIB)
   print(table(compiled, hbm))
   return 0 if all(one.fits(hbm) for one in compiled) else 1

@@ -27,7 +27,7 @@ from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout import sampler
 from spatial_jax.rollout.engine import RolloutConfig, RolloutPrograms
 from spatial_jax.rollout.sampler import ObservationBatch, PromptBatch, SampleState, Sampling
-from spatial_jax.types import Array, Params, TrainBatch, TrainState, VisionBatch
+from spatial_jax.types import Array, Params, TrainBatch, TrainState
 
 # The TPU attention kernel reads sequences in blocks.
 TPU_SEQUENCE = 128
@@ -35,25 +35,29 @@ TPU_SEQUENCE = 128
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LearnPrograms:
-  """The jitted update side; batches are NumPy or placed (`sharding.place_train_batch`).
+  """The jitted update side.
 
   Attributes:
+    place: NumPy batch -> global arrays, rows over the mesh; once per step, for all that follow.
     update: (state donated, batch, ref_logp_RT or None) -> (state, metrics): GRPO / AP-GRPO.
     sft: (state donated, batch) -> (state, metrics).
     score: (params, batch) -> logp_RT, of reference or old policy.
   """
 
+  place: Callable[[TrainBatch], TrainBatch]
   update: Callable[[TrainState, TrainBatch, Array | None], tuple[TrainState, Metrics]]
   sft: Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]
   score: Callable[[Params, TrainBatch], jax.Array]
 
 
-# --- running -----------------------------------------------------------------------------------
-
-
 def train_mesh(policy: Policy) -> Mesh:
   """The mesh a policy is compiled for; one device when it names none."""
   return policy.mesh or sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
+
+
+def compute_dtype(mesh: Mesh) -> jnp.dtype:
+  """bfloat16, but float32 on CPU, where XLA multiplies it four to eight times faster."""
+  return jnp.dtype(jnp.float32 if mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16)
 
 
 def window_patches(cfg: VisionConfig) -> int:
@@ -65,12 +69,29 @@ def init_state(
   policy: Policy, optimizer: optax.GradientTransformation, params: Params, mesh: Mesh
 ) -> TrainState:
   """A state around placed parameters; the optimizer's moments are born sharded like them."""
-  abstract = jax.eval_shape(optimizer.init, params)
-  opt_state = jax.jit(optimizer.init, out_shardings=sharding.param_shardings(abstract, mesh))(
-    params
-  )
+  shardings = sharding.param_shardings(jax.eval_shape(optimizer.init, params), mesh)
+  opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
   step = jax.device_put(np.int32(0), sharding.replicated(mesh))
   return TrainState(params, opt_state, step)
+
+
+def abstract_state(
+  policy: Policy, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+  """A TrainState of ShapeDtypeStruct with its shardings: to compile, or to restore into."""
+  params = jax.eval_shape(policy.init, jax.random.key(0))
+  step = jax.ShapeDtypeStruct((), jnp.int32)
+  state = TrainState(params, jax.eval_shape(optimizer.init, params), cast(jax.Array, step))
+  return placed(state, sharding.param_shardings(cast(Any, state), mesh))
+
+
+def placed(tree: Any, shardings: Any) -> Any:
+  """A tree of arrays or shapes as ShapeDtypeStruct, with a tree of shardings."""
+
+  def one(x: Any, place: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+  return jax.tree.map(one, tree, shardings)
 
 
 def learn_programs(
@@ -106,6 +127,7 @@ def learn_programs(
     return score_batch(policy, params, lay(batch))
 
   return LearnPrograms(
+    place=lambda batch: sharding.place_train_batch(batch, window, mesh),
     update=jax.jit(update, donate_argnums=0, out_shardings=out),
     sft=jax.jit(sft, donate_argnums=0, out_shardings=out),
     score=jax.jit(score, out_shardings=sharding.rows(mesh)),
@@ -125,16 +147,9 @@ def rollout_programs(policy: Policy, cfg: RolloutConfig, stop_id: int) -> Rollou
     params: Params, features_MD: Array, prompts: PromptBatch, active_B: Array
   ) -> SampleState:
     prompts, active_B = lay((prompts, active_B))
+    group, own_size = cfg.group, cfg.stop.tokens
     return lay(
-      sampler.start(
-        policy,
-        params,
-        features_MD,
-        prompts,
-        active_B,
-        group=cfg.group,
-        own_size=cfg.stop.tokens,
-      )
+      sampler.start(policy, params, features_MD, prompts, active_B, group=group, own_size=own_size)
     )
 
   def sample(
@@ -187,10 +202,10 @@ def decode_params(policy: Policy, mesh: Mesh) -> Callable[[Params], Params]:
 
 
 def sequence_buckets(
-  rollout: RolloutConfig, batch: BatchConfig, platform: str
+  rollout: RolloutConfig, batch: BatchConfig, mesh: Mesh
 ) -> tuple[RolloutConfig, BatchConfig]:
-  """The buckets a platform's attention kernel can read: on TPU, lengths become multiples of 128."""
-  if platform != "tpu":
+  """The buckets the mesh's attention kernel can read: on TPU, lengths are multiples of 128."""
+  if mesh.devices.flat[0].platform != "tpu":
     return rollout, batch
 
   def up(buckets: tuple[int, ...]) -> tuple[int, ...]:
@@ -204,204 +219,4 @@ def sequence_buckets(
       rollout, prompt_buckets=up(rollout.prompt_buckets), vision=frames(rollout.vision)
     ),
     dataclasses.replace(batch, token_buckets=up(batch.token_buckets), vision=frames(batch.vision)),
-  )
-
-
-# --- compiling ahead of time -------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Inputs:
-  """What the programs of a step are called with at their largest: trees of ShapeDtypeStruct.
-
-  Attributes:
-    state, batch: of the update, on the train mesh.
-    weights: decode parameters; like all that follows, on the rollout mesh.
-    vision, features_MD: of the prompts' images, or of drawn ones.
-    prompts: PromptBatch, active_B.
-    rows: SampleState with the whole cache.
-    sampling, observations: of one call.
-  """
-
-  state: TrainState
-  batch: TrainBatch
-  weights: Params
-  vision: VisionBatch
-  features_MD: Any
-  prompts: tuple[PromptBatch, Any]
-  rows: SampleState
-  sampling: Sampling
-  observations: ObservationBatch
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Program:
-  """A jitted function and one call of it.
-
-  Attributes:
-    name: of the step of a run.
-    function: jitted.
-    arguments: trees of ShapeDtypeStruct with shardings, and static values.
-    beside: trees that lie on the same chips meanwhile and are none of the arguments.
-  """
-
-  name: str
-  function: jax.stages.Wrapped
-  arguments: tuple[Any, ...]
-  beside: tuple[Any, ...]
-
-
-def all_programs(
-  policy: Policy,
-  optimizer: optax.GradientTransformation,
-  loss: LossConfig,
-  micro_rows: int,
-  rollout: RolloutConfig,
-  batch: BatchConfig,
-) -> list[Program]:
-  """Every program of a reinforcement-learning step, in order, with its largest abstract inputs.
-
-  Args:
-    policy: its mesh may be of devices that are not there.
-    optimizer, loss, micro_rows: of the update.
-    rollout, batch: shapes; the last of each list of buckets is taken.
-  """
-  run = rollout_programs(policy, rollout, stop_id=0)
-  learn = learn_programs(policy, optimizer, loss, micro_rows)
-  x = abstract_inputs(policy, optimizer, rollout, batch)
-  state, weights, rows = x.state, x.weights, x.rows
-  calls = [
-    ("decode_params", reshard(policy, train_mesh(policy)), (state.params,), (state.opt_state,)),
-    ("encode", run.encode, (weights, x.vision), (state, rows)),
-    ("start", run.start, (weights, x.features_MD, *x.prompts), (state,)),
-    ("sample", run.sample, (weights, rows, x.sampling, False, rollout.top_p < 1), (state,)),
-    ("observe", run.observe, (weights, rows, x.features_MD, x.observations), (state,)),
-    ("update", learn.update, (state, x.batch, None), (weights,)),
-  ]
-  return [
-    Program(name, cast(jax.stages.Wrapped, function), arguments, beside)
-    for name, function, arguments, beside in calls
-  ]
-
-
-def abstract_state(
-  policy: Policy, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
-  """A TrainState of ShapeDtypeStruct with its shardings: to compile, or to restore into."""
-  params = jax.eval_shape(policy.init, jax.random.key(0))
-  step = jax.ShapeDtypeStruct((), jnp.int32)
-  state = TrainState(params, jax.eval_shape(optimizer.init, params), cast(jax.Array, step))
-  return _placed(state, sharding.param_shardings(cast(Any, state), mesh))
-
-
-def abstract_inputs(
-  policy: Policy,
-  optimizer: optax.GradientTransformation,
-  rollout: RolloutConfig,
-  batch: BatchConfig,
-) -> Inputs:
-  """See `Inputs`; arguments as in `all_programs`."""
-  mesh, cfg = train_mesh(policy), policy.cfg
-  local = sharding.rollout_mesh(mesh)
-  everywhere = sharding.replicated(local)
-  state = abstract_state(policy, optimizer, mesh)
-  weights = jax.eval_shape(reshard(policy, mesh), state.params)
-  weights = _placed(weights, sharding.param_shardings(weights, local))
-  vision = _everywhere(_vision(cfg.vision, rollout.vision), everywhere)
-  tokens = vision.valid_P.shape[0] // cfg.vision.merge_size**2
-  features_MD = _struct((tokens, cfg.decoder.width), policy.compute_dtype)
-  prompts = _prompts(rollout)
-  run = rollout_programs(policy, rollout, stop_id=0)
-  rows = jax.eval_shape(run.start, weights, features_MD, *prompts)
-  islands = sharding.island_mesh(mesh).shape["island"]
-  learned = abstract_batch(cfg.vision, rollout.prompts * rollout.group * islands, batch)
-  window = window_patches(cfg.vision)
-  return Inputs(
-    state=state,
-    batch=_placed(learned, sharding.train_batch_shardings(learned, window, mesh)),
-    weights=weights,
-    vision=vision,
-    features_MD=_everywhere(features_MD, everywhere),
-    prompts=_everywhere(prompts, everywhere),
-    rows=_placed(rows, sharding.rollout_shardings(rows, local)),
-    sampling=_everywhere(_sampling(rollout, cfg.decoder.vocabulary), everywhere),
-    observations=_everywhere(_observations(rollout), everywhere),
-  )
-
-
-def abstract_batch(vision: VisionConfig, count: int, cfg: BatchConfig) -> TrainBatch:
-  """A TrainBatch of ShapeDtypeStruct: `count` rows, the last of each list of buckets."""
-  size = cfg.token_buckets[-1]
-  return TrainBatch(
-    token_RT=_struct((count, size), jnp.int32),
-    position_RTA=_struct((count, size, 3), jnp.int32),
-    valid_RT=_struct((count, size), jnp.bool_),
-    trained_RT=_struct((count, size), jnp.bool_),
-    old_logp_RT=_struct((count, size), jnp.float32),
-    advantage_R=_struct((count,), jnp.float32),
-    feature_RT=_struct((count, size), jnp.int32),
-    temperature_R=_struct((count,), jnp.float32),
-    forbidden_V=_struct((cfg.vocabulary,), jnp.bool_),
-    vision=_vision(vision, cfg.vision),
-  )
-
-
-def _struct(shape: tuple[int, ...], dtype: Any) -> Any:
-  return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def _placed(tree: Any, shardings: Any) -> Any:
-  def one(x: Any, place: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-
-  return jax.tree.map(one, tree, shardings)
-
-
-def _everywhere(tree: Any, place: jax.sharding.Sharding) -> Any:
-  return _placed(tree, jax.tree.map(lambda _: place, tree))
-
-
-def _vision(cfg: VisionConfig, buckets: VisionBuckets) -> VisionBatch:
-  patches = buckets.windows[-1] * window_patches(cfg)
-  return VisionBatch(
-    patches_PX=_struct((patches, cfg.patch_values), jnp.float32),
-    position_P2=_struct((patches, 2), jnp.int32),
-    valid_P=_struct((patches,), jnp.bool_),
-    frame_NS=_struct((buckets.frames[-1], buckets.patches[-1]), jnp.int32),
-    slot_P=_struct((patches,), jnp.int32),
-  )
-
-
-def _prompts(cfg: RolloutConfig) -> tuple[PromptBatch, Any]:
-  count, size = cfg.prompts, cfg.prompt_buckets[-1]
-  batch = PromptBatch(
-    token_BT=_struct((count, size), jnp.int32),
-    position_BTA=_struct((count, size, 3), jnp.int32),
-    valid_BT=_struct((count, size), jnp.bool_),
-    feature_BT=_struct((count, size), jnp.int32),
-    next_position_B=_struct((count,), jnp.int32),
-  )
-  return batch, _struct((count,), jnp.bool_)
-
-
-def _observations(cfg: RolloutConfig) -> ObservationBatch:
-  count, size = cfg.prompts * cfg.group, cfg.observation_buckets[-1]
-  return ObservationBatch(
-    slot_R=_struct((count,), jnp.int32),
-    token_RT=_struct((count, size), jnp.int32),
-    position_RTA=_struct((count, size, 3), jnp.int32),
-    valid_RT=_struct((count, size), jnp.bool_),
-    feature_RT=_struct((count, size), jnp.int32),
-    next_position_R=_struct((count,), jnp.int32),
-  )
-
-
-def _sampling(cfg: RolloutConfig, vocabulary: int) -> Sampling:
-  count = cfg.prompts * cfg.group
-  return Sampling(
-    key_R=jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count)),
-    temperature=_struct((), jnp.float32),
-    top_p=_struct((), jnp.float32),
-    limit_R=_struct((count,), jnp.int32),
-    forbidden_V=_struct((vocabulary,), jnp.bool_),
   )

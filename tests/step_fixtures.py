@@ -155,5 +155,5 @@ def step(lab: Lab, state: TrainState, number: int) -> Outcome:
   advantage_R = np.asarray(advantage(scores, dummies.ADVANTAGE)).reshape(-1)
   trajectories = [trajectory for group in rollouts for trajectory in group]
   batch, _ = to_train_batch(trajectories, advantage_R, SHAPES)
-  state, metrics = lab.learn.update(state, batch, None)
+  state, metrics = lab.learn.update(state, lab.learn.place(batch), None)
   return Outcome(rollouts, state, metrics, weights)

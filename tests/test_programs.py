@@ -14,11 +14,28 @@ from spatial_jax.policy.qwen_vl import make_policy
 from tests import policy_fixtures, step_fixtures
 
 
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+  platform: str
+  process_index: int = 0
+
+
+def _fake_mesh(platform: str) -> jax.sharding.Mesh:
+  return sharding.make_mesh(sharding.MeshConfig(1, 1, 1), [FakeDevice(platform)])
+
+
+def test_cpu_computes_in_float32():
+  assert programs.compute_dtype(_fake_mesh("cpu")) == jnp.float32
+  assert programs.compute_dtype(_fake_mesh("tpu")) == jnp.bfloat16
+  assert programs.compute_dtype(_fake_mesh("gpu")) == jnp.bfloat16
+
+
 def test_tpu_buckets_are_multiples_of_128():
   rollout = dataclasses.replace(step_fixtures.ROLLOUT, prompt_buckets=(64, 100, 128, 130))
   batch = dataclasses.replace(step_fixtures.SHAPES, token_buckets=(96, 300))
-  assert programs.sequence_buckets(rollout, batch, "cpu") == (rollout, batch)
-  rollout, batch = programs.sequence_buckets(rollout, batch, "tpu")
+  here = programs.train_mesh(policy_fixtures.small_policy())
+  assert programs.sequence_buckets(rollout, batch, here) == (rollout, batch)
+  rollout, batch = programs.sequence_buckets(rollout, batch, _fake_mesh("tpu"))
   assert rollout.prompt_buckets == (128, 256)
   assert batch.token_buckets == (128, 384)
   assert rollout.vision.patches == batch.vision.patches == (128,)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from spatial_jax import programs, sharding
+from spatial_jax import abstract, sharding
 from spatial_jax.learn.optimizer import make_optimizer
 from tests import step_fixtures
 from tests.step_fixtures import Lab, Outcome
@@ -118,7 +118,7 @@ def test_the_same_buckets_are_traced_once(ran):
 
 def test_abstract_inputs_are_what_a_run_calls_with(ran):
   optimizer = make_optimizer(step_fixtures.OPTIMIZER)
-  x = programs.abstract_inputs(
+  x = abstract.largest_inputs(
     ran.lab.policy, optimizer, step_fixtures.ROLLOUT, step_fixtures.SHAPES
   )
   expected = {
@@ -130,9 +130,9 @@ def test_abstract_inputs_are_what_a_run_calls_with(ran):
   }
   for name, arguments in expected.items():
     calls = [call[: len(arguments)] for call in ran.watched[name].calls]
-    abstract = jax.tree.map(_shape, arguments)
+    shapes = jax.tree.map(_shape, arguments)
     for call in calls:
-      assert jax.tree.structure(call) == jax.tree.structure(abstract), name
-      assert _kinds(call) == _kinds(abstract), name
+      assert jax.tree.structure(call) == jax.tree.structure(shapes), name
+      assert _kinds(call) == _kinds(shapes), name
     if name in ("sample", "update"):  # the others see smaller buckets than the largest
-      assert abstract in calls, name
+      assert shapes in calls, name

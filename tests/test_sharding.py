@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from spatial_jax import programs, sharding
+from spatial_jax import abstract, programs, sharding
 from spatial_jax.config import ConfigError
 from spatial_jax.learn.dense import init_head
 from spatial_jax.learn.optimizer import make_optimizer
@@ -140,12 +140,12 @@ def _numpy_batch(rows, windows, frames):
     step_fixtures.SHAPES,
     vision=dataclasses.replace(step_fixtures.ROLLOUT.vision, windows=(windows,), frames=(frames,)),
   )
-  abstract = programs.abstract_batch(vision, rows, cfg)
+  shapes = abstract.train_batch(vision, rows, cfg)
 
   def fill(x):
     return generator.integers(0, 2, x.shape).astype(x.dtype)
 
-  return jax.tree.map(fill, abstract)
+  return jax.tree.map(fill, shapes)
 
 
 def test_a_batch_lies_by_rows_and_whole_windows():

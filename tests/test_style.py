@@ -18,7 +18,7 @@ LEVELS = {
   "sharding": 2, "metrics": 2, "checkpoint": 2, "trajectory": 2,
   "data": 3, "policy": 3, "drawing": 3, "reward": 3,
   "rollout": 4, "learn": 4,
-  "stages": 5, "programs": 5, "evaluate": 5, "report": 5,
+  "stages": 5, "programs": 5, "abstract": 5, "evaluate": 5, "report": 5,
   "train": 6, "aot": 6, "ask": 6,
 }  # fmt: skip
 BLIND = ({"data", "policy", "drawing", "reward"}, {"rollout", "learn"})

@@ -115,6 +115,7 @@ class Learner:
     advantages_BG = np.asarray(advantage(scores, cfg.advantage))
     trajectories = [trajectory for group in rollouts for trajectory in group]
     batch, _ = to_train_batch(trajectories, advantages_BG.reshape(-1), self.shapes)
+    batch = self.programs.place(batch)
     reference = None if self.reference is None else self.programs.score(self.reference, batch)
     state, metrics = self.programs.update(state, batch, reference)
 

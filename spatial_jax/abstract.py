@@ -1,0 +1,206 @@
+"""What the programs of a run are called with: shapes, dtypes and shardings, enough to compile.
+
+Every size is the last of its list of buckets: what is compiled is the largest that can occur.
+"""
+
+import dataclasses
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from spatial_jax import programs, sharding
+from spatial_jax.data.vision import VisionBuckets
+from spatial_jax.learn.batch import BatchConfig
+from spatial_jax.learn.loss import LossConfig
+from spatial_jax.policy.config import VisionConfig
+from spatial_jax.policy.qwen_vl import Policy
+from spatial_jax.rollout.engine import RolloutConfig
+from spatial_jax.rollout.sampler import ObservationBatch, PromptBatch, SampleState, Sampling
+from spatial_jax.types import Params, TrainBatch, TrainState, VisionBatch
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inputs:
+  """What the programs of a step are called with at their largest: trees of ShapeDtypeStruct.
+
+  Attributes:
+    state, batch: of the update, on the train mesh.
+    weights: decode parameters; like all that follows, on the rollout mesh.
+    vision, features_MD: of the prompts' images, or of drawn ones.
+    prompts: PromptBatch, active_B.
+    rows: SampleState with the whole cache.
+    sampling, observations: of one call.
+  """
+
+  state: TrainState
+  batch: TrainBatch
+  weights: Params
+  vision: VisionBatch
+  features_MD: Any
+  prompts: tuple[PromptBatch, Any]
+  rows: SampleState
+  sampling: Sampling
+  observations: ObservationBatch
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+  """A jitted function and one call of it.
+
+  Attributes:
+    name: of the step of a run.
+    function: jitted.
+    arguments: trees of ShapeDtypeStruct with shardings, and static values.
+    beside: trees that lie on the same chips meanwhile and are none of the arguments.
+  """
+
+  name: str
+  function: jax.stages.Wrapped
+  arguments: tuple[Any, ...]
+  beside: tuple[Any, ...]
+
+
+def all_programs(
+  policy: Policy,
+  optimizer: optax.GradientTransformation,
+  loss: LossConfig,
+  micro_rows: int,
+  rollout: RolloutConfig,
+  batch: BatchConfig,
+) -> list[Program]:
+  """Every program of a reinforcement-learning step, in order, with its largest abstract inputs.
+
+  Args:
+    policy: its mesh may be of devices that are not there.
+    optimizer, loss, micro_rows: of the update.
+    rollout, batch: shapes; the last of each list of buckets is taken.
+  """
+  run = programs.rollout_programs(policy, rollout, stop_id=0)
+  learn = programs.learn_programs(policy, optimizer, loss, micro_rows)
+  x = largest_inputs(policy, optimizer, rollout, batch)
+  state, weights, rows = x.state, x.weights, x.rows
+  calls = [
+    (
+      "decode_params",
+      programs.reshard(policy, programs.train_mesh(policy)),
+      (state.params,),
+      (state.opt_state,),
+    ),
+    ("encode", run.encode, (weights, x.vision), (state, rows)),
+    ("start", run.start, (weights, x.features_MD, *x.prompts), (state,)),
+    ("sample", run.sample, (weights, rows, x.sampling, False, rollout.top_p < 1), (state,)),
+    ("observe", run.observe, (weights, rows, x.features_MD, x.observations), (state,)),
+    ("update", learn.update, (state, x.batch, None), (weights,)),
+  ]
+  return [
+    Program(name, cast(jax.stages.Wrapped, function), arguments, beside)
+    for name, function, arguments, beside in calls
+  ]
+
+
+def largest_inputs(
+  policy: Policy,
+  optimizer: optax.GradientTransformation,
+  rollout: RolloutConfig,
+  batch: BatchConfig,
+) -> Inputs:
+  """See `Inputs`; arguments as in `all_programs`."""
+  mesh, cfg = programs.train_mesh(policy), policy.cfg
+  local = sharding.rollout_mesh(mesh)
+  everywhere = sharding.replicated(local)
+  state = programs.abstract_state(policy, optimizer, mesh)
+  weights = jax.eval_shape(programs.reshard(policy, mesh), state.params)
+  weights = programs.placed(weights, sharding.param_shardings(weights, local))
+  vision = _everywhere(_vision(cfg.vision, rollout.vision), everywhere)
+  tokens = vision.valid_P.shape[0] // cfg.vision.merge_size**2
+  features_MD = _struct((tokens, cfg.decoder.width), policy.compute_dtype)
+  prompts = _prompts(rollout)
+  run = programs.rollout_programs(policy, rollout, stop_id=0)
+  rows = jax.eval_shape(run.start, weights, features_MD, *prompts)
+  islands = sharding.island_mesh(mesh).shape["island"]
+  learned = train_batch(cfg.vision, rollout.prompts * rollout.group * islands, batch)
+  window = programs.window_patches(cfg.vision)
+  return Inputs(
+    state=state,
+    batch=programs.placed(learned, sharding.train_batch_shardings(learned, window, mesh)),
+    weights=weights,
+    vision=vision,
+    features_MD=_everywhere(features_MD, everywhere),
+    prompts=_everywhere(prompts, everywhere),
+    rows=programs.placed(rows, sharding.rollout_shardings(rows, local)),
+    sampling=_everywhere(_sampling(rollout, cfg.decoder.vocabulary), everywhere),
+    observations=_everywhere(_observations(rollout), everywhere),
+  )
+
+
+def train_batch(vision: VisionConfig, count: int, cfg: BatchConfig) -> TrainBatch:
+  """A TrainBatch of ShapeDtypeStruct: `count` rows, the last of each list of buckets."""
+  size = cfg.token_buckets[-1]
+  return TrainBatch(
+    token_RT=_struct((count, size), jnp.int32),
+    position_RTA=_struct((count, size, 3), jnp.int32),
+    valid_RT=_struct((count, size), jnp.bool_),
+    trained_RT=_struct((count, size), jnp.bool_),
+    old_logp_RT=_struct((count, size), jnp.float32),
+    advantage_R=_struct((count,), jnp.float32),
+    feature_RT=_struct((count, size), jnp.int32),
+    temperature_R=_struct((count,), jnp.float32),
+    forbidden_V=_struct((cfg.vocabulary,), jnp.bool_),
+    vision=_vision(vision, cfg.vision),
+  )
+
+
+def _struct(shape: tuple[int, ...], dtype: Any) -> Any:
+  return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _everywhere(tree: Any, place: jax.sharding.Sharding) -> Any:
+  return programs.placed(tree, jax.tree.map(lambda _: place, tree))
+
+
+def _vision(cfg: VisionConfig, buckets: VisionBuckets) -> VisionBatch:
+  patches = buckets.windows[-1] * programs.window_patches(cfg)
+  return VisionBatch(
+    patches_PX=_struct((patches, cfg.patch_values), jnp.float32),
+    position_P2=_struct((patches, 2), jnp.int32),
+    valid_P=_struct((patches,), jnp.bool_),
+    frame_NS=_struct((buckets.frames[-1], buckets.patches[-1]), jnp.int32),
+    slot_P=_struct((patches,), jnp.int32),
+  )
+
+
+def _prompts(cfg: RolloutConfig) -> tuple[PromptBatch, Any]:
+  count, size = cfg.prompts, cfg.prompt_buckets[-1]
+  batch = PromptBatch(
+    token_BT=_struct((count, size), jnp.int32),
+    position_BTA=_struct((count, size, 3), jnp.int32),
+    valid_BT=_struct((count, size), jnp.bool_),
+    feature_BT=_struct((count, size), jnp.int32),
+    next_position_B=_struct((count,), jnp.int32),
+  )
+  return batch, _struct((count,), jnp.bool_)
+
+
+def _observations(cfg: RolloutConfig) -> ObservationBatch:
+  count, size = cfg.prompts * cfg.group, cfg.observation_buckets[-1]
+  return ObservationBatch(
+    slot_R=_struct((count,), jnp.int32),
+    token_RT=_struct((count, size), jnp.int32),
+    position_RTA=_struct((count, size, 3), jnp.int32),
+    valid_RT=_struct((count, size), jnp.bool_),
+    feature_RT=_struct((count, size), jnp.int32),
+    next_position_R=_struct((count,), jnp.int32),
+  )
+
+
+def _sampling(cfg: RolloutConfig, vocabulary: int) -> Sampling:
+  count = cfg.prompts * cfg.group
+  return Sampling(
+    key_R=jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count)),
+    temperature=_struct((), jnp.float32),
+    top_p=_struct((), jnp.float32),
+    limit_R=_struct((count,), jnp.int32),
+    forbidden_V=_struct((vocabulary,), jnp.bool_),
+  )
