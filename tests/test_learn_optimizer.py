@@ -1,0 +1,101 @@
+"""Learning rates, who decays, and one step of AdamW by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spatial_jax.config import ConfigError
+from spatial_jax.learn.dense import init_head
+from spatial_jax.learn.optimizer import OptimizerConfig, decayed, learning_rate, make_optimizer
+from tests.policy_fixtures import hashed_params, small_config
+
+CFG = OptimizerConfig(
+  learning_rate=0.1,
+  schedule="constant",
+  warmup_steps=4,
+  total_steps=20,
+  decay_steps=5,
+  b1=0.9,
+  b2=0.95,
+  eps=1e-8,
+  weight_decay=0.1,
+  max_grad_norm=1.0,
+)
+
+
+def rates(steps=30, **changed):
+  schedule = learning_rate(dataclasses.replace(CFG, **changed))
+  return np.array([schedule(step) for step in range(steps)], np.float32)
+
+
+def test_warm_up_constant_decay():
+  found = rates()
+  np.testing.assert_allclose(found[:5], [0, 0.025, 0.05, 0.075, 0.1], atol=1e-7)
+  np.testing.assert_allclose(found[5:16], 0.1, atol=1e-7)
+  np.testing.assert_allclose(found[15:20], [0.1, 0.08, 0.06, 0.04, 0.02], atol=1e-6)
+  np.testing.assert_allclose(found[20:], 0, atol=1e-7)
+
+
+def test_constant():
+  np.testing.assert_allclose(rates(decay_steps=0)[4:], 0.1, atol=1e-7)
+  np.testing.assert_allclose(rates(decay_steps=0, warmup_steps=0), 0.1, atol=1e-7)
+
+
+def test_cosine():
+  found = rates(schedule="cosine", decay_steps=0)
+  expected = 0.05 * (1 + np.cos(np.pi * np.arange(17) / 16))
+  np.testing.assert_allclose(found[4:21], expected, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(0, 10), st.integers(0, 10), st.integers(20, 40))
+def test_a_longer_run_only_moves_the_decay(warmup, decay, total):
+  """Resuming with more steps continues the run that would have been, up to the decay."""
+  short, long = (
+    rates(50, warmup_steps=warmup, decay_steps=decay, total_steps=total + more) for more in (0, 9)
+  )
+  np.testing.assert_array_equal(short[: total - decay], long[: total - decay])
+
+
+@pytest.mark.parametrize(
+  ("wrong", "says"),
+  [
+    ({"schedule": "cosine"}, "cosine needs 0"),
+    ({"decay_steps": 17}, "warmup_steps 4 and decay_steps 17 are more than its total_steps 20"),
+  ],
+)
+def test_schedules_that_do_not_fit(wrong, says):
+  with pytest.raises(ConfigError, match=says):
+    make_optimizer(dataclasses.replace(CFG, **wrong))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_matrices_decay(tied):
+  params = {"policy": hashed_params(small_config(tied), 1), "head": init_head(8, 3)}
+  mask = {
+    jax.tree_util.keystr(path, simple=True, separator="/"): decays
+    for path, decays in jax.tree_util.tree_leaves_with_path(decayed(params))
+  }
+  assert {name.rsplit("/", 1)[1] for name, decays in mask.items() if decays} == {"kernel"}
+  left = {name.rsplit("/", 1)[1] for name, decays in mask.items() if not decays}
+  assert left == {"bias", "scale", "embedding"}
+
+
+def test_one_step_by_hand():
+  """clip, then m / (sqrt(v) + eps) + decay * w, times the learning rate."""
+  params = {"kernel": jnp.full((2, 2), 0.5), "bias": jnp.full(2, 0.5)}
+  grads = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 4.0)}
+  cfg = dataclasses.replace(CFG, warmup_steps=0, eps=1e-3)
+  optimizer = make_optimizer(cfg)
+  updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+  norm = np.sqrt(4 * 9 + 2 * 16)
+  for name, decay in (("kernel", 0.1), ("bias", 0.0)):
+    g = np.asarray(grads[name]) / norm
+    m, v = g * 0.1 / (1 - 0.9), g**2 * 0.05 / (1 - 0.95)
+    expected = -0.1 * (m / (np.sqrt(v) + 1e-3) + decay * 0.5)
+    np.testing.assert_allclose(updates[name], expected, rtol=1e-5)
