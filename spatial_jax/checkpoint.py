@@ -58,7 +58,7 @@ class Saver:
     # Orbax's own annotations of its policies disagree with each other, hence Any.
     last: Any = ocp.training.preservation_policies.LatestN(keep)
     self._checkpointer = ocp.training.Checkpointer(
-      epath.Path(workdir) / FOLDER,
+      epath.Path(workdir).resolve() / FOLDER,  # Orbax refuses a relative path, in the background
       preservation_policy=last,
       cleanup_tmp_directories=True,
     )
@@ -102,7 +102,7 @@ def latest(path: PathLike) -> epath.Path | None:
   Returns:
     The folder of that step, None when there is none.
   """
-  root = epath.Path(path)
+  root = epath.Path(path).resolve()
   if _is_complete(root):
     return root
   folder = root / FOLDER if (root / FOLDER).is_dir() else root

@@ -62,6 +62,14 @@ def test_round_trip_of_state_and_progress(tmp_path):
   assert_equal(checkpoint.restore(found, abstract(state)), state)
 
 
+def test_a_relative_work_directory(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  state = train_state()
+  with Saver("runs/tiny", keep=1) as saver:
+    saver.save(state, progress(1))
+  assert_equal(checkpoint.restore(checkpoint.find("runs/tiny"), abstract(state)), state)
+
+
 def test_restores_onto_another_mesh(tmp_path):
   one = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
   two = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
