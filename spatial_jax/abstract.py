@@ -64,6 +64,7 @@ class Program:
 
 def all_programs(
   policy: Policy,
+  island: Policy,
   optimizer: optax.GradientTransformation,
   loss: LossConfig,
   micro_rows: int,
@@ -74,12 +75,13 @@ def all_programs(
 
   Args:
     policy: its mesh may be of devices that are not there.
+    island: the same on the devices of one process; `policy` itself where there is one process.
     optimizer, loss, micro_rows: of the update.
     rollout, batch: shapes; the last of each list of buckets is taken.
   """
-  run = programs.rollout_programs(policy, rollout, stop_id=0)
+  run = programs.rollout_programs(island, rollout, stop_id=0)
   learn = programs.learn_programs(policy, optimizer, loss, micro_rows)
-  x = largest_inputs(policy, optimizer, rollout, batch)
+  x = largest_inputs(policy, island, optimizer, rollout, batch)
   state, weights, rows = x.state, x.weights, x.rows
   calls = [
     (
@@ -102,13 +104,14 @@ def all_programs(
 
 def largest_inputs(
   policy: Policy,
+  island: Policy,
   optimizer: optax.GradientTransformation,
   rollout: RolloutConfig,
   batch: BatchConfig,
 ) -> Inputs:
   """See `Inputs`; arguments as in `all_programs`."""
   mesh, cfg = programs.train_mesh(policy), policy.cfg
-  local = sharding.rollout_mesh(mesh)
+  local = sharding.rollout_mesh(programs.train_mesh(island))
   everywhere = sharding.replicated(local)
   state = programs.abstract_state(policy, optimizer, mesh)
   weights = jax.eval_shape(programs.reshard(policy, mesh), state.params)
@@ -117,7 +120,7 @@ def largest_inputs(
   tokens = vision.valid_P.shape[0] // cfg.vision.merge_size**2
   features_MD = _struct((tokens, cfg.decoder.width), policy.compute_dtype)
   prompts = _prompts(rollout)
-  run = programs.rollout_programs(policy, rollout, stop_id=0)
+  run = programs.rollout_programs(island, rollout, stop_id=0)
   rows = jax.eval_shape(run.start, weights, features_MD, *prompts)
   islands = sharding.island_mesh(mesh).shape["island"]
   learned = train_batch(cfg.vision, rollout.prompts * rollout.group * islands, batch)

@@ -86,33 +86,61 @@ def topology_mesh(topology: str, mesh: sharding.MeshConfig) -> Mesh:
   Raises:
     ConfigError: on the host, without libtpu, or when name or mesh do not fit.
   """
+  return sharding.make_mesh(mesh, _devices(topology))
+
+
+def host_mesh(topology: str, mesh: Mesh) -> Mesh:
+  """The mesh of one process of a topology as a slice of its own: four chips, 2x2 or 2x2x1.
+
+  The compiler takes no part of a slice; one process' devices are therefore a slice themselves.
+
+  Args:
+    topology: of the whole.
+    mesh: train mesh over it.
+  """
+  if len({device.process_index for device in mesh.devices.flat}) == 1:
+    return mesh
+  generation, _, sides = topology.partition(":")
+  host = f"{generation}:{'2x2x1' if sides.count('x') == 2 else '2x2'}"
+  return sharding.make_mesh(sharding.MeshConfig(-1, 1, mesh.shape["tensor"]), _devices(host))
+
+
+def _devices(topology: str) -> Sequence[Any]:
   os.environ.update(LIBTPU_ENVIRONMENT)
   try:
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
   except Exception as error:
     if "libtpu" in str(error).lower():
       raise ConfigError("libtpu is not installed: pip install 'spatial_jax[tpu]'") from error
     raise ConfigError(f"topology {topology!r}: {str(error).splitlines()[0]}") from error
-  return sharding.make_mesh(mesh, devices)
 
 
 def compile_all(
-  policy_cfg: QwenVLConfig, learn: GrpoConfig, rollout: RolloutConfig, mesh: Mesh, remat: bool
+  policy_cfg: QwenVLConfig,
+  learn: GrpoConfig,
+  rollout: RolloutConfig,
+  mesh: Mesh,
+  host: Mesh,
+  remat: bool,
 ) -> list[Compiled]:
   """Compiles the programs of a reinforcement-learning step at their largest shapes.
 
   Args:
     policy_cfg: of the policy.
     learn, rollout: optimizer, loss and shapes; buckets are fitted to the platform.
-    mesh: train mesh; the rollout programs get the mesh of one process.
+    mesh: train mesh.
+    host: mesh of one process' devices, for the rollout programs.
     remat: recompute layers in the backward pass.
   """
   optimizer = make_optimizer(learn.optimizer)
   policy = make_policy(policy_cfg, programs.compute_dtype(mesh), mesh, remat)
+  island = dataclasses.replace(policy, mesh=host)
   window_blocks, vocabulary = policy_cfg.vision.window_blocks, policy_cfg.decoder.vocabulary
   batch = BatchConfig(learn.token_buckets, rollout.vision, window_blocks, vocabulary)
   rollout, batch = programs.sequence_buckets(rollout, batch, mesh)
-  found = abstract.all_programs(policy, optimizer, learn.loss, learn.micro_rows, rollout, batch)
+  found = abstract.all_programs(
+    policy, island, optimizer, learn.loss, learn.micro_rows, rollout, batch
+  )
   return [compile_program(program) for program in found]
 
 
@@ -189,7 +217,7 @@ def run(config: Any, topology: Any) -> int:
     raise ConfigError(f"memory of a {kind!r} chip is unknown; add it to HBM_GIB")
   print(f"{topology}: {mesh.size} x {kind}, mesh {dict(mesh.shape)}; bfloat16; largest buckets,")
   print(f"sequences rounded up to multiples of {programs.TPU_SEQUENCE}; GiB per chip")
-  compiled = compile_all(policy_cfg, learn, rollout, mesh, config.remat)
+  compiled = compile_all(policy_cfg, learn, rollout, mesh, host_mesh(topology, mesh), config.remat)
   hbm = int(HBM_GIB[kind] * GIB)
   print(table(compiled, hbm))
   return 0 if all(one.fits(hbm) for one in compiled) else 1

@@ -12,6 +12,7 @@ import pytest
 
 from configs import common
 from spatial_jax import abstract, aot, sharding
+from spatial_jax.abstract import Program
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data.vision import VisionBuckets
 from spatial_jax.learn.batch import BatchConfig
@@ -50,7 +51,7 @@ def tiny_shapes() -> tuple[GrpoConfig, RolloutConfig]:
 def compiled():
   learn, rollout = tiny_shapes()
   mesh = aot.topology_mesh("v5e:2x2", sharding.MeshConfig(1, 2, 2))
-  return {one.name: one for one in aot.compile_all(tiny_policy(), learn, rollout, mesh, True)}
+  return {one.name: one for one in aot.compile_all(tiny_policy(), learn, rollout, mesh, mesh, True)}
 
 
 @needs_libtpu
@@ -70,25 +71,43 @@ def test_attention_over_whole_rows_is_the_kernel(compiled, name):
   assert any("splash" in line for line in calls), f"{len(calls)} kernels, none of them splash"
 
 
+def programs_of(topology: str, cfg: QwenVLConfig, rollout: RolloutConfig) -> dict[str, Program]:
+  learn, _ = tiny_shapes()
+  mesh = aot.topology_mesh(topology, sharding.MeshConfig(-1, 2, 2))
+  policy = make_policy(cfg, jnp.bfloat16, mesh)
+  island = make_policy(cfg, jnp.bfloat16, aot.host_mesh(topology, mesh))
+  batch = BatchConfig((128,), rollout.vision, cfg.vision.window_blocks, cfg.decoder.vocabulary)
+  optimizer = make_optimizer(learn.optimizer)
+  found = abstract.all_programs(
+    policy, island, optimizer, learn.loss, learn.micro_rows, rollout, batch
+  )
+  return {program.name: program for program in found}
+
+
 @needs_libtpu
 def test_decoding_needs_little_beside_its_cache():
   """At the head size of every published Qwen2.5-VL, with a cache of some length."""
   cfg = tiny_policy()
   decoder = dataclasses.replace(cfg.decoder, head_dim=128, rope_sections=(16, 24, 24))
-  learn, rollout = tiny_shapes()
+  rollout = tiny_shapes()[1]
   stop = dataclasses.replace(rollout.stop, tokens=2048)
   rollout = dataclasses.replace(rollout, prompt_buckets=(512,), stop=stop)
-  mesh = aot.topology_mesh("v5e:2x2", sharding.MeshConfig(1, 2, 2))
-  policy = make_policy(dataclasses.replace(cfg, decoder=decoder), jnp.bfloat16, mesh)
-  batch = BatchConfig((128,), rollout.vision, cfg.vision.window_blocks, decoder.vocabulary)
-  optimizer = make_optimizer(learn.optimizer)
-  found = abstract.all_programs(policy, optimizer, learn.loss, learn.micro_rows, rollout, batch)
-  sample = next(program for program in found if program.name == "sample")
-  cache = aot.bytes_per_chip(sample.arguments[1].cache)
+  found = programs_of("v5e:2x2", dataclasses.replace(cfg, decoder=decoder), rollout)
+  cache = aot.bytes_per_chip(found["sample"].arguments[1].cache)
   assert cache > 60 << 20
-  one = aot.compile_program(sample)
+  one = aot.compile_program(found["sample"])
   assert one.error is None, one.error
   assert one.temporaries <= 0.1 * cache
+
+
+@needs_libtpu
+def test_a_slice_of_several_hosts_reshards_to_islands_of_one():
+  found = programs_of("v5e:4x4", tiny_policy(), tiny_shapes()[1])
+  tokens = found["update"].arguments[1].token_RT
+  assert tokens.shape[0] == 4 * found["sample"].arguments[1].position_R.shape[0], "four islands"
+  for name in ("decode_params", "sample"):
+    one = aot.compile_program(found[name])
+    assert one.error is None, f"{name}: {one.error}"
 
 
 @needs_libtpu
