@@ -1,0 +1,224 @@
+"""The update: microbatches equal the big batch, what must not train does not, nor does bad news."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from spatial_jax.data.demonstrations import DemonstrationConfig, demonstrate
+from spatial_jax.learn.batch import to_train_batch
+from spatial_jax.learn.loss import LossConfig, policy_loss, row_weights, sft_loss
+from spatial_jax.learn.optimizer import make_optimizer
+from spatial_jax.learn.update import policy_update, score_batch, sft_update
+from spatial_jax.rollout.demonstration import play
+from spatial_jax.types import TrainBatch, TrainState
+from tests import rollout_fixtures as fixtures
+from tests.test_learn_optimizer import CFG
+
+LOSS = LossConfig(clip_low=0.2, clip_high=0.3, kl_weight=0.0, normalise="token")
+SGD = optax.sgd(1.0)  # the parameters then move by the gradient itself
+
+
+@functools.cache
+def lab():
+  return fixtures.random_policy()
+
+
+@functools.cache
+def batch_of(length: int = 256) -> TrainBatch:
+  """Four demonstrations (drawn or not, one or two pictures) as if sampled a little off-policy."""
+  talk = fixtures.conversation()
+  trajectories = []
+  for number, sizes in enumerate((((24, 24),), ((24, 24), (16, 40)), ((16, 16),), ((24, 24),))):
+    task = fixtures.task("abcd"[number] * (1 + number // 2), sizes)
+    cfg = DemonstrationConfig(number % 2, 2)
+    script = demonstrate(task, np.random.default_rng(0), cfg)
+    trajectory = play(talk, talk.prompt(task), script, fixtures.STYLE)
+    trajectories.append(dataclasses.replace(trajectory, temperature=1.0 + 0.3 * number))
+  shapes = dataclasses.replace(fixtures.shapes(), token_buckets=(length,))
+  batch, _ = to_train_batch(trajectories, np.array([1.0, -1.0, 0.5, 2.0]), shapes)
+  logp_RT = np.asarray(score()(lab()[1], batch))
+  noise_RT = 0.2 * np.random.default_rng(1).normal(size=(4, 256))[:, :length]
+  old_logp_RT = np.where(batch.trained_RT, logp_RT + noise_RT, 0).astype(np.float32)
+  return batch._replace(old_logp_RT=old_logp_RT)
+
+
+@functools.cache
+def score():
+  return jax.jit(functools.partial(score_batch, lab()[0]))
+
+
+def start(optimizer=SGD, params=None) -> TrainState:
+  params = lab()[1] if params is None else params
+  return TrainState(params, optimizer.init(params), jnp.int32(0))
+
+
+@functools.cache
+def program(micro_rows=2, normalise="token", optimizer=SGD):
+  cfg = dataclasses.replace(LOSS, normalise=normalise)
+  return jax.jit(functools.partial(policy_update, lab()[0], optimizer, cfg, micro_rows))
+
+
+def gradient_of(state: TrainState):
+  return jax.tree.map(lambda new, old: old - new, state.params, lab()[1])
+
+
+def assert_close(one, other, tolerance=2e-5):
+  """Every leaf, relative to the largest entry of it."""
+  leaves = jax.tree_util.tree_leaves_with_path(one)
+  for (path, x), y in zip(leaves, jax.tree.leaves(other), strict=True):
+    worst = float(jnp.abs(x - y).max() / (jnp.abs(y).max() + 1e-4))
+    assert worst < tolerance, f"{jax.tree_util.keystr(path)}: {worst}"
+
+
+def assert_same(one, other):
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+# --- gradients -----------------------------------------------------------------------------------
+
+
+def test_gradient_is_that_of_the_whole_loss():
+  """Against one plain differentiation of everything at once, the vision tower included."""
+  policy, params = lab()
+  batch = batch_of()
+
+  def whole(params):
+    logp_RT = score_batch(policy, params, batch)
+    weight_R = row_weights(batch.trained_RT, "sequence")
+    return policy_loss(
+      logp_RT, batch.old_logp_RT, batch.advantage_R, batch.trained_RT, weight_R, LOSS
+    )
+
+  (loss, expected), grads = jax.jit(jax.value_and_grad(whole, has_aux=True))(params)
+  state, metrics = program(2, "sequence")(start(), batch, None)
+  assert_close(gradient_of(state), grads)
+  for name, value in (expected | {"loss": loss}).items():
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+  np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
+  tower = jax.tree.leaves(grads["vision"])
+  assert all(float(jnp.abs(x).max()) > 1e-6 for x in tower), "the tower learns too"
+
+
+def test_microbatches_equal_the_big_batch():
+  states = [program(micro_rows)(start(), batch_of(), None) for micro_rows in (2, 1, 4)]
+  for state, metrics in states[1:]:
+    assert_close(gradient_of(state), gradient_of(states[0][0]))
+    for name, value in states[0][1].items():
+      np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_rows_may_stand_anywhere():
+  order = np.array([2, 0, 3, 1])
+  batch = batch_of()
+  turned = TrainBatch(*(x[order] if n.count("_R") else x for n, x in batch._asdict().items()))
+  one, _ = program()(start(), batch, None)
+  other, _ = program()(start(), turned, None)
+  assert_close(gradient_of(other), gradient_of(one))
+
+
+def test_padding_changes_nothing():
+  longest = int(batch_of().valid_RT.sum(1).max())
+  assert longest < 224
+  one, _ = program()(start(), batch_of(224), None)
+  other, _ = program()(start(), batch_of(256), None)
+  assert_close(gradient_of(one), gradient_of(other))
+
+
+def test_a_fault_is_as_if_it_were_not_there():
+  """Its row may say and cost anything: the other rows' gradient stays."""
+  batch = batch_of()
+  trained_RT = batch.trained_RT.copy()
+  trained_RT[1] = False
+  silent = batch._replace(trained_RT=trained_RT)
+  wild = silent._replace(
+    advantage_R=np.where(np.arange(4) == 1, 1e9, silent.advantage_R).astype(np.float32),
+    token_RT=np.where(np.arange(4)[:, None] == 1, 7, silent.token_RT).astype(np.int32),
+  )
+  one, _ = program()(start(), silent, None)
+  other, _ = program()(start(), wild, None)
+  assert_same(gradient_of(one), gradient_of(other))
+  whole, _ = program()(start(), batch, None)
+  assert float(optax.tree.norm(gradient_of(whole))) != float(optax.tree.norm(gradient_of(one)))
+
+
+# --- the step ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adam():
+  return make_optimizer(dataclasses.replace(CFG, learning_rate=0.01, warmup_steps=0))
+
+
+def test_step_counts_and_moves(adam):
+  state, metrics = program(2, "token", adam)(start(adam), batch_of(), None)
+  assert int(state.step) == 1
+  assert metrics["skipped_updates"] == 0
+  assert metrics["update_norm"] > 0
+  moved = jax.tree.map(lambda x, y: bool((x != y).any()), state.params, lab()[1])
+  assert all(jax.tree.leaves(moved))
+  np.testing.assert_allclose(metrics["param_norm"], optax.tree.norm(state.params), rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_a_gradient_that_is_not_finite_moves_nothing(adam, bad):
+  update = program(2, "token", adam)
+  before, _ = update(start(adam), batch_of(), None)
+  broken = batch_of()._replace(advantage_R=np.array([1, bad, 1, 1], np.float32))
+  after, metrics = update(before, broken, None)
+  assert_same((after.params, after.opt_state), (before.params, before.opt_state))
+  assert int(after.step) == 2
+  assert metrics["skipped_updates"] == 1
+  again, metrics = update(after, batch_of(), None)
+  expected, _ = update(before, batch_of(), None)
+  assert_same(again.params, expected.params)
+  assert metrics["skipped_updates"] == 0
+
+
+def test_on_policy_the_ratio_is_one():
+  logp_RT = np.asarray(score()(lab()[1], batch_of()))
+  _, metrics = program()(start(), batch_of()._replace(old_logp_RT=logp_RT), None)
+  np.testing.assert_allclose(metrics["ratio"], 1, atol=1e-5)
+  assert float(metrics["logp_difference"]) < 1e-5
+  assert metrics["clip_fraction"] == 0
+
+
+def test_reference():
+  """The divergence is that of the reference given, and pulls towards it."""
+  policy, params = lab()
+  cfg = dataclasses.replace(LOSS, kl_weight=1.0)
+  still = batch_of()._replace(advantage_R=np.zeros(4, np.float32))
+  other = jax.tree.map(lambda x: x * 1.01, params)
+  update = jax.jit(functools.partial(policy_update, policy, optax.sgd(1e-4), cfg, 2))
+  _, alone = update(start(), still, score()(params, still))
+  assert abs(float(alone["kl_ref_k3"])) < 1e-6
+  reference_RT = score()(other, still)
+  state, first = update(start(), still, reference_RT)
+  _, second = update(state, still, reference_RT)
+  assert 1e-6 < float(second["kl_ref_k3"]) < float(first["kl_ref_k3"])
+  np.testing.assert_allclose(first["loss"], first["kl_ref_k3"], rtol=1e-5)
+
+
+# --- likelihood ----------------------------------------------------------------------------------
+
+
+def test_sft_is_the_mean_over_tokens():
+  policy, params = lab()
+  batch = batch_of()
+  _, metrics = jax.jit(functools.partial(sft_update, policy, SGD, 2))(start(), batch)
+  logp_RT = score()(params, batch)
+  expected = -np.asarray(logp_RT)[batch.trained_RT].mean()
+  np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+  weight_R = row_weights(batch.trained_RT, "token")
+  np.testing.assert_allclose(sft_loss(logp_RT, batch.trained_RT, weight_R), expected, rtol=1e-5)
+
+
+def test_score_of_untrained_tokens_is_zero():
+  logp_RT = np.asarray(score()(lab()[1], batch_of()))
+  assert (logp_RT[~batch_of().trained_RT] == 0).all()
+  assert (logp_RT[batch_of().trained_RT] < 0).any()
+  assert np.isfinite(logp_RT).all()
