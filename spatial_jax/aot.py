@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
@@ -227,6 +227,7 @@ def main(argv: list[str]) -> None:
   """Runs with the flags; exits 2 with one line for what the user can mend."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+  logging.set_verbosity(logging.WARNING)
   jax.config.update("jax_platforms", "cpu")  # the host traces; nothing runs
   try:
     sys.exit(run(CONFIG.value, TOPOLOGY.value))
