@@ -230,7 +230,9 @@ def test_closing_does_not_wait_for_a_slow_maker():
 def test_interrupt_does_not_hang():
   """Ctrl-C while a maker takes for ever: the program ends at once."""
   program = (
-    "import time\n"
+    "import signal, time\n"
+    # A shell that starts tests in the background has them ignore the signal.
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     "from spatial_jax.data.loader import prefetch\n"
     "items = prefetch(lambda n: n and time.sleep(600), 0, 2)\n"
     "next(items)\n"
