@@ -55,7 +55,7 @@ def dense_loss(head: Params, features_MD: Array, truth: DenseBatch) -> tuple[jax
   box_error_M = jnp.mean(jnp.abs(box_M4 - truth.box_M4), axis=1)
   extent_error_M = jnp.mean(jnp.abs(extent_M2 - truth.extent_M2), axis=1)
   valid_M = jnp.asarray(truth.valid_M).astype(jnp.float32)
-  object_M = valid_M * truth.object_M
+  object_M = valid_M * jnp.asarray(truth.object_M).astype(jnp.float32)
   category = -_mean(chosen_M, valid_M)
   depth, box = _mean(depth_error_M, valid_M), _mean(box_error_M, object_M)
   extent = _mean(extent_error_M, object_M)
