@@ -112,8 +112,7 @@ def test_the_last_permitted_turn_is_announced_and_may_only_answer():
   trajectory = hear(BOX_TURN, OTHER_BOX_TURN, ANSWER_TURN, cfg=stop(turns=3, images=9))
   ids, turns = trajectory.token_ids_T, trajectory.turns
   observed = [
-    TOKENIZER.decode(ids[before.end : after.start])
-    for before, after in itertools.pairwise(turns)
+    TOKENIZER.decode(ids[before.end : after.start]) for before, after in itertools.pairwise(turns)
   ]
   assert ["more" in text for text in observed] == [True, False]
   assert ["final" in text for text in observed] == [False, True]
