@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import pathlib
 
 import jax
 import numpy as np
@@ -10,17 +11,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs import common
+from spatial_jax import programs, sharding
 from spatial_jax import trajectory as trajectory_lib
-from spatial_jax.config import ConfigError
-from spatial_jax.data.text import IMAGE_PAD
+from spatial_jax.config import ConfigError, build
+from spatial_jax.data.text import IMAGE_PAD, TextConfig
+from spatial_jax.data.vision import PreprocessConfig
+from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig, Fault
 from spatial_jax.drawing.monitor import StopLimits
 from spatial_jax.drawing.protocol import Parsed, parse
 from spatial_jax.errors import DataError
-from spatial_jax.learn.batch import to_train_batch
+from spatial_jax.learn.batch import BatchConfig, to_train_batch
 from spatial_jax.learn.update import score_batch
 from spatial_jax.rollout import engine as engine_lib
-from spatial_jax.rollout.engine import Mode, most_drawn, run_episodes
+from spatial_jax.rollout.conversation import Conversation
+from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig, most_drawn, run_episodes
+from spatial_jax.stages.load import load_policy
+from spatial_jax.stages.source import SourceConfig, make_source
 from spatial_jax.types import Operation
 from tests import rollout_fixtures as fixtures
 from tests.rollout_fixtures import (
@@ -35,6 +43,7 @@ from tests.rollout_fixtures import (
   say,
 )
 
+ROOT = pathlib.Path(__file__).parent.parent
 PADS = (TOKENIZER.id(IMAGE_PAD),)
 ONE = dataclasses.replace(ROLLOUT, prompts=1, group=1, turn_tokens=80, chunk=16)
 OTHER_BOX_TURN = BOX_TURN.replace("[2, 3", "[1, 1")
@@ -324,3 +333,45 @@ def test_difference_would_show(everybody_draws):
     dataclasses.replace(drawing, images=(*drawing.images[:-1], drawing.images[0])),
   ):
     assert largest_difference([wrong]) > 1e-3
+
+
+# --- the embedded policy, which does draw --------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_sampler_equals_trainer_on_real_drawings():
+  """Nothing is made up here: rooms, words, boxes and log-probabilities are those of a run."""
+  cfg = common.get_config()
+  rollout = build(RolloutConfig, cfg.rollout)
+  rollout = dataclasses.replace(rollout, prompts=6, group=4)
+  mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
+  loaded = load_policy(ROOT / cfg.init, mesh)
+  policy = dataclasses.replace(loaded.policy, remat=False)
+  talk = Conversation(
+    loaded.tokenizer,
+    build(TextConfig, cfg.text),
+    build(PreprocessConfig, cfg.preprocess),
+    policy.cfg,
+  )
+  stop_id = loaded.tokenizer.id("<|im_end|>")
+  executor = Executor(ExecutorConfig(0, 20.0, 1024), build(Style, cfg.style))
+  engine = Engine(talk, programs.rollout_programs(policy, rollout, stop_id), executor, rollout)
+  tasks = make_source(build(SourceConfig, cfg.source)).held_out(6)
+  of = [talk.prompt(task) for task in tasks]
+  params = programs.decode_params(policy, mesh)(loaded.params)
+  trajectories = flat(run_episodes(engine, params, of, 0, 0, Mode(1.2, 1.0, False)))
+  for trajectory in trajectories:
+    trajectory_lib.check(trajectory, (policy.cfg.image_pad_id,))
+  drew = [t for t in trajectories if any(turn.produced for turn in t.turns)]
+  assert len(drew) >= 2
+  assert any(t.end_reason == "answer" for t in drew)
+  shapes = BatchConfig(
+    tuple(cfg.learn.token_buckets),
+    rollout.vision,
+    policy.cfg.vision.window_blocks,
+    policy.cfg.decoder.vocabulary,
+  )
+  batch, _ = to_train_batch(trajectories, np.zeros(24), shapes)
+  logp_RT = np.asarray(jax.jit(functools.partial(score_batch, policy))(loaded.params, batch))
+  difference_RT = np.abs(logp_RT - batch.old_logp_RT)[batch.trained_RT]
+  assert difference_RT.max() < 1e-4, f"{difference_RT.max()} in {len(difference_RT)} tokens"
