@@ -177,6 +177,14 @@ def test_limit_and_stop():
   assert len({tuple(tokens) for tokens in token_RK}) == 4
 
 
+def test_every_token_has_a_draw_of_its_own():
+  """Where all tokens are as likely, neither rows nor places of a row repeat one another."""
+  forbidden_V = np.arange(VOCABULARY) == STOP
+  _, token_RK, _ = chunk(begin(), 12, temperature=1e6, forbidden_V=forbidden_V)
+  assert all(len(set(tokens)) >= 9 for tokens in np.asarray(token_RK).tolist())
+  assert len(set(np.asarray(token_RK).T[0].tolist())) >= 3
+
+
 def test_state_after_a_chunk():
   before = begin()
   after, token_RK, _ = chunk(before, 12, limit=7, temperature=1.5)
