@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -91,16 +91,26 @@ def grid_image(grid):
   return vision.PatchedImage("", values, grid, np.zeros((1, 1, 3), np.uint8))
 
 
+IMAGES, FRAMES, SIDE = 5, 3, 6  # at most so many images, frames of each, blocks per side of these
 grids = st.lists(
-  st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=5
+  st.tuples(st.integers(1, FRAMES), st.integers(1, SIDE), st.integers(1, SIDE)),
+  min_size=1,
+  max_size=IMAGES,
+)
+# A window holds at least one block.
+ENOUGH = vision.VisionBuckets(
+  vision.geometric_buckets(1, IMAGES * FRAMES * SIDE**2),
+  vision.geometric_buckets(1, IMAGES * FRAMES),
+  vision.geometric_buckets(4, 4 * SIDE**2),
 )
 
 
 @settings(max_examples=60, deadline=None)
 @given(grids, st.integers(1, 4))
+@example([(FRAMES, SIDE, SIDE)] * IMAGES, 1)
 def test_every_patch_has_one_place_in_its_window_and_frame(blocks, window_blocks):
   images = [grid_image((t, 2 * h, 2 * w)) for t, h, w in blocks]
-  batch, token_of = vision.plan_vision(images, window_blocks, BUCKETS)
+  batch, token_of = vision.plan_vision(images, window_blocks, ENOUGH)
   window = 4 * window_blocks**2
   total = sum(len(image.patches_PX) for image in images)
   assert batch.valid_P.sum() == total
