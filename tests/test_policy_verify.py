@@ -3,6 +3,7 @@
 import pathlib
 import subprocess
 import sys
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -88,11 +89,33 @@ def test_verify_compares_with_transformers(directory):
   assert max(verify.verify(directory).values()) < verify.TOLERANCE
 
 
-def test_a_missing_checkpoint_is_one_line_and_exit_code_2(tmp_path):
-  command = [sys.executable, "-m", "spatial_jax.policy.verify", f"--checkpoint={tmp_path}"]
-  done = subprocess.run(command, capture_output=True, text=True, check=False)
+WITHOUT_TORCH = """
+  import runpy, sys
+  sys.modules["torch"] = None  # as if it were not installed
+  runpy.run_module("spatial_jax.policy.verify", run_name="__main__", alter_sys=True)
+"""
+HOW = {
+  "as installed": ["-m", "spatial_jax.policy.verify"],
+  "without torch": ["-c", textwrap.dedent(WITHOUT_TORCH)],
+}
+
+
+def run_verify(how, directory):
+  command = [sys.executable, *HOW[how], f"--checkpoint={directory}"]
+  return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_missing_checkpoint_is_one_line_and_exit_code_2(how, tmp_path):
+  done = run_verify(how, tmp_path)
   assert done.returncode == 2
   assert "config.json" in done.stderr.splitlines()[-1]
+
+
+def test_no_torch_is_one_line_and_exit_code_2(directory):
+  done = run_verify("without torch", directory)
+  assert done.returncode == 2
+  assert "needs torch" in done.stderr.splitlines()[-1]
 
 
 # --- export ------------------------------------------------------------------------------------

@@ -191,14 +191,14 @@ def verify(directory: pathlib.Path) -> dict[str, float]:
   """The largest error of the logits for each kind of input, relative to their deviation.
 
   Raises:
-    UserError: on the host, when torch is not installed.
+    UserError: on the host, when there is no checkpoint or torch is not installed.
   """
+  cfg = weights.read_config(directory)
   from transformers import Qwen2_5_VLForConditionalGeneration
   from transformers.utils.import_utils import is_torch_available
 
   if not is_torch_available():
     raise UserError("verify compares with transformers and needs torch: pip install torch")
-  cfg = weights.read_config(directory)
   model = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype="float32").eval()
   errors = {}
   for kind, inputs in sample_inputs(cfg).items():
