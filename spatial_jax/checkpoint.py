@@ -164,8 +164,9 @@ def restore_params(checkpoint: PathLike, abstract: Params) -> Params:
   """Reads the parameters alone, for sampling; arguments and errors as in `restore`."""
   saved = {name: leaf for name, leaf in _saved_leaves(checkpoint).items() if _is_param(name)}
   _check_leaves(checkpoint, {"params": abstract}, saved)
-  loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
-  with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
+  context = ocp.Context()
+  context.pytree.loading.partial_load = True
+  with context:
     return ocp.load(epath.Path(checkpoint), {"params": abstract})["params"]
 
 

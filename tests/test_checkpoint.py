@@ -128,12 +128,13 @@ def test_goes_on_in_the_same_folder(tmp_path):
       saver.save(train_state(), progress(4))
 
 
-def test_parameters_alone(tmp_path):
+def test_parameters_alone(tmp_path, caplog):
   state = train_state(3.0)
   with Saver(tmp_path, keep=1) as saver:
     saver.save(state, progress(1))
   params = checkpoint.restore_params(checkpoint.find(tmp_path), abstract(state).params)
   assert_equal(params, state.params)
+  assert "deprecated" not in caplog.text  # Orbax logs such warnings
 
 
 @pytest.mark.parametrize("exists", [True, False])
