@@ -193,7 +193,7 @@ def claim(workdir: PathLike, config: Mapping[str, Any], may_differ: Collection[s
     differing = [
       f"config.{key} is {_show(here, key)}, workdir has {_show(there, key)}"
       for key in sorted(here.keys() | there.keys())
-      if _show(here, key) != _show(there, key) and not _covered(key, may_differ)
+      if not _same(here, there, key) and not _covered(key, may_differ)
     ]
     if differing:
       raise ConfigError(
@@ -256,8 +256,12 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
       yield f"{prefix}{key}", value
 
 
+def _same(here: Mapping[str, Any], there: Mapping[str, Any], key: str) -> bool:
+  return key in here and key in there and here[key] == there[key]
+
+
 def _show(flat: Mapping[str, Any], key: str) -> str:
-  return json.dumps(flat[key]) if key in flat else "not set"
+  return json.dumps(flat[key], sort_keys=True) if key in flat else "not set"
 
 
 def _covered(key: str, may_differ: Collection[str]) -> bool:

@@ -228,6 +228,19 @@ def test_claim_writes_and_accepts_the_same_config(tmp_path):
   assert [path.name for path in run.iterdir()] == ["config.json"]
 
 
+def test_claim_compares_values_and_not_their_text(tmp_path):
+  lessons = [{"scenes": 16, "group": 6, "limits": {"turns": 2, "images": 4}}, {"scenes": 8}]
+  (tmp_path / "config.json").write_text(json.dumps({"lessons": lessons, "seed": 0, "rate": 1}))
+  turned = {"images": 4, "turns": 2}
+  same = [{"limits": turned, "group": 6, "scenes": 16}, {"scenes": 8}]
+  checkpoint.claim(tmp_path, {"seed": 0, "rate": 1.0, "lessons": same}, ())
+  for other in (same[::-1], [same[0] | {"group": 7}, same[1]], [same[0] | {"limits": {}}, same[1]]):
+    with pytest.raises(ConfigError, match=r"another config: config\.lessons is .*; use a new"):
+      checkpoint.claim(tmp_path, {"seed": 0, "rate": 1.0, "lessons": other}, ())
+  with pytest.raises(ConfigError, match=r"config\.seed is not set, workdir has 0; use"):
+    checkpoint.claim(tmp_path, {"rate": 1.0, "lessons": same}, ())
+
+
 def test_claim_lets_listed_keys_and_groups_change(tmp_path):
   checkpoint.claim(tmp_path, CONFIG, ())
   changed = CONFIG | {"steps": 20, "log": {"wandb": True, "every": 5}}
