@@ -2,12 +2,14 @@
 
 import dataclasses
 import itertools
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,7 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatial_jax.data import loader
-from spatial_jax.data.loader import HELD_OUT_SEED, LookConfig, batch, held_out, pick, prefetch
+from spatial_jax.data.loader import (
+  HELD_OUT_SEED,
+  LookConfig,
+  batch,
+  held_out,
+  pick,
+  prefetch,
+  types_in_turn,
+)
 from spatial_jax.data.procedural import ProceduralConfig
 from spatial_jax.data.questions import QuestionConfig
 from spatial_jax.errors import DataError
@@ -52,8 +62,8 @@ def numbers(tasks):
 
 @given(st.integers(0, 99), st.integers(0, 10**6), st.integers(1, 20), st.integers(1, 6))
 def test_batch_is_a_function_of_seed_and_step(seed, step, count, per_scene):
-  tasks = batch(made_up, 0, seed, step, count, per_scene)
-  assert ids(tasks) == ids(batch(made_up, 0, seed, step, count, per_scene))
+  tasks = batch(made_up, 0, seed, step, count, per_scene, TYPES)
+  assert ids(tasks) == ids(batch(made_up, 0, seed, step, count, per_scene, TYPES))
   assert len(set(ids(tasks))) == count
   rooms = numbers(tasks)
   assert all(0 <= number < HELD_OUT_SEED for number in rooms)
@@ -62,17 +72,76 @@ def test_batch_is_a_function_of_seed_and_step(seed, step, count, per_scene):
 
 def test_steps_and_seeds_see_other_rooms():
   seen = [
-    frozenset(numbers(batch(made_up, 0, seed, step, 4, 2)))
+    frozenset(numbers(batch(made_up, 0, seed, step, 4, 2, TYPES)))
     for seed in range(5)
     for step in range(20)
   ]
   assert len(frozenset.union(*seen)) == sum(map(len, seen))
 
 
-def test_question_types_are_drawn_evenly():
-  tasks = batch(made_up, 0, 0, 0, 900, 1)
-  for kind in TYPES:
-    assert 240 < sum(task.question_type == kind for task in tasks) < 360
+def shares(tasks):
+  """How many tasks of each type."""
+  return Counter(dict.fromkeys(TYPES, 0) | Counter(task.question_type for task in tasks))
+
+
+@given(st.integers(0, 99), st.integers(1, 30), st.integers(1, 6), st.booleans())
+def test_question_types_share_evenly(seed, count, per_scene, training):
+  """Whatever each room offers most of."""
+  if training:
+    tasks = batch(made_up, 0, seed, 0, count, per_scene, TYPES)
+  else:
+    tasks = held_out(made_up, seed, count, per_scene, TYPES)
+  assert len(set(ids(tasks))) == count
+  assert max(Counter(numbers(tasks)).values()) <= per_scene
+  counts = shares(tasks).values()
+  assert max(counts) - min(counts) <= 1
+
+
+def test_no_type_has_the_odd_task_of_every_step():
+  odd = shares(batch(made_up, 0, 0, step, 1, 1, TYPES)[0] for step in range(300))
+  assert min(odd.values()) > 70
+
+
+def one_in(period):
+  """Rooms of which one in `period` offers the last type; the list of those that were visited."""
+  visited = []
+
+  def tasks_of(number):
+    visited.append(number)
+    rare = number % period == 0
+    return [t for t in made_up(number) if rare or t.question_type != TYPES[-1]]
+
+  return tasks_of, visited
+
+
+@given(st.integers(0, 99), st.integers(1, 20), st.integers(1, 3))
+def test_a_rare_type_is_waited_for(seed, count, per_scene):
+  tasks_of, visited = one_in(4 // per_scene)
+  counts = shares(batch(tasks_of, 0, seed, 0, count, per_scene, TYPES)).values()
+  assert len(visited) <= 4 * math.ceil(count / per_scene)
+  assert max(counts) - min(counts) <= 1
+
+
+@given(st.integers(0, 99), st.integers(1, 40), st.integers(1, 6))
+def test_a_type_that_never_comes_is_given_up(seed, count, per_scene):
+  tasks_of, visited = one_in(HELD_OUT_SEED * 2)
+  tasks = held_out(tasks_of, seed + 1, count, per_scene, TYPES)
+  assert len(set(ids(tasks))) == count
+  assert max(Counter(numbers(tasks)).values()) <= per_scene
+  assert len(visited) <= 5 * math.ceil(count / per_scene)
+  assert min(shares(tasks)[kind] for kind in TYPES[:-1]) >= count // len(TYPES)
+
+
+def test_without_types_rooms_are_taken_as_they_come():
+  tasks_of, visited = one_in(100)
+  assert len(batch(tasks_of, 0, 0, 0, 30, 3, ())) == 30
+  assert len(visited) == 10
+
+
+def test_types_in_turn():
+  tasks = types_in_turn(made_up(0))
+  assert [task.question_type for task in tasks] == [*TYPES, *TYPES[:2], TYPES[0]]
+  assert ids(tasks)[::3] == ids(made_up(0))[:2]
 
 
 @given(st.integers(0, 9), st.integers(0, 2**32 - 1))
@@ -82,20 +151,19 @@ def test_pick(count, seed):
   assert set(chosen) <= set(ids(made_up(0)))
 
 
-def test_held_out_is_always_the_same_and_grows_at_its_end():
-  few, many = held_out(made_up, 7, 5, 2), held_out(made_up, 7, 40, 2)
-  assert ids(few)[:4] == ids(many)[:4]
-  assert ids(few) == ids(held_out(made_up, 7, 5, 2))
-  assert sorted(set(numbers(many))) == list(range(7, 27))
+def test_held_out_is_always_the_same():
+  tasks = held_out(made_up, 7, 40, 2, TYPES)
+  assert ids(tasks) == ids(held_out(made_up, 7, 40, 2, TYPES))
+  assert sorted(set(numbers(tasks)))[:20] == list(range(7, 27))
 
 
 def test_rooms_without_questions():
   def every_third(number):
     return made_up(number) if number % 3 == 0 else []
 
-  assert all(number % 3 == 0 for number in numbers(batch(every_third, 0, 0, 0, 10, 2)))
+  assert all(number % 3 == 0 for number in numbers(batch(every_third, 0, 0, 0, 10, 2, TYPES)))
   with pytest.raises(DataError, match="32 rooms in a row gave no question; loosen"):
-    batch(lambda number: [], 0, 0, 0, 1, 1)
+    batch(lambda number: [], 0, 0, 0, 1, 1, TYPES)
 
 
 # --- real scenes ---------------------------------------------------------------------------------
@@ -119,7 +187,7 @@ def test_held_out_rooms_are_never_trained_on():
   learned = {
     task.scene_id
     for step in range(4)
-    for task in batch(source.tasks_of, 0, 0, step, 6, source.per_scene)
+    for task in batch(source.tasks_of, 0, 0, step, 6, source.per_scene, source.types)
   }
   learned |= {task.scene_id for task in source.examples(0, 24)}
   assert len(asked) >= 6
@@ -134,9 +202,12 @@ def test_no_training_batch_reaches_the_held_out_numbers(monkeypatch):
     def integers(self, high):
       return HELD_OUT_SEED // 2 - 1
 
+    def permutation(self, count):
+      return np.arange(count)
+
   monkeypatch.setattr(loader, "_generator", lambda *numbers: Highest())
   monkeypatch.setattr(loader, "pick", lambda tasks, count, rng: tasks[:count])
-  assert max(numbers(batch(made_up, 0, 0, 0, 512, 1))) < HELD_OUT_SEED
+  assert max(numbers(batch(made_up, 0, 0, 0, 512, 1, TYPES))) < HELD_OUT_SEED
 
 
 def test_no_two_uses_of_randomness_share_a_stream():

@@ -117,8 +117,11 @@ class Room:
   benchmark: str = "vsi-bench"
 
 
-def source_config(**changes):
-  return dataclasses.replace(fixtures.run_config().source, **changes)
+def source_config(types=("object_abs_distance",), **changes):
+  """Of the one type that `numbered` asks."""
+  source = fixtures.run_config().source
+  questions = dataclasses.replace(source.questions, types=types)
+  return dataclasses.replace(source, questions=questions, **changes)
 
 
 def test_real_rooms_are_split_by_their_names(monkeypatch):
@@ -136,6 +139,16 @@ def test_real_rooms_are_split_by_their_names(monkeypatch):
   assert len({task.task_id for task in held_out}) == 40  # rooms come again, with another walk
   assert source.benchmark == "vsi-bench"
   assert source.held_out(10) == held_out[:10]
+  assert source.types == ("object_abs_distance",)
+
+
+def test_what_no_number_of_views_allows_is_not_waited_for():
+  types = ("camera_distance", "object_counting", "obj_appearance_order")  # of one, any, several
+  for counts, kept in (((1,), types[:2]), ((4, 8), types[1:]), ((1, 4), types)):
+    look = dataclasses.replace(fixtures.run_config().source.look, frame_counts=counts)
+    assert make_source(source_config(types, look=look)).types == kept
+  with pytest.raises(ConfigError, match=r"'camera_distance'.* cannot be asked .*frame_counts"):
+    make_source(source_config(types[:1], look=dataclasses.replace(look, frame_counts=(4,))))
 
 
 def test_procedural_rooms_are_split_by_their_numbers(monkeypatch):
@@ -162,7 +175,8 @@ def test_photographs_are_for_evaluation(street):
   tasks = source.held_out(1000)
   assert 5 <= len(tasks) < 100
   assert source.held_out(3) == tasks[:3]
-  assert source.examples(0, 5) == tasks
+  assert len({task.question_type for task in tasks[: len(source.types)]}) == len(source.types) > 3
+  assert {task.task_id for task in source.examples(0, 5)} == {task.task_id for task in tasks}
   with pytest.raises(ConfigError, match=r"set source\.kind"):
     source.tasks_of(0)
   with pytest.raises(ConfigError, match=r"source\.path is empty"):

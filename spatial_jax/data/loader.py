@@ -7,8 +7,10 @@ photographs  ──────────────────────�
 import contextlib
 import dataclasses
 import itertools
+import math
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
@@ -29,6 +31,7 @@ Item = TypeVar("Item")
 HELD_OUT_SEED = 1_000_000_000
 _WALK, _ASK, _PICK, _BATCH = range(4)  # uses of randomness: no two share a stream
 _TRIES = 32  # scenes in a row without a question before the configuration is refused
+_PATIENCE = 4  # rare types are waited for over so many times the rooms that common ones need
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +88,18 @@ def room_tasks(scenes: Sequence[Scene], look: LookConfig, questions: QuestionCon
 
 
 def batch(
-  tasks_of: TasksOf, first_scene: int, seed: int, step: int, count: int, per_scene: int
+  tasks_of: TasksOf,
+  first_scene: int,
+  seed: int,
+  step: int,
+  count: int,
+  per_scene: int,
+  types: Sequence[str] = (),
 ) -> list[Task]:
-  """The tasks of one step: question types are drawn evenly, at most `per_scene` from one room.
+  """The tasks of one step: `types` share them evenly, at most `per_scene` are from one room.
+
+  A type that few rooms offer is waited for, over 4 * count / per_scene rooms; what is missing then
+  is filled with whatever the next rooms offer.
 
   Args:
     tasks_of: scene number -> tasks.
@@ -95,13 +107,15 @@ def batch(
     seed, step: with the other arguments they fix the result.
     count: tasks.
     per_scene: most tasks of one room.
+    types: question types; () takes them as rooms offer them.
 
   Raises:
     DataError: on the host, when the rooms give no questions.
   """
   rng = _generator(seed, step, _BATCH)
   number = first_scene + int(rng.integers(2**40)) % (HELD_OUT_SEED // 2)
-  return _gather(tasks_of, number, count, per_scene, lambda _: rng)
+  mixed = [types[int(i)] for i in rng.permutation(len(types))]
+  return _gather(tasks_of, number, count, per_scene, mixed, lambda _: rng)
 
 
 def pick(tasks: Sequence[Task], count: int, rng: np.random.Generator) -> list[Task]:
@@ -120,9 +134,23 @@ def pick(tasks: Sequence[Task], count: int, rng: np.random.Generator) -> list[Ta
   return chosen
 
 
-def held_out(tasks_of: TasksOf, first_scene: int, count: int, per_scene: int) -> list[Task]:
-  """The first `count` tasks of held-out rooms, always the same ones; raises as `batch` does."""
-  return _gather(tasks_of, first_scene, count, per_scene, lambda number: _generator(number, _PICK))
+def types_in_turn(tasks: Sequence[Task]) -> list[Task]:
+  """The first task of each question type, then the second of each, ..."""
+  seen: Counter[str] = Counter()
+  ranked = []
+  for i, task in enumerate(tasks):
+    ranked.append((seen[task.question_type], i))
+    seen[task.question_type] += 1
+  return [tasks[i] for _, i in sorted(ranked)]
+
+
+def held_out(
+  tasks_of: TasksOf, first_scene: int, count: int, per_scene: int, types: Sequence[str]
+) -> list[Task]:
+  """`count` tasks of held-out rooms, always the same ones; arguments and errors as in `batch`."""
+  return _gather(
+    tasks_of, first_scene, count, per_scene, types, lambda number: _generator(number, _PICK)
+  )
 
 
 def _gather(
@@ -130,19 +158,41 @@ def _gather(
   number: int,
   count: int,
   per_scene: int,
+  types: Sequence[str],
   generator_of: Callable[[int], np.random.Generator],
 ) -> list[Task]:
-  """`count` tasks, at most `per_scene` of a room, from room `number` on."""
+  """`count` tasks, at most `per_scene` of a room, from room `number` on.
+
+  Where `count` does not divide, the first of the types get one more.
+  """
+  share, more = divmod(count, max(1, len(types)))
+  left = Counter({name: share + (rank < more) for rank, name in enumerate(types)})
+  free_from = number + (_PATIENCE * math.ceil(count / per_scene) if types else 0)
   chosen: list[Task] = []
   barren = 0
   while len(chosen) < count:
-    tasks = pick(tasks_of(number), min(per_scene, count - len(chosen)), generator_of(number))
+    tasks, rng = tasks_of(number), generator_of(number)
     barren = 0 if tasks else barren + 1
     if barren == _TRIES:
       raise DataError(f"{_TRIES} rooms in a row gave no question; loosen source.questions")
+    if number < free_from:
+      tasks = _within(tasks, left, rng)
+    tasks = pick(tasks, min(per_scene, count - len(chosen)), rng)
+    left.subtract(task.question_type for task in tasks)
     chosen += tasks
     number += 1
   return chosen
+
+
+def _within(tasks: Sequence[Task], left: Counter[str], rng: np.random.Generator) -> list[Task]:
+  """Of each type at most as many as are left for it, at random."""
+  left = left.copy()
+  kept = []
+  for task in [tasks[i] for i in rng.permutation(len(tasks))]:
+    if left[task.question_type] > 0:
+      left[task.question_type] -= 1
+      kept.append(task)
+  return kept
 
 
 def prefetch(make: Callable[[int], Item], first: int, depth: int) -> Iterator[Item]:

@@ -78,6 +78,11 @@ def answer_kind(question_type: str) -> AnswerKind:
   raise DataError(f"question type {question_type!r} is unknown: use one of {known}")
 
 
+def fits(question_type: QuestionType, views: int) -> bool:
+  """Whether a question of this type can be about so many views."""
+  return question_type not in (SEVERAL_VIEWS if views == 1 else ONE_VIEW)
+
+
 def ask(
   scene: Scene, views: Sequence[View], rng: np.random.Generator, cfg: QuestionConfig
 ) -> list[Task]:
@@ -97,7 +102,7 @@ def ask(
   images = tuple(view.image for view in views)
   tasks = []
   for question_type in cfg.types:
-    if question_type in (SEVERAL_VIEWS if len(views) == 1 else ONE_VIEW):
+    if not fits(question_type, len(views)):
       continue
     stream = streams[question_type]
     drafts = list(itertools.islice(_drafts(question_type, sight, stream, cfg), cfg.max_per_type))

@@ -7,13 +7,13 @@ Source ─► Exam ─► Sheets (sampled, greedy, cooler, on grey; median answe
 import dataclasses
 import json
 import pathlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from spatial_jax import programs
+from spatial_jax.data.loader import types_in_turn
 from spatial_jax.data.text import IM_END
 from spatial_jax.drawing.executor import Executor
 from spatial_jax.errors import DataError
@@ -174,12 +174,9 @@ def gallery(contest: Contest, found: Sequence[Sheet]) -> list[Group]:
 
 def showcase(tasks: Sequence[Task], answers: Sequence[Answered], count: int) -> list[Task]:
   """`count` tasks, question types in turn, those first in which something was drawn."""
-  seen: Counter[str] = Counter()
-  ranked = []
-  for i in sorted(range(len(tasks)), key=lambda i: not any(t.produced for t in answers[i].turns)):
-    ranked.append((seen[tasks[i].question_type], i))
-    seen[tasks[i].question_type] += 1
-  return [tasks[i] for _, i in sorted(ranked)[:count]]
+  drawn = [any(turn.produced for turn in answered.turns) for answered in answers]
+  order = sorted(range(len(tasks)), key=lambda i: not drawn[i])
+  return types_in_turn([tasks[i] for i in order])[:count]
 
 
 def behaviours(found: Sequence[Sheet]) -> dict[str, dict[str, float]]:

@@ -10,12 +10,14 @@ import zlib
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
+
 from spatial_jax.config import ConfigError
 from spatial_jax.data import loader
 from spatial_jax.data.loader import HELD_OUT_SEED, LookConfig, TasksOf
 from spatial_jax.data.photos import load_photo_tasks
 from spatial_jax.data.procedural import ProceduralConfig
-from spatial_jax.data.questions import QuestionConfig
+from spatial_jax.data.questions import QuestionConfig, fits
 from spatial_jax.data.rooms import load_rooms
 from spatial_jax.types import Task
 
@@ -53,6 +55,7 @@ class Source:
     held_out: count -> tasks to be asked, the same ones each time; fewer where there are fewer.
     examples: (seed, count) -> tasks of the same kind as `held_out` to take typical answers from.
     per_scene: most tasks of one room in a batch.
+    types: question types that share a batch, and the held-out tasks, evenly.
     benchmark: whose rooms these are ("vsi-bench"), None when nobody's.
   """
 
@@ -60,6 +63,7 @@ class Source:
   held_out: Callable[[int], list[Task]]
   examples: Callable[[int, int], list[Task]]
   per_scene: int
+  types: tuple[str, ...]
   benchmark: str | None
 
 
@@ -68,14 +72,14 @@ def make_source(cfg: SourceConfig) -> Source:
 
   Raises:
     DataError: I/O, when its files cannot be used.
-    ConfigError: on the host, when a path is missing.
+    ConfigError: on the host, when a path is missing or nothing can be asked.
   """
   if cfg.kind != "procedural" and not cfg.path:
     raise ConfigError(f"source.path is empty; set it to the folder of the {cfg.kind}")
   match cfg.kind:
     case "procedural":
       tasks_of = loader.procedural_tasks(cfg.rooms, cfg.look, cfg.questions)
-      return _of_rooms(tasks_of, tasks_of, HELD_OUT_SEED, cfg.per_scene, None)
+      return _of_rooms(cfg, tasks_of, tasks_of, HELD_OUT_SEED, None)
     case "rooms":
       scenes = load_rooms(cfg.path)
       parts = [
@@ -84,7 +88,7 @@ def make_source(cfg: SourceConfig) -> Source:
       if not all(parts):
         raise ConfigError(f"{len(scenes)} rooms in {cfg.path} are too few to hold some out")
       train, out = (loader.room_tasks(part, cfg.look, cfg.questions) for part in parts)
-      return _of_rooms(train, out, 0, cfg.per_scene, scenes[0].benchmark)
+      return _of_rooms(cfg, train, out, 0, scenes[0].benchmark)
     case "photos":
       side_px = max(cfg.look.width_px, cfg.look.height_px)
       tasks = load_photo_tasks(cfg.path, 0, side_px, cfg.questions.max_per_type)
@@ -97,15 +101,22 @@ def is_held_out(scene_id: str) -> bool:
 
 
 def _of_rooms(
-  tasks_of: TasksOf, held_out_of: TasksOf, first: int, per_scene: int, benchmark: str | None
+  cfg: SourceConfig, tasks_of: TasksOf, held_out_of: TasksOf, first: int, benchmark: str | None
 ) -> Source:
+  asked, counts = cfg.questions.types, cfg.look.frame_counts
+  types = tuple(name for name in asked if any(fits(name, count) for count in counts))
+  if not types:
+    raise ConfigError(
+      f"source.questions.types {asked} cannot be asked about source.look.frame_counts {counts}"
+    )
+
   def held_out(count: int) -> list[Task]:
-    return loader.held_out(held_out_of, first, count, per_scene)
+    return loader.held_out(held_out_of, first, count, cfg.per_scene, types)
 
   def examples(seed: int, count: int) -> list[Task]:
-    return loader.batch(tasks_of, 0, seed, 0, count, _PER_ROOM)
+    return loader.batch(tasks_of, 0, seed, 0, count, _PER_ROOM, ())  # a median needs no even share
 
-  return Source(tasks_of, held_out, examples, per_scene, benchmark)
+  return Source(tasks_of, held_out, examples, cfg.per_scene, types, benchmark)
 
 
 def _of_photos(tasks: list[Task], per_scene: int) -> Source:
@@ -114,4 +125,9 @@ def _of_photos(tasks: list[Task], per_scene: int) -> Source:
   def refuse(number: int) -> list[Task]:
     raise ConfigError("photographs are for evaluation; set source.kind to procedural or rooms")
 
-  return Source(refuse, lambda count: tasks[:count], lambda seed, count: tasks, per_scene, None)
+  types = tuple(dict.fromkeys(task.question_type for task in tasks))
+  order = np.random.default_rng(0).permutation(len(tasks))
+  asked = loader.types_in_turn([tasks[i] for i in order])
+  return Source(
+    refuse, lambda count: asked[:count], lambda seed, count: tasks, per_scene, types, None
+  )
