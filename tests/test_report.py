@@ -176,6 +176,17 @@ def test_a_missing_cell_leaves_a_gap(tmp_path):
   assert high > max(cell.high for row in table.rows for cell in row.cells.values())
 
 
+@pytest.mark.parametrize("count", [1, 5])
+def test_every_column_of_the_table_has_room(tmp_path, count):
+  """The table is as wide as so many columns need; its frame scrolls where the page is narrower."""
+  table = dummies.result_table(np.random.default_rng(0))
+  write_results(dataclasses.replace(table, columns=table.columns[:count]), tmp_path, {})
+  text = write_report(tmp_path, ABOUT, None, 1).read_text()
+  assert f'<div class="wide">\n<table class="results" style="--columns:{count}">' in text
+  assert re.search(r"\.results {[^}]*min-width: calc\([^;]*var\(--columns\)", text)
+  assert re.search(r"\.wide {[^}]*overflow-x: auto", text)
+
+
 def test_groups_round_trip_and_replace(tmp_path):
   generator = np.random.default_rng(1)
   task = dummies.number_task(generator)
