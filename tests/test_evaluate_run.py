@@ -212,6 +212,8 @@ def test_an_evaluation_from_checkpoint_to_report(
   assert origin["config"]["source"]["path"] == str(street)
   page = (workdir / "report.html").read_text()
   assert page.count("<article>") == 2
+  assert "<h2>Answers to held-out questions</h2>" in page
+  assert page.count("reward, greedy</span>") == page.count("reward, sampled</span>") == 2
   assert "paired difference" in capsys.readouterr().out
   with pytest.raises(ConfigError, match="work directory of another config"):
     evaluate(photo_settings(street, policy_folder, tasks=4), str(run_folder), workdir)

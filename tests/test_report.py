@@ -206,6 +206,29 @@ def test_groups_round_trip_and_replace(tmp_path):
     np.testing.assert_array_equal(sibling.trajectory.token_ids_T, rollouts[0][g].token_ids_T)
 
 
+def test_answers_of_an_evaluation_are_no_rollouts_of_a_step(tmp_path):
+  """A greedy and a sampled answer, which nothing was learnt from."""
+  generator = np.random.default_rng(1)
+  task = dummies.number_task(generator)
+  siblings = []
+  for greedy in (True, False):
+    rollouts = [dummies.group(generator, task, 1)]
+    scores = dummies.score(rollouts, [task], dummies.REWARD, 5.0)
+    [group] = gallery.groups_of([dummies.prompt(task)], rollouts, scores, None, None, greedy)
+    siblings += group.siblings
+  gallery.save_groups([dataclasses.replace(group, siblings=tuple(siblings))], tmp_path)
+  [[loaded]] = gallery.load_groups(tmp_path, per_step=4)
+  assert loaded.step is None
+  assert [(s.advantage, s.greedy) for s in loaded.siblings] == [(None, True), (None, False)]
+  text = write_report(tmp_path, ABOUT, None, 1).read_text()
+  assert "<h2>Answers to held-out questions</h2>" in text
+  assert "reward, greedy</span>" in text
+  assert "reward, sampled</span>" in text
+  for words in ("Rollouts of step", "advantage", "ranked", "mean reward"):
+    assert words not in "".join(Page(text).texts), words
+  assert "<h2>" not in write_report(tmp_path, ABOUT, None, 0).read_text()
+
+
 def test_pieces_lose_nothing():
   text = "<think> a\n<b> </think> Action: X\n```json\n[1]\n```\nso <answer> 2 </answer> ```json [2"
   kinds = gallery.pieces(text)

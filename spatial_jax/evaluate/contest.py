@@ -10,8 +10,6 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from spatial_jax import programs
 from spatial_jax.data.loader import types_in_turn
 from spatial_jax.data.text import IM_END
@@ -164,8 +162,7 @@ def gallery(contest: Contest, found: Sequence[Sheet]) -> list[Group]:
     rollouts, scores = ask(engine, contest.after, tasks, exam, mode)
     named = [[dataclasses.replace(group[0], sample=number)] for group in rollouts]
     prompts = [engine.conversation.prompt(task) for task in tasks]
-    none = np.zeros((len(tasks), 1), np.float32)
-    by_mode.append(groups_of(prompts, named, scores, none, 0))
+    by_mode.append(groups_of(prompts, named, scores, None, None, mode.greedy))
   return [
     dataclasses.replace(groups[0], siblings=tuple(s for group in groups for s in group.siblings))
     for groups in zip(*by_mode, strict=True)

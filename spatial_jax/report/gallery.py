@@ -3,6 +3,7 @@
 workdir/rollouts/000120/0.json            one question: what was asked, rewards, answers
 workdir/rollouts/000120/0_sample_3.json   its rollouts, see trajectory.py
 workdir/rollouts/000120/images/           their pictures
+workdir/rollouts/evaluation/...           the same of an evaluation
 """
 
 import base64
@@ -24,6 +25,7 @@ from spatial_jax.reward.format import final_answer
 from spatial_jax.types import Prompts, Rollouts, Scores, Trajectory
 
 FOLDER = "rollouts"
+EVALUATION = "evaluation"
 
 _PIECES = re.compile(r"(<think>.*?</think>|```.*?(?:```|$)|<answer>.*?</answer>)", re.DOTALL)
 _KINDS = {"<think>": "think", "```": "code", "<answer>": "answer"}
@@ -31,22 +33,32 @@ _KINDS = {"<think>": "think", "```": "code", "<answer>": "answer"}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sibling:
-  """One rollout of a group with what it earned; fields as in `Scores`."""
+  """One rollout of a group with what it earned; fields as in `Scores`.
+
+  Attributes:
+    advantage: None where nothing is learnt from it.
+    greedy: the likeliest token each time; else sampled.
+  """
 
   trajectory: Trajectory
   answer: str | None
   reward: float
-  advantage: float
+  advantage: float | None
   hard: float
   format: float
   usable: bool
+  greedy: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Group:
-  """One question and the G rollouts that answered it at `step`; `truth` is the right answer."""
+  """One question and the rollouts that answered it; `truth` is the right answer.
 
-  step: int
+  Attributes:
+    step: of training; None in an evaluation.
+  """
+
+  step: int | None
   task_id: str
   question_type: str
   question: str
@@ -56,9 +68,14 @@ class Group:
 
 
 def groups_of(
-  prompts: Prompts, rollouts: Rollouts, scores: Scores, advantages_BG: np.ndarray, step: int
+  prompts: Prompts,
+  rollouts: Rollouts,
+  scores: Scores,
+  advantages_BG: np.ndarray | None,
+  step: int | None,
+  greedy: bool = False,
 ) -> list[Group]:
-  """Groups of one training step, in the order of its prompts."""
+  """One group per prompt, of a training step or (without advantages and step) an evaluation."""
   return [
     Group(
       step=step,
@@ -72,10 +89,11 @@ def groups_of(
           trajectory=trajectory,
           answer=final_answer(trajectory),
           reward=float(scores.reward_BG[b, g]),
-          advantage=float(advantages_BG[b, g]),
+          advantage=None if advantages_BG is None else float(advantages_BG[b, g]),
           hard=float(scores.hard_BG[b, g]),
           format=float(scores.format_BG[b, g]),
           usable=bool(scores.usable_BG[b, g]),
+          greedy=greedy,
         )
         for g, trajectory in enumerate(rollouts[b])
       ),
@@ -87,7 +105,8 @@ def groups_of(
 def save_groups(groups: list[Group], workdir: str | os.PathLike[str]) -> None:
   """Keeps the groups of one step; saving a step again (after a resume) replaces it."""
   for number, group in enumerate(groups):
-    folder = pathlib.Path(workdir) / FOLDER / f"{group.step:06d}"
+    name = EVALUATION if group.step is None else f"{group.step:06d}"
+    folder = pathlib.Path(workdir) / FOLDER / name
     for index, sibling in enumerate(group.siblings):
       trajectory_lib.save(sibling.trajectory, folder / f"{number}_sample_{index}.json")
     record = vars(group) | {"siblings": [dict(vars(sibling)) for sibling in group.siblings]}
@@ -97,16 +116,17 @@ def save_groups(groups: list[Group], workdir: str | os.PathLike[str]) -> None:
 
 
 def load_groups(workdir: str | os.PathLike[str], per_step: int) -> list[list[Group]]:
-  """The groups of the first and of the last step that were kept, `per_step` of each.
+  """`per_step` groups of the first and of the last step that were kept, and of an evaluation.
 
   Returns:
-    [] when none were kept, one list when there is one step, else two.
+    A list for each of these that there is.
 
   Raises:
     DataError: I/O, naming the file that cannot be read.
   """
-  folders = sorted((pathlib.Path(workdir) / FOLDER).glob("[0-9]*"), key=lambda path: int(path.name))
-  shown = folders[:1] + folders[1:][-1:]
+  root = pathlib.Path(workdir) / FOLDER
+  steps = sorted(root.glob("[0-9]*"), key=lambda path: int(path.name))
+  shown = steps[:1] + steps[1:][-1:] + list(root.glob(EVALUATION))
   return [[_load(folder, number) for number in _numbers(folder)[:per_step]] for folder in shown]
 
 
@@ -141,7 +161,7 @@ def group_view(group: Group) -> dict[str, Any]:
     "options": group.options,
     "truth": group.truth,
     "images": [data_uri(image.pixels) for image in first.images[: first.prompt_images]],
-    "mean": float(np.mean(rewards)) if rewards else None,
+    "mean": float(np.mean(rewards)) if rewards and group.step is not None else None,
     "siblings": [sibling_view(sibling) for sibling in group.siblings],
   }
 
@@ -169,6 +189,7 @@ def sibling_view(sibling: Sibling) -> dict[str, Any]:
     "answer": sibling.answer,
     "reward": sibling.reward,
     "advantage": sibling.advantage,
+    "greedy": sibling.greedy,
     "hard": sibling.hard,
     "format": sibling.format > 0,
     "usable": sibling.usable,

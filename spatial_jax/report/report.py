@@ -64,7 +64,8 @@ def write_report(
       section is left out.
     about: head of the page.
     card: how the run rewards, None to leave the reward card out.
-    groups_per_step: groups of siblings shown of the first and of the last step that were kept.
+    groups_per_step: groups of siblings shown of the first and of the last step that were kept, or
+      of an evaluation.
 
   Returns:
     The file.
@@ -83,7 +84,7 @@ def write_report(
     curves=plots.curves(records),
     not_finite=not_finite(records),
     card=_card_view(card) if card else None,
-    gallery=[_step_view(groups) for groups in load_groups(workdir, groups_per_step)],
+    gallery=[_step_view(groups) for groups in load_groups(workdir, groups_per_step) if groups],
     config=config.read_text(encoding="utf-8") if config.exists() else None,
     css=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
   )
@@ -159,7 +160,7 @@ def _card_view(card: RewardCard) -> dict[str, Any]:
 
 
 def _step_view(groups: Sequence[Group]) -> dict[str, Any]:
-  return {"step": groups[0].step if groups else 0, "groups": [group_view(g) for g in groups]}
+  return {"step": groups[0].step, "groups": [group_view(g) for g in groups]}
 
 
 def _signed(value: float, digits: int = 3) -> str:
