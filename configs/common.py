@@ -51,8 +51,9 @@ def learn(steps: int) -> ConfigDict:
       "advantage": {"alpha": 1.0, "sign_safe": False},
       "loss": {"clip_low": 0.2, "clip_high": 0.3, "kl_weight": 0.0, "normalise": "token"},
       "optimizer": optimizer(2e-4, steps),
-      "token_buckets": (160, 256, 384, 512),
-      "micro_rows": 32,
+      "prefix_buckets": (128, 192, 256, 512),
+      "token_buckets": (48, 96, 160, 256),
+      "micro_group": 8,  # of 8: memory is no concern
       "keep_every": 20,
       "keep_groups": 3,
     }
@@ -86,16 +87,16 @@ def loop(steps: int) -> ConfigDict:
 
 
 def source() -> ConfigDict:
-  """Procedural rooms of 3 to 9 objects, seen once."""
+  """Procedural rooms of 4 to 10 objects, seen once."""
   return ConfigDict(
     {
       "kind": "procedural",  # or "rooms", "photos"
       "path": "",  # of the data, where it is not procedural
       "rooms": {
-        "objects": (3, 9),
+        "objects": (4, 10),
         "side_m": (3.0, 6.0),
         "l_shape_share": 0.25,
-        "repeat_share": 0.3,
+        "repeat_share": 0.5,
       },
       "look": {
         "width_px": 168,
@@ -172,7 +173,7 @@ def rollout() -> ConfigDict:
       "top_p": 1.0,  # the whole distribution: truncated samples are off-policy
       "turn_tokens": 128,
       "chunk": 16,
-      "stop": {"turns": 2, "images": 8, "tokens": 256},
+      "stop": {"turns": 2, "images": 8, "tokens": 255},
       "limits": {
         "blocks": 4,
         "block_chars": 2000,

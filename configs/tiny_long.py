@@ -15,5 +15,4 @@ def get_config() -> ConfigDict:
   cfg.loop.steps = 800
   cfg.learn.optimizer.total_steps = 800
   cfg.rollout.prompts = 16
-  cfg.learn.micro_rows = 64
   return cfg

@@ -34,6 +34,9 @@ def get_config() -> ConfigDict:
   source = common.source()
   policy = common.policy()
   steps = 2000
+  numbers = ConfigDict({"scenes": 16, "group": 6, "answer": "number", "draw_share": 0.0})
+  choices = ConfigDict({"scenes": 8, "group": 8, "answer": "choice", "draw_share": 0.0})
+  drawing = ConfigDict({"scenes": 16, "group": 3, "answer": "number", "draw_share": 1.0})
   cfg = ConfigDict()
   cfg.stage = "pretrain"
   cfg.seed = 0
@@ -42,11 +45,7 @@ def get_config() -> ConfigDict:
     {
       "see_steps": 900,
       "see_scenes": 32,
-      "scenes": 16,
-      "rows": 96,
-      "draw_every": 3,
-      "draw_rows": 48,
-      "micro_rows": 48,
+      "lessons": (numbers, choices, numbers, drawing),
       "dense_weight": 0.5,
       "share": 0.25,
       "categories": CATEGORIES,
@@ -58,7 +57,8 @@ def get_config() -> ConfigDict:
   cfg.optimizer.warmup_steps = 100
   cfg.shapes = ConfigDict(
     {
-      "token_buckets": (144, 192, 256, 384),  # few: a trace takes half a minute to compile
+      "prefix_buckets": (96, 256),  # few: a trace takes half a minute to compile
+      "token_buckets": (96, 144, 192, 256, 384),
       "vision": {"windows": (64, 128, 256), "frames": (16, 32, 64), "patches": (144,)},
       "window_blocks": 3,
       "vocabulary": policy.decoder.vocabulary,

@@ -18,7 +18,7 @@ from spatial_jax.policy.config import VisionConfig
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout.engine import RolloutConfig
 from spatial_jax.rollout.sampler import ObservationBatch, PromptBatch, SampleState, Sampling
-from spatial_jax.types import Params, TrainBatch, TrainState, VisionBatch
+from spatial_jax.types import Params, PrefixBatch, TrainBatch, TrainState, VisionBatch
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ def all_programs(
   island: Policy,
   optimizer: optax.GradientTransformation,
   loss: LossConfig,
-  micro_rows: int,
+  micro_group: int,
   rollout: RolloutConfig,
   batch: BatchConfig,
 ) -> list[Program]:
@@ -76,11 +76,11 @@ def all_programs(
   Args:
     policy: its mesh may be of devices that are not there.
     island: the same on the devices of one process; `policy` itself where there is one process.
-    optimizer, loss, micro_rows: of the update.
+    optimizer, loss, micro_group: of the update.
     rollout, batch: shapes; the last of each list of buckets is taken.
   """
   run = programs.rollout_programs(island, rollout, stop_id=0)
-  learn = programs.learn_programs(policy, optimizer, loss, micro_rows)
+  learn = programs.learn_programs(policy, optimizer, loss, micro_group)
   x = largest_inputs(policy, island, optimizer, rollout, batch)
   state, weights, rows = x.state, x.weights, x.rows
   calls = [
@@ -123,7 +123,7 @@ def largest_inputs(
   run = programs.rollout_programs(island, rollout, stop_id=0)
   rows = jax.eval_shape(run.start, weights, features_MD, *prompts)
   islands = sharding.island_mesh(mesh).shape["island"]
-  learned = train_batch(cfg.vision, rollout.prompts * rollout.group * islands, batch)
+  learned = train_batch(cfg.vision, rollout.prompts * islands, rollout.group, batch)
   window = programs.window_patches(cfg.vision)
   return Inputs(
     state=state,
@@ -138,10 +138,16 @@ def largest_inputs(
   )
 
 
-def train_batch(vision: VisionConfig, count: int, cfg: BatchConfig) -> TrainBatch:
-  """A TrainBatch of ShapeDtypeStruct: `count` rows, the last of each list of buckets."""
-  size = cfg.token_buckets[-1]
+def train_batch(vision: VisionConfig, prompts: int, group: int, cfg: BatchConfig) -> TrainBatch:
+  """A TrainBatch of ShapeDtypeStruct: the last of each list of buckets."""
+  count, size, prefix_size = prompts * group, cfg.token_buckets[-1], cfg.prefix_buckets[-1]
   return TrainBatch(
+    prefix=PrefixBatch(
+      token_BT=_struct((prompts, prefix_size), jnp.int32),
+      position_BTA=_struct((prompts, prefix_size, 3), jnp.int32),
+      valid_BT=_struct((prompts, prefix_size), jnp.bool_),
+      feature_BT=_struct((prompts, prefix_size), jnp.int32),
+    ),
     token_RT=_struct((count, size), jnp.int32),
     position_RTA=_struct((count, size, 3), jnp.int32),
     valid_RT=_struct((count, size), jnp.bool_),

@@ -25,13 +25,12 @@ from spatial_jax import abstract, programs, sharding
 from spatial_jax.abstract import Program
 from spatial_jax.config import ConfigError, build
 from spatial_jax.errors import UserError
-from spatial_jax.learn.batch import BatchConfig
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.policy import weights
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout.engine import RolloutConfig
-from spatial_jax.stages.grpo import GrpoConfig
+from spatial_jax.stages.grpo import GrpoConfig, batch_config
 
 # Memory of one chip in GiB, by device kind. Source: the Cloud TPU documentation.
 HBM_GIB = {
@@ -135,11 +134,10 @@ def compile_all(
   optimizer = make_optimizer(learn.optimizer)
   policy = make_policy(policy_cfg, programs.compute_dtype(mesh), mesh, remat)
   island = dataclasses.replace(policy, mesh=host)
-  window_blocks, vocabulary = policy_cfg.vision.window_blocks, policy_cfg.decoder.vocabulary
-  batch = BatchConfig(learn.token_buckets, rollout.vision, window_blocks, vocabulary)
+  batch = batch_config(learn, rollout, policy_cfg)
   rollout, batch = programs.sequence_buckets(rollout, batch, mesh)
   found = abstract.all_programs(
-    policy, island, optimizer, learn.loss, learn.micro_rows, rollout, batch
+    policy, island, optimizer, learn.loss, learn.micro_group, rollout, batch
   )
   return [compile_program(program) for program in found]
 

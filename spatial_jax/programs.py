@@ -98,15 +98,10 @@ def learn_programs(
   policy: Policy,
   optimizer: optax.GradientTransformation,
   loss: LossConfig,
-  micro_rows: int,
+  micro_group: int,
 ) -> LearnPrograms:
-  """Update programs of one run, on the policy's mesh; the state comes out where it went in.
-
-  Raises:
-    ConfigError: on the host, when a microbatch does not divide over the mesh.
-  """
+  """Update programs of one run, on the policy's mesh; the state comes out where it went in."""
   mesh = train_mesh(policy)
-  sharding.check_rows(micro_rows, "config.learn.micro_rows", mesh)
   state = abstract_state(policy, optimizer, mesh)
   out = (jax.tree.map(lambda x: x.sharding, state), sharding.replicated(mesh))
   window = window_patches(policy.cfg.vision)
@@ -118,10 +113,10 @@ def learn_programs(
   def update(
     state: TrainState, batch: TrainBatch, ref_logp_RT: Array | None
   ) -> tuple[TrainState, Metrics]:
-    return policy_update(policy, optimizer, loss, micro_rows, state, lay(batch), ref_logp_RT)
+    return policy_update(policy, optimizer, loss, micro_group, state, lay(batch), ref_logp_RT)
 
   def sft(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
-    return sft_update(policy, optimizer, micro_rows, state, lay(batch))
+    return sft_update(policy, optimizer, micro_group, state, lay(batch))
 
   def score(params: Params, batch: TrainBatch) -> jax.Array:
     return score_batch(policy, params, lay(batch))
@@ -218,5 +213,10 @@ def sequence_buckets(
     dataclasses.replace(
       rollout, prompt_buckets=up(rollout.prompt_buckets), vision=frames(rollout.vision)
     ),
-    dataclasses.replace(batch, token_buckets=up(batch.token_buckets), vision=frames(batch.vision)),
+    dataclasses.replace(
+      batch,
+      prefix_buckets=up(batch.prefix_buckets),
+      token_buckets=up(batch.token_buckets),
+      vision=frames(batch.vision),
+    ),
   )

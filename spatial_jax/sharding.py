@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from spatial_jax.config import ConfigError
-from spatial_jax.types import Array, Params, TrainBatch, VisionBatch
+from spatial_jax.types import Array, Params, PrefixBatch, TrainBatch, VisionBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +206,7 @@ def check_rows(count: int, name: str, mesh: Mesh) -> None:
 
 
 def train_batch_shardings(batch: TrainBatch, window: int, mesh: Mesh) -> TrainBatch:
-  """Rows over data and fsdp; patches likewise, by whole windows, and frames, where they divide.
+  """Rows and prefixes over data and fsdp; patches (by whole windows), frames where they divide.
 
   Args:
     batch: arrays or abstract.
@@ -214,15 +214,16 @@ def train_batch_shardings(batch: TrainBatch, window: int, mesh: Mesh) -> TrainBa
     mesh: train mesh.
 
   Raises:
-    ConfigError: at trace or on the host, when the rows do not divide over the mesh.
+    ConfigError: at trace or on the host, when the prompts do not divide over the mesh.
   """
-  check_rows(batch.token_RT.shape[0], "rows of an update (config.rollout.prompts x group)", mesh)
+  check_rows(batch.prefix.token_BT.shape[0], "prompts of an update (config.rollout.prompts)", mesh)
   shards = row_devices(mesh)
   row: Any = rows(mesh)
   everywhere: Any = replicated(mesh)
   patch = row if batch.vision.valid_P.shape[0] % (window * shards) == 0 else everywhere
   frame = row if batch.vision.frame_NS.shape[0] % shards == 0 else everywhere
   return TrainBatch(
+    prefix=PrefixBatch(token_BT=row, position_BTA=row, valid_BT=row, feature_BT=row),
     token_RT=row,
     position_RTA=row,
     valid_RT=row,

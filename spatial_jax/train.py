@@ -37,7 +37,6 @@ from spatial_jax.evaluate.contest import (
   sheets,
   write,
 )
-from spatial_jax.learn.batch import BatchConfig
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.report.plots import RewardCard
@@ -46,7 +45,7 @@ from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import Engine, RolloutConfig
 from spatial_jax.sharding import MeshConfig
 from spatial_jax.stages import loop
-from spatial_jax.stages.grpo import GrpoConfig, Learner
+from spatial_jax.stages.grpo import GrpoConfig, Learner, batch_config
 from spatial_jax.stages.load import MODEL_KEY, Loaded, load_policy, record
 from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.stages.pretrain import PretrainRun, pretrain
@@ -99,11 +98,21 @@ class GrpoRun:
   evaluation: EvaluationConfig
 
   def __post_init__(self):
-    rows = self.rollout.prompts * self.rollout.group
-    if rows % self.learn.micro_rows:
+    learn, rollout = self.learn, self.rollout
+    if rollout.group % learn.micro_group:
       raise ConfigError(
-        f"config.learn.micro_rows is {self.learn.micro_rows}: not a divisor of the {rows} rows of "
-        "config.rollout (prompts x group)"
+        f"config.learn.micro_group is {learn.micro_group}: not a divisor of "
+        f"config.rollout.group {rollout.group}"
+      )
+    if learn.token_buckets[-1] <= rollout.stop.tokens:
+      raise ConfigError(
+        f"config.learn.token_buckets ends at {learn.token_buckets[-1]}: it must hold a response "
+        f"and one token before it, config.rollout.stop.tokens {rollout.stop.tokens} + 1"
+      )
+    if learn.prefix_buckets[-1] < rollout.prompt_buckets[-1]:
+      raise ConfigError(
+        f"config.learn.prefix_buckets ends at {learn.prefix_buckets[-1]}: it must hold the longest "
+        f"prompt, config.rollout.prompt_buckets {rollout.prompt_buckets[-1]}"
       )
 
 
@@ -157,6 +166,9 @@ def grpo(
 ) -> None:
   """Reinforcement learning from start to report."""
   policy = dataclasses.replace(loaded.policy, remat=cfg.remat)
+  rollout, shapes = programs.sequence_buckets(
+    cfg.rollout, batch_config(cfg.learn, cfg.rollout, policy.cfg), mesh
+  )
   source = make_source(cfg.source)
   optimizer = make_optimizer(cfg.learn.optimizer)
   conversation = Conversation(loaded.tokenizer, cfg.text, cfg.preprocess, policy.cfg)
@@ -164,23 +176,18 @@ def grpo(
     executor = stack.enter_context(Executor(cfg.executor, cfg.style))
     engine = Engine(
       conversation,
-      programs.rollout_programs(policy, cfg.rollout, loaded.tokenizer.id(IM_END)),
+      programs.rollout_programs(policy, rollout, loaded.tokenizer.id(IM_END)),
       executor,
-      cfg.rollout,
+      rollout,
     )
     learner = Learner(
       engine=engine,
-      programs=programs.learn_programs(policy, optimizer, cfg.learn.loss, cfg.learn.micro_rows),
+      programs=programs.learn_programs(policy, optimizer, cfg.learn.loss, cfg.learn.micro_group),
       decode_params=programs.decode_params(policy, mesh),
       tasks_of=source.tasks_of,
       per_scene=source.per_scene,
       cfg=cfg.learn,
-      shapes=BatchConfig(
-        cfg.learn.token_buckets,
-        cfg.rollout.vision,
-        policy.cfg.vision.window_blocks,
-        policy.cfg.decoder.vocabulary,
-      ),
+      shapes=shapes,
       steps=cfg.loop.steps,
       seed=cfg.seed,
       reference=loaded.params if cfg.learn.loss.kl_weight else None,

@@ -270,14 +270,31 @@ class VisionBatch(NamedTuple):
   slot_P: Array
 
 
+class PrefixBatch(NamedTuple):
+  """What the rows of each group have in common, left-aligned; fields as in TrainBatch."""
+
+  token_BT: Array
+  position_BTA: Array
+  valid_BT: Array
+  feature_BT: Array
+
+
 class TrainBatch(NamedTuple):
   """Rows for the update: the only padded form of a trajectory.
 
+  What the G rows of a group have in common is there once; rows r = b * G + g go on behind it:
+
+      prefix of b | prompt ...... |      own part of its G rows | last prompt token, response ...
+                                                               | last prompt token, response ...
+
+  The last common token belongs to the rows: what stands behind it predicts their first own one.
+
   Attributes:
-    token_RT: int32.
+    prefix: of B groups.
+    token_RT: int32, like all of [R, T] the rows' own part.
     position_RTA: int32.
     valid_RT: bool.
-    trained_RT: bool; trained_RT[r, t] says token t was sampled (predicted from t - 1).
+    trained_RT: bool; trained_RT[r, t] says token t was sampled, predicted from t - 1; never t = 0.
     old_logp_RT: float32 as recorded by the sampler, 0 where not trained.
     advantage_R: float32.
     feature_RT: int32 index of the visual feature that replaces the embedding, -1 for text.
@@ -286,6 +303,7 @@ class TrainBatch(NamedTuple):
     vision: the images of all rows, each distinct image once.
   """
 
+  prefix: PrefixBatch
   token_RT: Array
   position_RTA: Array
   valid_RT: Array

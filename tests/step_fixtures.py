@@ -59,9 +59,9 @@ ROLLOUT = RolloutConfig(
 )
 # A small step and a large epsilon: where a gradient is noise, Adam would turn it into a full step.
 OPTIMIZER = OptimizerConfig(1e-3, "constant", 0, 100, 0, 0.9, 0.95, 1e-5, 0.01, 1.0)
-SHAPES = BatchConfig((128,), ROLLOUT.vision, 2, VOCABULARY)
+SHAPES = BatchConfig((128,), (128,), ROLLOUT.vision, 2, VOCABULARY)
 LOSS = LossConfig(clip_low=0.2, clip_high=0.3, kl_weight=0.0, normalise="token")
-MICRO_ROWS = 4
+MICRO_GROUP = 1
 
 
 def step_config() -> QwenVLConfig:
@@ -107,7 +107,7 @@ def lab(data: int, fsdp: int, tensor: int) -> Lab:
   executor = Executor(ExecutorConfig(0, 20.0, 1024), STYLE)
   return Lab(
     engine=Engine(conversation, run, executor, ROLLOUT),
-    learn=programs.learn_programs(policy, optimizer, LOSS, MICRO_ROWS),
+    learn=programs.learn_programs(policy, optimizer, LOSS, MICRO_GROUP),
     policy=policy,
     decode_params=programs.decode_params(policy, mesh),
     state=programs.init_state(policy, optimizer, params, mesh),
@@ -152,8 +152,7 @@ def step(lab: Lab, state: TrainState, number: int) -> Outcome:
   # Random weights never answer; rewards that differ make the update move.
   luck_BG = np.random.default_rng(number).random(scores.reward_BG.shape, np.float32)
   scores = scores._replace(reward_BG=luck_BG, accuracy_BG=luck_BG)
-  advantage_R = np.asarray(advantage(scores, dummies.ADVANTAGE)).reshape(-1)
-  trajectories = [trajectory for group in rollouts for trajectory in group]
-  batch, _ = to_train_batch(trajectories, advantage_R, SHAPES)
+  advantage_BG = np.asarray(advantage(scores, dummies.ADVANTAGE))
+  batch, _ = to_train_batch(rollouts, advantage_BG, SHAPES)
   state, metrics = lab.learn.update(state, lab.learn.place(batch), None)
   return Outcome(rollouts, state, metrics, weights)

@@ -39,7 +39,7 @@ def tiny_shapes() -> tuple[GrpoConfig, RolloutConfig]:
   """The config's limits with one small bucket each: compile time grows with what is unrolled."""
   vision = VisionBuckets((16,), (4,), (144,))
   learn = build(GrpoConfig, common.learn(100))
-  learn = dataclasses.replace(learn, token_buckets=(160,), micro_rows=16)
+  learn = dataclasses.replace(learn, prefix_buckets=(128,), token_buckets=(256,), micro_group=4)
   rollout = build(RolloutConfig, common.rollout())
   rollout = dataclasses.replace(
     rollout, prompts=4, prompt_buckets=(128,), observation_buckets=(64,), vision=vision
@@ -76,10 +76,12 @@ def programs_of(topology: str, cfg: QwenVLConfig, rollout: RolloutConfig) -> dic
   mesh = aot.topology_mesh(topology, sharding.MeshConfig(-1, 2, 2))
   policy = make_policy(cfg, jnp.bfloat16, mesh)
   island = make_policy(cfg, jnp.bfloat16, aot.host_mesh(topology, mesh))
-  batch = BatchConfig((128,), rollout.vision, cfg.vision.window_blocks, cfg.decoder.vocabulary)
+  batch = BatchConfig(
+    (128,), (128,), rollout.vision, cfg.vision.window_blocks, cfg.decoder.vocabulary
+  )
   optimizer = make_optimizer(learn.optimizer)
   found = abstract.all_programs(
-    policy, island, optimizer, learn.loss, learn.micro_rows, rollout, batch
+    policy, island, optimizer, learn.loss, learn.micro_group, rollout, batch
   )
   return {program.name: program for program in found}
 

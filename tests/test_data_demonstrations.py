@@ -64,11 +64,14 @@ def box(label, distance, image=0):
     ([], ""),
     ([box("chair", math.nan)], ""),
     ([box("chair", 2.14)], "chair 2.1 m."),
-    ([box("chair", 2.1), box("sofa", 3.04), box("chair", 1.2, 1)], "chair 1.2 m, sofa 3.0 m."),
-    ([box(name, 1.0) for name in "abcd"], ""),
+    (
+      [box("chair", 2.1), box("sofa", 3.04), box("chair", 1.2, 1)],
+      "chair at 2, 1.2 m; sofa at 2, 3.0 m.",
+    ),
+    ([box(name, 1.0) for name in "abcdef"], ""),
   ],
 )
-def test_distances_are_said_where_they_are_known_and_few(boxes, think):
+def test_places_are_said_where_they_are_known_and_few(boxes, think):
   assert script(boxes, 0.0)[-1].think == think
 
 

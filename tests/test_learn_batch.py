@@ -27,10 +27,14 @@ def demonstration(name, pictures=1, draws=True):
   return play(TALK, TALK.prompt(task), script, fixtures.STYLE)
 
 
-def spoken(name, count, temperature=1.0, reason="answer"):
+def spoken(name, count, temperature=1.0, reason="answer", question=""):
   """One turn of some tokens, sampled with log-probability -0.5, -1.0, ..."""
   episode = Episode(
-    TALK.prompt(fixtures.task(name)), 0, (0, 0, 0, 0), temperature, TALK.forbidden_ids
+    TALK.prompt(fixtures.task(name, question=question)),
+    0,
+    (0, 0, 0, 0),
+    temperature,
+    TALK.forbidden_ids,
   )
   logps = [-0.5 * (i + 1) for i in range(count)]
   episode.add_turn(list(range(40, 40 + count)), logps, 0, "", (), ())
@@ -49,28 +53,42 @@ def spoken(name, count, temperature=1.0, reason="answer"):
   )
 )
 def test_rows_are_the_trajectories(trajectories):
-  advantage_R = np.linspace(-1, 1, len(trajectories))
-  batch, feature_of = to_train_batch(trajectories, advantage_R, SHAPES)
+  """Every group is one row here: its prefix and its own part, behind one another."""
+  advantage_BG = np.linspace(-1, 1, len(trajectories))[:, None]
+  batch, feature_of = to_train_batch([[t] for t in trajectories], advantage_BG, SHAPES)
   patches_M4X = batch.vision.patches_PX.reshape(-1, 4, batch.vision.patches_PX.shape[1])
   assert batch.token_RT.shape[1] in SHAPES.token_buckets
   for r, trajectory in enumerate(trajectories):
-    t = len(trajectory.token_ids_T)
-    assert batch.valid_RT[r].sum() == batch.valid_RT[r, :t].sum() == t
-    np.testing.assert_array_equal(batch.token_RT[r, :t], trajectory.token_ids_T)
-    np.testing.assert_array_equal(batch.position_RTA[r, :t], trajectory.position_TA)
-    np.testing.assert_array_equal(batch.trained_RT[r, :t], trajectory.trained_T)
-    np.testing.assert_array_equal(batch.old_logp_RT[r, :t], trajectory.logp_T)
-    assert not batch.trained_RT[r, t:].any()
+    shared, t = trajectory.prompt_length - 1, len(trajectory.token_ids_T)
+    own = t - shared
+    assert batch.prefix.valid_BT[r].sum() == batch.prefix.valid_BT[r, :shared].sum() == shared
+    assert batch.valid_RT[r].sum() == batch.valid_RT[r, :own].sum() == own
+
+    def whole(prefix, rows, r=r, shared=shared, own=own):
+      return np.concatenate([prefix[r, :shared], rows[r, :own]])
+
+    np.testing.assert_array_equal(
+      whole(batch.prefix.token_BT, batch.token_RT), trajectory.token_ids_T
+    )
+    np.testing.assert_array_equal(
+      whole(batch.prefix.position_BTA, batch.position_RTA), trajectory.position_TA
+    )
+    np.testing.assert_array_equal(batch.trained_RT[r, :own], trajectory.trained_T[shared:])
+    np.testing.assert_array_equal(batch.old_logp_RT[r, :own], trajectory.logp_T[shared:])
+    assert not batch.trained_RT[r, 0]
+    assert not batch.trained_RT[r, own:].any()
     assert batch.temperature_R[r] == np.float32(trajectory.temperature)
+    feature_T = whole(batch.prefix.feature_BT, batch.feature_RT)
     seen_T = np.zeros(t, bool)
     for image, start in zip(trajectory.images, trajectory.image_start, strict=True):
       span = slice(start, start + image.tokens)
       seen_T[span] = True
-      shown = patches_M4X[batch.feature_RT[r, span]]
+      shown = patches_M4X[feature_T[span]]
       np.testing.assert_array_equal(shown, image.patches_PX.reshape(image.tokens, 4, -1))
-      np.testing.assert_array_equal(batch.feature_RT[r, span], feature_of[image.content_hash])
-    np.testing.assert_array_equal(batch.feature_RT[r, :t] >= 0, seen_T)
-    assert (batch.feature_RT[r, t:] == -1).all()
+      np.testing.assert_array_equal(feature_T[span], feature_of[image.content_hash])
+    np.testing.assert_array_equal(feature_T >= 0, seen_T)
+    assert (batch.feature_RT[r, own:] == -1).all()
+    assert (batch.prefix.feature_BT[r, shared:] == -1).all()
   distinct = {image.content_hash: image for t in trajectories for image in t.images}
   assert batch.vision.valid_P.sum() == 4 * sum(image.tokens for image in distinct.values())
   assert feature_of.keys() == distinct.keys()
@@ -78,28 +96,67 @@ def test_rows_are_the_trajectories(trajectories):
   assert batch.advantage_R.dtype == batch.temperature_R.dtype == np.float32
 
 
-def test_group_shares_its_pictures():
-  batch, _ = to_train_batch([spoken("a", 3), spoken("a", 9)], np.zeros(2), SHAPES)
-  assert batch.vision.valid_P.sum() == 4 * TALK.prompt(fixtures.task("a")).images[0].tokens
-  seen_R = [set(features[features >= 0].tolist()) for features in batch.feature_RT]
-  assert seen_R[0] == seen_R[1]
+def test_a_group_shares_its_prompt():
+  """Up to the token behind which its rows differ; even where all say the same at first."""
+  one, other = spoken("a", 3), spoken("a", 9)
+  batch, _ = to_train_batch([[one, other]], np.zeros((1, 2)), SHAPES)
+  assert batch.prefix.valid_BT.sum() == one.prompt_length - 1
+  assert batch.valid_RT.sum(1).tolist() == [1 + 3, 1 + 9]
+  assert batch.token_RT[0, 0] == batch.token_RT[1, 0] == one.token_ids_T[one.prompt_length - 1]
+  assert batch.vision.valid_P.sum() == 4 * one.images[0].tokens
+
+
+def test_questions_about_one_picture_share_it():
+  one, other = spoken("a", 3), spoken("b", 3, question="What is it?")
+  batch, feature_of = to_train_batch([[one, other]], np.zeros((1, 2)), SHAPES)
+  shared = int(batch.prefix.valid_BT.sum())
+  assert one.image_start[0] + one.images[0].tokens <= shared < one.prompt_length - 1
+  assert one.token_ids_T[shared] != other.token_ids_T[shared]
+  (features,) = feature_of.values()
+  seen = batch.prefix.feature_BT[0]
+  np.testing.assert_array_equal(seen[seen >= 0], features)
+  assert (batch.feature_RT == -1).all()
+
+
+def test_another_picture_under_the_same_tokens_is_not_shared():
+  """Image pads look alike: what they show decides."""
+  one = spoken("a", 3)
+  pixels = np.flipud(one.images[0].pixels) // 2
+  patches_PX = one.images[0].patches_PX * 0.5
+  twin = dataclasses.replace(
+    one.images[0], content_hash="twin", pixels=pixels, patches_PX=patches_PX
+  )
+  other = dataclasses.replace(one, images=(twin,))
+  batch, _ = to_train_batch([[one, other]], np.zeros((1, 2)), SHAPES)
+  assert batch.prefix.valid_BT.sum() == one.image_start[0]
 
 
 def test_buckets():
   short, long = spoken("a", 3), spoken("a", 100)
-  assert to_train_batch([short], np.zeros(1), SHAPES)[0].token_RT.shape == (1, 96)
-  assert to_train_batch([short, long], np.zeros(2), SHAPES)[0].token_RT.shape == (2, 256)
-  with pytest.raises(DataError, match=r"tokens of task bb exceed the largest bucket 256"):
-    to_train_batch([short, spoken("bb", 300)], np.zeros(2), SHAPES)
+  assert batch_of([short]).token_RT.shape == (1, 96)
+  assert batch_of([short, long]).token_RT.shape == (2, 256)
+  assert batch_of([short, long]).prefix.token_BT.shape == (2, 96)
+  with pytest.raises(DataError, match=r"response tokens of task bb exceed the largest bucket 256"):
+    batch_of([short, spoken("bb", 300)])
+  narrow = dataclasses.replace(SHAPES, prefix_buckets=(8,))
+  with pytest.raises(DataError, match=r"prompt tokens of task a exceed the largest bucket 8"):
+    to_train_batch([[short]], np.zeros((1, 1)), narrow)
 
 
 def test_fault_keeps_its_row_and_trains_nothing():
-  batch, _ = to_train_batch([spoken("a", 3, reason="fault"), spoken("b", 3)], np.ones(2), SHAPES)
+  batch = batch_of([spoken("a", 3, reason="fault"), spoken("b", 3)])
   assert batch.valid_RT[0].any()
   assert batch.trained_RT.sum(1).tolist() == [0, 3]
 
 
-def test_rows_must_forbid_the_same():
+def test_rows_must_forbid_the_same_and_groups_be_as_large():
   other = dataclasses.replace(spoken("a", 3), forbidden_ids=(1, 2))
   with pytest.raises(ValueError, match="different ids forbidden"):
-    to_train_batch([spoken("a", 3), other], np.zeros(2), SHAPES)
+    batch_of([spoken("a", 3), other])
+  with pytest.raises(ValueError, match=r"advantages \(2, 2\) for groups of \[2, 1\]"):
+    to_train_batch([[other, other], [other]], np.zeros((2, 2)), SHAPES)
+
+
+def batch_of(trajectories):
+  """Groups of one."""
+  return to_train_batch([[t] for t in trajectories], np.zeros((len(trajectories), 1)), SHAPES)[0]

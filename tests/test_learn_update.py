@@ -15,11 +15,12 @@ from spatial_jax.learn.loss import LossConfig, policy_loss, row_weights, sft_los
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.update import policy_update, score_batch, sft_update
 from spatial_jax.rollout.demonstration import play
-from spatial_jax.types import TrainBatch, TrainState
+from spatial_jax.types import PrefixBatch, TrainBatch, TrainState, Trajectory
 from tests import rollout_fixtures as fixtures
 from tests.test_learn_optimizer import CFG
 
 LOSS = LossConfig(clip_low=0.2, clip_high=0.3, kl_weight=0.0, normalise="token")
+SIZES = ((24, 24), (16, 40))
 SGD = optax.sgd(1.0)  # the parameters then move by the gradient itself
 
 
@@ -29,18 +30,29 @@ def lab():
 
 
 @functools.cache
-def batch_of(length: int = 256) -> TrainBatch:
-  """Four demonstrations (drawn or not, one or two pictures) as if sampled a little off-policy."""
+def told() -> list[list[Trajectory]]:
+  """Two groups of two, drawn or not: one prompt of one picture, two questions on two pictures."""
   talk = fixtures.conversation()
+  chair = (("a", ((24, 24),), "How far is the chair?"),) * 2
+  questions = (*chair, ("bb", SIZES, "How far is the chair?"), ("cc", SIZES, "And where is it?"))
   trajectories = []
-  for number, sizes in enumerate((((24, 24),), ((24, 24), (16, 40)), ((16, 16),), ((24, 24),))):
-    task = fixtures.task("abcd"[number] * (1 + number // 2), sizes)
+  for number, (name, sizes, question) in enumerate(questions):
+    task = fixtures.task(name, sizes, question)
     cfg = DemonstrationConfig(number % 2, 2)
     script = demonstrate(task, np.random.default_rng(0), cfg)
     trajectory = play(talk, talk.prompt(task), script, fixtures.STYLE)
     trajectories.append(dataclasses.replace(trajectory, temperature=1.0 + 0.3 * number))
+  return [trajectories[:2], trajectories[2:]]
+
+
+ADVANTAGE_BG = np.array([[1.0, -1.0], [0.5, 2.0]])
+
+
+@functools.cache
+def batch_of(length: int = 256) -> TrainBatch:
+  """`told`, as if sampled a little off-policy."""
   shapes = dataclasses.replace(fixtures.shapes(), token_buckets=(length,))
-  batch, _ = to_train_batch(trajectories, np.array([1.0, -1.0, 0.5, 2.0]), shapes)
+  batch, _ = to_train_batch(told(), ADVANTAGE_BG, shapes)
   logp_RT = np.asarray(score()(lab()[1], batch))
   noise_RT = 0.2 * np.random.default_rng(1).normal(size=(4, 256))[:, :length]
   old_logp_RT = np.where(batch.trained_RT, logp_RT + noise_RT, 0).astype(np.float32)
@@ -58,9 +70,9 @@ def start(optimizer=SGD, params=None) -> TrainState:
 
 
 @functools.cache
-def program(micro_rows=2, normalise="token", optimizer=SGD):
+def program(micro_group=1, normalise="token", optimizer=SGD):
   cfg = dataclasses.replace(LOSS, normalise=normalise)
-  return jax.jit(functools.partial(policy_update, lab()[0], optimizer, cfg, micro_rows))
+  return jax.jit(functools.partial(policy_update, lab()[0], optimizer, cfg, micro_group))
 
 
 def gradient_of(state: TrainState):
@@ -95,7 +107,7 @@ def test_gradient_is_that_of_the_whole_loss():
     )
 
   (loss, expected), grads = jax.jit(jax.value_and_grad(whole, has_aux=True))(params)
-  state, metrics = program(2, "sequence")(start(), batch, None)
+  state, metrics = program(1, "sequence")(start(), batch, None)
   assert_close(gradient_of(state), grads)
   for name, value in (expected | {"loss": loss}).items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -105,17 +117,64 @@ def test_gradient_is_that_of_the_whole_loss():
 
 
 def test_microbatches_equal_the_big_batch():
-  states = [program(micro_rows)(start(), batch_of(), None) for micro_rows in (2, 1, 4)]
-  for state, metrics in states[1:]:
-    assert_close(gradient_of(state), gradient_of(states[0][0]))
-    for name, value in states[0][1].items():
-      np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+  (one, metrics), (whole, expected) = (program(g)(start(), batch_of(), None) for g in (1, 2))
+  assert_close(gradient_of(one), gradient_of(whole))
+  for name, value in expected.items():
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def test_rows_may_stand_anywhere():
-  order = np.array([2, 0, 3, 1])
+def test_a_common_prefix_changes_nothing():
+  """Against every trajectory as one whole row, and against groups of one: no prefix is shared."""
+  policy, params = lab()
+  batch = batch_of()
+  shared_B = batch.prefix.valid_BT.sum(1)
+  assert shared_B[0] == told()[0][0].prompt_length - 1, "the whole prompt"
+  pictures = told()[1][0].image_start[1] + told()[1][0].images[1].tokens
+  assert pictures <= shared_B[1] < told()[1][0].prompt_length - 1, "the pictures, not the question"
+  alone, feature_of = to_train_batch(
+    [[row] for group in told() for row in group], ADVANTAGE_BG.reshape(4, 1), fixtures.shapes()
+  )
+  features_MD = policy.encode(params, alone.vision)
+  logp_RT = np.asarray(score()(params, batch))
+  for r, trajectory in enumerate(t for group in told() for t in group):
+    feature_T = np.full(len(trajectory.token_ids_T), -1, np.int32)
+    for image, begin in zip(trajectory.images, trajectory.image_start, strict=True):
+      feature_T[begin : begin + image.tokens] = feature_of[image.content_hash]
+    ids_RT = trajectory.token_ids_T[None]
+    hidden_RTD = policy.hidden(
+      params,
+      ids_RT,
+      trajectory.position_TA[None],
+      np.ones(ids_RT.shape, bool),
+      features_MD,
+      feature_T[None],
+    )
+    temperature_R = batch.temperature_R[r : r + 1]
+    expected_T = policy.logprobs(
+      params, hidden_RTD[:, :-1], ids_RT[:, 1:], temperature_R, batch.forbidden_V
+    )[0]
+    np.testing.assert_allclose(
+      logp_RT[r][batch.trained_RT[r]],
+      np.asarray(expected_T)[trajectory.trained_T[1:]],
+      atol=2e-5,
+    )
+  single, _ = program()(start(), alone._replace(old_logp_RT=_moved(batch, alone)), None)
+  grouped, _ = program()(start(), batch, None)
+  assert_close(gradient_of(single), gradient_of(grouped))
+
+
+def _moved(batch: TrainBatch, other: TrainBatch) -> np.ndarray:
+  """`batch.old_logp_RT` where `other` has the same trained tokens, row by row."""
+  old_logp_RT = np.zeros(other.trained_RT.shape, np.float32)
+  old_logp_RT[other.trained_RT] = batch.old_logp_RT[batch.trained_RT]
+  return old_logp_RT
+
+
+def test_groups_and_their_rows_may_stand_anywhere():
+  order = np.array([3, 2, 0, 1])
   batch = batch_of()
   turned = TrainBatch(*(x[order] if n.count("_R") else x for n, x in batch._asdict().items()))
+  turned = turned._replace(prefix=PrefixBatch(*(x[::-1] for x in batch.prefix)))
   one, _ = program()(start(), batch, None)
   other, _ = program()(start(), turned, None)
   assert_close(gradient_of(other), gradient_of(one))
@@ -155,7 +214,7 @@ def adam():
 
 
 def test_step_counts_and_moves(adam):
-  state, metrics = program(2, "token", adam)(start(adam), batch_of(), None)
+  state, metrics = program(1, "token", adam)(start(adam), batch_of(), None)
   assert int(state.step) == 1
   assert metrics["skipped_updates"] == 0
   assert metrics["update_norm"] > 0
@@ -166,7 +225,7 @@ def test_step_counts_and_moves(adam):
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
 def test_a_gradient_that_is_not_finite_moves_nothing(adam, bad):
-  update = program(2, "token", adam)
+  update = program(1, "token", adam)
   before, _ = update(start(adam), batch_of(), None)
   broken = batch_of()._replace(advantage_R=np.array([1, bad, 1, 1], np.float32))
   after, metrics = update(before, broken, None)
@@ -193,7 +252,7 @@ def test_reference():
   cfg = dataclasses.replace(LOSS, kl_weight=1.0)
   still = batch_of()._replace(advantage_R=np.zeros(4, np.float32))
   other = jax.tree.map(lambda x: x * 1.01, params)
-  update = jax.jit(functools.partial(policy_update, policy, optax.sgd(1e-4), cfg, 2))
+  update = jax.jit(functools.partial(policy_update, policy, optax.sgd(1e-4), cfg, 1))
   _, alone = update(start(), still, score()(params, still))
   assert abs(float(alone["kl_ref_k3"])) < 1e-6
   reference_RT = score()(other, still)
@@ -209,7 +268,7 @@ def test_reference():
 def test_sft_is_the_mean_over_tokens():
   policy, params = lab()
   batch = batch_of()
-  _, metrics = jax.jit(functools.partial(sft_update, policy, SGD, 2))(start(), batch)
+  _, metrics = jax.jit(functools.partial(sft_update, policy, SGD, 1))(start(), batch)
   logp_RT = score()(params, batch)
   expected = -np.asarray(logp_RT)[batch.trained_RT].mean()
   np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)

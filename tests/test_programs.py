@@ -5,11 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from spatial_jax import programs, sharding
-from spatial_jax.config import ConfigError
-from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.policy.qwen_vl import make_policy
 from tests import policy_fixtures, step_fixtures
 
@@ -32,11 +29,12 @@ def test_cpu_computes_in_float32():
 
 def test_tpu_buckets_are_multiples_of_128():
   rollout = dataclasses.replace(step_fixtures.ROLLOUT, prompt_buckets=(64, 100, 128, 130))
-  batch = dataclasses.replace(step_fixtures.SHAPES, token_buckets=(96, 300))
+  batch = dataclasses.replace(step_fixtures.SHAPES, prefix_buckets=(8, 40), token_buckets=(96, 300))
   here = programs.train_mesh(policy_fixtures.small_policy())
   assert programs.sequence_buckets(rollout, batch, here) == (rollout, batch)
   rollout, batch = programs.sequence_buckets(rollout, batch, _fake_mesh("tpu"))
   assert rollout.prompt_buckets == (128, 256)
+  assert batch.prefix_buckets == (128,)
   assert batch.token_buckets == (128, 384)
   assert rollout.vision.patches == batch.vision.patches == (128,)
   assert rollout.vision.windows == step_fixtures.ROLLOUT.vision.windows
@@ -58,14 +56,6 @@ def test_decode_parameters_are_the_compute_dtypes_and_change_no_bit():
   hidden = jax.jit(make_policy(cfg, jnp.bfloat16).hidden)
   none = (jnp.zeros((1, cfg.decoder.width), jnp.bfloat16), np.full((1, len(row.ids)), -1, np.int32))
   np.testing.assert_array_equal(hidden(weights, *inputs, *none), hidden(unstacked, *inputs, *none))
-
-
-def test_a_microbatch_that_does_not_divide_is_refused():
-  mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2), jax.devices())
-  policy = make_policy(policy_fixtures.small_config(True), jnp.float32, mesh)
-  optimizer = make_optimizer(step_fixtures.OPTIMIZER)
-  with pytest.raises(ConfigError, match=r"config\.learn\.micro_rows is 6: not a multiple of .* 4"):
-    programs.learn_programs(policy, optimizer, step_fixtures.LOSS, micro_rows=6)
 
 
 def test_programs_of_a_policy_without_a_mesh_run_on_one_device():

@@ -22,11 +22,12 @@ from spatial_jax.drawing.executor import Executor, ExecutorConfig, Fault
 from spatial_jax.drawing.monitor import StopLimits
 from spatial_jax.drawing.protocol import Parsed, parse
 from spatial_jax.errors import DataError
-from spatial_jax.learn.batch import BatchConfig, to_train_batch
+from spatial_jax.learn.batch import to_train_batch
 from spatial_jax.learn.update import score_batch
 from spatial_jax.rollout import engine as engine_lib
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig, most_drawn, run_episodes
+from spatial_jax.stages.grpo import GrpoConfig, batch_config
 from spatial_jax.stages.load import load_policy
 from spatial_jax.stages.source import SourceConfig, make_source
 from spatial_jax.types import Operation
@@ -135,7 +136,7 @@ def test_fault_is_left_out_of_the_update():
   assert not broken.turns[0].executable
   sound = hear(ANSWER_TURN, cfg=stop())
   shapes = dataclasses.replace(fixtures.shapes(), token_buckets=(512,))
-  batch, _ = to_train_batch([broken, sound], np.ones(2), shapes)
+  batch, _ = to_train_batch([[broken, sound]], np.ones((1, 2)), shapes)
   assert not batch.trained_RT[0].any()
   assert batch.trained_RT[1].sum() == len(say(ANSWER_TURN))
 
@@ -173,7 +174,7 @@ def test_no_output_stops_a_run(turns):
     assert len(trajectory.images) <= WILD.stop.images
     assert len(trajectory.turns) <= WILD.stop.turns
   shapes = dataclasses.replace(fixtures.shapes(), token_buckets=(512,))
-  to_train_batch(trajectories, np.zeros(3), shapes)
+  to_train_batch([trajectories], np.zeros((1, 3)), shapes)
 
 
 @given(st.integers(1, 5), st.integers(1, 12), st.integers(1, 5))
@@ -244,10 +245,12 @@ def everybody_draws(monkeypatch):
   monkeypatch.setattr(engine_lib, "parse", boxes)
 
 
-def largest_difference(trajectories) -> float:
+def largest_difference(rollouts) -> float:
   """Between the recorded log-probabilities and those of the trainer."""
   policy, params, _ = lab()
-  batch, _ = to_train_batch(trajectories, np.zeros(len(trajectories)), fixtures.shapes())
+  trajectories = flat(rollouts)
+  advantage_BG = np.zeros((len(rollouts), len(rollouts[0])))
+  batch, _ = to_train_batch(rollouts, advantage_BG, fixtures.shapes())
   logp_RT = np.asarray(jax.jit(functools.partial(score_batch, policy))(params, batch))
   assert batch.trained_RT.sum() == sum(t.trained_T.sum() for t in trajectories)
   assert np.isfinite(logp_RT).all()
@@ -261,20 +264,21 @@ def largest_difference(trajectories) -> float:
   ids=["plain", "hot", "nucleus", "greedy"],
 )
 def test_sampler_equals_trainer(everybody_draws, mode):
-  trajectories = flat(roll(mode))
-  for trajectory in trajectories:
+  rollouts = roll(mode)
+  for trajectory in flat(rollouts):
     trajectory_lib.check(trajectory, PADS)
     assert trajectory.temperature == (1.0 if mode.greedy else mode.temperature)
-  assert any(len(t.turns) > 1 for t in trajectories), "nobody drew"
-  assert largest_difference(trajectories) < 1e-4
+  assert any(len(t.turns) > 1 for t in flat(rollouts)), "nobody drew"
+  assert largest_difference(rollouts) < 1e-4
 
 
 def test_long_conversations_are_among_them(everybody_draws):
-  trajectories = [t for seed in range(4) for t in flat(roll(seed=seed))]
+  rollouts = [group for seed in range(4) for group in roll(seed=seed)]
+  trajectories = flat(rollouts)
   assert max(len(t.turns) for t in trajectories) == 3
   assert any(len(t.turns[0].produced) > 1 for t in trajectories)
   assert len({t.end_reason for t in trajectories}) > 1
-  assert largest_difference(trajectories) < 1e-4
+  assert largest_difference(rollouts) < 1e-4
 
 
 def said(trajectory):
@@ -332,7 +336,7 @@ def test_difference_would_show(everybody_draws):
     dataclasses.replace(drawing, position_TA=shifted),
     dataclasses.replace(drawing, images=(*drawing.images[:-1], drawing.images[0])),
   ):
-    assert largest_difference([wrong]) > 1e-3
+    assert largest_difference([[wrong]]) > 1e-3
 
 
 # --- the embedded policy, which does draw --------------------------------------------------------
@@ -359,19 +363,15 @@ def test_sampler_equals_trainer_on_real_drawings():
   tasks = make_source(build(SourceConfig, cfg.source)).held_out(6)
   of = [talk.prompt(task) for task in tasks]
   params = programs.decode_params(policy, mesh)(loaded.params)
-  trajectories = flat(run_episodes(engine, params, of, 0, 0, Mode(1.2, 1.0, False)))
+  rollouts = run_episodes(engine, params, of, 0, 0, Mode(1.2, 1.0, False))
+  trajectories = flat(rollouts)
   for trajectory in trajectories:
     trajectory_lib.check(trajectory, (policy.cfg.image_pad_id,))
   drew = [t for t in trajectories if any(turn.produced for turn in t.turns)]
   assert len(drew) >= 2
   assert any(t.end_reason == "answer" for t in drew)
-  shapes = BatchConfig(
-    tuple(cfg.learn.token_buckets),
-    rollout.vision,
-    policy.cfg.vision.window_blocks,
-    policy.cfg.decoder.vocabulary,
-  )
-  batch, _ = to_train_batch(trajectories, np.zeros(24), shapes)
+  shapes = batch_config(build(GrpoConfig, cfg.learn), rollout, policy.cfg)
+  batch, _ = to_train_batch(rollouts, np.zeros((6, 4)), shapes)
   logp_RT = np.asarray(jax.jit(functools.partial(score_batch, policy))(loaded.params, batch))
   difference_RT = np.abs(logp_RT - batch.old_logp_RT)[batch.trained_RT]
   assert difference_RT.max() < 1e-4, f"{difference_RT.max()} in {len(difference_RT)} tokens"

@@ -133,14 +133,14 @@ def test_a_mesh_that_does_not_fit_names_both_sides():
 # --- batches -----------------------------------------------------------------------------------
 
 
-def _numpy_batch(rows, windows, frames):
+def _numpy_batch(prompts, windows, frames):
   generator = np.random.default_rng(0)
   vision = policy_fixtures.small_config(True).vision
   cfg = dataclasses.replace(
     step_fixtures.SHAPES,
     vision=dataclasses.replace(step_fixtures.ROLLOUT.vision, windows=(windows,), frames=(frames,)),
   )
-  shapes = abstract.train_batch(vision, rows, cfg)
+  shapes = abstract.train_batch(vision, prompts, 2, cfg)
 
   def fill(x):
     return generator.integers(0, 2, x.shape).astype(x.dtype)
@@ -154,7 +154,7 @@ def test_a_batch_lies_by_rows_and_whole_windows():
   placed = sharding.place_train_batch(batch, window, mesh)
   jax.tree.map(np.testing.assert_array_equal, placed, batch)
   assert placed.token_RT.sharding.spec == P(("data", "fsdp"))
-  assert placed.token_RT.addressable_shards[0].data.shape == (2, 128)
+  assert placed.token_RT.addressable_shards[0].data.shape == (4, 128)
   assert placed.vision.valid_P.addressable_shards[0].data.shape == (3 * window,)
   assert placed.vision.frame_NS.sharding.is_fully_replicated, "6 frames do not divide over 4"
   assert placed.forbidden_V.sharding.is_fully_replicated
@@ -163,8 +163,8 @@ def test_a_batch_lies_by_rows_and_whole_windows():
   assert not odd.vision.frame_NS.sharding.is_fully_replicated
 
 
-def test_rows_that_do_not_divide_are_refused():
-  with pytest.raises(ConfigError, match=r"rows of an update .* is 6: not a multiple of .* 4"):
+def test_prompts_that_do_not_divide_are_refused():
+  with pytest.raises(ConfigError, match=r"prompts of an update .* is 6: not a multiple of .* 4"):
     sharding.place_train_batch(_numpy_batch(6, 16, 4), 16, _mesh(2, 2, 2))
 
 

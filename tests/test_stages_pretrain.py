@@ -38,17 +38,19 @@ def small_config(out):
     {
       "see_steps": SEE,
       "see_scenes": 2,
-      "scenes": 2,
-      "rows": 4,
-      "draw_every": 2,
-      "draw_rows": 2,
-      "micro_rows": 2,
+      "lessons": (
+        {"scenes": 1, "group": 2, "answer": "choice", "draw_share": 0.0},
+        {"scenes": 2, "group": 2, "answer": "number", "draw_share": 0.0},
+        {"scenes": 2, "group": 1, "answer": "number", "draw_share": 1.0},
+      ),
     }
   )
   cfg.loop.steps, cfg.loop.checkpoint_every = STEPS, 1
   cfg.optimizer.update(total_steps=9, warmup_steps=0, decay_steps=0)
   cfg.shapes.update(
-    token_buckets=(512,), vision={"windows": (32,), "frames": (8,), "patches": (144,)}
+    prefix_buckets=(256,),
+    token_buckets=(512,),
+    vision={"windows": (32,), "frames": (8,), "patches": (144,)},
   )
   cfg.vision.update(layers=2, width=32, heads=2, mlp_width=32, full_layers=(1,))
   cfg.decoder.update(
@@ -74,14 +76,16 @@ def teacher() -> Teacher:
   talk = dataclasses.replace(
     fixtures.conversation(policy), text=run.text, preprocess=run.preprocess
   )
-  shapes = dataclasses.replace(run.shapes, token_buckets=(1024,), vocabulary=fixtures.VOCABULARY)
+  shapes = dataclasses.replace(
+    run.shapes, prefix_buckets=(512,), token_buckets=(1024,), vocabulary=fixtures.VOCABULARY
+  )
   return Teacher(talk, run.recipe, run.rooms, run.look, run.questions, shapes, run.style, run.seed)
 
 
 # --- lessons -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [0, 1, 2])
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
 def test_lesson_is_a_function_of_the_step(step):
   one, again = teacher().lesson(step), teacher().lesson(step)
   jax.tree.map(np.testing.assert_array_equal, one, again)
@@ -89,9 +93,9 @@ def test_lesson_is_a_function_of_the_step(step):
 
 
 def test_lessons_take_turns():
-  plain, drawing = teacher().lesson(1), teacher().lesson(2)
-  assert plain.batch.token_RT.shape[0] == 4
-  assert drawing.batch.token_RT.shape[0] == 2
+  plain, drawing, choice = (teacher().lesson(step) for step in (1, 2, 3))
+  assert [x.batch.prefix.token_BT.shape[0] for x in (plain, drawing, choice)] == [2, 2, 1]
+  assert [x.batch.token_RT.shape[0] for x in (plain, drawing, choice)] == [4, 2, 2]
   end = fixtures.TOKENIZER.id(IM_END)
 
   def turns(batch):
@@ -99,6 +103,7 @@ def test_lessons_take_turns():
 
   assert (turns(plain.batch) == 1).all()
   assert (turns(drawing.batch) == 2).any()
+  assert (turns(choice.batch) == 1).all()
 
 
 def test_rooms_of_lessons_are_not_held_out(monkeypatch):
@@ -111,7 +116,7 @@ def test_rooms_of_lessons_are_not_held_out(monkeypatch):
   monkeypatch.setattr(pretrain, "procedural_scene", scene_of)
   for step in range(6):
     teacher().lesson(step)
-  assert len(set(seen)) == len(seen) == 12
+  assert len(set(seen)) == len(seen) >= 2 * SEE + 2 + 2 + 1
   assert max(seen) < HELD_OUT_SEED
 
 
@@ -165,11 +170,12 @@ def test_demonstrations_of_lessons_are_sound(monkeypatch):
   assert len(played) >= 4
 
 
-def test_rooms_without_questions_are_an_error():
+def test_rooms_without_questions_are_an_error(monkeypatch):
+  monkeypatch.setattr(pretrain, "_TRIES", 3)
   nothing = dataclasses.replace(
     teacher(), questions=dataclasses.replace(teacher().questions, min_pixels=10**6)
   )
-  with pytest.raises(DataError, match="none of 2 rooms gave a question"):
+  with pytest.raises(DataError, match="rooms in a row gave no question that a number answers"):
     nothing.lesson(1)
 
 
@@ -258,12 +264,16 @@ def test_killed_and_resumed_gives_the_same_policy(tmp_path, monkeypatch):
   assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, first)
 
 
-def test_micro_rows_must_divide():
-  cfg = small_config("unused")
-  cfg.recipe.micro_rows = 3
-  with pytest.raises(ConfigError, match=r"config\.recipe\.micro_rows is 3"):
-    build(PretrainRun, settings(cfg))
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"learn.micro_group": 3}, r"micro_group is 3: not a divisor of config\.rollout\.group 8"),
+    ({"learn.token_buckets": (64, 200)}, r"token_buckets ends at 200: .* 255 \+ 1"),
+    ({"learn.prefix_buckets": (64,)}, r"prefix_buckets ends at 64: .* 512"),
+  ],
+)
+def test_shapes_of_the_update_must_hold_the_rollouts(changes, message):
   cfg = common.get_config()
-  cfg.rollout.prompts, cfg.rollout.group, cfg.learn.micro_rows = 12, 8, 36
-  with pytest.raises(ConfigError, match=r"learn\.micro_rows is 36: not a divisor of the 96 rows"):
+  cfg.update_from_flattened_dict(changes)
+  with pytest.raises(ConfigError, match=message):
     build(train.GrpoRun, settings(cfg))

@@ -1,7 +1,7 @@
 """Task -> what a good policy would say: the truth of the scene written as a drawing conversation.
 
 turn 1   think "I mark the chair and the table."      boxes around them   (sometimes left out)
-turn 2   think "chair 2.1 m, table 3.4 m away."       answer
+turn 2   think "chair at 31, 2.1 m; table at 95, 3.4 m."   answer
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import numpy as np
 
 from spatial_jax.types import ObjectBox, Operation, Task
 
-_MOST_DISTANCES = 3  # a longer list costs more tokens than it tells
+_MOST_PLACES = 5  # an object and the four options around it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ def demonstrate(
   task: Task, rng: np.random.Generator, cfg: DemonstrationConfig
 ) -> tuple[ScriptTurn, ...]:
   """A correct conversation for the task, drawn from `rng`: at most one drawing turn, the answer."""
-  answer = ScriptTurn(_distances(task), (), task.answer)
+  answer = ScriptTurn(_places(task), (), task.answer)
   drawable = 0 < len(task.boxes) <= cfg.max_boxes
   if not drawable or rng.random() >= cfg.draw_share:
     return (answer,)
@@ -62,12 +62,23 @@ def _labels(boxes: tuple[ObjectBox, ...]) -> list[str]:
   return labels
 
 
-def _distances(task: Task) -> str:
-  """How far each object of the question is, nearest sighting first seen; empty where unknown."""
-  nearest: dict[str, float] = {}
+def _places(task: Task) -> str:
+  """Where each object of the question is, in the picture it is nearest in; empty where unknown.
+
+  One object: "chair 2.1 m.", several: "chair at 31, 2.1 m; table at 95, 3.4 m.": how far along the
+  picture in pixels, which is the bearing, and how far away.
+  """
+  nearest: dict[str, ObjectBox] = {}
   for box in task.boxes:
-    if not math.isnan(box.distance_m):
-      nearest[box.label] = min(nearest.get(box.label, math.inf), box.distance_m)
-  if not 0 < len(nearest) <= _MOST_DISTANCES:
+    known = nearest.get(box.label)
+    if not math.isnan(box.distance_m) and (known is None or box.distance_m < known.distance_m):
+      nearest[box.label] = box
+  if not 0 < len(nearest) <= _MOST_PLACES:
     return ""
-  return ", ".join(f"{label} {distance:.1f} m" for label, distance in nearest.items()) + "."
+  if len(nearest) == 1:
+    return "".join(f"{label} {box.distance_m:.1f} m." for label, box in nearest.items())
+  places = [
+    f"{label} at {(box.box_4[0] + box.box_4[2]) / 2:.0f}, {box.distance_m:.1f} m"
+    for label, box in nearest.items()
+  ]
+  return "; ".join(places) + "."

@@ -1,13 +1,20 @@
 """Rollouts -> TrainBatch: the one place where trajectories become padded rows."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from spatial_jax.data.vision import VisionBuckets, bucket, plan_vision
-from spatial_jax.types import PatchedImage, TrainBatch, Trajectory, VisionBatch
+from spatial_jax.types import (
+  PatchedImage,
+  PrefixBatch,
+  Rollouts,
+  TrainBatch,
+  Trajectory,
+  VisionBatch,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,78 +22,81 @@ class BatchConfig:
   """Static shapes of the update.
 
   Attributes:
-    token_buckets: row lengths, ascending; a batch takes the first that holds its longest row.
+    prefix_buckets: lengths of what groups have in common, ascending; a batch takes the first that
+      holds its longest.
+    token_buckets: lengths of what rows have of their own, likewise.
     vision: buckets of the vision tower.
     window_blocks: merged tokens along one side of a vision window.
     vocabulary: V.
   """
 
+  prefix_buckets: tuple[int, ...]
   token_buckets: tuple[int, ...]
   vision: VisionBuckets
   window_blocks: int
   vocabulary: int
 
 
+class Part(NamedTuple):
+  """Some tokens of a trajectory, or of many (then [R, T]), as the update reads them."""
+
+  token_T: Any
+  position_TA: Any
+  valid_T: Any
+  trained_T: Any
+  logp_T: Any
+  feature_T: Any
+
+
+_PADDING = Part(token_T=0, position_TA=0, valid_T=False, trained_T=False, logp_T=0, feature_T=-1)
+
+
 def to_train_batch(
-  trajectories: Sequence[Trajectory], advantage_R: np.ndarray, cfg: BatchConfig
+  groups: Rollouts, advantage_BG: np.ndarray, cfg: BatchConfig
 ) -> tuple[TrainBatch, dict[str, np.ndarray]]:
   """Pads trajectories to rows; each distinct image (by content) is in the vision batch once.
 
   A trajectory that ended in a fault keeps its row, so that shapes hold, and trains nothing.
 
   Args:
-    trajectories: R of them, group after group.
-    advantage_R: float32.
+    groups: B of G trajectories each: the rollouts of one prompt, or any about the same images. As
+      far as the prompts of a group agree they are run once.
+    advantage_BG: float32.
     cfg: static shapes.
 
   Returns:
     A TrainBatch of NumPy arrays, and where each image's features lie in it, by content hash.
 
   Raises:
-    ValueError: on the host, when a row is longer than the largest bucket (it names the task), or
-      when rows were sampled with different ids forbidden.
+    DataError: on the host, when a part is longer than its largest bucket (it names the task).
+    ValueError: on the host, when groups are not equally large, or when rows were sampled with
+      different ids forbidden.
   """
-  if len({trajectory.forbidden_ids for trajectory in trajectories}) != 1:
+  rows = [trajectory for group in groups for trajectory in group]
+  if {len(group) for group in groups} != {advantage_BG.shape[1]}:
+    raise ValueError(f"advantages {advantage_BG.shape} for groups of {[len(g) for g in groups]}")
+  if len({trajectory.forbidden_ids for trajectory in rows}) != 1:
     raise ValueError("rows of one batch were sampled with different ids forbidden")
-  longest = max(trajectories, key=lambda trajectory: len(trajectory.token_ids_T))
-  length = bucket(len(longest.token_ids_T), cfg.token_buckets, f"tokens of task {longest.task_id}")
-  vision, feature_of = plan_images([t.images for t in trajectories], cfg)
-  batch = _empty(trajectories, advantage_R, length, vision, cfg.vocabulary)
-  for r, trajectory in enumerate(trajectories):
-    t = len(trajectory.token_ids_T)
-    batch.token_RT[r, :t] = trajectory.token_ids_T
-    batch.position_RTA[r, :t] = trajectory.position_TA
-    batch.valid_RT[r, :t] = True
-    batch.trained_RT[r, :t] = trajectory.trained_T & (trajectory.end_reason != "fault")
-    batch.old_logp_RT[r, :t] = trajectory.logp_T
-    for image, start in zip(trajectory.images, trajectory.image_start, strict=True):
-      batch.feature_RT[r, start : start + image.tokens] = feature_of[image.content_hash]
-  return batch, feature_of
-
-
-def _empty(
-  trajectories: Sequence[Trajectory],
-  advantage_R: np.ndarray,
-  length: int,
-  vision: VisionBatch,
-  vocabulary: int,
-) -> Any:
-  """Rows of padding, in NumPy; what is known per row is filled in."""
-  rows = len(trajectories)
-  forbidden_V = np.zeros(vocabulary, bool)
-  forbidden_V[list(trajectories[0].forbidden_ids)] = True
-  return TrainBatch(
-    token_RT=np.zeros((rows, length), np.int32),
-    position_RTA=np.zeros((rows, length, 3), np.int32),
-    valid_RT=np.zeros((rows, length), bool),
-    trained_RT=np.zeros((rows, length), bool),
-    old_logp_RT=np.zeros((rows, length), np.float32),
-    advantage_R=np.asarray(advantage_R, np.float32),
-    feature_RT=np.full((rows, length), -1, np.int32),
-    temperature_R=np.asarray([t.temperature for t in trajectories], np.float32),
+  vision, feature_of = plan_images([trajectory.images for trajectory in rows], cfg)
+  prefixes, own = _split(groups, feature_of)
+  prefix = _pad(prefixes, cfg.prefix_buckets, "prompt tokens", [group[0] for group in groups])
+  part = _pad(own, cfg.token_buckets, "response tokens", rows)
+  forbidden_V = np.zeros(cfg.vocabulary, bool)
+  forbidden_V[list(rows[0].forbidden_ids)] = True
+  batch = TrainBatch(
+    prefix=PrefixBatch(prefix.token_T, prefix.position_TA, prefix.valid_T, prefix.feature_T),
+    token_RT=part.token_T,
+    position_RTA=part.position_TA,
+    valid_RT=part.valid_T,
+    trained_RT=part.trained_T,
+    old_logp_RT=part.logp_T,
+    advantage_R=np.asarray(advantage_BG, np.float32).reshape(-1),
+    feature_RT=part.feature_T,
+    temperature_R=np.asarray([trajectory.temperature for trajectory in rows], np.float32),
     forbidden_V=forbidden_V,
     vision=vision,
   )
+  return batch, feature_of
 
 
 def plan_images(
@@ -96,3 +106,63 @@ def plan_images(
   distinct = {image.content_hash: image for images in images_by_row for image in images}
   vision, plan = plan_vision(list(distinct.values()), cfg.window_blocks, cfg.vision)
   return vision, dict(zip(distinct, plan, strict=True))
+
+
+def _split(groups: Rollouts, feature_of: Mapping[str, np.ndarray]) -> tuple[list[Part], list[Part]]:
+  """What each group has in common, and what each row has of its own."""
+  prefixes: list[Part] = []
+  own: list[Part] = []
+  for group in groups:
+    parts = [_part(trajectory, feature_of) for trajectory in group]
+    shared = _common_length(parts, min(trajectory.prompt_length for trajectory in group) - 1)
+    prefixes.append(_cut(parts[0], 0, shared))
+    own += [_cut(part, shared, None) for part in parts]
+  return prefixes, own
+
+
+def _part(trajectory: Trajectory, feature_of: Mapping[str, np.ndarray]) -> Part:
+  """All tokens of a trajectory."""
+  count = len(trajectory.token_ids_T)
+  feature_T = np.full(count, -1, np.int32)
+  for image, start in zip(trajectory.images, trajectory.image_start, strict=True):
+    feature_T[start : start + image.tokens] = feature_of[image.content_hash]
+  return Part(
+    token_T=trajectory.token_ids_T,
+    position_TA=trajectory.position_TA,
+    valid_T=np.ones(count, bool),
+    trained_T=trajectory.trained_T & (trajectory.end_reason != "fault"),
+    logp_T=trajectory.logp_T,
+    feature_T=feature_T,
+  )
+
+
+def _common_length(parts: Sequence[Part], limit: int) -> int:
+  """How many tokens in front, at most `limit`, are the same to the policy in all parts."""
+  first = _cut(parts[0], 0, limit)
+  same_T = np.ones(limit, bool)
+  for part in parts:
+    same_T &= part.token_T[:limit] == first.token_T
+    same_T &= (part.position_TA[:limit] == first.position_TA).all(axis=1)
+    same_T &= part.feature_T[:limit] == first.feature_T
+  return int(np.logical_and.accumulate(same_T).sum())
+
+
+def _cut(part: Part, start: int, end: int | None) -> Part:
+  return Part(*(values[start:end] for values in part))
+
+
+def _pad(
+  parts: Sequence[Part], buckets: Sequence[int], name: str, trajectories: Sequence[Trajectory]
+) -> Part:
+  """Parts as rows of one array per field, as long as the first bucket that holds the longest."""
+  lengths = [len(part.token_T) for part in parts]
+  longest = trajectories[int(np.argmax(lengths))].task_id
+  size = bucket(max(lengths), buckets, f"{name} of task {longest}")
+
+  def rows(values: Sequence[np.ndarray], padding: Any) -> np.ndarray:
+    padded = np.full((len(parts), size, *values[0].shape[1:]), padding, values[0].dtype)
+    for row, value in zip(padded, values, strict=True):
+      row[: len(value)] = value
+    return padded
+
+  return Part(*map(rows, zip(*parts, strict=True), _PADDING))

@@ -1,22 +1,26 @@
 """One optimizer step, pure: TrainState x TrainBatch -> TrainState and metrics.
 
-The vision tower runs once over all images of the batch. Rows go through the decoder in
-microbatches; the cotangents of the visual features are summed, and the tower is differentiated
-once:
+What rows have in common runs once: the vision tower over all images of the batch, the decoder
+over the prefix of each group. Rows go through the decoder behind it in microbatches; cotangents
+are summed over them, and each common part is differentiated once:
 
-    features = encode(params)          for each microbatch: d loss / d (params, features)
-    d loss / d params = sum of the decoder's parts + encode's pullback of the summed cotangents
+    features = encode(params)
+    prefix = prefill(params, features)         for each microbatch:
+                                                 d loss / d (params, prefix, features)
+    d loss / d params = sum of the rows' parts + prefill's and encode's pullbacks of the sums
 """
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from spatial_jax.learn.loss import LossConfig, Metrics, policy_loss, row_weights, sft_loss
+from spatial_jax.policy.cache import KV, Prefix
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.types import Array, Params, TrainBatch, TrainState
 
@@ -43,7 +47,7 @@ def policy_update(
   policy: Policy,
   optimizer: optax.GradientTransformation,
   cfg: LossConfig,
-  micro_rows: int,
+  micro_group: int,
   state: TrainState,
   batch: TrainBatch,
   ref_logp_RT: Array | None,
@@ -51,8 +55,9 @@ def policy_update(
   """One GRPO / AP-GRPO step.
 
   Args:
-    policy, optimizer, micro_rows: static; R is a multiple of `micro_rows`.
+    policy, optimizer: static.
     cfg: clip range and beta.
+    micro_group: static; rows of each group in one microbatch, divides G.
     state: donated by the program that jits this.
     batch: advantages already in it.
     ref_logp_RT: log-probabilities of the reference policy, None without one.
@@ -73,7 +78,7 @@ def policy_update(
       None if reference is None else rows.ref_logp_RT,
     )
 
-  rows = split_rows(batch, row_weights(batch.trained_RT, cfg.normalise), reference, micro_rows)
+  rows = split_rows(batch, row_weights(batch.trained_RT, cfg.normalise), reference, micro_group)
   loss, metrics, grads = gradient(policy, state.params, batch, rows, loss_of_rows)
   return apply_gradient(optimizer, state, grads, {"loss": loss, **metrics})
 
@@ -81,7 +86,7 @@ def policy_update(
 def sft_update(
   policy: Policy,
   optimizer: optax.GradientTransformation,
-  micro_rows: int,
+  micro_group: int,
   state: TrainState,
   batch: TrainBatch,
 ) -> tuple[TrainState, Metrics]:
@@ -90,17 +95,22 @@ def sft_update(
   def loss_of_rows(logp_RT: jax.Array, rows: Rows) -> tuple[jax.Array, Metrics]:
     return sft_loss(logp_RT, rows.trained_RT, rows.weight_R), {}
 
-  rows = split_rows(batch, row_weights(batch.trained_RT, "token"), None, micro_rows)
+  rows = split_rows(batch, row_weights(batch.trained_RT, "token"), None, micro_group)
   loss, metrics, grads = gradient(policy, state.params, batch, rows, loss_of_rows)
   return apply_gradient(optimizer, state, grads, {"loss": loss, **metrics})
 
 
 def token_logprobs(
-  policy: Policy, params: Params, features_MD: Array, rows: Rows | TrainBatch, forbidden_V: Array
+  policy: Policy,
+  params: Params,
+  prefix: Prefix,
+  features_MD: Array,
+  rows: Rows | TrainBatch,
+  forbidden_V: Array,
 ) -> jax.Array:
-  """float32 [R, T]: log-probability of each token given those before it; 0 for the first."""
-  hidden_RTD = policy.hidden(
-    params, rows.token_RT, rows.position_RTA, rows.valid_RT, features_MD, rows.feature_RT
+  """float32 [R, T]: log-probability of each own token given those before it; 0 for the first."""
+  hidden_RTD = policy.hidden_behind(
+    params, prefix, rows.token_RT, rows.position_RTA, rows.valid_RT, features_MD, rows.feature_RT
   )
   logp_RT = policy.logprobs(
     params, hidden_RTD[:, :-1], rows.token_RT[:, 1:], rows.temperature_R, forbidden_V
@@ -113,16 +123,18 @@ def token_logprobs(
 def score_batch(policy: Policy, params: Params, batch: TrainBatch) -> jax.Array:
   """float32 [R, T] log-probabilities of a batch under any parameters (reference, old policy)."""
   features_MD = policy.encode(params, batch.vision)
-  return token_logprobs(policy, params, features_MD, batch, batch.forbidden_V)
+  prefix = _prefill(policy, batch, params, features_MD)
+  return token_logprobs(policy, params, prefix, features_MD, batch, batch.forbidden_V)
 
 
 def split_rows(
-  batch: TrainBatch, weight_R: Array, ref_logp_RT: Array | None, micro_rows: int
+  batch: TrainBatch, weight_R: Array, ref_logp_RT: Array | None, micro_group: int
 ) -> Rows:
-  """Fields [R, ...] -> [microbatches, micro_rows, ...].
+  """Fields [B * G, ...] -> [microbatches, B * micro_group, ...].
 
-  Microbatch j takes the rows j, j + n, j + 2n, ... so that a sharded row axis stays sharded.
+  Every microbatch has rows of every group, so that a sharded row axis stays sharded.
   """
+  prompts = batch.prefix.token_BT.shape[0]
   rows = Rows(
     token_RT=batch.token_RT,
     position_RTA=batch.position_RTA,
@@ -138,7 +150,8 @@ def split_rows(
 
   def split(x_R: Array) -> jax.Array:
     x_R = jnp.asarray(x_R)
-    return jnp.swapaxes(x_R.reshape(micro_rows, -1, *x_R.shape[1:]), 0, 1)
+    parts = jnp.moveaxis(x_R.reshape(prompts, -1, micro_group, *x_R.shape[1:]), 1, 0)
+    return parts.reshape(parts.shape[0], -1, *x_R.shape[1:])
 
   return jax.tree.map(split, rows)
 
@@ -150,18 +163,22 @@ def gradient(
 
   Args:
     params: differentiated.
-    batch: its images and forbidden ids.
+    batch: its images, prefixes and forbidden ids.
     rows: from `split_rows`.
     loss_of_rows: (logp_RT, rows) -> (this microbatch's part of the loss, of the metrics).
   """
-  features_MD, pull_back = jax.vjp(lambda p: policy.encode(p, batch.vision), params)
+  features_MD, pull_encode = jax.vjp(lambda p: policy.encode(p, batch.vision), params)
+  prefix, pull_prefill = jax.vjp(functools.partial(_prefill, policy, batch), params, features_MD)
 
-  def loss(params: Params, features_MD: jax.Array, rows: Rows) -> tuple[jax.Array, Metrics]:
-    logp_RT = token_logprobs(policy, params, features_MD, rows, batch.forbidden_V)
+  def loss(
+    params: Params, layers: tuple[KV, ...], features_MD: jax.Array, rows: Rows
+  ) -> tuple[jax.Array, Metrics]:
+    behind = prefix._replace(layers=layers)
+    logp_RT = token_logprobs(policy, params, behind, features_MD, rows, batch.forbidden_V)
     return loss_of_rows(logp_RT, rows)
 
   one = functools.partial(
-    jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), params, features_MD
+    jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True), params, prefix.layers, features_MD
   )
 
   def add(total, rows: Rows):
@@ -169,9 +186,26 @@ def gradient(
 
   first = jax.tree.map(lambda x: x[0], rows)
   zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
-  ((loss_sum, metrics), (grads, features_grad)), _ = jax.lax.scan(add, zero, rows)
-  (vision_grads,) = pull_back(features_grad)
-  return loss_sum, metrics, jax.tree.map(jnp.add, grads, vision_grads)
+  ((loss_sum, metrics), (grads, layers_grad, features_grad)), _ = jax.lax.scan(add, zero, rows)
+  # Integers have no cotangent.
+  lengths_grad: Any = np.zeros(prefix.length_B.shape, jax.dtypes.float0)
+  prefill_grads, more_features_grad = pull_prefill(Prefix(layers_grad, lengths_grad))
+  (encode_grads,) = pull_encode(features_grad + more_features_grad)
+  grads = jax.tree.map(lambda *parts: sum(parts), grads, prefill_grads, encode_grads)
+  return loss_sum, metrics, grads
+
+
+def _prefill(policy: Policy, batch: TrainBatch, params: Params, features_MD: Array) -> Prefix:
+  """What the rows of each group have in common, as keys and values."""
+  prefix = batch.prefix
+  return policy.prefill(
+    params,
+    prefix.token_BT,
+    prefix.position_BTA,
+    prefix.valid_BT,
+    features_MD,
+    prefix.feature_BT,
+  )[1]
 
 
 def apply_gradient(

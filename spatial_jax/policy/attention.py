@@ -1,6 +1,7 @@
-"""Attention behind two functions, with a backend per platform.
+"""Attention behind three functions, with a backend per platform.
 
-  attend         whole rows (update, prefill, vision frames): splash on TPU, cuDNN on GPU, XLA
+  attend         whole rows (prefill, vision frames): splash on TPU, cuDNN on GPU, XLA
+  attend_behind  rows behind a shared prefix, differentiable (update): the same
   attend_cache   new tokens over a shared prefix and their own cache (append, decode): XLA
 
 The platform is that of the mesh compiled for, which is passed in: `jax.default_backend()` says
@@ -28,11 +29,13 @@ def attend(
   causal: bool,
   mesh: Mesh | None,
 ) -> jax.Array:
-  """Softmax attention of every query over the valid keys of its row; with `causal`, over s <= t.
+  """Softmax attention of every query over the valid keys of its row.
+
+  With `causal` the queries are the last T of the S tokens: query t sees keys s <= S - T + t.
 
   Args:
     q_RKQTC: queries, Q per KV head, not yet scaled.
-    k_RKSC, v_RKSC: keys and values; S == T.
+    k_RKSC, v_RKSC: keys and values; S >= T.
     valid_RS: bool, keys that exist. Queries that are not valid give finite, meaningless rows.
     causal: static.
     mesh: what is compiled for; static. None: one device, XLA.
@@ -41,7 +44,7 @@ def attend(
     [R, K, Q, T, C] in the dtype of q.
 
   Raises:
-    ValueError: at trace, on TPU when T is no multiple of 128 (no silent fallback).
+    ValueError: at trace, on TPU when T or S is no multiple of 128 (no silent fallback).
   """
   platform = None if mesh is None else mesh.devices.flat[0].platform
   if mesh is not None and platform == "tpu":
@@ -51,18 +54,59 @@ def attend(
   return attend_xla(q_RKQTC, k_RKSC, v_RKSC, valid_RS, causal)
 
 
+def attend_behind(
+  q_RKQTC: jax.Array,
+  prefix: tuple[jax.Array, jax.Array],
+  prefix_length_B: jax.Array,
+  own: tuple[jax.Array, jax.Array],
+  valid_RT: jax.Array,
+  mesh: Mesh | None,
+) -> jax.Array:
+  """Causal attention of rows over their group's prefix and themselves.
+
+  Where there is a kernel, prefix and own keys become one row for it: splash has no gradient for
+  parts that are merged afterwards. XLA reads the prefix in place.
+
+  Args:
+    q_RKQTC: queries, R = B*G rows ordered by prompt.
+    prefix: k_BKSC, v_BKSC.
+    prefix_length_B: int32, valid keys of each prefix.
+    own: k_RKTC, v_RKTC.
+    valid_RT: bool, left-aligned.
+    mesh: as in `attend`.
+
+  Returns:
+    [R, K, Q, T, C] in the dtype of q.
+  """
+  rows, prompts, size = q_RKQTC.shape[0], prefix[0].shape[0], prefix[0].shape[2]
+  platform = None if mesh is None else mesh.devices.flat[0].platform
+  if platform not in ("tpu", "gpu"):
+    return attend_cache(q_RKQTC, prefix, prefix_length_B, own, jnp.zeros(rows, jnp.int32))
+  visible_BS = jnp.arange(size)[None] < prefix_length_B[:, None]
+  parts = jax.tree.map(lambda x: jnp.repeat(x, rows // prompts, axis=0), (*prefix, visible_BS))
+  k_RKSC, v_RKSC = (jnp.concatenate(pair, axis=2) for pair in zip(parts[:2], own, strict=True))
+  valid_RS = jnp.concatenate([parts[2], valid_RT], axis=1)
+  return attend(q_RKQTC, k_RKSC, v_RKSC, valid_RS, True, mesh)
+
+
 def attend_xla(
   q_RKQTC: jax.Array, k_RKSC: jax.Array, v_RKSC: jax.Array, valid_RS: jax.Array, causal: bool
 ) -> jax.Array:
   """`attend` written out; also the right form on every platform where rows are short (windows)."""
-  tokens, keys = q_RKQTC.shape[3], k_RKSC.shape[2]
-  visible = valid_RS[:, None, None, None, :]
-  if causal:
-    order_TS = jnp.arange(keys)[None, :] <= jnp.arange(tokens)[:, None]
-    visible = visible & order_TS[None, None, None]
+  visible = _visible(valid_RS, q_RKQTC.shape[3], causal)
   score = jnp.where(visible, _scores(q_RKQTC, k_RKSC), _MASKED)
   weight = jax.nn.softmax(score, axis=-1).astype(v_RKSC.dtype)
   return jnp.einsum("RKQTS,RKSC->RKQTC", weight, v_RKSC)
+
+
+def _visible(valid_RS: jax.Array, tokens: int, causal: bool) -> jax.Array:
+  """Which keys each query sees: bool [R, 1, 1, T or 1, S]."""
+  visible = valid_RS[:, None, None, None, :]
+  if not causal:
+    return visible
+  keys = valid_RS.shape[1]
+  order_TS = jnp.arange(keys)[None, :] <= keys - tokens + jnp.arange(tokens)[:, None]
+  return visible & order_TS[None, None, None]
 
 
 def _scores(q_RKQTC: jax.Array, k_RKSC: jax.Array) -> jax.Array:
@@ -159,17 +203,22 @@ def _splash(
 ) -> jax.Array:
   """The TPU kernel, each device on its rows and heads; invalid keys are a segment of their own."""
   rows, kv_heads, per_kv, tokens, channels = q_RKQTC.shape
-  if tokens % _SPLASH_BLOCK:
-    raise ValueError(f"attention over {tokens} tokens on TPU: pad to a multiple of {_SPLASH_BLOCK}")
+  keys = k_RKSC.shape[2]
+  if tokens % _SPLASH_BLOCK or keys % _SPLASH_BLOCK:
+    raise ValueError(
+      f"attention of {tokens} over {keys} tokens on TPU: pad to a multiple of {_SPLASH_BLOCK}"
+    )
 
   def local(q: jax.Array, k: jax.Array, v: jax.Array, segment: jax.Array) -> jax.Array:
     heads = q.shape[1] * per_kv
-    mask = (splash.CausalMask if causal else splash.FullMask)((tokens, tokens))
+    shape = (tokens, keys)
+    mask = splash.CausalMask(shape, keys - tokens) if causal else splash.FullMask(shape)
     kernel = splash.make_splash_mha(
       splash.MultiHeadMask([mask] * heads), head_shards=1, q_seq_shards=1
     )
     q_RHTC = q.reshape(-1, heads, tokens, channels)
-    out = jax.vmap(kernel)(q_RHTC, k, v, splash.SegmentIds(segment, segment))
+    ids = splash.SegmentIds(segment[:, keys - tokens :], segment)
+    out = jax.vmap(kernel)(q_RHTC, k, v, ids)
     return cast(jax.Array, out).reshape(q.shape)
 
   heads_spec, rows_spec = sharding.attention_specs(mesh, rows, kv_heads)
@@ -187,16 +236,21 @@ def _splash(
 def _cudnn(
   q_RKQTC: jax.Array, k_RKSC: jax.Array, v_RKSC: jax.Array, valid_RS: jax.Array, causal: bool
 ) -> jax.Array:
-  """cuDNN flash attention; it reads [R, T, H, C], half precision, and valid keys as lengths."""
-  rows, kv_heads, per_kv, tokens, channels = q_RKQTC.shape
+  """cuDNN flash attention; it reads [R, T, H, C], half precision.
+
+  Valid keys of whole rows are a length; behind a padded prefix they are a mask.
+  """
+  (rows, kv_heads, per_kv, tokens, channels), keys = q_RKQTC.shape, k_RKSC.shape[2]
   if q_RKQTC.dtype == jnp.float32:  # cuDNN has no float32 kernel
     return attend_xla(q_RKQTC, k_RKSC, v_RKSC, valid_RS, causal)
-  lengths_R = jnp.sum(valid_RS, axis=-1, dtype=jnp.int32)
+  whole = tokens == keys
+  lengths_R = jnp.sum(valid_RS, axis=-1, dtype=jnp.int32) if whole else None
   out = jax.nn.dot_product_attention(
     jnp.swapaxes(q_RKQTC.reshape(rows, kv_heads * per_kv, tokens, channels), 1, 2),
     jnp.swapaxes(k_RKSC, 1, 2),
     jnp.swapaxes(v_RKSC, 1, 2),
-    is_causal=causal,
+    mask=None if whole else _visible(valid_RS, tokens, causal)[:, :, 0],
+    is_causal=causal and whole,
     query_seq_lengths=lengths_R,
     key_value_seq_lengths=lengths_R,
     implementation="cudnn",

@@ -24,13 +24,13 @@ class CacheView(NamedTuple):
 
   Attributes:
     prefix_length_B: int32, valid keys of the prefixes read; R = B*G rows, ordered by prompt.
-    start_R: int32, own tokens before this call.
+    start_R: int32, own tokens before this call; None: none before, and none are kept.
     prompt_B: int32, which prefixes of the cache are read; None for all of them.
     slot_R: int32, which rows of the cache are read and extended; None for all of them.
   """
 
   prefix_length_B: jax.Array
-  start_R: jax.Array
+  start_R: jax.Array | None
   prompt_B: jax.Array | None
   slot_R: jax.Array | None
 
@@ -80,7 +80,7 @@ class Attention(nn.Module):
     angles: Angles,
     valid_RT: jax.Array,
     view: CacheView | None,
-    layer: tuple[KV, KV] | None,
+    layer: tuple[KV, KV | None] | None,
   ) -> tuple[jax.Array, KV]:
     """Returns the output and what to keep: k, v of these tokens, or the layer's updated cache."""
     cfg = self.cfg
@@ -97,6 +97,11 @@ class Attention(nn.Module):
     if view is None or layer is None:
       keep = new
       out = attention.attend(q_RKQTC, *new, valid_RT, causal=True, mesh=self.mesh)
+    elif view.start_R is None or layer[1] is None:
+      keep = new
+      out = attention.attend_behind(
+        q_RKQTC, layer[0], view.prefix_length_B, new, valid_RT, self.mesh
+      )
     else:
       prefix, own = (cache.rows(layer[0], view.prompt_B), layer[1])
       keep = cache.write(own, new, view.slot_R, view.start_R, valid_RT)
@@ -111,7 +116,7 @@ class DecoderLayer(nn.Module):
   """x + attention(norm(x)), then x + mlp(norm(x)).
 
   Without `view` and `layer` rows are whole sequences; with them, `layer` is this layer's prefix and
-  own cache. Returns x and, unless `keep` is false, the KV to keep.
+  own cache, if any. Returns x and, unless `keep` is false, the KV to keep.
   """
 
   cfg: DecoderConfig
@@ -126,7 +131,7 @@ class DecoderLayer(nn.Module):
     angles: Angles,
     valid_RT: jax.Array,
     view: CacheView | None,
-    layer: tuple[KV, KV] | None,
+    layer: tuple[KV, KV | None] | None,
   ) -> tuple[jax.Array, KV | None]:
     cfg = self.cfg
 

@@ -1,8 +1,8 @@
 """The policy: pure functions of parameters, shared by sampler and trainer.
 
 patches ──encode──► features ─┐
-tokens, positions ────────────┴─hidden──► hidden ──logprobs──► log-probabilities      (update)
-                               └prefill─► prefix ─┐
+tokens, positions ────────────┴─prefill─► prefix ─┐
+                          hidden_behind ──────────┼─► hidden ──logprobs──► log-probs    (update)
                           append, decode ─────────┴─► cache, hidden ──logits          (rollout)
 """
 
@@ -126,6 +126,23 @@ class Policy:
     x_BTD, layers = self._layers(params, x_BTD, position_BTA, valid_BT, None, None, keep=True)
     length_B = jnp.sum(jnp.asarray(valid_BT), axis=1, dtype=jnp.int32)
     return self._last_norm(params, x_BTD), Prefix(layers, length_B)
+
+  def hidden_behind(
+    self,
+    params: Params,
+    prefix: Prefix,
+    token_RT: Array,
+    position_RTA: Array,
+    valid_RT: Array,
+    features_MD: Array,
+    feature_RT: Array,
+  ) -> jax.Array:
+    """`hidden` of rows that go on behind a prefix: R = B*G, ordered by prompt; differentiable."""
+    x_RTD = self._embed(params, token_RT, features_MD, feature_RT)
+    view = CacheView(prefix.length_B, None, None, None)
+    layers = tuple((kv, None) for kv in prefix.layers)
+    x_RTD, _ = self._layers(params, x_RTD, position_RTA, valid_RT, view, layers, keep=False)
+    return self._last_norm(params, x_RTD)
 
   def append(
     self,

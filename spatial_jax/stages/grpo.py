@@ -13,16 +13,16 @@ import jax
 import numpy as np
 
 from spatial_jax.data import loader
-from spatial_jax.data.vision import bucket
 from spatial_jax.learn.advantage import AdvantageConfig, advantage
 from spatial_jax.learn.batch import BatchConfig, to_train_batch
 from spatial_jax.learn.loss import LossConfig
 from spatial_jax.learn.optimizer import OptimizerConfig
+from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.programs import LearnPrograms
 from spatial_jax.report.gallery import groups_of, save_groups
 from spatial_jax.reward.score import RewardConfig, score
 from spatial_jax.reward.snra import sharpness
-from spatial_jax.rollout.engine import Engine, Mode, run_episodes
+from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig, run_episodes
 from spatial_jax.stages.loop import Step
 from spatial_jax.types import Params, Prompts, Rollouts, Scores, TrainState
 
@@ -33,8 +33,8 @@ class GrpoConfig:
 
   Attributes:
     reward, advantage, loss, optimizer: see there.
-    token_buckets: padded lengths of rows in the update.
-    micro_rows: rows per microbatch; divides prompts * group.
+    prefix_buckets, token_buckets: padded lengths of prompts and of responses in the update.
+    micro_group: rollouts of each prompt in one microbatch; divides the group.
     keep_every: every so many steps rollouts are kept for the report; 0: never.
     keep_groups: prompts of such a step whose rollouts are kept.
   """
@@ -43,10 +43,22 @@ class GrpoConfig:
   advantage: AdvantageConfig
   loss: LossConfig
   optimizer: OptimizerConfig
+  prefix_buckets: tuple[int, ...]
   token_buckets: tuple[int, ...]
-  micro_rows: int
+  micro_group: int
   keep_every: int
   keep_groups: int
+
+
+def batch_config(learn: GrpoConfig, rollout: RolloutConfig, policy: QwenVLConfig) -> BatchConfig:
+  """Shapes of the update of a run."""
+  return BatchConfig(
+    prefix_buckets=learn.prefix_buckets,
+    token_buckets=learn.token_buckets,
+    vision=rollout.vision,
+    window_blocks=policy.vision.window_blocks,
+    vocabulary=policy.decoder.vocabulary,
+  )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,19 +90,10 @@ class Learner:
   workdir: pathlib.Path
 
   def prompts(self, step: int) -> Prompts:
-    """The prompts of one step: a function of seed and step.
-
-    Raises:
-      DataError: on the host, when a rollout of one could be too long for the update.
-    """
+    """The prompts of one step: a function of seed and step."""
     count = self.engine.cfg.prompts
     tasks = loader.batch(self.tasks_of, 0, self.seed, step, count, self.per_scene)
-    prompts = [self.engine.conversation.prompt(task) for task in tasks]
-    longest = max(prompts, key=lambda prompt: len(prompt.token_ids_T))
-    name = f"tokens that task {longest.task.task_id} and its rollout may take"
-    room = len(longest.token_ids_T) + self.engine.cfg.stop.tokens
-    bucket(room, self.cfg.token_buckets, name)
-    return prompts
+    return [self.engine.conversation.prompt(task) for task in tasks]
 
   def step_of(self, first: int) -> Step:
     """The step function, with prompts of the next steps made while one runs."""
@@ -107,14 +110,14 @@ class Learner:
 
     prompts = next(prompt_iter)
     begin = time.monotonic()
-    params = self.decode_params(state.params)
-    rollouts = run_episodes(self.engine, params, prompts, self.seed, step, mode)
+    weights = self.decode_params(state.params)
+    rollouts = run_episodes(self.engine, weights, prompts, self.seed, step, mode)
+    del weights  # the update needs the room
     rollout_s = time.monotonic() - begin
 
     scores = score(rollouts, [prompt.task for prompt in prompts], cfg.reward, k)
     advantages_BG = np.asarray(advantage(scores, cfg.advantage))
-    trajectories = [trajectory for group in rollouts for trajectory in group]
-    batch, _ = to_train_batch(trajectories, advantages_BG.reshape(-1), self.shapes)
+    batch, _ = to_train_batch(rollouts, advantages_BG, self.shapes)
     batch = self.programs.place(batch)
     reference = None if self.reference is None else self.programs.score(self.reference, batch)
     state, metrics = self.programs.update(state, batch, reference)
@@ -130,7 +133,7 @@ class Learner:
       "sharpness": k,
       "rollout_s": rollout_s,
       "update_s": update_s,
-      "tokens_per_s": sum(t.trained_T.sum() for t in trajectories) / rollout_s,
+      "tokens_per_s": sum(t.trained_T.sum() for group in rollouts for t in group) / rollout_s,
     }
 
 

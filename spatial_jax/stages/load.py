@@ -5,13 +5,12 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from spatial_jax import checkpoint as checkpoint_lib
 from spatial_jax import config as config_lib
-from spatial_jax import sharding
+from spatial_jax import programs, sharding
 from spatial_jax.data.text import Tokenizer, load_tokenizer
 from spatial_jax.errors import CheckpointError
 from spatial_jax.policy import weights
@@ -69,7 +68,9 @@ def _load_folder(folder: pathlib.Path, mesh: Mesh) -> Loaded:
     return NamedSharding(mesh, sharding.param_spec(name, shape, mesh))
 
   params = weights.load(folder, cfg, np.dtype(np.float32), place)
-  return Loaded(make_policy(cfg, jnp.dtype("float32"), mesh), params, load_tokenizer(folder), None)
+  return Loaded(
+    make_policy(cfg, programs.compute_dtype(mesh), mesh), params, load_tokenizer(folder), None
+  )
 
 
 def _load_run(path: pathlib.Path, mesh: Mesh) -> Loaded:
@@ -81,7 +82,7 @@ def _load_run(path: pathlib.Path, mesh: Mesh) -> Loaded:
       "give the Hugging Face folder that its run wrote"
     )
   cfg = config_lib.build(QwenVLConfig, progress.config[MODEL_KEY], f"config.{MODEL_KEY}")
-  policy = make_policy(cfg, jnp.dtype("float32"), mesh)
+  policy = make_policy(cfg, programs.compute_dtype(mesh), mesh)
   shapes = jax.eval_shape(policy.init, jax.random.key(0))
   abstract = jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),

@@ -3,14 +3,15 @@
     room ─► pictures ─► dense truth per visual token ────────────► head ─┐
               └► questions ─► demonstrations (drawing, answer) ─► rows ──┴─► one update
 
-Each step looks at `scenes` rooms and asks each of them many questions: a picture is encoded once
-and serves all its rows. The first `see_steps` steps train the vision tower alone.
+Each step looks at some rooms and asks each of them a group of questions: a picture is encoded
+and read once and serves all its rows. The first `see_steps` steps train the vision tower alone.
 """
 
 import dataclasses
 import functools
+import itertools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,6 @@ import numpy as np
 import optax
 
 from spatial_jax import rng
-from spatial_jax.config import ConfigError
 from spatial_jax.data.demonstrations import DemonstrationConfig, demonstrate
 from spatial_jax.data.dense import DenseTargets, dense_targets
 from spatial_jax.data.loader import HELD_OUT_SEED, LookConfig, pick, prefetch, views_of
@@ -55,14 +55,33 @@ from spatial_jax.stages import loop
 from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.stages.publish import publish
 from spatial_jax.types import (
+  AnswerKind,
   Params,
   PatchedImage,
+  Rollouts,
   Task,
   TrainBatch,
   TrainState,
-  Trajectory,
   VisionBatch,
 )
+
+_TRIES = 256  # rooms in a row without a question before the configuration is refused
+
+
+@dataclasses.dataclass(frozen=True)
+class LessonConfig:
+  """One kind of lesson: rows of about the same length, so that little is padding.
+
+  Attributes:
+    scenes, group: rooms, and questions asked of each.
+    answer: questions that are answered like this.
+    draw_share: of the answers with a drawing turn before them.
+  """
+
+  scenes: int
+  group: int
+  answer: AnswerKind
+  draw_share: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +91,7 @@ class PretrainConfig:
   Attributes:
     see_steps: steps of the vision tower alone.
     see_scenes: rooms per step while it learns to see.
-    scenes, rows: rooms and answers per step afterwards.
-    draw_every: each so many lessons every answer that can draw does, over `draw_rows` rows; in
-      the others none draws, so that short rows are not padded to long ones.
-    draw_rows: answers of a drawing lesson.
-    micro_rows: rows per microbatch.
+    lessons: of the steps afterwards, one after another and again from the first.
     dense_weight: of the dense loss beside the answers' loss.
     share: part of a cell an object must fill to be its truth.
     categories: names in the order of the head's logits.
@@ -85,22 +100,11 @@ class PretrainConfig:
 
   see_steps: int
   see_scenes: int
-  scenes: int
-  rows: int
-  draw_every: int
-  draw_rows: int
-  micro_rows: int
+  lessons: tuple[LessonConfig, ...]
   dense_weight: float
   share: float
   categories: tuple[str, ...]
   max_boxes: int
-
-  def __post_init__(self):
-    if self.rows % self.micro_rows or self.draw_rows % self.micro_rows:
-      raise ConfigError(
-        f"config.recipe.micro_rows is {self.micro_rows}: not a divisor of rows {self.rows} and "
-        f"draw_rows {self.draw_rows}"
-      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +214,14 @@ class Lesson(NamedTuple):
   batch: TrainBatch | None
 
 
+class Room(NamedTuple):
+  """A room, its views, and each of them as patches with the truth in them."""
+
+  scene: Scene
+  views: list[View]
+  pictures: list[tuple[PatchedImage, DenseTargets]]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Teacher:
   """Makes lessons: a pure function of the step."""
@@ -227,45 +239,72 @@ class Teacher:
     """The data of one step; of so many rooms hardly one is seen twice.
 
     Raises:
-      DataError: on the host, when no room of the step gives a question.
+      DataError: on the host, when room after room gives no question.
     """
-    cfg = self.cfg
-    seeing = step < cfg.see_steps
-    drawing = not seeing and step % cfg.draw_every == 0
-    rows = 0 if seeing else cfg.draw_rows if drawing else cfg.rows
     draw = np.random.default_rng((self.seed, step))
     first = int(draw.integers(2**40)) % (HELD_OUT_SEED // 2)
-    demonstration = DemonstrationConfig(float(drawing), cfg.max_boxes)
-    pictures: list[tuple[PatchedImage, DenseTargets]] = []
-    trajectories: list[Trajectory] = []
-    count = cfg.see_scenes if seeing else cfg.scenes
-    for number in range(first, first + count):
-      scene = procedural_scene(number, self.rooms)
-      views = views_of(scene, number, self.look)
-      patched = [patch_image(view.image, self.conversation.preprocess) for view in views]
-      pictures += zip(patched, [self._truth(scene, view) for view in views], strict=True)
-      if rows:
-        tasks = pick(ask(scene, views, draw, self.questions), rows // count, draw)
-        for task in tasks:
-          script = demonstrate(task, draw, demonstration)
-          prompt = self.conversation.prompt(task, patched)
-          trajectories.append(play(self.conversation, prompt, script, self.style))
-    if seeing:
-      vision, feature_of = plan_images([[image for image, _ in pictures]], self.shapes)
-      return Lesson(vision, _dense_batch(vision, feature_of, pictures), None)
-    if not trajectories:
-      raise DataError(f"none of {count} rooms gave a question; loosen config.questions")
-    # Rooms that gave fewer questions are made up for by asking the same ones again.
-    missing = rows - len(trajectories)
-    trajectories += [trajectories[i] for i in draw.integers(len(trajectories), size=missing)]
-    batch, feature_of = to_train_batch(trajectories, np.zeros(rows, np.float32), self.shapes)
-    known = [(image, truth) for image, truth in pictures if image.content_hash in feature_of]
-    return Lesson(batch.vision, _dense_batch(batch.vision, feature_of, known), batch)
+    if step < self.cfg.see_steps:
+      return self._see(range(first, first + self.cfg.see_scenes))
+    return self._answer(self.cfg.lessons[step % len(self.cfg.lessons)], first, draw)
 
-  def _truth(self, scene: Scene, view: View) -> DenseTargets:
+  def _see(self, numbers: Iterable[int]) -> Lesson:
+    """Pictures of rooms and the truth in them."""
+    pictures = [picture for number in numbers for picture in self._room(number).pictures]
+    vision, feature_of = plan_images([[image for image, _ in pictures]], self.shapes)
+    return Lesson(vision, _dense_batch(vision, feature_of, pictures), None)
+
+  def _answer(self, cfg: LessonConfig, first: int, draw: np.random.Generator) -> Lesson:
+    """Questions about the rooms from `first` on that give some."""
+    demonstration = DemonstrationConfig(cfg.draw_share, self.cfg.max_boxes)
+    pictures: list[tuple[PatchedImage, DenseTargets]] = []
+    groups: Rollouts = []
+    barren = 0
+    for number in itertools.count(first):
+      room = self._room(number)
+      tasks = ask(room.scene, room.views, draw, self.questions)
+      tasks = pick([task for task in tasks if task.answer_kind == cfg.answer], cfg.group, draw)
+      barren = 0 if tasks else barren + 1
+      if barren == _TRIES:
+        raise DataError(
+          f"{_TRIES} rooms in a row gave no question that a {cfg.answer} answers; "
+          "loosen config.questions"
+        )
+      if not tasks:
+        continue
+      patched = [image for image, _ in room.pictures]
+      told = [
+        play(
+          self.conversation,
+          self.conversation.prompt(task, patched),
+          demonstrate(task, draw, demonstration),
+          self.style,
+        )
+        for task in tasks
+      ]
+      # A room that gave fewer questions is asked some of them again.
+      again = draw.integers(len(told), size=cfg.group - len(told))
+      groups.append(told + [told[i] for i in again])
+      pictures += room.pictures
+      if len(groups) == cfg.scenes:
+        break
+    advantage_BG = np.zeros((cfg.scenes, cfg.group), np.float32)
+    batch, feature_of = to_train_batch(groups, advantage_BG, self.shapes)
+    return Lesson(batch.vision, _dense_batch(batch.vision, feature_of, pictures), batch)
+
+  def _room(self, number: int) -> "Room":
+    """Pictures of a walk through one room, and what every cell of them shows."""
     preprocess = self.conversation.preprocess
     cell_px = preprocess.patch_size * preprocess.merge_size
-    return dense_targets(scene, view, self.cfg.categories, cell_px, self.cfg.share)
+    scene = procedural_scene(number, self.rooms)
+    views = views_of(scene, number, self.look)
+    pictures = [
+      (
+        patch_image(view.image, preprocess),
+        dense_targets(scene, view, self.cfg.categories, cell_px, self.cfg.share),
+      )
+      for view in views
+    ]
+    return Room(scene, views, pictures)
 
 
 def _dense_batch(
@@ -325,7 +364,9 @@ def _learn(policy, optimizer, cfg, state: TrainState, batch: TrainBatch, dense: 
   def loss_of_rows(logp_RT: jax.Array, rows: Rows) -> tuple[jax.Array, Metrics]:
     return sft_loss(logp_RT, rows.trained_RT, rows.weight_R), {}
 
-  rows = split_rows(batch, row_weights(batch.trained_RT, "token"), None, cfg.micro_rows)
+  weight_R = row_weights(batch.trained_RT, "token")
+  group = batch.token_RT.shape[0] // batch.prefix.token_BT.shape[0]
+  rows = split_rows(batch, weight_R, None, group)
   loss, _, grads = gradient(policy, state.params["policy"], batch, rows, loss_of_rows)
   metrics, dense_grads = _dense_gradient(policy, state.params, batch.vision, dense)
   scaled = jax.tree.map(lambda g: cfg.dense_weight * g, dense_grads)

@@ -1,0 +1,114 @@
+"""Attention: every form is the one softmax over the keys a query may see."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spatial_jax.policy import attention
+
+SIZES = st.integers(1, 5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """Rows behind prefixes: random queries, keys, values, and how many of them are valid."""
+
+  q_RKQTC: np.ndarray
+  prefix: tuple[np.ndarray, np.ndarray]
+  prefix_length_B: np.ndarray
+  own: tuple[np.ndarray, np.ndarray]
+  valid_RT: np.ndarray
+
+
+@st.composite
+def cases(draw):
+  prompts, group, kv_heads, per_kv, size, tokens = (draw(SIZES) for _ in range(6))
+  generator = np.random.default_rng(draw(st.integers(0, 2**32)))
+  rows = prompts * group
+
+  def normal(*shape):
+    return generator.normal(size=(*shape, 4)).astype(np.float32)
+
+  return Case(
+    q_RKQTC=normal(rows, kv_heads, per_kv, tokens),
+    prefix=(normal(prompts, kv_heads, size), normal(prompts, kv_heads, size)),
+    prefix_length_B=generator.integers(0, size + 1, prompts).astype(np.int32),
+    own=(normal(rows, kv_heads, tokens), normal(rows, kv_heads, tokens)),
+    valid_RT=np.arange(tokens)[None] < generator.integers(1, tokens + 1, (rows, 1)),
+  )
+
+
+def by_hand(case: Case) -> np.ndarray:
+  """One query at a time, in float64; 0 where the query is not valid."""
+  out = np.zeros(case.q_RKQTC.shape)
+  group = len(case.q_RKQTC) // len(case.prefix_length_B)
+  for r, k, n, t in np.ndindex(out.shape[:4]):
+    if not case.valid_RT[r, t]:
+      continue
+    length = case.prefix_length_B[r // group]
+    keys, values = (
+      np.concatenate([old[r // group, k, :length], new[r, k, : t + 1]]).astype(np.float64)
+      for old, new in zip(case.prefix, case.own, strict=True)
+    )
+    weight = np.exp(keys @ case.q_RKQTC[r, k, n, t] / 2)  # sqrt(C) = 2
+    out[r, k, n, t] = weight @ values / weight.sum()
+  return out
+
+
+def assert_same(out, case: Case) -> None:
+  assert np.isfinite(out).all()
+  valid = np.broadcast_to(case.valid_RT[:, None, None, :, None], out.shape)
+  np.testing.assert_allclose(np.asarray(out)[valid], by_hand(case)[valid], atol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(cases())
+def test_rows_see_their_prefix_and_themselves(case):
+  out = attention.attend_behind(
+    case.q_RKQTC, case.prefix, case.prefix_length_B, case.own, case.valid_RT, None
+  )
+  assert_same(out, case)
+
+
+@settings(deadline=None, max_examples=40)
+@given(cases())
+def test_one_row_for_a_kernel_is_the_same(case):
+  """Where there is a kernel it reads prefix and own keys as one row; here XLA reads that row."""
+
+  def read(q_RKQTC, k_RKSC, v_RKSC, valid_RS, causal, mesh):
+    return attention.attend_xla(q_RKQTC, k_RKSC, v_RKSC, valid_RS, causal)
+
+  device = types.SimpleNamespace(platform="tpu")
+  mesh = types.SimpleNamespace(devices=np.array([device]))
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.setattr(attention, "_splash", read)
+    out = attention.attend_behind(
+      case.q_RKQTC, case.prefix, case.prefix_length_B, case.own, case.valid_RT, mesh
+    )
+  assert_same(out, case)
+
+
+@settings(deadline=None, max_examples=20)
+@given(cases())
+def test_padding_has_no_gradient(case):
+  def total(prefix, own):
+    out = attention.attend_behind(
+      case.q_RKQTC, prefix, case.prefix_length_B, own, case.valid_RT, None
+    )
+    return jnp.sum(jnp.where(case.valid_RT[:, None, None, :, None], out, 0.0) ** 2)
+
+  prefix_grads, own_grads = jax.grad(total, argnums=(0, 1))(case.prefix, case.own)
+  size = case.prefix[0].shape[2]
+  padding_BS = np.arange(size)[None] >= case.prefix_length_B[:, None]
+  for grad in prefix_grads:
+    assert np.isfinite(grad).all()
+    assert (np.moveaxis(np.asarray(grad), 2, 1)[padding_BS] == 0).all()
+  for grad in own_grads:
+    assert np.isfinite(grad).all()
+    assert (np.moveaxis(np.asarray(grad), 2, 1)[~case.valid_RT] == 0).all()
