@@ -186,6 +186,7 @@ def grpo(
       decode_params=programs.decode_params(policy, mesh),
       tasks_of=source.tasks_of,
       per_scene=source.per_scene,
+      types=source.types,
       cfg=cfg.learn,
       shapes=shapes,
       steps=cfg.loop.steps,

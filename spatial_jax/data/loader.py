@@ -94,7 +94,7 @@ def batch(
   step: int,
   count: int,
   per_scene: int,
-  types: Sequence[str] = (),
+  types: Sequence[str],
 ) -> list[Task]:
   """The tasks of one step: `types` share them evenly, at most `per_scene` are from one room.
 

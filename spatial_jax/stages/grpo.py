@@ -71,6 +71,7 @@ class Learner:
     decode_params: train parameters -> rollout mesh.
     tasks_of: scene number -> tasks.
     per_scene: most tasks of one room in a batch.
+    types: question types that share a batch evenly.
     cfg, shapes: the stage and its static shapes.
     steps, seed: of the run.
     reference: parameters the policy is held near, None without a divergence.
@@ -82,6 +83,7 @@ class Learner:
   decode_params: Any
   tasks_of: loader.TasksOf
   per_scene: int
+  types: tuple[str, ...]
   cfg: GrpoConfig
   shapes: BatchConfig
   steps: int
@@ -92,7 +94,7 @@ class Learner:
   def prompts(self, step: int) -> Prompts:
     """The prompts of one step: a function of seed and step."""
     count = self.engine.cfg.prompts
-    tasks = loader.batch(self.tasks_of, 0, self.seed, step, count, self.per_scene)
+    tasks = loader.batch(self.tasks_of, 0, self.seed, step, count, self.per_scene, self.types)
     return [self.engine.conversation.prompt(task) for task in tasks]
 
   def step_of(self, first: int) -> Step:
