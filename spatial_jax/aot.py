@@ -134,8 +134,8 @@ def compile_all(
   optimizer = make_optimizer(learn.optimizer)
   policy = make_policy(policy_cfg, programs.compute_dtype(mesh), mesh, remat)
   island = dataclasses.replace(policy, mesh=host)
-  batch = batch_config(learn, rollout, policy_cfg)
-  rollout, batch = programs.sequence_buckets(rollout, batch, mesh)
+  batch = programs.batch_buckets(batch_config(learn, rollout, policy_cfg), mesh)
+  rollout = programs.rollout_buckets(rollout, mesh)
   found = abstract.all_programs(
     policy, island, optimizer, learn.loss, learn.micro_group, rollout, batch
   )

@@ -18,7 +18,6 @@ import optax
 from jax.sharding import Mesh
 
 from spatial_jax import sharding
-from spatial_jax.data.vision import VisionBuckets
 from spatial_jax.learn.batch import BatchConfig
 from spatial_jax.learn.loss import LossConfig, Metrics
 from spatial_jax.learn.update import policy_update, score_batch, sft_update
@@ -196,27 +195,29 @@ def decode_params(policy: Policy, mesh: Mesh) -> Callable[[Params], Params]:
   return lambda params: sharding.local_view(convert(params), local)
 
 
-def sequence_buckets(
-  rollout: RolloutConfig, batch: BatchConfig, mesh: Mesh
-) -> tuple[RolloutConfig, BatchConfig]:
-  """The buckets the mesh's attention kernel can read: on TPU, lengths are multiples of 128."""
-  if mesh.devices.flat[0].platform != "tpu":
-    return rollout, batch
+def rollout_buckets(cfg: RolloutConfig, mesh: Mesh) -> RolloutConfig:
+  """Prompt lengths that the mesh's attention kernel can read: on TPU multiples of 128."""
+  if not _is_tpu(mesh):
+    return cfg
+  vision = dataclasses.replace(cfg.vision, patches=_blocks(cfg.vision.patches))
+  return dataclasses.replace(cfg, prompt_buckets=_blocks(cfg.prompt_buckets), vision=vision)
 
-  def up(buckets: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(sorted({-(-size // TPU_SEQUENCE) * TPU_SEQUENCE for size in buckets}))
 
-  def frames(vision: VisionBuckets) -> VisionBuckets:
-    return dataclasses.replace(vision, patches=up(vision.patches))
-
-  return (
-    dataclasses.replace(
-      rollout, prompt_buckets=up(rollout.prompt_buckets), vision=frames(rollout.vision)
-    ),
-    dataclasses.replace(
-      batch,
-      prefix_buckets=up(batch.prefix_buckets),
-      token_buckets=up(batch.token_buckets),
-      vision=frames(batch.vision),
-    ),
+def batch_buckets(cfg: BatchConfig, mesh: Mesh) -> BatchConfig:
+  """Lengths of the update, likewise."""
+  if not _is_tpu(mesh):
+    return cfg
+  return dataclasses.replace(
+    cfg,
+    prefix_buckets=_blocks(cfg.prefix_buckets),
+    token_buckets=_blocks(cfg.token_buckets),
+    vision=dataclasses.replace(cfg.vision, patches=_blocks(cfg.vision.patches)),
   )
+
+
+def _is_tpu(mesh: Mesh) -> bool:
+  return mesh.devices.flat[0].platform == "tpu"
+
+
+def _blocks(buckets: tuple[int, ...]) -> tuple[int, ...]:
+  return tuple(sorted({-(-size // TPU_SEQUENCE) * TPU_SEQUENCE for size in buckets}))

@@ -16,35 +16,25 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
-from rich.progress import track
 
 from spatial_jax import checkpoint, programs, sharding
 from spatial_jax.config import ConfigError, build, parse_flags
-from spatial_jax.data.text import IM_END, TextConfig
+from spatial_jax.data.text import TextConfig
 from spatial_jax.data.vision import PreprocessConfig
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.errors import UserError
-from spatial_jax.evaluate.benchmarks import heading
-from spatial_jax.evaluate.console import make_console, show
-from spatial_jax.evaluate.contest import (
-  Contest,
-  EvaluationConfig,
-  count_sheets,
-  exam_engine,
-  make_exam,
-  make_table,
-  sheets,
-  write,
-)
+from spatial_jax.evaluate.console import make_console
+from spatial_jax.evaluate.contest import EvaluationConfig, hold, make_contest
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.report.plots import RewardCard
 from spatial_jax.report.report import About, write_report
 from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.rollout.engine import Engine, RolloutConfig
+from spatial_jax.rollout.engine import RolloutConfig
 from spatial_jax.sharding import MeshConfig
 from spatial_jax.stages import loop
+from spatial_jax.stages.engine import make_engine
 from spatial_jax.stages.grpo import GrpoConfig, Learner, batch_config
 from spatial_jax.stages.load import MODEL_KEY, Loaded, load_policy, record
 from spatial_jax.stages.loop import LoopConfig
@@ -166,29 +156,20 @@ def grpo(
 ) -> None:
   """Reinforcement learning from start to report."""
   policy = dataclasses.replace(loaded.policy, remat=cfg.remat)
-  rollout, shapes = programs.sequence_buckets(
-    cfg.rollout, batch_config(cfg.learn, cfg.rollout, policy.cfg), mesh
-  )
   source = make_source(cfg.source)
   optimizer = make_optimizer(cfg.learn.optimizer)
   conversation = Conversation(loaded.tokenizer, cfg.text, cfg.preprocess, policy.cfg)
   with contextlib.ExitStack() as stack:
     executor = stack.enter_context(Executor(cfg.executor, cfg.style))
-    engine = Engine(
-      conversation,
-      programs.rollout_programs(policy, rollout, loaded.tokenizer.id(IM_END)),
-      executor,
-      rollout,
-    )
     learner = Learner(
-      engine=engine,
+      engine=make_engine(policy, conversation, executor, cfg.rollout),
       programs=programs.learn_programs(policy, optimizer, cfg.learn.loss, cfg.learn.micro_group),
       decode_params=programs.decode_params(policy, mesh),
       tasks_of=source.tasks_of,
       per_scene=source.per_scene,
       types=source.types,
       cfg=cfg.learn,
-      shapes=shapes,
+      shapes=programs.batch_buckets(batch_config(cfg.learn, cfg.rollout, policy.cfg), mesh),
       steps=cfg.loop.steps,
       seed=cfg.seed,
       reference=loaded.params if cfg.learn.loss.kl_weight else None,
@@ -204,25 +185,20 @@ def grpo(
 
 def finish(cfg: GrpoRun, learner: Learner, ends: Contestants, workdir: pathlib.Path) -> None:
   """Asks start and end the same held-out questions and writes table and report."""
-  policy, source, conversation = ends.policy, ends.source, learner.engine.conversation
-  exam = make_exam(source, cfg.evaluation, cfg.learn.reward, cfg.seed)
-  prompts = min(cfg.evaluation.prompts, len(exam.tasks))
-  executor = learner.engine.executor
-  contest = Contest(
-    engine=exam_engine(policy, conversation, executor, cfg.rollout, prompts),
-    before=learner.decode_params(ends.before),
-    after=learner.decode_params(ends.after),
-    exam=exam,
-    examples=source.examples(cfg.seed, cfg.evaluation.train_tasks),
-    cfg=cfg.evaluation,
+  asked = learner.engine
+  contest = make_contest(
+    lambda rollout: make_engine(ends.policy, asked.conversation, asked.executor, rollout),
+    cfg.rollout,
+    ends.source,
+    cfg.learn.reward,
+    cfg.evaluation,
+    cfg.seed,
+    learner.decode_params(ends.before),
+    learner.decode_params(ends.after),
   )
   console = make_console()
-  asking = track(sheets(contest), "asking", count_sheets(contest), console=console, transient=True)
-  found = list(asking)
-  table = make_table(contest, found)
-  above = heading(exam.tasks, ends.benchmark)
-  write(workdir, found, table, {"seed": cfg.seed, "steps": cfg.loop.steps, "benchmark": above})
-  show(table, above, console)
+  origin = {"seed": cfg.seed, "steps": cfg.loop.steps}
+  hold(contest, workdir, ends.benchmark, origin, console)
   card = RewardCard(cfg.learn.reward, cfg.learn.advantage, progress=1.0)
   about = About(
     title=f"AP-GRPO on {cfg.source.kind} rooms",

@@ -12,11 +12,11 @@ from spatial_jax.drawing.executor import Executor
 from spatial_jax.evaluate import answers
 from spatial_jax.evaluate.answers import Answered, Exam
 from spatial_jax.evaluate.behaviour import behaviour
-from spatial_jax.evaluate.contest import exam_engine
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import Mode
 from spatial_jax.sharding import MeshConfig
+from spatial_jax.stages.engine import make_engine
 from tests import dummies
 from tests import evaluate_fixtures as fixtures
 
@@ -40,7 +40,8 @@ def asked():
   words = Conversation(fixtures.tokenizer(), cfg.text, cfg.preprocess, policy.cfg)
   params = programs.decode_params(policy, mesh)(fixtures.random_params(0))
   with Executor(cfg.executor, cfg.style) as executor:
-    yield exam_engine(policy, words, executor, cfg.rollout, 8), params
+    asking = dataclasses.replace(cfg.rollout, prompts=8, group=1)
+    yield make_engine(policy, words, executor, asking), params
 
 
 def number_and_choice(exam):

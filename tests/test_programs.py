@@ -31,8 +31,10 @@ def test_tpu_buckets_are_multiples_of_128():
   rollout = dataclasses.replace(step_fixtures.ROLLOUT, prompt_buckets=(64, 100, 128, 130))
   batch = dataclasses.replace(step_fixtures.SHAPES, prefix_buckets=(8, 40), token_buckets=(96, 300))
   here = programs.train_mesh(policy_fixtures.small_policy())
-  assert programs.sequence_buckets(rollout, batch, here) == (rollout, batch)
-  rollout, batch = programs.sequence_buckets(rollout, batch, _fake_mesh("tpu"))
+  assert programs.rollout_buckets(rollout, here) == rollout
+  assert programs.batch_buckets(batch, here) == batch
+  rollout = programs.rollout_buckets(rollout, _fake_mesh("tpu"))
+  batch = programs.batch_buckets(batch, _fake_mesh("tpu"))
   assert rollout.prompt_buckets == (128, 256)
   assert batch.prefix_buckets == (128,)
   assert batch.token_buckets == (128, 384)

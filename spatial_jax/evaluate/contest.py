@@ -7,13 +7,13 @@ Source ─► Exam ─► Sheets (sampled, greedy, cooler, on grey; median answe
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from spatial_jax import programs
+from rich.console import Console
+from rich.progress import track
+
 from spatial_jax.data.loader import types_in_turn
-from spatial_jax.data.text import IM_END
-from spatial_jax.drawing.executor import Executor
 from spatial_jax.errors import DataError
 from spatial_jax.evaluate import table as table_lib
 from spatial_jax.evaluate.answers import (
@@ -25,14 +25,13 @@ from spatial_jax.evaluate.answers import (
   typical_answers,
 )
 from spatial_jax.evaluate.behaviour import behaviour
-from spatial_jax.evaluate.benchmarks import vsi_score
+from spatial_jax.evaluate.benchmarks import heading, vsi_score
+from spatial_jax.evaluate.console import show
 from spatial_jax.evaluate.results import write_results
 from spatial_jax.evaluate.table import Sheet
-from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.report.gallery import Group, groups_of
 from spatial_jax.reward.score import RewardConfig
 from spatial_jax.reward.snra import sharpness
-from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig
 from spatial_jax.stages.source import Source
 from spatial_jax.types import Params, ResultColumn, ResultTable, Task
@@ -82,25 +81,61 @@ class Contest:
   cfg: EvaluationConfig
 
 
-def exam_engine(
-  policy: Policy, conversation: Conversation, executor: Executor, cfg: RolloutConfig, prompts: int
-) -> Engine:
-  """An engine like that of training, with `prompts` prompts and one rollout for each."""
-  cfg = dataclasses.replace(cfg, prompts=prompts, group=1)
-  stop_id = conversation.tokenizer.id(IM_END)
-  return Engine(conversation, programs.rollout_programs(policy, cfg, stop_id), executor, cfg)
+def make_contest(
+  engine: Callable[[RolloutConfig], Engine],
+  rollout: RolloutConfig,
+  source: Source,
+  reward: RewardConfig,
+  cfg: EvaluationConfig,
+  seed: int,
+  before: Params | None,
+  after: Params,
+) -> Contest:
+  """Held-out questions, and an engine that answers each once.
 
-
-def make_exam(source: Source, cfg: EvaluationConfig, reward: RewardConfig, seed: int) -> Exam:
-  """Held-out questions, rewarded at the sharpness of the schedule's end.
+  Args:
+    engine: makes one for such a configuration.
+    rollout: of training: limits, temperature, buckets.
+    source: where questions come from.
+    reward: taken at the sharpness of the schedule's end.
+    cfg: how much is asked.
+    seed: of sampling, and of the questions that median answers are taken from.
+    before, after: as in `Contest`.
 
   Raises:
-    DataError: on the host, when there is none.
+    DataError: on the host, when there is no question.
   """
   tasks = source.held_out(cfg.tasks)
   if not tasks:
     raise DataError("the source gives no question; loosen source.questions or see source.path")
-  return Exam(tasks, reward, float(sharpness(1.0, reward.schedule)), seed)
+  exam = Exam(tasks, reward, float(sharpness(1.0, reward.schedule)), seed)
+  examples = source.examples(seed, cfg.train_tasks)
+  asking = dataclasses.replace(rollout, prompts=min(cfg.prompts, len(tasks)), group=1)
+  return Contest(engine(asking), before, after, exam, examples, cfg)
+
+
+def hold(
+  contest: Contest,
+  workdir: pathlib.Path,
+  benchmark: str | None,
+  origin: dict[str, Any],
+  console: Console,
+) -> list[Sheet]:
+  """Asks in every way, writes results.json and predictions.jsonl, and shows the table.
+
+  Args:
+    contest: questions and who answers.
+    workdir: of the results.
+    benchmark: whose rooms the policy was trained on, None when on nobody's.
+    origin: as in `write`.
+    console: where progress and table go.
+  """
+  count = count_sheets(contest)
+  found = list(track(sheets(contest), "asking", count, console=console, transient=True))
+  table, above = make_table(contest, found), heading(contest.exam.tasks, benchmark)
+  write(workdir, found, table, origin | {"benchmark": above})
+  show(table, above, console)
+  return found
 
 
 def sheets(contest: Contest) -> Iterator[Sheet]:

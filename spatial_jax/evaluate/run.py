@@ -8,7 +8,6 @@ import sys
 from typing import Any
 
 import jax
-from rich.progress import track
 
 from spatial_jax import checkpoint as checkpoint_lib
 from spatial_jax import programs, sharding
@@ -21,8 +20,8 @@ from spatial_jax.errors import CheckpointError
 from spatial_jax.evaluate import contest as contest_lib
 from spatial_jax.evaluate.behaviour import behaviour
 from spatial_jax.evaluate.benchmarks import heading
-from spatial_jax.evaluate.console import make_console, show, show_behaviour
-from spatial_jax.evaluate.contest import Contest, EvaluationConfig, exam_engine, make_exam
+from spatial_jax.evaluate.console import make_console, show_behaviour
+from spatial_jax.evaluate.contest import EvaluationConfig
 from spatial_jax.evaluate.table import END_GREEDY, Sheet
 from spatial_jax.report.gallery import save_groups
 from spatial_jax.report.report import About, write_report
@@ -30,6 +29,7 @@ from spatial_jax.reward.score import RewardConfig
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import RolloutConfig
 from spatial_jax.sharding import MeshConfig
+from spatial_jax.stages.engine import make_engine
 from spatial_jax.stages.load import Loaded, load_policy
 from spatial_jax.stages.source import SourceConfig, make_source
 
@@ -83,32 +83,26 @@ def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -
   before = _other(cfg.init, checkpoint, after, mesh)
   source = make_source(cfg.source)
   checkpoint_lib.claim(workdir, settings | {"checkpoint": checkpoint}, ())
-  exam = make_exam(source, cfg.evaluation, cfg.reward, cfg.seed)
-  examples = source.examples(cfg.seed, cfg.evaluation.train_tasks)
   unstack = programs.decode_params(after.policy, mesh)
   conversation = Conversation(after.tokenizer, cfg.text, cfg.preprocess, after.policy.cfg)
   console = make_console()
   with contextlib.ExitStack() as stack:
     executor = stack.enter_context(Executor(cfg.executor, cfg.style))
-    prompts = min(cfg.evaluation.prompts, len(exam.tasks))
-    contest = Contest(
-      engine=exam_engine(after.policy, conversation, executor, cfg.rollout, prompts),
-      before=unstack(before.params) if before else None,
-      after=unstack(after.params),
-      exam=exam,
-      examples=examples,
-      cfg=cfg.evaluation,
+    contest = contest_lib.make_contest(
+      lambda rollout: make_engine(after.policy, conversation, executor, rollout),
+      cfg.rollout,
+      source,
+      cfg.reward,
+      cfg.evaluation,
+      cfg.seed,
+      unstack(before.params) if before else None,
+      unstack(after.params),
     )
-    count = contest_lib.count_sheets(contest)
-    asking = track(contest_lib.sheets(contest), "asking", count, console=console, transient=True)
-    found = list(asking)
+    command = shlex.join(["python", "-m", "spatial_jax.evaluate", *sys.argv[1:]])
+    origin = {"command": command, "seed": cfg.seed, "checkpoint": checkpoint, "config": settings}
+    found = contest_lib.hold(contest, workdir, after.benchmark, origin, console)
     save_groups(contest_lib.gallery(contest, found), workdir)
-  table = contest_lib.make_table(contest, found)
-  above = heading(exam.tasks, after.benchmark)
-  command = shlex.join(["python", "-m", "spatial_jax.evaluate", *sys.argv[1:]])
-  origin = {"command": command, "seed": cfg.seed, "checkpoint": checkpoint, "config": settings}
-  contest_lib.write(workdir, found, table, origin | {"benchmark": above})
-  show(table, above, console)
+  above = heading(contest.exam.tasks, after.benchmark)
   show_behaviour(contest_lib.behaviours(found), console)
   report = write_report(
     workdir, _about(checkpoint, cfg, above, found), None, cfg.evaluation.gallery
