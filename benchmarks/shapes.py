@@ -1,0 +1,160 @@
+"""Models and work that benchmarks measure: three shapes with random weights, one batch of prompts.
+
+A prompt is 64 tokens of text (the two around the image counted) and an image of 448 x 448 pixels:
+
+    30 text | vision start | 256 image pads | vision end | 32 text        320 tokens
+"""
+
+import dataclasses
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from spatial_jax import programs, sharding
+from spatial_jax.data.vision import PreprocessConfig, VisionBuckets, patch_image
+from spatial_jax.policy import weights
+from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
+from spatial_jax.policy.qwen_vl import Policy, make_policy
+from spatial_jax.policy.rope import mrope_positions
+from spatial_jax.types import Params, PatchedImage
+
+PROMPTS, GROUP, RESPONSE = 8, 8, 128  # rows of all benchmarks: 8 prompts, 8 rollouts each
+TEXT_BEFORE, TEXT_BEHIND = 30, 32
+IMAGE_PX = 448
+_PREPROCESS = PreprocessConfig(14, 2, 2, 56 * 56, IMAGE_PX**2, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+_WINDOWS, _PATCHES = 16, 1024  # of one image: windows of 4 x 4 tokens, patches of 14 x 14 pixels
+VISION_BUCKETS = VisionBuckets((PROMPTS * _WINDOWS,), (PROMPTS,), (_PATCHES,))
+
+
+def _config(
+  vision: tuple[int, int, int, int],
+  full_layers: tuple[int, ...],
+  decoder: tuple[int, int, int, int, int],
+  vocabulary: int,
+  tied: bool,
+) -> QwenVLConfig:
+  """Vision: layers, E, heads, F. Decoder: layers, D, heads, KV heads, F."""
+  vision_layers, vision_width, vision_heads, vision_mlp_width = vision
+  layers, width, heads, kv_heads, mlp_width = decoder
+  head_dim = width // heads
+  return QwenVLConfig(
+    vision=VisionConfig(
+      layers=vision_layers,
+      width=vision_width,
+      heads=vision_heads,
+      mlp_width=vision_mlp_width,
+      patch_size=14,
+      merge_size=2,
+      temporal_size=2,
+      window_px=112,
+      full_layers=full_layers,
+      norm_eps=1e-6,
+    ),
+    decoder=DecoderConfig(
+      layers=layers,
+      width=width,
+      heads=heads,
+      kv_heads=kv_heads,
+      head_dim=head_dim,
+      mlp_width=mlp_width,
+      vocabulary=vocabulary,
+      rope_theta=1e6,
+      rope_sections=(head_dim // 8, head_dim * 3 // 16, head_dim * 3 // 16),  # Qwen's proportions
+      norm_eps=1e-6,
+      tied=tied,
+    ),
+    image_pad_id=vocabulary - 2,
+    video_pad_id=vocabulary - 1,
+    vision_start_id=vocabulary - 4,
+    vision_end_id=vocabulary - 3,
+    tokens_per_second=2,
+    coordinates="pixels",
+  )
+
+
+SHAPES = {
+  "nano": _config((3, 96, 3, 256), (2,), (4, 128, 4, 2, 512), 2_048, tied=False),
+  "mini": _config((6, 320, 5, 864), (2, 5), (8, 512, 8, 2, 2_048), 32_768, tied=True),
+  "small": _config((8, 640, 10, 1_728), (3, 7), (16, 1_024, 16, 2, 4_096), 151_936, tied=True),
+}
+
+
+def stop_id(cfg: QwenVLConfig) -> int:
+  """The token that would end a turn; never sampled, so that all rows are equally long."""
+  return cfg.decoder.vocabulary - 5
+
+
+def forbidden_ids(cfg: QwenVLConfig) -> tuple[int, ...]:
+  """Ids that neither side samples: the end of a turn and the four of vision."""
+  return tuple(range(stop_id(cfg), cfg.decoder.vocabulary))
+
+
+def parameter_counts(cfg: QwenVLConfig) -> tuple[int, int]:
+  """Parameters in all, and those of the vision tower; no array is made."""
+  sizes = [(entry.path, math.prod(entry.full_shape)) for entry in weights.name_table(cfg)]
+  vision = sum(size for path, size in sizes if path.startswith("vision/"))
+  return sum(size for _, size in sizes), vision
+
+
+# --- checkpoints -------------------------------------------------------------------------------
+
+
+def write_checkpoint(cfg: QwenVLConfig, directory: pathlib.Path) -> None:
+  """Random float32 weights as a Hugging Face folder that both sides load."""
+  init = jax.jit(make_policy(cfg, jnp.dtype(jnp.float32)).init)
+  weights.save(init(jax.random.key(0)), cfg, directory)
+
+
+def policy_of(cfg: QwenVLConfig) -> Policy:
+  """The policy's functions on one device, computing in float32 as torch does."""
+  policy = make_policy(cfg, jnp.dtype(jnp.float32))
+  return dataclasses.replace(policy, mesh=programs.train_mesh(policy))
+
+
+def load(directory: pathlib.Path, policy: Policy) -> Params:
+  """The checkpoint's parameters, stacked, on the policy's device."""
+  mesh = programs.train_mesh(policy)
+
+  def place(name: str, shape: tuple[int, ...]) -> NamedSharding:
+    return NamedSharding(mesh, sharding.param_spec(name, shape, mesh))
+
+  return weights.load(directory, policy.cfg, np.dtype(np.float32), place)
+
+
+# --- prompts -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Question:
+  """A prompt of random words about a random picture; fields as in `types.Prompt`."""
+
+  token_ids_T: np.ndarray
+  position_TA: np.ndarray
+  next_position: int
+  image: PatchedImage
+  image_start: int
+
+
+def questions(cfg: QwenVLConfig) -> list[Question]:
+  """The batch of prompts of all benchmarks; the same for both sides."""
+  random = np.random.default_rng(0)
+  return [_question(cfg, random) for _ in range(PROMPTS)]
+
+
+def words(cfg: QwenVLConfig, count: int, random: np.random.Generator) -> np.ndarray:
+  """int32 random ids, none of them forbidden."""
+  return random.integers(0, stop_id(cfg), count).astype(np.int32)
+
+
+def _question(cfg: QwenVLConfig, random: np.random.Generator) -> Question:
+  pixels = random.integers(0, 256, (IMAGE_PX, IMAGE_PX, 3), np.uint8)
+  image = patch_image(pixels, _PREPROCESS)
+  shown = [cfg.vision_start_id, *[cfg.image_pad_id] * image.tokens, cfg.vision_end_id]
+  before, behind = words(cfg, TEXT_BEFORE, random), words(cfg, TEXT_BEHIND, random)
+  token_ids_T = np.concatenate([before, np.asarray(shown, np.int32), behind])
+  position_TA, following = mrope_positions(token_ids_T, [image.grid_3], cfg, (), "max")
+  return Question(token_ids_T, position_TA, following, image, TEXT_BEFORE + 1)

@@ -1,0 +1,101 @@
+"""What benchmarks measure is what they say; nothing is timed."""
+
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import measure, shapes
+from spatial_jax.learn.loss import policy_loss
+from spatial_jax.policy import weights
+from spatial_jax.policy.qwen_vl import make_policy
+
+COUNTS = {  # parameters, those of the vision tower
+  "nano": (2_154_944, 645_440),
+  "mini": (57_331_008, 10_130_240),
+  "small": (444_356_736, 49_644_672),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_shapes_have_the_stated_parameters(name):
+  cfg = shapes.SHAPES[name]
+  assert shapes.parameter_counts(cfg) == COUNTS[name]
+  abstract = jax.eval_shape(make_policy(cfg, jnp.dtype("float32")).init, jax.random.key(0))
+  assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract)) == COUNTS[name][0]
+
+
+def test_checkpoint_is_what_both_sides_load(tmp_path):
+  cfg = shapes.SHAPES["nano"]
+  shapes.write_checkpoint(cfg, tmp_path)
+  assert weights.read_config(tmp_path) == cfg
+  params = shapes.load(tmp_path, shapes.policy_of(cfg))
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == COUNTS["nano"][0]
+
+
+def test_questions_hold_what_the_tables_say():
+  cfg = shapes.SHAPES["nano"]
+  questions = shapes.questions(cfg)
+  assert len(questions) == shapes.PROMPTS
+  assert len({question.image.content_hash for question in questions}) == shapes.PROMPTS
+  for question in questions:
+    pads_T = question.token_ids_T == cfg.image_pad_id
+    assert question.image.tokens == pads_T.sum() == 256
+    assert (~pads_T).sum() == 64
+    assert pads_T.argmax() == question.image_start
+    said_T = question.token_ids_T[~pads_T]
+    assert np.isin(said_T, shapes.forbidden_ids(cfg)).sum() == 2  # around the image
+
+
+def test_sides_take_turns():
+  order = []
+  calls = {name: lambda name=name: order.append(name) for name in ("ours", "torch")}
+  seconds = measure.alternate(calls, rounds=3)
+  assert order == ["ours", "torch"] * 3
+  assert [len(rounds) for rounds in seconds.values()] == [3, 3]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_sees_what_is_gone_again():
+  with measure.PeakMemory() as memory:
+    block = np.ones(64 * 2**20, np.uint8)
+    measure.time.sleep(0.05)
+    del block
+  assert 60 < memory.peak_mib < 100
+
+
+def test_results_that_differ_are_an_error():
+  measure.require_close("loss", 1e-6, 1e-3)
+  for difference in (1e-2, math.nan):
+    with pytest.raises(ValueError, match="loss"):
+      measure.require_close("loss", difference, 1e-3)
+
+
+@pytest.mark.torch
+def test_torch_side_has_the_same_loss():
+  torch = pytest.importorskip("torch")
+  from benchmarks import update
+
+  random = np.random.default_rng(0)
+  logp_RT, old_logp_RT = random.normal(-2.0, 0.5, (2, update.ROWS, 128)).astype(np.float32)
+  advantage_R = random.normal(size=update.ROWS).astype(np.float32)
+  trained_RT = np.ones(logp_RT.shape, bool)
+  weight_R = np.full(update.ROWS, 1 / update.TOKENS, np.float32)
+  ours, _ = policy_loss(logp_RT, old_logp_RT, advantage_R, trained_RT, weight_R, update.LOSS)
+  theirs = update._policy_loss(*map(torch.tensor, (logp_RT, old_logp_RT, advantage_R)))
+  np.testing.assert_allclose(ours, theirs.item(), rtol=1e-5)
+
+
+@pytest.mark.torch
+def test_batches_of_the_update_train_every_response():
+  pytest.importorskip("torch")
+  from benchmarks import update
+
+  cfg = shapes.SHAPES["nano"]
+  groups = update._rollouts(cfg, update.make_work(cfg))
+  rows = [trajectory for group in groups for trajectory in group]
+  assert [len(group) for group in groups] == [shapes.GROUP] * shapes.PROMPTS
+  assert {(len(r.token_ids_T), r.trained_T.sum()) for r in rows} == {(448, 128)}
