@@ -52,8 +52,8 @@ def learn(steps: int) -> ConfigDict:
       "loss": {"clip_low": 0.2, "clip_high": 0.3, "kl_weight": 0.0, "normalise": "token"},
       "optimizer": optimizer(2e-4, steps),
       "prefix_buckets": (128, 192, 256, 512),
-      "token_buckets": (48, 96, 160, 256),
-      "micro_group": 8,  # of 8: memory is no concern
+      # Most answers are short; the few that draw are the last of four microbatches.
+      "micro": {"group": 2, "lengths": (64, 96, 256)},
       "keep_every": 20,
       "keep_groups": 3,
     }
@@ -67,7 +67,7 @@ def evaluation() -> ConfigDict:
       "tasks": 512,
       "train_tasks": 2000,  # what the median answer per question type is taken from
       "temperatures": (0.3, 0.5, 0.7),
-      "prompts": 96,  # per call, one rollout each
+      "prompts": 256,  # per call, one rollout each
       "gallery": 8,
       "required": False,  # the default run promises its differences, others show them
     }
@@ -187,8 +187,8 @@ def rollout() -> ConfigDict:
       "vision": {
         # One 168-pixel picture is 4 windows of 3 x 3 tokens, one frame of 144 patches.
         # Few sizes: each is a trace, and a trace costs seconds to half a minute.
-        "windows": (16, 32, 64, 128, 256, 512, 1024),
-        "frames": (4, 8, 16, 32, 64, 128, 256),
+        "windows": (32, 64, 128, 256, 1024, 2048),
+        "frames": (8, 16, 32, 64, 256, 512),
         "patches": (144,),
       },
     }

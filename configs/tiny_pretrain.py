@@ -50,6 +50,7 @@ def get_config() -> ConfigDict:
       "share": 0.25,
       "categories": CATEGORIES,
       "max_boxes": 2,
+      "lengths": (96, 192, 288),
     }
   )
   cfg.optimizer = common.optimizer(1.5e-3, steps)
@@ -58,7 +59,7 @@ def get_config() -> ConfigDict:
   cfg.shapes = ConfigDict(
     {
       "prefix_buckets": (96, 256),  # few: a trace takes half a minute to compile
-      "token_buckets": (96, 144, 192, 256, 384),
+      "tokens": 288,
       "vision": {"windows": (64, 128, 256), "frames": (16, 32, 64), "patches": (144,)},
       "window_blocks": 3,
       "vocabulary": policy.decoder.vocabulary,

@@ -14,6 +14,7 @@ from spatial_jax import programs, sharding
 from spatial_jax.data.vision import VisionBuckets
 from spatial_jax.learn.batch import BatchConfig
 from spatial_jax.learn.loss import LossConfig
+from spatial_jax.learn.update import Microbatches
 from spatial_jax.policy.config import VisionConfig
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout.engine import RolloutConfig
@@ -67,7 +68,7 @@ def all_programs(
   island: Policy,
   optimizer: optax.GradientTransformation,
   loss: LossConfig,
-  micro_group: int,
+  micro: Microbatches,
   rollout: RolloutConfig,
   batch: BatchConfig,
 ) -> list[Program]:
@@ -76,11 +77,11 @@ def all_programs(
   Args:
     policy: its mesh may be of devices that are not there.
     island: the same on the devices of one process; `policy` itself where there is one process.
-    optimizer, loss, micro_group: of the update.
+    optimizer, loss, micro: of the update.
     rollout, batch: shapes; the last of each list of buckets is taken.
   """
   run = programs.rollout_programs(island, rollout, stop_id=0)
-  learn = programs.learn_programs(policy, optimizer, loss, micro_group)
+  learn = programs.learn_programs(policy, optimizer, loss, micro)
   x = largest_inputs(policy, island, optimizer, rollout, batch)
   state, weights, rows = x.state, x.weights, x.rows
   calls = [
@@ -140,7 +141,7 @@ def largest_inputs(
 
 def train_batch(vision: VisionConfig, prompts: int, group: int, cfg: BatchConfig) -> TrainBatch:
   """A TrainBatch of ShapeDtypeStruct: the last of each list of buckets."""
-  count, size, prefix_size = prompts * group, cfg.token_buckets[-1], cfg.prefix_buckets[-1]
+  count, size, prefix_size = prompts * group, cfg.tokens, cfg.prefix_buckets[-1]
   return TrainBatch(
     prefix=PrefixBatch(
       token_BT=_struct((prompts, prefix_size), jnp.int32),

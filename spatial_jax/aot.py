@@ -136,9 +136,7 @@ def compile_all(
   island = dataclasses.replace(policy, mesh=host)
   batch = programs.batch_buckets(batch_config(learn, rollout, policy_cfg), mesh)
   rollout = programs.rollout_buckets(rollout, mesh)
-  found = abstract.all_programs(
-    policy, island, optimizer, learn.loss, learn.micro_group, rollout, batch
-  )
+  found = abstract.all_programs(policy, island, optimizer, learn.loss, learn.micro, rollout, batch)
   return [compile_program(program) for program in found]
 
 

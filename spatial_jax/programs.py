@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from spatial_jax import sharding
 from spatial_jax.learn.batch import BatchConfig
 from spatial_jax.learn.loss import LossConfig, Metrics
-from spatial_jax.learn.update import policy_update, score_batch, sft_update
+from spatial_jax.learn.update import Microbatches, policy_update, score_batch, sft_update
 from spatial_jax.policy.config import VisionConfig
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout import sampler
@@ -97,10 +97,11 @@ def learn_programs(
   policy: Policy,
   optimizer: optax.GradientTransformation,
   loss: LossConfig,
-  micro_group: int,
+  micro: Microbatches,
 ) -> LearnPrograms:
   """Update programs of one run, on the policy's mesh; the state comes out where it went in."""
   mesh = train_mesh(policy)
+  micro = micro_buckets(micro, mesh)
   state = abstract_state(policy, optimizer, mesh)
   out = (jax.tree.map(lambda x: x.sharding, state), sharding.replicated(mesh))
   window = window_patches(policy.cfg.vision)
@@ -112,10 +113,10 @@ def learn_programs(
   def update(
     state: TrainState, batch: TrainBatch, ref_logp_RT: Array | None
   ) -> tuple[TrainState, Metrics]:
-    return policy_update(policy, optimizer, loss, micro_group, state, lay(batch), ref_logp_RT)
+    return policy_update(policy, optimizer, loss, micro, state, lay(batch), ref_logp_RT)
 
   def sft(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
-    return sft_update(policy, optimizer, micro_group, state, lay(batch))
+    return sft_update(policy, optimizer, micro, state, lay(batch))
 
   def score(params: Params, batch: TrainBatch) -> jax.Array:
     return score_batch(policy, params, lay(batch))
@@ -210,9 +211,16 @@ def batch_buckets(cfg: BatchConfig, mesh: Mesh) -> BatchConfig:
   return dataclasses.replace(
     cfg,
     prefix_buckets=_blocks(cfg.prefix_buckets),
-    token_buckets=_blocks(cfg.token_buckets),
+    tokens=_blocks((cfg.tokens,))[0],
     vision=dataclasses.replace(cfg.vision, patches=_blocks(cfg.vision.patches)),
   )
+
+
+def micro_buckets(micro: Microbatches, mesh: Mesh) -> Microbatches:
+  """Lengths of microbatches, likewise."""
+  if not _is_tpu(mesh):
+    return micro
+  return dataclasses.replace(micro, lengths=_blocks(micro.lengths))
 
 
 def _is_tpu(mesh: Mesh) -> bool:

@@ -89,14 +89,14 @@ class GrpoRun:
 
   def __post_init__(self):
     learn, rollout = self.learn, self.rollout
-    if rollout.group % learn.micro_group:
+    if rollout.group % learn.micro.group:
       raise ConfigError(
-        f"config.learn.micro_group is {learn.micro_group}: not a divisor of "
+        f"config.learn.micro.group is {learn.micro.group}: not a divisor of "
         f"config.rollout.group {rollout.group}"
       )
-    if learn.token_buckets[-1] <= rollout.stop.tokens:
+    if learn.micro.lengths[-1] <= rollout.stop.tokens:
       raise ConfigError(
-        f"config.learn.token_buckets ends at {learn.token_buckets[-1]}: it must hold a response "
+        f"config.learn.micro.lengths ends at {learn.micro.lengths[-1]}: it must hold a response "
         f"and one token before it, config.rollout.stop.tokens {rollout.stop.tokens} + 1"
       )
     if learn.prefix_buckets[-1] < rollout.prompt_buckets[-1]:
@@ -163,7 +163,7 @@ def grpo(
     executor = stack.enter_context(Executor(cfg.executor, cfg.style))
     learner = Learner(
       engine=make_engine(policy, conversation, executor, cfg.rollout),
-      programs=programs.learn_programs(policy, optimizer, cfg.learn.loss, cfg.learn.micro_group),
+      programs=programs.learn_programs(policy, optimizer, cfg.learn.loss, cfg.learn.micro),
       decode_params=programs.decode_params(policy, mesh),
       tasks_of=source.tasks_of,
       per_scene=source.per_scene,

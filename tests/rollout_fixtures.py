@@ -99,7 +99,7 @@ def conversation(cfg: QwenVLConfig | None = None) -> Conversation:
 
 def shapes() -> BatchConfig:
   blocks = policy_config().vision.window_blocks
-  return BatchConfig((96, 256), (96, 256), ROLLOUT.vision, blocks, VOCABULARY)
+  return BatchConfig((96, 256), 256, ROLLOUT.vision, blocks, VOCABULARY)
 
 
 def make_engine(run: RolloutPrograms, cfg: RolloutConfig) -> Engine:

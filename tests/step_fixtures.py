@@ -28,6 +28,7 @@ from spatial_jax.learn.advantage import advantage
 from spatial_jax.learn.batch import BatchConfig, to_train_batch
 from spatial_jax.learn.loss import LossConfig
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
+from spatial_jax.learn.update import Microbatches
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.programs import LearnPrograms
@@ -59,9 +60,9 @@ ROLLOUT = RolloutConfig(
 )
 # A small step and a large epsilon: where a gradient is noise, Adam would turn it into a full step.
 OPTIMIZER = OptimizerConfig(1e-3, "constant", 0, 100, 0, 0.9, 0.95, 1e-5, 0.01, 1.0)
-SHAPES = BatchConfig((128,), (128,), ROLLOUT.vision, 2, VOCABULARY)
+SHAPES = BatchConfig((128,), 128, ROLLOUT.vision, 2, VOCABULARY)
 LOSS = LossConfig(clip_low=0.2, clip_high=0.3, kl_weight=0.0, normalise="token")
-MICRO_GROUP = 1
+MICRO = Microbatches(1, (32, 128))
 
 
 def step_config() -> QwenVLConfig:
@@ -107,7 +108,7 @@ def lab(data: int, fsdp: int, tensor: int) -> Lab:
   executor = Executor(ExecutorConfig(0, 20.0, 1024), STYLE)
   return Lab(
     engine=Engine(conversation, run, executor, ROLLOUT),
-    learn=programs.learn_programs(policy, optimizer, LOSS, MICRO_GROUP),
+    learn=programs.learn_programs(policy, optimizer, LOSS, MICRO),
     policy=policy,
     decode_params=programs.decode_params(policy, mesh),
     state=programs.init_state(policy, optimizer, params, mesh),

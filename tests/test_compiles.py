@@ -17,6 +17,7 @@ from spatial_jax.config import ConfigError, build
 from spatial_jax.data.vision import VisionBuckets
 from spatial_jax.learn.batch import BatchConfig
 from spatial_jax.learn.optimizer import make_optimizer
+from spatial_jax.learn.update import Microbatches
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig, to_hf
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout.engine import RolloutConfig
@@ -39,7 +40,7 @@ def tiny_shapes() -> tuple[GrpoConfig, RolloutConfig]:
   """The config's limits with one small bucket each: compile time grows with what is unrolled."""
   vision = VisionBuckets((16,), (4,), (144,))
   learn = build(GrpoConfig, common.learn(100))
-  learn = dataclasses.replace(learn, prefix_buckets=(128,), token_buckets=(256,), micro_group=4)
+  learn = dataclasses.replace(learn, prefix_buckets=(128,), micro=Microbatches(4, (256,)))
   rollout = build(RolloutConfig, common.rollout())
   rollout = dataclasses.replace(
     rollout, prompts=4, prompt_buckets=(128,), observation_buckets=(64,), vision=vision
@@ -76,13 +77,9 @@ def programs_of(topology: str, cfg: QwenVLConfig, rollout: RolloutConfig) -> dic
   mesh = aot.topology_mesh(topology, sharding.MeshConfig(-1, 2, 2))
   policy = make_policy(cfg, jnp.bfloat16, mesh)
   island = make_policy(cfg, jnp.bfloat16, aot.host_mesh(topology, mesh))
-  batch = BatchConfig(
-    (128,), (128,), rollout.vision, cfg.vision.window_blocks, cfg.decoder.vocabulary
-  )
+  batch = BatchConfig((128,), 128, rollout.vision, cfg.vision.window_blocks, cfg.decoder.vocabulary)
   optimizer = make_optimizer(learn.optimizer)
-  found = abstract.all_programs(
-    policy, island, optimizer, learn.loss, learn.micro_group, rollout, batch
-  )
+  found = abstract.all_programs(policy, island, optimizer, learn.loss, learn.micro, rollout, batch)
   return {program.name: program for program in found}
 
 

@@ -57,7 +57,8 @@ def test_rows_are_the_trajectories(trajectories):
   advantage_BG = np.linspace(-1, 1, len(trajectories))[:, None]
   batch, feature_of = to_train_batch([[t] for t in trajectories], advantage_BG, SHAPES)
   patches_M4X = batch.vision.patches_PX.reshape(-1, 4, batch.vision.patches_PX.shape[1])
-  assert batch.token_RT.shape[1] in SHAPES.token_buckets
+  assert batch.token_RT.shape[1] == SHAPES.tokens
+  assert batch.prefix.token_BT.shape[1] in SHAPES.prefix_buckets
   for r, trajectory in enumerate(trajectories):
     shared, t = trajectory.prompt_length - 1, len(trajectory.token_ids_T)
     own = t - shared
@@ -132,10 +133,10 @@ def test_another_picture_under_the_same_tokens_is_not_shared():
 
 
 def test_buckets():
-  short, long = spoken("a", 3), spoken("a", 100)
-  assert batch_of([short]).token_RT.shape == (1, 96)
-  assert batch_of([short, long]).token_RT.shape == (2, 256)
-  assert batch_of([short, long]).prefix.token_BT.shape == (2, 96)
+  short = spoken("a", 3)
+  asked = spoken("a", 3, question="How far is it? " * 12)
+  assert batch_of([short]).prefix.token_BT.shape == (1, 96)
+  assert batch_of([short, asked]).prefix.token_BT.shape == (2, 256)
   with pytest.raises(DataError, match=r"response tokens of task bb exceed the largest bucket 256"):
     batch_of([short, spoken("bb", 300)])
   narrow = dataclasses.replace(SHAPES, prefix_buckets=(8,))

@@ -13,7 +13,7 @@ from spatial_jax.data.demonstrations import DemonstrationConfig, demonstrate
 from spatial_jax.learn.batch import to_train_batch
 from spatial_jax.learn.loss import LossConfig, policy_loss, row_weights, sft_loss
 from spatial_jax.learn.optimizer import make_optimizer
-from spatial_jax.learn.update import policy_update, score_batch, sft_update
+from spatial_jax.learn.update import Microbatches, policy_update, score_batch, sft_update
 from spatial_jax.rollout.demonstration import play
 from spatial_jax.types import PrefixBatch, TrainBatch, TrainState, Trajectory
 from tests import rollout_fixtures as fixtures
@@ -21,6 +21,7 @@ from tests.test_learn_optimizer import CFG
 
 LOSS = LossConfig(clip_low=0.2, clip_high=0.3, kl_weight=0.0, normalise="token")
 SIZES = ((24, 24), (16, 40))
+MICRO = Microbatches(1, (256,))
 SGD = optax.sgd(1.0)  # the parameters then move by the gradient itself
 
 
@@ -51,7 +52,7 @@ ADVANTAGE_BG = np.array([[1.0, -1.0], [0.5, 2.0]])
 @functools.cache
 def batch_of(length: int = 256) -> TrainBatch:
   """`told`, as if sampled a little off-policy."""
-  shapes = dataclasses.replace(fixtures.shapes(), token_buckets=(length,))
+  shapes = dataclasses.replace(fixtures.shapes(), tokens=length)
   batch, _ = to_train_batch(told(), ADVANTAGE_BG, shapes)
   logp_RT = np.asarray(score()(lab()[1], batch))
   noise_RT = 0.2 * np.random.default_rng(1).normal(size=(4, 256))[:, :length]
@@ -70,9 +71,9 @@ def start(optimizer=SGD, params=None) -> TrainState:
 
 
 @functools.cache
-def program(micro_group=1, normalise="token", optimizer=SGD):
+def program(micro=MICRO, normalise="token", optimizer=SGD):
   cfg = dataclasses.replace(LOSS, normalise=normalise)
-  return jax.jit(functools.partial(policy_update, lab()[0], optimizer, cfg, micro_group))
+  return jax.jit(functools.partial(policy_update, lab()[0], optimizer, cfg, micro))
 
 
 def gradient_of(state: TrainState):
@@ -107,7 +108,7 @@ def test_gradient_is_that_of_the_whole_loss():
     )
 
   (loss, expected), grads = jax.jit(jax.value_and_grad(whole, has_aux=True))(params)
-  state, metrics = program(1, "sequence")(start(), batch, None)
+  state, metrics = program(MICRO, "sequence")(start(), batch, None)
   assert_close(gradient_of(state), grads)
   for name, value in (expected | {"loss": loss}).items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -117,7 +118,13 @@ def test_gradient_is_that_of_the_whole_loss():
 
 
 def test_microbatches_equal_the_big_batch():
-  (one, metrics), (whole, expected) = (program(g)(start(), batch_of(), None) for g in (1, 2))
+  """Cut to what their rows need, too: the short rows' microbatch and that of the long ones."""
+  batch = batch_of()
+  short_B, long_B = np.sort(batch.valid_RT.sum(1).reshape(2, 2), axis=1).T
+  lengths = (int(short_B.max()), 256)
+  assert lengths[0] < long_B.min()
+  one, metrics = program(Microbatches(1, lengths))(start(), batch, None)
+  whole, expected = program(Microbatches(2, (256,)))(start(), batch, None)
   assert_close(gradient_of(one), gradient_of(whole))
   for name, value in expected.items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
@@ -183,7 +190,7 @@ def test_groups_and_their_rows_may_stand_anywhere():
 def test_padding_changes_nothing():
   longest = int(batch_of().valid_RT.sum(1).max())
   assert longest < 224
-  one, _ = program()(start(), batch_of(224), None)
+  one, _ = program(Microbatches(1, (224,)))(start(), batch_of(224), None)
   other, _ = program()(start(), batch_of(256), None)
   assert_close(gradient_of(one), gradient_of(other))
 
@@ -214,7 +221,7 @@ def adam():
 
 
 def test_step_counts_and_moves(adam):
-  state, metrics = program(1, "token", adam)(start(adam), batch_of(), None)
+  state, metrics = program(MICRO, "token", adam)(start(adam), batch_of(), None)
   assert int(state.step) == 1
   assert metrics["skipped_updates"] == 0
   assert metrics["update_norm"] > 0
@@ -225,7 +232,7 @@ def test_step_counts_and_moves(adam):
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
 def test_a_gradient_that_is_not_finite_moves_nothing(adam, bad):
-  update = program(1, "token", adam)
+  update = program(MICRO, "token", adam)
   before, _ = update(start(adam), batch_of(), None)
   broken = batch_of()._replace(advantage_R=np.array([1, bad, 1, 1], np.float32))
   after, metrics = update(before, broken, None)
@@ -252,7 +259,7 @@ def test_reference():
   cfg = dataclasses.replace(LOSS, kl_weight=1.0)
   still = batch_of()._replace(advantage_R=np.zeros(4, np.float32))
   other = jax.tree.map(lambda x: x * 1.01, params)
-  update = jax.jit(functools.partial(policy_update, policy, optax.sgd(1e-4), cfg, 1))
+  update = jax.jit(functools.partial(policy_update, policy, optax.sgd(1e-4), cfg, MICRO))
   _, alone = update(start(), still, score()(params, still))
   assert abs(float(alone["kl_ref_k3"])) < 1e-6
   reference_RT = score()(other, still)
@@ -268,7 +275,7 @@ def test_reference():
 def test_sft_is_the_mean_over_tokens():
   policy, params = lab()
   batch = batch_of()
-  _, metrics = jax.jit(functools.partial(sft_update, policy, SGD, 1))(start(), batch)
+  _, metrics = jax.jit(functools.partial(sft_update, policy, SGD, MICRO))(start(), batch)
   logp_RT = score()(params, batch)
   expected = -np.asarray(logp_RT)[batch.trained_RT].mean()
   np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spatial_jax import programs, sharding
+from spatial_jax.learn.update import Microbatches
 from spatial_jax.policy.qwen_vl import make_policy
 from tests import policy_fixtures, step_fixtures
 
@@ -29,15 +30,18 @@ def test_cpu_computes_in_float32():
 
 def test_tpu_buckets_are_multiples_of_128():
   rollout = dataclasses.replace(step_fixtures.ROLLOUT, prompt_buckets=(64, 100, 128, 130))
-  batch = dataclasses.replace(step_fixtures.SHAPES, prefix_buckets=(8, 40), token_buckets=(96, 300))
+  batch = dataclasses.replace(step_fixtures.SHAPES, prefix_buckets=(8, 40), tokens=300)
   here = programs.train_mesh(policy_fixtures.small_policy())
   assert programs.rollout_buckets(rollout, here) == rollout
   assert programs.batch_buckets(batch, here) == batch
+  micro = Microbatches(2, (64, 100, 300))
+  assert programs.micro_buckets(micro, here) == micro
+  assert programs.micro_buckets(micro, _fake_mesh("tpu")) == Microbatches(2, (128, 384))
   rollout = programs.rollout_buckets(rollout, _fake_mesh("tpu"))
   batch = programs.batch_buckets(batch, _fake_mesh("tpu"))
   assert rollout.prompt_buckets == (128, 256)
   assert batch.prefix_buckets == (128,)
-  assert batch.token_buckets == (128, 384)
+  assert batch.tokens == 384
   assert rollout.vision.patches == batch.vision.patches == (128,)
   assert rollout.vision.windows == step_fixtures.ROLLOUT.vision.windows
 

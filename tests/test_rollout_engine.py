@@ -135,7 +135,7 @@ def test_fault_is_left_out_of_the_update():
   assert broken.end_reason == "fault"
   assert not broken.turns[0].executable
   sound = hear(ANSWER_TURN, cfg=stop())
-  shapes = dataclasses.replace(fixtures.shapes(), token_buckets=(512,))
+  shapes = dataclasses.replace(fixtures.shapes(), tokens=512)
   batch, _ = to_train_batch([[broken, sound]], np.ones((1, 2)), shapes)
   assert not batch.trained_RT[0].any()
   assert batch.trained_RT[1].sum() == len(say(ANSWER_TURN))
@@ -173,7 +173,7 @@ def test_no_output_stops_a_run(turns):
     assert len(trajectory.token_ids_T) - trajectory.prompt_length <= WILD.stop.tokens
     assert len(trajectory.images) <= WILD.stop.images
     assert len(trajectory.turns) <= WILD.stop.turns
-  shapes = dataclasses.replace(fixtures.shapes(), token_buckets=(512,))
+  shapes = dataclasses.replace(fixtures.shapes(), tokens=512)
   to_train_batch([trajectories], np.zeros((1, 3)), shapes)
 
 

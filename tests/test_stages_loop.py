@@ -130,8 +130,8 @@ def tiny_run(init, steps):
   for name in ("source", "text", "preprocess", "rollout", "style", "executor"):
     cfg[name].update(SETTINGS[name])
   cfg.rollout.prompts, cfg.rollout.group = 2, 2
-  cfg.learn.micro_group, cfg.learn.keep_every = 1, 0
-  cfg.learn.prefix_buckets, cfg.learn.token_buckets = (256,), (320,)
+  cfg.learn.micro, cfg.learn.keep_every = {"group": 1, "lengths": (320,)}, 0
+  cfg.learn.prefix_buckets = (256,)
   cfg.learn.optimizer.warmup_steps = 0
   return cfg
 

@@ -38,6 +38,7 @@ def small_config(out):
     {
       "see_steps": SEE,
       "see_scenes": 2,
+      "lengths": (256, 512),
       "lessons": (
         {"scenes": 1, "group": 2, "answer": "choice", "draw_share": 0.0},
         {"scenes": 2, "group": 2, "answer": "number", "draw_share": 0.0},
@@ -49,7 +50,7 @@ def small_config(out):
   cfg.optimizer.update(total_steps=9, warmup_steps=0, decay_steps=0)
   cfg.shapes.update(
     prefix_buckets=(256,),
-    token_buckets=(512,),
+    tokens=512,
     vision={"windows": (32,), "frames": (8,), "patches": (144,)},
   )
   cfg.vision.update(layers=2, width=32, heads=2, mlp_width=32, full_layers=(1,))
@@ -77,7 +78,7 @@ def teacher() -> Teacher:
     fixtures.conversation(policy), text=run.text, preprocess=run.preprocess
   )
   shapes = dataclasses.replace(
-    run.shapes, prefix_buckets=(512,), token_buckets=(1024,), vocabulary=fixtures.VOCABULARY
+    run.shapes, prefix_buckets=(512,), tokens=1024, vocabulary=fixtures.VOCABULARY
   )
   return Teacher(talk, run.recipe, run.rooms, run.look, run.questions, shapes, run.style, run.seed)
 
@@ -267,8 +268,8 @@ def test_killed_and_resumed_gives_the_same_policy(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"learn.micro_group": 3}, r"micro_group is 3: not a divisor of config\.rollout\.group 8"),
-    ({"learn.token_buckets": (64, 200)}, r"token_buckets ends at 200: .* 255 \+ 1"),
+    ({"learn.micro.group": 3}, r"micro\.group is 3: not a divisor of config\.rollout\.group 8"),
+    ({"learn.micro.lengths": (64, 200)}, r"micro\.lengths ends at 200: .* 255 \+ 1"),
     ({"learn.prefix_buckets": (64,)}, r"prefix_buckets ends at 64: .* 512"),
   ],
 )

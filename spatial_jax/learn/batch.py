@@ -24,14 +24,15 @@ class BatchConfig:
   Attributes:
     prefix_buckets: lengths of what groups have in common, ascending; a batch takes the first that
       holds its longest.
-    token_buckets: lengths of what rows have of their own, likewise.
+    tokens: length of what rows have of their own; one, because microbatches are cut to what
+      they need.
     vision: buckets of the vision tower.
     window_blocks: merged tokens along one side of a vision window.
     vocabulary: V.
   """
 
   prefix_buckets: tuple[int, ...]
-  token_buckets: tuple[int, ...]
+  tokens: int
   vision: VisionBuckets
   window_blocks: int
   vocabulary: int
@@ -80,7 +81,7 @@ def to_train_batch(
   vision, feature_of = plan_images([trajectory.images for trajectory in rows], cfg)
   prefixes, own = _split(groups, feature_of)
   prefix = _pad(prefixes, cfg.prefix_buckets, "prompt tokens", [group[0] for group in groups])
-  part = _pad(own, cfg.token_buckets, "response tokens", rows)
+  part = _pad(own, (cfg.tokens,), "response tokens", rows)
   forbidden_V = np.zeros(cfg.vocabulary, bool)
   forbidden_V[list(rows[0].forbidden_ids)] = True
   batch = TrainBatch(

@@ -10,6 +10,7 @@ are summed over them, and each common part is differentiated once:
     d loss / d params = sum of the rows' parts + prefill's and encode's pullbacks of the sums
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -40,6 +41,21 @@ class Rows(NamedTuple):
   weight_R: Array
 
 
+@dataclasses.dataclass(frozen=True)
+class Microbatches:
+  """How rows go through the decoder; static.
+
+  Attributes:
+    group: rows of each group in one microbatch, divides G. A group's short rows go together.
+    lengths: tokens, ascending; a microbatch is cut to the first that holds its longest row, so
+      that one long response does not make all rows long. The last holds every row. Each is one
+      more compiled form of the decoder in the same program.
+  """
+
+  group: int
+  lengths: tuple[int, ...]
+
+
 RowLoss = Callable[[jax.Array, Rows], tuple[jax.Array, Metrics]]
 
 
@@ -47,7 +63,7 @@ def policy_update(
   policy: Policy,
   optimizer: optax.GradientTransformation,
   cfg: LossConfig,
-  micro_group: int,
+  micro: Microbatches,
   state: TrainState,
   batch: TrainBatch,
   ref_logp_RT: Array | None,
@@ -57,7 +73,7 @@ def policy_update(
   Args:
     policy, optimizer: static.
     cfg: clip range and beta.
-    micro_group: static; rows of each group in one microbatch, divides G.
+    micro: static.
     state: donated by the program that jits this.
     batch: advantages already in it.
     ref_logp_RT: log-probabilities of the reference policy, None without one.
@@ -78,15 +94,15 @@ def policy_update(
       None if reference is None else rows.ref_logp_RT,
     )
 
-  rows = split_rows(batch, row_weights(batch.trained_RT, cfg.normalise), reference, micro_group)
-  loss, metrics, grads = gradient(policy, state.params, batch, rows, loss_of_rows)
+  rows = split_rows(batch, row_weights(batch.trained_RT, cfg.normalise), reference, micro.group)
+  loss, metrics, grads = gradient(policy, state.params, batch, rows, loss_of_rows, micro.lengths)
   return apply_gradient(optimizer, state, grads, {"loss": loss, **metrics})
 
 
 def sft_update(
   policy: Policy,
   optimizer: optax.GradientTransformation,
-  micro_group: int,
+  micro: Microbatches,
   state: TrainState,
   batch: TrainBatch,
 ) -> tuple[TrainState, Metrics]:
@@ -95,8 +111,8 @@ def sft_update(
   def loss_of_rows(logp_RT: jax.Array, rows: Rows) -> tuple[jax.Array, Metrics]:
     return sft_loss(logp_RT, rows.trained_RT, rows.weight_R), {}
 
-  rows = split_rows(batch, row_weights(batch.trained_RT, "token"), None, micro_group)
-  loss, metrics, grads = gradient(policy, state.params, batch, rows, loss_of_rows)
+  rows = split_rows(batch, row_weights(batch.trained_RT, "token"), None, micro.group)
+  loss, metrics, grads = gradient(policy, state.params, batch, rows, loss_of_rows, micro.lengths)
   return apply_gradient(optimizer, state, grads, {"loss": loss, **metrics})
 
 
@@ -130,7 +146,7 @@ def score_batch(policy: Policy, params: Params, batch: TrainBatch) -> jax.Array:
 def split_rows(
   batch: TrainBatch, weight_R: Array, ref_logp_RT: Array | None, micro_group: int
 ) -> Rows:
-  """Fields [B * G, ...] -> [microbatches, B * micro_group, ...].
+  """Fields [B * G, ...] -> [microbatches, B * micro_group, ...], the shortest rows first.
 
   Every microbatch has rows of every group, so that a sharded row axis stays sharded.
   """
@@ -148,16 +164,25 @@ def split_rows(
     weight_R=weight_R,
   )
 
+  length_BG = jnp.sum(jnp.asarray(batch.valid_RT), axis=1).reshape(prompts, -1)
+  order_BG = jnp.argsort(length_BG, axis=1)
+
   def split(x_R: Array) -> jax.Array:
-    x_R = jnp.asarray(x_R)
-    parts = jnp.moveaxis(x_R.reshape(prompts, -1, micro_group, *x_R.shape[1:]), 1, 0)
+    x_BG = jnp.asarray(x_R).reshape(prompts, -1, *x_R.shape[1:])
+    x_BG = jax.vmap(lambda x_G, order_G: x_G[order_G])(x_BG, order_BG)
+    parts = jnp.moveaxis(x_BG.reshape(prompts, -1, micro_group, *x_R.shape[1:]), 1, 0)
     return parts.reshape(parts.shape[0], -1, *x_R.shape[1:])
 
   return jax.tree.map(split, rows)
 
 
 def gradient(
-  policy: Policy, params: Params, batch: TrainBatch, rows: Rows, loss_of_rows: RowLoss
+  policy: Policy,
+  params: Params,
+  batch: TrainBatch,
+  rows: Rows,
+  loss_of_rows: RowLoss,
+  lengths: tuple[int, ...],
 ) -> tuple[jax.Array, Metrics, Params]:
   """Loss, metrics and gradient of a whole batch, microbatch by microbatch.
 
@@ -166,6 +191,7 @@ def gradient(
     batch: its images, prefixes and forbidden ids.
     rows: from `split_rows`.
     loss_of_rows: (logp_RT, rows) -> (this microbatch's part of the loss, of the metrics).
+    lengths: as in `Microbatches`.
   """
   features_MD, pull_encode = jax.vjp(lambda p: policy.encode(p, batch.vision), params)
   prefix, pull_prefill = jax.vjp(functools.partial(_prefill, policy, batch), params, features_MD)
@@ -177,9 +203,15 @@ def gradient(
     logp_RT = token_logprobs(policy, params, behind, features_MD, rows, batch.forbidden_V)
     return loss_of_rows(logp_RT, rows)
 
-  one = functools.partial(
-    jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True), params, prefix.layers, features_MD
-  )
+  def of_length(length: int, rows: Rows):
+    rows = jax.tree.map(lambda x: x[:, :length] if x.ndim > 1 else x, rows)
+    differentiate = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+    return differentiate(params, prefix.layers, features_MD, rows)
+
+  def one(rows: Rows):
+    longest = jnp.max(jnp.sum(rows.valid_RT, axis=1))
+    which = jnp.searchsorted(jnp.asarray(lengths), longest)
+    return jax.lax.switch(which, [functools.partial(of_length, n) for n in lengths], rows)
 
   def add(total, rows: Rows):
     return jax.tree.map(jnp.add, total, one(rows)), None

@@ -17,6 +17,7 @@ from spatial_jax.learn.advantage import AdvantageConfig, advantage
 from spatial_jax.learn.batch import BatchConfig, to_train_batch
 from spatial_jax.learn.loss import LossConfig
 from spatial_jax.learn.optimizer import OptimizerConfig
+from spatial_jax.learn.update import Microbatches
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.programs import LearnPrograms
 from spatial_jax.report.gallery import groups_of, save_groups
@@ -33,8 +34,8 @@ class GrpoConfig:
 
   Attributes:
     reward, advantage, loss, optimizer: see there.
-    prefix_buckets, token_buckets: padded lengths of prompts and of responses in the update.
-    micro_group: rollouts of each prompt in one microbatch; divides the group.
+    prefix_buckets: padded lengths of prompts in the update.
+    micro: how responses go through it.
     keep_every: every so many steps rollouts are kept for the report; 0: never.
     keep_groups: prompts of such a step whose rollouts are kept.
   """
@@ -44,8 +45,7 @@ class GrpoConfig:
   loss: LossConfig
   optimizer: OptimizerConfig
   prefix_buckets: tuple[int, ...]
-  token_buckets: tuple[int, ...]
-  micro_group: int
+  micro: Microbatches
   keep_every: int
   keep_groups: int
 
@@ -54,7 +54,7 @@ def batch_config(learn: GrpoConfig, rollout: RolloutConfig, policy: QwenVLConfig
   """Shapes of the update of a run."""
   return BatchConfig(
     prefix_buckets=learn.prefix_buckets,
-    token_buckets=learn.token_buckets,
+    tokens=learn.micro.lengths[-1],
     vision=rollout.vision,
     window_blocks=policy.vision.window_blocks,
     vocabulary=policy.decoder.vocabulary,

@@ -96,6 +96,7 @@ class PretrainConfig:
     share: part of a cell an object must fill to be its truth.
     categories: names in the order of the head's logits.
     max_boxes: most boxes of one demonstrated drawing.
+    lengths: of rows in the update, as in `Microbatches`.
   """
 
   see_steps: int
@@ -105,6 +106,7 @@ class PretrainConfig:
   share: float
   categories: tuple[str, ...]
   max_boxes: int
+  lengths: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,7 +369,7 @@ def _learn(policy, optimizer, cfg, state: TrainState, batch: TrainBatch, dense: 
   weight_R = row_weights(batch.trained_RT, "token")
   group = batch.token_RT.shape[0] // batch.prefix.token_BT.shape[0]
   rows = split_rows(batch, weight_R, None, group)
-  loss, _, grads = gradient(policy, state.params["policy"], batch, rows, loss_of_rows)
+  loss, _, grads = gradient(policy, state.params["policy"], batch, rows, loss_of_rows, cfg.lengths)
   metrics, dense_grads = _dense_gradient(policy, state.params, batch.vision, dense)
   scaled = jax.tree.map(lambda g: cfg.dense_weight * g, dense_grads)
   total = {"policy": jax.tree.map(jnp.add, grads, scaled["policy"]), "head": scaled["head"]}
