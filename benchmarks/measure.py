@@ -1,7 +1,8 @@
 """Time and memory of two sides, fairly: the machinery that comparisons share.
 
 time     one process, all sides in turn, round after round; medians
-memory   one fresh process per side: peak RssAnon (mapped files do not count) less that at its start
+memory   one fresh process per side: peak RssAnon (mapped files do not count) of its first two
+         calls, less that before anything was loaded
 
 Both run with the same threads and the same allocator: glibc with transparent huge pages, without
 which the page faults of large temporaries cost both sides time. The machine must be quiet: threads
@@ -66,7 +67,7 @@ class Benchmark:
     unit, tokens: what one call makes, and how many of it.
     sides: names, ours first.
     time: (folder) -> times of all sides, results compared.
-    work: (side, folder) -> None, loads one side and does its work twice.
+    load: (side, folder) -> the call of one side alone.
     notes: what a reader must know to believe the figures.
   """
 
@@ -75,13 +76,13 @@ class Benchmark:
   tokens: int
   sides: tuple[str, ...]
   time: Callable[[pathlib.Path], Timed]
-  work: Callable[[str, pathlib.Path], None]
+  load: Callable[[str, pathlib.Path], Callable[[], Any]]
   notes: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A line of the table; `peak_mib` is above the process after import."""
+  """A line of the table."""
 
   side: str
   seconds: list[float]
@@ -102,9 +103,7 @@ def run(benchmark: Benchmark) -> None:
     if PART.value == "time":
       found = dataclasses.asdict(benchmark.time(folder))
     else:
-      with PeakMemory() as memory:
-        benchmark.work(PART.value, folder)
-      found = {"peak_mib": memory.peak_mib}
+      found = {"peak_mib": _peak_mib(lambda: benchmark.load(PART.value, folder))}
     print(json.dumps(found))
 
 
@@ -131,10 +130,10 @@ def require_close(name: str, difference: float, tolerance: float) -> None:
 
 
 class PeakMemory:
-  """While entered, a thread samples this process; `peak_mib` is the most above the start."""
+  """While entered, a thread samples the RssAnon of this process; `peak_kib` is the most it saw."""
 
   def __init__(self):
-    self._start_kib = self._peak_kib = _anonymous_kib()
+    self.peak_kib = anonymous_kib()
     self._done = threading.Event()
     self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -143,7 +142,7 @@ class PeakMemory:
       self._sample()
 
   def _sample(self) -> None:
-    self._peak_kib = max(self._peak_kib, _anonymous_kib())
+    self.peak_kib = max(self.peak_kib, anonymous_kib())
 
   def __enter__(self) -> "PeakMemory":
     self._thread.start()
@@ -154,15 +153,22 @@ class PeakMemory:
     self._thread.join()
     self._sample()
 
-  @property
-  def peak_mib(self) -> float:
-    """Peak less start, MiB."""
-    return (self._peak_kib - self._start_kib) / 1024
 
-
-def _anonymous_kib() -> int:
+def anonymous_kib() -> int:
+  """Memory of this process that no file backs, KiB (Linux)."""
   with open("/proc/self/status", encoding="ascii") as status:
     return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+
+def _peak_mib(load: Callable[[], Callable[[], Any]]) -> float:
+  """Of the first two calls, what they work on included; what loading alone needed is not."""
+  start_kib = anonymous_kib()
+  call = load()
+  gc.collect()
+  with PeakMemory() as memory:
+    call()
+    call()
+  return (memory.peak_kib - start_kib) / 1024
 
 
 # --- the process that waits --------------------------------------------------------------------
@@ -281,8 +287,8 @@ def _show(
   console.print(grid)
   console.print(
     f"s: median of {REPEATS.value}, sides in turn. x: against {PEER}'s best time and best memory. "
-    f"Memory: fresh process, peak RssAnon less that after import. {machine['glibc_tunables']}, "
-    "both sides."
+    "Memory: fresh process, peak RssAnon of two calls less that after import. "
+    f"{machine['glibc_tunables']}, both sides."
   )
   for note in benchmark.notes:
     console.print(note, markup=False)

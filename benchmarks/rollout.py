@@ -127,13 +127,6 @@ def time(folder: pathlib.Path) -> Timed:
   )
 
 
-def work(side: str, folder: pathlib.Path) -> None:
-  """One side alone, twice."""
-  sample = SIDES[side](folder)
-  sample()
-  sample()
-
-
 def _scored(folder: pathlib.Path, theirs: Torch, token_RT: np.ndarray) -> np.ndarray:
   """Torch's log-probabilities of the responses of the first prompts, float32 [rows, 128]."""
   cfg = weights.read_config(folder)
@@ -182,10 +175,11 @@ def main(argv: list[str]) -> None:
       tokens=ROWS * shapes.RESPONSE,
       sides=tuple(SIDES),
       time=time,
-      work=work,
+      load=lambda side, folder: SIDES[side](folder),
       notes=(
         "Included on both sides: vision tower (each image once), prefill, sampling. Left out on "
-        "both: pixels to patches, loading.",
+        "both: pixels to patches, loading (ours: parameters unstacked, which training does once "
+        "per step).",
         "Ours records the log-probability of each token, generate does not. Ours prefills a prompt "
         "once per group; generate (num_return_sequences) once per row.",
       ),
