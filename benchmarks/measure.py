@@ -103,7 +103,7 @@ def run(benchmark: Benchmark) -> None:
     if PART.value == "time":
       found = dataclasses.asdict(benchmark.time(folder))
     else:
-      found = {"peak_mib": _peak_mib(lambda: benchmark.load(PART.value, folder))}
+      found = {"peak_mib": _peak_mib(benchmark, PART.value, folder)}
     print(json.dumps(found))
 
 
@@ -160,10 +160,10 @@ def anonymous_kib() -> int:
     return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
 
 
-def _peak_mib(load: Callable[[], Callable[[], Any]]) -> float:
+def _peak_mib(benchmark: Benchmark, side: str, folder: pathlib.Path) -> float:
   """Of the first two calls, what they work on included; what loading alone needed is not."""
   start_kib = anonymous_kib()
-  call = load()
+  call = benchmark.load(side, folder)
   gc.collect()
   with PeakMemory() as memory:
     call()
