@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
   cfg.seed = 0
   cfg.init = "spatial_jax/assets/tiny"  # Hugging Face folder or work directory of a run
   cfg.remat = False  # 3 M parameters: memory is no concern
-  cfg.loop = loop(48)
+  cfg.loop = loop(100)
   cfg.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all devices that are left
   cfg.source = source()
   cfg.text = text()
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
   cfg.rollout = rollout()
   cfg.style = style()
   cfg.executor = ConfigDict({"workers": 1, "timeout_s": 20.0, "memory_mib": 1024})
-  cfg.learn = learn(48)
+  cfg.learn = learn(100)
   cfg.evaluation = evaluation()
   return cfg
 
@@ -51,7 +51,7 @@ def learn(steps: int) -> ConfigDict:
       "advantage": {"alpha": 1.0, "sign_safe": False},
       "loss": {"clip_low": 0.2, "clip_high": 0.3, "kl_weight": 0.0, "normalise": "token"},
       "optimizer": optimizer(2e-4, steps),
-      "prefix_buckets": (128, 192, 256, 512),
+      "prefix_buckets": (192, 512),  # few: a trace of the update takes half a minute to compile
       # Most answers are short; the few that draw are the last of four microbatches.
       "micro": {"group": 2, "lengths": (64, 96, 256)},
       "keep_every": 20,
@@ -182,13 +182,13 @@ def rollout() -> ConfigDict:
         "label_chars": 40,
         "digits": 6,
       },
-      "prompt_buckets": (128, 192, 256, 512),
+      "prompt_buckets": (192, 512),
       "observation_buckets": (64, 128, 256),
       "vision": {
         # One 168-pixel picture is 4 windows of 3 x 3 tokens, one frame of 144 patches.
         # Few sizes: each is a trace, and a trace costs seconds to half a minute.
-        "windows": (32, 64, 128, 256, 1024, 2048),
-        "frames": (8, 16, 32, 64, 256, 512),
+        "windows": (64, 128, 256, 1024, 2048),
+        "frames": (16, 32, 64, 256, 512),
         "patches": (144,),
       },
     }

@@ -30,10 +30,10 @@ OTHER_WORDS = (
 
 
 def get_config() -> ConfigDict:
-  """300 steps to see, then answers; prolong by raising loop.steps and resuming."""
+  """First to see, then to answer; prolong by raising loop.steps and resuming."""
   source = common.source()
   policy = common.policy()
-  steps = 2000
+  steps = 3000
   numbers = ConfigDict({"scenes": 16, "group": 6, "answer": "number", "draw_share": 0.0})
   choices = ConfigDict({"scenes": 8, "group": 8, "answer": "choice", "draw_share": 0.0})
   drawing = ConfigDict({"scenes": 16, "group": 3, "answer": "number", "draw_share": 1.0})
