@@ -45,12 +45,12 @@ def get_config() -> ConfigDict:
     {
       "see_steps": 900,
       "see_scenes": 32,
-      "lessons": (numbers, choices, numbers, drawing),
+      "lessons": (numbers, choices, numbers, choices, drawing),
       "dense_weight": 0.5,
       "share": 0.25,
       "categories": CATEGORIES,
       "max_boxes": 2,
-      "lengths": (96, 192, 288),
+      "micro": {"group": 1, "lengths": (72, 96, 128, 160, 208, 288)},
     }
   )
   cfg.optimizer = common.optimizer(1.5e-3, steps)

@@ -38,12 +38,15 @@ class ObjectBox:
 
   `image` counts from 0; `box_4` is (x1, y1, x2, y2) in pixels of that image, top-left origin.
   `distance_m` is from that camera to the closest point of the object, NaN where unknown.
+  `place_m` is where its middle stands on the floor as that camera sees it: (right, ahead), NaN
+  where unknown.
   """
 
   label: str
   image: int
   box_4: tuple[float, float, float, float]
   distance_m: float = math.nan
+  place_m: tuple[float, float] = (math.nan, math.nan)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,8 +54,8 @@ def test_form(boxes, seed, share):
       assert f"the {box.label}" in turn.think
 
 
-def box(label, distance, image=0):
-  return ObjectBox(label, image, (1.0, 2.0, 3.0, 4.0), distance)
+def box(label, distance, image=0, place=(-0.04, 2.06)):
+  return ObjectBox(label, image, (1.0, 2.0, 3.0, 4.0), distance, place)
 
 
 @pytest.mark.parametrize(
@@ -65,14 +65,26 @@ def box(label, distance, image=0):
     ([box("chair", math.nan)], ""),
     ([box("chair", 2.14)], "chair 2.1 m."),
     (
-      [box("chair", 2.1), box("sofa", 3.04), box("chair", 1.2, 1)],
-      "chair at 2, 1.2 m; sofa at 2, 3.0 m.",
+      [box("chair", 2.1), box("sofa", 3.04, place=(-1.26, 2.7)), box("chair", 1.2, 1)],
+      "chair at (0.0, 2.1); sofa at (-1.3, 2.7).",
     ),
     ([box(name, 1.0) for name in "abcdef"], ""),
   ],
 )
 def test_places_are_said_where_they_are_known_and_few(boxes, think):
   assert script(boxes, 0.0)[-1].think == think
+
+
+def test_a_choice_is_said_in_words_before_its_letter():
+  boxes = (box("chair", 2.1), box("sofa", 3.0, place=(1.0, 2.0)))
+  asked = dataclasses.replace(task(boxes), options=("A. left", "B. right"), answer="B")
+  (turn,) = demonstrate(asked, np.random.default_rng(0), DemonstrationConfig(0.0, 2))
+  assert turn.think == "chair at (0.0, 2.1); sofa at (1.0, 2.0): right."
+  assert turn.answer == "B"
+
+
+def test_unknown_places_are_not_said():
+  assert script([box("chair", 2.1), box("sofa", 3.0, place=(math.nan, 1.0))], 0.0)[-1].think == ""
 
 
 def test_labels_of_one_picture_differ():

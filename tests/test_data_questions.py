@@ -14,6 +14,8 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
 from spatial_jax.config import build
@@ -517,3 +519,14 @@ def test_config_and_types_are_strict():
   with pytest.raises(DataError, match=r"object_colour.*is unknown"):
     answer_kind("object_colour")
   assert answer_kind("left_right") == "choice"
+
+
+@given(st.floats(-180, 180), st.floats(0, 60), st.floats(-3, 3), st.floats(-3, 3))
+def test_a_place_on_the_floor_is_right_and_ahead_of_the_camera(heading, down, right_m, ahead_m):
+  """However far it looks down: standing there, so far ahead and so far to the right."""
+  eye_3 = np.array([1.0, 2.0, 1.5])
+  camera = look(eye_3, heading, down, 75.0, 64, 64)
+  turn = np.radians(heading)
+  ahead_2, right_2 = np.array([np.cos(turn), np.sin(turn)]), np.array([np.sin(turn), -np.cos(turn)])
+  point_3 = np.append(eye_3[:2] + ahead_m * ahead_2 + right_m * right_2, 0.3)
+  assert geometry.floor_place_m(point_3, camera) == pytest.approx((right_m, ahead_m), abs=1e-6)

@@ -38,7 +38,7 @@ def small_config(out):
     {
       "see_steps": SEE,
       "see_scenes": 2,
-      "lengths": (256, 512),
+      "micro": {"group": 1, "lengths": (256, 512)},
       "lessons": (
         {"scenes": 1, "group": 2, "answer": "choice", "draw_share": 0.0},
         {"scenes": 2, "group": 2, "answer": "number", "draw_share": 0.0},
@@ -263,6 +263,13 @@ def test_killed_and_resumed_gives_the_same_policy(tmp_path, monkeypatch):
   init = pretrain.make_policy(cfg, jnp.dtype("float32")).init
   first = jax.eval_shape(init, rng.stream(0, "init"))
   assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, first)
+
+
+def test_microbatches_must_divide_the_lessons():
+  cfg = small_config("unused")
+  cfg.recipe.micro.group = 2
+  with pytest.raises(ConfigError, match=r"micro\.group is 2: .* every lesson, \[2, 2, 1\]"):
+    build(PretrainRun, settings(cfg))
 
 
 @pytest.mark.parametrize(

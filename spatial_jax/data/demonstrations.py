@@ -1,7 +1,7 @@
 """Task -> what a good policy would say: the truth of the scene written as a drawing conversation.
 
 turn 1   think "I mark the chair and the table."      boxes around them   (sometimes left out)
-turn 2   think "chair at 31, 2.1 m; table at 95, 3.4 m."   answer
+turn 2   think "chair at (-0.4, 2.0); table at (1.1, 3.2): left."   answer
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ def demonstrate(
   task: Task, rng: np.random.Generator, cfg: DemonstrationConfig
 ) -> tuple[ScriptTurn, ...]:
   """A correct conversation for the task, drawn from `rng`: at most one drawing turn, the answer."""
-  answer = ScriptTurn(_places(task), (), task.answer)
+  answer = ScriptTurn(_thought(task), (), task.answer)
   drawable = 0 < len(task.boxes) <= cfg.max_boxes
   if not drawable or rng.random() >= cfg.draw_share:
     return (answer,)
@@ -62,11 +62,11 @@ def _labels(boxes: tuple[ObjectBox, ...]) -> list[str]:
   return labels
 
 
-def _places(task: Task) -> str:
-  """Where each object of the question is, in the picture it is nearest in; empty where unknown.
+def _thought(task: Task) -> str:
+  """What leads to the answer: "chair 2.1 m." of one object, places of several, a choice in words.
 
-  One object: "chair 2.1 m.", several: "chair at 31, 2.1 m; table at 95, 3.4 m.": how far along the
-  picture in pixels, which is the bearing, and how far away.
+  A place is (right, ahead) of the camera in metres, in the picture that the object is nearest in:
+  "chair at (-0.4, 2.0); table at (1.1, 3.2): left." Empty where nothing is known.
   """
   nearest: dict[str, ObjectBox] = {}
   for box in task.boxes:
@@ -77,8 +77,21 @@ def _places(task: Task) -> str:
     return ""
   if len(nearest) == 1:
     return "".join(f"{label} {box.distance_m:.1f} m." for label, box in nearest.items())
+  if any(math.isnan(value) for box in nearest.values() for value in box.place_m):
+    return ""
   places = [
-    f"{label} at {(box.box_4[0] + box.box_4[2]) / 2:.0f}, {box.distance_m:.1f} m"
+    f"{label} at ({_decimal(box.place_m[0])}, {_decimal(box.place_m[1])})"
     for label, box in nearest.items()
   ]
-  return "; ".join(places) + "."
+  chosen = [text for letter, text in map(_lettered, task.options or ()) if letter == task.answer]
+  return ": ".join(["; ".join(places), *chosen]) + "."
+
+
+def _decimal(value: float) -> str:
+  return f"{round(value, 1) + 0.0:.1f}"  # never "-0.0"
+
+
+def _lettered(option: str) -> tuple[str, str]:
+  """ "A. chair" -> ("A", "chair")."""
+  letter, _, text = option.partition(". ")
+  return letter, text

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from spatial_jax.data.scenes import SceneObject
+from spatial_jax.data.scenes import Camera, SceneObject
 
 _EDGES_122 = np.array(
   [(i, i | bit) for bit in (1, 2, 4) for i in range(8) if not i & bit], dtype=np.int64
@@ -28,6 +28,14 @@ def point_distance_m(points_Z3: np.ndarray, obj: SceneObject) -> np.ndarray:
   local_Z3 = (points_Z3 - obj.centre_3) @ obj.axes_33.T
   outside_Z3 = np.maximum(np.abs(local_Z3) - obj.size_3 / 2, 0.0)
   return np.sqrt(np.sum(outside_Z3**2, axis=-1))
+
+
+def floor_place_m(point_3: np.ndarray, camera: Camera) -> tuple[float, float]:
+  """Where a point stands on the floor as a camera sees it: metres to its right, metres ahead."""
+  right_3, _, forward_3 = camera.rotation_33
+  ahead_2 = forward_3[:2] / np.linalg.norm(forward_3[:2])
+  offset_3 = point_3 - camera.position_3
+  return float(offset_3 @ right_3), float(offset_3[:2] @ ahead_2)
 
 
 def box_distance_m(a: SceneObject, b: SceneObject) -> float:

@@ -208,5 +208,6 @@ def _boxes(sight: rules.Sight, objects: Sequence[int]) -> tuple[ObjectBox, ...]:
       if index in by_index:
         obj = sight.scene.objects[index]
         distance = float(geometry.point_distance_m(view.camera.position_3[None], obj)[0])
-        boxes.append(ObjectBox(obj.category, image, by_index[index].box_4, distance))
+        place = geometry.floor_place_m(obj.centre_3, view.camera)
+        boxes.append(ObjectBox(obj.category, image, by_index[index].box_4, distance, place))
   return tuple(boxes)

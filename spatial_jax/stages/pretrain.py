@@ -20,6 +20,7 @@ import numpy as np
 import optax
 
 from spatial_jax import rng
+from spatial_jax.config import ConfigError
 from spatial_jax.data.demonstrations import DemonstrationConfig, demonstrate
 from spatial_jax.data.dense import DenseTargets, dense_targets
 from spatial_jax.data.loader import HELD_OUT_SEED, LookConfig, pick, prefetch, views_of
@@ -46,7 +47,7 @@ from spatial_jax.learn.batch import BatchConfig, plan_images, to_train_batch
 from spatial_jax.learn.dense import DenseBatch, dense_loss, init_head
 from spatial_jax.learn.loss import Metrics, row_weights, sft_loss
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
-from spatial_jax.learn.update import Rows, apply_gradient, gradient, split_rows
+from spatial_jax.learn.update import Microbatches, Rows, apply_gradient, gradient, split_rows
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.rollout.conversation import Conversation
@@ -96,7 +97,7 @@ class PretrainConfig:
     share: part of a cell an object must fill to be its truth.
     categories: names in the order of the head's logits.
     max_boxes: most boxes of one demonstrated drawing.
-    lengths: of rows in the update, as in `Microbatches`.
+    micro: how rows go through the decoder; its group divides those of the lessons.
   """
 
   see_steps: int
@@ -106,7 +107,15 @@ class PretrainConfig:
   share: float
   categories: tuple[str, ...]
   max_boxes: int
-  lengths: tuple[int, ...]
+  micro: Microbatches
+
+  def __post_init__(self):
+    groups = [lesson.group for lesson in self.lessons]
+    if not groups or any(group % self.micro.group for group in groups):
+      raise ConfigError(
+        f"config.recipe.micro.group is {self.micro.group}: it must divide the group of every "
+        f"lesson, {groups}"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,9 +376,10 @@ def _learn(policy, optimizer, cfg, state: TrainState, batch: TrainBatch, dense: 
     return sft_loss(logp_RT, rows.trained_RT, rows.weight_R), {}
 
   weight_R = row_weights(batch.trained_RT, "token")
-  group = batch.token_RT.shape[0] // batch.prefix.token_BT.shape[0]
-  rows = split_rows(batch, weight_R, None, group)
-  loss, _, grads = gradient(policy, state.params["policy"], batch, rows, loss_of_rows, cfg.lengths)
+  rows = split_rows(batch, weight_R, None, cfg.micro.group)
+  loss, _, grads = gradient(
+    policy, state.params["policy"], batch, rows, loss_of_rows, cfg.micro.lengths
+  )
   metrics, dense_grads = _dense_gradient(policy, state.params, batch.vision, dense)
   scaled = jax.tree.map(lambda g: cfg.dense_weight * g, dense_grads)
   total = {"policy": jax.tree.map(jnp.add, grads, scaled["policy"]), "head": scaled["head"]}
