@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
+from rich.console import Console
 
 from spatial_jax import checkpoint, programs, sharding
 from spatial_jax.config import ConfigError, build, parse_flags
@@ -26,6 +27,7 @@ from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.errors import UserError
 from spatial_jax.evaluate.console import make_console
 from spatial_jax.evaluate.contest import EvaluationConfig, hold, make_contest
+from spatial_jax.evaluate.results import come_from
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.report.plots import RewardCard
@@ -184,21 +186,17 @@ def grpo(
 
 
 def finish(cfg: GrpoRun, learner: Learner, ends: Contestants, workdir: pathlib.Path) -> None:
-  """Asks start and end the same held-out questions and writes table and report."""
-  asked = learner.engine
-  contest = make_contest(
-    lambda rollout: make_engine(ends.policy, asked.conversation, asked.executor, rollout),
-    cfg.rollout,
-    ends.source,
-    cfg.learn.reward,
-    cfg.evaluation,
-    cfg.seed,
-    learner.decode_params(ends.before),
-    learner.decode_params(ends.after),
-  )
+  """Asks start and end the same held-out questions, once, and writes table and report."""
+  origin = {
+    "seed": cfg.seed,
+    "steps": cfg.loop.steps,
+    "evaluation": dataclasses.asdict(cfg.evaluation),
+  }
   console = make_console()
-  origin = {"seed": cfg.seed, "steps": cfg.loop.steps}
-  hold(contest, workdir, ends.benchmark, origin, console)
+  if come_from(workdir, origin):
+    console.print(f"{workdir}/results.json holds this exam; delete it to be asked again")
+  else:
+    exam(cfg, learner, ends, workdir, origin, console)
   card = RewardCard(cfg.learn.reward, cfg.learn.advantage, progress=1.0)
   about = About(
     title=f"AP-GRPO on {cfg.source.kind} rooms",
@@ -213,6 +211,29 @@ def finish(cfg: GrpoRun, learner: Learner, ends: Contestants, workdir: pathlib.P
     ),
   )
   console.print(f"wrote {write_report(workdir, about, card, cfg.learn.keep_groups)}")
+
+
+def exam(
+  cfg: GrpoRun,
+  learner: Learner,
+  ends: Contestants,
+  workdir: pathlib.Path,
+  origin: dict[str, Any],
+  console: Console,
+) -> None:
+  """Asks start and end the same held-out questions."""
+  asked = learner.engine
+  contest = make_contest(
+    lambda rollout: make_engine(ends.policy, asked.conversation, asked.executor, rollout),
+    cfg.rollout,
+    ends.source,
+    cfg.learn.reward,
+    cfg.evaluation,
+    cfg.seed,
+    learner.decode_params(ends.before),
+    learner.decode_params(ends.after),
+  )
+  hold(contest, workdir, ends.benchmark, origin, console)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spatial_jax.errors import CheckpointError, DataError
-from spatial_jax.evaluate.results import read_results, write_results
+from spatial_jax.evaluate.results import come_from, read_results, write_results
 from spatial_jax.report import gallery, plots
 from spatial_jax.report.report import About, interval_scale, not_finite, tiles, write_report
 from spatial_jax.reward.snra import Schedule
@@ -277,3 +277,17 @@ def test_tiles_and_flags():
   assert tiles([], None) == []
   table = dummies.result_table(np.random.default_rng(0))
   assert [tile.label for tile in tiles([], table)] == [p.label for p in table.paired[:2]]
+
+
+def test_results_say_what_they_come_from(tmp_path):
+  """So that a finished run is not examined again, and a changed one is."""
+  table = dummies.result_table(np.random.default_rng(0))
+  origin = {"seed": 0, "evaluation": {"temperatures": (0.3, 0.5)}}
+  assert not come_from(tmp_path, origin)
+  write_results(table, tmp_path, {"origin": origin | {"benchmark": None}})
+  assert come_from(tmp_path, origin)
+  assert not come_from(tmp_path, origin | {"seed": 1})
+  assert not come_from(tmp_path, origin | {"steps": 3})
+  for broken in ("{", "[]", "{}", '{"origin": 3}'):
+    (tmp_path / "results.json").write_text(broken)
+    assert not come_from(tmp_path, origin)

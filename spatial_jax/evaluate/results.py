@@ -37,6 +37,15 @@ def write_results(
   return partial.replace(path)
 
 
+def come_from(workdir: str | os.PathLike[str], origin: Mapping[str, Any]) -> bool:
+  """Whether `workdir/results.json` is there and says of itself all that `origin` says."""
+  try:
+    record = json.loads((pathlib.Path(workdir) / FILE).read_text(encoding="utf-8"))["origin"]
+    return record | json.loads(json.dumps(origin)) == record
+  except (OSError, ValueError, KeyError, TypeError):
+    return False  # whatever it is, it is written anew
+
+
 def read_results(workdir: str | os.PathLike[str]) -> ResultTable | None:
   """The table of `workdir/results.json`, None where nothing was evaluated.
 
