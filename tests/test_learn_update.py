@@ -130,6 +130,11 @@ def test_microbatches_equal_the_big_batch():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+def test_rows_are_never_cut():
+  with pytest.raises(ValueError, match=r"microbatches of \(64, 128\) tokens, rows of 256"):
+    program(Microbatches(1, (64, 128)))(start(), batch_of(), None)
+
+
 def test_a_common_prefix_changes_nothing():
   """Against every trajectory as one whole row, and against groups of one: no prefix is shared."""
   policy, params = lab()

@@ -203,15 +203,11 @@ def gradient(
     logp_RT = token_logprobs(policy, params, behind, features_MD, rows, batch.forbidden_V)
     return loss_of_rows(logp_RT, rows)
 
-  def of_length(length: int, rows: Rows):
-    rows = jax.tree.map(lambda x: x[:, :length] if x.ndim > 1 else x, rows)
+  def gradient_of(rows: Rows) -> Any:
     differentiate = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
     return differentiate(params, prefix.layers, features_MD, rows)
 
-  def one(rows: Rows):
-    longest = jnp.max(jnp.sum(rows.valid_RT, axis=1))
-    which = jnp.searchsorted(jnp.asarray(lengths), longest)
-    return jax.lax.switch(which, [functools.partial(of_length, n) for n in lengths], rows)
+  one = _cut_to_need(gradient_of, lengths)
 
   def add(total, rows: Rows):
     return jax.tree.map(jnp.add, total, one(rows)), None
@@ -225,6 +221,22 @@ def gradient(
   (encode_grads,) = pull_encode(features_grad + more_features_grad)
   grads = jax.tree.map(lambda *parts: sum(parts), grads, prefill_grads, encode_grads)
   return loss_sum, metrics, grads
+
+
+def _cut_to_need(one: Callable[[Rows], Any], lengths: tuple[int, ...]) -> Callable[[Rows], Any]:
+  """`one` on rows cut to the first length that holds them; refuses, at trace, to cut any short."""
+
+  def of_length(length: int, rows: Rows) -> Any:
+    return one(jax.tree.map(lambda x: x[:, :length] if x.ndim > 1 else x, rows))
+
+  def cut(rows: Rows) -> Any:
+    if lengths[-1] < rows.token_RT.shape[1]:
+      raise ValueError(f"microbatches of {lengths} tokens, rows of {rows.token_RT.shape[1]}")
+    longest = jnp.max(jnp.sum(rows.valid_RT, axis=1))
+    which = jnp.searchsorted(jnp.asarray(lengths), longest)
+    return jax.lax.switch(which, [functools.partial(of_length, n) for n in lengths], rows)
+
+  return cut
 
 
 def _prefill(policy: Policy, batch: TrainBatch, params: Params, features_MD: Array) -> Prefix:
