@@ -38,7 +38,7 @@ def learn(steps: int) -> ConfigDict:
         "schedule": {
           "kind": "sigmoid",
           "k_min": 1.0,
-          "k_max": 100.0,
+          "k_max": 20.0,  # pays an error of 20 % 0.62, as MRA does (0.6); the paper's 100 pays 0.04
           "midpoint": 0.5,
           "steepness": 10.0,
         },
@@ -50,7 +50,7 @@ def learn(steps: int) -> ConfigDict:
       },
       "advantage": {"alpha": 1.0, "sign_safe": False},
       "loss": {"clip_low": 0.2, "clip_high": 0.3, "kl_weight": 0.0, "normalise": "token"},
-      "optimizer": optimizer(2e-4, steps),
+      "optimizer": calm(optimizer(3e-4, steps)),
       "prefix_buckets": (192, 512),  # few: a trace of the update takes half a minute to compile
       # Most answers are short; the few that draw are the last of four microbatches.
       "micro": {"group": 2, "lengths": (64, 96, 256)},
@@ -242,5 +242,18 @@ def optimizer(learning_rate: float, steps: int) -> ConfigDict:
       "eps": 1e-8,
       "weight_decay": 0.01,
       "max_grad_norm": 1.0,
+      "frozen": (),
     }
   )
+
+
+def calm(cfg: ConfigDict) -> ConfigDict:
+  """For gradients that are mostly noise, those of 64 rollouts.
+
+  Adam moves a parameter whose gradient is noise as fast as any other, at random; a long memory and
+  an epsilon of the size of such gradients hold it back. What pictures show was learned before.
+  """
+  cfg.b2 = 0.99
+  cfg.eps = 1e-5
+  cfg.frozen = ("vision/",)
+  return cfg

@@ -133,6 +133,7 @@ def compile_all(
   """
   optimizer = make_optimizer(learn.optimizer)
   policy = make_policy(policy_cfg, programs.compute_dtype(mesh), mesh, remat)
+  policy = dataclasses.replace(policy, frozen=learn.optimizer.frozen)
   island = dataclasses.replace(policy, mesh=host)
   batch = programs.batch_buckets(batch_config(learn, rollout, policy_cfg), mesh)
   rollout = programs.rollout_buckets(rollout, mesh)

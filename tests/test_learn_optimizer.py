@@ -25,6 +25,7 @@ CFG = OptimizerConfig(
   eps=1e-8,
   weight_decay=0.1,
   max_grad_norm=1.0,
+  frozen=(),
 )
 
 
@@ -99,3 +100,23 @@ def test_one_step_by_hand():
     m, v = g * 0.1 / (1 - 0.9), g**2 * 0.05 / (1 - 0.95)
     expected = -0.1 * (m / (np.sqrt(v) + 1e-3) + decay * 0.5)
     np.testing.assert_allclose(updates[name], expected, rtol=1e-5)
+
+
+def test_frozen_parameters_stay_and_have_no_moments():
+  """What moves, moves as if it were alone: the clip too knows nothing of the rest."""
+  params = {
+    "vision": {"kernel": jnp.full((2, 2), 0.5)},
+    "decoder": {"kernel": jnp.full((2, 2), 0.5)},
+  }
+  grads = jax.tree.map(lambda x: 6.0 * x, params)
+  optimizer = make_optimizer(dataclasses.replace(CFG, warmup_steps=0, frozen=("^vision/",)))
+  state = optimizer.init(params)
+  updates, _ = optimizer.update(grads, state, params)
+  assert (updates["vision"]["kernel"] == 0).all()
+  alone = make_optimizer(dataclasses.replace(CFG, warmup_steps=0))
+  rest = {"decoder": params["decoder"]}
+  expected, _ = alone.update({"decoder": grads["decoder"]}, alone.init(rest), rest)
+  np.testing.assert_array_equal(updates["decoder"]["kernel"], expected["decoder"]["kernel"])
+  paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+  assert any("decoder" in path for path in paths)
+  assert not any("vision" in path for path in paths)

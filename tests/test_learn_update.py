@@ -235,6 +235,24 @@ def test_step_counts_and_moves(adam):
   np.testing.assert_allclose(metrics["param_norm"], optax.tree.norm(state.params), rtol=1e-5)
 
 
+def test_a_frozen_vision_tower_has_no_gradient_and_changes_no_other():
+  policy, params = lab()
+  held = dataclasses.replace(policy, frozen=("^vision/",))
+  update = jax.jit(functools.partial(policy_update, held, SGD, LOSS, MICRO))
+  state, _ = update(start(), batch_of(), None)
+  other, _ = program()(start(), batch_of(), None)
+  assert_same(state.params["vision"], params["vision"])
+  assert_close(state.params["decoder"], other.params["decoder"])
+  flops = [
+    jax.jit(functools.partial(policy_update, p, SGD, LOSS, MICRO))
+    .lower(start(), batch_of(), None)
+    .compile()
+    .cost_analysis()["flops"]
+    for p in (held, policy)
+  ]
+  assert flops[0] < flops[1]  # spared, not computed and thrown away
+
+
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
 def test_a_gradient_that_is_not_finite_moves_nothing(adam, bad):
   update = program(MICRO, "token", adam)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from spatial_jax.config import ConfigError
+from spatial_jax.policy.qwen_vl import is_frozen
 from spatial_jax.types import Params
 
 # Norm scales, biases and the embedding are not decayed.
@@ -28,6 +29,8 @@ class OptimizerConfig:
     b1, b2, eps: of Adam.
     weight_decay: on matrices only.
     max_grad_norm: global clip.
+    frozen: regexes of parameter paths ("^vision/") that stay as they are and have no moments; the
+      policy's own `frozen` spares their gradient too.
   """
 
   learning_rate: float
@@ -40,6 +43,7 @@ class OptimizerConfig:
   eps: float
   weight_decay: float
   max_grad_norm: float
+  frozen: tuple[str, ...]
 
 
 def learning_rate(cfg: OptimizerConfig) -> optax.Schedule:
@@ -67,8 +71,8 @@ def learning_rate(cfg: OptimizerConfig) -> optax.Schedule:
 
 
 def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
-  """Clip by global norm, then AdamW with decay on matrices only."""
-  inner = optax.chain(
+  """Clip by global norm, then AdamW with decay on matrices only, on what is not frozen."""
+  moving = optax.chain(
     optax.clip_by_global_norm(cfg.max_grad_norm),
     optax.adamw(
       learning_rate(cfg),
@@ -79,6 +83,13 @@ def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
       mask=decayed,
     ),
   )
+
+  def labels(params: Params) -> Params:
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: "frozen" if is_frozen(path, cfg.frozen) else "moving", params
+    )
+
+  inner = optax.partition({"moving": moving, "frozen": optax.set_to_zero()}, labels)
 
   # optax 0.2.8 mixes dtypes in AdamW and does not trace under strict promotion.
   def init(params: optax.Params) -> optax.OptState:

@@ -19,6 +19,7 @@ from spatial_jax import sharding
 
 _MASKED = -1e30  # finite, so that a row without any visible key stays finite
 _SPLASH_BLOCK = 128
+_SCORE_BYTES = 64 << 20  # of scores that XLA holds at once; a kernel never writes them to memory
 
 
 def attend(
@@ -51,7 +52,7 @@ def attend(
     return _splash(q_RKQTC, k_RKSC, v_RKSC, valid_RS, causal, mesh)
   if platform == "gpu":
     return _cudnn(q_RKQTC, k_RKSC, v_RKSC, valid_RS, causal)
-  return attend_xla(q_RKQTC, k_RKSC, v_RKSC, valid_RS, causal)
+  return _in_parts(q_RKQTC, k_RKSC, v_RKSC, valid_RS, causal)
 
 
 def attend_behind(
@@ -97,6 +98,27 @@ def attend_xla(
   score = jnp.where(visible, _scores(q_RKQTC, k_RKSC), _MASKED)
   weight = jax.nn.softmax(score, axis=-1).astype(v_RKSC.dtype)
   return jnp.einsum("RKQTS,RKSC->RKQTC", weight, v_RKSC)
+
+
+def _in_parts(
+  q_RKQTC: jax.Array, k_RKSC: jax.Array, v_RKSC: jax.Array, valid_RS: jax.Array, causal: bool
+) -> jax.Array:
+  """`attend_xla` on as many rows at a time as memory for their scores allows, none kept for later.
+
+  16 frames of 1,024 patches and 16 heads would have 1 GiB of scores in each layer.
+  """
+  _, kv_heads, per_kv, tokens, _ = q_RKQTC.shape
+  at_once = max(1, _SCORE_BYTES // (4 * kv_heads * per_kv * tokens * k_RKSC.shape[2]))
+  arrays = (q_RKQTC, k_RKSC, v_RKSC, valid_RS)
+  if len(q_RKQTC) <= at_once:
+    return attend_xla(*arrays, causal)
+
+  @jax.checkpoint
+  def one(row: tuple[jax.Array, ...]) -> jax.Array:
+    q, k, v, valid = (x[None] for x in row)
+    return attend_xla(q, k, v, valid, causal)[0]
+
+  return jax.lax.map(one, arrays, batch_size=at_once)
 
 
 def _visible(valid_RS: jax.Array, tokens: int, causal: bool) -> jax.Array:

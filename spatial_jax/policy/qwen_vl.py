@@ -7,6 +7,7 @@ tokens, positions ────────────┴─prefill─► prefix
 """
 
 import dataclasses
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -36,6 +37,7 @@ class Policy:
     mesh: what is compiled for; its platform chooses the attention kernel. None: one device, XLA.
     remat: recompute each layer in the backward pass.
     logprob_chunk: tokens per row whose logits exist at once in `logprobs`.
+    frozen: regexes of parameter paths ("^vision/") that no gradient reaches.
   """
 
   cfg: QwenVLConfig
@@ -43,6 +45,7 @@ class Policy:
   mesh: Mesh | None
   remat: bool
   logprob_chunk: int
+  frozen: tuple[str, ...]
 
   # --- parameters --------------------------------------------------------------------------------
 
@@ -84,7 +87,7 @@ class Policy:
 
   def encode(self, params: Params, vision: VisionBatch) -> jax.Array:
     """Features of all images, [M, D] in the batch's own order (M = P / 4)."""
-    return _apply(self._tower(), params["vision"], vision)
+    return _apply(self._tower(), self._held(params)["vision"], vision)
 
   def hidden(
     self,
@@ -108,6 +111,7 @@ class Policy:
     Returns:
       [R, T, D] in the compute dtype.
     """
+    params = self._held(params)
     x_RTD = self._embed(params, token_RT, features_MD, feature_RT)
     x_RTD, _ = self._layers(params, x_RTD, position_RTA, valid_RT, None, None, keep=False)
     return self._last_norm(params, x_RTD)
@@ -122,6 +126,7 @@ class Policy:
     feature_BT: Array,
   ) -> tuple[jax.Array, Prefix]:
     """`hidden` of prompts, and the prefix their rollouts share (put in place by `cache.admit`)."""
+    params = self._held(params)
     x_BTD = self._embed(params, token_BT, features_MD, feature_BT)
     x_BTD, layers = self._layers(params, x_BTD, position_BTA, valid_BT, None, None, keep=True)
     length_B = jnp.sum(jnp.asarray(valid_BT), axis=1, dtype=jnp.int32)
@@ -138,6 +143,7 @@ class Policy:
     feature_RT: Array,
   ) -> jax.Array:
     """`hidden` of rows that go on behind a prefix: R = B*G, ordered by prompt; differentiable."""
+    params = self._held(params)
     x_RTD = self._embed(params, token_RT, features_MD, feature_RT)
     view = CacheView(prefix.length_B, None, None, None)
     layers = tuple((kv, None) for kv in prefix.layers)
@@ -208,7 +214,7 @@ class Policy:
 
   def logits(self, params: Params, hidden: Array) -> jax.Array:
     """float32 [..., V] of hidden [..., D]."""
-    decoder = params["decoder"]
+    decoder = self._held(params)["decoder"]
     table_VD = decoder["embed" if self.cfg.decoder.tied else "head"]["embedding"]
     return jnp.einsum(
       "...D,VD->...V",
@@ -260,6 +266,14 @@ class Policy:
     return jnp.swapaxes(logp, 0, 1).reshape(rows, -1)[:, :tokens]
 
   # --- inside ------------------------------------------------------------------------------------
+
+  def _held(self, params: Params) -> Params:
+    """The same parameters; no gradient passes into the frozen ones, nor is one computed."""
+
+    def one(path: Any, leaf: Array) -> Array:
+      return jax.lax.stop_gradient(leaf) if is_frozen(path, self.frozen) else leaf
+
+    return jax.tree_util.tree_map_with_path(one, params) if self.frozen else params
 
   def _tower(self) -> VisionTower:
     return VisionTower(self.cfg, self.compute_dtype, self.mesh, self.remat)
@@ -328,6 +342,12 @@ def _apply(module: nn.Module, params: Params, *arguments: Any) -> Any:
   return module.apply({"params": params}, *arguments)
 
 
+def is_frozen(path: Any, patterns: tuple[str, ...]) -> bool:
+  """Whether any of the regexes matches a parameter's path, "vision/blocks/qkv/kernel"."""
+  name = jax.tree_util.keystr(path, simple=True, separator="/")
+  return any(re.search(pattern, name) for pattern in patterns)
+
+
 def make_policy(
   cfg: QwenVLConfig,
   compute_dtype: jnp.dtype,
@@ -336,4 +356,4 @@ def make_policy(
   logprob_chunk: int = 256,
 ) -> Policy:
   """The policy's functions for one configuration; see `Policy`."""
-  return Policy(cfg, jnp.dtype(compute_dtype), mesh, remat, logprob_chunk)
+  return Policy(cfg, jnp.dtype(compute_dtype), mesh, remat, logprob_chunk, frozen=())
