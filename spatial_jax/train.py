@@ -157,9 +157,7 @@ def grpo(
   cfg: GrpoRun, loaded: Loaded, mesh: jax.sharding.Mesh, workdir: pathlib.Path, resolved: dict
 ) -> None:
   """Reinforcement learning from start to report."""
-  policy = dataclasses.replace(
-    loaded.policy, remat=cfg.remat, frozen=cfg.learn.optimizer.frozen
-  )
+  policy = dataclasses.replace(loaded.policy, remat=cfg.remat, frozen=cfg.learn.optimizer.frozen)
   source = make_source(cfg.source)
   optimizer = make_optimizer(cfg.learn.optimizer)
   conversation = Conversation(loaded.tokenizer, cfg.text, cfg.preprocess, policy.cfg)

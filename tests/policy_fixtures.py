@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spatial_jax.data.text import IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START, Tokenizer
 from spatial_jax.data.vision import (
   PreprocessConfig,
   VisionBuckets,
@@ -60,6 +61,12 @@ def small_config(tied: bool) -> QwenVLConfig:
     tied=tied,
   )
   return QwenVLConfig(vision, decoder, IMAGE, VIDEO, START, END, 2, "pixels")
+
+
+def with_ids(vision: VisionConfig, decoder: DecoderConfig, tokenizer: Tokenizer) -> QwenVLConfig:
+  """A configuration whose special tokens are those of a tokenizer."""
+  ids = map(tokenizer.id, (IMAGE_PAD, VIDEO_PAD, VISION_START, VISION_END))
+  return QwenVLConfig(vision, decoder, *ids, 2, "pixels")
 
 
 def small_params(cfg: QwenVLConfig) -> Params:

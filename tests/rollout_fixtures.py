@@ -8,15 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spatial_jax import programs
-from spatial_jax.data.text import (
-  IM_END,
-  IMAGE_PAD,
-  VIDEO_PAD,
-  VISION_END,
-  VISION_START,
-  TextConfig,
-  train_tokenizer,
-)
+from spatial_jax.data.text import IM_END, TextConfig, train_tokenizer
 from spatial_jax.data.vision import VisionBuckets
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
@@ -29,7 +21,7 @@ from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig, RolloutPrograms
 from spatial_jax.rollout.sampler import SampleState
 from spatial_jax.types import ObjectBox, Params, Task
-from tests.policy_fixtures import PREPROCESS, hashed_params, picture, small_config
+from tests.policy_fixtures import PREPROCESS, hashed_params, picture, small_config, with_ids
 
 VOCABULARY = 384  # the last rows of the embedding belong to no token
 BOX_TURN = (
@@ -60,10 +52,8 @@ ROLLOUT = RolloutConfig(
 def policy_config() -> QwenVLConfig:
   """The small policy with the tokenizer's ids."""
   cfg = small_config(tied=False)
-  pad, video, start, end = map(TOKENIZER.id, (IMAGE_PAD, VIDEO_PAD, VISION_START, VISION_END))
   decoder = dataclasses.replace(cfg.decoder, vocabulary=VOCABULARY, layers=2)
-  vision = dataclasses.replace(cfg.vision, layers=2)
-  return QwenVLConfig(vision, decoder, pad, video, start, end, 2, "pixels")
+  return with_ids(dataclasses.replace(cfg.vision, layers=2), decoder, TOKENIZER)
 
 
 def random_policy() -> tuple[Policy, Params]:

@@ -11,16 +11,8 @@ import numpy as np
 import pytest
 
 from spatial_jax import programs, sharding
-from spatial_jax.data.text import (
-  IMAGE_PAD,
-  VIDEO_PAD,
-  VISION_END,
-  VISION_START,
-  TextConfig,
-  train_tokenizer,
-)
+from spatial_jax.data.text import train_tokenizer
 from spatial_jax.data.vision import VisionBuckets
-from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.drawing.monitor import StopLimits, end_reason
 from spatial_jax.drawing.protocol import Coordinates, Limits, Parsed
@@ -35,16 +27,14 @@ from spatial_jax.programs import LearnPrograms
 from spatial_jax.reward.score import score
 from spatial_jax.rollout import engine as engine_lib
 from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig
+from spatial_jax.rollout.engine import Engine, RolloutConfig
 from spatial_jax.types import Operation, Params, Rollouts, Task, TrainState
 from tests import dummies
-from tests.policy_fixtures import PREPROCESS, hashed_params, picture, small_config
+from tests.policy_fixtures import PREPROCESS, hashed_params, picture, small_config, with_ids
+from tests.rollout_fixtures import SAMPLED, STYLE, WORDS
 
 VOCABULARY = 288
 TOKENIZER = train_tokenizer(["How far is the chair from the table, in meters?"] * 4, VOCABULARY)
-WORDS = TextConfig("", "{index}\n", "{question}", " N", " L", "{index}\n", "more", "final")
-MODE = Mode(temperature=1.0, top_p=1.0, greedy=False)
-STYLE = Style(line_px=1, dot_px=1, font_px=6, label_offset_px=(1, 1))
 ROLLOUT = RolloutConfig(
   prompts=4,
   group=2,
@@ -59,7 +49,7 @@ ROLLOUT = RolloutConfig(
   vision=VisionBuckets((16, 48), (4, 12), (64,)),
 )
 # A small step and a large epsilon: where a gradient is noise, Adam would turn it into a full step.
-OPTIMIZER = OptimizerConfig(1e-3, "constant", 0, 100, 0, 0.9, 0.95, 1e-5, 0.01, 1.0)
+OPTIMIZER = OptimizerConfig(1e-3, "constant", 0, 100, 0, 0.9, 0.95, 1e-5, 0.01, 1.0, ())
 SHAPES = BatchConfig((128,), 128, ROLLOUT.vision, 2, VOCABULARY)
 LOSS = LossConfig(clip_low=0.2, clip_high=0.3, kl_weight=0.0, normalise="token")
 MICRO = Microbatches(1, (32, 128))
@@ -68,9 +58,8 @@ MICRO = Microbatches(1, (32, 128))
 def step_config() -> QwenVLConfig:
   """The small policy with the tokenizer's ids; two KV heads, so that `tensor` may be 2."""
   cfg = small_config(tied=True)
-  pad, video, start, end = map(TOKENIZER.id, (IMAGE_PAD, VIDEO_PAD, VISION_START, VISION_END))
   decoder = dataclasses.replace(cfg.decoder, vocabulary=VOCABULARY)
-  return QwenVLConfig(cfg.vision, decoder, pad, video, start, end, 2, "pixels")
+  return with_ids(cfg.vision, decoder, TOKENIZER)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -148,7 +137,7 @@ def step(lab: Lab, state: TrainState, number: int) -> Outcome:
   asked = tasks(100 * number)
   prompts = [lab.engine.conversation.prompt(task) for task in asked]
   weights = lab.decode_params(state.params)
-  rollouts = engine_lib.run_episodes(lab.engine, weights, prompts, 0, number, MODE)
+  rollouts = engine_lib.run_episodes(lab.engine, weights, prompts, 0, number, SAMPLED)
   scores = score(rollouts, asked, dummies.REWARD, 2.0)
   # Random weights never answer; rewards that differ make the update move.
   luck_BG = np.random.default_rng(number).random(scores.reward_BG.shape, np.float32)

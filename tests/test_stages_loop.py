@@ -133,6 +133,7 @@ def tiny_run(init, steps):
   cfg.learn.micro, cfg.learn.keep_every = {"group": 1, "lengths": (320,)}, 0
   cfg.learn.prefix_buckets = (256,)
   cfg.learn.optimizer.warmup_steps = 0
+  cfg.learn.loss.kl_weight = 0.1  # with a reference policy
   return cfg
 
 
@@ -157,12 +158,14 @@ def test_reinforcement_learning_resumes_bit_for_bit(tmp_path, monkeypatch):
   whole, *_, parts = ends
   assert_same(whole.after, parts.after)
   moved = jax.tree.map(lambda x, y: bool((x != y).any()), whole.before, whole.after)
-  assert all(jax.tree.leaves(moved))
+  assert all(jax.tree.leaves(moved["decoder"]))
+  assert not any(jax.tree.leaves(moved["vision"]))  # frozen by default
   numbers = [
     [
-      (r["step"], r["reward"], r["loss"], r["response_tokens"])
+      (r["step"], r["reward"], r["loss"], r["response_tokens"], r["kl_ref_k3"])
       for r in metrics.read(tmp_path / run)
     ]
     for run in ("whole", "parts")
   ]
   assert numbers[0] == numbers[1]
+  assert numbers[0][-1][-1] > 0  # it has left the reference
