@@ -47,6 +47,7 @@ def get_config() -> ConfigDict:
       "see_scenes": 32,
       "lessons": (numbers, choices, numbers, choices, drawing),
       "dense_weight": 0.5,
+      "place_layers": 2,  # of 4: those behind read it
       "share": 0.25,
       "categories": CATEGORIES,
       "max_boxes": 2,

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from spatial_jax.data import geometry
 from spatial_jax.data.dense import dense_targets
 from spatial_jax.data.scenes import Camera, Scene, SceneObject, View
 from spatial_jax.errors import DataError
@@ -21,7 +22,8 @@ def scene_of(objects):
 
 
 def view_of(instance, depth_m):
-  camera = Camera(np.array([1.0, 0, 0]), np.eye(3), 60.0, instance.shape[1], instance.shape[0])
+  level_33 = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # right, down, ahead
+  camera = Camera(np.array([1.0, 0, 0]), level_33, 60.0, instance.shape[1], instance.shape[0])
   image = np.zeros((*instance.shape, 3), np.uint8)
   return View(camera, image, depth_m.astype(np.float32), instance.astype(np.int32))
 
@@ -35,7 +37,8 @@ def test_against_a_loop(share):
   instance = generator.integers(-2, 2, (12, 20)).repeat(2, 0).repeat(2, 1)[:12, :20]
   depth_m = generator.uniform(0.5, 5, instance.shape)
   depth_m[instance == -2] = np.inf
-  found = dense_targets(scene_of(OBJECTS), view_of(instance, depth_m), CATEGORIES, CELL, share)
+  view = view_of(instance, depth_m)
+  found = dense_targets(scene_of(OBJECTS), view, CATEGORIES, CELL, share)
   assert found.category_M.shape == (15,)
   cells = [(row, column) for row in range(3) for column in range(5)]
   for m, (row, column) in enumerate(cells):
@@ -51,6 +54,7 @@ def test_against_a_loop(share):
       assert found.category_M[m] == 0
       assert not found.box_M4[m].any()
       assert not found.extent_M2[m].any()
+      assert not found.place_M6[m].any()
       continue
     assert found.category_M[m] == (3 if chosen == 0 else 2)
     rows, columns = np.nonzero(instance == chosen)
@@ -59,6 +63,10 @@ def test_against_a_loop(share):
     far = np.array([columns.max() + 1, rows.max() + 1]) - middle
     np.testing.assert_allclose(found.box_M4[m, :2], corner / (20, 12), atol=1e-6)
     np.testing.assert_allclose(found.box_M4[m, 2:], far / (20, 12), atol=1e-6)
+    ends = (columns.min() / 20, rows.min() / 12, (columns.max() + 1) / 20, (rows.max() + 1) / 12)
+    np.testing.assert_allclose(found.place_M6[m, :4], ends, atol=1e-6)
+    place = geometry.floor_place_m(OBJECTS[chosen].centre_3, view.camera)
+    np.testing.assert_allclose(found.place_M6[m, 4:], place, atol=1e-6)
     distance, longest = ((3.0, 0.9), (4.0, 2.0))[chosen]
     np.testing.assert_allclose(found.extent_M2[m], np.log([distance, longest]), atol=1e-6)
 

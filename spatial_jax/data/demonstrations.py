@@ -1,7 +1,7 @@
 """Task -> what a good policy would say: the truth of the scene written as a drawing conversation.
 
 turn 1   think "I mark the chair and the table."      boxes around them   (sometimes left out)
-turn 2   think "chair at (-0.4, 2.0); table at (1.1, 3.2): left."   answer
+turn 2   think "chair at (-0.4, 2.0); table at (1.1, 3.2); table (1.5, 1.2)."   answer
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import numpy as np
 from spatial_jax.types import ObjectBox, Operation, Task
 
 _MOST_PLACES = 5  # an object and the four options around it
+_MOST_STEPS = 3  # of so many places the steps between them are said too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +66,10 @@ def _labels(boxes: tuple[ObjectBox, ...]) -> list[str]:
 def _thought(task: Task) -> str:
   """What leads to the answer: "chair 2.1 m." of one object, places of several, a choice in words.
 
-  A place is (right, ahead) of the camera in metres, in the picture that the object is nearest in:
-  "chair at (-0.4, 2.0); table at (1.1, 3.2): left." Empty where nothing is known.
+  A place is (right, ahead) of the camera in metres, in the picture that the object is nearest in.
+  Of few places the steps from the first to the others follow, the differences of what was said:
+  "bed at (-0.4, 2.0); bin at (1.1, 3.2); tv at (0.2, 1.0); bin (1.5, 1.2); tv (0.6, -1.0): left."
+  Empty where nothing is known.
   """
   nearest: dict[str, ObjectBox] = {}
   for box in task.boxes:
@@ -79,16 +82,18 @@ def _thought(task: Task) -> str:
     return "".join(f"{label} {box.distance_m:.1f} m." for label, box in nearest.items())
   if any(math.isnan(value) for box in nearest.values() for value in box.place_m):
     return ""
-  places = [
-    f"{label} at ({_decimal(box.place_m[0])}, {_decimal(box.place_m[1])})"
-    for label, box in nearest.items()
-  ]
+  place_2 = {label: np.round(box.place_m, 1) for label, box in nearest.items()}
+  said = [f"{label} at {_pair(at)}" for label, at in place_2.items()]
+  if len(place_2) <= _MOST_STEPS:
+    (_, start), *others = place_2.items()
+    said += [f"{label} {_pair(at - start)}" for label, at in others]
   chosen = [text for letter, text in map(_lettered, task.options or ()) if letter == task.answer]
-  return ": ".join(["; ".join(places), *chosen]) + "."
+  return ": ".join(["; ".join(said), *chosen]) + "."
 
 
-def _decimal(value: float) -> str:
-  return f"{round(value, 1) + 0.0:.1f}"  # never "-0.0"
+def _pair(metres_2: np.ndarray) -> str:
+  right, ahead = (round(float(value), 1) + 0.0 for value in metres_2)  # never "-0.0"
+  return f"({right:.1f}, {ahead:.1f})"
 
 
 def _lettered(option: str) -> tuple[str, str]:

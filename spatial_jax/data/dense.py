@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 
+from spatial_jax.data import geometry
 from spatial_jax.data.scenes import Scene, SceneObject, View
 from spatial_jax.errors import DataError
 
@@ -20,13 +21,16 @@ class DenseTargets:
     log_depth_M: float32, log of the mean distance along the viewing axis in metres.
     box_M4: float32, that object's box (x1, y1, x2, y2) from the cell's centre, in picture sides.
     extent_M2: float32, log of (distance to the camera in m, longest dimension in m) of that object.
-    object_M: bool, whether an object fills the cell (box and extent are to be learned).
+    place_M6: float32, that object's box in picture sides from the picture's corner, and its place
+      on the floor, (right, ahead) in m: what only who knows where the cell lies can tell.
+    object_M: bool, whether an object fills the cell (box, extent and place are to be learned).
   """
 
   category_M: np.ndarray
   log_depth_M: np.ndarray
   box_M4: np.ndarray
   extent_M2: np.ndarray
+  place_M6: np.ndarray
   object_M: np.ndarray
 
 
@@ -64,15 +68,18 @@ def dense_targets(
   category_O = [categories.index(o.category) + 1 for o in scene.objects]
   box_O4 = np.array([_box(view.instance == o) for o in range(len(scene.objects))])
   extent_O2 = np.array([_extent(view, o) for o in scene.objects])
+  floor_O2 = np.array([geometry.floor_place_m(o.centre_3, view.camera) for o in scene.objects])
   row_M, column_M = np.divmod(np.arange(rows * columns), columns)
   centre_M2 = (np.stack([column_M, row_M], 1) + 0.5) * cell_px
   side_2 = np.array([width, height])
   box_M4 = (box_O4[chosen_M] - np.tile(centre_M2, 2)) / np.tile(side_2, 2)
+  place_O6 = np.concatenate([box_O4 / np.tile(side_2, 2), floor_O2], axis=1)
   return DenseTargets(
     category_M=np.where(object_M, np.array(category_O)[chosen_M], 0).astype(np.int32),
     log_depth_M=np.log(np.maximum(depth_M, 0.1)).astype(np.float32),
     box_M4=np.where(object_M[:, None], box_M4, 0).astype(np.float32),
     extent_M2=np.where(object_M[:, None], extent_O2[chosen_M], 0).astype(np.float32),
+    place_M6=np.where(object_M[:, None], place_O6[chosen_M], 0).astype(np.float32),
     object_M=object_M,
   )
 

@@ -1,6 +1,11 @@
-"""Teaches a small vision tower to see: a temporary head reads dense truth off every feature.
+"""Teaches a small policy to see: temporary heads read dense truth off every visual token.
 
-Needed where a tower starts from nothing (the embedded policy); the head ends with pretraining.
+    feature of the tower            what a cell shows: category, depth, the box around it, extent
+    hidden state inside the decoder where it is: box in the picture, place on the floor
+
+A tower with rotary positions knows what lies beside a cell, not where the cell lies; the decoder
+can tell from the tokens before it. Needed where a policy starts from nothing (the embedded one);
+the heads end with pretraining.
 """
 
 from typing import NamedTuple
@@ -11,6 +16,9 @@ import jax.numpy as jnp
 from spatial_jax.learn.loss import Metrics
 from spatial_jax.types import Array, Params
 
+# Boxes are errors of a few percent of the picture: weighted to the size of the other parts.
+_BOX_WEIGHT = 10.0
+
 
 class DenseBatch(NamedTuple):
   """Truth per feature, in the order the tower returns features.
@@ -20,6 +28,7 @@ class DenseBatch(NamedTuple):
     log_depth_M: float32, log metres.
     box_M4: float32, box of the object relative to the cell, in picture sides.
     extent_M2: float32, log metres (distance, longest dimension).
+    place_M6: float32, box in picture sides from the picture's corner; (right, ahead) in metres.
     object_M: bool, an object fills the cell.
     valid_M: bool, the feature has a truth.
   """
@@ -28,6 +37,7 @@ class DenseBatch(NamedTuple):
   log_depth_M: Array
   box_M4: Array
   extent_M2: Array
+  place_M6: Array
   object_M: Array
   valid_M: Array
 
@@ -36,6 +46,33 @@ def init_head(width: int, categories: int) -> Params:
   """A zero head: category logits (one more for the room), depth, box, extent."""
   values = categories + 1 + 1 + 4 + 2
   return {"kernel": jnp.zeros((width, values)), "bias": jnp.zeros(values)}
+
+
+def init_place_head(width: int) -> Params:
+  """A zero head: box, place on the floor."""
+  return {"kernel": jnp.zeros((width, 6)), "bias": jnp.zeros(6)}
+
+
+def place_loss(
+  head: Params, hidden_BTD: Array, feature_BT: Array, truth: DenseBatch
+) -> tuple[jax.Array, Metrics]:
+  """Absolute errors of the box and of the place on the floor, over the tokens of objects.
+
+  Args:
+    head: from `init_place_head`.
+    hidden_BTD: hidden states of prompts.
+    feature_BT: int32, the feature each token stands for, -1 for text.
+    truth: by feature.
+  """
+  read_BT6 = hidden_BTD.astype(jnp.float32) @ head["kernel"] + head["bias"][None, None]
+  place_BT6 = jnp.take(jnp.asarray(truth.place_M6), feature_BT, axis=0, mode="clip")
+  known_M = jnp.asarray(truth.object_M) & jnp.asarray(truth.valid_M)
+  known_BT = jnp.take(known_M, feature_BT, mode="clip") & (jnp.asarray(feature_BT) >= 0)
+  error_BT6 = jnp.abs(read_BT6 - place_BT6)
+  weight_BT = known_BT.astype(jnp.float32)
+  box = _mean(jnp.mean(error_BT6[..., :4], axis=-1), weight_BT)
+  floor = _mean(jnp.mean(error_BT6[..., 4:], axis=-1), weight_BT)
+  return _BOX_WEIGHT * box + floor, {"place_box": box, "place_floor_m": floor}
 
 
 def dense_loss(head: Params, features_MD: Array, truth: DenseBatch) -> tuple[jax.Array, Metrics]:
@@ -65,9 +102,8 @@ def dense_loss(head: Params, features_MD: Array, truth: DenseBatch) -> tuple[jax
     "dense_box": box,
     "dense_extent": extent,
   }
-  # Boxes are errors of a few percent of the picture: weighted to the size of the other parts.
-  return category + depth + 10.0 * box + extent, metrics
+  return category + depth + _BOX_WEIGHT * box + extent, metrics
 
 
-def _mean(x_M: Array, weight_M: Array) -> jax.Array:
-  return jnp.sum(x_M * weight_M) / jnp.maximum(jnp.sum(weight_M), 1.0)
+def _mean(x: Array, weight: Array) -> jax.Array:
+  return jnp.sum(x * weight) / jnp.maximum(jnp.sum(weight), 1.0)
