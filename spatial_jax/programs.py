@@ -197,7 +197,12 @@ def decode_params(policy: Policy, mesh: Mesh) -> Callable[[Params], Params]:
 
 
 def rollout_buckets(cfg: RolloutConfig, mesh: Mesh) -> RolloutConfig:
-  """Prompt lengths that the mesh's attention kernel can read: on TPU multiples of 128."""
+  """Prompts that divide over the devices of a process; on TPU lengths in multiples of 128.
+
+  A call may bring fewer prompts: the engine pads them.
+  """
+  devices = sharding.island_mesh(mesh).shape["data"]
+  cfg = dataclasses.replace(cfg, prompts=-(-cfg.prompts // devices) * devices)
   if not _is_tpu(mesh):
     return cfg
   vision = dataclasses.replace(cfg.vision, patches=_blocks(cfg.vision.patches))

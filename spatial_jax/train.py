@@ -168,6 +168,7 @@ def grpo(
       programs=programs.learn_programs(policy, optimizer, cfg.learn.loss, cfg.learn.micro),
       decode_params=programs.decode_params(policy, mesh),
       tasks_of=source.tasks_of,
+      count=cfg.rollout.prompts,
       per_scene=source.per_scene,
       types=source.types,
       cfg=cfg.learn,

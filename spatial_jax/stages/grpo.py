@@ -70,6 +70,7 @@ class Learner:
     programs: the jitted update.
     decode_params: train parameters -> rollout mesh.
     tasks_of: scene number -> tasks.
+    count: prompts of a step.
     per_scene: most tasks of one room in a batch.
     types: question types that share a batch evenly.
     cfg, shapes: the stage and its static shapes.
@@ -82,6 +83,7 @@ class Learner:
   programs: LearnPrograms
   decode_params: Any
   tasks_of: loader.TasksOf
+  count: int
   per_scene: int
   types: tuple[str, ...]
   cfg: GrpoConfig
@@ -93,8 +95,7 @@ class Learner:
 
   def prompts(self, step: int) -> Prompts:
     """The prompts of one step: a function of seed and step."""
-    count = self.engine.cfg.prompts
-    tasks = loader.batch(self.tasks_of, 0, self.seed, step, count, self.per_scene, self.types)
+    tasks = loader.batch(self.tasks_of, 0, self.seed, step, self.count, self.per_scene, self.types)
     return [self.engine.conversation.prompt(task) for task in tasks]
 
   def step_of(self, first: int) -> Step:
