@@ -45,9 +45,8 @@ def get_config() -> ConfigDict:
     {
       "see_steps": 900,
       "see_scenes": 32,
-      "lessons": (numbers, choices, numbers, choices, drawing),
+      "lessons": (numbers, choices, choices, numbers, choices, choices, drawing),
       "dense_weight": 0.5,
-      "place_layers": 2,  # of 4: those behind read it
       "share": 0.25,
       "categories": CATEGORIES,
       "max_boxes": 2,

@@ -34,9 +34,8 @@ def small_config(out):
     vision={"windows": (32,), "frames": (8,), "patches": (144,)},
   )
   cfg.vision.update(layers=2, width=32, heads=2, mlp_width=32, full_layers=(1,))
-  cfg.recipe.place_layers = 1
   cfg.decoder.update(
-    layers=2, width=32, heads=2, kv_heads=1, head_dim=16, mlp_width=32, rope_sections=(2, 3, 3)
+    layers=1, width=32, heads=2, kv_heads=1, head_dim=16, mlp_width=32, rope_sections=(2, 3, 3)
   )
   cfg.tokenizer_rooms = 2
   cfg.out = str(out)

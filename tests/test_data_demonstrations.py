@@ -66,7 +66,7 @@ def box(label, distance, image=0, place=(-0.04, 2.06)):
     ([box("chair", 2.14)], "chair 2.1 m."),
     (
       [box("chair", 2.1), box("sofa", 3.04, place=(-1.26, 2.7)), box("chair", 1.2, 1)],
-      "chair at (0.0, 2.1); sofa at (-1.3, 2.7); sofa (-1.3, 0.6).",
+      "chair 0.0 2.1; sofa -1.3 2.7: sofa -1.3 0.6.",
     ),
     ([box(name, 1.0) for name in "abcdef"], ""),
   ],
@@ -79,14 +79,14 @@ def test_a_choice_is_said_in_words_before_its_letter():
   boxes = (box("chair", 2.1), box("sofa", 3.0, place=(1.0, 2.0)))
   asked = dataclasses.replace(task(boxes), options=("A. left", "B. right"), answer="B")
   (turn,) = demonstrate(asked, np.random.default_rng(0), DemonstrationConfig(0.0, 2))
-  assert turn.think == "chair at (0.0, 2.1); sofa at (1.0, 2.0); sofa (1.0, -0.1): right."
+  assert turn.think == "chair 0.0 2.1; sofa 1.0 2.0: sofa 1.0 -0.1: right."
   assert turn.answer == "B"
 
 
 def test_steps_between_many_places_are_not_said():
   four = [box(name, 1.0, place=(1.0, 2.0)) for name in "abcd"]
-  assert script(four, 0.0)[-1].think == "; ".join(f"{n} at (1.0, 2.0)" for n in "abcd") + "."
-  assert "b (0.0, 0.0); c (0.0, 0.0)." in script(four[:3], 0.0)[-1].think
+  assert script(four, 0.0)[-1].think == "; ".join(f"{n} 1.0 2.0" for n in "abcd") + "."
+  assert "c 1.0 2.0: b 0.0 0.0; c 0.0 0.0." in script(four[:3], 0.0)[-1].think
 
 
 def test_unknown_places_are_not_said():

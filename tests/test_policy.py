@@ -162,26 +162,6 @@ def test_remat_and_scan_do_not_change_values_or_gradients():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), gradient, expected)
 
 
-def test_the_first_layers_are_the_policy_without_the_others():
-  """A policy whose last layer adds nothing says what its first layers say."""
-  policy, params, _, _, features_MD = setting()
-  batch, *_ = four_rows()
-  layers = params["decoder"]["layers"]
-  silent = jax.tree_util.tree_map_with_path(
-    lambda path, x: x.at[-1].set(0.0) if path[-2].key in ("o", "down") else x, layers
-  )
-  params = {**params, "decoder": {**params["decoder"], "layers": silent}}
-
-  def hidden(policy, params):
-    out = policy.hidden(params, *batch[:3], features_MD, batch[3])
-    return np.asarray(out)[np.asarray(batch[2])]
-
-  count = policy.cfg.decoder.layers
-  expected = hidden(policy, params)
-  np.testing.assert_allclose(hidden(*policy.first_layers(params, count - 1)), expected, atol=1e-5)
-  assert np.abs(hidden(*policy.first_layers(params, count - 2)) - expected).max() > 0.01
-
-
 def test_logprobs_are_the_masked_tempered_softmax_whatever_the_chunk():
   policy, params, *_ = setting()
   rng = np.random.default_rng(0)

@@ -1,7 +1,7 @@
 """Task -> what a good policy would say: the truth of the scene written as a drawing conversation.
 
 turn 1   think "I mark the chair and the table."      boxes around them   (sometimes left out)
-turn 2   think "chair at (-0.4, 2.0); table at (1.1, 3.2); table (1.5, 1.2)."   answer
+turn 2   think "chair -0.4 2.0; table 1.1 3.2: table 1.5 1.2."   answer
 """
 
 import dataclasses
@@ -66,9 +66,12 @@ def _labels(boxes: tuple[ObjectBox, ...]) -> list[str]:
 def _thought(task: Task) -> str:
   """What leads to the answer: "chair 2.1 m." of one object, places of several, a choice in words.
 
-  A place is (right, ahead) of the camera in metres, in the picture that the object is nearest in.
-  Of few places the steps from the first to the others follow, the differences of what was said:
-  "bed at (-0.4, 2.0); bin at (1.1, 3.2); tv at (0.2, 1.0); bin (1.5, 1.2); tv (0.6, -1.0): left."
+  A place is how far right and how far ahead of the camera, in metres, in the picture that the
+  object is nearest in. Of few places the steps from the first to the others follow, differences
+  of what was said, and the choice in words:
+
+      bed -0.4 2.0; bin 1.1 3.2; tv 0.2 1.0: bin 1.5 1.2; tv 0.6 -1.0: left.
+
   Empty where nothing is known.
   """
   nearest: dict[str, ObjectBox] = {}
@@ -83,17 +86,17 @@ def _thought(task: Task) -> str:
   if any(math.isnan(value) for box in nearest.values() for value in box.place_m):
     return ""
   place_2 = {label: np.round(box.place_m, 1) for label, box in nearest.items()}
-  said = [f"{label} at {_pair(at)}" for label, at in place_2.items()]
+  parts = ["; ".join(_said(label, at) for label, at in place_2.items())]
   if len(place_2) <= _MOST_STEPS:
     (_, start), *others = place_2.items()
-    said += [f"{label} {_pair(at - start)}" for label, at in others]
-  chosen = [text for letter, text in map(_lettered, task.options or ()) if letter == task.answer]
-  return ": ".join(["; ".join(said), *chosen]) + "."
+    parts.append("; ".join(_said(label, at - start) for label, at in others))
+  parts += [text for letter, text in map(_lettered, task.options or ()) if letter == task.answer]
+  return ": ".join(parts) + "."
 
 
-def _pair(metres_2: np.ndarray) -> str:
+def _said(label: str, metres_2: np.ndarray) -> str:
   right, ahead = (round(float(value), 1) + 0.0 for value in metres_2)  # never "-0.0"
-  return f"({right:.1f}, {ahead:.1f})"
+  return f"{label} {right:.1f} {ahead:.1f}"
 
 
 def _lettered(option: str) -> tuple[str, str]:

@@ -22,7 +22,8 @@ class DenseTargets:
     box_M4: float32, that object's box (x1, y1, x2, y2) from the cell's centre, in picture sides.
     extent_M2: float32, log of (distance to the camera in m, longest dimension in m) of that object.
     place_M6: float32, that object's box in picture sides from the picture's corner, and its place
-      on the floor, (right, ahead) in m: what only who knows where the cell lies can tell.
+      on the floor, (right, ahead) in m: nothing else makes a tower tell where a cell lies, its
+      positions are relative.
     object_M: bool, whether an object fills the cell (box, extent and place are to be learned).
   """
 

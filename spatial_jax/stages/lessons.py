@@ -56,7 +56,6 @@ class PretrainConfig:
     see_scenes: rooms per step while it learns to see.
     lessons: of the steps afterwards, one after another and again from the first.
     dense_weight: of the dense loss beside the answers' loss.
-    place_layers: behind so many decoder layers a visual token's place is read off.
     share: part of a cell an object must fill to be its truth.
     categories: names in the order of the head's logits.
     max_boxes: most boxes of one demonstrated drawing.
@@ -67,7 +66,6 @@ class PretrainConfig:
   see_scenes: int
   lessons: tuple[LessonConfig, ...]
   dense_weight: float
-  place_layers: int
   share: float
   categories: tuple[str, ...]
   max_boxes: int

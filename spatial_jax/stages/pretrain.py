@@ -39,7 +39,7 @@ from spatial_jax.data.vision import PreprocessConfig, patch_image
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.protocol import Coordinates, write_answer, write_turn
 from spatial_jax.learn.batch import BatchConfig
-from spatial_jax.learn.dense import dense_loss, init_head, init_place_head, place_loss
+from spatial_jax.learn.dense import DenseBatch, dense_loss, init_head
 from spatial_jax.learn.loss import Metrics, row_weights, sft_loss
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
 from spatial_jax.learn.update import Rows, apply_gradient, gradient, split_rows
@@ -50,12 +50,7 @@ from spatial_jax.stages import loop
 from spatial_jax.stages.lessons import Lesson, PretrainConfig, Teacher
 from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.stages.publish import publish
-from spatial_jax.types import (
-  Params,
-  PatchedImage,
-  Task,
-  TrainState,
-)
+from spatial_jax.types import Params, PatchedImage, Task, TrainBatch, TrainState, VisionBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +108,6 @@ def pretrain(run: PretrainRun, workdir: pathlib.Path, config: dict[str, Any]) ->
   params = {
     "policy": policy.init(rng.stream(run.seed, "init")),
     "head": init_head(run.decoder.width, len(run.recipe.categories)),
-    "place_head": init_place_head(run.decoder.width),
   }
   state = TrainState(params, optimizer.init(params), jnp.int32(0))
   update = pretrain_programs(policy, optimizer, run.recipe)
@@ -161,63 +155,43 @@ def _script_texts(
 def pretrain_programs(
   policy: Policy, optimizer: optax.GradientTransformation, cfg: PretrainConfig
 ) -> Callable[[TrainState, Lesson], tuple[TrainState, Metrics]]:
-  """The two jitted updates behind one function.
-
-  `state.params` is {"policy": ..., "head": ..., "place_head": ...}.
-  """
+  """The two jitted updates behind one function; `state.params` is {"policy": ..., "head": ...}."""
   see = jax.jit(functools.partial(_see, policy, optimizer), donate_argnums=0)
   learn = jax.jit(functools.partial(_learn, policy, optimizer, cfg), donate_argnums=0)
 
   def update(state: TrainState, lesson: Lesson) -> tuple[TrainState, Metrics]:
-    return see(state, lesson) if lesson.batch is None else learn(state, lesson)
+    if lesson.batch is None:
+      return see(state, lesson.vision, lesson.dense)
+    return learn(state, lesson.batch, lesson.dense)
 
   return update
 
 
 def _dense_gradient(
-  policy: Policy, params: Params, lesson: Lesson, place_layers: int
+  policy: Policy, params: Params, vision: VisionBatch, dense: DenseBatch
 ) -> tuple[Metrics, Params]:
-  """Of the truth that the tower's features show and, where there are prompts, the decoder knows."""
-
   def loss(params: Params):
-    features_MD = policy.encode(params["policy"], lesson.vision)
-    value, metrics = dense_loss(params["head"], features_MD, lesson.dense)
-    if lesson.batch is None:
-      return value, metrics
-    prefix = lesson.batch.prefix
-    cut, cut_params = policy.first_layers(params["policy"], place_layers)
-    hidden_BTD = cut.hidden(
-      cut_params,
-      prefix.token_BT,
-      prefix.position_BTA,
-      prefix.valid_BT,
-      features_MD,
-      prefix.feature_BT,
-    )
-    more, places = place_loss(params["place_head"], hidden_BTD, prefix.feature_BT, lesson.dense)
-    return value + more, metrics | places
+    return dense_loss(params["head"], policy.encode(params["policy"], vision), dense)
 
   (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
   return {"dense_loss": value, **metrics}, grads
 
 
-def _see(policy, optimizer, state: TrainState, lesson: Lesson):
-  metrics, grads = _dense_gradient(policy, state.params, lesson, 0)
+def _see(policy, optimizer, state: TrainState, vision: VisionBatch, dense: DenseBatch):
+  metrics, grads = _dense_gradient(policy, state.params, vision, dense)
   return apply_gradient(optimizer, state, grads, metrics)
 
 
-def _learn(policy, optimizer, cfg, state: TrainState, lesson: Lesson):
+def _learn(policy, optimizer, cfg, state: TrainState, batch: TrainBatch, dense: DenseBatch):
   def loss_of_rows(logp_RT: jax.Array, rows: Rows) -> tuple[jax.Array, Metrics]:
     return sft_loss(logp_RT, rows.trained_RT, rows.weight_R), {}
 
-  batch = lesson.batch
-  assert batch is not None
   weight_R = row_weights(batch.trained_RT, "token")
   rows = split_rows(batch, weight_R, None, cfg.micro.group)
   loss, _, grads = gradient(
     policy, state.params["policy"], batch, rows, loss_of_rows, cfg.micro.lengths
   )
-  metrics, dense_grads = _dense_gradient(policy, state.params, lesson, cfg.place_layers)
-  total = jax.tree.map(lambda g: cfg.dense_weight * g, dense_grads)
-  total["policy"] = jax.tree.map(jnp.add, grads, total["policy"])
+  metrics, dense_grads = _dense_gradient(policy, state.params, batch.vision, dense)
+  scaled = jax.tree.map(lambda g: cfg.dense_weight * g, dense_grads)
+  total = {"policy": jax.tree.map(jnp.add, grads, scaled["policy"]), "head": scaled["head"]}
   return apply_gradient(optimizer, state, total, {"loss": loss, **metrics})
