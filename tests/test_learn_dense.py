@@ -19,27 +19,32 @@ def test_dense_loss_learns_and_leaves_out_what_has_no_truth():
     object_M=generator.random(40) < 0.5,
     valid_M=np.arange(40) < 30,
   )
-  head = init_head(6, 2)
-  assert head["kernel"].shape == (6, 3 + 13)
-  value, metrics = dense_loss(head, features_MD, truth)
+  names_ZD = jnp.asarray(generator.normal(size=(2, 6)).astype(np.float32))
+  head = init_head(6)
+  assert head["kernel"].shape == (6, 1 + 13)
+  value, metrics = dense_loss(head, features_MD, names_ZD, truth)
   valid, known = truth.valid_M, truth.valid_M & truth.object_M
   box, extent = np.abs(truth.box_M4[known]).mean(), np.abs(truth.extent_M2[known]).mean()
   depth = np.abs(truth.log_depth_M[valid]).mean()
   place_Z6 = np.abs(truth.place_M6[known])
   corner, floor = place_Z6[:, :4].mean(), place_Z6[:, 4:].mean()
-  expected = np.log(3) + depth + 10 * (box + corner) + extent + floor
+  logits_MK = np.concatenate([np.zeros((40, 1)), 2 * features_MD @ names_ZD.T], axis=1)
+  chosen_M = logits_MK[np.arange(40), truth.category_M] - np.log(np.exp(logits_MK).sum(1))
+  expected = -chosen_M[valid].mean() + depth + 10 * (box + corner) + extent + floor
   np.testing.assert_allclose(value, expected, rtol=1e-5)
   np.testing.assert_allclose(metrics["dense_box"], box, rtol=1e-5)
   np.testing.assert_allclose(metrics["dense_corner"], corner, rtol=1e-5)
   np.testing.assert_allclose(metrics["dense_floor_m"], floor, rtol=1e-5)
   wild = DenseBatch(*(np.where(_along(valid, x), x, 99).astype(x.dtype) for x in truth))
   wild = wild._replace(valid_M=valid, category_M=np.where(valid, truth.category_M, 0))
-  other, _ = dense_loss(head, features_MD, wild)
+  other, _ = dense_loss(head, features_MD, names_ZD, wild)
   np.testing.assert_allclose(other, value, rtol=1e-6)
-  kernel = jnp.asarray(generator.normal(size=(6, 16)).astype(np.float32))
-  grads = jax.grad(lambda f: dense_loss({"kernel": kernel, "bias": head["bias"]}, f, truth)[0])
-  moved = np.abs(np.asarray(grads(features_MD))).max(1) > 0
-  np.testing.assert_array_equal(moved, valid)
+  kernel = jnp.asarray(generator.normal(size=(6, 14)).astype(np.float32))
+  head = {"kernel": kernel, "bias": head["bias"]}
+  grads = jax.grad(lambda f, names: dense_loss(head, f, names, truth)[0], (0, 1))
+  features_grad, names_grad = grads(features_MD, names_ZD)
+  np.testing.assert_array_equal(np.abs(np.asarray(features_grad)).max(1) > 0, valid)
+  assert not np.asarray(names_grad).any(), "features go to the words, words stay"
 
 
 def _along(mask_M, x):

@@ -77,7 +77,7 @@ def test_schedules_that_do_not_fit(wrong, says):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_only_matrices_decay(tied):
-  params = {"policy": hashed_params(small_config(tied), 1), "head": init_head(8, 3)}
+  params = {"policy": hashed_params(small_config(tied), 1), "head": init_head(8)}
   mask = {
     jax.tree_util.keystr(path, simple=True, separator="/"): decays
     for path, decays in jax.tree_util.tree_leaves_with_path(decayed(params))

@@ -54,7 +54,7 @@ def test_every_parameter_and_moment_matches_a_rule():
       if "mu" in jax.tree_util.keystr(path)
     ]
     assert mu == specs, "moments lie with their parameters"
-  head = {"policy": {}, "head": init_head(16, 3)}
+  head = {"policy": {}, "head": init_head(16)}
   sharding.param_shardings(head, mesh)
 
 

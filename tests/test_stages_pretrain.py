@@ -26,10 +26,11 @@ def test_both_kinds_of_lesson_trace():
   one = teacher()
   policy = pretrain.make_policy(one.conversation.policy, jnp.dtype("float32"), remat=False)
   optimizer = optax.sgd(1.0)
-  head = init_head(policy.cfg.decoder.width, len(one.cfg.categories))
+  head = init_head(policy.cfg.decoder.width)
   params = jax.eval_shape(lambda key: {"policy": policy.init(key), "head": head}, jax.random.key(0))
   state = TrainState(params, jax.eval_shape(optimizer.init, params), jnp.int32(0))
-  update = pretrain.pretrain_programs(policy, optimizer, one.cfg)
+  names = tuple((3, 5) for _ in one.cfg.categories)
+  update = pretrain.pretrain_programs(policy, optimizer, one.cfg, names)
   for step in (0, 1):
     after, metrics = jax.eval_shape(functools.partial(update, lesson=one.lesson(step)), state)
     same = jax.tree.map(lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype), after, state)

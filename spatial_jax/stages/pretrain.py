@@ -107,10 +107,11 @@ def pretrain(run: PretrainRun, workdir: pathlib.Path, config: dict[str, Any]) ->
   optimizer = make_optimizer(run.optimizer)
   params = {
     "policy": policy.init(rng.stream(run.seed, "init")),
-    "head": init_head(run.decoder.width, len(run.recipe.categories)),
+    "head": init_head(run.decoder.width),
   }
   state = TrainState(params, optimizer.init(params), jnp.int32(0))
-  update = pretrain_programs(policy, optimizer, run.recipe)
+  names = tuple(tuple(tokenizer.encode(f" {name}")) for name in run.recipe.categories)
+  update = pretrain_programs(policy, optimizer, run.recipe, names)
 
   def step_of(first: int):
     lessons = prefetch(teacher.lesson, first, 2)
@@ -153,11 +154,19 @@ def _script_texts(
 
 
 def pretrain_programs(
-  policy: Policy, optimizer: optax.GradientTransformation, cfg: PretrainConfig
+  policy: Policy,
+  optimizer: optax.GradientTransformation,
+  cfg: PretrainConfig,
+  names: tuple[tuple[int, ...], ...],
 ) -> Callable[[TrainState, Lesson], tuple[TrainState, Metrics]]:
-  """The two jitted updates behind one function; `state.params` is {"policy": ..., "head": ...}."""
-  see = jax.jit(functools.partial(_see, policy, optimizer), donate_argnums=0)
-  learn = jax.jit(functools.partial(_learn, policy, optimizer, cfg), donate_argnums=0)
+  """The two jitted updates behind one function; `state.params` is {"policy": ..., "head": ...}.
+
+  Args:
+    policy, optimizer, cfg: static.
+    names: tokens of each category's name.
+  """
+  see = jax.jit(functools.partial(_see, policy, optimizer, names), donate_argnums=0)
+  learn = jax.jit(functools.partial(_learn, policy, optimizer, cfg, names), donate_argnums=0)
 
   def update(state: TrainState, lesson: Lesson) -> tuple[TrainState, Metrics]:
     if lesson.batch is None:
@@ -168,21 +177,28 @@ def pretrain_programs(
 
 
 def _dense_gradient(
-  policy: Policy, params: Params, vision: VisionBatch, dense: DenseBatch
+  policy: Policy,
+  names: tuple[tuple[int, ...], ...],
+  params: Params,
+  vision: VisionBatch,
+  dense: DenseBatch,
 ) -> tuple[Metrics, Params]:
   def loss(params: Params):
-    return dense_loss(params["head"], policy.encode(params["policy"], vision), dense)
+    table_VD = params["policy"]["decoder"]["embed"]["embedding"]
+    names_ZD = jnp.stack([jnp.mean(table_VD[np.array(tokens)], axis=0) for tokens in names])
+    features_MD = policy.encode(params["policy"], vision)
+    return dense_loss(params["head"], features_MD, names_ZD, dense)
 
   (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
   return {"dense_loss": value, **metrics}, grads
 
 
-def _see(policy, optimizer, state: TrainState, vision: VisionBatch, dense: DenseBatch):
-  metrics, grads = _dense_gradient(policy, state.params, vision, dense)
+def _see(policy, optimizer, names, state: TrainState, vision: VisionBatch, dense: DenseBatch):
+  metrics, grads = _dense_gradient(policy, names, state.params, vision, dense)
   return apply_gradient(optimizer, state, grads, metrics)
 
 
-def _learn(policy, optimizer, cfg, state: TrainState, batch: TrainBatch, dense: DenseBatch):
+def _learn(policy, optimizer, cfg, names, state: TrainState, batch: TrainBatch, dense: DenseBatch):
   def loss_of_rows(logp_RT: jax.Array, rows: Rows) -> tuple[jax.Array, Metrics]:
     return sft_loss(logp_RT, rows.trained_RT, rows.weight_R), {}
 
@@ -191,7 +207,7 @@ def _learn(policy, optimizer, cfg, state: TrainState, batch: TrainBatch, dense: 
   loss, _, grads = gradient(
     policy, state.params["policy"], batch, rows, loss_of_rows, cfg.micro.lengths
   )
-  metrics, dense_grads = _dense_gradient(policy, state.params, batch.vision, dense)
+  metrics, dense_grads = _dense_gradient(policy, names, state.params, batch.vision, dense)
   scaled = jax.tree.map(lambda g: cfg.dense_weight * g, dense_grads)
   total = {"policy": jax.tree.map(jnp.add, grads, scaled["policy"]), "head": scaled["head"]}
   return apply_gradient(optimizer, state, total, {"loss": loss, **metrics})
