@@ -47,6 +47,8 @@ def get_config() -> ConfigDict:
       "see_scenes": 32,
       "lessons": (numbers, choices, choices, numbers, choices, choices, drawing),
       "dense_weight": 0.5,
+      "point_layer": 1,  # the second of four: those behind make numbers of what it found
+      "point_tokens": 96,
       "share": 0.25,
       "categories": CATEGORIES,
       "max_boxes": 2,

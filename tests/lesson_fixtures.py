@@ -35,7 +35,7 @@ def small_config(out):
   )
   cfg.vision.update(layers=2, width=32, heads=2, mlp_width=32, full_layers=(1,))
   cfg.decoder.update(
-    layers=1, width=32, heads=2, kv_heads=1, head_dim=16, mlp_width=32, rope_sections=(2, 3, 3)
+    layers=2, width=32, heads=2, kv_heads=1, head_dim=16, mlp_width=32, rope_sections=(2, 3, 3)
   )
   cfg.tokenizer_rooms = 2
   cfg.out = str(out)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spatial_jax.learn.dense import DenseBatch, dense_loss, init_head
+from spatial_jax.learn.dense import DenseBatch, dense_loss, init_head, pointing_loss
 
 
 def test_dense_loss_learns_and_leaves_out_what_has_no_truth():
@@ -49,3 +49,19 @@ def test_dense_loss_learns_and_leaves_out_what_has_no_truth():
 
 def _along(mask_M, x):
   return mask_M.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def test_pointing_is_at_what_a_word_names():
+  generator = np.random.default_rng(2)
+  log_BTS = jax.nn.log_softmax(jnp.asarray(generator.normal(size=(2, 4, 5)).astype(np.float32)))
+  name_BT = np.array([[0, 1, 2, 1], [3, 0, 0, 2]], np.int32)
+  category_BS = np.array([[0, 1, 1, 2, 0], [0, 0, 2, 0, 1]], np.int32)
+  looked = {(0, 1): [1, 2], (0, 2): [3], (0, 3): [1, 2], (1, 3): [2]}  # nothing shows a 3
+  mass = [np.exp(np.asarray(log_BTS)[b, t, where]).sum() for (b, t), where in looked.items()]
+  value, metrics = pointing_loss(log_BTS, name_BT, category_BS)
+  np.testing.assert_allclose(value, -np.log(mass).mean(), rtol=1e-5)
+  np.testing.assert_allclose(metrics["pointing"], np.mean(mass), rtol=1e-5)
+  grads = jax.grad(lambda x: pointing_loss(x, name_BT, category_BS)[0])(log_BTS)
+  assert np.isfinite(grads).all()
+  none = np.zeros_like(name_BT)
+  assert pointing_loss(log_BTS, none, category_BS)[0] == 0

@@ -116,6 +116,13 @@ class Policy:
     x_RTD, _ = self._layers(params, x_RTD, position_RTA, valid_RT, None, None, keep=False)
     return self._last_norm(params, x_RTD)
 
+  def first_layers(self, params: Params, count: int) -> tuple["Policy", Params]:
+    """The policy cut behind its first decoder layers, with its parameters (stacked)."""
+    decoder = dataclasses.replace(self.cfg.decoder, layers=count)
+    cut = dataclasses.replace(self, cfg=dataclasses.replace(self.cfg, decoder=decoder))
+    layers = jax.tree.map(lambda x: x[:count], params["decoder"]["layers"])
+    return cut, {**params, "decoder": {**params["decoder"], "layers": layers}}
+
   def prefill(
     self,
     params: Params,

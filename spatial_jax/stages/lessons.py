@@ -56,6 +56,8 @@ class PretrainConfig:
     see_scenes: rooms per step while it learns to see.
     lessons: of the steps afterwards, one after another and again from the first.
     dense_weight: of the dense loss beside the answers' loss.
+    point_layer: decoder layer whose first head is shown where to look, 1 or more.
+    point_tokens: so many tokens of one row per room take part in that.
     share: part of a cell an object must fill to be its truth.
     categories: names in the order of the head's logits.
     max_boxes: most boxes of one demonstrated drawing.
@@ -66,6 +68,8 @@ class PretrainConfig:
   see_scenes: int
   lessons: tuple[LessonConfig, ...]
   dense_weight: float
+  point_layer: int
+  point_tokens: int
   share: float
   categories: tuple[str, ...]
   max_boxes: int

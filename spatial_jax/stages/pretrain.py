@@ -39,10 +39,11 @@ from spatial_jax.data.vision import PreprocessConfig, patch_image
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.protocol import Coordinates, write_answer, write_turn
 from spatial_jax.learn.batch import BatchConfig
-from spatial_jax.learn.dense import DenseBatch, dense_loss, init_head
+from spatial_jax.learn.dense import dense_loss, init_head, pointing_loss
 from spatial_jax.learn.loss import Metrics, row_weights, sft_loss
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
 from spatial_jax.learn.update import Rows, apply_gradient, gradient, split_rows
+from spatial_jax.policy.attention_mass import log_attention
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.rollout.conversation import Conversation
@@ -50,7 +51,9 @@ from spatial_jax.stages import loop
 from spatial_jax.stages.lessons import Lesson, PretrainConfig, Teacher
 from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.stages.publish import publish
-from spatial_jax.types import Params, PatchedImage, Task, TrainBatch, TrainState, VisionBatch
+from spatial_jax.types import Array, Params, PatchedImage, Task, TrainState
+
+Names = tuple[tuple[int, ...], ...]  # tokens of each category's name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +160,7 @@ def pretrain_programs(
   policy: Policy,
   optimizer: optax.GradientTransformation,
   cfg: PretrainConfig,
-  names: tuple[tuple[int, ...], ...],
+  names: Names,
 ) -> Callable[[TrainState, Lesson], tuple[TrainState, Metrics]]:
   """The two jitted updates behind one function; `state.params` is {"policy": ..., "head": ...}.
 
@@ -165,49 +168,98 @@ def pretrain_programs(
     policy, optimizer, cfg: static.
     names: tokens of each category's name.
   """
-  see = jax.jit(functools.partial(_see, policy, optimizer, names), donate_argnums=0)
+  see = jax.jit(functools.partial(_see, policy, optimizer, cfg, names), donate_argnums=0)
   learn = jax.jit(functools.partial(_learn, policy, optimizer, cfg, names), donate_argnums=0)
 
   def update(state: TrainState, lesson: Lesson) -> tuple[TrainState, Metrics]:
-    if lesson.batch is None:
-      return see(state, lesson.vision, lesson.dense)
-    return learn(state, lesson.batch, lesson.dense)
+    return see(state, lesson) if lesson.batch is None else learn(state, lesson)
 
   return update
 
 
 def _dense_gradient(
-  policy: Policy,
-  names: tuple[tuple[int, ...], ...],
-  params: Params,
-  vision: VisionBatch,
-  dense: DenseBatch,
+  policy: Policy, names: Names, params: Params, lesson: Lesson, cfg: PretrainConfig
 ) -> tuple[Metrics, Params]:
+  """Of what features show and, where there are rows, of where words look."""
+
   def loss(params: Params):
     table_VD = params["policy"]["decoder"]["embed"]["embedding"]
     names_ZD = jnp.stack([jnp.mean(table_VD[np.array(tokens)], axis=0) for tokens in names])
-    features_MD = policy.encode(params["policy"], vision)
-    return dense_loss(params["head"], features_MD, names_ZD, dense)
+    features_MD = policy.encode(params["policy"], lesson.vision)
+    value, metrics = dense_loss(params["head"], features_MD, names_ZD, lesson.dense)
+    if lesson.batch is None:
+      return value, metrics
+    more, pointing = _pointing(policy, names, params["policy"], features_MD, lesson, cfg)
+    return value + more, metrics | pointing
 
   (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
   return {"dense_loss": value, **metrics}, grads
 
 
-def _see(policy, optimizer, names, state: TrainState, vision: VisionBatch, dense: DenseBatch):
-  metrics, grads = _dense_gradient(policy, names, state.params, vision, dense)
+def _pointing(
+  policy: Policy,
+  names: Names,
+  params: Params,
+  features_MD: jax.Array,
+  lesson: Lesson,
+  cfg: PretrainConfig,
+) -> tuple[jax.Array, Metrics]:
+  """Of the first row of every room. A name is known by its last token."""
+  batch, dense = lesson.batch, lesson.dense
+  assert batch is not None
+  prefix = batch.prefix
+  upto, upto_params = policy.first_layers(params, cfg.point_layer + 1)
+  _, keys = upto.prefill(
+    upto_params,
+    prefix.token_BT,
+    prefix.position_BTA,
+    prefix.valid_BT,
+    features_MD,
+    prefix.feature_BT,
+  )
+
+  def first(x_RT: Array) -> jax.Array:
+    by_room = jnp.asarray(x_RT).reshape(prefix.token_BT.shape[0], -1, *x_RT.shape[1:])
+    return by_room[:, 0, : cfg.point_tokens]
+
+  token_BT, valid_BT = first(batch.token_RT), first(batch.valid_RT)
+  log_BHTS = log_attention(
+    policy,
+    params,
+    cfg.point_layer,
+    keys,
+    token_BT,
+    first(batch.position_RTA),
+    valid_BT,
+    features_MD,
+    first(batch.feature_RT),
+  )
+  category_V = np.zeros(policy.cfg.decoder.vocabulary, np.int32)
+  category_V[[tokens[-1] for tokens in names]] = 1 + np.arange(len(names))
+  name_BT = jnp.where(valid_BT, jnp.take(category_V, token_BT), 0)
+  known_M = jnp.where(jnp.asarray(dense.valid_M), jnp.asarray(dense.category_M), 0)
+  shown_BS = jnp.take(known_M, prefix.feature_BT, mode="clip")
+  shown_BS = jnp.where(jnp.asarray(prefix.feature_BT) >= 0, shown_BS, 0)
+  return pointing_loss(log_BHTS[:, 0], name_BT, shown_BS)
+
+
+def _see(policy, optimizer, cfg, names, state: TrainState, lesson: Lesson):
+  metrics, grads = _dense_gradient(policy, names, state.params, lesson, cfg)
   return apply_gradient(optimizer, state, grads, metrics)
 
 
-def _learn(policy, optimizer, cfg, names, state: TrainState, batch: TrainBatch, dense: DenseBatch):
+def _learn(policy, optimizer, cfg, names, state: TrainState, lesson: Lesson):
   def loss_of_rows(logp_RT: jax.Array, rows: Rows) -> tuple[jax.Array, Metrics]:
     return sft_loss(logp_RT, rows.trained_RT, rows.weight_R), {}
 
+  batch = lesson.batch
+  assert batch is not None
   weight_R = row_weights(batch.trained_RT, "token")
   rows = split_rows(batch, weight_R, None, cfg.micro.group)
   loss, _, grads = gradient(
     policy, state.params["policy"], batch, rows, loss_of_rows, cfg.micro.lengths
   )
-  metrics, dense_grads = _dense_gradient(policy, names, state.params, batch.vision, dense)
+  metrics, dense_grads = _dense_gradient(policy, names, state.params, lesson, cfg)
   scaled = jax.tree.map(lambda g: cfg.dense_weight * g, dense_grads)
   total = {"policy": jax.tree.map(jnp.add, grads, scaled["policy"]), "head": scaled["head"]}
   return apply_gradient(optimizer, state, total, {"loss": loss, **metrics})

@@ -1,0 +1,60 @@
+"""Where a layer looks: the attention of rows over the prompt they stand behind."""
+
+import jax
+import jax.numpy as jnp
+
+from spatial_jax.policy import rope
+from spatial_jax.policy.cache import Prefix
+from spatial_jax.policy.qwen_vl import Policy
+from spatial_jax.types import Array, Params
+
+
+def log_attention(
+  policy: Policy,
+  params: Params,
+  layer: int,
+  prefix: Prefix,
+  token_RT: Array,
+  position_RTA: Array,
+  valid_RT: Array,
+  features_MD: Array,
+  feature_RT: Array,
+) -> jax.Array:
+  """Log of the attention of one decoder layer over the prefix alone, differentiable.
+
+      log softmax_s ( q_t . k_s / sqrt(C) ),   s in the prefix of the row's prompt
+
+  Args:
+    policy, params: params stacked.
+    layer: 1 or more, static.
+    prefix: from `prefill`, of that layer at least.
+    token_RT, position_RTA, valid_RT, features_MD, feature_RT: as in `Policy.hidden_behind`.
+
+  Returns:
+    float32 [R, H, T, S]; slots behind the prefix are -1e30.
+  """
+  cfg = policy.cfg.decoder
+  before, before_params = policy.first_layers(params, layer)
+  behind = Prefix(prefix.layers[:layer], prefix.length_B)
+  hidden_RTD = before.hidden_behind(
+    before_params, behind, token_RT, position_RTA, valid_RT, features_MD, feature_RT
+  )
+  # Every norm divides by the same root mean square; only the scales differ.
+  weights = jax.tree.map(lambda x: x[layer], params["decoder"]["layers"])
+  scale_D = weights["attn_norm"]["scale"] / params["decoder"]["norm"]["scale"]
+  query = weights["attn"]["q"]
+  x_RTD = hidden_RTD.astype(jnp.float32) * scale_D[None, None]
+  q_RTHC = jnp.einsum("RTD,DHC->RTHC", x_RTD, query["kernel"]) + query["bias"][None, None]
+  cos_sin = rope.mrope_angles(jnp.asarray(position_RTA), cfg.rope_theta, cfg.rope_sections)
+  q_RTHC = rope.rotate(q_RTHC, *(angle[:, :, None] for angle in cos_sin))
+  k_BKSC = prefix.layers[layer].k_RKSC.astype(jnp.float32)
+  rows, tokens = x_RTD.shape[:2]
+  group, size = rows // len(k_BKSC), k_BKSC.shape[2]
+  q_BGTKQC = q_RTHC.reshape(
+    -1, group, tokens, cfg.kv_heads, cfg.heads // cfg.kv_heads, cfg.head_dim
+  )
+  score = jnp.einsum("BGTKQC,BKSC->BGKQTS", q_BGTKQC, k_BKSC) * cfg.head_dim**-0.5
+  score_RHTS = score.reshape(rows, cfg.heads, tokens, size)
+  length_R = jnp.repeat(prefix.length_B, group)
+  visible_RS = jnp.arange(size)[None] < length_R[:, None]
+  return jax.nn.log_softmax(jnp.where(visible_RS[:, None, None], score_RHTS, -1e30), axis=-1)
