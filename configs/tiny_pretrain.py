@@ -48,7 +48,8 @@ def get_config() -> ConfigDict:
       "lessons": (numbers, choices, choices, numbers, choices, choices, drawing),
       "dense_weight": 0.5,
       "point_layer": 1,  # the second of four: those behind make numbers of what it found
-      "point_tokens": 96,
+      "point_tokens": 112,
+      "point_reach": 9,  # " -1.2 3.4;"
       "share": 0.25,
       "categories": CATEGORIES,
       "max_boxes": 2,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spatial_jax.learn.dense import DenseBatch, dense_loss, init_head, pointing_loss
+from spatial_jax.learn.dense import DenseBatch, dense_loss, init_head, pointing_loss, subjects
 
 
 def test_dense_loss_learns_and_leaves_out_what_has_no_truth():
@@ -49,6 +49,13 @@ def test_dense_loss_learns_and_leaves_out_what_has_no_truth():
 
 def _along(mask_M, x):
   return mask_M.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def test_subjects_last_for_a_few_tokens_or_until_the_next_name():
+  names = np.array([[0, 7, 0, 0, 0, 2, 0, 3], [5, 0, 0, 0, 0, 0, 0, 0]], np.int32)
+  found = [[0, 7, 7, 7, 0, 2, 2, 3], [5, 5, 5, 0, 0, 0, 0, 0]]
+  np.testing.assert_array_equal(subjects(names, 2), found)
+  np.testing.assert_array_equal(subjects(names, 0), names)
 
 
 def test_pointing_is_at_what_a_word_names():

@@ -1,7 +1,7 @@
 """Teaches a small vision tower to see: a temporary head reads dense truth off every feature.
 
     category   feature . embedding of the category's name      the rest   feature @ head
-    pointing   log attention of the word "bed", in one head, on what shows a bed
+    pointing   log attention of what is said of a bed, in one head, on what shows a bed
 
 A feature of a bed points where the word "bed" points, and one head of the decoder is shown to look
 there. Without both the embedded policy learned in 4,000 steps what is usual about beds, and never
@@ -94,21 +94,36 @@ def dense_loss(
   return category + depth + _BOX_WEIGHT * (box + corner) + extent + floor, metrics
 
 
+def subjects(name_BT: Array, reach: int) -> jax.Array:
+  """The thing each token speaks of: the last that was named, at most `reach` tokens before.
+
+  tokens    the  bed  -  0  .  4  ;  bin          reach 4
+  names      0    7   0  0  0  0  0   2
+  subjects   0    7   7  7  7  7  0   2
+  """
+  name_BT = jnp.asarray(name_BT)
+  found_BT = name_BT
+  for back in range(1, reach + 1):
+    before_BT = jnp.pad(name_BT, ((0, 0), (back, 0)))[:, : name_BT.shape[1]]
+    found_BT = jnp.where(found_BT > 0, found_BT, before_BT)
+  return found_BT
+
+
 def pointing_loss(
-  log_attention_BTS: Array, name_BT: Array, category_BS: Array
+  log_attention_BTS: Array, subject_BT: Array, category_BS: Array
 ) -> tuple[jax.Array, Metrics]:
-  """Minus log of how much a word that names a thing looks at such things.
+  """Minus log of how much a token that speaks of a thing looks at such things.
 
   Args:
-    log_attention_BTS: log attention of words over the prompt.
-    name_BT: int32, category that a token names, 0 for none.
+    log_attention_BTS: log attention of tokens over the prompt.
+    subject_BT: int32, category that a token speaks of, 0 for none.
     category_BS: int32, category that fills a visual token, 0 for none and for text.
 
   Returns:
-    The mean over names of things in sight, and the attention that they give to them.
+    The mean over tokens that speak of things in sight, and the attention they give to them.
   """
-  match_BTS = jnp.asarray(name_BT)[:, :, None] == jnp.asarray(category_BS)[:, None, :]
-  match_BTS &= jnp.asarray(name_BT)[:, :, None] > 0
+  subject_BT1 = jnp.asarray(subject_BT)[:, :, None]
+  match_BTS = (subject_BT1 == jnp.asarray(category_BS)[:, None, :]) & (subject_BT1 > 0)
   log_mass_BT = jax.nn.logsumexp(jnp.where(match_BTS, log_attention_BTS, -1e30), axis=-1)
   seen_BT = jnp.any(match_BTS, axis=-1)
   weight_BT = seen_BT.astype(jnp.float32)

@@ -58,6 +58,7 @@ class PretrainConfig:
     dense_weight: of the dense loss beside the answers' loss.
     point_layer: decoder layer whose first head is shown where to look, 1 or more.
     point_tokens: so many tokens of one row per room take part in that.
+    point_reach: so many tokens behind a name speak of it.
     share: part of a cell an object must fill to be its truth.
     categories: names in the order of the head's logits.
     max_boxes: most boxes of one demonstrated drawing.
@@ -70,6 +71,7 @@ class PretrainConfig:
   dense_weight: float
   point_layer: int
   point_tokens: int
+  point_reach: int
   share: float
   categories: tuple[str, ...]
   max_boxes: int

@@ -39,7 +39,7 @@ from spatial_jax.data.vision import PreprocessConfig, patch_image
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.protocol import Coordinates, write_answer, write_turn
 from spatial_jax.learn.batch import BatchConfig
-from spatial_jax.learn.dense import dense_loss, init_head, pointing_loss
+from spatial_jax.learn.dense import dense_loss, init_head, pointing_loss, subjects
 from spatial_jax.learn.loss import Metrics, row_weights, sft_loss
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
 from spatial_jax.learn.update import Rows, apply_gradient, gradient, split_rows
@@ -240,7 +240,7 @@ def _pointing(
   known_M = jnp.where(jnp.asarray(dense.valid_M), jnp.asarray(dense.category_M), 0)
   shown_BS = jnp.take(known_M, prefix.feature_BT, mode="clip")
   shown_BS = jnp.where(jnp.asarray(prefix.feature_BT) >= 0, shown_BS, 0)
-  return pointing_loss(log_BHTS[:, 0], name_BT, shown_BS)
+  return pointing_loss(log_BHTS[:, 0], subjects(name_BT, cfg.point_reach), shown_BS)
 
 
 def _see(policy, optimizer, cfg, names, state: TrainState, lesson: Lesson):
