@@ -34,28 +34,11 @@ def get_config() -> ConfigDict:
   source = common.source()
   policy = common.policy()
   steps = 3000
-  numbers = ConfigDict({"scenes": 16, "group": 6, "answer": "number", "draw_share": 0.0})
-  choices = ConfigDict({"scenes": 8, "group": 8, "answer": "choice", "draw_share": 0.0})
-  drawing = ConfigDict({"scenes": 16, "group": 3, "answer": "number", "draw_share": 1.0})
   cfg = ConfigDict()
   cfg.stage = "pretrain"
   cfg.seed = 0
   cfg.loop = common.loop(steps)
-  cfg.recipe = ConfigDict(
-    {
-      "see_steps": 900,
-      "see_scenes": 32,
-      "lessons": (numbers, choices, choices, numbers, choices, choices, drawing),
-      "dense_weight": 0.5,
-      "point_layer": 1,  # the second of four: those behind make numbers of what it found
-      "point_tokens": 112,
-      "point_reach": 9,  # " -1.2 3.4;"
-      "share": 0.25,
-      "categories": CATEGORIES,
-      "max_boxes": 2,
-      "micro": {"group": 1, "lengths": (72, 96, 128, 160, 208, 288)},
-    }
-  )
+  cfg.recipe = recipe()
   cfg.optimizer = common.optimizer(1.5e-3, steps)
   cfg.optimizer.decay_steps = 300
   cfg.optimizer.warmup_steps = 100
@@ -80,3 +63,25 @@ def get_config() -> ConfigDict:
   cfg.tokenizer_words = OTHER_WORDS
   cfg.out = "runs/pretrain/policy"
   return cfg
+
+
+def recipe() -> ConfigDict:
+  """What is taught, in which order."""
+  numbers = ConfigDict({"scenes": 16, "group": 6, "answer": "number", "draw_share": 0.0})
+  choices = ConfigDict({"scenes": 8, "group": 8, "answer": "choice", "draw_share": 0.0})
+  drawing = ConfigDict({"scenes": 16, "group": 3, "answer": "number", "draw_share": 1.0})
+  return ConfigDict(
+    {
+      "see_steps": 900,
+      "see_scenes": 32,
+      "lessons": (numbers, choices, choices, numbers, choices, choices, drawing),
+      "dense_weight": 0.5,
+      "point_layer": 1,  # the second of four: those behind make numbers of what it found
+      "point_tokens": 112,
+      "point_reach": 9,  # " -1.2 3.4;"
+      "share": 0.25,
+      "categories": CATEGORIES,
+      "max_boxes": 2,
+      "micro": {"group": 1, "lengths": (72, 96, 128, 160, 208, 288)},
+    }
+  )
