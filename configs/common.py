@@ -116,7 +116,7 @@ def source() -> ConfigDict:
           "camera_distance",
         ),
         "max_per_type": 4,
-        "min_pixels": 60,  # of 168 x 168: 8 x 8 is the least a 28-pixel cell can tell
+        "min_pixels": 200,  # of 168 x 168: a quarter of a 28-pixel cell, else another fills it
         "min_fraction": 0.5,
         "scope": "views",  # a picture of a procedural room need not show all of it
         "seconds_per_view": 2.0,
