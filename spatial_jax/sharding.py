@@ -56,7 +56,7 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
   (r"vision/merger_in/bias$", P("tensor")),  # 4E
   (r"vision/merger_out/kernel$", P("tensor", "fsdp")),  # 4E, D
   (r"(scale|bias)$", P()),  # norms, and biases of sums over `tensor`: replicated
-  (r"head/kernel$", P()),  # the temporary dense head of pretraining
+  (r"heads/\w+/kernel$", P()),  # the temporary heads of pretraining
 )
 
 

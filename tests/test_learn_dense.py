@@ -4,7 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spatial_jax.learn.dense import DenseBatch, dense_loss, init_head, pointing_loss, subjects
+from spatial_jax.learn.dense import (
+  DenseBatch,
+  dense_loss,
+  finding_loss,
+  init_heads,
+  pointing_loss,
+  subjects,
+)
 
 
 def test_dense_loss_learns_and_leaves_out_what_has_no_truth():
@@ -20,7 +27,7 @@ def test_dense_loss_learns_and_leaves_out_what_has_no_truth():
     valid_M=np.arange(40) < 30,
   )
   names_ZD = jnp.asarray(generator.normal(size=(2, 6)).astype(np.float32))
-  head = init_head(6)
+  head = init_heads(6)["cell"]
   assert head["kernel"].shape == (6, 1 + 13)
   value, metrics = dense_loss(head, features_MD, names_ZD, truth)
   valid, known = truth.valid_M, truth.valid_M & truth.object_M
@@ -72,3 +79,26 @@ def test_pointing_is_at_what_a_word_names():
   assert np.isfinite(grads).all()
   none = np.zeros_like(name_BT)
   assert pointing_loss(log_BTS, none, category_BS)[0] == 0
+
+
+def test_what_was_found_is_what_was_looked_at():
+  generator = np.random.default_rng(3)
+  log_BTS = jax.nn.log_softmax(jnp.asarray(generator.normal(size=(1, 3, 4)).astype(np.float32)))
+  subject_BT, category_BS = np.array([[1, 2, 0]], np.int32), np.array([[1, 0, 1, 3]], np.int32)
+  truth_BS4 = generator.normal(size=(1, 4, 4)).astype(np.float32)
+  head = init_heads(6)["word"]
+  hidden_BTD = jnp.asarray(generator.normal(size=(1, 3, 6)).astype(np.float32))
+  looked_S = np.exp(np.asarray(log_BTS)[0, 0]) * [1, 0, 1, 0]
+  truth_4 = looked_S / looked_S.sum() @ truth_BS4[0]  # nothing shows a 2, the last speaks of none
+  value, metrics = finding_loss(head, hidden_BTD, log_BTS, subject_BT, category_BS, truth_BS4)
+  np.testing.assert_allclose(metrics["found_m"], np.abs(truth_4[2:]).mean(), rtol=1e-5)
+  extent = np.abs(truth_4[:2]).mean()
+  np.testing.assert_allclose(value, extent + metrics["found_m"], rtol=1e-5)
+
+  def loss(hidden_BTD, log_BTS):
+    known = {"kernel": jnp.eye(6, 4), "bias": jnp.zeros(4)}
+    return finding_loss(known, hidden_BTD, log_BTS, subject_BT, category_BS, truth_BS4)[0]
+
+  hidden_grad, log_grad = jax.grad(loss, (0, 1))(hidden_BTD, log_BTS)
+  assert np.abs(np.asarray(hidden_grad)[0]).max(1).astype(bool).tolist() == [True, False, False]
+  assert not np.asarray(log_grad).any(), "where to look is the other loss's to say"

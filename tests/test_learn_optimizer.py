@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatial_jax.config import ConfigError
-from spatial_jax.learn.dense import init_head
+from spatial_jax.learn.dense import init_heads
 from spatial_jax.learn.optimizer import OptimizerConfig, decayed, learning_rate, make_optimizer
 from tests.policy_fixtures import hashed_params, small_config
 
@@ -77,7 +77,7 @@ def test_schedules_that_do_not_fit(wrong, says):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_only_matrices_decay(tied):
-  params = {"policy": hashed_params(small_config(tied), 1), "head": init_head(8)}
+  params = {"policy": hashed_params(small_config(tied), 1), "heads": init_heads(8)}
   mask = {
     jax.tree_util.keystr(path, simple=True, separator="/"): decays
     for path, decays in jax.tree_util.tree_leaves_with_path(decayed(params))

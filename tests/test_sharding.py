@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from spatial_jax import abstract, programs, sharding
 from spatial_jax.config import ConfigError
-from spatial_jax.learn.dense import init_head
+from spatial_jax.learn.dense import init_heads
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.policy import weights
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
@@ -54,7 +54,7 @@ def test_every_parameter_and_moment_matches_a_rule():
       if "mu" in jax.tree_util.keystr(path)
     ]
     assert mu == specs, "moments lie with their parameters"
-  head = {"policy": {}, "head": init_head(16)}
+  head = {"policy": {}, "heads": init_heads(16)}
   sharding.param_shardings(head, mesh)
 
 

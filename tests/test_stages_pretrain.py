@@ -13,7 +13,7 @@ from configs import common
 from spatial_jax import rng, train
 from spatial_jax.config import ConfigError, build
 from spatial_jax.errors import DataError
-from spatial_jax.learn.dense import init_head
+from spatial_jax.learn.dense import init_heads
 from spatial_jax.policy import weights
 from spatial_jax.stages import pretrain
 from spatial_jax.stages.pretrain import PretrainRun, Teacher
@@ -26,8 +26,10 @@ def test_both_kinds_of_lesson_trace():
   one = teacher()
   policy = pretrain.make_policy(one.conversation.policy, jnp.dtype("float32"), remat=False)
   optimizer = optax.sgd(1.0)
-  head = init_head(policy.cfg.decoder.width)
-  params = jax.eval_shape(lambda key: {"policy": policy.init(key), "head": head}, jax.random.key(0))
+  heads = init_heads(policy.cfg.decoder.width)
+  params = jax.eval_shape(
+    lambda key: {"policy": policy.init(key), "heads": heads}, jax.random.key(0)
+  )
   state = TrainState(params, jax.eval_shape(optimizer.init, params), jnp.int32(0))
   names = tuple((3, 5) for _ in one.cfg.categories)
   update = pretrain.pretrain_programs(policy, optimizer, one.cfg, names)

@@ -2,10 +2,12 @@
 
     category   feature . embedding of the category's name      the rest   feature @ head
     pointing   log attention of what is said of a bed, in one head, on what shows a bed
+    finding    what is said of a bed knows, behind that layer, where the bed stands
 
-A feature of a bed points where the word "bed" points, and one head of the decoder is shown to look
-there. Without both the embedded policy learned in 4,000 steps what is usual about beds, and never
-to look for the bed. Needed where a policy starts from nothing; the head ends with pretraining.
+A feature of a bed points where the word "bed" points, one head of the decoder is shown to look
+there, and what it brings back is asked for at once. Without these the embedded policy learned in
+4,000 steps what is usual about beds, and never to look for the bed. Needed where a policy starts
+from nothing; the heads end with pretraining.
 """
 
 from typing import NamedTuple
@@ -44,10 +46,13 @@ class DenseBatch(NamedTuple):
   valid_M: Array
 
 
-def init_head(width: int) -> Params:
-  """A zero head: logit of the room, depth, box, extent, place."""
-  values = 1 + 1 + 4 + 2 + 6
-  return {"kernel": jnp.zeros((width, values)), "bias": jnp.zeros(values)}
+def init_heads(width: int) -> Params:
+  """Zero heads: of a cell (room's logit, depth, box, extent, place), of a word (extent, place)."""
+  values = {"cell": 1 + 1 + 4 + 2 + 6, "word": 2 + 2}
+  return {
+    name: {"kernel": jnp.zeros((width, count)), "bias": jnp.zeros(count)}
+    for name, count in values.items()
+  }
 
 
 def dense_loss(
@@ -56,7 +61,7 @@ def dense_loss(
   """Cross-entropy of the category plus absolute errors of depth, box, extent and place.
 
   Args:
-    head: from `init_head`.
+    head: the cell's, from `init_heads`.
     features_MD: of the tower.
     names_ZD: embeddings of the categories' names; they are not moved.
     truth: by feature.
@@ -122,13 +127,51 @@ def pointing_loss(
   Returns:
     The mean over tokens that speak of things in sight, and the attention they give to them.
   """
-  subject_BT1 = jnp.asarray(subject_BT)[:, :, None]
-  match_BTS = (subject_BT1 == jnp.asarray(category_BS)[:, None, :]) & (subject_BT1 > 0)
+  match_BTS = _matches(subject_BT, category_BS)
   log_mass_BT = jax.nn.logsumexp(jnp.where(match_BTS, log_attention_BTS, -1e30), axis=-1)
   seen_BT = jnp.any(match_BTS, axis=-1)
   weight_BT = seen_BT.astype(jnp.float32)
   log_mass_BT = jnp.where(seen_BT, log_mass_BT, 0.0)
   return -_mean(log_mass_BT, weight_BT), {"pointing": _mean(jnp.exp(log_mass_BT), weight_BT)}
+
+
+def finding_loss(
+  head: Params,
+  hidden_BTD: Array,
+  log_attention_BTS: Array,
+  subject_BT: Array,
+  category_BS: Array,
+  extent_place_BS4: Array,
+) -> tuple[jax.Array, Metrics]:
+  """Absolute errors of what tokens know of the thing they speak of, behind the layer that looks.
+
+  Of several such things the truth is that of the ones looked at, by attention.
+
+  Args:
+    head: the word's, from `init_heads`.
+    hidden_BTD: of the tokens, behind that layer.
+    log_attention_BTS, subject_BT, category_BS: as in `pointing_loss`.
+    extent_place_BS4: log metres (distance, longest dimension), metres (right, ahead) by token of
+      the prompt.
+
+  Returns:
+    The mean over tokens that speak of things in sight, and the error of places in metres.
+  """
+  match_BTS = _matches(subject_BT, category_BS)
+  looked_BTS = jax.nn.softmax(jnp.where(match_BTS, log_attention_BTS, -1e30), axis=-1)
+  truth_BT4 = jax.lax.stop_gradient(looked_BTS) @ extent_place_BS4
+  read_BT4 = hidden_BTD.astype(jnp.float32) @ head["kernel"] + head["bias"][None, None]
+  error_BT4 = jnp.abs(read_BT4 - truth_BT4)
+  weight_BT = jnp.any(match_BTS, axis=-1).astype(jnp.float32)
+  extent = _mean(jnp.mean(error_BT4[..., :2], axis=-1), weight_BT)
+  place = _mean(jnp.mean(error_BT4[..., 2:], axis=-1), weight_BT)
+  return extent + place, {"found_m": place}
+
+
+def _matches(subject_BT: Array, category_BS: Array) -> jax.Array:
+  """bool [B, T, S]: the visual token shows what the token speaks of."""
+  subject_BT1 = jnp.asarray(subject_BT)[:, :, None]
+  return (subject_BT1 == jnp.asarray(category_BS)[:, None, :]) & (subject_BT1 > 0)
 
 
 def _mean(x_M: Array, weight_M: Array) -> jax.Array:

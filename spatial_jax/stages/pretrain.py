@@ -39,7 +39,7 @@ from spatial_jax.data.vision import PreprocessConfig, patch_image
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.protocol import Coordinates, write_answer, write_turn
 from spatial_jax.learn.batch import BatchConfig
-from spatial_jax.learn.dense import dense_loss, init_head, pointing_loss, subjects
+from spatial_jax.learn.dense import dense_loss, finding_loss, init_heads, pointing_loss, subjects
 from spatial_jax.learn.loss import Metrics, row_weights, sft_loss
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
 from spatial_jax.learn.update import Rows, apply_gradient, gradient, split_rows
@@ -110,7 +110,7 @@ def pretrain(run: PretrainRun, workdir: pathlib.Path, config: dict[str, Any]) ->
   optimizer = make_optimizer(run.optimizer)
   params = {
     "policy": policy.init(rng.stream(run.seed, "init")),
-    "head": init_head(run.decoder.width),
+    "heads": init_heads(run.decoder.width),
   }
   state = TrainState(params, optimizer.init(params), jnp.int32(0))
   names = tuple(tuple(tokenizer.encode(f" {name}")) for name in run.recipe.categories)
@@ -162,7 +162,7 @@ def pretrain_programs(
   cfg: PretrainConfig,
   names: Names,
 ) -> Callable[[TrainState, Lesson], tuple[TrainState, Metrics]]:
-  """The two jitted updates behind one function; `state.params` is {"policy": ..., "head": ...}.
+  """The two jitted updates behind one function; `state.params` is {"policy": ..., "heads": ...}.
 
   Args:
     policy, optimizer, cfg: static.
@@ -186,17 +186,17 @@ def _dense_gradient(
     table_VD = params["policy"]["decoder"]["embed"]["embedding"]
     names_ZD = jnp.stack([jnp.mean(table_VD[np.array(tokens)], axis=0) for tokens in names])
     features_MD = policy.encode(params["policy"], lesson.vision)
-    value, metrics = dense_loss(params["head"], features_MD, names_ZD, lesson.dense)
+    value, metrics = dense_loss(params["heads"]["cell"], features_MD, names_ZD, lesson.dense)
     if lesson.batch is None:
       return value, metrics
-    more, pointing = _pointing(policy, names, params["policy"], features_MD, lesson, cfg)
-    return value + more, metrics | pointing
+    more, words = _words_loss(policy, names, params, features_MD, lesson, cfg)
+    return value + more, metrics | words
 
   (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
   return {"dense_loss": value, **metrics}, grads
 
 
-def _pointing(
+def _words_loss(
   policy: Policy,
   names: Names,
   params: Params,
@@ -204,11 +204,14 @@ def _pointing(
   lesson: Lesson,
   cfg: PretrainConfig,
 ) -> tuple[jax.Array, Metrics]:
-  """Of the first row of every room. A name is known by its last token."""
+  """Where words look and what they find, in the first row of every room.
+
+  A name is known by its last token.
+  """
   batch, dense = lesson.batch, lesson.dense
   assert batch is not None
   prefix = batch.prefix
-  upto, upto_params = policy.first_layers(params, cfg.point_layer + 1)
+  upto, upto_params = policy.first_layers(params["policy"], cfg.point_layer + 1)
   _, keys = upto.prefill(
     upto_params,
     prefix.token_BT,
@@ -222,25 +225,24 @@ def _pointing(
     by_room = jnp.asarray(x_RT).reshape(prefix.token_BT.shape[0], -1, *x_RT.shape[1:])
     return by_room[:, 0, : cfg.point_tokens]
 
-  token_BT, valid_BT = first(batch.token_RT), first(batch.valid_RT)
-  log_BHTS = log_attention(
-    policy,
-    params,
-    cfg.point_layer,
-    keys,
-    token_BT,
-    first(batch.position_RTA),
-    valid_BT,
-    features_MD,
-    first(batch.feature_RT),
-  )
+  valid_BT = first(batch.valid_RT)
+  rows = (first(batch.token_RT), first(batch.position_RTA), valid_BT)
+  rows += (features_MD, first(batch.feature_RT))
+  log_BHTS = log_attention(policy, params["policy"], cfg.point_layer, keys, *rows)
+  hidden_BTD = upto.hidden_behind(upto_params, keys, *rows)
   category_V = np.zeros(policy.cfg.decoder.vocabulary, np.int32)
   category_V[[tokens[-1] for tokens in names]] = 1 + np.arange(len(names))
-  name_BT = jnp.where(valid_BT, jnp.take(category_V, token_BT), 0)
+  name_BT = jnp.where(valid_BT, jnp.take(category_V, rows[0]), 0)
+  subject_BT = subjects(name_BT, cfg.point_reach)
   known_M = jnp.where(jnp.asarray(dense.valid_M), jnp.asarray(dense.category_M), 0)
   shown_BS = jnp.take(known_M, prefix.feature_BT, mode="clip")
   shown_BS = jnp.where(jnp.asarray(prefix.feature_BT) >= 0, shown_BS, 0)
-  return pointing_loss(log_BHTS[:, 0], subjects(name_BT, cfg.point_reach), shown_BS)
+  truth_M4 = jnp.concatenate([dense.extent_M2, dense.place_M6[:, 4:]], axis=1)
+  truth_BS4 = jnp.take(truth_M4, prefix.feature_BT, axis=0, mode="clip")
+  where = (log_BHTS[:, 0], subject_BT, shown_BS)
+  pointing, looks = pointing_loss(*where)
+  finding, finds = finding_loss(params["heads"]["word"], hidden_BTD, *where, truth_BS4)
+  return pointing + finding, looks | finds
 
 
 def _see(policy, optimizer, cfg, names, state: TrainState, lesson: Lesson):
@@ -261,5 +263,5 @@ def _learn(policy, optimizer, cfg, names, state: TrainState, lesson: Lesson):
   )
   metrics, dense_grads = _dense_gradient(policy, names, state.params, lesson, cfg)
   scaled = jax.tree.map(lambda g: cfg.dense_weight * g, dense_grads)
-  total = {"policy": jax.tree.map(jnp.add, grads, scaled["policy"]), "head": scaled["head"]}
+  total = {"policy": jax.tree.map(jnp.add, grads, scaled["policy"]), "heads": scaled["heads"]}
   return apply_gradient(optimizer, state, total, {"loss": loss, **metrics})
