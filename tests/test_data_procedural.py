@@ -12,6 +12,7 @@ from spatial_jax.data.furniture import KINDS, parts_of
 from spatial_jax.data.joinery import COLOURS
 from spatial_jax.data.procedural import ProceduralConfig, procedural_scene
 from spatial_jax.data.scenes import Scene, SceneObject
+from spatial_jax.errors import DataError
 
 CONFIG = ProceduralConfig(objects=(10, 18), side_m=(3.6, 6.0), l_shape_share=0.5, repeat_share=0.4)
 SEEDS = range(40)
@@ -181,9 +182,24 @@ def test_walk_moves_and_repeats_itself_exactly(scenes):
   assert min(turns) > np.cos(np.radians(75.1))
 
 
-def test_walk_without_free_floor_is_an_error(scenes):
+def test_walk_of_a_room_too_full_to_walk_in_stands_in_a_gap(scenes):
+  """A run of 5,000 steps ended at such a room: an L with a bed across its foot."""
+  full = SceneObject(
+    "bed", "", np.array([3.0, 3.0, 0.4]), np.array([20.0, 20.0, 0.8]), np.eye(3), ()
+  )
+  lamp = SceneObject(
+    "lamp", "", np.array([0.5, 0.5, 1.2]), np.array([0.4, 0.4, 0.8]), np.eye(3), ()
+  )
+  tight = dataclasses.replace(scenes[0], objects=(full, lamp))
+  (camera,) = walk(tight, np.random.default_rng(0), 1, 64, 64, 70.0)
+  assert inside_outline(tight.polygon_Z2, camera.position_3[None, :2]).all()
+  assert camera.position_3[2] > 0.8, "over the bed"
+  assert np.abs(camera.position_3 - lamp.centre_3)[:2].max() > 0.2, "beside the lamp"
+
+
+def test_walk_without_a_place_for_the_camera_is_an_error(scenes):
   full = SceneObject(
     "bed", "", np.array([3.0, 3.0, 1.0]), np.array([20.0, 20.0, 2.0]), np.eye(3), ()
   )
-  with pytest.raises(ValueError, match="procedural/0: no free floor"):
+  with pytest.raises(DataError, match="procedural/0: no free place"):
     walk(dataclasses.replace(scenes[0], objects=(full,)), np.random.default_rng(0), 1, 64, 64, 70.0)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from spatial_jax.data.scenes import Camera, Scene
+from spatial_jax.errors import DataError
 
 _CELL_M = 0.2  # grid of places to stand
 _CLEARANCES_M = (0.5, 0.25, 0.1)  # from objects and walls; a crowded room falls back to the next
@@ -45,7 +46,7 @@ def walk(
     `frames` cameras in order of time, none inside an object, 1.3 to 1.7 m above the floor.
 
   Raises:
-    ValueError: on the host, when no place in the room is free.
+    DataError: on the host, when every place at the height of the eye is inside an object.
   """
   eye_m = round(_EYE_M[0] + (_EYE_M[1] - _EYE_M[0]) * rng.random(), 3)
   down_deg = _DOWN_DEG[0] + (_DOWN_DEG[1] - _DOWN_DEG[0]) * rng.random()
@@ -118,17 +119,22 @@ def _free_floor(scene: Scene, low_2: np.ndarray, eye_m: float) -> np.ndarray:
   object_m = np.full(len(points_N2), np.inf)
   for height_m in (*_BODY_M, eye_m):
     points_N3 = np.column_stack([points_N2, np.full(len(points_N2), height_m)])
+    camera_m = np.full(len(points_N2), np.inf)  # at the last height, the eye's
     for thing in scene.objects:
       beyond = np.abs((points_N3 - thing.centre_3) @ thing.axes_33.T) - thing.size_3 / 2
-      object_m = np.minimum(object_m, np.sqrt((np.maximum(beyond, 0.0) ** 2).sum(axis=1)))
+      camera_m = np.minimum(camera_m, np.sqrt((np.maximum(beyond, 0.0) ** 2).sum(axis=1)))
+    object_m = np.minimum(object_m, camera_m)
   largest = np.zeros(size, bool)
   for clearance_m in _CLEARANCES_M:
     free = inside & (wall_m >= clearance_m) & (object_m >= clearance_m)
     largest = max(largest, _largest_region(free.reshape(size)), key=np.sum)
     if largest.sum() >= _ROOMY_CELLS:
       break
-  if not largest.any():
-    raise ValueError(f"{scene.scene_id}: no free floor to stand on")
+  if not largest.any():  # a room too full to walk in: stand where the camera has most room
+    clear_m = np.where(inside, np.minimum(wall_m, camera_m), 0.0)
+    if clear_m.max() == 0.0:
+      raise DataError(f"{scene.scene_id}: no free place for a camera")
+    largest.flat[np.argmax(clear_m)] = True
   return largest
 
 
