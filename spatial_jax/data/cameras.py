@@ -116,14 +116,9 @@ def _free_floor(scene: Scene, low_2: np.ndarray, eye_m: float) -> np.ndarray:
   points_N2 = low_2 + np.stack(np.indices(size), axis=-1).reshape(-1, 2) * _CELL_M
   inside = inside_outline(scene.polygon_Z2, points_N2)
   wall_m = _wall_distance(scene.polygon_Z2, points_N2)
-  object_m = np.full(len(points_N2), np.inf)
-  for height_m in (*_BODY_M, eye_m):
-    points_N3 = np.column_stack([points_N2, np.full(len(points_N2), height_m)])
-    camera_m = np.full(len(points_N2), np.inf)  # at the last height, the eye's
-    for thing in scene.objects:
-      beyond = np.abs((points_N3 - thing.centre_3) @ thing.axes_33.T) - thing.size_3 / 2
-      camera_m = np.minimum(camera_m, np.sqrt((np.maximum(beyond, 0.0) ** 2).sum(axis=1)))
-    object_m = np.minimum(object_m, camera_m)
+  eye_clear_m = _object_distance(scene, points_N2, eye_m)
+  body_clear_m = [_object_distance(scene, points_N2, height_m) for height_m in _BODY_M]
+  object_m = np.minimum.reduce([eye_clear_m, *body_clear_m])
   largest = np.zeros(size, bool)
   for clearance_m in _CLEARANCES_M:
     free = inside & (wall_m >= clearance_m) & (object_m >= clearance_m)
@@ -131,11 +126,21 @@ def _free_floor(scene: Scene, low_2: np.ndarray, eye_m: float) -> np.ndarray:
     if largest.sum() >= _ROOMY_CELLS:
       break
   if not largest.any():  # a room too full to walk in: stand where the camera has most room
-    clear_m = np.where(inside, np.minimum(wall_m, camera_m), 0.0)
+    clear_m = np.where(inside, np.minimum(wall_m, eye_clear_m), 0.0)
     if clear_m.max() == 0.0:
       raise DataError(f"{scene.scene_id}: no free place for a camera")
     largest.flat[np.argmax(clear_m)] = True
   return largest
+
+
+def _object_distance(scene: Scene, points_N2: np.ndarray, height_m: float) -> np.ndarray:
+  """float64 [N]: metres from each point, at one height, to the nearest object; 0 inside one."""
+  points_N3 = np.column_stack([points_N2, np.full(len(points_N2), height_m)])
+  object_m = np.full(len(points_N2), np.inf)
+  for thing in scene.objects:
+    beyond = np.abs((points_N3 - thing.centre_3) @ thing.axes_33.T) - thing.size_3 / 2
+    object_m = np.minimum(object_m, np.sqrt((np.maximum(beyond, 0.0) ** 2).sum(axis=1)))
+  return object_m
 
 
 def _largest_region(free: np.ndarray) -> np.ndarray:
