@@ -30,17 +30,17 @@ OTHER_WORDS = (
 
 
 def get_config() -> ConfigDict:
-  """First to see, then to answer; prolong by raising loop.steps and resuming."""
+  """First to see, then to answer; prolong before the decay, by loop.steps and total_steps."""
   source = common.source()
   policy = common.policy()
-  steps = 3000
+  steps = 6200
   cfg = ConfigDict()
   cfg.stage = "pretrain"
   cfg.seed = 0
   cfg.loop = common.loop(steps)
   cfg.recipe = recipe()
-  cfg.optimizer = common.optimizer(1.5e-3, steps)
-  cfg.optimizer.decay_steps = 300
+  cfg.optimizer = common.optimizer(4e-4, steps)
+  cfg.optimizer.decay_steps = 260  # short, and worth as much as a thousand steps before it
   cfg.optimizer.warmup_steps = 100
   cfg.shapes = ConfigDict(
     {

@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
   cfg = common.get_config()
   cfg.source.kind = "rooms"
   cfg.source.path = "../shared/data/vsibench_meta"
-  cfg.loop.steps = 40
-  cfg.learn.optimizer.total_steps = 40
+  cfg.loop = common.loop(40)
+  cfg.learn = common.learn(40)
   cfg.evaluation.tasks = 256
   return cfg

@@ -28,7 +28,7 @@ from spatial_jax.errors import UserError
 from spatial_jax.evaluate.console import make_console
 from spatial_jax.evaluate.contest import EvaluationConfig, hold, make_contest
 from spatial_jax.evaluate.results import come_from
-from spatial_jax.learn.optimizer import make_optimizer
+from spatial_jax.learn.optimizer import check_steps, make_optimizer
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.report.plots import RewardCard
 from spatial_jax.report.report import About, write_report
@@ -91,6 +91,7 @@ class GrpoRun:
 
   def __post_init__(self):
     learn, rollout = self.learn, self.rollout
+    check_steps(learn.optimizer, self.loop.steps)
     if rollout.group % learn.micro.group:
       raise ConfigError(
         f"config.learn.micro.group is {learn.micro.group}: not a divisor of "

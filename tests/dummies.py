@@ -200,7 +200,7 @@ REWARD = RewardConfig(
   format_weight=0.1,
   gate="format",
 )
-ADVANTAGE = AdvantageConfig(alpha=1.0, sign_safe=False)
+ADVANTAGE = AdvantageConfig(alpha=1.0, sign_safe=False, by_std=True)
 CARD = RewardCard(REWARD, ADVANTAGE, progress=0.45)
 
 QUESTION_TYPES = (

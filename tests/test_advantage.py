@@ -24,6 +24,14 @@ def test_grpo_is_the_standard_score_with_the_sample_deviation():
   np.testing.assert_allclose(advantage_BG[1], np.zeros(4), atol=0.05)
 
 
+@given(arrays(np.float32, (2, 5), elements=st.floats(0, 1, width=32)), st.floats(0.1, 1.0))
+@settings(deadline=None, max_examples=50)
+def test_without_the_deviation_a_group_counts_as_much_as_it_differs(rewards_BG, factor):
+  plain = np.asarray(grpo(rewards_BG, by_std=False))
+  np.testing.assert_allclose(plain, rewards_BG - rewards_BG.mean(1, keepdims=True), atol=1e-6)
+  np.testing.assert_allclose(grpo(rewards_BG * factor, by_std=False), plain * factor, atol=1e-6)
+
+
 def test_near_misses_under_a_sharp_reward():
   """Errors 0, 2, 5, 8 % at k = 100: a near miss below the mean keeps its sign and is damped."""
   error = relative_squared_error(np.array([[1.0, 1.02, 1.05, 1.08]], np.float32), np.ones((1, 4)))
@@ -61,6 +69,24 @@ def test_the_factor_is_the_accuracy_to_the_power_of_alpha(alpha):
   np.testing.assert_allclose(safe, base * factor, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("by_std", [True, False])
+def test_only_the_sign_safe_form_counts_against_a_failure(by_std):
+  rewards_BG = np.array([[0.0, 1.0, 1.0, 0.0]], np.float32)
+  assert (np.asarray(ap_grpo(rewards_BG, 1.0, by_std=by_std))[rewards_BG == 0] == 0.0).all()
+  safe = np.asarray(ap_grpo(rewards_BG, 1.0, sign_safe=True, by_std=by_std))
+  np.testing.assert_array_equal(safe, grpo(rewards_BG, by_std=by_std))
+
+
+@pytest.mark.parametrize("sign_safe", [True, False])
+def test_a_fault_changes_nothing_in_either_form(sign_safe):
+  rewards_BG = np.array([[0.1, 0.9, np.nan, 0.5], [0.1, np.nan, np.nan, np.nan]], np.float32)
+  found = np.asarray(ap_grpo(rewards_BG, 1.0, None, np.isfinite(rewards_BG), sign_safe=sign_safe))
+  expected = ap_grpo(rewards_BG[:1, [0, 1, 3]], 1.0, sign_safe=sign_safe)
+  np.testing.assert_allclose(found[:1, [0, 1, 3]], expected, rtol=1e-6)
+  assert (found[~np.isfinite(rewards_BG)] == 0.0).all()
+  assert found[1, 0] == 0.0
+
+
 def test_a_fault_changes_nothing_for_the_others():
   usable_BG = np.array([[True, True, False, True]])
   rewards_BG = np.array([[0.1, 0.9, 123.0, 0.5]], np.float32)
@@ -81,7 +107,11 @@ def test_format_stays_outside_the_factor():
   usable_BG = np.array([[True, True, True, False]])
   reward_BG = accuracy_BG + 0.5 * format_BG
   scores = Scores(reward_BG, accuracy_BG, accuracy_BG, format_BG, usable_BG, usable_BG)
-  result = advantage(scores, AdvantageConfig(alpha=1.0, sign_safe=False))
+  result = advantage(scores, AdvantageConfig(alpha=1.0, sign_safe=False, by_std=True))
   np.testing.assert_allclose(result, grpo(reward_BG, usable_BG) * accuracy_BG, rtol=1e-6)
-  safe = advantage(scores, AdvantageConfig(alpha=1.0, sign_safe=True))
+  raw = advantage(scores, AdvantageConfig(alpha=1.0, sign_safe=False, by_std=False))
+  mean = reward_BG[0, :3].mean()
+  np.testing.assert_allclose(raw[0, :3], (reward_BG[0, :3] - mean) * accuracy_BG[0, :3], rtol=1e-5)
+  assert raw[0, 3] == 0.0
+  safe = advantage(scores, AdvantageConfig(alpha=1.0, sign_safe=True, by_std=True))
   assert float(safe[0, 2]) == pytest.approx(0.8 * float(grpo(reward_BG, usable_BG)[0, 2]))

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from spatial_jax.config import ConfigError
 from spatial_jax.learn.dense import init_heads
-from spatial_jax.learn.optimizer import OptimizerConfig, decayed, learning_rate, make_optimizer
+from spatial_jax.learn.optimizer import (
+  OptimizerConfig,
+  check_steps,
+  decayed,
+  learning_rate,
+  make_optimizer,
+)
 from tests.policy_fixtures import hashed_params, small_config
 
 CFG = OptimizerConfig(
@@ -73,6 +79,14 @@ def test_a_longer_run_only_moves_the_decay(warmup, decay, total):
 def test_schedules_that_do_not_fit(wrong, says):
   with pytest.raises(ConfigError, match=says):
     make_optimizer(dataclasses.replace(CFG, **wrong))
+
+
+def test_a_loop_ends_before_its_learning_rate():
+  check_steps(CFG, CFG.total_steps)
+  check_steps(dataclasses.replace(CFG, decay_steps=0), 99)
+  for ends in ({"decay_steps": 1}, {"decay_steps": 0, "schedule": "cosine"}):
+    with pytest.raises(ConfigError, match=r"loop\.steps 21: .*total_steps 20; raise both"):
+      check_steps(dataclasses.replace(CFG, **ends), 21)
 
 
 @pytest.mark.parametrize("tied", [True, False])

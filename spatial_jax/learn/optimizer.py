@@ -70,6 +70,19 @@ def learning_rate(cfg: OptimizerConfig) -> optax.Schedule:
   return optax.join_schedules([warm, after], [cfg.warmup_steps])
 
 
+def check_steps(cfg: OptimizerConfig, steps: int) -> None:
+  """Refuses a loop that would go on after its learning rate has come to 0.
+
+  Raises:
+    ConfigError: naming the steps that must agree.
+  """
+  if (cfg.decay_steps or cfg.schedule == "cosine") and steps > cfg.total_steps:
+    raise ConfigError(
+      f"config.loop.steps {steps}: the learning rate is 0 after optimizer.total_steps "
+      f"{cfg.total_steps}; raise both"
+    )
+
+
 def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
   """Clip by global norm, then AdamW with decay on matrices only, on what is not frozen."""
   moving = optax.chain(

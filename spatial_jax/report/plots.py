@@ -159,12 +159,14 @@ def _draw_reward(card: RewardCard, axes: Axes) -> None:
 def _draw_advantage(card: RewardCard, axes: Axes) -> None:
   reward_BG = card.accuracy(np.array(EXAMPLE_ERRORS), card.sharpness)[None]
   cfg, place_Z = card.advantage, np.arange(len(EXAMPLE_ERRORS))
-  plain_Z = np.asarray(grpo(reward_BG))[0]
-  shaped_Z = np.asarray(ap_grpo(reward_BG, cfg.alpha, sign_safe=cfg.sign_safe))[0]
+  plain_Z = np.asarray(grpo(reward_BG, by_std=cfg.by_std))[0]
+  shaped_BG = ap_grpo(reward_BG, cfg.alpha, sign_safe=cfg.sign_safe, by_std=cfg.by_std)
+  shaped_Z = np.asarray(shaped_BG)[0]
   axes.axhline(0, color=MUTED, linewidth=0.8)
   axes.plot(place_Z, plain_Z, "o", color="white", markeredgecolor=MUTED, markersize=8, label="GRPO")
-  name = "sign-safe AP-GRPO" if cfg.sign_safe else "AP-GRPO"
-  label = f"{name}, alpha = {cfg.alpha:g}"
+  form = "sign-safe AP-GRPO" if cfg.sign_safe else "AP-GRPO"
+  undivided = "" if cfg.by_std else ", not divided by the deviation"
+  label = f"{form}, alpha = {cfg.alpha:g}{undivided}"
   axes.vlines(place_Z, 0, shaped_Z, color=ACCENT, linewidth=2)
   axes.plot(place_Z, shaped_Z, "o", color=ACCENT, markersize=6, label=label)
   axes.set_xticks(place_Z, [f"{100 * error:.0f} %" for error in EXAMPLE_ERRORS])

@@ -41,7 +41,7 @@ from spatial_jax.drawing.protocol import Coordinates, write_answer, write_turn
 from spatial_jax.learn.batch import BatchConfig
 from spatial_jax.learn.dense import dense_loss, finding_loss, init_heads, pointing_loss, subjects
 from spatial_jax.learn.loss import Metrics, row_weights, sft_loss
-from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
+from spatial_jax.learn.optimizer import OptimizerConfig, check_steps, make_optimizer
 from spatial_jax.learn.update import Rows, apply_gradient, gradient, split_rows
 from spatial_jax.policy.attention_mass import log_attention
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
@@ -87,6 +87,9 @@ class PretrainRun:
   tokenizer_rooms: int
   tokenizer_words: tuple[str, ...]
   out: str
+
+  def __post_init__(self):
+    check_steps(self.optimizer, self.loop.steps)
 
 
 def pretrain(run: PretrainRun, workdir: pathlib.Path, config: dict[str, Any]) -> None:
