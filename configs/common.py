@@ -50,11 +50,11 @@ def learn(steps: int) -> ConfigDict:
       },
       "advantage": {
         "alpha": 1.0,
-        # Plain, an answer that earned nothing is never counted against: in a run so short,
-        # thoughts grow shorter, unreadable answers quadruple, and the greedy score falls.
+        # Plain, an answer that earned nothing is never counted against: in a hundred steps,
+        # unreadable answers went from one in a hundred to four.
         "sign_safe": True,
-        # Of a few thousand rollouts every one must tell. Together with each response counting the
-        # same, this leaves the gradient a quarter of the noise it has by deviation and by token.
+        # Of a few thousand rollouts every one must tell. At alpha 0 and with each response counting
+        # the same, a gradient without it bought four times as much reward for the same noise.
         "by_std": False,
       },
       "loss": {"clip_low": 0.2, "clip_high": 0.3, "kl_weight": 0.0, "normalise": "sequence"},

@@ -1,6 +1,7 @@
 """The default run, longer and calmer: how far the embedded policy goes in an hour.
 
-Source: as configs/tiny.py. Expected: greedy MRA rises too. Time: about an hour on two CPU cores.
+Source: as configs/tiny.py. Expected: greedy MRA rises too (not run yet). Time: about an hour on
+two CPU cores, by the steps of the default run.
 Command: python -m spatial_jax.train --config=configs/tiny_long.py --workdir=runs/long
 """
 

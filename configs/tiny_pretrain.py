@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
   cfg.loop = common.loop(steps)
   cfg.recipe = recipe()
   cfg.optimizer = common.optimizer(4e-4, steps)
-  cfg.optimizer.decay_steps = 260  # short, and worth as much as a thousand steps before it
+  cfg.optimizer.decay_steps = 260  # in it, the loss of choices fell from 0.39 to 0.34
   cfg.optimizer.warmup_steps = 100
   cfg.shapes = ConfigDict(
     {

@@ -97,8 +97,8 @@ def ap_grpo(
       sign_safe:  A' = scale^alpha * A where A > 0, (1 - scale)^alpha * A where A < 0
 
   The plain form damps groups in which everybody is bad, and with them most negative signal: a
-  rollout that earned nothing is never counted against, so that in a short run answers decay. The
-  sign-safe form counts it in full, and damps near misses that fell below the mean instead.
+  rollout that earned nothing is never counted against. The sign-safe form counts it in full, and
+  damps near misses that fell below the mean instead. Neither is of mean zero.
 
   Args:
     rewards_BG: float32, ranked within the group.
