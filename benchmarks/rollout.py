@@ -45,10 +45,12 @@ class Ours:
       top_p=1.0,
       turn_tokens=shapes.RESPONSE,
       chunk=CHUNK,
+      narrow=(),
       stop=StopLimits(turns=1, images=1, tokens=shapes.RESPONSE),
       limits=Limits(1, 1, 1, 1, 1, 1),
       prompt_buckets=(size,),
       observation_buckets=(1,),
+      own_buckets=(shapes.RESPONSE // 2,),
       vision=shapes.VISION_BUCKETS,
     )
     self._programs = programs.rollout_programs(policy, config, shapes.stop_id(policy.cfg))

@@ -51,9 +51,9 @@ NORM_TOLERANCE = 1e-3  # of the gradient's norm, relative to itself
 
 
 class OursVariant(NamedTuple):
-  """What training may choose: rows of each group in a microbatch, recomputing, logits at once."""
+  """What training may choose: rows in a microbatch, recomputing, logits at once."""
 
-  micro_group: int
+  micro_rows: int
   remat: bool
   logprob_chunk: int
 
@@ -67,10 +67,10 @@ class TorchVariant(NamedTuple):
 
 
 OURS = {
+  "ours m64": OursVariant(64, False, 32),
+  "ours m16": OursVariant(16, False, 32),
   "ours m8": OursVariant(8, False, 32),
-  "ours m2": OursVariant(2, False, 32),
-  "ours m1": OursVariant(1, False, 32),
-  "ours m1 remat": OursVariant(1, True, 32),
+  "ours m8 remat": OursVariant(8, True, 32),
 }
 TORCH = {
   "torch": TorchVariant(False, False, False),
@@ -154,7 +154,7 @@ class Ours:
     policy = dataclasses.replace(
       self._policy, remat=variant.remat, logprob_chunk=variant.logprob_chunk
     )
-    micro = Microbatches(variant.micro_group, (OWN_TOKENS,))
+    micro = Microbatches(variant.micro_rows, (OWN_TOKENS,))
     update = programs.learn_programs(policy, self._optimizer, LOSS, micro).update
 
     def step() -> Step:

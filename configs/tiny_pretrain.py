@@ -82,6 +82,6 @@ def recipe() -> ConfigDict:
       "share": 0.25,
       "categories": CATEGORIES,
       "max_boxes": 2,
-      "micro": {"group": 1, "lengths": (72, 96, 128, 160, 208, 288)},
+      "micro": {"rows": 16, "lengths": (72, 96, 128, 160, 208, 288)},
     }
   )

@@ -1,7 +1,7 @@
 """Every jitted function of a run: `train` runs them, `aot` compiles the same ones.
 
     decode_params   train parameters -> rollout mesh, unstacked     once per step
-    rollout         encode, start, sample, observe                  on the rollout mesh
+    rollout         encode, start, sample, observe, narrow, widen   on the rollout mesh
     update          TrainState x TrainBatch -> TrainState, metrics  on the train mesh, state donated
 
 Shardings are stated where data enters and leaves a program; inside, the compiler follows them.
@@ -119,7 +119,7 @@ def learn_programs(
     return sft_update(policy, optimizer, micro, state, lay(batch))
 
   def score(params: Params, batch: TrainBatch) -> jax.Array:
-    return score_batch(policy, params, lay(batch))
+    return score_batch(policy, micro, params, lay(batch))
 
   return LearnPrograms(
     place=lambda batch: sharding.place_train_batch(batch, window, mesh),
@@ -156,6 +156,7 @@ def rollout_programs(policy: Policy, cfg: RolloutConfig, stop_id: int) -> Rollou
       lay(state),
       sampling,
       steps=cfg.chunk,
+      own_buckets=cfg.own_buckets,
       greedy=greedy,
       truncate=truncate,
       stop_id=stop_id,
@@ -173,6 +174,10 @@ def rollout_programs(policy: Policy, cfg: RolloutConfig, stop_id: int) -> Rollou
     start=jax.jit(start),
     sample=jax.jit(sample, static_argnums=(3, 4), donate_argnums=1),
     observe=jax.jit(observe, donate_argnums=1),
+    narrow=jax.jit(lambda state, slot_R: lay(sampler.narrow(lay(state), slot_R))),
+    widen=jax.jit(
+      lambda state, few, slot_R: lay(sampler.widen(lay(state), lay(few), slot_R)), donate_argnums=0
+    ),
   )
 
 

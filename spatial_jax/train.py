@@ -92,11 +92,6 @@ class GrpoRun:
   def __post_init__(self):
     learn, rollout = self.learn, self.rollout
     check_steps(learn.optimizer, self.loop.steps)
-    if rollout.group % learn.micro.group:
-      raise ConfigError(
-        f"config.learn.micro.group is {learn.micro.group}: not a divisor of "
-        f"config.rollout.group {rollout.group}"
-      )
     if learn.micro.lengths[-1] <= rollout.stop.tokens:
       raise ConfigError(
         f"config.learn.micro.lengths ends at {learn.micro.lengths[-1]}: it must hold a response "

@@ -18,7 +18,7 @@ def small_config(out):
     {
       "see_steps": SEE,
       "see_scenes": 2,
-      "micro": {"group": 1, "lengths": (256, 1024)},
+      "micro": {"rows": 2, "lengths": (256, 1024)},
       "lessons": (
         {"scenes": 1, "group": 2, "answer": "choice", "draw_share": 0.0},
         {"scenes": 2, "group": 2, "answer": "number", "draw_share": 0.0},

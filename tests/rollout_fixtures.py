@@ -41,10 +41,12 @@ ROLLOUT = RolloutConfig(
   top_p=1.0,
   turn_tokens=8,
   chunk=3,
+  narrow=(2, 6),
   stop=StopLimits(turns=3, images=4, tokens=112),
   limits=Limits(4, 2000, 8, 8, 40, 6),
   prompt_buckets=(48, 96),
   observation_buckets=(32, 64),
+  own_buckets=(7, 60),
   vision=VisionBuckets((8, 32, 128), (2, 8, 32), (64,)),
 )
 
@@ -118,20 +120,22 @@ def scripted(scripts: Sequence[Script], cfg: RolloutConfig) -> RolloutPrograms:
   def start(params, features_MD, prompts, active_B) -> SampleState:
     turn_R[:], said_R[:] = 0, 0
     active_R = np.repeat(active_B, cfg.group)
-    zeros_R = np.zeros(rows, np.int32)
-    return SampleState(None, np.zeros((rows, 1)), zeros_R, zeros_R.copy(), active_R)
+    own_R = np.arange(rows, dtype=np.int32)  # as positions: which script a row reads
+    return SampleState(None, np.zeros((rows, 1)), own_R, np.zeros(rows, np.int32), active_R)
 
   def sample(params, state, sampling, greedy, truncate):
-    token_RK, logp_RK = np.full((rows, cfg.chunk), -1), np.zeros((rows, cfg.chunk), np.float32)
     count_R, active_R = state.count_R.copy(), state.active_R.copy()
-    for r in np.flatnonzero(active_R):
+    shape = (len(active_R), cfg.chunk)
+    token_RK, logp_RK = np.full(shape, -1), np.zeros(shape, np.float32)
+    for i in np.flatnonzero(active_R):
+      r = state.position_R[i]
       turn = scripts[r][turn_R[r]]
       for k in range(cfg.chunk):
-        token_RK[r, k], logp_RK[r, k] = turn[said_R[r]], -1.0
+        token_RK[i, k], logp_RK[i, k] = turn[said_R[r]], -1.0
         said_R[r] += 1
-        count_R[r] += 1
-        if turn[said_R[r] - 1] == STOP or count_R[r] == sampling.limit_R[r]:
-          active_R[r], said_R[r] = False, 0
+        count_R[i] += 1
+        if turn[said_R[r] - 1] == STOP or count_R[i] == sampling.limit_R[i]:
+          active_R[i], said_R[r] = False, 0
           turn_R[r] += 1
           break
     return state._replace(count_R=count_R, active_R=active_R), token_RK, logp_RK
@@ -142,9 +146,27 @@ def scripted(scripts: Sequence[Script], cfg: RolloutConfig) -> RolloutPrograms:
     active_R[observations.slot_R[observations.slot_R < rows]] = True
     return state._replace(active_R=active_R)
 
+  def narrow(state, slot_R) -> SampleState:
+    here_R = np.minimum(slot_R, rows - 1)
+    few = jax.tree.map(lambda x: x[here_R], state._replace(cache=None))
+    return few._replace(active_R=few.active_R & (slot_R < rows))
+
+  def widen(state, few, slot_R) -> SampleState:
+    def put(old, new):
+      old = old.copy()
+      old[slot_R[slot_R < rows]] = new[slot_R < rows]
+      return old
+
+    return jax.tree.map(put, state, few)
+
   width = policy_config().decoder.width
   return RolloutPrograms(
-    encode=lambda params, vision: jnp.zeros((1, width)), start=start, sample=sample, observe=observe
+    encode=lambda params, vision: jnp.zeros((1, width)),
+    start=start,
+    sample=sample,
+    observe=observe,
+    narrow=narrow,
+    widen=widen,
   )
 
 

@@ -42,10 +42,12 @@ ROLLOUT = RolloutConfig(
   top_p=1.0,
   turn_tokens=6,
   chunk=4,
+  narrow=(2,),
   stop=StopLimits(turns=2, images=4, tokens=64),
   limits=Limits(4, 2000, 8, 8, 40, 6),
   prompt_buckets=(64,),
   observation_buckets=(48,),
+  own_buckets=(5,),
   vision=VisionBuckets((16, 48), (4, 12), (64,)),
 )
 # A small step and a large epsilon: where a gradient is noise, Adam would turn it into a full step.

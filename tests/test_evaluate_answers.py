@@ -55,7 +55,7 @@ def number_and_choice(exam):
 
 def answer(asked, exam: Exam, mode: Mode, grey: bool = False) -> list[Answered]:
   engine, params = asked
-  return answers.evaluate_policy(engine, params, exam, mode, grey)
+  return answers.evaluate_policy(engine, params, exam, [mode], grey)[0]
 
 
 def said(found):
@@ -84,6 +84,17 @@ def test_an_answer_depends_on_its_task_and_the_seed_alone(exam, asked):
   assert said(answer(asked, exam, GREEDY)) != first
 
 
+def test_asking_in_several_modes_is_asking_in_each(exam, asked):
+  """Prompts are read once for all; calls are counted as announced."""
+  engine, params = asked
+  made = []
+  modes = [SAMPLED, GREEDY, SAMPLED]
+  together = answers.evaluate_policy(engine, params, exam, modes, False, lambda: made.append(1))
+  assert len(made) == answers.calls(engine, exam, 3) == 6
+  for mode, found in zip(modes, together, strict=True):
+    assert said(found) == said(answer(asked, exam, mode))
+
+
 def test_grey_hides_what_tells_two_pictures_apart(exam, asked):
   one = exam.tasks[0]
   black = tuple(np.zeros_like(image) for image in one.images)
@@ -108,7 +119,7 @@ def test_answers_are_scored_against_their_own_task(exam, asked, monkeypatch):
   generator = np.random.default_rng(0)
   texts = {task.task_id: (task.answer, "9999", None)[i % 3] for i, task in enumerate(exam.tasks)}
 
-  def script(engine, params, prompts, seed, step, mode):
+  def script(engine, params, prompts, seed, step, mode, ready):
     tasks = [prompt.task for prompt in prompts]
     return [[dummies.trajectory(generator, t, answer=texts[t.task_id])] for t in tasks]
 

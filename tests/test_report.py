@@ -274,6 +274,8 @@ def test_tiles_and_flags():
   found = {tile.label: (tile.value, tile.before) for tile in tiles(records, None)}
   assert found == {"reward in training": ("0.90", "from 0.00"), "steps": ("10", "in 1:40")}
   assert not_finite(records) == [("loss", [3])]
+  sharper = [r | {"sharpness": r["step"], "hard": 0.5} for r in records]
+  assert [t.label for t in tiles(sharper, None)] == ["sampled score in training", "steps"]
   assert tiles([], None) == []
   table = dummies.result_table(np.random.default_rng(0))
   assert [tile.label for tile in tiles([], table)] == [p.label for p in table.paired[:2]]

@@ -23,7 +23,7 @@ from spatial_jax.drawing.monitor import StopLimits
 from spatial_jax.drawing.protocol import Parsed, parse
 from spatial_jax.errors import DataError
 from spatial_jax.learn.batch import to_train_batch
-from spatial_jax.learn.update import score_batch
+from spatial_jax.learn.update import Microbatches, score_batch
 from spatial_jax.rollout import engine as engine_lib
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig, most_drawn, run_episodes
@@ -251,7 +251,8 @@ def largest_difference(rollouts) -> float:
   trajectories = flat(rollouts)
   advantage_BG = np.zeros((len(rollouts), len(rollouts[0])))
   batch, _ = to_train_batch(rollouts, advantage_BG, fixtures.shapes())
-  logp_RT = np.asarray(jax.jit(functools.partial(score_batch, policy))(params, batch))
+  micro = Microbatches(2, (64, batch.token_RT.shape[1]))
+  logp_RT = np.asarray(jax.jit(functools.partial(score_batch, policy, micro))(params, batch))
   assert batch.trained_RT.sum() == sum(t.trained_T.sum() for t in trajectories)
   assert np.isfinite(logp_RT).all()
   assert (logp_RT[~batch.trained_RT] == 0).all()
@@ -312,6 +313,27 @@ def test_samples_do_not_depend_on_group_or_chunk(everybody_draws):
     assert [t.seed_path for t in small] == [t.seed_path for t in large[:2]]
 
 
+def test_samples_do_not_depend_on_how_many_are_decoded_together(everybody_draws):
+  """Rows by themselves once few are left, and caches cut to their front, change no token."""
+  calls = []
+  engine = engine_of(ROLLOUT)
+
+  def narrow(state, slot_R):
+    calls.append((slot_R < 6).sum())
+    return engine.programs.narrow(state, slot_R)
+
+  counted = dataclasses.replace(engine.programs, narrow=narrow)
+  counted = dataclasses.replace(engine, programs=counted)
+  plain = dataclasses.replace(ROLLOUT, narrow=(), own_buckets=())
+  for seed in range(4):
+    cut = run_episodes(counted, lab()[2], prompts(), seed, 3, SAMPLED)
+    whole = roll(cfg=plain, seed=seed)
+    assert [said(t) for t in flat(cut)] == [said(t) for t in flat(whole)]
+    for one, other in zip(flat(cut), flat(whole), strict=True):
+      np.testing.assert_allclose(one.logp_T, other.logp_T, atol=1e-4)
+  assert len(set(calls)) > 1, "few and fewer"
+
+
 def test_greedy_takes_no_chances():
   one, other = roll(Mode(0.5, 1.0, True), seed=1), roll(Mode(2.0, 1.0, True), seed=9)
   assert [said(t) for t in flat(one)] == [said(t) for t in flat(other)]
@@ -370,8 +392,10 @@ def test_sampler_equals_trainer_on_real_drawings():
   drew = [t for t in trajectories if any(turn.produced for turn in t.turns)]
   assert drew
   assert any(t.end_reason == "answer" for t in drew)
-  shapes = batch_config(build(GrpoConfig, cfg.learn), rollout, policy.cfg)
+  learn = build(GrpoConfig, cfg.learn)
+  shapes = batch_config(learn, rollout, policy.cfg)
   batch, _ = to_train_batch(rollouts, np.zeros((6, 4)), shapes)
-  logp_RT = np.asarray(jax.jit(functools.partial(score_batch, policy))(loaded.params, batch))
+  recompute = jax.jit(functools.partial(score_batch, policy, learn.micro))
+  logp_RT = np.asarray(recompute(loaded.params, batch))
   difference_RT = np.abs(logp_RT - batch.old_logp_RT)[batch.trained_RT]
   assert difference_RT.max() < 1e-4, f"{difference_RT.max()} in {len(difference_RT)} tokens"

@@ -131,7 +131,7 @@ def lab():
   start = jax.jit(functools.partial(sampler.start, policy), static_argnames=("group", "own_size"))
   chunk = jax.jit(
     functools.partial(sampler.decode_chunk, policy, stop_id=STOP),
-    static_argnames=("steps", "greedy", "truncate"),
+    static_argnames=("steps", "own_buckets", "greedy", "truncate"),
   )
   return policy, fixtures.decode_params(policy, params), start, chunk
 
@@ -155,12 +155,13 @@ def begin(active=(True, True)):
   return start(params, features_MD, batch, np.array(active), group=2, own_size=32)
 
 
-def chunk(state, steps, greedy=False, truncate=False, **sampling):
+def chunk(state, steps, greedy=False, truncate=False, own_buckets=(), **sampling):
   rows = state.active_R.shape[0]
   forbidden_V = sampling.pop("forbidden_V", np.zeros(VOCABULARY, bool))
   numbers = make_sampling(rows, forbidden_V, **sampling)
   decode = lab()[3]
-  return decode(lab()[1], state, numbers, steps=steps, greedy=greedy, truncate=truncate)
+  static = {"steps": steps, "own_buckets": own_buckets, "greedy": greedy, "truncate": truncate}
+  return decode(lab()[1], state, numbers, **static)
 
 
 def test_limit_and_stop():
@@ -211,6 +212,48 @@ def test_chunks_do_not_show():
   _, rest_RK, rest_logp_RK = chunk(state, 4, temperature=1.5)
   np.testing.assert_array_equal(np.concatenate([first_RK, rest_RK], axis=1), whole_RK)
   np.testing.assert_allclose(rest_logp_RK, whole_logp_RK[:, 2:], atol=1e-6)
+
+
+def test_the_front_of_the_cache_holds_all_that_is_read():
+  """As far as it reaches, and on from there on the whole cache."""
+  forbidden_V = np.arange(VOCABULARY) == STOP  # nobody stops: the last chunk fills the cache
+  for buckets in ((10, 20), (10,), (20,), (64,)):
+    plain, cut = begin(), begin()
+    for _ in range(3):
+      plain, whole_RK, whole_logp_RK = chunk(plain, 10, forbidden_V=forbidden_V)
+      cut, token_RK, logp_RK = chunk(cut, 10, forbidden_V=forbidden_V, own_buckets=buckets)
+      np.testing.assert_array_equal(token_RK, whole_RK)
+      np.testing.assert_allclose(logp_RK, whole_logp_RK, atol=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), cut, plain)
+
+
+def test_a_few_rows_by_themselves():
+  """They say what they would have said among all, and the others stay as they are."""
+  forbidden_V = np.arange(VOCABULARY) == STOP
+  state, *_ = chunk(begin(), 4, forbidden_V=forbidden_V)
+  slot_R = np.array([3, 1, 4])  # the last is padding
+  few = sampler.narrow(state, slot_R)
+  assert np.asarray(few.active_R).tolist() == [True, True, False]
+  whole, whole_RK, whole_logp_RK = chunk(state, 5, forbidden_V=forbidden_V)
+  numbers = make_sampling(4, forbidden_V)
+  numbers = numbers._replace(key_R=numbers.key_R[np.array([3, 1, 0])], limit_R=numbers.limit_R[:3])
+  static = {"steps": 5, "own_buckets": (), "greedy": False, "truncate": False}
+  few, token_RK, logp_RK = lab()[3](lab()[1], few, numbers, **static)
+  np.testing.assert_array_equal(token_RK[:2], np.asarray(whole_RK)[[3, 1]])
+  np.testing.assert_allclose(logp_RK[:2], np.asarray(whole_logp_RK)[[3, 1]], atol=1e-5)
+  assert (np.asarray(token_RK[2]) == -1).all()
+  back = sampler.widen(state, few, slot_R)
+
+  def assert_mixed(mixed, moved, still):
+    mixed, moved, still = (np.asarray(x) for x in (mixed, moved, still))
+    np.testing.assert_allclose(mixed[[1, 3]], moved[[1, 3]], atol=1e-5)
+    np.testing.assert_array_equal(mixed[[0, 2]], still[[0, 2]])
+
+  def of_rows(state):
+    return (state.cache.layers, state.cache.length_R, *state[1:])
+
+  jax.tree.map(assert_mixed, of_rows(back), of_rows(whole), of_rows(state))
+  jax.tree.map(np.testing.assert_array_equal, back.cache.prefix, state.cache.prefix)
 
 
 @pytest.mark.parametrize("greedy", [True, False])

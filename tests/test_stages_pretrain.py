@@ -70,17 +70,16 @@ def test_killed_and_resumed_gives_the_same_policy(tmp_path, monkeypatch):
   assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, first)
 
 
-def test_microbatches_must_divide_the_lessons():
+def test_there_must_be_a_lesson():
   cfg = small_config("unused")
-  cfg.recipe.micro.group = 2
-  with pytest.raises(ConfigError, match=r"micro\.group is 2: .* every lesson, \[2, 2, 1\]"):
+  cfg.recipe.lessons = ()
+  with pytest.raises(ConfigError, match=r"config\.recipe\.lessons is empty"):
     build(PretrainRun, settings(cfg))
 
 
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"learn.micro.group": 3}, r"micro\.group is 3: not a divisor of config\.rollout\.group 8"),
     ({"learn.micro.lengths": (64, 200)}, r"micro\.lengths ends at 200: .* 255 \+ 1"),
     ({"learn.prefix_buckets": (64,)}, r"prefix_buckets ends at 64: .* 512"),
   ],

@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -11,8 +12,8 @@ import numpy as np
 from spatial_jax.reward.format import final_answer
 from spatial_jax.reward.parse import read
 from spatial_jax.reward.score import Answer, RewardConfig, score, score_answer
-from spatial_jax.rollout.engine import Engine, Mode, run_episodes
-from spatial_jax.types import Params, Rollouts, Scores, Task, Trajectory, Turn
+from spatial_jax.rollout.engine import Engine, Mode, read_prompts, run_episodes
+from spatial_jax.types import Params, Scores, Task, Trajectory, Turn
 
 GREY = 128  # of 255
 
@@ -73,40 +74,46 @@ class Answered:
 
 
 def evaluate_policy(
-  engine: Engine, params: Params, exam: Exam, mode: Mode, grey: bool
-) -> list[Answered]:
-  """Asks every question once, `engine.cfg.prompts` at a time.
+  engine: Engine,
+  params: Params,
+  exam: Exam,
+  modes: Sequence[Mode],
+  grey: bool,
+  advance: Callable[[], None] = lambda: None,
+) -> list[list[Answered]]:
+  """Asks every question once in each mode, `engine.cfg.prompts` at a time.
 
   Args:
     engine: with one rollout per prompt (`cfg.group` 1).
     params: decode parameters (unstacked), on the rollout mesh.
     exam: questions and marks.
-    mode: greedy, or at which temperature.
+    modes: greedy, or at which temperatures. Questions are read once for all of them.
     grey: every picture is replaced by grey of its size, to show what answers owe to the pictures.
+    advance: called after each of `calls(...)` calls of the engine.
 
   Returns:
-    One record per task, in order.
+    For each mode one record per task, in order.
   """
-  answered = []
+  answered: list[list[Answered]] = [[] for _ in modes]
   size = engine.cfg.prompts
   for first in range(0, len(exam.tasks), size):
     tasks = exam.tasks[first : first + size]
-    shown = [greyed(task) for task in tasks] if grey else tasks
-    rollouts, scores = ask(engine, params, shown, exam, mode)
-    answered += [
-      _answered(task, group[0], scores, b)
-      for b, (task, group) in enumerate(zip(tasks, rollouts, strict=True))
-    ]
+    prompts = [engine.conversation.prompt(greyed(task) if grey else task) for task in tasks]
+    ready = read_prompts(engine, params, prompts)
+    for mode, records in zip(modes, answered, strict=True):
+      rollouts = run_episodes(engine, params, prompts, exam.seed, 0, mode, ready)
+      scores = score(rollouts, tasks, exam.reward, exam.sharpness)
+      records += [
+        _answered(task, group[0], scores, b)
+        for b, (task, group) in enumerate(zip(tasks, rollouts, strict=True))
+      ]
+      advance()
   return answered
 
 
-def ask(
-  engine: Engine, params: Params, tasks: Sequence[Task], exam: Exam, mode: Mode
-) -> tuple[Rollouts, Scores]:
-  """One batch of tasks, rolled out and scored; at most `engine.cfg.prompts`."""
-  prompts = [engine.conversation.prompt(task) for task in tasks]
-  rollouts = run_episodes(engine, params, prompts, exam.seed, 0, mode)
-  return rollouts, score(rollouts, tasks, exam.reward, exam.sharpness)
+def calls(engine: Engine, exam: Exam, modes: int) -> int:
+  """How often `evaluate_policy` calls the engine."""
+  return modes * math.ceil(len(exam.tasks) / engine.cfg.prompts)
 
 
 def greyed(task: Task) -> Task:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from spatial_jax.data.loader import types_in_turn
 from spatial_jax.errors import DataError
@@ -20,7 +20,7 @@ from spatial_jax.evaluate.answers import (
   Answered,
   Exam,
   answer_typically,
-  ask,
+  calls,
   evaluate_policy,
   typical_answers,
 )
@@ -30,9 +30,9 @@ from spatial_jax.evaluate.console import show
 from spatial_jax.evaluate.results import write_results
 from spatial_jax.evaluate.table import Sheet
 from spatial_jax.report.gallery import Group, groups_of
-from spatial_jax.reward.score import RewardConfig
+from spatial_jax.reward.score import RewardConfig, score
 from spatial_jax.reward.snra import sharpness
-from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig
+from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig, read_prompts, run_episodes
 from spatial_jax.stages.source import Source
 from spatial_jax.types import Params, ResultColumn, ResultTable, Task
 
@@ -130,44 +130,56 @@ def hold(
     origin: as in `write`.
     console: where progress and table go.
   """
-  count = count_sheets(contest)
-  found = list(track(sheets(contest), "asking", count, console=console, transient=True))
+  with Progress(console=console, transient=True) as bar:
+    asking = bar.add_task("asking", total=calls(contest.engine, contest.exam, count_modes(contest)))
+    found = list(sheets(contest, lambda: bar.advance(asking)))
   table, above = make_table(contest, found), heading(contest.exam.tasks, benchmark)
   write(workdir, found, table, origin | {"benchmark": above})
   show(table, above, console)
   return found
 
 
-def sheets(contest: Contest) -> Iterator[Sheet]:
-  """All ways of answering, one after another, in the order of the table's columns."""
+def sheets(contest: Contest, advance: Callable[[], None]) -> Iterator[Sheet]:
+  """All ways of answering, one after another, in the order of the table's columns.
+
+  Args:
+    contest: questions and who answers.
+    advance: called after each call of the engine.
+  """
   engine, exam = contest.engine, contest.exam
   sampled = Mode(engine.cfg.temperature, engine.cfg.top_p, greedy=False)
   greedy = dataclasses.replace(sampled, greedy=True)
 
-  def sheet(key: str, label: str, params: Params, mode: Mode, grey: bool = False) -> Sheet:
-    return Sheet(ResultColumn(key, label), evaluate_policy(engine, params, exam, mode, grey))
+  def sheet(key: str, label: str, answers: list[Answered]) -> Sheet:
+    return Sheet(ResultColumn(key, label), answers)
 
   if contest.before is not None:
-    yield sheet(table_lib.START, "start, sampled", contest.before, sampled)
-    yield sheet(table_lib.START_GREEDY, "start, greedy", contest.before, greedy)
-    cooler = [
-      sheet(table_lib.START_BEST, f"start, sampled at {t:g}", contest.before, _at(sampled, t))
-      for t in contest.cfg.temperatures
+    temperatures = contest.cfg.temperatures
+    modes = [sampled, greedy, *(_at(sampled, t) for t in temperatures)]
+    usual, best, *cooler = evaluate_policy(engine, contest.before, exam, modes, False, advance)
+    yield sheet(table_lib.START, "start, sampled", usual)
+    yield sheet(table_lib.START_GREEDY, "start, greedy", best)
+    tried = [
+      sheet(table_lib.START_BEST, f"start, sampled at {t:g}", answers)
+      for t, answers in zip(temperatures, cooler, strict=True)
     ]
-    if cooler:
-      yield max(cooler, key=lambda s: table_lib.values(s.answers, "score").mean())
+    if tried:
+      yield max(tried, key=lambda s: table_lib.values(s.answers, "score").mean())
   end = "" if contest.before is None else "end, "
-  yield sheet(table_lib.END, f"{end}sampled", contest.after, sampled)
-  yield sheet(table_lib.END_GREEDY, f"{end}greedy", contest.after, greedy)
+  modes = [sampled, greedy]
+  usual, best = evaluate_policy(engine, contest.after, exam, modes, False, advance)
+  yield sheet(table_lib.END, f"{end}sampled", usual)
+  yield sheet(table_lib.END_GREEDY, f"{end}greedy", best)
   typical = answer_typically(exam, typical_answers(contest.examples))
-  yield Sheet(ResultColumn(table_lib.MEDIAN, "median answer"), typical)
-  yield sheet(table_lib.GREY, f"{end}sampled on grey", contest.after, sampled, grey=True)
-  yield sheet(table_lib.GREY_GREEDY, f"{end}greedy on grey", contest.after, greedy, grey=True)
+  yield sheet(table_lib.MEDIAN, "median answer", typical)
+  usual, best = evaluate_policy(engine, contest.after, exam, modes, True, advance)
+  yield sheet(table_lib.GREY, f"{end}sampled on grey", usual)
+  yield sheet(table_lib.GREY_GREEDY, f"{end}greedy on grey", best)
 
 
-def count_sheets(contest: Contest) -> int:
-  """How many `sheets` yields."""
-  return 5 + (0 if contest.before is None else 2 + bool(contest.cfg.temperatures))
+def count_modes(contest: Contest) -> int:
+  """In how many ways `sheets` asks."""
+  return 4 + (0 if contest.before is None else 2 + len(contest.cfg.temperatures))
 
 
 def make_table(contest: Contest, found: Sequence[Sheet]) -> ResultTable:
@@ -192,11 +204,13 @@ def gallery(contest: Contest, found: Sequence[Sheet]) -> list[Group]:
   if not tasks:
     return []
   sampled = Mode(engine.cfg.temperature, engine.cfg.top_p, greedy=False)
+  prompts = [engine.conversation.prompt(task) for task in tasks]
+  ready = read_prompts(engine, contest.after, prompts)
   by_mode = []
   for number, mode in enumerate((dataclasses.replace(sampled, greedy=True), sampled)):
-    rollouts, scores = ask(engine, contest.after, tasks, exam, mode)
+    rollouts = run_episodes(engine, contest.after, prompts, exam.seed, 0, mode, ready)
+    scores = score(rollouts, tasks, exam.reward, exam.sharpness)
     named = [[dataclasses.replace(group[0], sample=number)] for group in rollouts]
-    prompts = [engine.conversation.prompt(task) for task in tasks]
     by_mode.append(groups_of(prompts, named, scores, None, None, mode.greedy))
   return [
     dataclasses.replace(groups[0], siblings=tuple(s for group in groups for s in group.siblings))

@@ -1,8 +1,9 @@
 """One optimizer step, pure: TrainState x TrainBatch -> TrainState and metrics.
 
 What rows have in common runs once: the vision tower over all images of the batch, the decoder
-over the prefix of each group. Rows go through the decoder behind it in microbatches; cotangents
-are summed over them, and each common part is differentiated once:
+over the prefix of each group. Rows go through the decoder behind it in microbatches, the shortest
+first, each cut to its longest; cotangents are summed over them, and each common part is
+differentiated once:
 
     features = encode(params)
     prefix = prefill(params, features)         for each microbatch:
@@ -12,6 +13,7 @@ are summed over them, and each common part is differentiated once:
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from spatial_jax import sharding
 from spatial_jax.learn.loss import LossConfig, Metrics, policy_loss, row_weights, sft_loss
 from spatial_jax.policy.cache import KV, Prefix
 from spatial_jax.policy.qwen_vl import Policy
@@ -27,8 +30,12 @@ from spatial_jax.types import Array, Params, TrainBatch, TrainState
 
 
 class Rows(NamedTuple):
-  """What one microbatch of rows is made of; fields as in TrainBatch."""
+  """What one microbatch of rows is made of; fields as in TrainBatch.
 
+  `prompt_R`: whose prefix each reads, counted within its device's prompts.
+  """
+
+  prompt_R: Array
   token_RT: Array
   position_RTA: Array
   valid_RT: Array
@@ -46,13 +53,13 @@ class Microbatches:
   """How rows go through the decoder; static.
 
   Attributes:
-    group: rows of each group in one microbatch, divides G. A group's short rows go together.
+    rows: most of each device at once; so many as divide both this and what there is.
     lengths: tokens, ascending; a microbatch is cut to the first that holds its longest row, so
       that one long response does not make all rows long. The last holds every row. Each is one
       more compiled form of the decoder in the same program.
   """
 
-  group: int
+  rows: int
   lengths: tuple[int, ...]
 
 
@@ -94,8 +101,10 @@ def policy_update(
       None if reference is None else rows.ref_logp_RT,
     )
 
-  rows = split_rows(batch, row_weights(batch.trained_RT, cfg.normalise), reference, micro.group)
-  loss, metrics, grads = gradient(policy, state.params, batch, rows, loss_of_rows, micro.lengths)
+  weight_R = row_weights(batch.trained_RT, cfg.normalise)
+  loss, metrics, grads = gradient(
+    policy, state.params, batch, weight_R, reference, loss_of_rows, micro
+  )
   return apply_gradient(optimizer, state, grads, {"loss": loss, **metrics})
 
 
@@ -111,8 +120,8 @@ def sft_update(
   def loss_of_rows(logp_RT: jax.Array, rows: Rows) -> tuple[jax.Array, Metrics]:
     return sft_loss(logp_RT, rows.trained_RT, rows.weight_R), {}
 
-  rows = split_rows(batch, row_weights(batch.trained_RT, "token"), None, micro.group)
-  loss, metrics, grads = gradient(policy, state.params, batch, rows, loss_of_rows, micro.lengths)
+  weight_R = row_weights(batch.trained_RT, "token")
+  loss, metrics, grads = gradient(policy, state.params, batch, weight_R, None, loss_of_rows, micro)
   return apply_gradient(optimizer, state, grads, {"loss": loss, **metrics})
 
 
@@ -136,22 +145,29 @@ def token_logprobs(
   return jnp.pad(logp_RT, ((0, 0), (1, 0)))
 
 
-def score_batch(policy: Policy, params: Params, batch: TrainBatch) -> jax.Array:
+def score_batch(
+  policy: Policy, micro: Microbatches, params: Params, batch: TrainBatch
+) -> jax.Array:
   """float32 [R, T] log-probabilities of a batch under any parameters (reference, old policy)."""
   features_MD = policy.encode(params, batch.vision)
   prefix = _prefill(policy, batch, params, features_MD)
-  return token_logprobs(policy, params, prefix, features_MD, batch, batch.forbidden_V)
+  order = make_order(policy, batch, micro)
+  size = batch.token_RT.shape[1]
+
+  def one(rows: Rows) -> jax.Array:
+    behind = order.prefix_of(rows, prefix)
+    logp_RT = token_logprobs(policy, params, behind, features_MD, rows, batch.forbidden_V)
+    return jnp.pad(logp_RT, ((0, 0), (0, size - logp_RT.shape[1])))
+
+  rows = order.split(rows_of(batch, jnp.ones(batch.token_RT.shape[0]), None))
+  return order.join(jax.lax.map(_cut_to_need(one, micro.lengths), rows))
 
 
-def split_rows(
-  batch: TrainBatch, weight_R: Array, ref_logp_RT: Array | None, micro_group: int
-) -> Rows:
-  """Fields [B * G, ...] -> [microbatches, B * micro_group, ...], the shortest rows first.
-
-  Every microbatch has rows of every group, so that a sharded row axis stays sharded.
-  """
-  prompts = batch.prefix.token_BT.shape[0]
-  rows = Rows(
+def rows_of(batch: TrainBatch, weight_R: Array, ref_logp_RT: Array | None) -> Rows:
+  """All rows of a batch as one, in its order."""
+  prompts, count = batch.prefix.token_BT.shape[0], batch.token_RT.shape[0]
+  return Rows(
+    prompt_R=jnp.arange(count) // (count // prompts),
     token_RT=batch.token_RT,
     position_RTA=batch.position_RTA,
     valid_RT=batch.valid_RT,
@@ -164,42 +180,90 @@ def split_rows(
     weight_R=weight_R,
   )
 
-  length_BG = jnp.sum(jnp.asarray(batch.valid_RT), axis=1).reshape(prompts, -1)
-  order_BG = jnp.argsort(length_BG, axis=1)
 
-  def split(x_R: Array) -> jax.Array:
-    x_BG = jnp.asarray(x_R).reshape(prompts, -1, *x_R.shape[1:])
-    x_BG = jax.vmap(lambda x_G, order_G: x_G[order_G])(x_BG, order_BG)
-    parts = jnp.moveaxis(x_BG.reshape(prompts, -1, micro_group, *x_R.shape[1:]), 1, 0)
-    return parts.reshape(parts.shape[0], -1, *x_R.shape[1:])
+@dataclasses.dataclass(frozen=True, eq=False)
+class Order:
+  """Which row goes through the decoder when.
 
-  return jax.tree.map(split, rows)
+  A device's rows stay on it: microbatches have equally many of every device, its shortest first,
+  and each row reads the prefix of one of its device's own prompts.
+
+  Attributes:
+    row_NL: int32, the rows of each of N devices by their length.
+    micro: rows of a device in one microbatch; divides L.
+  """
+
+  row_NL: jax.Array
+  micro: int
+
+  def split(self, rows: Rows) -> Rows:
+    """Fields [R, ...] -> [microbatches, N * micro, ...]."""
+    devices, length = self.row_NL.shape
+
+    def one(x_R: Array) -> jax.Array:
+      x_NL = jnp.asarray(x_R).reshape(devices, length, *x_R.shape[1:])
+      x_NL = jax.vmap(lambda x_L, row_L: x_L[row_L])(x_NL, self.row_NL)
+      parts = x_NL.reshape(devices, -1, self.micro, *x_R.shape[1:])
+      return jnp.moveaxis(parts, 1, 0).reshape(-1, devices * self.micro, *x_R.shape[1:])
+
+    return jax.tree.map(one, rows)
+
+  def join(self, parts: jax.Array) -> jax.Array:
+    """The inverse of `split`, for one field."""
+    devices, length = self.row_NL.shape
+    x = parts.reshape(-1, devices, self.micro, *parts.shape[2:])
+    x_NL = jnp.moveaxis(x, 0, 1).reshape(devices, length, *parts.shape[2:])
+    place_NL = jnp.argsort(self.row_NL, axis=1)
+    x_NL = jax.vmap(lambda x_L, place_L: x_L[place_L])(x_NL, place_NL)
+    return x_NL.reshape(-1, *parts.shape[2:])
+
+  def prefix_of(self, rows: Rows, prefix: Prefix) -> Prefix:
+    """The prefix of each row of a microbatch, as if each were alone in its group."""
+    devices = self.row_NL.shape[0]
+
+    def one(x_B: jax.Array) -> jax.Array:
+      x_NB = x_B.reshape(devices, -1, *x_B.shape[1:])
+      prompt_NM = rows.prompt_R.reshape(devices, -1) % x_NB.shape[1]
+      return jax.vmap(lambda x, prompt: x[prompt])(x_NB, prompt_NM).reshape(-1, *x_B.shape[1:])
+
+    return jax.tree.map(one, prefix)
+
+
+def make_order(policy: Policy, batch: TrainBatch, micro: Microbatches) -> Order:
+  """Each device's rows, the shortest first."""
+  devices = 1 if policy.mesh is None else sharding.row_devices(policy.mesh)
+  length_NL = jnp.sum(jnp.asarray(batch.valid_RT), axis=1).reshape(devices, -1)
+  row_NL = jnp.argsort(length_NL, axis=1)
+  return Order(row_NL, math.gcd(micro.rows, row_NL.shape[1]))
 
 
 def gradient(
   policy: Policy,
   params: Params,
   batch: TrainBatch,
-  rows: Rows,
+  weight_R: Array,
+  ref_logp_RT: Array | None,
   loss_of_rows: RowLoss,
-  lengths: tuple[int, ...],
+  micro: Microbatches,
 ) -> tuple[jax.Array, Metrics, Params]:
   """Loss, metrics and gradient of a whole batch, microbatch by microbatch.
 
   Args:
     params: differentiated.
-    batch: its images, prefixes and forbidden ids.
-    rows: from `split_rows`.
+    batch: images, prefixes, rows.
+    weight_R: from `row_weights`.
+    ref_logp_RT: of the reference policy, None without one.
     loss_of_rows: (logp_RT, rows) -> (this microbatch's part of the loss, of the metrics).
-    lengths: as in `Microbatches`.
+    micro: static.
   """
+  order = make_order(policy, batch, micro)
   features_MD, pull_encode = jax.vjp(lambda p: policy.encode(p, batch.vision), params)
   prefix, pull_prefill = jax.vjp(functools.partial(_prefill, policy, batch), params, features_MD)
 
   def loss(
     params: Params, layers: tuple[KV, ...], features_MD: jax.Array, rows: Rows
   ) -> tuple[jax.Array, Metrics]:
-    behind = prefix._replace(layers=layers)
+    behind = order.prefix_of(rows, prefix._replace(layers=layers))
     logp_RT = token_logprobs(policy, params, behind, features_MD, rows, batch.forbidden_V)
     return loss_of_rows(logp_RT, rows)
 
@@ -207,11 +271,12 @@ def gradient(
     differentiate = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
     return differentiate(params, prefix.layers, features_MD, rows)
 
-  one = _cut_to_need(gradient_of, lengths)
+  one = _cut_to_need(gradient_of, micro.lengths)
 
   def add(total, rows: Rows):
     return jax.tree.map(jnp.add, total, one(rows)), None
 
+  rows = order.split(rows_of(batch, weight_R, ref_logp_RT))
   first = jax.tree.map(lambda x: x[0], rows)
   zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
   ((loss_sum, metrics), (grads, layers_grad, features_grad)), _ = jax.lax.scan(add, zero, rows)

@@ -96,13 +96,18 @@ def write_report(
 
 
 def tiles(records: Sequence[dict[str, Any]], table: ResultTable | None) -> list[Tile]:
-  """The numbers at the top: required differences, then means of the first and the last tenth."""
+  """The numbers at the top: required differences, then means of the first and the last tenth.
+
+  Rewards of different sharpness do not compare: theirs is left out where it moved.
+  """
   found = [
     Tile(paired.label, _signed(paired.mean), f"95 % {_range(paired)}")
     for paired in (table.paired if table else ())
     if paired.required
   ][:2]
-  for key, label in (("reward", "reward"), ("hard", "sampled score")):
+  moved = len({r.get("sharpness") for r in records}) > 1
+  means = (("hard", "sampled score"), *(() if moved else (("reward", "reward"),)))
+  for key, label in means:
     if values := [r[key] for r in records if r.get(key) is not None]:
       count = max(1, round(_ENDS * len(values)))
       first, last = np.mean(values[:count]), np.mean(values[-count:])

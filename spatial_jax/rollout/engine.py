@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from spatial_jax import rng
@@ -40,9 +41,12 @@ class RolloutConfig:
     top_p: nucleus of training rollouts; 1 keeps the whole distribution.
     turn_tokens: most tokens the policy samples in one turn.
     chunk: most tokens per device call.
+    narrow: where at most an n-th of the rows still sample, they are decoded by themselves, for each
+      n given; () never.
     stop: when a rollout ends; `stop.tokens` is also the size of each row's own cache.
     limits: what one turn may draw.
     prompt_buckets, observation_buckets: padded lengths, tokens.
+    own_buckets: how much of each row's own cache a chunk may read instead of all, ascending.
     vision: buckets of the vision tower.
   """
 
@@ -52,18 +56,20 @@ class RolloutConfig:
   top_p: float
   turn_tokens: int
   chunk: int
+  narrow: tuple[int, ...]
   stop: StopLimits
   limits: Limits
   prompt_buckets: tuple[int, ...]
   observation_buckets: tuple[int, ...]
+  own_buckets: tuple[int, ...]
   vision: VisionBuckets
 
   def __post_init__(self):
     counts = (self.prompts, self.group, self.turn_tokens, self.chunk, self.stop.tokens)
-    if min(counts) < 1 or self.temperature <= 0 or not 0 < self.top_p <= 1:
+    if min(*counts, *self.narrow) < 1 or self.temperature <= 0 or not 0 < self.top_p <= 1:
       raise ConfigError(
         "config.rollout needs temperature > 0, top_p in (0, 1], and prompts, group, turn_tokens, "
-        "chunk and stop.tokens of at least 1"
+        "chunk, narrow and stop.tokens of at least 1"
       )
 
 
@@ -86,12 +92,16 @@ class RolloutPrograms:
     sample: (params, SampleState donated, Sampling, greedy, truncate)
       -> (SampleState, token_RK, logp_RK).
     observe: (params, SampleState donated, features_MD, ObservationBatch) -> SampleState.
+    narrow: (SampleState, slot_R) -> SampleState of these rows.
+    widen: (SampleState donated, SampleState, slot_R) -> SampleState with these rows put back.
   """
 
   encode: Callable[[Params, VisionBatch], Array]
   start: Callable[[Params, Array, PromptBatch, Array], SampleState]
   sample: Callable[[Params, SampleState, Sampling, bool, bool], tuple[SampleState, Array, Array]]
   observe: Callable[[Params, SampleState, Array, ObservationBatch], SampleState]
+  narrow: Callable[[SampleState, Array], SampleState]
+  widen: Callable[[SampleState, SampleState, Array], SampleState]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,30 +129,47 @@ class _Row:
     return self.episode.length - len(self.episode.prompt.token_ids_T)
 
 
-def run_episodes(
-  engine: Engine, params: Params, prompts: Prompts, seed: int, step: int, mode: Mode
-) -> Rollouts:
-  """Samples G rollouts for each prompt.
+def read_prompts(engine: Engine, params: Params, prompts: Prompts) -> SampleState:
+  """Encodes the prompts' pictures and prefills them: rows that are about to speak.
 
   Args:
     engine: programs, limits, drawing.
     params: decode parameters (unstacked), on the rollout mesh.
     prompts: at most `cfg.prompts`.
-    seed, step: of the run; with task, sample and position they fix every draw.
-    mode: temperature, nucleus, greedy.
-
-  Returns:
-    [len(prompts)][G] trajectories.
 
   Raises:
     DataError: on the host, for prompts that are longer, or show or let draw more, than every bucket
       holds; whatever the policy says then fits.
   """
-  cfg = engine.cfg
   _check_pictures(engine, prompts)
-  rows = [_open(engine, p, g, seed, step, mode) for p in prompts for g in range(cfg.group)]
   features_MD, prompt_batch, active_B = _prompt_batch(engine, params, prompts)
-  state = engine.programs.start(params, features_MD, prompt_batch, active_B)
+  return engine.programs.start(params, features_MD, prompt_batch, active_B)
+
+
+def run_episodes(
+  engine: Engine,
+  params: Params,
+  prompts: Prompts,
+  seed: int,
+  step: int,
+  mode: Mode,
+  ready: SampleState | None = None,
+) -> Rollouts:
+  """Samples G rollouts for each prompt.
+
+  Args:
+    engine, params, prompts: as in `read_prompts`.
+    seed, step: of the run; with task, sample and position they fix every draw.
+    mode: temperature, nucleus, greedy.
+    ready: what `read_prompts` gave for the same arguments, where they are asked in several modes;
+      it is left as it is. None: the prompts are read here.
+
+  Returns:
+    [len(prompts)][G] trajectories. Errors are those of `read_prompts`.
+  """
+  cfg = engine.cfg
+  state = read_prompts(engine, params, prompts) if ready is None else jax.tree.map(jnp.copy, ready)
+  rows = [_open(engine, p, g, seed, step, mode) for p in prompts for g in range(cfg.group)]
   key_R = _row_keys(prompts, cfg, seed, step)
   while any(row.reason is None for row in rows):
     state, heard = _sample_turn(engine, params, state, rows, key_R, mode)
@@ -251,9 +278,10 @@ def _sample_turn(
 ) -> tuple[SampleState, dict[int, tuple[list[int], list[float]]]]:
   """Samples until every active row ended its turn; returns ids and log-probabilities by row."""
   cfg = engine.cfg
-  active = [r for r, row in enumerate(rows) if row.reason is None]
+  speaking = [r for r, row in enumerate(rows) if row.reason is None]
+  heard: dict[int, tuple[list[int], list[float]]] = {r: ([], []) for r in speaking}
   limit_R = np.array(state.count_R)
-  for r in active:
+  for r in speaking:
     limit_R[r] += min(cfg.turn_tokens, cfg.stop.tokens - rows[r].tokens)
   sampling = Sampling(
     key_R=key_R,
@@ -262,21 +290,41 @@ def _sample_turn(
     limit_R=limit_R,
     forbidden_V=_forbidden(engine),
   )
-  tokens, logps = [], []
-  while True:
+  count = len(limit_R)
+  widths = [max(count // n, 1) for n in cfg.narrow]
+  active, slot_R, aside = np.asarray(speaking), np.arange(count), None
+  while active.size:
+    width = min((w for w in widths if active.size <= w), default=count)
+    if width < len(slot_R):
+      aside = state if aside is None else engine.programs.widen(aside, state, slot_R)
+      slot_R = np.full(width, count, np.int32)
+      slot_R[: active.size] = active
+      state = engine.programs.narrow(aside, slot_R)
+      here_R = np.minimum(slot_R, count - 1)
+      sampling = sampling._replace(key_R=key_R[here_R], limit_R=limit_R[here_R])
     state, token_RK, logp_RK = engine.programs.sample(
       params, state, sampling, mode.greedy, mode.top_p < 1.0
     )
-    tokens.append(np.asarray(token_RK))
-    logps.append(np.asarray(logp_RK))
-    if not np.asarray(state.active_R).any():
-      break
-  token_RT, logp_RT = np.concatenate(tokens, axis=1), np.concatenate(logps, axis=1)
-  heard = {}
-  for r in active:
-    sampled_T = token_RT[r] >= 0
-    heard[r] = (token_RT[r][sampled_T].tolist(), logp_RT[r][sampled_T].tolist())
+    _note(heard, slot_R, np.asarray(token_RK), np.asarray(logp_RK))
+    active = slot_R[np.asarray(state.active_R)]
+  if aside is not None:
+    state = engine.programs.widen(aside, state, slot_R)
   return state, heard
+
+
+def _note(
+  heard: dict[int, tuple[list[int], list[float]]],
+  slot_R: np.ndarray,
+  token_RK: np.ndarray,
+  logp_RK: np.ndarray,
+) -> None:
+  """Puts a chunk's tokens behind those of their rows."""
+  for slot, token_K, logp_K in zip(slot_R, token_RK, logp_RK, strict=True):
+    sampled_K = token_K >= 0
+    if sampled_K.any():
+      ids, logps = heard[int(slot)]
+      ids += token_K[sampled_K].tolist()
+      logps += logp_K[sampled_K].tolist()
 
 
 def _forbidden(engine: Engine) -> np.ndarray:

@@ -3,14 +3,17 @@
 start    prompts -> prefix cache, one hidden state per row (a group shares its prompt)
 sample   hidden state -> token -> hidden state, a chunk of tokens for all rows at once
 observe  drawn pictures behind the rows that drew
+narrow   the few rows that still sample, by themselves; widen puts them back
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from spatial_jax.policy.cache import Cache, admit
+from spatial_jax.policy import cache as cache_lib
+from spatial_jax.policy.cache import KV, Cache, Prefix, admit
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.types import Array, Params
 
@@ -139,6 +142,57 @@ def observe(
   )
 
 
+def narrow(state: SampleState, slot_R: Array) -> SampleState:
+  """Some rows of a state as a state of their own, each with its own copy of its prefix.
+
+  Args:
+    state: of R rows.
+    slot_R: int32, which rows; one >= R is padding, which samples nothing.
+  """
+  prefix, count = state.cache.prefix, state.active_R.shape[0]
+  index_R = jnp.asarray(slot_R)
+  prompt_R = index_R // (count // prefix.length_B.shape[0])
+
+  def rows(x: Array) -> jax.Array:
+    return jnp.take(jnp.asarray(x), index_R, axis=0, mode="clip")
+
+  cache = Cache(
+    Prefix(
+      tuple(cache_lib.rows(layer, prompt_R) for layer in prefix.layers),
+      jnp.take(prefix.length_B, prompt_R, mode="clip"),
+    ),
+    tuple(cache_lib.rows(layer, index_R) for layer in state.cache.layers),
+    rows(state.cache.length_R),
+  )
+  return SampleState(
+    cache=cache,
+    hidden_RD=rows(state.hidden_RD),
+    position_R=rows(state.position_R),
+    count_R=rows(state.count_R),
+    active_R=rows(state.active_R) & (index_R < count),
+  )
+
+
+def widen(state: SampleState, few: SampleState, slot_R: Array) -> SampleState:
+  """`state` with the rows that `narrow` took out put back; arguments as there."""
+
+  def put(old: Array, new: Array) -> jax.Array:
+    return jnp.asarray(old).at[slot_R].set(new, mode="drop")
+
+  layers = zip(state.cache.layers, few.cache.layers, strict=True)
+  return SampleState(
+    cache=Cache(
+      state.cache.prefix,
+      tuple(KV(*map(put, old, new)) for old, new in layers),
+      put(state.cache.length_R, few.cache.length_R),
+    ),
+    hidden_RD=put(state.hidden_RD, few.hidden_RD),
+    position_R=put(state.position_R, few.position_R),
+    count_R=put(state.count_R, few.count_R),
+    active_R=put(state.active_R, few.active_R),
+  )
+
+
 def last_valid(x_RTD: Array, valid_RT: Array) -> jax.Array:
   """[R, D] of each row's last valid token; rows are left-aligned."""
   last_R = jnp.maximum(jnp.sum(jnp.asarray(valid_RT), axis=1, dtype=jnp.int32) - 1, 0)
@@ -213,16 +267,21 @@ def decode_chunk(
   sampling: Sampling,
   *,
   steps: int,
+  own_buckets: tuple[int, ...],
   greedy: bool,
   truncate: bool,
   stop_id: int,
 ) -> tuple[SampleState, jax.Array, jax.Array]:
   """Samples up to `steps` tokens per row; stops early when no row is active.
 
+  Every token reads the whole of each row's own cache, so that a chunk works on the front of it: as
+  much as the longest active row will need.
+
   Args:
     policy, params: the pure functions and their unstacked parameters.
     state: carried state; its buffers are donated by the program that jits this.
     sampling, steps: keys and numbers; most tokens of this chunk.
+    own_buckets: ascending sizes of that front; beyond the last it is the whole cache.
     greedy: takes the most likely token; log-probabilities are those at `temperature`.
     truncate: apply `top_p` (costs a sort per token).
     stop_id: ends a row's turn; it is sampled, recorded and cached like any other token.
@@ -230,6 +289,26 @@ def decode_chunk(
   Returns:
     The state, tokens int32 [R, steps] (-1: nothing sampled), and float32 log-probabilities.
   """
+
+  decode = functools.partial(_decode, policy, params, sampling, steps, greedy, truncate, stop_id)
+
+  def on_front(state: SampleState, size: int):
+    layers = state.cache.layers
+    front = jax.tree.map(lambda x: x[:, :, :size], layers)
+    state, *said = decode(state._replace(cache=state.cache._replace(layers=front)))
+    layers = jax.tree.map(lambda x, new: x.at[:, :, :size].set(new), layers, state.cache.layers)
+    return state._replace(cache=state.cache._replace(layers=layers)), *said
+
+  if not own_buckets:
+    return decode(state)
+  needed = steps + jnp.max(jnp.where(state.active_R, state.cache.length_R, 0))
+  forms = [functools.partial(on_front, size=size) for size in own_buckets]
+  which = jnp.searchsorted(jnp.asarray(own_buckets), needed)
+  return jax.lax.switch(which, [*forms, decode], state)
+
+
+def _decode(policy, params, sampling, steps, greedy, truncate, stop_id, state):
+  """`decode_chunk` on the cache as it is."""
 
   def body(carry):
     index, state, token_RK, logp_RK = carry

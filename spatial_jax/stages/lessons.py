@@ -62,7 +62,7 @@ class PretrainConfig:
     share: part of a cell an object must fill to be its truth.
     categories: names in the order of the head's logits.
     max_boxes: most boxes of one demonstrated drawing.
-    micro: how rows go through the decoder; its group divides those of the lessons.
+    micro: how rows go through the decoder.
   """
 
   see_steps: int
@@ -78,12 +78,8 @@ class PretrainConfig:
   micro: Microbatches
 
   def __post_init__(self):
-    groups = [lesson.group for lesson in self.lessons]
-    if not groups or any(group % self.micro.group for group in groups):
-      raise ConfigError(
-        f"config.recipe.micro.group is {self.micro.group}: it must divide the group of every "
-        f"lesson, {groups}"
-      )
+    if not self.lessons:
+      raise ConfigError("config.recipe.lessons is empty: name at least one")
 
 
 class Lesson(NamedTuple):

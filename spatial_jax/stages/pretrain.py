@@ -42,7 +42,7 @@ from spatial_jax.learn.batch import BatchConfig
 from spatial_jax.learn.dense import dense_loss, finding_loss, init_heads, pointing_loss, subjects
 from spatial_jax.learn.loss import Metrics, row_weights, sft_loss
 from spatial_jax.learn.optimizer import OptimizerConfig, check_steps, make_optimizer
-from spatial_jax.learn.update import Rows, apply_gradient, gradient, split_rows
+from spatial_jax.learn.update import Rows, apply_gradient, gradient
 from spatial_jax.policy.attention_mass import log_attention
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
@@ -260,9 +260,8 @@ def _learn(policy, optimizer, cfg, names, state: TrainState, lesson: Lesson):
   batch = lesson.batch
   assert batch is not None
   weight_R = row_weights(batch.trained_RT, "token")
-  rows = split_rows(batch, weight_R, None, cfg.micro.group)
   loss, _, grads = gradient(
-    policy, state.params["policy"], batch, rows, loss_of_rows, cfg.micro.lengths
+    policy, state.params["policy"], batch, weight_R, None, loss_of_rows, cfg.micro
   )
   metrics, dense_grads = _dense_gradient(policy, names, state.params, lesson, cfg)
   scaled = jax.tree.map(lambda g: cfg.dense_weight * g, dense_grads)
