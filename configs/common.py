@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
   cfg.seed = 0
   cfg.init = "spatial_jax/assets/tiny"  # Hugging Face folder or work directory of a run
   cfg.remat = True  # on two cores, layers are computed again faster than they are stored
-  cfg.loop = loop(60)
+  cfg.loop = loop(80)
   cfg.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all devices that are left
   cfg.source = source()
   cfg.text = text()
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
   cfg.rollout = rollout()
   cfg.style = style()
   cfg.executor = ConfigDict({"workers": 1, "timeout_s": 20.0, "memory_mib": 1024})
-  cfg.learn = learn(60)
+  cfg.learn = learn(80)
   cfg.evaluation = evaluation()
   return cfg
 
@@ -57,13 +57,7 @@ def learn(steps: int) -> ConfigDict:
         # the same, a gradient without it bought four times as much reward for the same noise.
         "by_std": False,
       },
-      "loss": {
-        "clip_low": 0.2,
-        "clip_high": 0.3,
-        # Places in thoughts have no reward of their own: without it all of them drift together.
-        "kl_weight": 0.03,
-        "normalise": "sequence",
-      },
+      "loss": {"clip_low": 0.2, "clip_high": 0.3, "kl_weight": 0.0, "normalise": "sequence"},
       "optimizer": calm(optimizer(1.5e-4, steps)),
       "prefix_buckets": (160, 512),  # few: a trace of the update takes half a minute to compile
       # Most answers are one number, 27 tokens, or two places, 75; the few that draw come last.

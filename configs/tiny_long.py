@@ -11,7 +11,7 @@ from configs import common
 
 
 def get_config() -> ConfigDict:
-  """Seven times the steps, each two thirds as far."""
+  """Five times the steps, each two thirds as far."""
   cfg = common.get_config()
   cfg.loop = common.loop(400)
   cfg.learn = common.learn(400)
