@@ -32,7 +32,7 @@ from spatial_jax.types import Array, Params, TrainBatch, TrainState
 class Rows(NamedTuple):
   """What one microbatch of rows is made of; fields as in TrainBatch.
 
-  `prompt_R`: whose prefix each reads, counted within its device's prompts.
+  `prompt_R`: whose prefix each reads, counted over the batch.
   """
 
   prompt_R: Array
