@@ -72,7 +72,9 @@ def all_programs(
   rollout: RolloutConfig,
   batch: BatchConfig,
 ) -> list[Program]:
-  """Every program of a reinforcement-learning step, in order, with its largest abstract inputs.
+  """The programs of a reinforcement-learning step, in order, with their largest abstract inputs.
+
+  `narrow` and `widen` only copy rows, and the fewer rows between them need less: they are left out.
 
   Args:
     policy: its mesh may be of devices that are not there.

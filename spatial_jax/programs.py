@@ -1,4 +1,4 @@
-"""Every jitted function of a run: `train` runs them, `aot` compiles the same ones.
+"""Every jitted function of a run: `train` runs them, `aot` compiles the same ones but for copies.
 
     decode_params   train parameters -> rollout mesh, unstacked     once per step
     rollout         encode, start, sample, observe, narrow, widen   on the rollout mesh
