@@ -43,6 +43,9 @@ OPTIMIZER = OptimizerConfig(
   eps=1e-8,
   weight_decay=0.01,
   max_grad_norm=1.0,
+  relative=False,
+  gains=(),
+  gain_rate=0.0,
   frozen=(),
 )
 COMPARED_STEPS = 2  # from the checkpoint: the first shows loss and gradient, the next the optimizer

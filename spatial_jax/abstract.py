@@ -12,7 +12,7 @@ import optax
 
 from spatial_jax import programs, sharding
 from spatial_jax.data.vision import VisionBuckets
-from spatial_jax.learn.batch import BatchConfig
+from spatial_jax.learn.batch import BatchConfig, kept_rows
 from spatial_jax.learn.loss import LossConfig
 from spatial_jax.learn.update import Microbatches
 from spatial_jax.policy.config import VisionConfig
@@ -71,6 +71,7 @@ def all_programs(
   micro: Microbatches,
   rollout: RolloutConfig,
   batch: BatchConfig,
+  share: float,
 ) -> list[Program]:
   """The programs of a reinforcement-learning step, in order, with their largest abstract inputs.
 
@@ -81,10 +82,11 @@ def all_programs(
     island: the same on the devices of one process; `policy` itself where there is one process.
     optimizer, loss, micro: of the update.
     rollout, batch: shapes; the last of each list of buckets is taken.
+    share: of the rollouts that the update learns from.
   """
   run = programs.rollout_programs(island, rollout, stop_id=0)
   learn = programs.learn_programs(policy, optimizer, loss, micro)
-  x = largest_inputs(policy, island, optimizer, rollout, batch)
+  x = largest_inputs(policy, island, optimizer, rollout, batch, share)
   state, weights, rows = x.state, x.weights, x.rows
   calls = [
     (
@@ -111,6 +113,7 @@ def largest_inputs(
   optimizer: optax.GradientTransformation,
   rollout: RolloutConfig,
   batch: BatchConfig,
+  share: float,
 ) -> Inputs:
   """See `Inputs`; arguments as in `all_programs`."""
   mesh, cfg = programs.train_mesh(policy), policy.cfg
@@ -125,8 +128,9 @@ def largest_inputs(
   prompts = _prompts(rollout)
   run = programs.rollout_programs(island, rollout, stop_id=0)
   rows = jax.eval_shape(run.start, weights, features_MD, *prompts)
-  islands = sharding.island_mesh(mesh).shape["island"]
-  learned = train_batch(cfg.vision, rollout.prompts * islands, rollout.group, batch)
+  asked = rollout.prompts * sharding.island_mesh(mesh).shape["island"]
+  count = kept_rows(asked * rollout.group, share, sharding.row_devices(mesh))
+  learned = train_batch(cfg.vision, asked, count, batch)
   window = programs.window_patches(cfg.vision)
   return Inputs(
     state=state,
@@ -141,9 +145,9 @@ def largest_inputs(
   )
 
 
-def train_batch(vision: VisionConfig, prompts: int, group: int, cfg: BatchConfig) -> TrainBatch:
-  """A TrainBatch of ShapeDtypeStruct: the last of each list of buckets."""
-  count, size, prefix_size = prompts * group, cfg.tokens, cfg.prefix_buckets[-1]
+def train_batch(vision: VisionConfig, prompts: int, count: int, cfg: BatchConfig) -> TrainBatch:
+  """`count` rows behind `prompts` prefixes, ShapeDtypeStruct: the last of each list of buckets."""
+  size, prefix_size = cfg.tokens, cfg.prefix_buckets[-1]
   return TrainBatch(
     prefix=PrefixBatch(
       token_BT=_struct((prompts, prefix_size), jnp.int32),
@@ -151,6 +155,7 @@ def train_batch(vision: VisionConfig, prompts: int, group: int, cfg: BatchConfig
       valid_BT=_struct((prompts, prefix_size), jnp.bool_),
       feature_BT=_struct((prompts, prefix_size), jnp.int32),
     ),
+    prompt_R=_struct((count,), jnp.int32),
     token_RT=_struct((count, size), jnp.int32),
     position_RTA=_struct((count, size, 3), jnp.int32),
     valid_RT=_struct((count, size), jnp.bool_),

@@ -135,9 +135,11 @@ def compile_all(
   policy = make_policy(policy_cfg, programs.compute_dtype(mesh), mesh, remat)
   policy = dataclasses.replace(policy, frozen=learn.optimizer.frozen)
   island = dataclasses.replace(policy, mesh=host)
-  batch = programs.batch_buckets(batch_config(learn, rollout, policy_cfg), mesh)
+  batch = programs.batch_buckets(batch_config(learn, policy_cfg), mesh)
   rollout = programs.rollout_buckets(rollout, mesh)
-  found = abstract.all_programs(policy, island, optimizer, learn.loss, learn.micro, rollout, batch)
+  found = abstract.all_programs(
+    policy, island, optimizer, learn.loss, learn.micro, rollout, batch, learn.share
+  )
   return [compile_program(program) for program in found]
 
 

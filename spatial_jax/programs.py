@@ -41,12 +41,14 @@ class LearnPrograms:
     update: (state donated, batch, ref_logp_RT or None) -> (state, metrics): GRPO / AP-GRPO.
     sft: (state donated, batch) -> (state, metrics).
     score: (params, batch) -> logp_RT, of reference or old policy.
+    blocks: devices that the rows of one process lie on.
   """
 
   place: Callable[[TrainBatch], TrainBatch]
   update: Callable[[TrainState, TrainBatch, Array | None], tuple[TrainState, Metrics]]
   sft: Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]
   score: Callable[[Params, TrainBatch], jax.Array]
+  blocks: int
 
 
 def train_mesh(policy: Policy) -> Mesh:
@@ -126,6 +128,7 @@ def learn_programs(
     update=jax.jit(update, donate_argnums=0, out_shardings=out),
     sft=jax.jit(sft, donate_argnums=0, out_shardings=out),
     score=jax.jit(score, out_shardings=sharding.rows(mesh)),
+    blocks=sharding.row_devices(mesh) // sharding.island_mesh(mesh).shape["island"],
   )
 
 

@@ -224,6 +224,7 @@ def train_batch_shardings(batch: TrainBatch, window: int, mesh: Mesh) -> TrainBa
   frame = row if batch.vision.frame_NS.shape[0] % shards == 0 else everywhere
   return TrainBatch(
     prefix=PrefixBatch(token_BT=row, position_BTA=row, valid_BT=row, feature_BT=row),
+    prompt_R=row,
     token_RT=row,
     position_RTA=row,
     valid_RT=row,

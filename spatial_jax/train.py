@@ -11,6 +11,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,13 +21,14 @@ from rich.console import Console
 
 from spatial_jax import checkpoint, programs, sharding
 from spatial_jax.config import ConfigError, build, parse_flags
+from spatial_jax.data.loader import ahead
 from spatial_jax.data.text import TextConfig
 from spatial_jax.data.vision import PreprocessConfig
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.errors import UserError
 from spatial_jax.evaluate.console import make_console
-from spatial_jax.evaluate.contest import EvaluationConfig, hold, make_contest
+from spatial_jax.evaluate.contest import EvaluationConfig, Questions, ask_source, hold, make_contest
 from spatial_jax.evaluate.results import come_from
 from spatial_jax.learn.optimizer import check_steps, make_optimizer
 from spatial_jax.policy.qwen_vl import Policy
@@ -41,7 +43,7 @@ from spatial_jax.stages.grpo import GrpoConfig, Learner, batch_config
 from spatial_jax.stages.load import MODEL_KEY, Loaded, load_policy, record
 from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.stages.pretrain import PretrainRun, pretrain
-from spatial_jax.stages.source import Source, SourceConfig, make_source
+from spatial_jax.stages.source import SourceConfig, make_source
 from spatial_jax.types import Params
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py")
@@ -106,10 +108,10 @@ class GrpoRun:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contestants:
-  """The policy at the start and at the end of training, and where questions come from."""
+  """The policy at the start and at the end of training, and what both are asked."""
 
   policy: Policy
-  source: Source
+  questions: Callable[[], Questions]
   before: Params
   after: Params
   benchmark: str | None
@@ -155,6 +157,8 @@ def grpo(
   """Reinforcement learning from start to report."""
   policy = dataclasses.replace(loaded.policy, remat=cfg.remat, frozen=cfg.learn.optimizer.frozen)
   source = make_source(cfg.source)
+  # Made while the first programs compile, which leaves cores idle.
+  questions = ahead(lambda: ask_source(source, cfg.evaluation, cfg.seed))
   optimizer = make_optimizer(cfg.learn.optimizer)
   conversation = Conversation(loaded.tokenizer, cfg.text, cfg.preprocess, policy.cfg)
   with contextlib.ExitStack() as stack:
@@ -163,12 +167,10 @@ def grpo(
       engine=make_engine(policy, conversation, executor, cfg.rollout),
       programs=programs.learn_programs(policy, optimizer, cfg.learn.loss, cfg.learn.micro),
       decode_params=programs.decode_params(policy, mesh),
-      tasks_of=source.tasks_of,
+      tasks_of=source.batch,
       count=cfg.rollout.prompts,
-      per_scene=source.per_scene,
-      types=source.types,
       cfg=cfg.learn,
-      shapes=programs.batch_buckets(batch_config(cfg.learn, cfg.rollout, policy.cfg), mesh),
+      shapes=programs.batch_buckets(batch_config(cfg.learn, policy.cfg), mesh),
       steps=cfg.loop.steps,
       seed=cfg.seed,
       reference=loaded.params if cfg.learn.loss.kl_weight else None,
@@ -178,7 +180,7 @@ def grpo(
     state = programs.init_state(policy, optimizer, start, mesh)
     benchmark = source.benchmark or loaded.benchmark
     state = loop.run(workdir, cfg.loop, "grpo", state, learner.step_of, benchmark, resolved)
-    ends = Contestants(policy, source, loaded.params, state.params, benchmark)
+    ends = Contestants(policy, questions, loaded.params, state.params, benchmark)
     finish(cfg, learner, ends, workdir)
 
 
@@ -223,7 +225,7 @@ def exam(
   contest = make_contest(
     lambda rollout: make_engine(ends.policy, asked.conversation, asked.executor, rollout),
     cfg.rollout,
-    ends.source,
+    ends.questions(),
     cfg.learn.reward,
     cfg.evaluation,
     cfg.seed,

@@ -285,15 +285,16 @@ class PrefixBatch(NamedTuple):
 class TrainBatch(NamedTuple):
   """Rows for the update: the only padded form of a trajectory.
 
-  What the G rows of a group have in common is there once; rows r = b * G + g go on behind it:
+  What the rollouts of a group have in common is there once; its rows go on behind it:
 
-      prefix of b | prompt ...... |      own part of its G rows | last prompt token, response ...
-                                                               | last prompt token, response ...
+      prefix of b | prompt ...... |      own part of its rows | last prompt token, response ...
+                                                             | last prompt token, response ...
 
   The last common token belongs to the rows: what stands behind it predicts their first own one.
 
   Attributes:
     prefix: of B groups.
+    prompt_R: int32 b, ascending; the rows of one device read prefixes of that device.
     token_RT: int32, like all of [R, T] the rows' own part.
     position_RTA: int32.
     valid_RT: bool.
@@ -307,6 +308,7 @@ class TrainBatch(NamedTuple):
   """
 
   prefix: PrefixBatch
+  prompt_R: Array
   token_RT: Array
   position_RTA: Array
   valid_RT: Array

@@ -17,7 +17,7 @@ from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.drawing.monitor import StopLimits, end_reason
 from spatial_jax.drawing.protocol import Coordinates, Limits, Parsed
 from spatial_jax.learn.advantage import advantage
-from spatial_jax.learn.batch import BatchConfig, to_train_batch
+from spatial_jax.learn.batch import BatchConfig, select, to_train_batch
 from spatial_jax.learn.loss import LossConfig
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
 from spatial_jax.learn.update import Microbatches
@@ -51,7 +51,10 @@ ROLLOUT = RolloutConfig(
   vision=VisionBuckets((16, 48), (4, 12), (64,)),
 )
 # A small step and a large epsilon: where a gradient is noise, Adam would turn it into a full step.
-OPTIMIZER = OptimizerConfig(1e-3, "constant", 0, 100, 0, 0.9, 0.95, 1e-5, 0.01, 1.0, ())
+OPTIMIZER = OptimizerConfig(
+  1e-3, "constant", 0, 100, 0, 0.9, 0.95, 1e-5, 0.01, 1.0, True, ("decoder/norm/",), 1e-3, ()
+)
+SHARE, BLOCKS = 0.5, 4
 SHAPES = BatchConfig((128,), 128, ROLLOUT.vision, 2, VOCABULARY)
 LOSS = LossConfig(clip_low=0.2, clip_high=0.3, kl_weight=0.0, normalise="token")
 MICRO = Microbatches(1, (32, 128))
@@ -145,6 +148,8 @@ def step(lab: Lab, state: TrainState, number: int) -> Outcome:
   luck_BG = np.random.default_rng(number).random(scores.reward_BG.shape, np.float32)
   scores = scores._replace(reward_BG=luck_BG, accuracy_BG=luck_BG)
   advantage_BG = np.asarray(advantage(scores, dummies.ADVANTAGE))
-  batch, _ = to_train_batch(rollouts, advantage_BG, SHAPES)
+  # By blocks of the largest mesh, on which every other keeps the same rows.
+  kept_BG = select(advantage_BG, SHARE, BLOCKS)
+  batch, _ = to_train_batch(rollouts, advantage_BG, SHAPES, kept_BG)
   state, metrics = lab.learn.update(state, lab.learn.place(batch), None)
   return Outcome(rollouts, state, metrics, weights)

@@ -79,7 +79,9 @@ def programs_of(topology: str, cfg: QwenVLConfig, rollout: RolloutConfig) -> dic
   island = make_policy(cfg, jnp.bfloat16, aot.host_mesh(topology, mesh))
   batch = BatchConfig((128,), 128, rollout.vision, cfg.vision.window_blocks, cfg.decoder.vocabulary)
   optimizer = make_optimizer(learn.optimizer)
-  found = abstract.all_programs(policy, island, optimizer, learn.loss, learn.micro, rollout, batch)
+  found = abstract.all_programs(
+    policy, island, optimizer, learn.loss, learn.micro, rollout, batch, learn.share
+  )
   return {program.name: program for program in found}
 
 

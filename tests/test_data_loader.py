@@ -20,6 +20,7 @@ from spatial_jax.data import loader
 from spatial_jax.data.loader import (
   HELD_OUT_SEED,
   LookConfig,
+  ahead,
   batch,
   held_out,
   pick,
@@ -122,6 +123,14 @@ def test_a_rare_type_is_waited_for(seed, count, per_scene):
   assert max(counts) - min(counts) <= 1
 
 
+@given(st.integers(0, 99), st.integers(1, 20), st.integers(1, 3), st.integers(1, 3))
+def test_patience_bounds_the_rooms_that_are_looked_at(seed, count, per_scene, patience):
+  tasks_of, visited = one_in(HELD_OUT_SEED * 2)
+  tasks = batch(tasks_of, 0, seed, 0, count, per_scene, TYPES, patience)
+  assert len(tasks) == count
+  assert len(visited) <= (patience + 1) * math.ceil(count / per_scene)
+
+
 @given(st.integers(0, 99), st.integers(1, 40), st.integers(1, 6))
 def test_a_type_that_never_comes_is_given_up(seed, count, per_scene):
   tasks_of, visited = one_in(HELD_OUT_SEED * 2)
@@ -182,13 +191,9 @@ def test_scene_tasks_are_reproducible():
 
 
 def test_held_out_rooms_are_never_trained_on():
-  source = make_source(SourceConfig("procedural", "", ROOMS, LOOK, QUESTIONS, 2))
+  source = make_source(SourceConfig("procedural", "", ROOMS, LOOK, QUESTIONS, 2, 2))
   asked = {task.scene_id for task in source.held_out(12)}
-  learned = {
-    task.scene_id
-    for step in range(4)
-    for task in batch(source.tasks_of, 0, 0, step, 6, source.per_scene, source.types)
-  }
+  learned = {task.scene_id for step in range(4) for task in source.batch(0, step, 6)}
   learned |= {task.scene_id for task in source.examples(0, 24)}
   assert len(asked) >= 6
   assert not asked & learned
@@ -296,6 +301,21 @@ def test_closing_does_not_wait_for_a_slow_maker():
   assert threads()
   going.set()
   wait_for(lambda: not threads())
+
+
+def test_ahead_works_at_once_and_hands_on_what_it_gives():
+  begun = threading.Event()
+  wanted = ahead(lambda: begun.set() or "questions")
+  assert begun.wait(30), "before anybody asks"
+  assert wanted() == wanted() == "questions"
+
+  def broken():
+    raise DataError("no question")
+
+  wanted = ahead(broken)
+  for _ in range(2):
+    with pytest.raises(DataError, match="no question"):
+      wanted()
 
 
 def test_interrupt_does_not_hang():

@@ -130,7 +130,7 @@ def test_real_rooms_are_split_by_their_names(monkeypatch):
   monkeypatch.setattr(loader, "scene_tasks", numbered(rooms))
   source = make_source(source_config(kind="rooms", path="rooms"))
   held_out = source.held_out(40)
-  trained = [source.tasks_of(number)[0] for number in range(200)]
+  trained = [task for step in range(40) for task in source.batch(0, step, 10)]
   examples = source.examples(0, 50)
   out = {task.scene_id for task in held_out}
   assert out.isdisjoint(task.scene_id for task in [*trained, *examples])
@@ -178,7 +178,7 @@ def test_photographs_are_for_evaluation(street):
   assert len({task.question_type for task in tasks[: len(source.types)]}) == len(source.types) > 3
   assert {task.task_id for task in source.examples(0, 5)} == {task.task_id for task in tasks}
   with pytest.raises(ConfigError, match=r"set source\.kind"):
-    source.tasks_of(0)
+    source.batch(0, 0, 1)
   with pytest.raises(ConfigError, match=r"source\.path is empty"):
     make_source(source_config(kind="photos", path=""))
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spatial_jax.data.demonstrations import DemonstrationConfig, demonstrate
 from spatial_jax.errors import DataError
-from spatial_jax.learn.batch import to_train_batch
+from spatial_jax.learn.batch import kept_rows, select, to_train_batch
 from spatial_jax.rollout.conversation import Episode
 from spatial_jax.rollout.demonstration import play
 from tests import rollout_fixtures as fixtures
@@ -156,6 +156,42 @@ def test_rows_must_forbid_the_same_and_groups_be_as_large():
     batch_of([spoken("a", 3), other])
   with pytest.raises(ValueError, match=r"advantages \(2, 2\) for groups of \[2, 1\]"):
     to_train_batch([[other, other], [other]], np.zeros((2, 2)), SHAPES)
+
+
+def test_only_what_is_kept_becomes_rows():
+  """In their order, behind the prefixes of all; a picture that only others drew is not there."""
+  one, other, third = spoken("a", 3), spoken("a", 9), demonstration("bb")
+  groups, advantage_BG = [[one, other], [third, third]], np.array([[0.1, 0.2], [0.3, 0.4]])
+  whole, _ = to_train_batch(groups, advantage_BG, SHAPES)
+  kept_BG = np.array([[False, True], [False, False]])
+  batch, _ = to_train_batch(groups, advantage_BG, SHAPES, kept_BG)
+  assert batch.prompt_R.tolist() == [0]
+  assert whole.prompt_R.tolist() == [0, 0, 1, 1]
+  np.testing.assert_array_equal(batch.token_RT[0], whole.token_RT[1])
+  np.testing.assert_allclose(batch.advantage_R, [0.2])
+  assert batch.prefix.token_BT.shape == whole.prefix.token_BT.shape
+  assert len(third.images) == 2, "it drew"
+  undrawn = [[one, other], [third, spoken("bb", 2)]]
+  kept_BG = np.array([[True, True], [False, True]])
+  batch, _ = to_train_batch(undrawn, advantage_BG, SHAPES, kept_BG)
+  shown = {image.content_hash: image for image in (one.images[0], third.images[0])}
+  assert batch.vision.valid_P.sum() == 4 * sum(image.tokens for image in shown.values())
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 6), st.floats(0.01, 1), st.randoms())
+def test_the_largest_advantages_are_kept(blocks, prompts, group, share, random):
+  """Of each block as many, and none that is smaller than one left out."""
+  shape = (blocks * prompts, group)
+  advantage_BG = np.array([random.choice((-2.0, -1.0, 0.0, 0.5)) for _ in range(np.prod(shape))])
+  advantage_BG = advantage_BG.reshape(shape)
+  kept_BG = select(advantage_BG, share, blocks)
+  assert kept_BG.shape == shape
+  assert kept_BG.sum() == kept_rows(advantage_BG.size, share, blocks) >= share * advantage_BG.size
+  size_NR = np.abs(advantage_BG).reshape(blocks, -1)
+  for size_R, kept_R in zip(size_NR, kept_BG.reshape(blocks, -1), strict=True):
+    assert kept_R.sum() == kept_BG.sum() // blocks
+    assert size_R[kept_R].min() >= size_R[~kept_R].max(initial=0.0)
 
 
 def batch_of(trajectories):

@@ -31,12 +31,15 @@ CFG = OptimizerConfig(
   eps=1e-8,
   weight_decay=0.1,
   max_grad_norm=1.0,
+  relative=False,
+  gains=(),
+  gain_rate=0.02,
   frozen=(),
 )
 
 
 def rates(steps=30, **changed):
-  schedule = learning_rate(dataclasses.replace(CFG, **changed))
+  schedule = learning_rate(dataclasses.replace(CFG, **changed), CFG.learning_rate)
   return np.array([schedule(step) for step in range(steps)], np.float32)
 
 
@@ -114,6 +117,36 @@ def test_one_step_by_hand():
     m, v = g * 0.1 / (1 - 0.9), g**2 * 0.05 / (1 - 0.95)
     expected = -0.1 * (m / (np.sqrt(v) + 1e-3) + decay * 0.5)
     np.testing.assert_allclose(updates[name], expected, rtol=1e-5)
+
+
+def test_relative_steps_grow_with_the_parameter():
+  """One gradient, two sizes: the first step of Adam is the learning rate times either size."""
+  params = {"small": {"bias": jnp.full(3, -0.02)}, "large": {"scale": jnp.array([0.0, 3.0, -3.0])}}
+  grads = jax.tree.map(jnp.ones_like, params)
+  cfg = dataclasses.replace(CFG, warmup_steps=0, relative=True)
+  optimizer = make_optimizer(cfg)
+  updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  np.testing.assert_allclose(updates["small"]["bias"], -0.1 * 0.02, rtol=1e-5)
+  np.testing.assert_allclose(updates["large"]["scale"], -0.1 * np.sqrt(6.0), rtol=1e-5)
+
+
+def test_a_gain_moves_a_parameter_by_a_factor():
+  """By one step of Adam on its logarithm, whatever else the gradient wants."""
+  params = {"norm": {"scale": jnp.array([1.0, 2.0, -3.0])}, "rest": {"bias": jnp.ones(2)}}
+  grads = {"norm": {"scale": jnp.array([5.0, -7.0, -1.0])}, "rest": {"bias": jnp.ones(2)}}
+  optimizer = make_optimizer(dataclasses.replace(CFG, warmup_steps=0, gains=("^norm/",)))
+  state = optimizer.init(params)
+  updates, state = jax.jit(optimizer.update)(grads, state, params)
+  along = np.sign(5 - 14 + 3)
+  np.testing.assert_allclose(updates["norm"]["scale"], -0.02 * along * params["norm"]["scale"])
+  assert (np.asarray(updates["rest"]["bias"]) < 0).all()
+  moments = [
+    leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    if "norm" in jax.tree_util.keystr(path)
+  ]
+  assert moments
+  assert all(leaf.shape == () for leaf in moments)
 
 
 def test_frozen_parameters_stay_and_have_no_moments():

@@ -183,13 +183,27 @@ def _moved(batch: TrainBatch, other: TrainBatch) -> np.ndarray:
 
 
 def test_groups_and_their_rows_may_stand_anywhere():
-  order = np.array([3, 2, 0, 1])
+  order = np.array([3, 0, 2, 1])
   batch = batch_of()
   turned = TrainBatch(*(x[order] if n.count("_R") else x for n, x in batch._asdict().items()))
-  turned = turned._replace(prefix=PrefixBatch(*(x[::-1] for x in batch.prefix)))
+  turned = turned._replace(
+    prefix=PrefixBatch(*(x[::-1] for x in batch.prefix)), prompt_R=1 - turned.prompt_R
+  )
   one, _ = program()(start(), batch, None)
   other, _ = program()(start(), turned, None)
   assert_close(gradient_of(other), gradient_of(one))
+
+
+def test_rollouts_left_out_are_as_if_they_trained_nothing():
+  """A group without rows keeps its prefix, which nothing reads."""
+  batch = batch_of()
+  for kept_BG in (np.array([[True, False], [True, True]]), np.array([[False] * 2, [True] * 2])):
+    kept, _ = to_train_batch(told(), ADVANTAGE_BG, fixtures.shapes(), kept_BG)
+    kept = kept._replace(old_logp_RT=batch.old_logp_RT[kept_BG.reshape(-1)])
+    silent = batch._replace(trained_RT=batch.trained_RT & kept_BG.reshape(-1, 1))
+    one, _ = program(Microbatches(1, (256,)), "sequence")(start(), kept, None)
+    other, _ = program(Microbatches(1, (256,)), "sequence")(start(), silent, None)
+    assert_close(gradient_of(one), gradient_of(other))
 
 
 def test_padding_changes_nothing():

@@ -393,7 +393,7 @@ def test_sampler_equals_trainer_on_real_drawings():
   assert drew
   assert any(t.end_reason == "answer" for t in drew)
   learn = build(GrpoConfig, cfg.learn)
-  shapes = batch_config(learn, rollout, policy.cfg)
+  shapes = batch_config(learn, policy.cfg)
   batch, _ = to_train_batch(rollouts, np.zeros((6, 4)), shapes)
   recompute = jax.jit(functools.partial(score_batch, policy, learn.micro))
   logp_RT = np.asarray(recompute(loaded.params, batch))

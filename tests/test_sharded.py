@@ -119,7 +119,12 @@ def test_the_same_buckets_are_traced_once(ran):
 def test_abstract_inputs_are_what_a_run_calls_with(ran):
   optimizer = make_optimizer(step_fixtures.OPTIMIZER)
   x = abstract.largest_inputs(
-    ran.lab.policy, ran.lab.policy, optimizer, step_fixtures.ROLLOUT, step_fixtures.SHAPES
+    ran.lab.policy,
+    ran.lab.policy,
+    optimizer,
+    step_fixtures.ROLLOUT,
+    step_fixtures.SHAPES,
+    step_fixtures.SHARE,
   )
   expected = {
     "encode": (x.weights, x.vision),

@@ -140,7 +140,7 @@ def _numpy_batch(prompts, windows, frames):
     step_fixtures.SHAPES,
     vision=dataclasses.replace(step_fixtures.ROLLOUT.vision, windows=(windows,), frames=(frames,)),
   )
-  shapes = abstract.train_batch(vision, prompts, 2, cfg)
+  shapes = abstract.train_batch(vision, prompts, 2 * prompts, cfg)
 
   def fill(x):
     return generator.integers(0, 2, x.shape).astype(x.dtype)

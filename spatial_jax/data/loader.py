@@ -6,6 +6,7 @@ photographs  ──────────────────────�
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import queue
@@ -31,7 +32,7 @@ Item = TypeVar("Item")
 HELD_OUT_SEED = 1_000_000_000
 _WALK, _ASK, _PICK, _BATCH = range(4)  # uses of randomness: no two share a stream
 _TRIES = 32  # scenes in a row without a question before the configuration is refused
-_PATIENCE = 4  # rare types are waited for over so many times the rooms that common ones need
+_PATIENCE = 4  # of an exam; see `batch`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +96,12 @@ def batch(
   count: int,
   per_scene: int,
   types: Sequence[str],
+  patience: int = _PATIENCE,
 ) -> list[Task]:
   """The tasks of one step: `types` share them evenly, at most `per_scene` are from one room.
 
-  A type that few rooms offer is waited for, over 4 * count / per_scene rooms; what is missing then
-  is filled with whatever the next rooms offer.
+  A type that few rooms offer is waited for, over patience * count / per_scene rooms; what is
+  missing then is filled with whatever the next rooms offer.
 
   Args:
     tasks_of: scene number -> tasks.
@@ -108,6 +110,7 @@ def batch(
     count: tasks.
     per_scene: most tasks of one room.
     types: question types; () takes them as rooms offer them.
+    patience: at 1 nothing is waited for.
 
   Raises:
     DataError: on the host, when the rooms give no questions.
@@ -115,7 +118,7 @@ def batch(
   rng = _generator(seed, step, _BATCH)
   number = first_scene + int(rng.integers(2**40)) % (HELD_OUT_SEED // 2)
   mixed = [types[int(i)] for i in rng.permutation(len(types))]
-  return _gather(tasks_of, number, count, per_scene, mixed, lambda _: rng)
+  return _gather(tasks_of, number, count, per_scene, mixed, patience, lambda _: rng)
 
 
 def pick(tasks: Sequence[Task], count: int, rng: np.random.Generator) -> list[Task]:
@@ -149,7 +152,13 @@ def held_out(
 ) -> list[Task]:
   """`count` tasks of held-out rooms, always the same ones; arguments and errors as in `batch`."""
   return _gather(
-    tasks_of, first_scene, count, per_scene, types, lambda number: _generator(number, _PICK)
+    tasks_of,
+    first_scene,
+    count,
+    per_scene,
+    types,
+    _PATIENCE,
+    lambda number: _generator(number, _PICK),
   )
 
 
@@ -159,6 +168,7 @@ def _gather(
   count: int,
   per_scene: int,
   types: Sequence[str],
+  patience: int,
   generator_of: Callable[[int], np.random.Generator],
 ) -> list[Task]:
   """`count` tasks, at most `per_scene` of a room, from room `number` on.
@@ -167,7 +177,7 @@ def _gather(
   """
   share, more = divmod(count, max(1, len(types)))
   left = Counter({name: share + (rank < more) for rank, name in enumerate(types)})
-  free_from = number + (_PATIENCE * math.ceil(count / per_scene) if types else 0)
+  free_from = number + (patience * math.ceil(count / per_scene) if types else 0)
   chosen: list[Task] = []
   barren = 0
   while len(chosen) < count:
@@ -207,10 +217,7 @@ def prefetch(make: Callable[[int], Item], first: int, depth: int) -> Iterator[It
   def work() -> None:
     for number in itertools.count(first):
       future: Future[Item] = Future()
-      try:
-        future.set_result(make(number))
-      except BaseException as error:
-        future.set_exception(error)
+      _fulfil(future, functools.partial(make, number))
       ready.put(future)
       if closed.is_set() or future.exception():
         return
@@ -224,6 +231,23 @@ def prefetch(make: Callable[[int], Item], first: int, depth: int) -> Iterator[It
     with contextlib.suppress(queue.Empty):
       while True:  # make room: the thread puts one item more and then sees that it may go
         ready.get_nowait()
+
+
+def ahead(make: Callable[[], Item]) -> Callable[[], Item]:
+  """What `make` gives, made from now on in a thread; an error of it is raised where it is wanted.
+
+  Leaving the program does not wait for it.
+  """
+  future: Future[Item] = Future()
+  threading.Thread(target=_fulfil, args=(future, make), daemon=True, name="ahead").start()
+  return future.result
+
+
+def _fulfil(future: Future[Item], make: Callable[[], Item]) -> None:
+  try:
+    future.set_result(make())
+  except BaseException as error:
+    future.set_exception(error)
 
 
 def _generator(*numbers: int) -> np.random.Generator:

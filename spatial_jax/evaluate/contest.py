@@ -62,6 +62,14 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Questions:
+  """Held-out tasks, and others that the median answer of each type is taken from."""
+
+  asked: Sequence[Task]
+  examples: Sequence[Task]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Contest:
   """Everything an exam needs.
 
@@ -81,10 +89,22 @@ class Contest:
   cfg: EvaluationConfig
 
 
+def ask_source(source: Source, cfg: EvaluationConfig, seed: int) -> Questions:
+  """The questions of an exam; `seed` chooses those that median answers are taken from.
+
+  Raises:
+    DataError: on the host, when there is no question.
+  """
+  asked = source.held_out(cfg.tasks)
+  if not asked:
+    raise DataError("the source gives no question; loosen source.questions or see source.path")
+  return Questions(asked, source.examples(seed, cfg.train_tasks))
+
+
 def make_contest(
   engine: Callable[[RolloutConfig], Engine],
   rollout: RolloutConfig,
-  source: Source,
+  questions: Questions,
   reward: RewardConfig,
   cfg: EvaluationConfig,
   seed: int,
@@ -96,22 +116,15 @@ def make_contest(
   Args:
     engine: makes one for such a configuration.
     rollout: of training: limits, temperature, buckets.
-    source: where questions come from.
+    questions: from `ask_source`.
     reward: taken at the sharpness of the schedule's end.
     cfg: how much is asked.
-    seed: of sampling, and of the questions that median answers are taken from.
+    seed: of sampling.
     before, after: as in `Contest`.
-
-  Raises:
-    DataError: on the host, when there is no question.
   """
-  tasks = source.held_out(cfg.tasks)
-  if not tasks:
-    raise DataError("the source gives no question; loosen source.questions or see source.path")
-  exam = Exam(tasks, reward, float(sharpness(1.0, reward.schedule)), seed)
-  examples = source.examples(seed, cfg.train_tasks)
-  asking = dataclasses.replace(rollout, prompts=min(cfg.prompts, len(tasks)), group=1)
-  return Contest(engine(asking), before, after, exam, examples, cfg)
+  exam = Exam(questions.asked, reward, float(sharpness(1.0, reward.schedule)), seed)
+  asking = dataclasses.replace(rollout, prompts=min(cfg.prompts, len(questions.asked)), group=1)
+  return Contest(engine(asking), before, after, exam, questions.examples, cfg)
 
 
 def hold(

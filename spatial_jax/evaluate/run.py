@@ -91,7 +91,7 @@ def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -
     contest = contest_lib.make_contest(
       lambda rollout: make_engine(after.policy, conversation, executor, rollout),
       cfg.rollout,
-      source,
+      contest_lib.ask_source(source, cfg.evaluation, cfg.seed),
       cfg.reward,
       cfg.evaluation,
       cfg.seed,

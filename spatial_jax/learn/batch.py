@@ -1,6 +1,8 @@
 """Rollouts -> TrainBatch: the one place where trajectories become padded rows."""
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -53,17 +55,18 @@ _PADDING = Part(token_T=0, position_TA=0, valid_T=False, trained_T=False, logp_T
 
 
 def to_train_batch(
-  groups: Rollouts, advantage_BG: np.ndarray, cfg: BatchConfig
+  groups: Rollouts, advantage_BG: np.ndarray, cfg: BatchConfig, kept_BG: np.ndarray | None = None
 ) -> tuple[TrainBatch, dict[str, np.ndarray]]:
   """Pads trajectories to rows; each distinct image (by content) is in the vision batch once.
 
-  A trajectory that ended in a fault keeps its row, so that shapes hold, and trains nothing.
+  A trajectory that ended in a fault trains nothing; where it has a row, that shapes may hold.
 
   Args:
     groups: B of G trajectories each: the rollouts of one prompt, or any about the same images. As
       far as the prompts of a group agree they are run once.
     advantage_BG: float32.
     cfg: static shapes.
+    kept_BG: bool, the rollouts that become rows; None: all.
 
   Returns:
     A TrainBatch of NumPy arrays, and where each image's features lie in it, by content hash.
@@ -73,31 +76,66 @@ def to_train_batch(
     ValueError: on the host, when groups are not equally large, or when rows were sampled with
       different ids forbidden.
   """
-  rows = [trajectory for group in groups for trajectory in group]
   if {len(group) for group in groups} != {advantage_BG.shape[1]}:
     raise ValueError(f"advantages {advantage_BG.shape} for groups of {[len(g) for g in groups]}")
+  kept_BG = np.ones(advantage_BG.shape, bool) if kept_BG is None else kept_BG
+  kept = [list(itertools.compress(*pair)) for pair in zip(groups, kept_BG, strict=True)]
+  rows = [trajectory for group in kept for trajectory in group]
   if len({trajectory.forbidden_ids for trajectory in rows}) != 1:
     raise ValueError("rows of one batch were sampled with different ids forbidden")
-  vision, feature_of = plan_images([trajectory.images for trajectory in rows], cfg)
-  prefixes, own = _split(groups, feature_of)
+  # A prompt without rows has a prefix all the same: one of its rollouts shows it.
+  seen = [group or all_of[:1] for group, all_of in zip(kept, groups, strict=True)]
+  vision, feature_of = plan_images([t.images for group in seen for t in group], cfg)
+  prefixes, own = _split(seen, feature_of)
+  own = [part for group, parts in zip(kept, own, strict=True) for part in parts[: len(group)]]
   prefix = _pad(prefixes, cfg.prefix_buckets, "prompt tokens", [group[0] for group in groups])
   part = _pad(own, (cfg.tokens,), "response tokens", rows)
   forbidden_V = np.zeros(cfg.vocabulary, bool)
   forbidden_V[list(rows[0].forbidden_ids)] = True
   batch = TrainBatch(
     prefix=PrefixBatch(prefix.token_T, prefix.position_TA, prefix.valid_T, prefix.feature_T),
+    prompt_R=np.nonzero(kept_BG)[0].astype(np.int32),
     token_RT=part.token_T,
     position_RTA=part.position_TA,
     valid_RT=part.valid_T,
     trained_RT=part.trained_T,
     old_logp_RT=part.logp_T,
-    advantage_R=np.asarray(advantage_BG, np.float32).reshape(-1),
+    advantage_R=np.asarray(advantage_BG, np.float32)[kept_BG],
     feature_RT=part.feature_T,
     temperature_R=np.asarray([trajectory.temperature for trajectory in rows], np.float32),
     forbidden_V=forbidden_V,
     vision=vision,
   )
   return batch, feature_of
+
+
+def select(advantage_BG: np.ndarray, share: float, blocks: int) -> np.ndarray:
+  """Which rollouts to learn from: those that say most, since an update costs more than they did.
+
+  Half of a step's rollouts hold nearly all of its squared advantages; the gradient of the others
+  is small.
+
+  Args:
+    advantage_BG: float32, 0 for faults.
+    share: of the rollouts, in (0, 1].
+    blocks: equal runs of prompts, each of which keeps as many; divides B.
+
+  Returns:
+    bool [B, G]; of equally large advantages, the first.
+
+  Source: Xu et al., "Not All Rollouts are Useful" (arXiv:2504.13818): there rewards of largest
+  variance within each group; here advantages of largest size over all, which skips dull groups.
+  """
+  size_NR = np.abs(advantage_BG).reshape(blocks, -1)
+  count = kept_rows(size_NR.size, share, blocks) // blocks
+  kept_NR = np.zeros(size_NR.shape, bool)
+  np.put_along_axis(kept_NR, np.argsort(-size_NR, axis=1, kind="stable")[:, :count], True, axis=1)
+  return kept_NR.reshape(advantage_BG.shape)
+
+
+def kept_rows(rollouts: int, share: float, blocks: int) -> int:
+  """How many rollouts `select` keeps."""
+  return math.ceil(share * (rollouts // blocks)) * blocks
 
 
 def plan_images(
@@ -109,15 +147,17 @@ def plan_images(
   return vision, dict(zip(distinct, plan, strict=True))
 
 
-def _split(groups: Rollouts, feature_of: Mapping[str, np.ndarray]) -> tuple[list[Part], list[Part]]:
-  """What each group has in common, and what each row has of its own."""
+def _split(
+  groups: Rollouts, feature_of: Mapping[str, np.ndarray]
+) -> tuple[list[Part], list[list[Part]]]:
+  """What each group has in common, and what each of its rows has of its own."""
   prefixes: list[Part] = []
-  own: list[Part] = []
+  own: list[list[Part]] = []
   for group in groups:
     parts = [_part(trajectory, feature_of) for trajectory in group]
     shared = _common_length(parts, min(trajectory.prompt_length for trajectory in group) - 1)
     prefixes.append(_cut(parts[0], 0, shared))
-    own += [_cut(part, shared, None) for part in parts]
+    own.append([_cut(part, shared, None) for part in parts])
   return prefixes, own
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,11 @@ class OptimizerConfig:
     b1, b2, eps: of Adam.
     weight_decay: on matrices only.
     max_grad_norm: global clip.
+    relative: steps are `learning_rate` times the root mean square of the parameter, so that a norm
+      scale of 1 moves as far for its size as a matrix of entries of 0.1.
+    gains: regexes of parameter paths that move by a common factor alone. That of the last norm is
+      the inverse temperature of the policy.
+    gain_rate: peak step of the logarithm of that factor; its schedule is that of `learning_rate`.
     frozen: regexes of parameter paths ("^vision/") that stay as they are and have no moments; the
       policy's own `frozen` spares their gradient too.
   """
@@ -43,11 +48,14 @@ class OptimizerConfig:
   eps: float
   weight_decay: float
   max_grad_norm: float
+  relative: bool
+  gains: tuple[str, ...]
+  gain_rate: float
   frozen: tuple[str, ...]
 
 
-def learning_rate(cfg: OptimizerConfig) -> optax.Schedule:
-  """Step -> learning rate.
+def learning_rate(cfg: OptimizerConfig, peak: float) -> optax.Schedule:
+  """Step -> learning rate; `peak` after warm-up.
 
   Raises:
     ConfigError: on the host, when the parts of the schedule do not fit into it.
@@ -59,14 +67,14 @@ def learning_rate(cfg: OptimizerConfig) -> optax.Schedule:
       f"optimizer.warmup_steps {cfg.warmup_steps} and decay_steps {cfg.decay_steps} are more than "
       f"its total_steps {cfg.total_steps}"
     )
-  warm = optax.linear_schedule(0.0, cfg.learning_rate, max(cfg.warmup_steps, 1))
+  warm = optax.linear_schedule(0.0, peak, max(cfg.warmup_steps, 1))
   rest = max(cfg.total_steps - cfg.warmup_steps, 1)
   if cfg.schedule == "cosine":
-    after = optax.cosine_decay_schedule(cfg.learning_rate, rest)
+    after = optax.cosine_decay_schedule(peak, rest)
   elif cfg.decay_steps:
-    after = optax.linear_schedule(cfg.learning_rate, 0.0, cfg.decay_steps, rest - cfg.decay_steps)
+    after = optax.linear_schedule(peak, 0.0, cfg.decay_steps, rest - cfg.decay_steps)
   else:
-    after = optax.constant_schedule(cfg.learning_rate)
+    after = optax.constant_schedule(peak)
   return optax.join_schedules([warm, after], [cfg.warmup_steps])
 
 
@@ -84,25 +92,34 @@ def check_steps(cfg: OptimizerConfig, steps: int) -> None:
 
 
 def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
-  """Clip by global norm, then AdamW with decay on matrices only, on what is not frozen."""
+  """Clip by global norm, then AdamW with decay on matrices only, on what is not frozen.
+
+  Source: AdamW (arXiv:1711.05101); steps relative to the parameter as in Adafactor
+  (arXiv:1804.04235).
+  """
   moving = optax.chain(
     optax.clip_by_global_norm(cfg.max_grad_norm),
-    optax.adamw(
-      learning_rate(cfg),
-      b1=cfg.b1,
-      b2=cfg.b2,
-      eps=cfg.eps,
-      weight_decay=cfg.weight_decay,
-      mask=decayed,
-    ),
+    optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps),
+    optax.scale_by_param_block_rms() if cfg.relative else optax.identity(),
+    optax.add_decayed_weights(cfg.weight_decay, decayed),
+    optax.scale_by_learning_rate(learning_rate(cfg, cfg.learning_rate)),
+  )
+  gain = by_factor(
+    optax.chain(
+      optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps),
+      optax.scale_by_learning_rate(learning_rate(cfg, cfg.gain_rate)),
+    )
   )
 
-  def labels(params: Params) -> Params:
-    return jax.tree_util.tree_map_with_path(
-      lambda path, _: "frozen" if is_frozen(path, cfg.frozen) else "moving", params
-    )
+  def label(path: Any, _: jax.Array) -> str:
+    if is_frozen(path, cfg.frozen):
+      return "frozen"
+    return "gain" if is_frozen(path, cfg.gains) else "moving"
 
-  inner = optax.partition({"moving": moving, "frozen": optax.set_to_zero()}, labels)
+  inner = optax.partition(
+    {"moving": moving, "gain": gain, "frozen": optax.set_to_zero()},
+    lambda params: jax.tree_util.tree_map_with_path(label, params),
+  )
 
   # optax 0.2.8 mixes dtypes in AdamW and does not trace under strict promotion.
   def init(params: optax.Params) -> optax.OptState:
@@ -114,6 +131,24 @@ def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
   ) -> tuple[optax.Updates, optax.OptState]:
     with jax.numpy_dtype_promotion("standard"):
       return inner.update(updates, state, params)
+
+  return optax.GradientTransformation(init, update)
+
+
+def by_factor(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Moves every parameter w = exp(s) w0 along s alone, as `inner` moves s.
+
+  ds = inner(<dw, w>)      dw = ds * w
+  """
+
+  def init(params: optax.Params) -> optax.OptState:
+    return inner.init(jax.tree.map(lambda w: jnp.zeros((), w.dtype), params))
+
+  def update(
+    updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+  ) -> tuple[optax.Updates, optax.OptState]:
+    steps, state = inner.update(jax.tree.map(jnp.vdot, updates, params), state)
+    return jax.tree.map(lambda step, w: step * w, steps, params), state
 
   return optax.GradientTransformation(init, update)
 

@@ -165,9 +165,8 @@ def score_batch(
 
 def rows_of(batch: TrainBatch, weight_R: Array, ref_logp_RT: Array | None) -> Rows:
   """All rows of a batch as one, in its order."""
-  prompts, count = batch.prefix.token_BT.shape[0], batch.token_RT.shape[0]
   return Rows(
-    prompt_R=jnp.arange(count) // (count // prompts),
+    prompt_R=batch.prompt_R,
     token_RT=batch.token_RT,
     position_RTA=batch.position_RTA,
     valid_RT=batch.valid_RT,

@@ -6,15 +6,16 @@ tasks ─► prompts ─► rollouts (drawing inside) ─► scores ─► advan
 import dataclasses
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from spatial_jax.data import loader
+from spatial_jax.data.vision import VisionBuckets
 from spatial_jax.learn.advantage import AdvantageConfig, advantage
-from spatial_jax.learn.batch import BatchConfig, to_train_batch
+from spatial_jax.learn.batch import BatchConfig, select, to_train_batch
 from spatial_jax.learn.loss import LossConfig
 from spatial_jax.learn.optimizer import OptimizerConfig
 from spatial_jax.learn.update import Microbatches
@@ -23,9 +24,9 @@ from spatial_jax.programs import LearnPrograms
 from spatial_jax.report.gallery import groups_of, save_groups
 from spatial_jax.reward.score import RewardConfig, score
 from spatial_jax.reward.snra import sharpness
-from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig, run_episodes
+from spatial_jax.rollout.engine import Engine, Mode, run_episodes
 from spatial_jax.stages.loop import Step
-from spatial_jax.types import Params, Prompts, Rollouts, Scores, TrainState
+from spatial_jax.types import Params, Prompts, Rollouts, Scores, Task, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,9 @@ class GrpoConfig:
 
   Attributes:
     reward, advantage, loss, optimizer: see there.
+    share: of a step's rollouts that are learned from; see `learn.batch.select`.
     prefix_buckets: padded lengths of prompts in the update.
+    vision: buckets of its vision tower.
     micro: how responses go through it.
     keep_every: every so many steps rollouts are kept for the report; 0: never.
     keep_groups: prompts of such a step whose rollouts are kept.
@@ -44,18 +47,20 @@ class GrpoConfig:
   advantage: AdvantageConfig
   loss: LossConfig
   optimizer: OptimizerConfig
+  share: float
   prefix_buckets: tuple[int, ...]
+  vision: VisionBuckets
   micro: Microbatches
   keep_every: int
   keep_groups: int
 
 
-def batch_config(learn: GrpoConfig, rollout: RolloutConfig, policy: QwenVLConfig) -> BatchConfig:
+def batch_config(learn: GrpoConfig, policy: QwenVLConfig) -> BatchConfig:
   """Shapes of the update of a run."""
   return BatchConfig(
     prefix_buckets=learn.prefix_buckets,
     tokens=learn.micro.lengths[-1],
-    vision=rollout.vision,
+    vision=learn.vision,
     window_blocks=policy.vision.window_blocks,
     vocabulary=policy.decoder.vocabulary,
   )
@@ -69,10 +74,8 @@ class Learner:
     engine: sampling and drawing.
     programs: the jitted update.
     decode_params: train parameters -> rollout mesh.
-    tasks_of: scene number -> tasks.
+    tasks_of: (seed, step, count) -> tasks.
     count: prompts of a step.
-    per_scene: most tasks of one room in a batch.
-    types: question types that share a batch evenly.
     cfg, shapes: the stage and its static shapes.
     steps, seed: of the run.
     reference: parameters the policy is held near, None without a divergence.
@@ -82,10 +85,8 @@ class Learner:
   engine: Engine
   programs: LearnPrograms
   decode_params: Any
-  tasks_of: loader.TasksOf
+  tasks_of: Callable[[int, int, int], list[Task]]
   count: int
-  per_scene: int
-  types: tuple[str, ...]
   cfg: GrpoConfig
   shapes: BatchConfig
   steps: int
@@ -95,7 +96,7 @@ class Learner:
 
   def prompts(self, step: int) -> Prompts:
     """The prompts of one step: a function of seed and step."""
-    tasks = loader.batch(self.tasks_of, 0, self.seed, step, self.count, self.per_scene, self.types)
+    tasks = self.tasks_of(self.seed, step, self.count)
     return [self.engine.conversation.prompt(task) for task in tasks]
 
   def step_of(self, first: int) -> Step:
@@ -120,7 +121,8 @@ class Learner:
 
     scores = score(rollouts, [prompt.task for prompt in prompts], cfg.reward, k)
     advantages_BG = np.asarray(advantage(scores, cfg.advantage))
-    batch, _ = to_train_batch(rollouts, advantages_BG, self.shapes)
+    kept_BG = select(advantages_BG, cfg.share, self.programs.blocks)
+    batch, _ = to_train_batch(rollouts, advantages_BG, self.shapes, kept_BG)
     batch = self.programs.place(batch)
     reference = None if self.reference is None else self.programs.score(self.reference, batch)
     state, metrics = self.programs.update(state, batch, reference)

@@ -36,6 +36,7 @@ class SourceConfig:
     look: pictures; photographs get no larger than its longer side.
     questions: what is asked; photographs take `max_per_type` alone.
     per_scene: most tasks of one room in a batch.
+    patience: how long a batch to learn from waits for rare types; see `loader.batch`.
   """
 
   kind: Literal["procedural", "rooms", "photos"]
@@ -44,6 +45,7 @@ class SourceConfig:
   look: LookConfig
   questions: QuestionConfig
   per_scene: int
+  patience: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,18 +53,16 @@ class Source:
   """Tasks to learn from and tasks to be asked.
 
   Attributes:
-    tasks_of: scene number -> tasks to learn from; raises ConfigError where there are none.
+    batch: (seed, step, count) -> tasks to learn from; raises ConfigError where there are none.
     held_out: count -> tasks to be asked, the same ones each time; fewer where there are fewer.
     examples: (seed, count) -> tasks of the same kind as `held_out` to take typical answers from.
-    per_scene: most tasks of one room in a batch.
     types: question types that share a batch, and the held-out tasks, evenly.
     benchmark: whose rooms these are ("vsi-bench"), None when nobody's.
   """
 
-  tasks_of: TasksOf
+  batch: Callable[[int, int, int], list[Task]]
   held_out: Callable[[int], list[Task]]
   examples: Callable[[int, int], list[Task]]
-  per_scene: int
   types: tuple[str, ...]
   benchmark: str | None
 
@@ -92,7 +92,7 @@ def make_source(cfg: SourceConfig) -> Source:
     case "photos":
       side_px = max(cfg.look.width_px, cfg.look.height_px)
       tasks = load_photo_tasks(cfg.path, 0, side_px, cfg.questions.max_per_type)
-      return _of_photos(tasks, cfg.per_scene)
+      return _of_photos(tasks)
 
 
 def is_held_out(scene_id: str) -> bool:
@@ -110,24 +110,25 @@ def _of_rooms(
       f"source.questions.types {asked} cannot be asked about source.look.frame_counts {counts}"
     )
 
+  def batch(seed: int, step: int, count: int) -> list[Task]:
+    return loader.batch(tasks_of, 0, seed, step, count, cfg.per_scene, types, cfg.patience)
+
   def held_out(count: int) -> list[Task]:
     return loader.held_out(held_out_of, first, count, cfg.per_scene, types)
 
   def examples(seed: int, count: int) -> list[Task]:
     return loader.batch(tasks_of, 0, seed, 0, count, _PER_ROOM, ())  # a median needs no even share
 
-  return Source(tasks_of, held_out, examples, cfg.per_scene, types, benchmark)
+  return Source(batch, held_out, examples, types, benchmark)
 
 
-def _of_photos(tasks: list[Task], per_scene: int) -> Source:
+def _of_photos(tasks: list[Task]) -> Source:
   """Photographs are too few to be split: typical answers come from the questions themselves."""
 
-  def refuse(number: int) -> list[Task]:
+  def refuse(seed: int, step: int, count: int) -> list[Task]:
     raise ConfigError("photographs are for evaluation; set source.kind to procedural or rooms")
 
   types = tuple(dict.fromkeys(task.question_type for task in tasks))
   order = np.random.default_rng(0).permutation(len(tasks))
   asked = loader.types_in_turn([tasks[i] for i in order])
-  return Source(
-    refuse, lambda count: asked[:count], lambda seed, count: tasks, per_scene, types, None
-  )
+  return Source(refuse, lambda count: asked[:count], lambda seed, count: tasks, types, None)
