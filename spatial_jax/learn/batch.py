@@ -81,8 +81,6 @@ def to_train_batch(
   kept_BG = np.ones(advantage_BG.shape, bool) if kept_BG is None else kept_BG
   kept = [list(itertools.compress(*pair)) for pair in zip(groups, kept_BG, strict=True)]
   rows = [trajectory for group in kept for trajectory in group]
-  if len({trajectory.forbidden_ids for trajectory in rows}) != 1:
-    raise ValueError("rows of one batch were sampled with different ids forbidden")
   # A prompt without rows has a prefix all the same: one of its rollouts shows it.
   seen = [group or all_of[:1] for group, all_of in zip(kept, groups, strict=True)]
   vision, feature_of = plan_images([t.images for group in seen for t in group], cfg)
@@ -90,8 +88,6 @@ def to_train_batch(
   own = [part for group, parts in zip(kept, own, strict=True) for part in parts[: len(group)]]
   prefix = _pad(prefixes, cfg.prefix_buckets, "prompt tokens", [group[0] for group in groups])
   part = _pad(own, (cfg.tokens,), "response tokens", rows)
-  forbidden_V = np.zeros(cfg.vocabulary, bool)
-  forbidden_V[list(rows[0].forbidden_ids)] = True
   batch = TrainBatch(
     prefix=PrefixBatch(prefix.token_T, prefix.position_TA, prefix.valid_T, prefix.feature_T),
     prompt_R=np.nonzero(kept_BG)[0].astype(np.int32),
@@ -103,7 +99,7 @@ def to_train_batch(
     advantage_R=np.asarray(advantage_BG, np.float32)[kept_BG],
     feature_RT=part.feature_T,
     temperature_R=np.asarray([trajectory.temperature for trajectory in rows], np.float32),
-    forbidden_V=forbidden_V,
+    forbidden_V=_forbidden(rows, cfg.vocabulary),
     vision=vision,
   )
   return batch, feature_of
@@ -145,6 +141,15 @@ def plan_images(
   distinct = {image.content_hash: image for images in images_by_row for image in images}
   vision, plan = plan_vision(list(distinct.values()), cfg.window_blocks, cfg.vision)
   return vision, dict(zip(distinct, plan, strict=True))
+
+
+def _forbidden(rows: Sequence[Trajectory], vocabulary: int) -> np.ndarray:
+  """bool [V], what none of the rows could sample."""
+  if len({trajectory.forbidden_ids for trajectory in rows}) != 1:
+    raise ValueError("rows of one batch were sampled with different ids forbidden")
+  forbidden_V = np.zeros(vocabulary, bool)
+  forbidden_V[list(rows[0].forbidden_ids)] = True
+  return forbidden_V
 
 
 def _split(
