@@ -1,6 +1,7 @@
 """The table of parameter specs, meshes and batch specs."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -40,19 +41,22 @@ def _wide(data, fsdp, tensor):
 
 
 def test_every_parameter_and_moment_matches_a_rule():
-  mesh = _mesh(2, 2, 2)
+  mesh, leaves = _mesh(2, 2, 2), jax.tree_util.tree_leaves_with_path
+  name_of = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
   for tied in (True, False):
     policy = make_policy(policy_fixtures.small_config(tied), jnp.float32, mesh)
     state = programs.abstract_state(policy, make_optimizer(step_fixtures.OPTIMIZER), mesh)
     assert state.params["decoder"]["layers"]["attn"]["q"]["kernel"].sharding.spec == P(
       None, "fsdp", "tensor", None
     )
-    specs = [x.sharding.spec for x in jax.tree.leaves(state.params)]
-    mu = [
-      x.sharding.spec
-      for path, x in jax.tree_util.tree_leaves_with_path(state.opt_state)
-      if "mu" in jax.tree_util.keystr(path)
-    ]
+    specs = {name_of(path): x.sharding.spec for path, x in leaves(state.params)}
+    mu = {
+      name_of(path).split("/mu/")[1]: x.sharding.spec
+      for path, x in leaves(state.opt_state)
+      if "/mu/" in name_of(path)
+    }
+    assert specs.pop("decoder/norm/scale") == P(None)
+    assert mu.pop("decoder/norm/scale") == P(), "of a gain: one number"
     assert mu == specs, "moments lie with their parameters"
   head = {"policy": {}, "heads": init_heads(16)}
   sharding.param_shardings(head, mesh)
