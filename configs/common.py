@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
   cfg.seed = 0
   cfg.init = "spatial_jax/assets/tiny"  # Hugging Face folder or work directory of a run
   cfg.remat = True  # on two cores, layers are computed again faster than they are stored
-  cfg.loop = loop(80)
+  cfg.loop = loop(64)
   cfg.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all devices that are left
   cfg.source = source()
   cfg.text = text()
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
   cfg.rollout = rollout()
   cfg.style = style()
   cfg.executor = ConfigDict({"workers": 1, "timeout_s": 20.0, "memory_mib": 1024})
-  cfg.learn = learn(80)
+  cfg.learn = learn(64)
   cfg.evaluation = evaluation()
   return cfg
 
@@ -60,7 +60,7 @@ def learn(steps: int) -> ConfigDict:
         "by_std": False,
       },
       "loss": {"clip_low": 0.2, "clip_high": 0.3, "kl_weight": 0.0, "normalise": "sequence"},
-      "optimizer": calm(optimizer(1e-3, steps)),
+      "optimizer": calm(optimizer(1.2e-3, steps)),
       "share": 0.5,  # of the rollouts; it holds 95 % of the squared advantages, at half the time
       "prefix_buckets": (160, 512),  # few: a trace of the update takes half a minute to compile
       # Prompts and what was drawn on them: 20 to 60 pictures in a default step, one trace.
@@ -278,7 +278,7 @@ def calm(cfg: ConfigDict) -> ConfigDict:
   cfg.b2 = 0.99
   cfg.relative = True
   cfg.gains = ("^decoder/norm/",)
-  cfg.gain_rate = 0.016
+  cfg.gain_rate = 0.02
   cfg.decay_steps = cfg.total_steps // 2  # what noise has moved comes to rest
   cfg.eps = 1e-5
   cfg.frozen = ("vision/", "decoder/embed/", "attn/[qk]/", "mlp/(gate|up)/")
