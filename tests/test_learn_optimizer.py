@@ -149,6 +149,13 @@ def test_a_gain_moves_a_parameter_by_a_factor():
   assert all(leaf.shape == () for leaf in moments)
 
 
+@pytest.mark.parametrize("field", ["gains", "frozen"])
+def test_a_pattern_that_matches_nothing_is_refused(field):
+  optimizer = make_optimizer(dataclasses.replace(CFG, **{field: ("bias", "^visoin/")}))
+  with pytest.raises(ConfigError, match=r"no parameter's path matches '\^visoin/'"):
+    optimizer.init({"rest": {"bias": jnp.ones(2)}})
+
+
 def test_frozen_parameters_stay_and_have_no_moments():
   """What moves, moves as if it were alone: the clip too knows nothing of the rest."""
   params = {

@@ -1,6 +1,7 @@
 """AdamW with warm-up, constant and decay, through optax."""
 
 import dataclasses
+import functools
 import re
 from typing import Any, Literal
 
@@ -111,14 +112,9 @@ def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
     )
   )
 
-  def label(path: Any, _: jax.Array) -> str:
-    if is_frozen(path, cfg.frozen):
-      return "frozen"
-    return "gain" if is_frozen(path, cfg.gains) else "moving"
-
   inner = optax.partition(
     {"moving": moving, "gain": gain, "frozen": optax.set_to_zero()},
-    lambda params: jax.tree_util.tree_map_with_path(label, params),
+    functools.partial(labels, cfg),
   )
 
   # optax 0.2.8 mixes dtypes in AdamW and does not trace under strict promotion.
@@ -133,6 +129,25 @@ def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
       return inner.update(updates, state, params)
 
   return optax.GradientTransformation(init, update)
+
+
+def labels(cfg: OptimizerConfig, params: Params) -> Params:
+  """For every parameter whether it is "moving", a "gain" or "frozen".
+
+  Raises:
+    ConfigError: at trace, for a regex that matches no parameter.
+  """
+
+  def label(path: Any, _: jax.Array) -> str:
+    if is_frozen(path, cfg.frozen):
+      return "frozen"
+    return "gain" if is_frozen(path, cfg.gains) else "moving"
+
+  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  for pattern in (*cfg.gains, *cfg.frozen):
+    if not any(is_frozen(path, (pattern,)) for path in paths):
+      raise ConfigError(f"optimizer.gains or .frozen: no parameter's path matches {pattern!r}")
+  return jax.tree_util.tree_map_with_path(label, params)
 
 
 def by_factor(inner: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -60,7 +60,7 @@ CURVES = (
   Curve("format", "Format", "share of rollouts in the right form, every drawing executed"),
   Curve("logp_difference", "Sampler against trainer", "mean |Δ log-probability| per token, nats"),
   Curve("kl_ref_k3", "Divergence from the reference", "k3 estimate per token, nats"),
-  Curve("entropy_estimate", "Entropy", "minus the log-probability per sampled token, nats"),
+  Curve("entropy_estimate", "Entropy", "minus the log-probability per token learned from, nats"),
   Curve("response_tokens", "Response length", "sampled tokens per rollout"),
   Curve("tokens_per_s", "Speed", "sampled tokens per second"),
   Curve("sharpness", "Sharpness", "k of the reward"),
