@@ -60,7 +60,7 @@ def learn(steps: int) -> ConfigDict:
         "by_std": False,
       },
       "loss": {"clip_low": 0.2, "clip_high": 0.3, "kl_weight": 0.0, "normalise": "sequence"},
-      "optimizer": calm(optimizer(1.2e-3, steps)),
+      "optimizer": calm(optimizer(7e-4, steps)),
       "share": 0.5,  # of the rollouts; it holds 95 % of the squared advantages, at half the time
       "prefix_buckets": (160, 512),  # few: a trace of the update takes half a minute to compile
       # Prompts and what was drawn on them: 20 to 60 pictures in a default step, one trace.
@@ -278,7 +278,7 @@ def calm(cfg: ConfigDict) -> ConfigDict:
   cfg.b2 = 0.99
   cfg.relative = True
   cfg.gains = ("^decoder/norm/",)
-  cfg.gain_rate = 0.02
+  cfg.gain_rate = 0.026
   cfg.decay_steps = cfg.total_steps // 2  # what noise has moved comes to rest
   cfg.eps = 1e-5
   cfg.frozen = ("vision/", "decoder/embed/", "attn/[qk]/", "mlp/(gate|up)/")

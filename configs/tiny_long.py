@@ -15,6 +15,6 @@ def get_config() -> ConfigDict:
   cfg = common.get_config()
   cfg.loop = common.loop(400)
   cfg.learn = common.learn(400)
-  cfg.learn.optimizer.learning_rate = 6e-4
-  cfg.learn.optimizer.gain_rate = 0.004
+  cfg.learn.optimizer.learning_rate = 4e-4
+  cfg.learn.optimizer.gain_rate = 0.0045
   return cfg
