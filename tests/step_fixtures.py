@@ -52,7 +52,7 @@ ROLLOUT = RolloutConfig(
 )
 # A small step and a large epsilon: where a gradient is noise, Adam would turn it into a full step.
 OPTIMIZER = OptimizerConfig(
-  1e-3, "constant", 0, 100, 0, 0.9, 0.95, 1e-5, 0.01, 1.0, True, ("decoder/norm/",), 1e-3, ()
+  3e-3, "constant", 0, 100, 0, 0.9, 0.95, 1e-5, 0.01, 1.0, True, ("decoder/norm/",), 1e-3, ()
 )
 SHARE, BLOCKS = 0.5, 4
 SHAPES = BatchConfig((128,), 128, ROLLOUT.vision, 2, VOCABULARY)
