@@ -153,6 +153,9 @@ def text() -> ConfigDict:
       "observation": "image {index} ({width} x {height})\n",
       "more": "Draw again or answer:",
       "final": "Now answer:",
+      # What pays as much without a drawing is soon not drawn. Choices were never taught with one.
+      "opening": "<think> I mark the",
+      "opened": 0.15,
     }
   )
 

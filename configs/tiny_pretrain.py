@@ -55,6 +55,7 @@ def get_config() -> ConfigDict:
   cfg.look = source.look
   cfg.questions = source.questions
   cfg.text = common.text()
+  cfg.text.opened = 0.0  # demonstrations speak for themselves
   cfg.preprocess = common.preprocess()
   cfg.style = common.style()
   cfg.vision = policy.vision

@@ -104,14 +104,21 @@ class GrpoRun:
         f"config.learn.prefix_buckets ends at {learn.prefix_buckets[-1]}: it must hold the longest "
         f"prompt, config.rollout.prompt_buckets {rollout.prompt_buckets[-1]}"
       )
+    seen = dataclasses.asdict(rollout.vision)
+    for name, sizes in dataclasses.asdict(learn.vision).items():
+      if sizes[-1] < seen[name][-1]:
+        raise ConfigError(
+          f"config.learn.vision.{name} ends at {sizes[-1]}: it must hold what rollouts may see, "
+          f"config.rollout.vision.{name} {seen[name][-1]}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contestants:
-  """The policy at the start and at the end of training, and what both are asked."""
+  """The policy at the start and at the end of training, and what both are asked, once."""
 
   policy: Policy
-  questions: Callable[[], Questions]
+  questions: Callable[[], Questions] | None
   before: Params
   after: Params
   benchmark: str | None
@@ -158,7 +165,8 @@ def grpo(
   policy = dataclasses.replace(loaded.policy, remat=cfg.remat, frozen=cfg.learn.optimizer.frozen)
   source = make_source(cfg.source)
   # Made while the first programs compile, which leaves cores idle.
-  questions = ahead(lambda: ask_source(source, cfg.evaluation, cfg.seed))
+  held = come_from(workdir, origin_of(cfg))
+  questions = None if held else ahead(lambda: ask_source(source, cfg.evaluation, cfg.seed))
   optimizer = make_optimizer(cfg.learn.optimizer)
   conversation = Conversation(loaded.tokenizer, cfg.text, cfg.preprocess, policy.cfg)
   with contextlib.ExitStack() as stack:
@@ -186,16 +194,11 @@ def grpo(
 
 def finish(cfg: GrpoRun, learner: Learner, ends: Contestants, workdir: pathlib.Path) -> None:
   """Asks start and end the same held-out questions, once, and writes table and report."""
-  origin = {
-    "seed": cfg.seed,
-    "steps": cfg.loop.steps,
-    "evaluation": dataclasses.asdict(cfg.evaluation),
-  }
   console = make_console()
-  if come_from(workdir, origin):
+  if ends.questions is None:
     console.print(f"{workdir}/results.json holds this exam; delete it to be asked again")
   else:
-    exam(cfg, learner, ends, workdir, origin, console)
+    exam(cfg, learner, ends, ends.questions(), workdir, console)
   card = RewardCard(cfg.learn.reward, cfg.learn.advantage, progress=1.0)
   about = About(
     title=f"AP-GRPO on {cfg.source.kind} rooms",
@@ -212,12 +215,21 @@ def finish(cfg: GrpoRun, learner: Learner, ends: Contestants, workdir: pathlib.P
   console.print(f"wrote {write_report(workdir, about, card, cfg.learn.keep_groups)}")
 
 
+def origin_of(cfg: GrpoRun) -> dict[str, Any]:
+  """What makes an exam that was held the one that this run would hold."""
+  return {
+    "seed": cfg.seed,
+    "steps": cfg.loop.steps,
+    "evaluation": dataclasses.asdict(cfg.evaluation),
+  }
+
+
 def exam(
   cfg: GrpoRun,
   learner: Learner,
   ends: Contestants,
+  questions: Questions,
   workdir: pathlib.Path,
-  origin: dict[str, Any],
   console: Console,
 ) -> None:
   """Asks start and end the same held-out questions."""
@@ -225,14 +237,14 @@ def exam(
   contest = make_contest(
     lambda rollout: make_engine(ends.policy, asked.conversation, asked.executor, rollout),
     cfg.rollout,
-    ends.questions(),
+    questions,
     cfg.learn.reward,
     cfg.evaluation,
     cfg.seed,
     learner.decode_params(ends.before),
     learner.decode_params(ends.after),
   )
-  hold(contest, workdir, ends.benchmark, origin, console)
+  hold(contest, workdir, ends.benchmark, origin_of(cfg), console)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ BOX_TURN = (
 ANSWER_TURN = "<think> chair 2.1 m. </think> Action: Answer\n<answer> 2.1 </answer>"
 TOKENIZER = train_tokenizer([BOX_TURN, ANSWER_TURN, "How far is the chair?"] * 4, VOCABULARY - 8)
 STOP = TOKENIZER.id(IM_END)
-WORDS = TextConfig("", "{index}\n", "{question}", " N", " L", "{index}\n", "more", "final")
+WORDS = TextConfig("", "{index}\n", "{question}", " N", " L", "{index}\n", "more", "final", "", 0.0)
 STYLE = Style(line_px=1, dot_px=1, font_px=6, label_offset_px=(1, 1))
 SAMPLED = Mode(temperature=1.0, top_p=1.0, greedy=False)
 ROLLOUT = RolloutConfig(

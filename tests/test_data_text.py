@@ -17,6 +17,7 @@ from spatial_jax.data.text import (
   Tokenizer,
   load_tokenizer,
   observation_text,
+  opening_of,
   plain,
   prompt_text,
   train_tokenizer,
@@ -35,6 +36,8 @@ TEXT = TextConfig(
   observation="drawn {index}, {width} x {height}\n",
   more="go on",
   final="answer now",
+  opening="",
+  opened=1.0,
 )
 SPECIAL_IDS = {TOKENIZER.id(token) for token in SPECIAL_TOKENS}
 WILD = st.text() | st.lists(
@@ -103,6 +106,20 @@ def test_prompt_in_full():
     "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>picture 1, 56 x 28\n"
     "Q: Which?\nA. chair\nB. sofa\nletter\nA:<|im_end|>\n<|im_start|>assistant\n"
   )
+
+
+def test_the_policy_goes_on_from_the_opening():
+  opened = dataclasses.replace(TEXT, opening="<think> I mark")
+  plainly = prompt_text(task("x"), patched([(28, 28)]), TEXT)
+  assert prompt_text(task("x"), patched([(28, 28)]), opened) == plainly + "<think> I mark"
+  said = [observation_text(2, patched([(28, 28)]), True, words) for words in (TEXT, opened)]
+  assert said[0] == said[1], "first turns only"
+  none, some = (dataclasses.replace(opened, opened=share) for share in (0.0, 0.25))
+  tasks = [task(f"{number}") for number in range(400)]
+  assert not any(opening_of(t, none) for t in tasks)
+  assert 60 < sum(opening_of(t, some) == "<think> I mark" for t in tasks) < 140
+  choice = dataclasses.replace(task("x"), answer_kind="choice", options=("A. a", "B. b"))
+  assert not opening_of(choice, opened)
 
 
 def test_observation_in_full():

@@ -91,6 +91,23 @@ def test_drawing_then_answer():
   assert (trajectory.token_ids_T[[drawing.end - 1, answer.end - 1]] == STOP).all()
 
 
+def test_a_first_turn_that_was_opened_is_read_whole_and_trained_in_part():
+  opening = "<think> I mark"
+  rest, cfg = BOX_TURN.removeprefix(opening), stop()
+  engine = fixtures.make_engine(fixtures.scripted([[say(rest), say(ANSWER_TURN)]], cfg), cfg)
+  words = dataclasses.replace(fixtures.WORDS, opening=opening, opened=1.0)
+  conversation = dataclasses.replace(engine.conversation, text=words)
+  engine = dataclasses.replace(engine, conversation=conversation)
+  prompt = conversation.prompt(fixtures.task("room/one"))
+  ((trajectory,),) = run_episodes(engine, {}, [prompt], 0, 0, SAMPLED)
+  trajectory_lib.check(trajectory, PADS)
+  assert [turn.text for turn in trajectory.turns] == [BOX_TURN, ANSWER_TURN]
+  assert [turn.executable for turn in trajectory.turns] == [True, True]
+  said = trajectory.token_ids_T[trajectory.trained_T]
+  assert said.tolist() == say(rest) + say(ANSWER_TURN)
+  assert TOKENIZER.decode(trajectory.token_ids_T[: trajectory.prompt_length]).endswith(opening)
+
+
 @pytest.mark.parametrize(
   ("reason", "turns", "cfg"),
   [

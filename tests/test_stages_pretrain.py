@@ -77,11 +77,20 @@ def test_there_must_be_a_lesson():
     build(PretrainRun, settings(cfg))
 
 
+def test_demonstrations_are_not_opened():
+  cfg = small_config("unused")
+  cfg.text.opened = 0.5
+  with pytest.raises(ConfigError, match=r"text\.opened must be 0"):
+    build(PretrainRun, settings(cfg))
+
+
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
     ({"learn.micro.lengths": (64, 200)}, r"micro\.lengths ends at 200: .* 255 \+ 1"),
     ({"learn.prefix_buckets": (64,)}, r"prefix_buckets ends at 64: .* 512"),
+    ({"learn.vision.frames": (64,)}, r"learn\.vision\.frames ends at 64: .* 512"),
+    ({"learn.share": 0.0}, r"learn\.share must lie in \(0, 1\], got 0\.0"),
   ],
 )
 def test_shapes_of_the_update_must_hold_the_rollouts(changes, message):

@@ -11,12 +11,14 @@ Source: ViLaSR, arXiv:2506.09965 (conversation); Qwen2.5-VL's chat template (rol
 
 import dataclasses
 import pathlib
+import zlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from spatial_jax.config import ConfigError
 from spatial_jax.errors import DataError
 from spatial_jax.types import PatchedImage, Task
 
@@ -52,6 +54,8 @@ class TextConfig:
     observation: after each drawn picture.
     more: after the last drawn picture when the policy may draw again.
     final: instead of `more` when it may not.
+    opening: words put into the policy's mouth, which its first turn goes on from; never trained.
+    opened: share of the questions for a number whose answer is begun so, in [0, 1].
   """
 
   system: str
@@ -62,6 +66,12 @@ class TextConfig:
   observation: str
   more: str
   final: str
+  opening: str
+  opened: float
+
+  def __post_init__(self):
+    if not 0 <= self.opened <= 1:
+      raise ConfigError(f"config.text.opened must lie in [0, 1], got {self.opened}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,7 +144,7 @@ def plain(text: str) -> str:
 
 
 def prompt_text(task: Task, images: Sequence[PatchedImage], cfg: TextConfig) -> str:
-  """The whole prompt of a task up to the opening of the assistant's turn, one pad per picture."""
+  """The whole prompt of a task up to the assistant's own words, one pad per picture."""
   lines = [plain(task.question)]
   if task.options is not None:
     lines += [plain(option) for option in task.options]
@@ -144,7 +154,14 @@ def prompt_text(task: Task, images: Sequence[PatchedImage], cfg: TextConfig) -> 
     PICTURE + _image_line(cfg.image_line, index, image) for index, image in enumerate(images, 1)
   )
   system = f"{IM_START}system\n{cfg.system}{IM_END}\n" if cfg.system else ""
-  return f"{system}{IM_START}user\n{pictures}{question}{IM_END}\n{IM_START}assistant\n"
+  asked = f"{system}{IM_START}user\n{pictures}{question}{IM_END}\n"
+  return f"{asked}{IM_START}assistant\n{opening_of(task, cfg)}"
+
+
+def opening_of(task: Task, cfg: TextConfig) -> str:
+  """What the answer to this task has to begin with, often ""; the task alone decides."""
+  chosen = zlib.crc32(task.task_id.encode()) < cfg.opened * 2**32
+  return cfg.opening if chosen and task.answer_kind == "number" else ""
 
 
 def observation_text(

@@ -131,6 +131,7 @@ def _about(checkpoint: str, cfg: EvaluateRun, above: str | None, found: list[She
     summary=f"{len(asked)} questions that training never saw. {above or ''}".strip(),
     facts=(
       ("compared with", cfg.init or "nothing"),
+      (f"{cfg.text.opened:.0%} of the numbers had to begin", cfg.text.opening),
       ("answers that can be read", f"{statistics['parsed_share']:.0%}"),
       ("answers with a drawing", f"{statistics['drawing_share']:.0%}"),
       ("drawings without a mistake", f"{statistics['executable_share']:.0%}"),

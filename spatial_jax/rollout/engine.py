@@ -19,7 +19,7 @@ import numpy as np
 
 from spatial_jax import rng
 from spatial_jax.config import ConfigError
-from spatial_jax.data.text import IM_END
+from spatial_jax.data.text import IM_END, opening_of
 from spatial_jax.data.vision import VisionBuckets, bucket, plan_vision, windows_of
 from spatial_jax.drawing.canvas import Picture
 from spatial_jax.drawing.executor import Executor, Fault
@@ -336,7 +336,8 @@ def _forbidden(engine: Engine) -> np.ndarray:
 def _hear(engine: Engine, row: _Row, ids: Sequence[int], logps: Sequence[float], step: int) -> None:
   """Takes down one sampled turn and decides whether the rollout ends with it."""
   tokenizer, unit = engine.conversation.tokenizer, engine.conversation.policy.coordinates
-  text = tokenizer.decode(ids)
+  words = "" if row.parsed else opening_of(row.episode.prompt.task, engine.conversation.text)
+  text = words + tokenizer.decode(ids)
   sizes = tuple((p.pixels.shape[1], p.pixels.shape[0]) for p in row.pictures)
   parsed = parse(text, Coordinates(unit, sizes), engine.cfg.limits)
   row.parsed.append(parsed)

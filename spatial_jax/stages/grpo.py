@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from spatial_jax.config import ConfigError
 from spatial_jax.data import loader
 from spatial_jax.data.vision import VisionBuckets
 from spatial_jax.learn.advantage import AdvantageConfig, advantage
@@ -53,6 +54,10 @@ class GrpoConfig:
   micro: Microbatches
   keep_every: int
   keep_groups: int
+
+  def __post_init__(self):
+    if not 0 < self.share <= 1:
+      raise ConfigError(f"config.learn.share must lie in (0, 1], got {self.share}")
 
 
 def batch_config(learn: GrpoConfig, policy: QwenVLConfig) -> BatchConfig:

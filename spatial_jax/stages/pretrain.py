@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 from spatial_jax import rng
+from spatial_jax.config import ConfigError
 from spatial_jax.data.demonstrations import DemonstrationConfig, demonstrate
 from spatial_jax.data.loader import LookConfig, prefetch, views_of
 from spatial_jax.data.procedural import ProceduralConfig, procedural_scene
@@ -90,6 +91,8 @@ class PretrainRun:
 
   def __post_init__(self):
     check_steps(self.optimizer, self.loop.steps)
+    if self.text.opened:
+      raise ConfigError("config.text.opened must be 0: demonstrations speak for themselves")
 
 
 def pretrain(run: PretrainRun, workdir: pathlib.Path, config: dict[str, Any]) -> None:
