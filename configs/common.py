@@ -65,8 +65,9 @@ def learn(steps: int) -> ConfigDict:
       "prefix_buckets": (160, 512),  # few: a trace of the update takes half a minute to compile
       # Prompts and what was drawn on them: 20 to 60 pictures in a default step, one trace.
       "vision": {"windows": (256, 1024, 2048), "frames": (64, 256, 512), "patches": (144,)},
-      # Most answers are one number, 27 tokens, or two places, 75; the few that draw come last.
-      "micro": {"rows": 8, "lengths": (32, 80, 256)},
+      # Most answers are one number, 27 tokens, or two places, 75; a drawing of a box and then a
+      # number are 150.
+      "micro": {"rows": 8, "lengths": (32, 80, 160, 256)},
       "keep_every": 10,
       "keep_groups": 3,
     }
@@ -155,7 +156,7 @@ def text() -> ConfigDict:
       "final": "Now answer:",
       # What pays as much without a drawing is soon not drawn. Choices were never taught with one.
       "opening": "<think> I mark the",
-      "opened": 0.15,
+      "opened": 0.1,
     }
   )
 
@@ -190,7 +191,7 @@ def rollout() -> ConfigDict:
       "top_p": 1.0,  # the whole distribution: truncated samples are off-policy
       "turn_tokens": 128,
       "chunk": 16,
-      "narrow": (2, 8),  # half are short answers; second turns and the longest are few
+      "narrow": (2, 4, 8),  # half are short answers; second turns and the longest are few
       "stop": {"turns": 2, "images": 8, "tokens": 255},
       "limits": {
         "blocks": 4,
