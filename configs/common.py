@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
   cfg.seed = 0
   cfg.init = "spatial_jax/assets/tiny"  # Hugging Face folder or work directory of a run
   cfg.remat = True  # on two cores, layers are computed again faster than they are stored
-  cfg.loop = loop(64)
+  cfg.loop = loop(56)
   cfg.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all devices that are left
   cfg.source = source()
   cfg.text = text()
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
   cfg.rollout = rollout()
   cfg.style = style()
   cfg.executor = ConfigDict({"workers": 1, "timeout_s": 20.0, "memory_mib": 1024})
-  cfg.learn = learn(64)
+  cfg.learn = learn(56)
   cfg.evaluation = evaluation()
   return cfg
 
@@ -282,7 +282,7 @@ def calm(cfg: ConfigDict) -> ConfigDict:
   cfg.b2 = 0.99
   cfg.relative = True
   cfg.gains = ("^decoder/norm/",)
-  cfg.gain_rate = 0.026
+  cfg.gain_rate = 0.03
   cfg.decay_steps = cfg.total_steps // 2  # what noise has moved comes to rest
   cfg.eps = 1e-5
   cfg.frozen = ("vision/", "decoder/embed/", "attn/[qk]/", "mlp/(gate|up)/")
