@@ -206,6 +206,23 @@ def test_groups_round_trip_and_replace(tmp_path):
     np.testing.assert_array_equal(sibling.trajectory.token_ids_T, rollouts[0][g].token_ids_T)
 
 
+def test_groups_with_most_drawings_are_kept():
+  generator = np.random.default_rng(3)
+  tasks = [dummies.number_task(generator, f"room-{i}/chair") for i in range(6)]
+  rollouts = [dummies.group(generator, task, 4) for task in tasks]
+  scores = dummies.score(rollouts, tasks, dummies.REWARD, 5.0)
+  prompts = [dummies.prompt(task) for task in tasks]
+  groups = gallery.groups_of(prompts, rollouts, scores, scores.reward_BG, step=0)
+
+  def drew(group):
+    return sum(any(turn.produced for turn in s.trajectory.turns) for s in group.siblings)
+
+  counts = sorted(map(drew, groups), reverse=True)
+  assert counts[0] > counts[-1]
+  assert list(map(drew, gallery.drawn_first(groups, 3))) == counts[:3]
+  assert len(gallery.drawn_first(groups, 9)) == 6
+
+
 def test_answers_of_an_evaluation_are_no_rollouts_of_a_step(tmp_path):
   """A greedy and a sampled answer, which nothing was learnt from."""
   generator = np.random.default_rng(1)

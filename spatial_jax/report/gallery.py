@@ -102,6 +102,16 @@ def groups_of(
   ]
 
 
+def drawn_first(groups: list[Group], count: int) -> list[Group]:
+  """The groups in which most siblings drew, `count` of them: what is worth looking at."""
+  drew = [
+    sum(any(turn.produced for turn in s.trajectory.turns) for s in group.siblings)
+    for group in groups
+  ]
+  order = sorted(range(len(groups)), key=lambda i: -drew[i])
+  return [groups[i] for i in order[:count]]
+
+
 def save_groups(groups: list[Group], workdir: str | os.PathLike[str]) -> None:
   """Keeps the groups of one step; saving a step again (after a resume) replaces it."""
   for number, group in enumerate(groups):

@@ -165,14 +165,14 @@ def _draw_advantage(card: RewardCard, axes: Axes) -> None:
   axes.axhline(0, color=MUTED, linewidth=0.8)
   axes.plot(place_Z, plain_Z, "o", color="white", markeredgecolor=MUTED, markersize=8, label="GRPO")
   form = "sign-safe AP-GRPO" if cfg.sign_safe else "AP-GRPO"
-  undivided = "" if cfg.by_std else ", not divided by the deviation"
+  undivided = "" if cfg.by_std else ",\nnot divided by the deviation"
   label = f"{form}, alpha = {cfg.alpha:g}{undivided}"
   axes.vlines(place_Z, 0, shaped_Z, color=ACCENT, linewidth=2)
   axes.plot(place_Z, shaped_Z, "o", color=ACCENT, markersize=6, label=label)
   axes.set_xticks(place_Z, [f"{100 * error:.0f} %" for error in EXAMPLE_ERRORS])
   axes.set(xlabel="relative errors of a group of eight", ylabel="advantage")
   axes.margins(y=0.15)
-  axes.legend(loc="upper right", fontsize=9)
+  axes.legend(loc="lower left", fontsize=9)
 
 
 def _svg(draw: Callable[[Axes], None], width_in: float, height_in: float) -> Markup:

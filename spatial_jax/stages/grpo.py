@@ -22,7 +22,7 @@ from spatial_jax.learn.optimizer import OptimizerConfig
 from spatial_jax.learn.update import Microbatches
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.programs import LearnPrograms
-from spatial_jax.report.gallery import groups_of, save_groups
+from spatial_jax.report.gallery import drawn_first, groups_of, save_groups
 from spatial_jax.reward.score import RewardConfig, score
 from spatial_jax.reward.snra import sharpness
 from spatial_jax.rollout.engine import Engine, Mode, run_episodes
@@ -41,7 +41,7 @@ class GrpoConfig:
     vision: buckets of its vision tower.
     micro: how responses go through it.
     keep_every: every so many steps rollouts are kept for the report; 0: never.
-    keep_groups: prompts of such a step whose rollouts are kept.
+    keep_groups: prompts of such a step whose rollouts are kept, those with most drawings.
   """
 
   reward: RewardConfig
@@ -134,7 +134,7 @@ class Learner:
 
     if cfg.keep_every and step % cfg.keep_every == 0:
       groups = groups_of(prompts, rollouts, scores, advantages_BG, step)
-      save_groups(groups[: cfg.keep_groups], self.workdir)
+      save_groups(drawn_first(groups, cfg.keep_groups), self.workdir)
     metrics = jax.device_get(metrics)
     update_s = time.monotonic() - begin - rollout_s
     return state, {
