@@ -53,6 +53,11 @@ def _config(
       window_px=112,
       full_layers=full_layers,
       norm_eps=1e-6,
+      norm="rms",
+      mlp="gated",
+      patch_bias=False,
+      table_side=0,
+      deepstack=(),
     ),
     decoder=DecoderConfig(
       layers=layers,
@@ -66,13 +71,16 @@ def _config(
       rope_sections=(head_dim // 8, head_dim * 3 // 16, head_dim * 3 // 16),  # Qwen's proportions
       norm_eps=1e-6,
       tied=tied,
+      rope_interleaved=False,
+      qkv_bias=True,
+      qk_norm=False,
     ),
     image_pad_id=vocabulary - 2,
     video_pad_id=vocabulary - 1,
     vision_start_id=vocabulary - 4,
     vision_end_id=vocabulary - 3,
     tokens_per_second=2,
-    coordinates="pixels",
+    family="qwen2_5_vl",
   )
 
 

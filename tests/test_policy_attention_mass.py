@@ -13,12 +13,12 @@ LAYER = 2
 
 def by_hand(row: int, prompt_length: int) -> np.ndarray:
   """Attention [H, T, S] of the tokens behind the prompt over the prompt, from the whole row."""
-  policy, params, _, _, features_MD = setting()
+  policy, params, _, _, features_MYD = setting()
   (token_RT, position_RTA, valid_RT, feature_RT), *_ = four_rows()
   cfg, layers = policy.cfg.decoder, params["decoder"]["layers"]
   before, before_params = policy.first_layers(params, LAYER)
   hidden_TD = before.hidden(
-    before_params, token_RT, position_RTA, valid_RT, features_MD, feature_RT
+    before_params, token_RT, position_RTA, valid_RT, features_MYD, feature_RT
   )[row]
   x_TD = np.asarray(hidden_TD / params["decoder"]["norm"]["scale"][None])
   x_TD = x_TD * np.asarray(layers["attn_norm"]["scale"])[LAYER]
@@ -41,14 +41,14 @@ def by_hand(row: int, prompt_length: int) -> np.ndarray:
 
 def test_log_attention_is_that_of_the_layer():
   """Two prompts of different lengths, two rows each: every head of every row."""
-  policy, params, _, _, features_MD = setting()
+  policy, params, _, _, features_MYD = setting()
   batch, lengths, prompt_lengths, _ = four_rows()
   prompts = cut(batch, (0, 2), (0, 0), prompt_lengths, max(prompt_lengths))
-  _, prefix = policy.prefill(params, *prompts[:3], features_MD, prompts[3])
+  _, prefix = policy.prefill(params, *prompts[:3], features_MYD, prompts[3])
   starts = [prompt_lengths[r // 2] for r in range(4)]
   width = max(end - start for start, end in zip(starts, lengths, strict=True))
   rows = cut(batch, range(4), starts, lengths, width)
-  found = log_attention(policy, params, LAYER, prefix, *rows[:3], features_MD, rows[3])
+  found = log_attention(policy, params, LAYER, prefix, *rows[:3], features_MYD, rows[3])
   for r in range(4):
     expected = by_hand(r, starts[r])
     weight_HTS = np.exp(found[r, :, : lengths[r] - starts[r]])

@@ -208,7 +208,7 @@ def plan_vision(
     buckets: sizes to round up to.
 
   Returns:
-    The batch (NumPy), and for each image int32 [tokens]: the rows of features_MD that hold its
+    The batch (NumPy), and for each image int32 [tokens]: the rows of features_MYD that hold its
     tokens, in token order.
 
   Raises:
@@ -255,7 +255,7 @@ def _image_windows(grid_3: tuple[int, int, int], window_blocks: int) -> tuple[np
 def _empty_batch(patches: int, frames: int, frame_patches: int, values: int) -> VisionBatch:
   return VisionBatch(
     patches_PX=np.zeros((patches, values), np.float32),
-    position_P2=np.zeros((patches, 2), np.int32),
+    position_P4=np.ones((patches, 4), np.int32),
     valid_P=np.zeros(patches, np.bool_),
     frame_NS=np.full((frames, frame_patches), patches, np.int32),
     slot_P=np.zeros(patches, np.int32),
@@ -270,8 +270,9 @@ def _place(batch: VisionBatch, image: PatchedImage, tokens: np.ndarray, frame: i
   index_P = (tokens[:, None] * _MERGE**2 + inner).reshape(-1)
   index_NS = index_P.reshape(time, height * width)
   batch.patches_PX[index_P] = image.patches_PX
-  batch.position_P2[index_P, 0] = (row * _MERGE + inner // _MERGE).reshape(-1)
-  batch.position_P2[index_P, 1] = (column * _MERGE + inner % _MERGE).reshape(-1)
+  batch.position_P4[index_P, 0] = (row * _MERGE + inner // _MERGE).reshape(-1)
+  batch.position_P4[index_P, 1] = (column * _MERGE + inner % _MERGE).reshape(-1)
+  batch.position_P4[index_P, 2:] = (height, width)
   batch.valid_P[index_P] = True
   batch.frame_NS[frame : frame + time, : height * width] = index_NS
   slot_NS = np.arange(frame, frame + time)[:, None] * batch.frame_NS.shape[1] + np.arange(

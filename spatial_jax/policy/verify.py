@@ -9,7 +9,7 @@ import argparse
 import functools
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -67,18 +67,21 @@ def forward(
   grids = [(images + clips)[i].grid_3 for i in order]
   positions, _ = rope.mrope_positions(token_ids, grids, cfg, seconds, video_positions)
   with jax.default_matmul_precision("highest"):
-    features_MD, index = _encode(policy, params, images + clips)
+    features_MYD, index = _encode(policy, params, images + clips)
     feature_T = np.full(len(token_ids), -1, np.int32)
-    pads = np.isin(token_ids, [cfg.image_pad_id, cfg.video_pad_id])
-    feature_T[pads] = [row for i in order for row in index[i]]
+    for pad, rows in (
+      (cfg.image_pad_id, index[: len(images)]),
+      (cfg.video_pad_id, index[len(images) :]),
+    ):
+      feature_T[token_ids == pad] = [row for one in rows for row in one]
     logits = jax.jit(functools.partial(_logits, policy))(
-      params, token_ids[None], positions[None], features_MD, feature_T[None]
+      params, token_ids[None], positions[None], features_MYD, feature_T[None]
     )
   rows = [row for rows in index for row in rows]
   return {
     "logits": np.asarray(logits[0]),
     "positions": positions.T,
-    "image_features": np.asarray(features_MD)[np.asarray(rows, np.int32)],
+    "image_features": np.asarray(features_MYD[:, 0])[np.asarray(rows, np.int32)],
   }
 
 
@@ -87,14 +90,14 @@ def _encode(
 ) -> tuple[jax.Array, tuple[np.ndarray, ...]]:
   """Features and, per image, the rows that hold its tokens."""
   if not images:
-    return jnp.zeros((1, policy.cfg.decoder.width), jnp.float32), ()
+    return jnp.zeros((1, policy.cfg.vision.streams, policy.cfg.decoder.width), jnp.float32), ()
   batch, index = plan_vision(images, policy.cfg.vision.window_blocks, _BUCKETS)
   return jax.jit(policy.encode)(params, batch), index
 
 
-def _logits(policy: Policy, params, token_RT, position_RTA, features_MD, feature_RT) -> jax.Array:
+def _logits(policy: Policy, params, token_RT, position_RTA, features_MYD, feature_RT) -> jax.Array:
   valid_RT = jnp.ones(token_RT.shape, bool)
-  hidden = policy.hidden(params, token_RT, position_RTA, valid_RT, features_MD, feature_RT)
+  hidden = policy.hidden(params, token_RT, position_RTA, valid_RT, features_MYD, feature_RT)
   return policy.logits(params, hidden)
 
 
@@ -121,23 +124,18 @@ def _split(patches_PX: np.ndarray | None, grids_N3: np.ndarray | None) -> list[P
 def _order(
   token_ids: np.ndarray, images: list[PatchedImage], clips: list[PatchedImage], cfg: QwenVLConfig
 ) -> list[int]:
-  """Which of images + clips stands at each run of pads, in order of appearance."""
-  streams: dict[int, Iterator[tuple[int, PatchedImage]]] = {
-    cfg.image_pad_id: iter(enumerate(images)),
-    cfg.video_pad_id: iter(enumerate(clips, start=len(images))),
-  }
-  order, cursor = [], 0
-  while cursor < len(token_ids):
-    stream = streams.get(int(token_ids[cursor]))
-    if stream is None:
-      cursor += 1
-      continue
-    number, image = next(stream, (None, None))
-    if number is None or image is None:
-      raise ValueError(f"token {cursor} is a pad of an image or clip that was not given")
-    order.append(number)
-    cursor += image.tokens
-  return order
+  """Which of images + clips stands where its first pad does, in order of appearance."""
+  starts = []
+  for pad, pictures in ((cfg.image_pad_id, images), (cfg.video_pad_id, clips)):
+    pads = np.flatnonzero(token_ids == pad)
+    ends = np.cumsum([0, *(picture.tokens for picture in pictures)])
+    if len(pads) != ends[-1]:
+      kind = "image" if pad == cfg.image_pad_id else "video"
+      raise ValueError(
+        f"{len(pads)} {kind} pads, but {ends[-1]} tokens of the grids that were given"
+      )
+    starts.append(pads[ends[:-1]])
+  return np.argsort(np.concatenate(starts)).tolist()
 
 
 # --- against transformers ----------------------------------------------------------------------
@@ -155,12 +153,15 @@ def sample_inputs(cfg: QwenVLConfig) -> dict[str, dict[str, Any]]:
 
   def ids(pad: int, *grids: tuple[int, int, int]) -> np.ndarray:
     parts = [rng.choice(plain, 5)]
+    if cfg.video_time == "text":
+      grids = tuple((1, h, w) for t, h, w in grids for _ in range(t))
     for t, h, w in grids:
       parts += [[cfg.vision_start_id], [pad] * (t * h * w // 4), [cfg.vision_end_id]]
       parts += [rng.choice(plain, 4)]
     return np.concatenate(parts)[None].astype(np.int64)
 
   images, clip = ((1, 6, 10), (1, 4, 4)), (3, 4, 6)
+  seconds = {"second_per_grid_ts": np.array([1.4], np.float32)}
   return {
     "text": {"input_ids": rng.choice(plain, 24)[None].astype(np.int64)},
     "images": {
@@ -172,7 +173,7 @@ def sample_inputs(cfg: QwenVLConfig) -> dict[str, dict[str, Any]]:
       "input_ids": ids(cfg.video_pad_id, clip),
       "pixel_values_videos": pixels(clip),
       "video_grid_thw": np.array([clip]),
-      "second_per_grid_ts": np.array([1.4], np.float32),
+      **(seconds if cfg.video_time == "seconds" else {}),
     },
   }
 
@@ -194,12 +195,12 @@ def verify(directory: pathlib.Path) -> dict[str, float]:
     UserError: on the host, when there is no checkpoint or torch is not installed.
   """
   cfg = weights.read_config(directory)
-  from transformers import Qwen2_5_VLForConditionalGeneration
+  from transformers import AutoModelForImageTextToText
   from transformers.utils.import_utils import is_torch_available
 
   if not is_torch_available():
     raise UserError("verify compares with transformers and needs torch: pip install torch")
-  model = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype="float32").eval()
+  model = AutoModelForImageTextToText.from_pretrained(directory, dtype="float32").eval()
   errors = {}
   for kind, inputs in sample_inputs(cfg).items():
     expected = reference(model, inputs, cfg)

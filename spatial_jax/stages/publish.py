@@ -50,8 +50,6 @@ def publish(
   out.mkdir(parents=True, exist_ok=True)
   weights.save(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), cfg, out)
   (out / weights.WEIGHTS).chmod(0o644)  # the writer makes it private; the folder is to be shared
-  config = json.loads((out / weights.CONFIG).read_text())
-  _write(out / weights.CONFIG, config | {"torch_dtype": "bfloat16"})
   tokenizer.inner.save(str(out / "tokenizer.json"))
   _write(out / "tokenizer_config.json", TOKENIZER_CONFIG)
   (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
