@@ -1,6 +1,7 @@
 """Live parity with transformers on random small checkpoints written by `weights.save`."""
 
 import functools
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,9 @@ torch = pytest.importorskip(
 )
 
 from spatial_jax.data.vision import plan_vision  # noqa: E402
-from spatial_jax.policy.qwen_vl import make_policy  # noqa: E402
+from spatial_jax.policy.config import Family  # noqa: E402
+from spatial_jax.policy.qwen_vl import Policy, make_policy  # noqa: E402
+from spatial_jax.types import Params  # noqa: E402
 from tests import hf_reference  # noqa: E402
 from tests import policy_fixtures as fixtures  # noqa: E402
 from tests.test_policy_parity import CASES, GOLDEN, PATH, assert_parity  # noqa: E402
@@ -65,7 +68,7 @@ def _rows(name: str) -> list[fixtures.Row]:
   return [fixtures.sequence(parts, cfg) for parts in ((9,), (3, one, 6), (2, other, 4, one, 2))]
 
 
-def _batch(policy, rows: list[fixtures.Row]):
+def _batch(policy: Policy, rows: list[fixtures.Row]):
   """Right-padded rows of ours, and what they see."""
   images = [image for row in rows for image in row.images]
   batch, index = plan_vision(images, policy.cfg.vision.window_blocks, fixtures.BUCKETS)
@@ -80,6 +83,18 @@ def _batch(policy, rows: list[fixtures.Row]):
     ),
   )
   return batch, arrays
+
+
+def _forward(policy: Policy, params: Params, rows: list[fixtures.Row]) -> jax.Array:
+  """Logits [R, T, V] of right-padded rows."""
+  batch, (ids, positions, valid, feature) = _batch(policy, rows)
+
+  @jax.jit
+  def forward(params):
+    features = policy.encode(params, batch)
+    return policy.logits(params, policy.hidden(params, ids, positions, valid, features, feature))
+
+  return forward(params)
 
 
 def _left_padded(rows: list[fixtures.Row]) -> dict:
@@ -100,15 +115,8 @@ def _left_padded(rows: list[fixtures.Row]) -> dict:
 def test_a_batch_equals_a_left_padded_one(name):
   """Rows of three lengths, one without any image."""
   policy = make_policy(CONFIGS[name], jnp.float32)
-  params, rows = fixtures.small_params(policy.cfg), _rows(name)
-  batch, (ids, positions, valid, feature) = _batch(policy, rows)
-
-  @jax.jit
-  def forward(params):
-    features = policy.encode(params, batch)
-    return policy.logits(params, policy.hidden(params, ids, positions, valid, features, feature))
-
-  ours = np.asarray(forward(params))
+  rows = _rows(name)
+  ours = np.asarray(_forward(policy, fixtures.small_params(policy.cfg), rows))
   with torch.no_grad():
     theirs = reference_model(name)(**_left_padded(rows)).logits.numpy()
   for row, mine, expected in zip(rows, ours, theirs, strict=True):
@@ -146,24 +154,33 @@ def test_gradients_equal_autograd(name):
   assert worst[1] < 1e-4, jax.tree_util.keystr(worst[0])
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl/tied", "qwen2_5_vl/tied", "qwen3_vl/tied"])
-def test_half_precision_is_as_close_as_transformers_own(name):
-  """KL to the float32 reference in bfloat16: no larger than that of transformers."""
-  row = _rows(name)[2]
-  inputs = _left_padded([row])
-  policy = make_policy(CONFIGS[name], jnp.bfloat16)
-  params = fixtures.small_params(policy.cfg)
-  batch, (ids, positions, valid, feature) = _batch(policy, [row])
-  features = jax.jit(policy.encode)(params, batch)
-  hidden = jax.jit(policy.hidden)(params, ids, positions, valid, features, feature)
-  ours = torch.tensor(np.asarray(policy.logits(params, hidden))[0])
+@pytest.mark.parametrize("family", get_args(Family))
+def test_half_precision_is_as_close_as_transformers_own(family):
+  """KL to the float32 reference in bfloat16: no larger than that of transformers.
+
+  Over 40 seeds of the shape that does worst the two agree within the noise, 5 %; over these, 20 %.
+  """
+  sums = np.zeros(2)
+  for name, cfg in CONFIGS.items():
+    if cfg.family == family:
+      sums += np.sum([_half_divergences(name, seed) for seed in range(4)], axis=0)
+  assert sums[0] <= 1.2 * sums[1]
+
+
+def _half_divergences(name: str, seed: int) -> tuple[float, float]:
+  """Of ours and of theirs, summed over the tokens of three rows."""
+  rows, policy = _rows(name), make_policy(CONFIGS[name], jnp.bfloat16)
+  params = fixtures.hashed_params(policy.cfg, seed)
+  ours = torch.tensor(np.array(_forward(policy, params, rows)))
+  hf, inputs = hf_reference.model(policy.cfg, params), _left_padded(rows)
   with torch.no_grad():
-    exact = torch.log_softmax(reference_model(name)(**inputs).logits[0], dim=-1)
-    half = hf_reference.model(policy.cfg, params).to(torch.bfloat16)
-    theirs = torch.log_softmax(half(**inputs).logits[0].float(), dim=-1)
-  mine = torch.log_softmax(ours, dim=-1)
-
-  def divergence(other: torch.Tensor) -> float:
-    return float((exact.exp() * (exact - other)).sum(-1).mean())
-
-  assert divergence(mine) <= divergence(theirs)
+    exact = torch.log_softmax(hf(**inputs).logits, dim=-1)
+    theirs = torch.log_softmax(hf.to(torch.bfloat16)(**inputs).logits.float(), dim=-1)
+  ours, total = torch.log_softmax(ours, dim=-1), np.zeros(2)
+  for number, row in enumerate(rows):
+    mine, (right, half) = (
+      ours[number, : len(row.ids)],
+      (x[number, -len(row.ids) :] for x in (exact, theirs)),
+    )
+    total += [float((right.exp() * (right - other)).sum()) for other in (mine, half)]
+  return total[0], total[1]

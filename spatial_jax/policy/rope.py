@@ -67,9 +67,7 @@ def mrope_positions(
   if is_pad[cursor:].any():
     raise ValueError(f"{is_pad[cursor:].sum()} pad tokens behind the last of {len(grids)} grids")
   parts.append(_text(position, len(token_ids) - cursor))
-  position_TA = np.concatenate(parts).astype(np.int32)
-  # transformers generates behind the largest position, under either rule.
-  return position_TA, int(position_TA.max(initial=-1)) + 1
+  return np.concatenate(parts).astype(np.int32), position + len(token_ids) - cursor
 
 
 def _run_of_pads(is_pad: np.ndarray, cursor: int, length: int, name: str) -> int:

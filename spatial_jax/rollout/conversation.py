@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from spatial_jax.config import ConfigError
 from spatial_jax.data import text as text_lib
 from spatial_jax.data.text import TextConfig, Tokenizer
 from spatial_jax.data.vision import PreprocessConfig, patch_image
@@ -47,6 +48,16 @@ class Conversation:
   text: TextConfig
   preprocess: PreprocessConfig
   policy: QwenVLConfig
+
+  def __post_init__(self):
+    ours, tower = self.preprocess, self.policy.vision
+    for name, given, needed in (
+      ("patch_size", ours.patch_size, tower.patch_size),
+      ("merge_size", ours.merge_size, tower.merge_size),
+      ("temporal_size", ours.temporal_size, tower.temporal_size),
+    ):
+      if given != needed:
+        raise ConfigError(f"config.preprocess.{name} is {given}, but this policy has {needed}")
 
   @functools.cached_property
   def forbidden_ids(self) -> tuple[int, ...]:
