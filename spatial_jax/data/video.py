@@ -61,8 +61,9 @@ def sample_frames(total: int, fps: float, cfg: SampleConfig) -> np.ndarray:
   count = math.floor(min(max(wanted, cfg.min_frames), most) / 2) * 2
   if count < 2:
     raise DataError(f"a video of {total} frames is too short; 2 or more are looked at")
-  # By way of float32, as the reference: 29.99999999 is the thirtieth frame.
-  return np.arange(0, total, total / count).astype(np.float32).astype(np.int64)
+  # By way of float32, as the reference: 29.99999999 is the thirtieth frame. Rounding may give one
+  # more, behind the end.
+  return np.arange(0, total, total / count).astype(np.float32).astype(np.int64)[:count]
 
 
 def patch_times(times_s: Sequence[float], temporal_size: int = 2) -> tuple[float, ...]:
