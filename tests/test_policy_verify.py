@@ -12,11 +12,13 @@ import pytest
 
 from spatial_jax import checkpoint
 from spatial_jax.errors import CheckpointError
-from spatial_jax.policy import export, verify, weights
+from spatial_jax.policy import export, reference, verify, weights
 from spatial_jax.stages.load import record
 from spatial_jax.types import TrainState
 from tests import policy_fixtures as fixtures
 from tests.test_policy_parity import CASES, PATH
+
+ASSET = pathlib.Path(__file__).parent.parent / "spatial_jax" / "assets" / "tiny"
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,33 @@ def test_verify_compares_with_transformers(name, tmp_path):
   pytest.importorskip("torch", reason="live parity needs torch (extra bench)")
   cfg = fixtures.family_configs()[name]
   weights.save(fixtures.small_params(cfg), cfg, tmp_path)
-  assert max(verify.verify(tmp_path).values()) < verify.TOLERANCE
+  golden = reference.make_golden(tmp_path, cfg)
+  np.savez_compressed(tmp_path / "golden.npz", **golden)
+  checks = verify.compare(tmp_path, golden)
+  assert [check for check in checks if not check.passed] == []
+  kinds = {check.kind for check in checks}
+  assert kinds == {"text", "images", "video", "mixed"}
+  deep = {check.what for check in checks if "DeepStack" in check.what}
+  assert len(deep) == len(cfg.vision.deepstack)
+  wrong = fixtures.hashed_params(cfg, 77)
+  weights.save(wrong, cfg, tmp_path)
+  verify._load.cache_clear()
+  failed = [check.what for check in verify.compare(tmp_path, golden) if not check.passed]
+  assert {"logits", "vision features", *deep} <= set(failed)
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("default")
+def test_the_embedded_policy_agrees_here_and_where_there_is_no_torch(tmp_path):
+  pytest.importorskip("torch", reason="live parity needs torch (extra bench)")
+  golden = tmp_path / "golden.npz"
+  done = run_verify("as installed", ASSET, f"--export={golden}")
+  assert done.returncode == 0, done.stdout
+  assert "pixels" in done.stdout
+  assert "sentences" in done.stdout
+  again = run_verify("without torch", ASSET, f"--golden={golden}")
+  assert again.returncode == 0, again.stdout
+  assert again.stdout == done.stdout
 
 
 WITHOUT_TORCH = """
@@ -103,8 +131,8 @@ HOW = {
 }
 
 
-def run_verify(how, directory):
-  command = [sys.executable, *HOW[how], f"--checkpoint={directory}"]
+def run_verify(how, directory, *more):
+  command = [sys.executable, *HOW[how], f"--checkpoint={directory}", *more]
   return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
