@@ -15,10 +15,14 @@ from tests import policy_fixtures as fixtures
 SIZES = ((24, 40), (16, 16), (32, 24))
 
 
+TIED = "qwen2_5_vl/tied"
+FAMILIES = ("qwen2_vl/tied", TIED, "qwen3_vl/tied")
+
+
 @functools.cache
-def setting():
+def setting(name: str = TIED):
   """Policy, parameters, features of three images and their indices."""
-  policy = fixtures.small_policy()
+  policy = make_policy(fixtures.family_configs()[name], jnp.float32)
   params = fixtures.small_params(policy.cfg)
   images = [fixtures.image(seed, *size) for seed, size in enumerate(SIZES)]
   batch, index = plan_vision(images, policy.cfg.vision.window_blocks, fixtures.BUCKETS)
@@ -27,7 +31,7 @@ def setting():
 
 
 @functools.cache
-def four_rows():
+def four_rows(name: str = TIED):
   """Two prompts of different lengths, two rows each; rows 0 and 2 see a new picture on the way.
 
   row 0   prompt 0 | 5 text | image 2 + 3 text | 4 text
@@ -37,7 +41,7 @@ def four_rows():
 
   Returns the batch (ids, positions, valid, feature), row and prompt lengths, hidden of the whole.
   """
-  policy, params, images, index, features_MYD = setting()
+  policy, params, images, index, features_MYD = setting(name)
   prompts = [[3, images[0], 6], [4, images[1], 2, images[2], 3]]
   tails = [[5, images[2], 3, 4], [7, 4], [5, images[1], 2, 4], [7, 4]]
   rows = [fixtures.sequence(prompts[r // 2] + tails[r], policy.cfg) for r in range(4)]
@@ -69,10 +73,12 @@ def close(actual, expected):
   np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("unstacked", [True, False])
-def test_prefill_decode_append_equal_the_whole_forward(unstacked):
-  policy, params, _, _, features_MYD = setting()
-  batch, lengths, prompt_lengths, expected = four_rows()
+@pytest.mark.parametrize(
+  ("name", "unstacked"), [(TIED, False), *((name, True) for name in FAMILIES)]
+)
+def test_prefill_decode_append_equal_the_whole_forward(name, unstacked):
+  policy, params, _, _, features_MYD = setting(name)
+  batch, lengths, prompt_lengths, expected = four_rows(name)
   weights = policy.unstack(params) if unstacked else params
   prefill, append, decode = (jax.jit(f) for f in (policy.prefill, policy.append, policy.decode))
 
@@ -146,9 +152,10 @@ def test_features_do_not_depend_on_buckets_or_company():
   close(jax.jit(policy.encode)(params, batch)[alone[0]], np.asarray(features_MYD)[index[2]])
 
 
-def test_remat_and_scan_do_not_change_values_or_gradients():
-  policy, params, _, _, features_MYD = setting()
-  batch, *_ = four_rows()
+@pytest.mark.parametrize("name", [TIED, "qwen3_vl/tied"])
+def test_remat_and_scan_do_not_change_values_or_gradients(name):
+  policy, params, _, _, features_MYD = setting(name)
+  batch, *_ = four_rows(name)
   plain = make_policy(policy.cfg, jnp.float32, remat=False)
 
   def loss(policy, params):

@@ -58,9 +58,8 @@ def qwen_tokenizer(ranks: Mapping[bytes, int]) -> Tokenizer:
     return "".join(letters[byte] for byte in token)
 
   ordered = sorted(ranks, key=lambda token: ranks[token])
-  merges = [
-    tuple(map(written, _halves(token, ranks, ranks[token]))) for token in ordered if len(token) > 1
-  ]
+  halves = [_halves(token, ranks, ranks[token]) for token in ordered if len(token) > 1]
+  merges = [(written(first), written(second)) for first, second in halves]
   vocabulary = {written(token): ranks[token] for token in ordered}
   inner = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
   inner.normalizer = normalizers.NFC()

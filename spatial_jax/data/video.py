@@ -93,6 +93,7 @@ def read_video(path: pathlib.Path, cfg: SampleConfig) -> Clip:
   """
   try:
     import av
+    import av.error
   except ImportError as error:
     raise DataError("reading video files needs PyAV: pip install 'spatial_jax[video]'") from error
   try:

@@ -40,6 +40,25 @@ def log_attention(
   hidden_RTD = before.hidden_behind(
     before_params, behind, token_RT, position_RTA, valid_RT, features_MYD, feature_RT
   )
+  q_RTHC = _queries(policy, params, layer, hidden_RTD, position_RTA)
+  k_BKSC = prefix.layers[layer].k_RKSC.astype(jnp.float32)
+  rows, tokens = q_RTHC.shape[:2]
+  group, size = rows // len(k_BKSC), k_BKSC.shape[2]
+  q_BGTKQC = q_RTHC.reshape(
+    -1, group, tokens, cfg.kv_heads, cfg.heads // cfg.kv_heads, cfg.head_dim
+  )
+  score = jnp.einsum("BGTKQC,BKSC->BGKQTS", q_BGTKQC, k_BKSC) * cfg.head_dim**-0.5
+  score_RHTS = score.reshape(rows, cfg.heads, tokens, size)
+  length_R = jnp.repeat(prefix.length_B, group)
+  visible_RS = jnp.arange(size)[None] < length_R[:, None]
+  return jax.nn.log_softmax(jnp.where(visible_RS[:, None, None], score_RHTS, -1e30), axis=-1)
+
+
+def _queries(
+  policy: Policy, params: Params, layer: int, hidden_RTD: jax.Array, position_RTA: Array
+) -> jax.Array:
+  """float32 [R, T, H, C], rotated, of a layer behind whose predecessors the last norm stood."""
+  cfg = policy.cfg.decoder
   # Every norm divides by the same root mean square; only the scales differ.
   weights = jax.tree.map(lambda x: x[layer], params["decoder"]["layers"])
   scale_D = weights["attn_norm"]["scale"] / params["decoder"]["norm"]["scale"]
@@ -51,15 +70,4 @@ def log_attention(
   if cfg.qk_norm:
     norm = RMSNorm(cfg.norm_eps, jnp.dtype("float32"))
     q_RTHC = jnp.asarray(norm.apply({"params": weights["attn"]["q_norm"]}, q_RTHC))
-  q_RTHC = rope.rotate(q_RTHC, *(angle[:, :, None] for angle in policy.angles(position_RTA)))
-  k_BKSC = prefix.layers[layer].k_RKSC.astype(jnp.float32)
-  rows, tokens = x_RTD.shape[:2]
-  group, size = rows // len(k_BKSC), k_BKSC.shape[2]
-  q_BGTKQC = q_RTHC.reshape(
-    -1, group, tokens, cfg.kv_heads, cfg.heads // cfg.kv_heads, cfg.head_dim
-  )
-  score = jnp.einsum("BGTKQC,BKSC->BGKQTS", q_BGTKQC, k_BKSC) * cfg.head_dim**-0.5
-  score_RHTS = score.reshape(rows, cfg.heads, tokens, size)
-  length_R = jnp.repeat(prefix.length_B, group)
-  visible_RS = jnp.arange(size)[None] < length_R[:, None]
-  return jax.nn.log_softmax(jnp.where(visible_RS[:, None, None], score_RHTS, -1e30), axis=-1)
+  return rope.rotate(q_RTHC, *(angle[:, :, None] for angle in policy.angles(position_RTA)))

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from spatial_jax.data import processor
 from spatial_jax.errors import UserError
 from spatial_jax.policy.config import QwenVLConfig
 
@@ -55,7 +54,7 @@ def make_golden(directory: pathlib.Path, cfg: QwenVLConfig) -> Golden:
   for kind, inputs in sample_inputs(cfg).items():
     logits = half(**_tensors(inputs, cfg)).logits[0].detach().float().numpy()
     divergence = mean_divergence(golden[f"{kind}/out/logits"], logits)
-    golden[f"{kind}/out/half_divergence"] = np.float32(divergence)
+    golden[f"{kind}/out/half_divergence"] = np.asarray(divergence, np.float32)
   return golden
 
 
@@ -154,7 +153,7 @@ def _answers(model: Any, inputs: dict[str, np.ndarray], cfg: QwenVLConfig) -> Go
 
 
 def _processed(directory: pathlib.Path) -> Golden:
-  if not (directory / processor.IMAGES).exists():
+  if not (directory / "preprocessor_config.json").exists():
     return {}
   from transformers import AutoImageProcessor
 

@@ -38,8 +38,7 @@ def mrope_positions(
     token_ids: int [T], pads expanded to one per merged token.
     grids: (time, height, width) in patches of each image and clip, in order of appearance.
     cfg: ids, merge size and tokens per second.
-    second_per_grid: seconds per temporal patch of each clip, in order; images take none, and only
-      families with `video_time` "seconds" read it.
+    second_per_grid: seconds per temporal patch of each clip, where `video_time` is "seconds".
     rule: see above.
 
   Returns:

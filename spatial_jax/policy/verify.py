@@ -13,6 +13,7 @@ import functools
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -220,12 +221,12 @@ def compare(directory: pathlib.Path, golden: Golden) -> list[Check]:
 
 
 def _policy_checks(directory: pathlib.Path, golden: Golden, kind: str) -> list[Check]:
-  inputs = inputs_of(golden, kind)
+  inputs: dict[str, Any] = inputs_of(golden, kind)
   said = {key.split("/")[2]: golden[key] for key in golden if key.startswith(f"{kind}/out/")}
   ours = forward(directory, **inputs)
   checks = []
   if "positions" in said:
-    wrong = np.count_nonzero(ours["positions"] != said["positions"])
+    wrong = int(np.count_nonzero(ours["positions"] != said["positions"]))
     checks.append(Check(kind, "positions, wrong", wrong, 0))
   if "features" in said:
     streams = [ours["image_features"], *np.moveaxis(ours.get("deepstack_features", _NONE), 1, 0)]
@@ -237,7 +238,7 @@ def _policy_checks(directory: pathlib.Path, golden: Golden, kind: str) -> list[C
   ties = np.flatnonzero(said["margins"] < _TIE)
   steps = int(ties[0]) if len(ties) else len(said["margins"])
   greedy = _greedy(directory, inputs, steps)
-  wrong = np.count_nonzero(greedy != said["greedy"][:steps])
+  wrong = int(np.count_nonzero(greedy != said["greedy"][:steps]))
   checks.append(Check(kind, f"{steps} greedy tokens, wrong", wrong, 0))
   half = _evaluate(directory, jnp.dtype("bfloat16"), **inputs)["logits"]
   divergence, allowed = mean_divergence(said["logits"], half), float(said["half_divergence"])
@@ -250,7 +251,7 @@ def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:
   return float(np.abs(ours - theirs).max() / theirs.std())
 
 
-def _greedy(directory: pathlib.Path, inputs: dict[str, np.ndarray], steps: int) -> np.ndarray:
+def _greedy(directory: pathlib.Path, inputs: dict[str, Any], steps: int) -> np.ndarray:
   """Each token by reading everything before it again: slow, and shares nothing with a cache."""
   cfg, _ = _load(directory)
   special = [cfg.image_pad_id, cfg.video_pad_id, cfg.vision_start_id, cfg.vision_end_id]
@@ -269,7 +270,7 @@ def _processor_checks(directory: pathlib.Path, golden: Golden) -> list[Check]:
   ours = patch_image(golden["processor/in/picture"], read_processor(directory))
   theirs = golden["processor/out/pixel_values"]
   same = ours.grid_3 == tuple(golden["processor/out/grid"].tolist())
-  wrong = np.count_nonzero(ours.patches_PX != theirs) if same else theirs.size
+  wrong = int(np.count_nonzero(ours.patches_PX != theirs)) if same else theirs.size
   return [Check("processor", "pixels, wrong", wrong, 0)]
 
 

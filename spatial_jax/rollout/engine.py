@@ -25,7 +25,7 @@ from spatial_jax.drawing.canvas import Picture
 from spatial_jax.drawing.executor import Executor, Fault
 from spatial_jax.drawing.monitor import StopLimits, end_reason
 from spatial_jax.drawing.protocol import Coordinates, Limits, Parsed, parse
-from spatial_jax.rollout.conversation import Conversation, Episode, Observation
+from spatial_jax.rollout.conversation import Conversation, Episode, Piece
 from spatial_jax.rollout.sampler import ObservationBatch, PromptBatch, SampleState, Sampling
 from spatial_jax.types import Array, Params, PatchedImage, Prompt, Prompts, Rollouts, VisionBatch
 
@@ -347,7 +347,7 @@ def _hear(engine: Engine, row: _Row, ids: Sequence[int], logps: Sequence[float],
   row.episode.add_turn(ids, logps, step, text, parsed.operations, parsed.errors)
 
 
-def _look(engine: Engine, row: _Row, drawing: tuple[Picture, ...] | Fault) -> Observation | None:
+def _look(engine: Engine, row: _Row, drawing: tuple[Picture, ...] | Fault) -> Piece | None:
   """Puts drawn pictures behind the turn; None when the rollout ends here instead."""
   if isinstance(drawing, Fault):
     row.reason = "fault"
@@ -371,7 +371,7 @@ def _observe(
   params: Params,
   state: SampleState,
   rows: Sequence[_Row],
-  observations: dict[int, Observation],
+  observations: dict[int, Piece],
 ) -> SampleState:
   """Encodes the drawn pictures and reads the observations behind their rows."""
   longest = max(len(o.token_ids_T) for o in observations.values())
