@@ -161,7 +161,7 @@ def scripted(scripts: Sequence[Script], cfg: RolloutConfig) -> RolloutPrograms:
 
   width = policy_config().decoder.width
   return RolloutPrograms(
-    encode=lambda params, vision: jnp.zeros((1, width)),
+    encode=lambda params, vision: jnp.zeros((1, 1, width)),
     start=start,
     sample=sample,
     observe=observe,

@@ -125,7 +125,7 @@ def two_pictures(scale=1):
   return dataclasses.replace(fixtures.task("room/x", ((side, side),) * 2), boxes=boxes)
 
 
-FAMILY = {"pixels": "qwen2_5_vl", "per_mille": "qwen2_vl"}
+FAMILY = {"pixels": "qwen2_5_vl", "per_mille": "qwen3_vl"}
 
 
 @settings(deadline=None)
