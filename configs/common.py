@@ -219,6 +219,7 @@ def policy() -> ConfigDict:
   """The embedded policy's shape: 3 M parameters; ids of special tokens come with the tokenizer."""
   return ConfigDict(
     {
+      "family": "qwen2_5_vl",
       "vision": {
         "layers": 4,
         "width": 128,
@@ -230,6 +231,11 @@ def policy() -> ConfigDict:
         "window_px": 84,  # 3 x 3 merged tokens: 168-pixel pictures divide into 4 windows
         "full_layers": (1, 3),
         "norm_eps": 1e-6,
+        "norm": "rms",
+        "mlp": "gated",
+        "patch_bias": False,
+        "table_side": 0,
+        "deepstack": (),
       },
       "decoder": {
         "layers": 4,
@@ -243,6 +249,9 @@ def policy() -> ConfigDict:
         "rope_sections": (4, 6, 6),
         "norm_eps": 1e-6,
         "tied": True,
+        "rope_interleaved": False,
+        "qkv_bias": True,
+        "qk_norm": False,
       },
     }
   )

@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
   cfg.text.opened = 0.0  # demonstrations speak for themselves
   cfg.preprocess = common.preprocess()
   cfg.style = common.style()
+  cfg.family = policy.family
   cfg.vision = policy.vision
   cfg.decoder = policy.decoder
   cfg.tokenizer_rooms = 200

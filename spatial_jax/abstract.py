@@ -29,7 +29,7 @@ class Inputs:
   Attributes:
     state, batch: of the update, on the train mesh.
     weights: decode parameters; like all that follows, on the rollout mesh.
-    vision, features_MD: of the prompts' images, or of drawn ones.
+    vision, features_MYD: of the prompts' images, or of drawn ones.
     prompts: PromptBatch, active_B.
     rows: SampleState with the whole cache.
     sampling, observations: of one call.
@@ -39,7 +39,7 @@ class Inputs:
   batch: TrainBatch
   weights: Params
   vision: VisionBatch
-  features_MD: Any
+  features_MYD: Any
   prompts: tuple[PromptBatch, Any]
   rows: SampleState
   sampling: Sampling
@@ -96,9 +96,9 @@ def all_programs(
       (state.opt_state,),
     ),
     ("encode", run.encode, (weights, x.vision), (state, rows)),
-    ("start", run.start, (weights, x.features_MD, *x.prompts), (state,)),
+    ("start", run.start, (weights, x.features_MYD, *x.prompts), (state,)),
     ("sample", run.sample, (weights, rows, x.sampling, False, rollout.top_p < 1), (state,)),
-    ("observe", run.observe, (weights, rows, x.features_MD, x.observations), (state,)),
+    ("observe", run.observe, (weights, rows, x.features_MYD, x.observations), (state,)),
     ("update", learn.update, (state, x.batch, None), (weights,)),
   ]
   return [
@@ -124,10 +124,10 @@ def largest_inputs(
   weights = programs.placed(weights, sharding.param_shardings(weights, local))
   vision = _everywhere(_vision(cfg.vision, rollout.vision), everywhere)
   tokens = vision.valid_P.shape[0] // cfg.vision.merge_size**2
-  features_MD = _struct((tokens, cfg.decoder.width), policy.compute_dtype)
+  features_MYD = _struct((tokens, cfg.vision.streams, cfg.decoder.width), policy.compute_dtype)
   prompts = _prompts(rollout)
   run = programs.rollout_programs(island, rollout, stop_id=0)
-  rows = jax.eval_shape(run.start, weights, features_MD, *prompts)
+  rows = jax.eval_shape(run.start, weights, features_MYD, *prompts)
   asked = rollout.prompts * sharding.island_mesh(mesh).shape["island"]
   count = kept_rows(asked * rollout.group, share, sharding.row_devices(mesh))
   learned = train_batch(cfg.vision, asked, count, batch)
@@ -137,7 +137,7 @@ def largest_inputs(
     batch=programs.placed(learned, sharding.train_batch_shardings(learned, window, mesh)),
     weights=weights,
     vision=vision,
-    features_MD=_everywhere(features_MD, everywhere),
+    features_MYD=_everywhere(features_MYD, everywhere),
     prompts=_everywhere(prompts, everywhere),
     rows=programs.placed(rows, sharding.rollout_shardings(rows, local)),
     sampling=_everywhere(_sampling(rollout, cfg.decoder.vocabulary), everywhere),
@@ -181,7 +181,7 @@ def _vision(cfg: VisionConfig, buckets: VisionBuckets) -> VisionBatch:
   patches = buckets.windows[-1] * programs.window_patches(cfg)
   return VisionBatch(
     patches_PX=_struct((patches, cfg.patch_values), jnp.float32),
-    position_P2=_struct((patches, 2), jnp.int32),
+    position_P4=_struct((patches, 4), jnp.int32),
     valid_P=_struct((patches,), jnp.bool_),
     frame_NS=_struct((buckets.frames[-1], buckets.patches[-1]), jnp.int32),
     slot_P=_struct((patches,), jnp.int32),

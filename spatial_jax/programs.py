@@ -142,12 +142,12 @@ def rollout_programs(policy: Policy, cfg: RolloutConfig, stop_id: int) -> Rollou
     return jax.lax.with_sharding_constraint(tree, sharding.rollout_shardings(tree, mesh))
 
   def start(
-    params: Params, features_MD: Array, prompts: PromptBatch, active_B: Array
+    params: Params, features_MYD: Array, prompts: PromptBatch, active_B: Array
   ) -> SampleState:
     prompts, active_B = lay((prompts, active_B))
     group, own_size = cfg.group, cfg.stop.tokens
     return lay(
-      sampler.start(policy, params, features_MD, prompts, active_B, group=group, own_size=own_size)
+      sampler.start(policy, params, features_MYD, prompts, active_B, group=group, own_size=own_size)
     )
 
   def sample(
@@ -167,9 +167,9 @@ def rollout_programs(policy: Policy, cfg: RolloutConfig, stop_id: int) -> Rollou
     return lay(state), token_RK, logp_RK
 
   def observe(
-    params: Params, state: SampleState, features_MD: Array, rows: ObservationBatch
+    params: Params, state: SampleState, features_MYD: Array, rows: ObservationBatch
   ) -> SampleState:
-    return lay(sampler.observe(policy, params, lay(state), features_MD, lay(rows)))
+    return lay(sampler.observe(policy, params, lay(state), features_MYD, lay(rows)))
 
   return RolloutPrograms(
     # Prompts gather features by index, from any image: every device holds them all.

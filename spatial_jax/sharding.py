@@ -48,13 +48,11 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
   (r"vision/blocks/qkv/kernel$", P("fsdp", None, "tensor", None)),  # E, 3, H, C
   (r"vision/blocks/qkv/bias$", P(None, "tensor", None)),  # 3, H, C
   (r"vision/blocks/proj/kernel$", P("tensor", None, "fsdp")),  # H, C, E
-  (r"mlp/(gate|up)/kernel$", P("fsdp", "tensor")),  # D or E, F
-  (r"mlp/down/kernel$", P("tensor", "fsdp")),  # F, D or E
-  (r"vision/blocks/mlp/(gate|up)/bias$", P("tensor")),  # F
+  (r"mlp/(gate|up)/kernel$", P("fsdp", "tensor")),  # D or E, F; in the mergers 4E, 4E
+  (r"mlp/down/kernel$", P("tensor", "fsdp")),  # F, D or E; 4E, D
+  (r"mlp/(gate|up)/bias$", P("tensor")),  # F, in the mergers 4E
   (r"vision/patch/kernel$", P(None, "fsdp")),  # X = 3 * 2 * 14 * 14 divides by 8 only; E
-  (r"vision/merger_in/kernel$", P("fsdp", "tensor")),  # 4E, 4E
-  (r"vision/merger_in/bias$", P("tensor")),  # 4E
-  (r"vision/merger_out/kernel$", P("tensor", "fsdp")),  # 4E, D
+  (r"vision/position/embedding$", P(None, "fsdp")),  # table of learned positions, E
   (r"(scale|bias)$", P()),  # norms, and biases of sums over `tensor`: replicated
   (r"heads/\w+/kernel$", P()),  # the temporary heads of pretraining
 )
@@ -235,7 +233,7 @@ def train_batch_shardings(batch: TrainBatch, window: int, mesh: Mesh) -> TrainBa
     temperature_R=row,
     forbidden_V=everywhere,
     vision=VisionBatch(
-      patches_PX=patch, position_P2=patch, valid_P=patch, frame_NS=frame, slot_P=patch
+      patches_PX=patch, position_P4=patch, valid_P=patch, frame_NS=frame, slot_P=patch
     ),
   )
 

@@ -10,6 +10,7 @@ Suffix order is array order, one letter per axis, digits are literal sizes:
   T tokens (queries)    X values in one patch            K key/value heads  C channels of one head
   S key positions       E vision width                   Q heads per KV head (H = K*Q)
   V vocabulary          W vision windows                 A rotary axes (time, height, width) = 3
+  Y streams of features: the tower's last layer, and those that DeepStack adds
 
 `valid_*` means "not padding"; `trained_*` means "sampled by the policy". Host records (Task,
 Prompt, Trajectory) hold NumPy arrays; device structs (VisionBatch, TrainBatch) are pytrees.
@@ -260,14 +261,15 @@ class VisionBatch(NamedTuple):
 
   Attributes:
     patches_PX: float32 normalised pixels.
-    position_P2: int32 (row, column) of the patch in its frame, in patches.
+    position_P4: int32 (row, column) of the patch in its frame, and the frame's (height, width), in
+      patches.
     valid_P: bool.
     frame_NS: int32 indices into P, P where padded. N frames, S patches (both bucketed).
     slot_P: int32 index into the flattened [N * S] frames, 0 where not valid.
   """
 
   patches_PX: Array
-  position_P2: Array
+  position_P4: Array
   valid_P: Array
   frame_NS: Array
   slot_P: Array

@@ -10,7 +10,7 @@ from spatial_jax.data.text import train_tokenizer
 from spatial_jax.evaluate.run import EvaluateRun
 from spatial_jax.policy import weights
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
-from tests.policy_fixtures import hashed_params, with_ids
+from tests.policy_fixtures import QWEN2_5_TOWER, QWEN2_DECODER, hashed_params, with_ids
 
 VOCABULARY = 288
 SIDE_PX = 56  # 2 x 2 merged tokens
@@ -81,8 +81,10 @@ def tokenizer():
 
 def policy_config() -> QwenVLConfig:
   """One layer of everything."""
-  vision = VisionConfig(2, 16, 2, 24, 14, 2, 2, SIDE_PX, (1,), 1e-6)
-  decoder = DecoderConfig(2, 16, 2, 1, 8, 32, VOCABULARY, 1e4, (2, 1, 1), 1e-6, True)
+  vision = VisionConfig(2, 16, 2, 24, 14, 2, 2, SIDE_PX, (1,), 1e-6, *QWEN2_5_TOWER)
+  decoder = DecoderConfig(
+    2, 16, 2, 1, 8, 32, VOCABULARY, 1e4, (2, 1, 1), 1e-6, True, *QWEN2_DECODER
+  )
   return with_ids(vision, decoder, tokenizer())
 
 

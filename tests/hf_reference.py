@@ -2,25 +2,46 @@
 
 import pathlib
 import tempfile
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import transformers
 
-from spatial_jax.policy import weights
+from spatial_jax.policy import names, weights
 from spatial_jax.policy.config import QwenVLConfig
-from spatial_jax.types import Params
+from spatial_jax.types import Params, PatchedImage
 from tests import policy_fixtures as fixtures
+
+CLASSES = {
+  "qwen2_vl": transformers.Qwen2VLForConditionalGeneration,
+  "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
+  "qwen3_vl": transformers.Qwen3VLForConditionalGeneration,
+}
 
 
 def model(cfg: QwenVLConfig, params: Params):
   """The parameters as a transformers model, through a checkpoint of ours."""
   with tempfile.TemporaryDirectory() as directory:
     weights.save(params, cfg, pathlib.Path(directory))
-    loaded = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    loaded = CLASSES[cfg.family].from_pretrained(
       directory, dtype=torch.float32, attn_implementation="eager"
     )
   return loaded.eval()
+
+
+def visual_inputs(images: Sequence[PatchedImage]) -> dict[str, torch.Tensor]:
+  """Patches and grids of images and clips, each in its own stream."""
+  inputs = {}
+  for pixels, grids, is_clip in (
+    ("pixel_values", "image_grid_thw", False),
+    ("pixel_values_videos", "video_grid_thw", True),
+  ):
+    some = [image for image in images if (image.grid_3[0] > 1) == is_clip]
+    if some:
+      inputs[pixels] = torch.tensor(np.concatenate([image.patches_PX for image in some]))
+      inputs[grids] = torch.tensor([image.grid_3 for image in some])
+  return inputs
 
 
 def _inputs(case: fixtures.Case, row: fixtures.Row) -> dict:
@@ -28,29 +49,29 @@ def _inputs(case: fixtures.Case, row: fixtures.Row) -> dict:
   inputs = {
     "input_ids": ids,
     "attention_mask": torch.ones_like(ids),
-    "mm_token_type_ids": (ids == fixtures.IMAGE).int() + 2 * (ids == fixtures.VIDEO).int(),
+    "mm_token_type_ids": token_types(ids),
+    **visual_inputs(row.images),
   }
-  if row.images:
-    patches = torch.tensor(np.concatenate([image.patches_PX for image in row.images]))
-    grids = torch.tensor([image.grid_3 for image in row.images])
-    if case.second_per_grid:
-      inputs |= {"pixel_values_videos": patches, "video_grid_thw": grids}
-      inputs["second_per_grid_ts"] = torch.tensor(case.second_per_grid)
-    else:
-      inputs |= {"pixel_values": patches, "image_grid_thw": grids}
+  if case.second_per_grid:
+    inputs["second_per_grid_ts"] = torch.tensor(case.second_per_grid)
   return inputs
 
 
+def token_types(ids: torch.Tensor) -> torch.Tensor:
+  """0 text, 1 image, 2 video."""
+  return (ids == fixtures.IMAGE).int() + 2 * (ids == fixtures.VIDEO).int()
+
+
 @torch.no_grad()
-def reference(case: fixtures.Case, cfg: QwenVLConfig, hf) -> dict[str, np.ndarray]:
+def reference(case: fixtures.Case, hf) -> dict[str, np.ndarray]:
   """positions [T, 3], logits [T, V], greedy tokens and the margin of the first over the second.
 
   Under rule "max" transformers >= 5.3 needs explicit positions; greedy decoding then runs without
   a cache.
   """
-  row = case.sequence(cfg)
+  row = case.sequence()
   inputs = _inputs(case, row)
-  explicit = case.rule == "max" and bool(case.second_per_grid)
+  explicit = case.rule == "max" and "video" in case.kind
   if explicit:
     positions = torch.tensor(row.positions).T[:, None].long()
     inputs["position_ids"] = positions
@@ -105,3 +126,13 @@ def _greedy_explicit(hf, inputs: dict, row: fixtures.Row) -> torch.Tensor:
     ):
       inputs[name] = torch.cat([inputs[name], more], dim=-1)
   return torch.stack(steps)
+
+
+def gradients(cfg: QwenVLConfig, hf) -> Params:
+  """The gradients that `backward` left, in our layout."""
+  found = {names.short_name(name): weight.grad for name, weight in hf.named_parameters()}
+  ours: Params = {}
+  for entry in names.name_table(cfg):
+    parts = [entry.read(found[names.short_name(name)].numpy()) for name in entry.names]
+    weights.insert(ours, entry.path, np.stack(parts) if entry.layers else parts[0])
+  return ours

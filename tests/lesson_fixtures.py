@@ -5,6 +5,7 @@ import functools
 
 from configs import tiny_pretrain
 from spatial_jax.config import build
+from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.stages.pretrain import PretrainRun, Teacher
 from tests import rollout_fixtures as fixtures
 
@@ -54,9 +55,7 @@ def teacher() -> Teacher:
     vision=run.vision,
     decoder=dataclasses.replace(run.decoder, vocabulary=fixtures.VOCABULARY),
   )
-  talk = dataclasses.replace(
-    fixtures.conversation(policy), text=run.text, preprocess=run.preprocess
-  )
+  talk = Conversation(fixtures.TOKENIZER, run.text, run.preprocess, policy)
   shapes = dataclasses.replace(
     run.shapes, prefix_buckets=(512,), tokens=1024, vocabulary=fixtures.VOCABULARY
   )

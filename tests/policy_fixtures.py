@@ -20,7 +20,7 @@ from spatial_jax.data.vision import (
   plan_vision,
 )
 from spatial_jax.policy import cache as cache_lib
-from spatial_jax.policy import weights
+from spatial_jax.policy import names, weights
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.policy.rope import VideoRule, mrope_positions
@@ -33,45 +33,83 @@ BUCKETS = VisionBuckets((8, 16, 32, 64), (2, 4, 8, 16), (64, 128))
 NEW_TOKENS = 32
 
 
+# What tells the families apart: norm, mlp, patch_bias, table_side, deepstack of the tower;
+# rope_interleaved, qkv_bias, qk_norm of the decoder.
+QWEN2_TOWER = ("layer", "quick_gelu", False, 0, ())
+QWEN2_5_TOWER = ("rms", "gated", False, 0, ())
+QWEN2_DECODER = (False, True, False)
+QWEN3_DECODER = (True, False, True)
+IDS = (IMAGE, VIDEO, START, END)
+SEEDS = {"qwen2_5_vl/untied": 2}
+
+
 def small_config(tied: bool) -> QwenVLConfig:
-  """Three vision blocks (one of them full), three decoder layers, 96 tokens."""
+  """Qwen2.5-VL: three vision blocks (one of them full), three decoder layers, 96 tokens."""
+  vision = VisionConfig(3, 32, 2, 48, 4, 2, 2, 16, (1,), 1e-6, *QWEN2_5_TOWER)
+  decoder = DecoderConfig(3, 48, 6, 2, 8, 64, 96, 1e4, (2, 1, 1), 1e-6, tied, *QWEN2_DECODER)
+  return QwenVLConfig(vision, decoder, *IDS, 2, "qwen2_5_vl")
+
+
+def _qwen2(heads: int, kv_heads: int, head_dim: int, tied: bool, *tower: int) -> QwenVLConfig:
+  """Qwen2-VL; `tower` is layers, width, heads and feed-forward width."""
+  layers, width, tower_heads, mlp_width = tower
+  full = tuple(range(layers))
   vision = VisionConfig(
-    layers=3,
-    width=32,
-    heads=2,
-    mlp_width=48,
-    patch_size=4,
-    merge_size=2,
-    temporal_size=2,
-    window_px=16,
-    full_layers=(1,),
-    norm_eps=1e-6,
+    *(layers, width, tower_heads, mlp_width, 4, 2, 2, 0, full, 1e-6), *QWEN2_TOWER
+  )
+  sections = (head_dim // 4, head_dim // 8, head_dim // 8)
+  decoder = DecoderConfig(
+    *(3, heads * head_dim, heads, kv_heads, head_dim, 64, 96, 1e4, sections, 1e-6, tied),
+    *QWEN2_DECODER,
+  )
+  return QwenVLConfig(vision, decoder, *IDS, 1, "qwen2_vl")
+
+
+def _qwen3(
+  heads: int, kv_heads: int, tied: bool, side: int, deepstack: tuple[int, ...], tower_heads: int
+) -> QwenVLConfig:
+  """Qwen3-VL with heads of 16 channels, behind a width of 48."""
+  vision = VisionConfig(
+    *(3, 16 * tower_heads, tower_heads, 56, 4, 2, 2, 0, (0, 1, 2), 1e-6),
+    *("layer", "gelu_tanh", True, side, deepstack),
   )
   decoder = DecoderConfig(
-    layers=3,
-    width=48,
-    heads=6,
-    kv_heads=2,
-    head_dim=8,
-    mlp_width=64,
-    vocabulary=96,
-    rope_theta=10000.0,
-    rope_sections=(2, 1, 1),
-    norm_eps=1e-6,
-    tied=tied,
+    *(3, 48, heads, kv_heads, 16, 64, 96, 5e5, (4, 2, 2), 1e-6, tied), *QWEN3_DECODER
   )
-  return QwenVLConfig(vision, decoder, IMAGE, VIDEO, START, END, 2, "pixels")
+  return QwenVLConfig(vision, decoder, *IDS, 1, "qwen3_vl")
+
+
+def family_configs() -> dict[str, QwenVLConfig]:
+  """At least three shapes of each family.
+
+  Odd: an odd number of heads; in Qwen2.5-VL windows of three tokens, which divide no grid, and
+  full attention in the last block alone; in Qwen3-VL H * C is never D.
+  """
+  odd_vision = VisionConfig(3, 36, 3, 50, 4, 2, 2, 24, (2,), 1e-6, *QWEN2_5_TOWER)
+  odd_decoder = DecoderConfig(2, 48, 3, 1, 16, 60, 96, 1e6, (2, 3, 3), 1e-6, False, *QWEN2_DECODER)
+  return {
+    "qwen2_vl/tied": _qwen2(6, 2, 8, True, 3, 32, 2, 64),
+    "qwen2_vl/untied": _qwen2(4, 4, 16, False, 2, 32, 4, 96),
+    "qwen2_vl/odd": _qwen2(3, 1, 16, False, 2, 36, 3, 72),
+    "qwen2_5_vl/tied": small_config(True),
+    "qwen2_5_vl/untied": small_config(False),
+    "qwen2_5_vl/odd": QwenVLConfig(odd_vision, odd_decoder, *IDS, 4, "qwen2_5_vl"),
+    "qwen3_vl/tied": _qwen3(4, 2, True, 6, (0, 2), 2),
+    "qwen3_vl/untied": _qwen3(6, 2, False, 4, (0, 1), 2),
+    "qwen3_vl/odd": _qwen3(5, 1, False, 5, (1,), 3),
+  }
 
 
 def with_ids(vision: VisionConfig, decoder: DecoderConfig, tokenizer: Tokenizer) -> QwenVLConfig:
   """A configuration whose special tokens are those of a tokenizer."""
   ids = map(tokenizer.id, (IMAGE_PAD, VIDEO_PAD, VISION_START, VISION_END))
-  return QwenVLConfig(vision, decoder, *ids, 2, "pixels")
+  return QwenVLConfig(vision, decoder, *ids, 2, "qwen2_5_vl")
 
 
 def small_params(cfg: QwenVLConfig) -> Params:
-  """The weights of the parity cases; these seeds meet no near tie in 28 greedy steps."""
-  return hashed_params(cfg, 1 if cfg.decoder.tied else 2)
+  """The weights of the parity cases; with these seeds greedy decoding meets no near tie."""
+  name = next((name for name, other in family_configs().items() if other == cfg), "")
+  return hashed_params(cfg, SEEDS.get(name, 1))
 
 
 def small_policy(tied: bool = True) -> Policy:
@@ -93,7 +131,7 @@ def hashed_params(cfg: QwenVLConfig, seed: int) -> Params:
   decoding rarely meets a near tie.
   """
   params: Params = {}
-  for number, entry in enumerate(weights.name_table(cfg)):
+  for number, entry in enumerate(names.name_table(cfg)):
     unit = hashed(entry.full_shape, seed * 1000 + number).astype(np.float64) / 2**31 - 1
     if entry.path.endswith("scale"):
       array = 1 + 0.3 * unit
@@ -138,17 +176,33 @@ def sequence(
   rule: VideoRule = "max",
   second_per_grid: Sequence[float] = (),
 ) -> Row:
-  """A part is a number of text tokens, an image, or (more than one temporal patch) a clip."""
+  """A part is a number of text tokens, an image, or (more than one temporal patch) a clip.
+
+  Where times are written, three text tokens stand for them before each temporal patch.
+  """
   ids, source, images = [], [], []
+
+  def text(count: int, seed: int) -> None:
+    ids.extend((hashed((count,), seed) % IMAGE).tolist())
+    source.extend([(-1, 0)] * count)
+
+  def picture_tokens(pad: int, first: int, count: int) -> None:
+    ids.extend([START] + [pad] * count + [END])
+    numbers = [(len(images), first + i) for i in range(count)]
+    source.extend([(-1, 0), *numbers, (-1, 0)])
+
   for number, part in enumerate(parts):
     if isinstance(part, int):
-      ids += (hashed((part,), number + 7) % IMAGE).tolist()
-      source += [(-1, 0)] * part
+      text(part, number + 7)
+      continue
+    times = part.grid_3[0]
+    if times > 1 and cfg.video_time == "text":
+      for time in range(times):
+        text(3, 100 * number + time)
+        picture_tokens(VIDEO, time * part.tokens // times, part.tokens // times)
     else:
-      pad = VIDEO if part.grid_3[0] > 1 else IMAGE
-      ids += [START] + [pad] * part.tokens + [END]
-      source += [(-1, 0)] + [(len(images), i) for i in range(part.tokens)] + [(-1, 0)]
-      images.append(part)
+      picture_tokens(VIDEO if times > 1 else IMAGE, 0, part.tokens)
+    images.append(part)
   ids = np.asarray(ids, np.int32)
   grids = [one.grid_3 for one in images]
   positions, following = mrope_positions(ids, grids, cfg, second_per_grid, rule)
@@ -171,57 +225,74 @@ class Case:
   """One comparison with transformers.
 
   Attributes:
-    name: of the golden entry.
-    tied: embeddings.
+    config: of `family_configs`.
+    kind: what it is about.
     rule: of video positions; under "max" the reference is given explicit positions.
     live: tokens read by prefill; the rest (with an image) arrives through a live cache. 0: all.
   """
 
-  name: str
-  tied: bool
+  config: str
+  kind: str
   parts: tuple
-  rule: VideoRule
-  second_per_grid: tuple[float, ...]
-  live: int
+  rule: VideoRule = "max"
+  second_per_grid: tuple[float, ...] = ()
+  live: int = 0
 
-  def sequence(self, cfg: QwenVLConfig) -> Row:
-    return sequence(self.parts, cfg, self.rule, self.second_per_grid)
+  @property
+  def name(self) -> str:
+    return f"{self.config}/{self.kind}"
+
+  @property
+  def cfg(self) -> QwenVLConfig:
+    return family_configs()[self.config]
+
+  def sequence(self) -> Row:
+    return sequence(self.parts, self.cfg, self.rule, self.second_per_grid)
+
+
+def clip_of(frames: int) -> PatchedImage:
+  """Frames of 16 x 24 pixels."""
+  return patch_frames([picture(3 + i, 16, 24) for i in range(frames)], PREPROCESS)
 
 
 def cases() -> list[Case]:
   one, other = image(1, 24, 40), image(2, 16, 16)
-  clip = patch_frames([picture(3 + i, 16, 24) for i in range(7)], PREPROCESS)
+  five = [image(seed, *size) for seed, size in enumerate([(8, 8), (24, 8), (16, 16), (8, 40)])]
+  odd, even = clip_of(7), clip_of(4)
   found = []
-  for tied in (True, False):
-    kind = "tied" if tied else "untied"
+  for name, cfg in family_configs().items():
+    seconds = {1: (1.4,), 2: (1.4, 0.5)} if cfg.video_time == "seconds" else {1: (), 2: ()}
     found += [
-      Case(f"text_{kind}", tied, (24,), "max", (), 0),
-      Case(f"one_image_{kind}", tied, (3, one, 6), "max", (), 0),
-      Case(f"two_images_{kind}", tied, (2, one, 4, other, 5), "max", (), 0),
-      Case(f"video_hf5_{kind}", tied, (4, clip, 5), "hf5", (1.4,), 0),
-      Case(f"video_max_{kind}", tied, (4, clip, 5), "max", (1.4,), 0),
-      Case(f"live_image_{kind}", tied, (3, one, 9, other, 3), "max", (), 22),
+      Case(name, "text", (24,)),
+      Case(name, "one_image", (3, one, 6)),
+      Case(name, "two_images", (2, one, 4, other, 5)),
+      Case(name, "five_images", (1, five[0], five[1], 2, five[2], five[3], 1, other, 3)),
+      Case(name, "video_hf5", (4, odd, 5), "hf5", seconds[1]),
+      Case(name, "image_video", (2, other, 3, even, 4, odd, 2), "hf5", seconds[2]),
+      Case(name, "live_image", (3, one, 9, other, 3), live=22),
     ]
+    if cfg.video_time != "text":  # each frame is a grid of its own: the rules agree
+      found.append(Case(name, "video_max", (4, odd, 5), "max", seconds[1]))
   return found
 
 
 def run_case(case: Case, policy: Policy, params: Params) -> tuple[np.ndarray, np.ndarray]:
   """Logits [T, V] of the case's sequence and 32 greedy tokens, both through the live cache."""
-  seq = case.sequence(policy.cfg)
-  features_MD, index = jnp.zeros((1, policy.cfg.decoder.width)), ()
+  seq = case.sequence()
+  features_MYD, index = jnp.zeros((1, policy.cfg.vision.streams, policy.cfg.decoder.width)), ()
   if seq.images:
     batch, index = plan_vision(seq.images, policy.cfg.vision.window_blocks, BUCKETS)
-    features_MD = jax.jit(policy.encode)(params, batch)
+    features_MYD = jax.jit(policy.encode)(params, batch)
   inputs = (seq.ids, seq.positions, np.ones(len(seq.ids), bool))
   feature = seq.feature(index)
   end = case.live or len(seq.ids)
   hidden, prefix = jax.jit(policy.prefill)(
-    params, *(x[None, :end] for x in inputs), features_MD, feature[None, :end]
+    params, *(x[None, :end] for x in inputs), features_MYD, feature[None, :end]
   )
-  cache = cache_lib.admit(policy.init_cache(1, 1, 64, 96), prefix, jnp.arange(1))
+  cache = cache_lib.admit(policy.init_cache(1, 1, 96, 96), prefix, jnp.arange(1))
   if case.live:
     rest, cache = jax.jit(policy.append)(
-      params, cache, None, *(x[None, end:] for x in inputs), features_MD, feature[None, end:]
+      params, cache, None, *(x[None, end:] for x in inputs), features_MYD, feature[None, end:]
     )
     hidden = jnp.concatenate([hidden, rest], axis=1)
   logits = policy.logits(params, hidden[0])

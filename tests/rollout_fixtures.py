@@ -117,7 +117,7 @@ def scripted(scripts: Sequence[Script], cfg: RolloutConfig) -> RolloutPrograms:
   rows = cfg.prompts * cfg.group
   turn_R, said_R = np.zeros(rows, int), np.zeros(rows, int)
 
-  def start(params, features_MD, prompts, active_B) -> SampleState:
+  def start(params, features_MYD, prompts, active_B) -> SampleState:
     turn_R[:], said_R[:] = 0, 0
     active_R = np.repeat(active_B, cfg.group)
     own_R = np.arange(rows, dtype=np.int32)  # as positions: which script a row reads
@@ -140,7 +140,7 @@ def scripted(scripts: Sequence[Script], cfg: RolloutConfig) -> RolloutPrograms:
           break
     return state._replace(count_R=count_R, active_R=active_R), token_RK, logp_RK
 
-  def observe(params, state, features_MD, observations) -> SampleState:
+  def observe(params, state, features_MYD, observations) -> SampleState:
     active_R = state.active_R.copy()
     assert not active_R.any()
     active_R[observations.slot_R[observations.slot_R < rows]] = True
@@ -161,7 +161,7 @@ def scripted(scripts: Sequence[Script], cfg: RolloutConfig) -> RolloutPrograms:
 
   width = policy_config().decoder.width
   return RolloutPrograms(
-    encode=lambda params, vision: jnp.zeros((1, width)),
+    encode=lambda params, vision: jnp.zeros((1, 1, width)),
     start=start,
     sample=sample,
     observe=observe,

@@ -18,7 +18,8 @@ from spatial_jax.data.vision import VisionBuckets
 from spatial_jax.learn.batch import BatchConfig
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.update import Microbatches
-from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig, to_hf
+from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
+from spatial_jax.policy.hf_config import to_hf
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout.engine import RolloutConfig
 from spatial_jax.stages.grpo import GrpoConfig
@@ -33,7 +34,7 @@ needs_libtpu = pytest.mark.skipif(
 def tiny_policy() -> QwenVLConfig:
   cfg = common.policy()
   vision, decoder = build(VisionConfig, cfg.vision), build(DecoderConfig, cfg.decoder)
-  return QwenVLConfig(vision, decoder, 1, 2, 3, 4, 2, "pixels")
+  return QwenVLConfig(vision, decoder, 1, 2, 3, 4, 2, "qwen2_5_vl")
 
 
 def tiny_shapes() -> tuple[GrpoConfig, RolloutConfig]:

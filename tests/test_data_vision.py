@@ -121,7 +121,8 @@ def test_every_patch_has_one_place_in_its_window_and_frame(blocks, window_blocks
     index_P = (tokens[:, None] * 4 + np.arange(4)).reshape(-1)
     np.testing.assert_array_equal(batch.patches_PX[index_P], image.patches_PX)
     # Same window exactly when same frame and same cell of the window lattice.
-    row, column = batch.position_P2[index_P].T
+    row, column, height, width = batch.position_P4[index_P].T
+    assert set(zip(height, width, strict=True)) == {(h, w)}
     time = np.repeat(np.arange(t), h * w)
     side = 2 * window_blocks
     cell = (time * 100 + row // side) * 100 + column // side
@@ -140,7 +141,7 @@ def test_every_patch_has_one_place_in_its_window_and_frame(blocks, window_blocks
 def test_positions_are_rows_and_columns_of_the_frame():
   image = fixtures.image(0, 16, 24)  # 4 x 6 patches
   batch, (tokens,) = vision.plan_vision([image], 2, BUCKETS)
-  position = batch.position_P2.reshape(-1, 4, 2)[tokens]
+  position = batch.position_P4[:, :2].reshape(-1, 4, 2)[tokens]
   np.testing.assert_array_equal(position[1], [[0, 2], [0, 3], [1, 2], [1, 3]])
   np.testing.assert_array_equal(position[3], [[2, 0], [2, 1], [3, 0], [3, 1]])
 

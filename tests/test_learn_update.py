@@ -146,7 +146,7 @@ def test_a_common_prefix_changes_nothing():
   alone, feature_of = to_train_batch(
     [[row] for group in told() for row in group], ADVANTAGE_BG.reshape(4, 1), fixtures.shapes()
   )
-  features_MD = policy.encode(params, alone.vision)
+  features_MYD = policy.encode(params, alone.vision)
   logp_RT = np.asarray(score()(params, batch))
   for r, trajectory in enumerate(t for group in told() for t in group):
     feature_T = np.full(len(trajectory.token_ids_T), -1, np.int32)
@@ -158,7 +158,7 @@ def test_a_common_prefix_changes_nothing():
       ids_RT,
       trajectory.position_TA[None],
       np.ones(ids_RT.shape, bool),
-      features_MD,
+      features_MYD,
       feature_T[None],
     )
     temperature_R = batch.temperature_R[r : r + 1]

@@ -15,19 +15,23 @@ from tests import policy_fixtures as fixtures
 SIZES = ((24, 40), (16, 16), (32, 24))
 
 
+TIED = "qwen2_5_vl/tied"
+FAMILIES = ("qwen2_vl/tied", TIED, "qwen3_vl/tied")
+
+
 @functools.cache
-def setting():
+def setting(name: str = TIED):
   """Policy, parameters, features of three images and their indices."""
-  policy = fixtures.small_policy()
+  policy = make_policy(fixtures.family_configs()[name], jnp.float32)
   params = fixtures.small_params(policy.cfg)
   images = [fixtures.image(seed, *size) for seed, size in enumerate(SIZES)]
   batch, index = plan_vision(images, policy.cfg.vision.window_blocks, fixtures.BUCKETS)
-  features_MD = jax.jit(policy.encode)(params, batch)
-  return policy, params, images, index, features_MD
+  features_MYD = jax.jit(policy.encode)(params, batch)
+  return policy, params, images, index, features_MYD
 
 
 @functools.cache
-def four_rows():
+def four_rows(name: str = TIED):
   """Two prompts of different lengths, two rows each; rows 0 and 2 see a new picture on the way.
 
   row 0   prompt 0 | 5 text | image 2 + 3 text | 4 text
@@ -37,7 +41,7 @@ def four_rows():
 
   Returns the batch (ids, positions, valid, feature), row and prompt lengths, hidden of the whole.
   """
-  policy, params, images, index, features_MD = setting()
+  policy, params, images, index, features_MYD = setting(name)
   prompts = [[3, images[0], 6], [4, images[1], 2, images[2], 3]]
   tails = [[5, images[2], 3, 4], [7, 4], [5, images[1], 2, 4], [7, 4]]
   rows = [fixtures.sequence(prompts[r // 2] + tails[r], policy.cfg) for r in range(4)]
@@ -51,7 +55,7 @@ def four_rows():
     fixtures.pad_rows([np.ones(len(row.ids), bool) for row in rows], width),
     fixtures.pad_rows(features, width, -1),
   )
-  hidden = jax.jit(policy.hidden)(params, *batch[:3], features_MD, batch[3])
+  hidden = jax.jit(policy.hidden)(params, *batch[:3], features_MYD, batch[3])
   return batch, [len(row.ids) for row in rows], prompt_lengths, np.asarray(hidden)
 
 
@@ -69,15 +73,17 @@ def close(actual, expected):
   np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("unstacked", [True, False])
-def test_prefill_decode_append_equal_the_whole_forward(unstacked):
-  policy, params, _, _, features_MD = setting()
-  batch, lengths, prompt_lengths, expected = four_rows()
+@pytest.mark.parametrize(
+  ("name", "unstacked"), [(TIED, False), *((name, True) for name in FAMILIES)]
+)
+def test_prefill_decode_append_equal_the_whole_forward(name, unstacked):
+  policy, params, _, _, features_MYD = setting(name)
+  batch, lengths, prompt_lengths, expected = four_rows(name)
   weights = policy.unstack(params) if unstacked else params
   prefill, append, decode = (jax.jit(f) for f in (policy.prefill, policy.append, policy.decode))
 
   part = cut(batch, [0, 2], [0, 0], prompt_lengths, max(prompt_lengths) + 3)
-  hidden_BTD, prefix = prefill(weights, *part[:3], features_MD, part[3])
+  hidden_BTD, prefix = prefill(weights, *part[:3], features_MYD, part[3])
   for b, length in enumerate(prompt_lengths):
     close(hidden_BTD[b, :length], expected[2 * b, :length])
   cache = policy.init_cache(2, 2, max(prompt_lengths) + 8, 40)
@@ -96,22 +102,22 @@ def test_prefill_decode_append_equal_the_whole_forward(unstacked):
   # The two pictures arrive together: any order of slots, one of them padding.
   slots, ends = np.array([2, 9, 0], np.int32), np.array(lengths) - 4
   part = cut(batch, [2, 3, 0], done[[2, 3, 0]], ends[[2, 3, 0]], 24)
-  hidden, cache = append(weights, cache, slots, *part[:3], features_MD, part[3])
+  hidden, cache = append(weights, cache, slots, *part[:3], features_MYD, part[3])
   for i, row in ((0, 2), (2, 0)):
     close(hidden[i, : ends[row] - done[row]], expected[row, done[row] : ends[row]])
     done[row] = ends[row]
 
   part = cut(batch, range(4), done, done + 4, 6)  # all rows, prefixes read in place
-  hidden, cache = append(weights, cache, None, *part[:3], features_MD, part[3])
+  hidden, cache = append(weights, cache, None, *part[:3], features_MYD, part[3])
   close(hidden[:, :4], np.stack([expected[r, done[r] : done[r] + 4] for r in range(4)]))
   np.testing.assert_array_equal(cache.length_R, done + 4 - start)
 
 
 def test_admit_replaces_one_prompt_and_leaves_the_other():
-  policy, params, _, _, features_MD = setting()
+  policy, params, _, _, features_MYD = setting()
   batch, _, prompt_lengths, expected = four_rows()
   part = cut(batch, [0, 2], [0, 0], prompt_lengths, max(prompt_lengths))
-  _, prefix = jax.jit(policy.prefill)(params, *part[:3], features_MD, part[3])
+  _, prefix = jax.jit(policy.prefill)(params, *part[:3], features_MYD, part[3])
   cache = policy.init_cache(2, 2, max(prompt_lengths), 8)
   cache = cache._replace(length_R=jnp.array([3, 4, 5, 6], jnp.int32))
   first = cache_lib.Prefix(jax.tree.map(lambda x: x[:1], prefix.layers), prefix.length_B[:1])
@@ -140,19 +146,20 @@ def test_writes_behind_the_end_of_the_cache_are_dropped():
 
 
 def test_features_do_not_depend_on_buckets_or_company():
-  policy, params, images, index, features_MD = setting()
+  policy, params, images, index, features_MYD = setting()
   roomy = VisionBuckets((64,), (8,), (128,))
   batch, alone = plan_vision(images[2:], policy.cfg.vision.window_blocks, roomy)
-  close(jax.jit(policy.encode)(params, batch)[alone[0]], np.asarray(features_MD)[index[2]])
+  close(jax.jit(policy.encode)(params, batch)[alone[0]], np.asarray(features_MYD)[index[2]])
 
 
-def test_remat_and_scan_do_not_change_values_or_gradients():
-  policy, params, _, _, features_MD = setting()
-  batch, *_ = four_rows()
+@pytest.mark.parametrize("name", [TIED, "qwen3_vl/tied"])
+def test_remat_and_scan_do_not_change_values_or_gradients(name):
+  policy, params, _, _, features_MYD = setting(name)
+  batch, *_ = four_rows(name)
   plain = make_policy(policy.cfg, jnp.float32, remat=False)
 
   def loss(policy, params):
-    hidden = policy.hidden(params, *batch[:3], features_MD, batch[3])
+    hidden = policy.hidden(params, *batch[:3], features_MYD, batch[3])
     return jnp.mean(jnp.where(batch[2][..., None], jnp.sin(hidden), 0.0))
 
   one, gradient = jax.jit(jax.value_and_grad(functools.partial(loss, policy)))(params)
@@ -193,10 +200,10 @@ def test_logprobs_never_hold_all_logits():
 
 
 def test_bfloat16_runs_and_stays_close():
-  policy, params, _, _, features_MD = setting()
+  policy, params, _, _, features_MYD = setting()
   batch, *_, expected = four_rows()
   half = make_policy(policy.cfg, jnp.bfloat16)
-  hidden = jax.jit(half.hidden)(params, *batch[:3], features_MD, batch[3])
+  hidden = jax.jit(half.hidden)(params, *batch[:3], features_MYD, batch[3])
   assert hidden.dtype == jnp.bfloat16
   error = np.abs(np.asarray(hidden, np.float32) - expected)[batch[2]]
   assert error.mean() < 0.05 * np.abs(expected).mean()

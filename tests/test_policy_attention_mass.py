@@ -3,30 +3,36 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from spatial_jax.policy import rope
 from spatial_jax.policy.attention_mass import log_attention
-from tests.test_policy import cut, four_rows, setting
+from tests.test_policy import TIED, cut, four_rows, setting
 
 LAYER = 2
 
 
-def by_hand(row: int, prompt_length: int) -> np.ndarray:
+def by_hand(name: str, row: int, prompt_length: int) -> np.ndarray:
   """Attention [H, T, S] of the tokens behind the prompt over the prompt, from the whole row."""
-  policy, params, _, _, features_MD = setting()
-  (token_RT, position_RTA, valid_RT, feature_RT), *_ = four_rows()
+  policy, params, _, _, features_MYD = setting(name)
+  (token_RT, position_RTA, valid_RT, feature_RT), *_ = four_rows(name)
   cfg, layers = policy.cfg.decoder, params["decoder"]["layers"]
   before, before_params = policy.first_layers(params, LAYER)
   hidden_TD = before.hidden(
-    before_params, token_RT, position_RTA, valid_RT, features_MD, feature_RT
+    before_params, token_RT, position_RTA, valid_RT, features_MYD, feature_RT
   )[row]
   x_TD = np.asarray(hidden_TD / params["decoder"]["norm"]["scale"][None])
   x_TD = x_TD * np.asarray(layers["attn_norm"]["scale"])[LAYER]
-  angles = rope.mrope_angles(jnp.asarray(position_RTA[row]), cfg.rope_theta, cfg.rope_sections)
+  angles = policy.angles(position_RTA[row])
 
-  def heads(name: str) -> np.ndarray:
-    weight = jax.tree.map(lambda x: np.asarray(x)[LAYER], layers["attn"][name])
-    out_THC = np.einsum("TD,DHC->THC", x_TD, weight["kernel"]) + weight["bias"]
+  def heads(part: str) -> np.ndarray:
+    weights = jax.tree.map(lambda x: np.asarray(x)[LAYER], layers["attn"])
+    out_THC = np.einsum("TD,DHC->THC", x_TD, weights[part]["kernel"])
+    if cfg.qkv_bias:
+      out_THC = out_THC + weights[part]["bias"]
+    if cfg.qk_norm:
+      size = np.sqrt(np.square(out_THC).mean(-1, keepdims=True) + cfg.norm_eps)
+      out_THC = out_THC / size * weights[f"{part}_norm"]["scale"]
     return np.asarray(rope.rotate(jnp.asarray(out_THC), *(a[:, None] for a in angles)))
 
   q_THC, k_TKC = heads("q"), heads("k")
@@ -39,18 +45,19 @@ def by_hand(row: int, prompt_length: int) -> np.ndarray:
   return np.stack(found)
 
 
-def test_log_attention_is_that_of_the_layer():
+@pytest.mark.parametrize("name", [TIED, "qwen3_vl/tied"])
+def test_log_attention_is_that_of_the_layer(name):
   """Two prompts of different lengths, two rows each: every head of every row."""
-  policy, params, _, _, features_MD = setting()
-  batch, lengths, prompt_lengths, _ = four_rows()
+  policy, params, _, _, features_MYD = setting(name)
+  batch, lengths, prompt_lengths, _ = four_rows(name)
   prompts = cut(batch, (0, 2), (0, 0), prompt_lengths, max(prompt_lengths))
-  _, prefix = policy.prefill(params, *prompts[:3], features_MD, prompts[3])
+  _, prefix = policy.prefill(params, *prompts[:3], features_MYD, prompts[3])
   starts = [prompt_lengths[r // 2] for r in range(4)]
   width = max(end - start for start, end in zip(starts, lengths, strict=True))
   rows = cut(batch, range(4), starts, lengths, width)
-  found = log_attention(policy, params, LAYER, prefix, *rows[:3], features_MD, rows[3])
+  found = log_attention(policy, params, LAYER, prefix, *rows[:3], features_MYD, rows[3])
   for r in range(4):
-    expected = by_hand(r, starts[r])
+    expected = by_hand(name, r, starts[r])
     weight_HTS = np.exp(found[r, :, : lengths[r] - starts[r]])
     np.testing.assert_allclose(weight_HTS[..., : starts[r]], expected, atol=1e-5)
     assert not weight_HTS[..., starts[r] :].any()

@@ -39,7 +39,7 @@ def test_a_clip_moves_time_by_seconds_and_the_rules_differ_behind_it():
   np.testing.assert_array_equal(by_max[7:], [[16] * 3, [17] * 3])
   np.testing.assert_array_equal(by_hf5[:7], by_max[:7])
   np.testing.assert_array_equal(by_hf5[7:], [[2] * 3, [3] * 3])
-  assert (following_max, following_hf5) == (18, 16)  # generation goes on behind the largest
+  assert (following_max, following_hf5) == (18, 4)  # generation goes on behind the last token
 
 
 def test_time_is_floored_in_float32():

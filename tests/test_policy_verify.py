@@ -12,11 +12,13 @@ import pytest
 
 from spatial_jax import checkpoint
 from spatial_jax.errors import CheckpointError
-from spatial_jax.policy import export, verify, weights
+from spatial_jax.policy import export, reference, verify, weights
 from spatial_jax.stages.load import record
 from spatial_jax.types import TrainState
 from tests import policy_fixtures as fixtures
-from tests.test_policy_parity import GOLDEN
+from tests.test_policy_parity import CASES, PATH
+
+ASSET = pathlib.Path(__file__).parent.parent / "spatial_jax" / "assets" / "tiny"
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +31,8 @@ def directory(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["text", "two_images", "video_hf5", "video_max"])
 def test_forward_takes_what_the_processor_gives(directory, name):
-  case = next(case for case in fixtures.cases() if case.name == f"{name}_tied")
-  row = case.sequence(fixtures.small_config(True))
+  case = CASES[f"qwen2_5_vl/tied/{name}"]
+  row = case.sequence()
   inputs = {}
   if row.images:
     patches = np.concatenate([image.patches_PX for image in row.images])
@@ -39,7 +41,7 @@ def test_forward_takes_what_the_processor_gives(directory, name):
     inputs = dict(zip(kind or ("pixel_values", "image_grid_thw"), (patches, grids), strict=True))
     inputs |= {"second_per_grid_ts": case.second_per_grid} if kind else {}
   out = verify.forward(directory, row.ids[None], **inputs, video_positions=case.rule)
-  with np.load(GOLDEN) as golden:
+  with np.load(PATH) as golden:
     np.testing.assert_array_equal(out["positions"].T, golden[f"{case.name}/positions"])
     np.testing.assert_allclose(out["logits"], golden[f"{case.name}/logits"], rtol=0, atol=4e-4)
   tokens = sum(image.tokens for image in row.images)
@@ -76,7 +78,7 @@ def test_forward_mixes_images_and_clips_in_any_order(directory):
 def test_forward_names_what_does_not_fit(directory):
   image = fixtures.image(1, 16, 16)
   ids = fixtures.sequence([2, image], fixtures.small_config(True)).ids
-  with pytest.raises(ValueError, match="not given"):
+  with pytest.raises(ValueError, match="image pads"):
     verify.forward(directory, ids)
   with pytest.raises(ValueError, match="patches"):
     verify.forward(directory, ids, image.patches_PX[:-4], np.array([image.grid_3]))
@@ -84,9 +86,38 @@ def test_forward_names_what_does_not_fit(directory):
 
 @pytest.mark.torch
 @pytest.mark.filterwarnings("default")
-def test_verify_compares_with_transformers(directory):
+@pytest.mark.parametrize("name", ["qwen2_vl/odd", "qwen2_5_vl/tied", "qwen3_vl/tied"])
+def test_verify_compares_with_transformers(name, tmp_path):
   pytest.importorskip("torch", reason="live parity needs torch (extra bench)")
-  assert max(verify.verify(directory).values()) < verify.TOLERANCE
+  cfg = fixtures.family_configs()[name]
+  weights.save(fixtures.small_params(cfg), cfg, tmp_path)
+  golden = reference.make_golden(tmp_path, cfg)
+  np.savez_compressed(tmp_path / "golden.npz", **golden)
+  checks = verify.compare(tmp_path, golden)
+  assert [check for check in checks if not check.passed] == []
+  kinds = {check.kind for check in checks}
+  assert kinds == {"text", "images", "video", "mixed"}
+  deep = {check.what for check in checks if "DeepStack" in check.what}
+  assert len(deep) == len(cfg.vision.deepstack)
+  wrong = fixtures.hashed_params(cfg, 77)
+  weights.save(wrong, cfg, tmp_path)
+  verify._load.cache_clear()
+  failed = [check.what for check in verify.compare(tmp_path, golden) if not check.passed]
+  assert {"logits", "vision features", *deep} <= set(failed)
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("default")
+def test_the_embedded_policy_agrees_here_and_where_there_is_no_torch(tmp_path):
+  pytest.importorskip("torch", reason="live parity needs torch (extra bench)")
+  golden = tmp_path / "golden.npz"
+  done = run_verify("as installed", ASSET, f"--export={golden}")
+  assert done.returncode == 0, done.stdout
+  assert "pixels" in done.stdout
+  assert "sentences" in done.stdout
+  again = run_verify("without torch", ASSET, f"--golden={golden}")
+  assert again.returncode == 0, again.stdout
+  assert again.stdout == done.stdout
 
 
 WITHOUT_TORCH = """
@@ -100,8 +131,8 @@ HOW = {
 }
 
 
-def run_verify(how, directory):
-  command = [sys.executable, *HOW[how], f"--checkpoint={directory}"]
+def run_verify(how, directory, *more):
+  command = [sys.executable, *HOW[how], f"--checkpoint={directory}", *more]
   return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

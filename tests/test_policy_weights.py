@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from spatial_jax import sharding
 from spatial_jax.errors import CheckpointError
-from spatial_jax.policy import config, weights
+from spatial_jax.policy import hf_config, weights
 from tests import policy_fixtures as fixtures
 
 
@@ -39,6 +39,40 @@ def test_load_gives_back_the_bits_of_save(saved):
   weights.save(half, cfg, directory)
   back = weights.load(directory, cfg, jnp.dtype(jnp.bfloat16), one_device)
   equal(back, half)
+
+
+@pytest.mark.parametrize("name", fixtures.family_configs())
+def test_files_of_any_size_hold_the_same_bits(name, tmp_path):
+  cfg = fixtures.family_configs()[name]
+  params = fixtures.small_params(cfg)
+  weights.save(params, cfg, tmp_path, file_bytes=20_000)
+  files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+  index = json.loads((tmp_path / weights.INDEX).read_text())
+  assert len(files) > 3
+  assert set(files) == set(index["weight_map"].values())
+  sizes = [leaf.nbytes for leaf in jax.tree.leaves(params)]
+  assert index["metadata"]["total_size"] == sum(sizes)
+  most = max(20_000, *sizes) + 2**13  # a header beside the tensors
+  assert max(path.stat().st_size for path in tmp_path.glob("*.safetensors")) < most
+  assert weights.read_config(tmp_path) == cfg
+  equal(weights.load(tmp_path, cfg, np.dtype(np.float32), one_device), params)
+
+
+def test_a_missing_file_and_a_broken_index_are_named(saved):
+  directory, cfg, params = saved
+  (directory / weights.WEIGHTS).unlink()
+  weights.save(params, cfg, directory, file_bytes=20_000)
+  first = sorted(directory.glob("*.safetensors"))[0]
+  data = first.read_bytes()
+  first.write_bytes(data[:-1000])
+  with pytest.raises(CheckpointError, match=first.name):
+    weights.load(directory, cfg, np.dtype(np.float32), one_device)
+  first.unlink()
+  with pytest.raises(CheckpointError, match=first.name):
+    weights.load(directory, cfg, np.dtype(np.float32), one_device)
+  (directory / weights.INDEX).write_text("{")
+  with pytest.raises(CheckpointError, match=weights.INDEX):
+    weights.load(directory, cfg, np.dtype(np.float32), one_device)
 
 
 def test_load_reads_sharded_files_and_full_names(saved):
@@ -123,8 +157,8 @@ def test_save_refuses_other_parameters(saved):
 @pytest.mark.parametrize("tied", [True, False])
 def test_config_round_trips_flat_and_nested(tied):
   cfg = fixtures.small_config(tied)
-  flat = config.to_hf(cfg)
-  assert config.from_hf(flat) == cfg
+  flat = hf_config.to_hf(cfg)
+  assert hf_config.from_hf(flat) == cfg
   outer = ("model_type", "vision_config", "tie_word_embeddings", "architectures")
   nested = {k: v for k, v in flat.items() if k in outer or k.endswith("token_id")}
   nested["text_config"] = {k: v for k, v in flat.items() if k not in outer}
@@ -135,16 +169,16 @@ def test_config_round_trips_flat_and_nested(tied):
     "mrope_section": rope["mrope_section"],
     "rope_theta": theta,
   }
-  assert config.from_hf(nested) == cfg
+  assert hf_config.from_hf(nested) == cfg
 
 
 def test_config_names_what_is_wrong():
-  flat = config.to_hf(fixtures.small_config(True))
+  flat = hf_config.to_hf(fixtures.small_config(True))
   with pytest.raises(ValueError, match="llama"):
-    config.from_hf({**flat, "model_type": "llama"})
+    hf_config.from_hf({**flat, "model_type": "llama"})
   with pytest.raises(ValueError, match="num_hidden_layers"):
-    config.from_hf({k: v for k, v in flat.items() if k != "num_hidden_layers"})
+    hf_config.from_hf({k: v for k, v in flat.items() if k != "num_hidden_layers"})
   with pytest.raises(ValueError, match="rope sections"):
-    config.from_hf({**flat, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 1]}})
+    hf_config.from_hf({**flat, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 1]}})
   with pytest.raises(ValueError, match="sliding"):
-    config.from_hf({**flat, "use_sliding_window": True})
+    hf_config.from_hf({**flat, "use_sliding_window": True})

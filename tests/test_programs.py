@@ -67,7 +67,8 @@ def test_decode_parameters_are_the_compute_dtypes_and_change_no_bit():
   unstacked = make_policy(cfg, jnp.bfloat16).unstack(params)
   weights = jax.device_put(weights, jax.devices()[0])
   hidden = jax.jit(make_policy(cfg, jnp.bfloat16).hidden)
-  none = (jnp.zeros((1, cfg.decoder.width), jnp.bfloat16), np.full((1, len(row.ids)), -1, np.int32))
+  features_MYD = jnp.zeros((1, 1, cfg.decoder.width), jnp.bfloat16)
+  none = (features_MYD, np.full((1, len(row.ids)), -1, np.int32))
   np.testing.assert_array_equal(hidden(weights, *inputs, *none), hidden(unstacked, *inputs, *none))
 
 

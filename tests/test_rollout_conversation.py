@@ -125,11 +125,14 @@ def two_pictures(scale=1):
   return dataclasses.replace(fixtures.task("room/x", ((side, side),) * 2), boxes=boxes)
 
 
+FAMILY = {"pixels": "qwen2_5_vl", "per_mille": "qwen3_vl"}
+
+
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from((1, 2)), st.sampled_from(("pixels", "per_mille")))
 def test_demonstrations_are_flawless_rollouts(seed, scale, unit):
   task = two_pictures(scale)
-  talk = fixtures.conversation(dataclasses.replace(TALK.policy, coordinates=unit))
+  talk = fixtures.conversation(dataclasses.replace(TALK.policy, family=FAMILY[unit]))
   script = demonstrate(task, np.random.default_rng(seed), DemonstrationConfig(0.8, 3))
   trajectory = play(talk, talk.prompt(task), script, STYLE)
   trajectory_lib.check(trajectory, PADS)

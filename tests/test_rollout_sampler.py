@@ -151,8 +151,8 @@ def begin(active=(True, True)):
     feature_BT=np.full((2, length), -1, np.int32),
     next_position_B=np.array([p.next_position for p in prompts], np.int32),
   )
-  features_MD = np.zeros((1, policy.cfg.decoder.width), np.float32)
-  return start(params, features_MD, batch, np.array(active), group=2, own_size=32)
+  features_MYD = np.zeros((1, 1, policy.cfg.decoder.width), np.float32)
+  return start(params, features_MYD, batch, np.array(active), group=2, own_size=32)
 
 
 def chunk(state, steps, greedy=False, truncate=False, own_buckets=(), **sampling):

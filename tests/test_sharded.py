@@ -128,9 +128,9 @@ def test_abstract_inputs_are_what_a_run_calls_with(ran):
   )
   expected = {
     "encode": (x.weights, x.vision),
-    "start": (x.weights, x.features_MD, *x.prompts),
+    "start": (x.weights, x.features_MYD, *x.prompts),
     "sample": (x.weights, x.rows, x.sampling),
-    "observe": (x.weights, x.rows, x.features_MD, x.observations),
+    "observe": (x.weights, x.rows, x.features_MYD, x.observations),
     "update": (x.state, x.batch),
   }
   for name, arguments in expected.items():

@@ -20,9 +20,14 @@ from tests import policy_fixtures, step_fixtures
 
 # Qwen2.5-VL-7B.
 SEVEN = QwenVLConfig(
-  VisionConfig(32, 1280, 16, 3420, 14, 2, 2, 112, (7, 15, 23, 31), 1e-6),
-  DecoderConfig(28, 3584, 28, 4, 128, 18944, 152064, 1e6, (16, 24, 24), 1e-6, False),
-  *(151655, 151656, 151652, 151653, 2, "pixels"),
+  VisionConfig(
+    32, 1280, 16, 3420, 14, 2, 2, 112, (7, 15, 23, 31), 1e-6, *policy_fixtures.QWEN2_5_TOWER
+  ),
+  DecoderConfig(
+    *(28, 3584, 28, 4, 128, 18944, 152064, 1e6, (16, 24, 24), 1e-6, False),
+    *policy_fixtures.QWEN2_DECODER,
+  ),
+  *(151655, 151656, 151652, 151653, 2, "qwen2_5_vl"),
 )
 
 

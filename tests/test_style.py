@@ -27,7 +27,7 @@ ENTRY_POINTS = {
   "policy/verify.py", "policy/export.py", "reward/card.py", "data/build.py", "data/check.py",
   "evaluate/__main__.py",
 }  # fmt: skip
-AXES = set("BGRTSVDFHKQUNPMXEAJZLCWIO")
+AXES = set("BGRTSVDFHKQUNPMXEAJZLCWIOY")
 VERIFY = "spatial_jax/policy/verify.py"  # compares with transformers where it is installed
 FILE_LINES, FUNCTION_LINES, LINE_LENGTH = 400, 50, 100
 

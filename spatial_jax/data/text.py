@@ -183,12 +183,17 @@ def observation_text(
 
 
 def widen(
-  token_ids: Sequence[int], images: Sequence[PatchedImage], image_pad: int
+  token_ids: Sequence[int], images: Sequence[PatchedImage], *pads: int
 ) -> tuple[np.ndarray, tuple[int, ...]]:
   """Repeats each picture's single pad token once per merged patch.
 
       ids     a  PAD  b        images: one of 3 tokens
       result  a  PAD PAD PAD  b,   starts (1,)
+
+  Args:
+    token_ids: of the text.
+    images: images and clips in order of their pads.
+    pads: the ids that stand for one.
 
   Returns:
     int32 [T] ids and the first token of each picture.
@@ -197,12 +202,12 @@ def widen(
     DataError: on the host, when the number of pads is not the number of pictures.
   """
   ids = np.asarray(token_ids, np.int32)
-  pads = np.flatnonzero(ids == image_pad)
-  if len(pads) != len(images):
-    raise DataError(f"the text has {len(pads)} image tokens for {len(images)} images")
+  places = np.flatnonzero(np.isin(ids, pads))
+  if len(places) != len(images):
+    raise DataError(f"the text has {len(places)} image tokens for {len(images)} images")
   repeats = np.ones(len(ids), np.int64)
-  repeats[pads] = [image.tokens for image in images]
-  starts = (np.cumsum(repeats) - repeats)[pads]
+  repeats[places] = [image.tokens for image in images]
+  starts = (np.cumsum(repeats) - repeats)[places]
   return np.repeat(ids, repeats), tuple(int(start) for start in starts)
 
 

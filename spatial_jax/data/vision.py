@@ -68,6 +68,39 @@ def smart_resize(height: int, width: int, cfg: PreprocessConfig) -> tuple[int, i
 
   Source: Qwen2VLImageProcessorPil of transformers.
   """
+  return _fit(height, width, cfg, frames=1, counted=1)
+
+
+def clip_resize(frames: int, height: int, width: int, cfg: PreprocessConfig) -> tuple[int, int]:
+  """`smart_resize` of a clip whose pixels are bounded as a whole, Qwen3-VL's rule.
+
+  Args:
+    frames: how many.
+    height, width: of each, pixels.
+    cfg: bounds on frames x height x width.
+
+  Returns:
+    (height, width) in pixels.
+
+  Raises:
+    DataError: on the host, for fewer than two frames, or as `smart_resize`.
+
+  Source: smart_resize of transformers' Qwen3VLVideoProcessor.
+  """
+  if frames < cfg.temporal_size:
+    raise DataError(f"a clip of {frames} frame is too short; Qwen3-VL looks at 2 or more")
+  factor = cfg.patch_size * cfg.merge_size
+  if 0 < min(height, width) < factor:  # first up to one token
+    scale = max(factor / height, factor / width)
+    height, width = int(height * scale), int(width * scale)
+  counted = round(frames / cfg.temporal_size) * cfg.temporal_size
+  return _fit(height, width, cfg, frames, counted)
+
+
+def _fit(
+  height: int, width: int, cfg: PreprocessConfig, frames: int, counted: int
+) -> tuple[int, int]:
+  """Sides as multiples of a token's; `counted` frames are held against the bounds."""
   if min(height, width) < 1:
     raise DataError(f"image of {height} x {width} pixels is empty")
   if max(height, width) / min(height, width) > 200:
@@ -75,12 +108,12 @@ def smart_resize(height: int, width: int, cfg: PreprocessConfig) -> tuple[int, i
   factor = cfg.patch_size * cfg.merge_size
   new_height = round(height / factor) * factor
   new_width = round(width / factor) * factor
-  if new_height * new_width > cfg.max_pixels:
-    shrink = math.sqrt(height * width / cfg.max_pixels)
+  if counted * new_height * new_width > cfg.max_pixels:
+    shrink = math.sqrt(frames * height * width / cfg.max_pixels)
     new_height = max(factor, math.floor(height / shrink / factor) * factor)
     new_width = max(factor, math.floor(width / shrink / factor) * factor)
-  elif new_height * new_width < cfg.min_pixels:
-    grow = math.sqrt(cfg.min_pixels / (height * width))
+  elif counted * new_height * new_width < cfg.min_pixels:
+    grow = math.sqrt(cfg.min_pixels / (frames * height * width))
     new_height = math.ceil(height * grow / factor) * factor
     new_width = math.ceil(width * grow / factor) * factor
   return new_height, new_width
@@ -103,15 +136,18 @@ def patch_image(image: np.ndarray, cfg: PreprocessConfig) -> PatchedImage:
   return patch_frames([image] * cfg.temporal_size, cfg)
 
 
-def patch_frames(frames: Sequence[np.ndarray], cfg: PreprocessConfig) -> PatchedImage:
+def patch_frames(
+  frames: Sequence[np.ndarray], cfg: PreprocessConfig, whole_clip: bool = False
+) -> PatchedImage:
   """Cuts a clip: pairs of frames become temporal patches, the last frame repeated to fill.
 
   Rows are ordered time, block row, block column, row in block, column in block; a row holds
-  channel, frame, y, x. `max_pixels` bounds one frame.
+  channel, frame, y, x.
 
   Args:
     frames: uint8 [height, width, 3] each, all of one size.
     cfg: sizes and normalisation.
+    whole_clip: the bounds on pixels are those of the clip (Qwen3-VL), else of one frame.
 
   Returns:
     The patches, grid (ceil(frames / temporal_size), height, width).
@@ -124,7 +160,11 @@ def patch_frames(frames: Sequence[np.ndarray], cfg: PreprocessConfig) -> Patched
       raise DataError(f"image must be uint8 [height, width, 3], got {frame.dtype} {frame.shape}")
   if len({frame.shape for frame in frames}) != 1:
     raise DataError(f"a clip needs frames of one size, got {[frame.shape for frame in frames]}")
-  height, width = smart_resize(frames[0].shape[0], frames[0].shape[1], cfg)
+  height, width = frames[0].shape[:2]
+  if whole_clip:
+    height, width = clip_resize(len(frames), height, width, cfg)
+  else:
+    height, width = smart_resize(height, width, cfg)
   distinct = {id(frame): frame for frame in frames}  # an image is the same frame twice: resize once
   resized = {key: _resize(frame, height, width) for key, frame in distinct.items()}
   normal = {key: _normalise(frame, cfg) for key, frame in resized.items()}
@@ -208,7 +248,7 @@ def plan_vision(
     buckets: sizes to round up to.
 
   Returns:
-    The batch (NumPy), and for each image int32 [tokens]: the rows of features_MD that hold its
+    The batch (NumPy), and for each image int32 [tokens]: the rows of features_MYD that hold its
     tokens, in token order.
 
   Raises:
@@ -255,7 +295,7 @@ def _image_windows(grid_3: tuple[int, int, int], window_blocks: int) -> tuple[np
 def _empty_batch(patches: int, frames: int, frame_patches: int, values: int) -> VisionBatch:
   return VisionBatch(
     patches_PX=np.zeros((patches, values), np.float32),
-    position_P2=np.zeros((patches, 2), np.int32),
+    position_P4=np.ones((patches, 4), np.int32),
     valid_P=np.zeros(patches, np.bool_),
     frame_NS=np.full((frames, frame_patches), patches, np.int32),
     slot_P=np.zeros(patches, np.int32),
@@ -270,8 +310,9 @@ def _place(batch: VisionBatch, image: PatchedImage, tokens: np.ndarray, frame: i
   index_P = (tokens[:, None] * _MERGE**2 + inner).reshape(-1)
   index_NS = index_P.reshape(time, height * width)
   batch.patches_PX[index_P] = image.patches_PX
-  batch.position_P2[index_P, 0] = (row * _MERGE + inner // _MERGE).reshape(-1)
-  batch.position_P2[index_P, 1] = (column * _MERGE + inner % _MERGE).reshape(-1)
+  batch.position_P4[index_P, 0] = (row * _MERGE + inner // _MERGE).reshape(-1)
+  batch.position_P4[index_P, 1] = (column * _MERGE + inner % _MERGE).reshape(-1)
+  batch.position_P4[index_P, 2:] = (height, width)
   batch.valid_P[index_P] = True
   batch.frame_NS[frame : frame + time, : height * width] = index_NS
   slot_NS = np.arange(frame, frame + time)[:, None] * batch.frame_NS.shape[1] + np.arange(

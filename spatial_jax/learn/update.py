@@ -129,13 +129,13 @@ def token_logprobs(
   policy: Policy,
   params: Params,
   prefix: Prefix,
-  features_MD: Array,
+  features_MYD: Array,
   rows: Rows | TrainBatch,
   forbidden_V: Array,
 ) -> jax.Array:
   """float32 [R, T]: log-probability of each own token given those before it; 0 for the first."""
   hidden_RTD = policy.hidden_behind(
-    params, prefix, rows.token_RT, rows.position_RTA, rows.valid_RT, features_MD, rows.feature_RT
+    params, prefix, rows.token_RT, rows.position_RTA, rows.valid_RT, features_MYD, rows.feature_RT
   )
   logp_RT = policy.logprobs(
     params, hidden_RTD[:, :-1], rows.token_RT[:, 1:], rows.temperature_R, forbidden_V
@@ -149,14 +149,14 @@ def score_batch(
   policy: Policy, micro: Microbatches, params: Params, batch: TrainBatch
 ) -> jax.Array:
   """float32 [R, T] log-probabilities of a batch under any parameters (reference, old policy)."""
-  features_MD = policy.encode(params, batch.vision)
-  prefix = _prefill(policy, batch, params, features_MD)
+  features_MYD = policy.encode(params, batch.vision)
+  prefix = _prefill(policy, batch, params, features_MYD)
   order = make_order(policy, batch, micro)
   size = batch.token_RT.shape[1]
 
   def one(rows: Rows) -> jax.Array:
     behind = order.prefix_of(rows, prefix)
-    logp_RT = token_logprobs(policy, params, behind, features_MD, rows, batch.forbidden_V)
+    logp_RT = token_logprobs(policy, params, behind, features_MYD, rows, batch.forbidden_V)
     return jnp.pad(logp_RT, ((0, 0), (0, size - logp_RT.shape[1])))
 
   rows = order.split(rows_of(batch, jnp.ones(batch.token_RT.shape[0]), None))
@@ -256,19 +256,19 @@ def gradient(
     micro: static.
   """
   order = make_order(policy, batch, micro)
-  features_MD, pull_encode = jax.vjp(lambda p: policy.encode(p, batch.vision), params)
-  prefix, pull_prefill = jax.vjp(functools.partial(_prefill, policy, batch), params, features_MD)
+  features_MYD, pull_encode = jax.vjp(lambda p: policy.encode(p, batch.vision), params)
+  prefix, pull_prefill = jax.vjp(functools.partial(_prefill, policy, batch), params, features_MYD)
 
   def loss(
-    params: Params, layers: tuple[KV, ...], features_MD: jax.Array, rows: Rows
+    params: Params, layers: tuple[KV, ...], features_MYD: jax.Array, rows: Rows
   ) -> tuple[jax.Array, Metrics]:
     behind = order.prefix_of(rows, prefix._replace(layers=layers))
-    logp_RT = token_logprobs(policy, params, behind, features_MD, rows, batch.forbidden_V)
+    logp_RT = token_logprobs(policy, params, behind, features_MYD, rows, batch.forbidden_V)
     return loss_of_rows(logp_RT, rows)
 
   def gradient_of(rows: Rows) -> Any:
     differentiate = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
-    return differentiate(params, prefix.layers, features_MD, rows)
+    return differentiate(params, prefix.layers, features_MYD, rows)
 
   one = _cut_to_need(gradient_of, micro.lengths)
 
@@ -303,7 +303,7 @@ def _cut_to_need(one: Callable[[Rows], Any], lengths: tuple[int, ...]) -> Callab
   return cut
 
 
-def _prefill(policy: Policy, batch: TrainBatch, params: Params, features_MD: Array) -> Prefix:
+def _prefill(policy: Policy, batch: TrainBatch, params: Params, features_MYD: Array) -> Prefix:
   """What the rows of each group have in common, as keys and values."""
   prefix = batch.prefix
   return policy.prefill(
@@ -311,7 +311,7 @@ def _prefill(policy: Policy, batch: TrainBatch, params: Params, features_MD: Arr
     prefix.token_BT,
     prefix.position_BTA,
     prefix.valid_BT,
-    features_MD,
+    features_MYD,
     prefix.feature_BT,
   )[1]
 

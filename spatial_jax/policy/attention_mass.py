@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from spatial_jax.policy import rope
 from spatial_jax.policy.cache import Prefix
+from spatial_jax.policy.layers import RMSNorm
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.types import Array, Params
 
@@ -17,7 +18,7 @@ def log_attention(
   token_RT: Array,
   position_RTA: Array,
   valid_RT: Array,
-  features_MD: Array,
+  features_MYD: Array,
   feature_RT: Array,
 ) -> jax.Array:
   """Log of the attention of one decoder layer over the prefix alone, differentiable.
@@ -28,7 +29,7 @@ def log_attention(
     policy, params: params stacked.
     layer: 1 or more, static.
     prefix: from `prefill`, of that layer at least.
-    token_RT, position_RTA, valid_RT, features_MD, feature_RT: as in `Policy.hidden_behind`.
+    token_RT, position_RTA, valid_RT, features_MYD, feature_RT: as in `Policy.hidden_behind`.
 
   Returns:
     float32 [R, H, T, S]; slots behind the prefix are -1e30.
@@ -37,18 +38,11 @@ def log_attention(
   before, before_params = policy.first_layers(params, layer)
   behind = Prefix(prefix.layers[:layer], prefix.length_B)
   hidden_RTD = before.hidden_behind(
-    before_params, behind, token_RT, position_RTA, valid_RT, features_MD, feature_RT
+    before_params, behind, token_RT, position_RTA, valid_RT, features_MYD, feature_RT
   )
-  # Every norm divides by the same root mean square; only the scales differ.
-  weights = jax.tree.map(lambda x: x[layer], params["decoder"]["layers"])
-  scale_D = weights["attn_norm"]["scale"] / params["decoder"]["norm"]["scale"]
-  query = weights["attn"]["q"]
-  x_RTD = hidden_RTD.astype(jnp.float32) * scale_D[None, None]
-  q_RTHC = jnp.einsum("RTD,DHC->RTHC", x_RTD, query["kernel"]) + query["bias"][None, None]
-  cos_sin = rope.mrope_angles(jnp.asarray(position_RTA), cfg.rope_theta, cfg.rope_sections)
-  q_RTHC = rope.rotate(q_RTHC, *(angle[:, :, None] for angle in cos_sin))
+  q_RTHC = _queries(policy, params, layer, hidden_RTD, position_RTA)
   k_BKSC = prefix.layers[layer].k_RKSC.astype(jnp.float32)
-  rows, tokens = x_RTD.shape[:2]
+  rows, tokens = q_RTHC.shape[:2]
   group, size = rows // len(k_BKSC), k_BKSC.shape[2]
   q_BGTKQC = q_RTHC.reshape(
     -1, group, tokens, cfg.kv_heads, cfg.heads // cfg.kv_heads, cfg.head_dim
@@ -58,3 +52,22 @@ def log_attention(
   length_R = jnp.repeat(prefix.length_B, group)
   visible_RS = jnp.arange(size)[None] < length_R[:, None]
   return jax.nn.log_softmax(jnp.where(visible_RS[:, None, None], score_RHTS, -1e30), axis=-1)
+
+
+def _queries(
+  policy: Policy, params: Params, layer: int, hidden_RTD: jax.Array, position_RTA: Array
+) -> jax.Array:
+  """float32 [R, T, H, C], rotated, of a layer behind whose predecessors the last norm stood."""
+  cfg = policy.cfg.decoder
+  # Every norm divides by the same root mean square; only the scales differ.
+  weights = jax.tree.map(lambda x: x[layer], params["decoder"]["layers"])
+  scale_D = weights["attn_norm"]["scale"] / params["decoder"]["norm"]["scale"]
+  query = weights["attn"]["q"]
+  x_RTD = hidden_RTD.astype(jnp.float32) * scale_D[None, None]
+  q_RTHC = jnp.einsum("RTD,DHC->RTHC", x_RTD, query["kernel"])
+  if cfg.qkv_bias:
+    q_RTHC += query["bias"][None, None]
+  if cfg.qk_norm:
+    norm = RMSNorm(cfg.norm_eps, jnp.dtype("float32"))
+    q_RTHC = jnp.asarray(norm.apply({"params": weights["attn"]["q_norm"]}, q_RTHC))
+  return rope.rotate(q_RTHC, *(angle[:, :, None] for angle in policy.angles(position_RTA)))

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from spatial_jax.policy import attention, cache, rope
 from spatial_jax.policy.cache import KV
 from spatial_jax.policy.config import DecoderConfig
+from spatial_jax.policy.layers import GatedMLP, RMSNorm
 
 
 class Angles(NamedTuple):
@@ -35,39 +36,31 @@ class CacheView(NamedTuple):
   slot_R: jax.Array | None
 
 
-class RMSNorm(nn.Module):
-  """x / sqrt(mean(x^2) + eps) in float32, rounded to the compute dtype, times scale."""
+class Seen(NamedTuple):
+  """What DeepStack adds behind the first layers, at the tokens that stand for pictures.
 
-  eps: float
-  dtype: jnp.dtype
+  Attributes:
+    features_MYD: stream 1 + l is added behind layer l.
+    feature_RT: int32, row of `features_MYD` of each token, -1 for text.
+  """
 
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-    x = x.astype(jnp.float32)
-    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
-    scale = scale.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
-    return x.astype(self.dtype) * scale
+  features_MYD: jax.Array
+  feature_RT: jax.Array
 
+  def add(self, x_RTD: jax.Array, layer: jax.Array) -> jax.Array:
+    """x_RTD behind the layer of that number, int32 []."""
+    streams = self.features_MYD.shape[1]
 
-class GatedMLP(nn.Module):
-  """down(silu(gate(x)) * up(x))."""
+    def more(x_RTD: jax.Array) -> jax.Array:
+      stream_MD = jnp.take(self.features_MYD, layer + 1, axis=1, mode="clip")
+      seen_RTD = jnp.take(stream_MD, self.feature_RT, axis=0, mode="clip").astype(x_RTD.dtype)
+      return x_RTD + jnp.where(self.feature_RT[..., None] >= 0, seen_RTD, 0)
 
-  mlp_width: int
-  use_bias: bool
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    def dense(width: int, name: str) -> nn.Dense:
-      return nn.Dense(width, use_bias=self.use_bias, dtype=self.dtype, name=name)
-
-    gate = nn.silu(dense(self.mlp_width, "gate")(x))
-    return dense(x.shape[-1], "down")(gate * dense(self.mlp_width, "up")(x))
+    return jax.lax.cond(layer + 1 < streams, more, lambda x_RTD: x_RTD, x_RTD)
 
 
 class Attention(nn.Module):
-  """Grouped-query attention with rotary positions; bias on q, k, v."""
+  """Grouped-query attention with rotary positions."""
 
   cfg: DecoderConfig
   dtype: jnp.dtype
@@ -86,12 +79,18 @@ class Attention(nn.Module):
     cfg = self.cfg
 
     def project(heads: int, name: str) -> jax.Array:
-      dense = nn.DenseGeneral((heads, cfg.head_dim), dtype=self.dtype, name=name)
+      shape = (heads, cfg.head_dim)
+      dense = nn.DenseGeneral(shape, use_bias=cfg.qkv_bias, dtype=self.dtype, name=name)
       return jnp.swapaxes(dense(x_RTD), 1, 2)
 
-    cos, sin = angles.cos[:, None], angles.sin[:, None]
-    q_RHTC = rope.rotate(project(cfg.heads, "q"), cos, sin)
-    new = KV(rope.rotate(project(cfg.kv_heads, "k"), cos, sin), project(cfg.kv_heads, "v"))
+    def turned(heads: int, name: str) -> jax.Array:
+      x_RHTC = project(heads, name)
+      if cfg.qk_norm:
+        x_RHTC = RMSNorm(cfg.norm_eps, self.dtype, name=f"{name}_norm")(x_RHTC)
+      return rope.rotate(x_RHTC, angles.cos[:, None], angles.sin[:, None])
+
+    q_RHTC = turned(cfg.heads, "q")
+    new = KV(turned(cfg.kv_heads, "k"), project(cfg.kv_heads, "v"))
     rows, tokens = x_RTD.shape[:2]
     q_RKQTC = q_RHTC.reshape(rows, cfg.kv_heads, -1, tokens, cfg.head_dim)
     if view is None or layer is None:
@@ -113,7 +112,7 @@ class Attention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-  """x + attention(norm(x)), then x + mlp(norm(x)).
+  """x + attention(norm(x)), then x + mlp(norm(x)), then what DeepStack adds.
 
   Without `view` and `layer` rows are whole sequences; with them, `layer` is this layer's prefix and
   own cache, if any. Returns x and, unless `keep` is false, the KV to keep.
@@ -130,8 +129,10 @@ class DecoderLayer(nn.Module):
     x_RTD: jax.Array,
     angles: Angles,
     valid_RT: jax.Array,
+    seen: Seen | None,
     view: CacheView | None,
     layer: tuple[KV, KV | None] | None,
+    number: jax.Array,
   ) -> tuple[jax.Array, KV | None]:
     cfg = self.cfg
 
@@ -143,16 +144,5 @@ class DecoderLayer(nn.Module):
     )
     x_RTD = x_RTD + attended
     x_RTD = x_RTD + GatedMLP(cfg.mlp_width, False, self.dtype, name="mlp")(norm("mlp_norm")(x_RTD))
+    x_RTD = seen.add(x_RTD, number) if seen is not None else x_RTD
     return x_RTD, kv if self.keep else None
-
-
-def scanned(layer: type[nn.Module], length: int, in_axes: tuple, remat: bool) -> type[nn.Module]:
-  """`layer` applied `length` times by scan over stacked parameters, optionally rematerialised."""
-  body = nn.remat(layer, prevent_cse=False) if remat else layer
-  return nn.scan(
-    body,
-    variable_axes={"params": 0},
-    split_rngs={"params": True},
-    in_axes=in_axes,  # pyright: ignore[reportArgumentType]  (a tuple is documented)
-    length=length,
-  )

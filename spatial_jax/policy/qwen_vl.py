@@ -19,14 +19,15 @@ from spatial_jax.policy import cache as cache_lib
 from spatial_jax.policy import rope
 from spatial_jax.policy.cache import Cache, Prefix
 from spatial_jax.policy.config import QwenVLConfig
-from spatial_jax.policy.decoder import Angles, CacheView, DecoderLayer, RMSNorm, scanned
+from spatial_jax.policy.decoder import Angles, CacheView, DecoderLayer, Seen
+from spatial_jax.policy.layers import RMSNorm, scanned
 from spatial_jax.policy.vision import VisionTower
 from spatial_jax.types import Array, Params, VisionBatch
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """A Qwen2.5-VL as pure functions; every array argument may be NumPy.
+  """A Qwen-VL as pure functions; every array argument may be NumPy.
 
   Rows are left-aligned: `valid_RT` is true, then false; where false, outputs mean nothing (but are
   finite). Parameters may be stacked (layers are scanned) or unstacked (layers are unrolled).
@@ -54,9 +55,9 @@ class Policy:
     cfg = self.cfg.decoder
     plain = dataclasses.replace(self, mesh=None)  # one token is too short for a kernel
     keys = jax.random.split(key, 4)
-    angles = Angles(*rope.mrope_angles(jnp.zeros((1, 1, 3), jnp.int32), 1.0, cfg.rope_sections))
     x_RTD = jnp.zeros((1, 1, cfg.width), self.compute_dtype)
-    arguments = (x_RTD, angles, jnp.ones((1, 1), bool), None, None)
+    angles = self.angles(jnp.zeros((1, 1, 3), jnp.int32))
+    arguments = (x_RTD, angles, jnp.ones((1, 1), bool), None, None, None, jnp.arange(cfg.layers))
     table = nn.initializers.normal(0.02)
     decoder = {
       "embed": {"embedding": table(keys[0], (cfg.vocabulary, cfg.width), jnp.float32)},
@@ -86,7 +87,7 @@ class Policy:
   # --- forward -----------------------------------------------------------------------------------
 
   def encode(self, params: Params, vision: VisionBatch) -> jax.Array:
-    """Features of all images, [M, D] in the batch's own order (M = P / 4)."""
+    """Features of all images, [M, Y, D] in the batch's own order (M = P / 4)."""
     return _apply(self._tower(), self._held(params)["vision"], vision)
 
   def hidden(
@@ -95,7 +96,7 @@ class Policy:
     token_RT: Array,
     position_RTA: Array,
     valid_RT: Array,
-    features_MD: Array,
+    features_MYD: Array,
     feature_RT: Array,
   ) -> jax.Array:
     """Hidden states behind the last norm of whole rows, causal.
@@ -105,15 +106,16 @@ class Policy:
       token_RT: int32.
       position_RTA: int32.
       valid_RT: bool, left-aligned.
-      features_MD: visual features.
+      features_MYD: visual features, of every stream.
       feature_RT: int32, the feature that replaces the token's embedding, -1 for text.
 
     Returns:
       [R, T, D] in the compute dtype.
     """
     params = self._held(params)
-    x_RTD = self._embed(params, token_RT, features_MD, feature_RT)
-    x_RTD, _ = self._layers(params, x_RTD, position_RTA, valid_RT, None, None, keep=False)
+    x_RTD = self._embed(params, token_RT, features_MYD, feature_RT)
+    seen = self._seen(features_MYD, feature_RT)
+    x_RTD, _ = self._layers(params, x_RTD, position_RTA, valid_RT, seen, None, None, keep=False)
     return self._last_norm(params, x_RTD)
 
   def first_layers(self, params: Params, count: int) -> tuple["Policy", Params]:
@@ -129,13 +131,14 @@ class Policy:
     token_BT: Array,
     position_BTA: Array,
     valid_BT: Array,
-    features_MD: Array,
+    features_MYD: Array,
     feature_BT: Array,
   ) -> tuple[jax.Array, Prefix]:
     """`hidden` of prompts, and the prefix their rollouts share (put in place by `cache.admit`)."""
     params = self._held(params)
-    x_BTD = self._embed(params, token_BT, features_MD, feature_BT)
-    x_BTD, layers = self._layers(params, x_BTD, position_BTA, valid_BT, None, None, keep=True)
+    x_BTD = self._embed(params, token_BT, features_MYD, feature_BT)
+    seen = self._seen(features_MYD, feature_BT)
+    x_BTD, layers = self._layers(params, x_BTD, position_BTA, valid_BT, seen, None, None, keep=True)
     length_B = jnp.sum(jnp.asarray(valid_BT), axis=1, dtype=jnp.int32)
     return self._last_norm(params, x_BTD), Prefix(layers, length_B)
 
@@ -146,15 +149,16 @@ class Policy:
     token_RT: Array,
     position_RTA: Array,
     valid_RT: Array,
-    features_MD: Array,
+    features_MYD: Array,
     feature_RT: Array,
   ) -> jax.Array:
     """`hidden` of rows that go on behind a prefix: R = B*G, ordered by prompt; differentiable."""
     params = self._held(params)
-    x_RTD = self._embed(params, token_RT, features_MD, feature_RT)
+    x_RTD = self._embed(params, token_RT, features_MYD, feature_RT)
     view = CacheView(prefix.length_B, None, None, None)
     layers = tuple((kv, None) for kv in prefix.layers)
-    x_RTD, _ = self._layers(params, x_RTD, position_RTA, valid_RT, view, layers, keep=False)
+    seen = self._seen(features_MYD, feature_RT)
+    x_RTD, _ = self._layers(params, x_RTD, position_RTA, valid_RT, seen, view, layers, keep=False)
     return self._last_norm(params, x_RTD)
 
   def append(
@@ -165,8 +169,8 @@ class Policy:
     token_RT: Array,
     position_RTA: Array,
     valid_RT: Array,
-    features_MD: Array,
-    feature_RT: Array,
+    features_MYD: Array | None,
+    feature_RT: Array | None,
   ) -> tuple[jax.Array, Cache]:
     """Reads tokens behind what some rows of the cache already hold (observations, drawn images).
 
@@ -175,17 +179,21 @@ class Policy:
       cache: read and extended at each row's own length.
       slot_R: int32, the cache row of each row given, distinct; a slot beyond the cache is padding.
         None: all rows of the cache in order (cheaper: prefixes are then read in place).
-      token_RT, position_RTA, valid_RT, features_MD, feature_RT: as in `hidden`; only valid tokens
-        are written, and none behind the end of the cache: the caller sees that they fit.
+      token_RT, position_RTA, valid_RT, features_MYD, feature_RT: as in `hidden`, the last two None
+        for text; only valid tokens are written, and none behind the end of the cache: the caller
+        sees that they fit.
 
     Returns:
       hidden_RTD of the given rows, and the cache.
     """
     count_R = jnp.sum(jnp.asarray(valid_RT), axis=1, dtype=jnp.int32)
     view, length_R = self._view(cache, slot_R, count_R)
-    x_RTD = self._embed(params, token_RT, features_MD, feature_RT)
+    x_RTD = self._embed(params, token_RT, features_MYD, feature_RT)
     layers = tuple(zip(cache.prefix.layers, cache.layers, strict=True))
-    x_RTD, layers = self._layers(params, x_RTD, position_RTA, valid_RT, view, layers, keep=True)
+    seen = self._seen(features_MYD, feature_RT)
+    x_RTD, layers = self._layers(
+      params, x_RTD, position_RTA, valid_RT, seen, view, layers, keep=True
+    )
     return self._last_norm(params, x_RTD), Cache(cache.prefix, layers, length_R)
 
   def decode(
@@ -203,19 +211,17 @@ class Policy:
     Returns:
       hidden_RD and the cache.
     """
-    features_MD = jnp.zeros((1, self.cfg.decoder.width), self.compute_dtype)
-    feature_RT = jnp.full((token_R.shape[0], 1), -1, jnp.int32)
-    hidden_RTD, cache = self.append(
-      params,
-      cache,
-      None,
-      token_R[:, None],
-      position_RA[:, None],
-      active_R[:, None],
-      features_MD,
-      feature_RT,
-    )
+    of_one = (token_R[:, None], position_RA[:, None], active_R[:, None])
+    hidden_RTD, cache = self.append(params, cache, None, *of_one, None, None)
     return hidden_RTD[:, 0], cache
+
+  def angles(self, position_RTA: Array) -> Angles:
+    """The decoder's rotary angles of positions, int32 [..., 3]."""
+    cfg = self.cfg.decoder
+    position_RTA = jnp.asarray(position_RTA)
+    return Angles(
+      *rope.mrope_angles(position_RTA, cfg.rope_theta, cfg.rope_sections, cfg.rope_interleaved)
+    )
 
   # --- outputs -----------------------------------------------------------------------------------
 
@@ -287,25 +293,31 @@ class Policy:
 
   def _stack(self, keep: bool) -> nn.Module:
     cfg = self.cfg.decoder
-    in_axes = (nn.broadcast, nn.broadcast, nn.broadcast, 0)
+    in_axes = (*(nn.broadcast,) * 4, 0, 0)
     layers = scanned(DecoderLayer, cfg.layers, in_axes, self.remat)
     return layers(cfg, self.compute_dtype, self.mesh, keep)
 
-  def _layers(self, params, x_RTD, position_RTA, valid_RT, view, layers, keep):
+  def _seen(self, features_MYD: Array | None, feature_RT: Array | None) -> Seen | None:
+    """What DeepStack reads, where there is any."""
+    if features_MYD is None or features_MYD.shape[1] == 1:
+      return None
+    return Seen(jnp.asarray(features_MYD), jnp.asarray(feature_RT))
+
+  def _layers(self, params, x_RTD, position_RTA, valid_RT, seen, view, layers, keep):
     """All decoder layers, `layers` None or (prefix, own) of each; returns x and KV of each."""
     cfg, weights = self.cfg.decoder, params["decoder"]["layers"]
-    cos_sin = rope.mrope_angles(jnp.asarray(position_RTA), cfg.rope_theta, cfg.rope_sections)
-    shared = (Angles(*cos_sin), jnp.asarray(valid_RT), view)
+    shared = (self.angles(position_RTA), jnp.asarray(valid_RT), seen, view)
     kept: list[Any] = []
     if isinstance(weights, tuple):
       layer = DecoderLayer(cfg, self.compute_dtype, self.mesh, keep)
       for index, weight in enumerate(weights):
         kv = layers[index] if layers else None
-        x_RTD, new = _apply(layer, weight, x_RTD, *shared, kv)
+        x_RTD, new = _apply(layer, weight, x_RTD, *shared, kv, jnp.int32(index))
         kept.append(new)
       return x_RTD, tuple(kept)
     stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *layers) if layers else None
-    x_RTD, new = _apply(self._stack(keep), weights, x_RTD, *shared, stacked)
+    numbers = jnp.arange(cfg.layers)
+    x_RTD, new = _apply(self._stack(keep), weights, x_RTD, *shared, stacked, numbers)
     return x_RTD, tuple(jax.tree.map(lambda part, i=i: part[i], new) for i in range(cfg.layers))
 
   def _view(
@@ -322,10 +334,12 @@ class Policy:
     view = CacheView(prefix_length_R, start_R, jnp.asarray(prompt_R), jnp.asarray(slot_R))
     return view, length_R
 
-  def _embed(self, params, token_RT, features_MD, feature_RT) -> jax.Array:
+  def _embed(self, params, token_RT, features_MYD, feature_RT) -> jax.Array:
     table_VD = params["decoder"]["embed"]["embedding"]
     x_RTD = jnp.take(table_VD, token_RT, axis=0, mode="clip").astype(self.compute_dtype)
-    seen_RTD = jnp.take(jnp.asarray(features_MD), feature_RT, axis=0, mode="clip")
+    if features_MYD is None or feature_RT is None:
+      return x_RTD
+    seen_RTD = jnp.take(jnp.asarray(features_MYD[:, 0]), feature_RT, axis=0, mode="clip")
     return jnp.where(feature_RT[..., None] >= 0, seen_RTD.astype(self.compute_dtype), x_RTD)
 
   def _last_norm(self, params, x_RTD) -> jax.Array:
@@ -338,7 +352,7 @@ class Policy:
     patches = (vision.window_blocks * vision.merge_size) ** 2
     return VisionBatch(
       patches_PX=jnp.zeros((patches, vision.patch_values), jnp.float32),
-      position_P2=jnp.zeros((patches, 2), jnp.int32),
+      position_P4=jnp.ones((patches, 4), jnp.int32),
       valid_P=jnp.ones(patches, bool),
       frame_NS=jnp.arange(patches, dtype=jnp.int32)[None],
       slot_P=jnp.arange(patches, dtype=jnp.int32),

@@ -38,7 +38,7 @@ def mrope_positions(
     token_ids: int [T], pads expanded to one per merged token.
     grids: (time, height, width) in patches of each image and clip, in order of appearance.
     cfg: ids, merge size and tokens per second.
-    second_per_grid: seconds per temporal patch of each clip, in order; images take none.
+    second_per_grid: seconds per temporal patch of each clip, where `video_time` is "seconds".
     rule: see above.
 
   Returns:
@@ -47,9 +47,11 @@ def mrope_positions(
   Raises:
     ValueError: on the host, when pads, grids and second_per_grid do not match.
 
-  Source: Qwen2.5-VL, arXiv:2502.13923; Qwen2_5_VLModel.get_rope_index of transformers.
+  Source: Qwen2.5-VL, arXiv:2502.13923; get_rope_index of transformers' three families.
   """
   seconds = iter(second_per_grid)
+  if cfg.video_time == "text":  # written times stand between the frames: each is a grid of its own
+    grids = [(1, h, w) for t, h, w in grids for _ in range(t)]
   parts, cursor, position = [], 0, 0
   is_pad = (token_ids == cfg.image_pad_id) | (token_ids == cfg.video_pad_id)
   for number, grid_3 in enumerate(grids):
@@ -64,9 +66,7 @@ def mrope_positions(
   if is_pad[cursor:].any():
     raise ValueError(f"{is_pad[cursor:].sum()} pad tokens behind the last of {len(grids)} grids")
   parts.append(_text(position, len(token_ids) - cursor))
-  position_TA = np.concatenate(parts).astype(np.int32)
-  # transformers generates behind the largest position, under either rule.
-  return position_TA, int(position_TA.max(initial=-1)) + 1
+  return np.concatenate(parts).astype(np.int32), position + len(token_ids) - cursor
 
 
 def _run_of_pads(is_pad: np.ndarray, cursor: int, length: int, name: str) -> int:
@@ -79,7 +79,7 @@ def _run_of_pads(is_pad: np.ndarray, cursor: int, length: int, name: str) -> int
 
 def _time_step(is_video: bool, seconds: Iterator[float], cfg: QwenVLConfig) -> np.float32:
   """Rotary time from one temporal patch to the next."""
-  if not is_video:
+  if not is_video or cfg.video_time != "seconds":
     return np.float32(1)
   try:
     return np.float32(cfg.tokens_per_second) * np.float32(next(seconds))
@@ -99,17 +99,20 @@ def _box(t: int, h: int, w: int, step: np.float32) -> np.ndarray:
 
 
 def mrope_angles(
-  position_RTA: jax.Array, theta: float, sections: tuple[int, int, int]
+  position_RTA: jax.Array, theta: float, sections: tuple[int, int, int], interleaved: bool
 ) -> tuple[jax.Array, jax.Array]:
   """Cosine and sine of the decoder's rotary angles.
 
-  Frequency j of C/2 is theta^(-2j/C) and turns with one axis: the first sections[0] with time, the
-  next sections[1] with height, the rest with width.
+  Frequency j of C/2 is theta^(-2j/C) and turns with one axis, for sections (4, 2, 2):
+
+      in runs        t t t t h h w w
+      interleaved    t h w t h w t t
 
   Args:
     position_RTA: int32 [..., 3].
     theta: base of the frequencies.
     sections: frequencies per axis.
+    interleaved: see above.
 
   Returns:
     cos, sin: float32 [..., C/2].
@@ -117,6 +120,10 @@ def mrope_angles(
   half = sum(sections)
   frequency_C = theta ** -(np.arange(half, dtype=np.float32) / np.float32(half))
   axis_C = np.repeat(np.arange(3), sections)
+  if interleaved:
+    axis_C = np.zeros(half, np.int64)
+    for axis in (1, 2):
+      axis_C[axis : 3 * sections[axis] : 3] = axis
   angle = position_RTA[..., axis_C].astype(jnp.float32) * _expand(frequency_C, position_RTA.ndim)
   return jnp.cos(angle), jnp.sin(angle)
 

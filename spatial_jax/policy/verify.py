@@ -1,29 +1,46 @@
-"""Proves the port: one sequence through this policy and through transformers, from one checkpoint.
+"""Proves the port: this policy and transformers, from one checkpoint.
 
-    python -m spatial_jax.policy.verify --checkpoint=HF_DIR
+    python -m spatial_jax.policy.verify --checkpoint=HF_DIR                    against transformers
+    python -m spatial_jax.policy.verify --checkpoint=HF_DIR --export=FILE.npz  and keep its answers
+    python -m spatial_jax.policy.verify --checkpoint=HF_DIR --golden=FILE.npz  elsewhere, no torch
 
 `forward` takes and gives NumPy in the layout of the Hugging Face processor, always in float32.
 """
 
 import argparse
+import dataclasses
 import functools
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
-from spatial_jax.data.vision import VisionBuckets, geometric_buckets, plan_vision
+from spatial_jax.data.processor import read_processor
+from spatial_jax.data.text import load_tokenizer
+from spatial_jax.data.vision import VisionBuckets, geometric_buckets, patch_image, plan_vision
 from spatial_jax.errors import UserError
 from spatial_jax.policy import rope, weights
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
-from spatial_jax.types import Params, PatchedImage
+from spatial_jax.policy.reference import (
+  SENTENCES,
+  Golden,
+  inputs_of,
+  make_golden,
+  mean_divergence,
+)
+from spatial_jax.types import Params, PatchedImage, VisionBatch
 
 TOLERANCE = 1e-4  # of the reference's standard deviation
+_TIE = 1e-3  # greedy tokens count up to the first step where the reference's best two are as close
+_HALF_NOISE = 1.5  # few tokens: two ways of rounding differ by chance
+_NONE = np.zeros((0, 0, 0), np.float32)
 
 _BUCKETS = VisionBuckets(
   geometric_buckets(1, 1 << 16), geometric_buckets(1, 1 << 12), geometric_buckets(64, 1 << 16)
@@ -51,14 +68,40 @@ def forward(
     video_positions: "hf5" as transformers >= 5.3 counts behind a clip, or "max".
 
   Returns:
-    logits float32 [T, V], positions int32 [3, T], image_features float32 [M, D]: images, clips.
+    logits float32 [T, V], positions int32 [3, T], image_features float32 [M, D]: images, clips;
+    with DeepStack also deepstack_features float32 [M, Y - 1, D].
 
   Raises:
     CheckpointError: on the host, I/O: the checkpoint does not fit.
     ValueError: on the host: pads and grids do not match.
   """
-  cfg, params = _load(pathlib.Path(checkpoint_dir).resolve())
-  policy = make_policy(cfg, jnp.float32)
+  return _evaluate(
+    pathlib.Path(checkpoint_dir).resolve(),
+    jnp.dtype("float32"),
+    input_ids,
+    pixel_values,
+    image_grid_thw,
+    pixel_values_videos,
+    video_grid_thw,
+    second_per_grid_ts,
+    video_positions,
+  )
+
+
+def _evaluate(
+  directory: pathlib.Path,
+  dtype: jnp.dtype,
+  input_ids: np.ndarray,
+  pixel_values: np.ndarray | None = None,
+  image_grid_thw: np.ndarray | None = None,
+  pixel_values_videos: np.ndarray | None = None,
+  video_grid_thw: np.ndarray | None = None,
+  second_per_grid_ts: Sequence[float] | np.ndarray | None = None,
+  video_positions: rope.VideoRule = "hf5",
+) -> dict[str, np.ndarray]:
+  """`forward`, computed in `dtype`."""
+  cfg, params = _load(directory)
+  policy = make_policy(cfg, dtype)
   token_ids = np.asarray(input_ids, np.int32).reshape(-1)
   images = _split(pixel_values, image_grid_thw)
   clips = _split(pixel_values_videos, video_grid_thw)
@@ -67,19 +110,24 @@ def forward(
   grids = [(images + clips)[i].grid_3 for i in order]
   positions, _ = rope.mrope_positions(token_ids, grids, cfg, seconds, video_positions)
   with jax.default_matmul_precision("highest"):
-    features_MD, index = _encode(policy, params, images + clips)
+    features_MYD, index = _encode(policy, params, images + clips)
     feature_T = np.full(len(token_ids), -1, np.int32)
-    pads = np.isin(token_ids, [cfg.image_pad_id, cfg.video_pad_id])
-    feature_T[pads] = [row for i in order for row in index[i]]
-    logits = jax.jit(functools.partial(_logits, policy))(
-      params, token_ids[None], positions[None], features_MD, feature_T[None]
+    for pad, rows in (
+      (cfg.image_pad_id, index[: len(images)]),
+      (cfg.video_pad_id, index[len(images) :]),
+    ):
+      feature_T[token_ids == pad] = [row for one in rows for row in one]
+    logits = _logits(
+      policy, params, token_ids[None], positions[None], features_MYD, feature_T[None]
     )
-  rows = [row for rows in index for row in rows]
-  return {
+  rows = np.asarray([row for rows in index for row in rows], np.int32)
+  features_MYD = np.asarray(features_MYD.astype(jnp.float32))[rows]
+  out = {
     "logits": np.asarray(logits[0]),
     "positions": positions.T,
-    "image_features": np.asarray(features_MD)[np.asarray(rows, np.int32)],
+    "image_features": features_MYD[:, 0],
   }
+  return out if cfg.vision.streams == 1 else {**out, "deepstack_features": features_MYD[:, 1:]}
 
 
 def _encode(
@@ -87,14 +135,20 @@ def _encode(
 ) -> tuple[jax.Array, tuple[np.ndarray, ...]]:
   """Features and, per image, the rows that hold its tokens."""
   if not images:
-    return jnp.zeros((1, policy.cfg.decoder.width), jnp.float32), ()
+    return jnp.zeros((1, policy.cfg.vision.streams, policy.cfg.decoder.width), jnp.float32), ()
   batch, index = plan_vision(images, policy.cfg.vision.window_blocks, _BUCKETS)
-  return jax.jit(policy.encode)(params, batch), index
+  return _features(policy, params, batch), index
 
 
-def _logits(policy: Policy, params, token_RT, position_RTA, features_MD, feature_RT) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=0)
+def _features(policy: Policy, params: Params, batch: VisionBatch) -> jax.Array:
+  return policy.encode(params, batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(policy: Policy, params, token_RT, position_RTA, features_MYD, feature_RT) -> jax.Array:
   valid_RT = jnp.ones(token_RT.shape, bool)
-  hidden = policy.hidden(params, token_RT, position_RTA, valid_RT, features_MD, feature_RT)
+  hidden = policy.hidden(params, token_RT, position_RTA, valid_RT, features_MYD, feature_RT)
   return policy.logits(params, hidden)
 
 
@@ -121,105 +175,151 @@ def _split(patches_PX: np.ndarray | None, grids_N3: np.ndarray | None) -> list[P
 def _order(
   token_ids: np.ndarray, images: list[PatchedImage], clips: list[PatchedImage], cfg: QwenVLConfig
 ) -> list[int]:
-  """Which of images + clips stands at each run of pads, in order of appearance."""
-  streams: dict[int, Iterator[tuple[int, PatchedImage]]] = {
-    cfg.image_pad_id: iter(enumerate(images)),
-    cfg.video_pad_id: iter(enumerate(clips, start=len(images))),
-  }
-  order, cursor = [], 0
-  while cursor < len(token_ids):
-    stream = streams.get(int(token_ids[cursor]))
-    if stream is None:
-      cursor += 1
-      continue
-    number, image = next(stream, (None, None))
-    if number is None or image is None:
-      raise ValueError(f"token {cursor} is a pad of an image or clip that was not given")
-    order.append(number)
-    cursor += image.tokens
-  return order
+  """Which of images + clips stands where its first pad does, in order of appearance."""
+  starts = []
+  for pad, pictures in ((cfg.image_pad_id, images), (cfg.video_pad_id, clips)):
+    pads = np.flatnonzero(token_ids == pad)
+    ends = np.cumsum([0, *(picture.tokens for picture in pictures)])
+    if len(pads) != ends[-1]:
+      kind = "image" if pad == cfg.image_pad_id else "video"
+      raise ValueError(
+        f"{len(pads)} {kind} pads, but {ends[-1]} tokens of the grids that were given"
+      )
+    starts.append(pads[ends[:-1]])
+  return np.argsort(np.concatenate(starts)).tolist()
 
 
 # --- against transformers ----------------------------------------------------------------------
 
 
-def sample_inputs(cfg: QwenVLConfig) -> dict[str, dict[str, Any]]:
-  """Random inputs of each kind for any checkpoint of the family."""
-  rng = np.random.default_rng(0)
-  special = [cfg.image_pad_id, cfg.video_pad_id, cfg.vision_start_id, cfg.vision_end_id]
-  plain = np.setdiff1d(np.arange(cfg.decoder.vocabulary), special)
+@dataclasses.dataclass(frozen=True)
+class Check:
+  """One line of the table: `error` against `tolerance`; equal things have an error of 0."""
 
-  def pixels(*grids: tuple[int, int, int]) -> np.ndarray:
-    count = sum(t * h * w for t, h, w in grids)
-    return rng.standard_normal((count, cfg.vision.patch_values), np.float32)
+  kind: str
+  what: str
+  error: float
+  tolerance: float
 
-  def ids(pad: int, *grids: tuple[int, int, int]) -> np.ndarray:
-    parts = [rng.choice(plain, 5)]
-    for t, h, w in grids:
-      parts += [[cfg.vision_start_id], [pad] * (t * h * w // 4), [cfg.vision_end_id]]
-      parts += [rng.choice(plain, 4)]
-    return np.concatenate(parts)[None].astype(np.int64)
-
-  images, clip = ((1, 6, 10), (1, 4, 4)), (3, 4, 6)
-  return {
-    "text": {"input_ids": rng.choice(plain, 24)[None].astype(np.int64)},
-    "images": {
-      "input_ids": ids(cfg.image_pad_id, *images),
-      "pixel_values": pixels(*images),
-      "image_grid_thw": np.array(images),
-    },
-    "video": {
-      "input_ids": ids(cfg.video_pad_id, clip),
-      "pixel_values_videos": pixels(clip),
-      "video_grid_thw": np.array([clip]),
-      "second_per_grid_ts": np.array([1.4], np.float32),
-    },
-  }
+  @property
+  def passed(self) -> bool:
+    return self.error <= self.tolerance
 
 
-def reference(model: Any, inputs: dict[str, np.ndarray], cfg: QwenVLConfig) -> np.ndarray:
-  """Logits [T, V] of a transformers model (torch stays behind transformers)."""
-  from transformers import BatchFeature
-
-  ids = inputs["input_ids"]
-  kinds = (ids == cfg.image_pad_id).astype(np.int32) + 2 * (ids == cfg.video_pad_id)
-  features = BatchFeature({**inputs, "mm_token_type_ids": kinds.astype(np.int32)})
-  return model(**features.convert_to_tensors("pt")).logits[0].detach().numpy()
-
-
-def verify(directory: pathlib.Path) -> dict[str, float]:
-  """The largest error of the logits for each kind of input, relative to their deviation.
+def compare(directory: pathlib.Path, golden: Golden) -> list[Check]:
+  """Holds this policy against what transformers said of the same checkpoint.
 
   Raises:
-    UserError: on the host, when there is no checkpoint or torch is not installed.
+    UserError: on the host, when the checkpoint cannot be read.
   """
-  cfg = weights.read_config(directory)
-  from transformers import Qwen2_5_VLForConditionalGeneration
-  from transformers.utils.import_utils import is_torch_available
+  directory = directory.resolve()
+  checks = _processor_checks(directory, golden) + _tokenizer_checks(directory, golden)
+  kinds = dict.fromkeys(key.split("/")[0] for key in golden if key.endswith("/out/logits"))
+  for kind in kinds:
+    checks += _policy_checks(directory, golden, kind)
+  return checks
 
-  if not is_torch_available():
-    raise UserError("verify compares with transformers and needs torch: pip install torch")
-  model = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype="float32").eval()
-  errors = {}
-  for kind, inputs in sample_inputs(cfg).items():
-    expected = reference(model, inputs, cfg)
-    ours = forward(directory, **inputs)["logits"]
-    errors[kind] = float(np.abs(ours - expected).max() / expected.std())
-  return errors
+
+def _policy_checks(directory: pathlib.Path, golden: Golden, kind: str) -> list[Check]:
+  inputs: dict[str, Any] = inputs_of(golden, kind)
+  said = {key.split("/")[2]: golden[key] for key in golden if key.startswith(f"{kind}/out/")}
+  ours = forward(directory, **inputs)
+  checks = []
+  if "positions" in said:
+    wrong = int(np.count_nonzero(ours["positions"] != said["positions"]))
+    checks.append(Check(kind, "positions, wrong", wrong, 0))
+  if "features" in said:
+    streams = [ours["image_features"], *np.moveaxis(ours.get("deepstack_features", _NONE), 1, 0)]
+    for number in range(said["features"].shape[1]):
+      name = f"DeepStack features {number}" if number else "vision features"
+      error = _relative(streams[number], said["features"][:, number])
+      checks.append(Check(kind, name, error, TOLERANCE))
+  checks.append(Check(kind, "logits", _relative(ours["logits"], said["logits"]), TOLERANCE))
+  ties = np.flatnonzero(said["margins"] < _TIE)
+  steps = int(ties[0]) if len(ties) else len(said["margins"])
+  greedy = _greedy(directory, inputs, steps)
+  wrong = int(np.count_nonzero(greedy != said["greedy"][:steps]))
+  checks.append(Check(kind, f"{steps} greedy tokens, wrong", wrong, 0))
+  half = _evaluate(directory, jnp.dtype("bfloat16"), **inputs)["logits"]
+  divergence, allowed = mean_divergence(said["logits"], half), float(said["half_divergence"])
+  checks.append(Check(kind, "bfloat16 logits, KL", divergence, _HALF_NOISE * allowed))
+  return checks
+
+
+def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:
+  """Largest error in standard deviations of the reference."""
+  return float(np.abs(ours - theirs).max() / theirs.std())
+
+
+def _greedy(directory: pathlib.Path, inputs: dict[str, Any], steps: int) -> np.ndarray:
+  """Each token by reading everything before it again: slow, and shares nothing with a cache."""
+  cfg, _ = _load(directory)
+  special = [cfg.image_pad_id, cfg.video_pad_id, cfg.vision_start_id, cfg.vision_end_id]
+  ids = np.asarray(inputs["input_ids"]).reshape(-1)
+  length, ids = len(ids), np.append(ids, np.zeros(steps, ids.dtype))  # one shape: what follows is
+  for step in range(steps):  # not seen by what stands before it
+    logits_TV = forward(directory, **{**inputs, "input_ids": ids})["logits"]
+    allowed_V = np.delete(np.arange(logits_TV.shape[1]), special)
+    ids[length + step] = allowed_V[logits_TV[length + step - 1, allowed_V].argmax()]
+  return ids[length:]
+
+
+def _processor_checks(directory: pathlib.Path, golden: Golden) -> list[Check]:
+  if "processor/in/picture" not in golden:
+    return []
+  ours = patch_image(golden["processor/in/picture"], read_processor(directory))
+  theirs = golden["processor/out/pixel_values"]
+  same = ours.grid_3 == tuple(golden["processor/out/grid"].tolist())
+  wrong = int(np.count_nonzero(ours.patches_PX != theirs)) if same else theirs.size
+  return [Check("processor", "pixels, wrong", wrong, 0)]
+
+
+def _tokenizer_checks(directory: pathlib.Path, golden: Golden) -> list[Check]:
+  if "tokenizer/out/0" not in golden:
+    return []
+  tokenizer, wrong = load_tokenizer(directory), 0
+  for number, text in enumerate(SENTENCES):
+    wrong += tokenizer.encode(text) != golden[f"tokenizer/out/{number}"].tolist()
+  return [Check("tokenizer", "sentences, wrong", wrong, 0)]
+
+
+def _table(checks: list[Check]) -> Table:
+  table = Table("input", "what", "error", "tolerance", "")
+  for check in checks:
+    verdict = "[green]equal[/]" if check.passed else "[red]DIFFERENT[/]"
+    numbers = (f"{check.error:.1e}", f"{check.tolerance:.1e}")
+    table.add_row(check.kind, check.what, *numbers, verdict)
+  return table
 
 
 def main() -> None:
   """Reads the command line, prints the table; exit code 1 when something does not agree."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--checkpoint", type=pathlib.Path, required=True)
+  parser = argparse.ArgumentParser(description="Proves the port against transformers.")
+  parser.add_argument("--checkpoint", type=pathlib.Path, required=True, help="Hugging Face folder")
+  parser.add_argument("--export", type=pathlib.Path, help="keep what transformers said, an .npz")
+  parser.add_argument("--golden", type=pathlib.Path, help="what --export kept: needs no torch")
+  arguments = parser.parse_args()
   try:
-    errors = verify(parser.parse_args().checkpoint)
+    if arguments.golden:
+      golden = _read_golden(arguments.golden)
+    else:
+      golden = make_golden(arguments.checkpoint, weights.read_config(arguments.checkpoint))
+    if arguments.export:
+      np.savez_compressed(arguments.export, **golden)  # pyright: ignore[reportArgumentType]
+    checks = compare(arguments.checkpoint, golden)
   except UserError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
-  for kind, error in errors.items():
-    print(f"{kind:8} {error:.1e}  {'equal' if error <= TOLERANCE else 'DIFFERENT'}")
-  sys.exit(int(max(errors.values()) > TOLERANCE))
+  Console().print(_table(checks))
+  sys.exit(int(not all(check.passed for check in checks)))
+
+
+def _read_golden(path: pathlib.Path) -> Golden:
+  try:
+    with np.load(path) as file:
+      return dict(file)
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} cannot be read as what --export wrote: {error}") from error
 
 
 if __name__ == "__main__":

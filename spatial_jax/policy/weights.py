@@ -1,16 +1,10 @@
-"""Hugging Face safetensors <-> parameters, by one strict table of names.
-
-model.layers.{i}.self_attn.q_proj.weight  [H*C, D]         in the file, per layer
-decoder/layers/attn/q/kernel              [L, D, H, C]     here, stacked
-"""
+"""Hugging Face safetensors <-> parameters, by the strict table of `names`."""
 
 import contextlib
-import dataclasses
 import json
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import ml_dtypes  # noqa: F401  (NumPy knows bfloat16 only once this is imported)
@@ -19,122 +13,13 @@ import safetensors
 from safetensors.numpy import save_file
 
 from spatial_jax.errors import CheckpointError
-from spatial_jax.policy import config as config_lib
-from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
+from spatial_jax.policy import hf_config
+from spatial_jax.policy.config import QwenVLConfig
+from spatial_jax.policy.names import Entry, name_table, short_name
 from spatial_jax.types import Params
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
-
-# Files written by transformers 5 in memory order name the two halves of the model in full.
-_ALIASES = (("model.language_model.", "model."), ("model.visual.", "visual."))
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-  """One parameter and the tensors of the file it is made of.
-
-  Attributes:
-    path: ours, "decoder/layers/attn/q/kernel".
-    name: the file's, with "{}" for the layer when stacked.
-    file_shape: of each tensor in the file.
-    shape: ours, without the layer axis.
-    layers: how many tensors are stacked; 0 when the parameter is not stacked.
-    kernel: the file holds [out, in], ours is [in, out] (either side may be several axes).
-  """
-
-  path: str
-  name: str
-  file_shape: tuple[int, ...]
-  shape: tuple[int, ...]
-  layers: int
-  kernel: bool
-
-  @property
-  def names(self) -> list[str]:
-    """The tensors in the file."""
-    return [self.name.format(i) for i in range(self.layers)] if self.layers else [self.name]
-
-  @property
-  def full_shape(self) -> tuple[int, ...]:
-    """Of the parameter, with its layer axis."""
-    return (self.layers, *self.shape) if self.layers else self.shape
-
-  def read(self, tensor: np.ndarray) -> np.ndarray:
-    """A tensor of the file in our layout."""
-    return (_matrix(tensor).T if self.kernel else tensor).reshape(self.shape)
-
-  def write(self, array: np.ndarray) -> np.ndarray:
-    """The inverse of `read`."""
-    flipped = array.reshape(-1, self.file_shape[0]).T if self.kernel else array
-    return np.ascontiguousarray(flipped).reshape(self.file_shape)
-
-
-def _matrix(tensor: np.ndarray) -> np.ndarray:
-  return tensor.reshape(tensor.shape[0], -1)
-
-
-def _kernel(path: str, name: str, inputs: tuple, outputs: tuple, layers: int = 0) -> list[Entry]:
-  file_shape = (int(np.prod(outputs)), int(np.prod(inputs)))
-  return [Entry(f"{path}/kernel", f"{name}.weight", file_shape, inputs + outputs, layers, True)]
-
-
-def _bias(path: str, name: str, shape: tuple, layers: int = 0) -> list[Entry]:
-  size = (int(np.prod(shape)),)
-  return [Entry(f"{path}/bias", f"{name}.bias", size, shape, layers, False)]
-
-
-def _plain(path: str, name: str, shape: tuple, layers: int = 0) -> list[Entry]:
-  return [Entry(path, name, shape, shape, layers, False)]
-
-
-def _decoder_table(cfg: DecoderConfig) -> list[Entry]:
-  D, H, K, C, F, L = (
-    *(cfg.width, cfg.heads, cfg.kv_heads),
-    *(cfg.head_dim, cfg.mlp_width, cfg.layers),
-  )
-  ours, theirs = "decoder/layers", "model.layers.{}"
-  table = _plain("decoder/embed/embedding", "model.embed_tokens.weight", (cfg.vocabulary, D))
-  table += _plain("decoder/norm/scale", "model.norm.weight", (D,))
-  if not cfg.tied:
-    table += _plain("decoder/head/embedding", "lm_head.weight", (cfg.vocabulary, D))
-  table += _plain(f"{ours}/attn_norm/scale", f"{theirs}.input_layernorm.weight", (D,), L)
-  table += _plain(f"{ours}/mlp_norm/scale", f"{theirs}.post_attention_layernorm.weight", (D,), L)
-  for one, heads in (("q", H), ("k", K), ("v", K)):
-    name = f"{theirs}.self_attn.{one}_proj"
-    table += _kernel(f"{ours}/attn/{one}", name, (D,), (heads, C), L)
-    table += _bias(f"{ours}/attn/{one}", name, (heads, C), L)
-  table += _kernel(f"{ours}/attn/o", f"{theirs}.self_attn.o_proj", (H, C), (D,), L)
-  for one, inputs, outputs in (("gate", D, F), ("up", D, F), ("down", F, D)):
-    table += _kernel(f"{ours}/mlp/{one}", f"{theirs}.mlp.{one}_proj", (inputs,), (outputs,), L)
-  return table
-
-
-def _vision_table(cfg: VisionConfig, decoder_width: int) -> list[Entry]:
-  E, H, F, L, p = cfg.width, cfg.heads, cfg.mlp_width, cfg.layers, cfg.patch_size
-  C, merged = E // H, E * cfg.merge_size**2
-  ours, theirs = "vision/blocks", "visual.blocks.{}"
-  conv = (E, 3, cfg.temporal_size, p, p)
-  name = "visual.patch_embed.proj.weight"
-  table = [Entry("vision/patch/kernel", name, conv, (cfg.patch_values, E), 0, True)]
-  table += _plain(f"{ours}/attn_norm/scale", f"{theirs}.norm1.weight", (E,), L)
-  table += _plain(f"{ours}/mlp_norm/scale", f"{theirs}.norm2.weight", (E,), L)
-  table += _kernel(f"{ours}/qkv", f"{theirs}.attn.qkv", (E,), (3, H, C), L)
-  table += _bias(f"{ours}/qkv", f"{theirs}.attn.qkv", (3, H, C), L)
-  table += _kernel(f"{ours}/proj", f"{theirs}.attn.proj", (H, C), (E,), L)
-  table += _bias(f"{ours}/proj", f"{theirs}.attn.proj", (E,), L)
-  for one, inputs, outputs in (("gate", E, F), ("up", E, F), ("down", F, E)):
-    table += _kernel(f"{ours}/mlp/{one}", f"{theirs}.mlp.{one}_proj", (inputs,), (outputs,), L)
-    table += _bias(f"{ours}/mlp/{one}", f"{theirs}.mlp.{one}_proj", (outputs,), L)
-  table += _plain("vision/merger_norm/scale", "visual.merger.ln_q.weight", (E,))
-  for path, name, outputs in (("in", "0", merged), ("out", "2", decoder_width)):
-    path, name = f"vision/merger_{path}", f"visual.merger.mlp.{name}"
-    table += _kernel(path, name, (merged,), (outputs,)) + _bias(path, name, (outputs,))
-  return table
-
-
-def name_table(cfg: QwenVLConfig) -> list[Entry]:
-  """Every parameter of the policy and its name in a Hugging Face checkpoint."""
-  return _decoder_table(cfg.decoder) + _vision_table(cfg.vision, cfg.decoder.width)
+_FILE_BYTES = 5 << 30  # as the hub's own files
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -147,7 +32,7 @@ def read_config(directory: pathlib.Path) -> QwenVLConfig:
     CheckpointError: on the host, I/O: no config.json, not JSON, or another kind of model.
   """
   try:
-    return config_lib.from_hf(json.loads((directory / CONFIG).read_text()))
+    return hf_config.from_hf(json.loads((directory / CONFIG).read_text()))
   except (OSError, ValueError) as error:
     raise CheckpointError(f"{directory / CONFIG}: {error}") from error
 
@@ -186,7 +71,7 @@ def load(
 
 
 def _open(directory: pathlib.Path, stack: contextlib.ExitStack) -> tuple[dict, list[str]]:
-  """Tensor name -> (file, its name there), and names that occur more than once."""
+  """Short tensor name -> (file, its name there), and names that occur more than once."""
   tensors, names = {}, Counter()
   for path in _files(directory):
     try:
@@ -194,17 +79,17 @@ def _open(directory: pathlib.Path, stack: contextlib.ExitStack) -> tuple[dict, l
     except safetensors.SafetensorError as error:
       raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
     for name in file.keys():  # noqa: SIM118  (not a dict)
-      plain = name
-      for alias, short in _ALIASES:
-        plain = short + plain[len(alias) :] if plain.startswith(alias) else plain
-      tensors[plain] = (file, name)
-      names[plain] += 1
+      tensors[short_name(name)] = (file, name)
+      names[short_name(name)] += 1
   return tensors, [name for name, count in names.items() if count > 1]
 
 
 def _files(directory: pathlib.Path) -> list[pathlib.Path]:
   if (directory / INDEX).exists():
-    names = sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
+    try:
+      names = sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+      raise CheckpointError(f"{directory / INDEX} has no readable weight_map: {error}") from error
   else:
     names = [WEIGHTS]
   missing = [name for name in names if not (directory / name).exists()]
@@ -214,7 +99,7 @@ def _files(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _misfits(table: list[Entry], tensors: dict) -> list[str]:
-  expected = {name: entry.file_shape for entry in table for name in entry.names}
+  expected = {short_name(name): entry.file_shape for entry in table for name in entry.names}
   problems = [f"{name} is unknown" for name in tensors if name not in expected]
   for name, shape in expected.items():
     if name not in tensors:
@@ -230,17 +115,28 @@ def _misfits(table: list[Entry], tensors: dict) -> list[str]:
 def _assemble(
   entry: Entry, tensors: dict, dtype: np.dtype, sharding: jax.sharding.Sharding
 ) -> jax.Array:
+  """One parameter: each tensor is read once and cut into the shards of this process' devices."""
+
   def tensor(name: str) -> np.ndarray:
-    file, there = tensors[name]
+    file, there = tensors[short_name(name)]
     return entry.read(file.get_tensor(there))
 
-  def shard(index: Any) -> np.ndarray:
-    if not entry.layers:
-      return tensor(entry.name)[index].astype(dtype)
-    names = entry.names[index[0]]
-    return np.stack([tensor(name)[index[1:]].astype(dtype) for name in names])
-
-  return jax.make_array_from_callback(entry.full_shape, sharding, shard)
+  index_of = sharding.addressable_devices_indices_map(entry.full_shape)
+  distinct = {str(index): index for index in index_of.values() if index is not None}
+  if entry.layers:
+    shape = sharding.shard_shape(entry.full_shape)
+    parts = {key: np.empty(shape, dtype) for key in distinct}
+    for layer, name in enumerate(entry.names):
+      array = tensor(name)
+      for key, index in distinct.items():
+        layers = range(entry.layers)[index[0]]
+        if layer in layers:
+          parts[key][layers.index(layer)] = array[index[1:]]
+  else:
+    array = tensor(entry.name)
+    parts = {key: np.ascontiguousarray(array[index], dtype) for key, index in distinct.items()}
+  shards = [jax.device_put(parts[str(index)], device) for device, index in index_of.items()]
+  return jax.make_array_from_single_device_arrays(entry.full_shape, sharding, shards)
 
 
 def insert(params: Params, path: str, array: jax.Array) -> None:
@@ -254,8 +150,16 @@ def insert(params: Params, path: str, array: jax.Array) -> None:
 # --- writing -----------------------------------------------------------------------------------
 
 
-def save(params: Params, cfg: QwenVLConfig, directory: pathlib.Path) -> None:
-  """Writes config.json and model.safetensors, in the parameters' dtype; `load` gives the same bits.
+def save(
+  params: Params, cfg: QwenVLConfig, directory: pathlib.Path, file_bytes: int = _FILE_BYTES
+) -> None:
+  """Writes config.json and the tensors, in the parameters' dtype; `load` gives the same bits.
+
+  Args:
+    params: stacked.
+    cfg: what they fit.
+    directory: made when missing.
+    file_bytes: what one file may hold; more are numbered and named in model.safetensors.index.json.
 
   Raises:
     CheckpointError: on the host, when a parameter is missing, unknown or misshapen.
@@ -275,15 +179,41 @@ def save(params: Params, cfg: QwenVLConfig, directory: pathlib.Path) -> None:
   ]
   if problems:
     raise CheckpointError("cannot save parameters: " + "; ".join(problems))
-  tensors = dict(pair for entry in table for pair in _tensors(entry, np.asarray(flat[entry.path])))
   directory.mkdir(parents=True, exist_ok=True)
-  save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})  # transformers asks for "pt"
-  (directory / CONFIG).write_text(json.dumps(config_lib.to_hf(cfg), indent=2) + "\n")
+  groups = _file_groups(table, flat, file_bytes)
+  names = [WEIGHTS]
+  if len(groups) > 1:
+    names = [f"model-{i + 1:05}-of-{len(groups):05}.safetensors" for i in range(len(groups))]
+  where, total = {}, 0
+  for name, group in zip(names, groups, strict=True):
+    tensors = {}
+    for entry in group:
+      tensors |= _tensors(entry, np.asarray(flat[entry.path]))
+    save_file(tensors, directory / name, metadata={"format": "pt"})  # transformers asks for "pt"
+    where |= dict.fromkeys(tensors, name)
+    total += sum(tensor.nbytes for tensor in tensors.values())
+  if len(groups) > 1:
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+  hf = {**hf_config.to_hf(cfg), "torch_dtype": str(flat[table[0].path].dtype)}
+  (directory / CONFIG).write_text(json.dumps(hf, indent=2) + "\n")
 
 
-def _tensors(entry: Entry, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+def _file_groups(table: list[Entry], flat: Params, file_bytes: int) -> list[list[Entry]]:
+  """The parameters of each file, in order; one that is larger than a file gets one alone."""
+  groups, room = [], 0
+  for entry in table:
+    size = flat[entry.path].nbytes
+    if not groups or size > room:
+      groups.append([])
+      room = file_bytes
+    groups[-1].append(entry)
+    room -= size
+  return groups
+
+
+def _tensors(entry: Entry, array: np.ndarray) -> dict[str, np.ndarray]:
   if not entry.layers:
-    yield entry.name, entry.write(array)
-    return
-  for name, layer in zip(entry.names, array, strict=True):
-    yield name, entry.write(layer)
+    return {entry.name: entry.write(array)}
+  layers = (entry.write(layer) for layer in array)
+  return dict(zip(entry.names, layers, strict=True))

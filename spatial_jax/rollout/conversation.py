@@ -12,11 +12,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from spatial_jax.config import ConfigError
 from spatial_jax.data import text as text_lib
+from spatial_jax.data.chat import ChatConfig, Message, chat_text
 from spatial_jax.data.text import TextConfig, Tokenizer
 from spatial_jax.data.vision import PreprocessConfig, patch_image
 from spatial_jax.policy.config import QwenVLConfig
-from spatial_jax.policy.rope import mrope_positions
+from spatial_jax.policy.rope import VideoRule, mrope_positions
 from spatial_jax.types import (
   Operation,
   OperationError,
@@ -29,8 +31,8 @@ from spatial_jax.types import (
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Observation:
-  """New pictures as tokens, to be put behind a turn; positions and starts count from its begin."""
+class Piece:
+  """A piece of a conversation as tokens; positions and starts count from its begin."""
 
   token_ids_T: np.ndarray
   position_TA: np.ndarray
@@ -47,6 +49,16 @@ class Conversation:
   text: TextConfig
   preprocess: PreprocessConfig
   policy: QwenVLConfig
+
+  def __post_init__(self):
+    ours, tower = self.preprocess, self.policy.vision
+    for name, given, needed in (
+      ("patch_size", ours.patch_size, tower.patch_size),
+      ("merge_size", ours.merge_size, tower.merge_size),
+      ("temporal_size", ours.temporal_size, tower.temporal_size),
+    ):
+      if given != needed:
+        raise ConfigError(f"config.preprocess.{name} is {given}, but this policy has {needed}")
 
   @functools.cached_property
   def forbidden_ids(self) -> tuple[int, ...]:
@@ -66,14 +78,12 @@ class Conversation:
     """
     if images is None:
       images = [patch_image(image, self.preprocess) for image in task.images]
-    ids_T, starts, position_TA, following = self._pieces(
-      text_lib.prompt_text(task, images, self.text), images
+    read = self._read(text_lib.prompt_text(task, images, self.text), images, (), "max")
+    return Prompt(
+      task, read.token_ids_T, read.position_TA, read.next_position, read.images, read.image_start
     )
-    return Prompt(task, ids_T, position_TA, following, tuple(images), starts)
 
-  def observation(
-    self, first_index: int, pictures: Sequence[np.ndarray], last: bool
-  ) -> Observation:
+  def observation(self, first_index: int, pictures: Sequence[np.ndarray], last: bool) -> Piece:
     """Drawn pictures (uint8 [h, w, 3]) as the user's next message.
 
     Args:
@@ -82,19 +92,32 @@ class Conversation:
       last: the policy must answer now.
     """
     images = tuple(patch_image(picture, self.preprocess) for picture in pictures)
-    ids_T, starts, position_TA, following = self._pieces(
-      text_lib.observation_text(first_index, images, last, self.text), images
-    )
-    return Observation(ids_T, position_TA, following, images, starts)
+    text = text_lib.observation_text(first_index, images, last, self.text)
+    return self._read(text, images, (), "max")
 
-  def _pieces(
-    self, text: str, images: Sequence[PatchedImage]
-  ) -> tuple[np.ndarray, tuple[int, ...], np.ndarray, int]:
-    ids = self.tokenizer.encode(text)
-    ids_T, starts = text_lib.widen(ids, images, self.policy.image_pad_id)
+  def chat(self, messages: Sequence[Message], cfg: ChatConfig, rule: VideoRule = "max") -> Piece:
+    """Words, pictures and clips in any order, up to the assistant's own words.
+
+    Args:
+      messages: at least one.
+      cfg: the family's template.
+      rule: where text goes on behind a clip, see `mrope_positions`.
+    """
+    chat = chat_text(messages, cfg)
+    return self._read(chat.text, chat.pictures, chat.seconds, rule)
+
+  def _read(
+    self,
+    text: str,
+    images: Sequence[PatchedImage],
+    seconds: Sequence[float],
+    rule: VideoRule,
+  ) -> Piece:
+    ids, pads = self.tokenizer.encode(text), (self.policy.image_pad_id, self.policy.video_pad_id)
+    ids_T, starts = text_lib.widen(ids, images, *pads)
     grids = [image.grid_3 for image in images]
-    position_TA, following = mrope_positions(ids_T, grids, self.policy, (), "max")
-    return ids_T, starts, position_TA, following
+    position_TA, following = mrope_positions(ids_T, grids, self.policy, seconds, rule)
+    return Piece(ids_T, position_TA, following, tuple(images), starts)
 
 
 class Episode:
@@ -142,7 +165,7 @@ class Episode:
     )
     self.next_position += count
 
-  def add_observation(self, observation: Observation) -> None:
+  def add_observation(self, observation: Piece) -> None:
     """Appends drawn pictures and their words; the last turn is credited with them."""
     turn, produced = self.turns[-1], tuple(image.content_hash for image in observation.images)
     self.turns[-1] = dataclasses.replace(turn, produced=produced, executable=not turn.errors)

@@ -25,7 +25,7 @@ from spatial_jax.drawing.canvas import Picture
 from spatial_jax.drawing.executor import Executor, Fault
 from spatial_jax.drawing.monitor import StopLimits, end_reason
 from spatial_jax.drawing.protocol import Coordinates, Limits, Parsed, parse
-from spatial_jax.rollout.conversation import Conversation, Episode, Observation
+from spatial_jax.rollout.conversation import Conversation, Episode, Piece
 from spatial_jax.rollout.sampler import ObservationBatch, PromptBatch, SampleState, Sampling
 from spatial_jax.types import Array, Params, PatchedImage, Prompt, Prompts, Rollouts, VisionBatch
 
@@ -87,11 +87,11 @@ class RolloutPrograms:
   """The jitted device side; static arguments bound (see `programs`).
 
   Attributes:
-    encode: (params, VisionBatch) -> features_MD.
-    start: (params, features_MD, PromptBatch, active_B) -> SampleState.
+    encode: (params, VisionBatch) -> features_MYD.
+    start: (params, features_MYD, PromptBatch, active_B) -> SampleState.
     sample: (params, SampleState donated, Sampling, greedy, truncate)
       -> (SampleState, token_RK, logp_RK).
-    observe: (params, SampleState donated, features_MD, ObservationBatch) -> SampleState.
+    observe: (params, SampleState donated, features_MYD, ObservationBatch) -> SampleState.
     narrow: (SampleState, slot_R) -> SampleState of these rows.
     widen: (SampleState donated, SampleState, slot_R) -> SampleState with these rows put back.
   """
@@ -142,8 +142,8 @@ def read_prompts(engine: Engine, params: Params, prompts: Prompts) -> SampleStat
       holds; whatever the policy says then fits.
   """
   _check_pictures(engine, prompts)
-  features_MD, prompt_batch, active_B = _prompt_batch(engine, params, prompts)
-  return engine.programs.start(params, features_MD, prompt_batch, active_B)
+  features_MYD, prompt_batch, active_B = _prompt_batch(engine, params, prompts)
+  return engine.programs.start(params, features_MYD, prompt_batch, active_B)
 
 
 def run_episodes(
@@ -237,7 +237,7 @@ def _prompt_batch(
   longest = max(prompts, key=lambda prompt: len(prompt.token_ids_T))
   name = f"tokens in the prompt of {longest.task.task_id}"
   size = bucket(len(longest.token_ids_T), cfg.prompt_buckets, name)
-  features_MD, feature_of = _encode(engine, params, [p.images for p in prompts])
+  features_MYD, feature_of = _encode(engine, params, [p.images for p in prompts])
   batch = PromptBatch(
     token_BT=np.zeros((cfg.prompts, size), np.int32),
     position_BTA=np.zeros((cfg.prompts, size, 3), np.int32),
@@ -254,7 +254,7 @@ def _prompt_batch(
     batch.next_position_B[b] = prompt.next_position
     for image, start in zip(prompt.images, prompt.image_start, strict=True):
       batch.feature_BT[b, start : start + image.tokens] = feature_of[image.content_hash]
-  return features_MD, batch, np.arange(cfg.prompts) < len(prompts)
+  return features_MYD, batch, np.arange(cfg.prompts) < len(prompts)
 
 
 def _encode(
@@ -264,8 +264,8 @@ def _encode(
   distinct = {image.content_hash: image for images in images_by_row for image in images}
   blocks = engine.conversation.policy.vision.window_blocks
   vision, plan = plan_vision(list(distinct.values()), blocks, engine.cfg.vision)
-  features_MD = engine.programs.encode(params, vision)
-  return features_MD, dict(zip(distinct, plan, strict=True))
+  features_MYD = engine.programs.encode(params, vision)
+  return features_MYD, dict(zip(distinct, plan, strict=True))
 
 
 def _sample_turn(
@@ -347,7 +347,7 @@ def _hear(engine: Engine, row: _Row, ids: Sequence[int], logps: Sequence[float],
   row.episode.add_turn(ids, logps, step, text, parsed.operations, parsed.errors)
 
 
-def _look(engine: Engine, row: _Row, drawing: tuple[Picture, ...] | Fault) -> Observation | None:
+def _look(engine: Engine, row: _Row, drawing: tuple[Picture, ...] | Fault) -> Piece | None:
   """Puts drawn pictures behind the turn; None when the rollout ends here instead."""
   if isinstance(drawing, Fault):
     row.reason = "fault"
@@ -371,14 +371,14 @@ def _observe(
   params: Params,
   state: SampleState,
   rows: Sequence[_Row],
-  observations: dict[int, Observation],
+  observations: dict[int, Piece],
 ) -> SampleState:
   """Encodes the drawn pictures and reads the observations behind their rows."""
   longest = max(len(o.token_ids_T) for o in observations.values())
   size = bucket(longest, engine.cfg.observation_buckets, "tokens in an observation")
   # Few row counts, so few traces: a power of two of the rows that drew.
   count = min(1 << (len(observations) - 1).bit_length(), len(state.active_R))
-  features_MD, feature_of = _encode(engine, params, [o.images for o in observations.values()])
+  features_MYD, feature_of = _encode(engine, params, [o.images for o in observations.values()])
   batch = ObservationBatch(
     slot_R=np.full(count, len(state.active_R), np.int32),
     token_RT=np.zeros((count, size), np.int32),
@@ -397,4 +397,4 @@ def _observe(
     batch.next_position_R[i] = following
     for image, start in zip(observation.images, observation.image_start, strict=True):
       batch.feature_RT[i, start : start + image.tokens] = feature_of[image.content_hash]
-  return engine.programs.observe(params, state, features_MD, batch)
+  return engine.programs.observe(params, state, features_MYD, batch)

@@ -78,7 +78,7 @@ class ObservationBatch(NamedTuple):
 def start(
   policy: Policy,
   params: Params,
-  features_MD: Array,
+  features_MYD: Array,
   prompts: PromptBatch,
   active_B: Array,
   *,
@@ -89,7 +89,7 @@ def start(
 
   Args:
     params: unstacked or stacked.
-    features_MD: of the prompts' images.
+    features_MYD: of the prompts' images.
     active_B: bool, false for padding prompts.
     group, own_size: static; rows per prompt, and cache slots for what follows the prompt.
   """
@@ -98,7 +98,7 @@ def start(
     prompts.token_BT,
     prompts.position_BTA,
     prompts.valid_BT,
-    features_MD,
+    features_MYD,
     prompts.feature_BT,
   )
   count, size = prompts.token_BT.shape
@@ -117,7 +117,7 @@ def observe(
   policy: Policy,
   params: Params,
   state: SampleState,
-  features_MD: Array,
+  features_MYD: Array,
   rows: ObservationBatch,
 ) -> SampleState:
   """Reads observations behind some rows and lets exactly these sample on."""
@@ -128,7 +128,7 @@ def observe(
     rows.token_RT,
     rows.position_RTA,
     rows.valid_RT,
-    features_MD,
+    features_MYD,
     rows.feature_RT,
   )
   last_RD = last_valid(hidden_RTD, rows.valid_RT)

@@ -45,7 +45,7 @@ from spatial_jax.learn.loss import Metrics, row_weights, sft_loss
 from spatial_jax.learn.optimizer import OptimizerConfig, check_steps, make_optimizer
 from spatial_jax.learn.update import Rows, apply_gradient, gradient
 from spatial_jax.policy.attention_mass import log_attention
-from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
+from spatial_jax.policy.config import DecoderConfig, Family, QwenVLConfig, VisionConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.stages import loop
@@ -66,7 +66,7 @@ class PretrainRun:
     loop, recipe, optimizer, shapes: how long, what, how fast, in which shapes.
     rooms, look, questions: what is shown and asked.
     text, preprocess, style: how it is put to the policy and drawn.
-    vision, decoder: the policy's shape.
+    family, vision, decoder: the policy's kind and shape.
     tokenizer_rooms: rooms whose conversations the BPE is learned from.
     tokenizer_words: words of other data (real rooms, photographs) that should be few tokens too.
     out: folder the policy is written to in Hugging Face form.
@@ -83,6 +83,7 @@ class PretrainRun:
   text: TextConfig
   preprocess: PreprocessConfig
   style: Style
+  family: Family
   vision: VisionConfig
   decoder: DecoderConfig
   tokenizer_rooms: int
@@ -101,7 +102,7 @@ def pretrain(run: PretrainRun, workdir: pathlib.Path, config: dict[str, Any]) ->
   pad, video, start, end = (
     tokenizer.id(token) for token in (IMAGE_PAD, VIDEO_PAD, VISION_START, VISION_END)
   )
-  cfg = QwenVLConfig(run.vision, run.decoder, pad, video, start, end, 2, "pixels")
+  cfg = QwenVLConfig(run.vision, run.decoder, pad, video, start, end, 2, run.family)
   policy = make_policy(cfg, jnp.dtype("float32"), remat=False)
   teacher = Teacher(
     Conversation(tokenizer, run.text, run.preprocess, cfg),
@@ -191,11 +192,11 @@ def _dense_gradient(
   def loss(params: Params):
     table_VD = params["policy"]["decoder"]["embed"]["embedding"]
     names_ZD = jnp.stack([jnp.mean(table_VD[np.array(tokens)], axis=0) for tokens in names])
-    features_MD = policy.encode(params["policy"], lesson.vision)
-    value, metrics = dense_loss(params["heads"]["cell"], features_MD, names_ZD, lesson.dense)
+    features_MYD = policy.encode(params["policy"], lesson.vision)
+    value, metrics = dense_loss(params["heads"]["cell"], features_MYD[:, 0], names_ZD, lesson.dense)
     if lesson.batch is None:
       return value, metrics
-    more, words = _words_loss(policy, names, params, features_MD, lesson, cfg)
+    more, words = _words_loss(policy, names, params, features_MYD, lesson, cfg)
     return value + more, metrics | words
 
   (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
@@ -206,7 +207,7 @@ def _words_loss(
   policy: Policy,
   names: Names,
   params: Params,
-  features_MD: jax.Array,
+  features_MYD: jax.Array,
   lesson: Lesson,
   cfg: PretrainConfig,
 ) -> tuple[jax.Array, Metrics]:
@@ -223,7 +224,7 @@ def _words_loss(
     prefix.token_BT,
     prefix.position_BTA,
     prefix.valid_BT,
-    features_MD,
+    features_MYD,
     prefix.feature_BT,
   )
 
@@ -233,7 +234,7 @@ def _words_loss(
 
   valid_BT = first(batch.valid_RT)
   rows = (first(batch.token_RT), first(batch.position_RTA), valid_BT)
-  rows += (features_MD, first(batch.feature_RT))
+  rows += (features_MYD, first(batch.feature_RT))
   log_BHTS = log_attention(policy, params["policy"], cfg.point_layer, keys, *rows)
   hidden_BTD = upto.hidden_behind(upto_params, keys, *rows)
   category_V = np.zeros(policy.cfg.decoder.vocabulary, np.int32)

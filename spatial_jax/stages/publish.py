@@ -6,6 +6,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
+from spatial_jax.data import processor
 from spatial_jax.data.text import END_OF_TEXT, IM_END, Tokenizer
 from spatial_jax.data.vision import PreprocessConfig
 from spatial_jax.policy import weights
@@ -50,23 +51,10 @@ def publish(
   out.mkdir(parents=True, exist_ok=True)
   weights.save(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), cfg, out)
   (out / weights.WEIGHTS).chmod(0o644)  # the writer makes it private; the folder is to be shared
-  config = json.loads((out / weights.CONFIG).read_text())
-  _write(out / weights.CONFIG, config | {"torch_dtype": "bfloat16"})
   tokenizer.inner.save(str(out / "tokenizer.json"))
   _write(out / "tokenizer_config.json", TOKENIZER_CONFIG)
   (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-  _write(
-    out / "preprocessor_config.json",
-    {
-      "image_processor_type": "Qwen2VLImageProcessor",
-      "patch_size": preprocess.patch_size,
-      "merge_size": preprocess.merge_size,
-      "temporal_patch_size": preprocess.temporal_size,
-      "size": {"shortest_edge": preprocess.min_pixels, "longest_edge": preprocess.max_pixels},
-      "image_mean": list(preprocess.mean),
-      "image_std": list(preprocess.std),
-    },
-  )
+  _write(out / processor.IMAGES, processor.to_hf(preprocess))
   _write(
     out / "generation_config.json",
     {

@@ -1,0 +1,23 @@
+"""The default loop on a small Qwen3-VL.
+
+Source: as configs/tiny.py. Run configs/tiny_qwen3_pretrain.py first: this starts from its policy.
+Command: python -m spatial_jax.train --config=configs/tiny_qwen3.py --workdir=runs/qwen3
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, tiny_qwen3_pretrain
+
+
+def get_config() -> ConfigDict:
+  """Its own pictures and buckets, fewer steps."""
+  cfg = common.get_config()
+  cfg.init = "runs/qwen3_pretrain/policy"
+  cfg.loop = common.loop(20)
+  cfg.learn = common.learn(20)
+  cfg.source.look.width_px = cfg.source.look.height_px = tiny_qwen3_pretrain.SIDE_PX
+  cfg.preprocess.update(tiny_qwen3_pretrain.preprocess())
+  cfg.rollout.vision = {"windows": (400, 1600, 6400), "frames": (16, 64, 512), "patches": (100,)}
+  cfg.learn.vision = {"windows": (1600, 6400), "frames": (64, 512), "patches": (100,)}
+  cfg.evaluation.tasks = 256
+  return cfg

@@ -1,0 +1,171 @@
+"""The strict table of names: every parameter and the tensors it is made of.
+
+model.layers.{i}.self_attn.q_proj.weight  [H*C, D]         in the file, per layer
+decoder/layers/attn/q/kernel              [L, D, H, C]     here, stacked
+"""
+
+import dataclasses
+
+import numpy as np
+
+from spatial_jax.policy.config import DecoderConfig, Family, QwenVLConfig, VisionConfig
+
+# Both spellings are on disks: the hub's older files and what transformers 5 holds in memory.
+_LONG, _SHORT = ("model.language_model.", "model.visual."), ("model.", "visual.")
+
+
+def short_name(name: str) -> str:
+  """A tensor's name in the spelling by which files are compared."""
+  for long, short in zip(_LONG, _SHORT, strict=True):
+    if name.startswith(long):
+      return short + name[len(long) :]
+  return name
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One parameter and the tensors of the file it is made of.
+
+  Attributes:
+    path: ours, "decoder/layers/attn/q/kernel".
+    name: the file's, with "{}" for the layer when stacked.
+    file_shape: of each tensor in the file.
+    shape: ours, without the layer axis.
+    layers: how many tensors are stacked; 0 when the parameter is not stacked.
+    kernel: the file holds [out, in], ours is [in, out] (either side may be several axes).
+  """
+
+  path: str
+  name: str
+  file_shape: tuple[int, ...]
+  shape: tuple[int, ...]
+  layers: int
+  kernel: bool
+
+  @property
+  def names(self) -> list[str]:
+    """The tensors in the file."""
+    return [self.name.format(i) for i in range(self.layers)] if self.layers else [self.name]
+
+  @property
+  def full_shape(self) -> tuple[int, ...]:
+    """Of the parameter, with its layer axis."""
+    return (self.layers, *self.shape) if self.layers else self.shape
+
+  def read(self, tensor: np.ndarray) -> np.ndarray:
+    """A tensor of the file in our layout."""
+    return (_matrix(tensor).T if self.kernel else tensor).reshape(self.shape)
+
+  def write(self, array: np.ndarray) -> np.ndarray:
+    """The inverse of `read`."""
+    flipped = array.reshape(-1, self.file_shape[0]).T if self.kernel else array
+    return np.ascontiguousarray(flipped).reshape(self.file_shape)
+
+
+def _matrix(tensor: np.ndarray) -> np.ndarray:
+  return tensor.reshape(tensor.shape[0], -1)
+
+
+def _kernel(path: str, name: str, inputs: tuple, outputs: tuple, layers: int = 0) -> list[Entry]:
+  file_shape = (int(np.prod(outputs)), int(np.prod(inputs)))
+  return [Entry(f"{path}/kernel", f"{name}.weight", file_shape, inputs + outputs, layers, True)]
+
+
+def _bias(path: str, name: str, shape: tuple, layers: int = 0) -> list[Entry]:
+  size = (int(np.prod(shape)),)
+  return [Entry(f"{path}/bias", f"{name}.bias", size, shape, layers, False)]
+
+
+def _dense(path: str, name: str, inputs: tuple, outputs: tuple, layers: int = 0) -> list[Entry]:
+  return _kernel(path, name, inputs, outputs, layers) + _bias(path, name, outputs, layers)
+
+
+def _plain(path: str, name: str, shape: tuple, layers: int = 0) -> list[Entry]:
+  return [Entry(path, name, shape, shape, layers, False)]
+
+
+def _scale(path: str, name: str, width: int, layers: int = 0) -> list[Entry]:
+  return _plain(f"{path}/scale", f"{name}.weight", (width,), layers)
+
+
+def _decoder_table(cfg: DecoderConfig) -> list[Entry]:
+  D, H, K, C, F, L = (
+    *(cfg.width, cfg.heads, cfg.kv_heads),
+    *(cfg.head_dim, cfg.mlp_width, cfg.layers),
+  )
+  ours, theirs = "decoder/layers", "model.layers.{}"
+  table = _plain("decoder/embed/embedding", "model.embed_tokens.weight", (cfg.vocabulary, D))
+  table += _scale("decoder/norm", "model.norm", D)
+  if not cfg.tied:
+    table += _plain("decoder/head/embedding", "lm_head.weight", (cfg.vocabulary, D))
+  table += _scale(f"{ours}/attn_norm", f"{theirs}.input_layernorm", D, L)
+  table += _scale(f"{ours}/mlp_norm", f"{theirs}.post_attention_layernorm", D, L)
+  project = _dense if cfg.qkv_bias else _kernel
+  for one, heads in (("q", H), ("k", K), ("v", K)):
+    name = f"{theirs}.self_attn.{one}_proj"
+    table += project(f"{ours}/attn/{one}", name, (D,), (heads, C), L)
+  for one in ("q_norm", "k_norm") if cfg.qk_norm else ():
+    table += _scale(f"{ours}/attn/{one}", f"{theirs}.self_attn.{one}", C, L)
+  table += _kernel(f"{ours}/attn/o", f"{theirs}.self_attn.o_proj", (H, C), (D,), L)
+  for one, inputs, outputs in (("gate", D, F), ("up", D, F), ("down", F, D)):
+    table += _kernel(f"{ours}/mlp/{one}", f"{theirs}.mlp.{one}_proj", (inputs,), (outputs,), L)
+  return table
+
+
+def _norm(cfg: VisionConfig, path: str, name: str, width: int, layers: int = 0) -> list[Entry]:
+  bias = _bias(path, name, (width,), layers) if cfg.norm == "layer" else []
+  return _scale(path, name, width, layers) + bias
+
+
+def _vision_table(cfg: VisionConfig, family: Family, decoder_width: int) -> list[Entry]:
+  E, H, F, L, p = cfg.width, cfg.heads, cfg.mlp_width, cfg.layers, cfg.patch_size
+  ours, theirs = "vision/blocks", "visual.blocks.{}"
+  conv, name = (E, 3, cfg.temporal_size, p, p), "visual.patch_embed.proj"
+  table = [Entry("vision/patch/kernel", f"{name}.weight", conv, (cfg.patch_values, E), 0, True)]
+  table += _bias("vision/patch", name, (E,)) if cfg.patch_bias else []
+  if cfg.table_side:
+    shape = (cfg.table_side**2, E)
+    table += _plain("vision/position/embedding", "visual.pos_embed.weight", shape)
+  table += _norm(cfg, f"{ours}/attn_norm", f"{theirs}.norm1", E, L)
+  table += _norm(cfg, f"{ours}/mlp_norm", f"{theirs}.norm2", E, L)
+  table += _dense(f"{ours}/qkv", f"{theirs}.attn.qkv", (E,), (3, H, E // H), L)
+  table += _dense(f"{ours}/proj", f"{theirs}.attn.proj", (H, E // H), (E,), L)
+  gated = (("gate", "gate_proj", E, F), ("up", "up_proj", E, F), ("down", "down_proj", F, E))
+  first, second = ("fc1", "fc2") if family == "qwen2_vl" else ("linear_fc1", "linear_fc2")
+  plain = (("up", first, E, F), ("down", second, F, E))
+  for one, theirs_mlp, inputs, outputs in gated if cfg.mlp == "gated" else plain:
+    name = f"{theirs}.mlp.{theirs_mlp}"
+    table += _dense(f"{ours}/mlp/{one}", name, (inputs,), (outputs,), L)
+  return table + _merger_table(cfg, family, decoder_width)
+
+
+def _merger_table(cfg: VisionConfig, family: Family, decoder_width: int) -> list[Entry]:
+  E, merged, later = cfg.width, cfg.width * cfg.merge_size**2, cfg.streams - 1
+  names = (
+    ("norm", "linear_fc1", "linear_fc2") if family == "qwen3_vl" else ("ln_q", "mlp.0", "mlp.2")
+  )
+  norm, up, down = (f"visual.merger.{name}" for name in names)
+  table = _norm(cfg, "vision/merger/norm", norm, E)
+  table += _dense("vision/merger/mlp/up", up, (merged,), (merged,))
+  table += _dense("vision/merger/mlp/down", down, (merged,), (decoder_width,))
+  if later:
+    ours, theirs = "vision/deepstack", "visual.deepstack_merger_list.{}"
+    table += _norm(cfg, f"{ours}/norm", f"{theirs}.norm", merged, later)
+    table += _dense(f"{ours}/mlp/up", f"{theirs}.linear_fc1", (merged,), (merged,), later)
+    table += _dense(f"{ours}/mlp/down", f"{theirs}.linear_fc2", (merged,), (decoder_width,), later)
+  return table
+
+
+def name_table(cfg: QwenVLConfig) -> list[Entry]:
+  """Every parameter of the policy and its name in a Hugging Face checkpoint of its family."""
+  table = _decoder_table(cfg.decoder) + _vision_table(cfg.vision, cfg.family, cfg.decoder.width)
+  if cfg.family != "qwen3_vl":
+    return table
+  return [dataclasses.replace(entry, name=_long_name(entry.name)) for entry in table]
+
+
+def _long_name(name: str) -> str:
+  for long, short in zip(_LONG, _SHORT, strict=True):
+    if name.startswith(short):
+      return long + name[len(short) :]
+  return name
