@@ -28,8 +28,6 @@ from spatial_jax.types import Params
 
 NAME = flags.DEFINE_enum("name", "Qwen2-VL-2B", list(NAMES), "released shape")
 DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "that is loaded")
-FOLDER = flags.DEFINE_string("folder", None, "where the checkpoint lies; temporary when not given")
-PART = flags.DEFINE_enum("part", None, ["write", "load"], "used by the benchmark itself")
 LIMIT = 1.2  # of the largest stacked parameter
 
 
@@ -116,11 +114,11 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
   parts: dict[str, Callable[[pathlib.Path], object]] = {"write": write, "load": load}
-  if PART.value is not None:
-    print(json.dumps(parts[PART.value](pathlib.Path(FOLDER.value))))
+  if measure.PART.value is not None:
+    print(json.dumps(parts[measure.PART.value](pathlib.Path(measure.FOLDER.value))))
     return
   with tempfile.TemporaryDirectory() as temporary:
-    fits = report(pathlib.Path(FOLDER.value or temporary))
+    fits = report(pathlib.Path(measure.FOLDER.value or temporary))
   sys.exit(int(not fits))
 
 

@@ -203,7 +203,7 @@ def finish(cfg: GrpoRun, learner: Learner, ends: Contestants, workdir: pathlib.P
   about = About(
     title=f"AP-GRPO on {cfg.source.kind} rooms",
     summary=(
-      "A Qwen2.5-VL policy learns to answer questions about space from its own rollouts: it "
+      "A Qwen-VL policy learns to answer questions about space from its own rollouts: it "
       "thinks, may draw boxes on the picture, looks at the drawing and answers."
     ),
     facts=(
