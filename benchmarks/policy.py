@@ -53,6 +53,7 @@ GRADIENT = {
 
 
 def variants() -> dict[str, Variant]:
+  """The sides of this run, by name."""
   return FORWARD if WHAT.value == "forward" else GRADIENT
 
 

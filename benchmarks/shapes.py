@@ -17,9 +17,10 @@ from jax.sharding import NamedSharding
 from spatial_jax import programs, sharding
 from spatial_jax.data.vision import PreprocessConfig, VisionBuckets, patch_image
 from spatial_jax.policy import weights
-from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
+from spatial_jax.policy.config import DecoderConfig, QwenVLConfig
 from spatial_jax.policy.names import name_table
 from spatial_jax.policy.qwen_vl import Policy, make_policy
+from spatial_jax.policy.released import tower_2_5
 from spatial_jax.policy.rope import mrope_positions
 from spatial_jax.types import Params, PatchedImage
 
@@ -40,25 +41,8 @@ def _config(
 ) -> QwenVLConfig:
   """Vision: layers, E, heads, F. Decoder: layers, D, heads, KV heads, F."""
   special = (vocabulary - 2, vocabulary - 1, vocabulary - 4, vocabulary - 3)
-  tower, words = _vision(vision, full_layers), _decoder(decoder, vocabulary, tied)
+  tower, words = tower_2_5(vision, full_layers), _decoder(decoder, vocabulary, tied)
   return QwenVLConfig(tower, words, *special, tokens_per_second=2, family="qwen2_5_vl")
-
-
-def _vision(sizes: tuple[int, int, int, int], full_layers: tuple[int, ...]) -> VisionConfig:
-  return VisionConfig(
-    *sizes,
-    patch_size=14,
-    merge_size=2,
-    temporal_size=2,
-    window_px=112,
-    full_layers=full_layers,
-    norm_eps=1e-6,
-    norm="rms",
-    mlp="gated",
-    patch_bias=False,
-    table_side=0,
-    deepstack=(),
-  )
 
 
 def _decoder(sizes: tuple[int, int, int, int, int], vocabulary: int, tied: bool) -> DecoderConfig:

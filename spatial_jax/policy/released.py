@@ -75,10 +75,18 @@ def _tower_2() -> VisionConfig:
 
 def _tower_2_5(name: str) -> VisionConfig:
   mlp_width = 3420 if name in ("Qwen2.5-VL-3B", "Qwen2.5-VL-7B") else 3456
+  return tower_2_5((32, 1280, 16, mlp_width), (7, 15, 23, 31))
+
+
+def tower_2_5(sizes: tuple[int, int, int, int], full_layers: tuple[int, ...]) -> VisionConfig:
+  """A tower of Qwen2.5-VL's kind, of any size: layers, width, heads, feed-forward width."""
   return VisionConfig(
-    *(32, 1280, 16, mlp_width, 14, 2, 2),
+    *sizes,
+    patch_size=14,
+    merge_size=2,
+    temporal_size=2,
     window_px=112,
-    full_layers=(7, 15, 23, 31),
+    full_layers=full_layers,
     norm_eps=1e-6,
     norm="rms",
     mlp="gated",
