@@ -15,6 +15,7 @@ setup(
     "jax>=0.10.2",
     "flax>=0.12.8",
     "optax>=0.2.8",
+    "qwix>=0.1.8",
     "orbax-checkpoint>=0.12.8",
     "transformers>=5.23.0",
     "tokenizers>=0.23.3",

@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
   cfg.stage = "grpo"
   cfg.seed = 0
   cfg.init = "spatial_jax/assets/tiny"  # Hugging Face folder or work directory of a run
+  cfg.lora = ConfigDict({"paths": (), "rank": 16, "alpha": 32.0})  # (): all parameters learn
   cfg.remat = True  # on two cores, layers are computed again faster than they are stored
   cfg.loop = loop(56)
   cfg.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all devices that are left

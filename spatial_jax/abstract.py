@@ -19,7 +19,14 @@ from spatial_jax.policy.config import VisionConfig
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout.engine import RolloutConfig
 from spatial_jax.rollout.sampler import ObservationBatch, PromptBatch, SampleState, Sampling
-from spatial_jax.types import Params, PrefixBatch, TrainBatch, TrainState, VisionBatch
+from spatial_jax.types import (
+  FeatureBatch,
+  Params,
+  PrefixBatch,
+  TrainBatch,
+  TrainState,
+  VisionBatch,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,14 +130,15 @@ def largest_inputs(
   weights = jax.eval_shape(programs.reshard(policy, mesh), state.params)
   weights = programs.placed(weights, sharding.param_shardings(weights, local))
   vision = _everywhere(_vision(cfg.vision, rollout.vision), everywhere)
-  tokens = vision.valid_P.shape[0] // cfg.vision.merge_size**2
-  features_MYD = _struct((tokens, cfg.vision.streams, cfg.decoder.width), policy.compute_dtype)
+  features_MYD = _features(policy, rollout.vision)
   prompts = _prompts(rollout)
   run = programs.rollout_programs(island, rollout, stop_id=0)
   rows = jax.eval_shape(run.start, weights, features_MYD, *prompts)
   asked = rollout.prompts * sharding.island_mesh(mesh).shape["island"]
   count = kept_rows(asked * rollout.group, share, sharding.row_devices(mesh))
   learned = train_batch(cfg.vision, asked, count, batch)
+  if not policy.tower_learns:
+    learned = learned._replace(vision=FeatureBatch(_features(policy, batch.vision)))
   window = programs.window_patches(cfg.vision)
   return Inputs(
     state=state,
@@ -186,6 +194,13 @@ def _vision(cfg: VisionConfig, buckets: VisionBuckets) -> VisionBatch:
     frame_NS=_struct((buckets.frames[-1], buckets.patches[-1]), jnp.int32),
     slot_P=_struct((patches,), jnp.int32),
   )
+
+
+def _features(policy: Policy, buckets: VisionBuckets) -> Any:
+  """features_MYD of the largest vision batch."""
+  cfg = policy.cfg
+  tokens = buckets.windows[-1] * cfg.vision.window_blocks**2
+  return _struct((tokens, cfg.vision.streams, cfg.decoder.width), policy.compute_dtype)
 
 
 def _prompts(cfg: RolloutConfig) -> tuple[PromptBatch, Any]:

@@ -26,8 +26,9 @@ from spatial_jax.abstract import Program
 from spatial_jax.config import ConfigError, build
 from spatial_jax.errors import UserError
 from spatial_jax.learn.optimizer import make_optimizer
-from spatial_jax.policy import weights
+from spatial_jax.policy import lora, weights
 from spatial_jax.policy.config import QwenVLConfig
+from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout.engine import RolloutConfig
 from spatial_jax.stages.grpo import GrpoConfig, batch_config
@@ -118,6 +119,7 @@ def compile_all(
   policy_cfg: QwenVLConfig,
   learn: GrpoConfig,
   rollout: RolloutConfig,
+  adapters: LoraConfig,
   mesh: Mesh,
   host: Mesh,
   remat: bool,
@@ -127,13 +129,15 @@ def compile_all(
   Args:
     policy_cfg: of the policy.
     learn, rollout: optimizer, loss and shapes; buckets are fitted to the platform.
+    adapters: of the policy.
     mesh: train mesh.
     host: mesh of one process' devices, for the rollout programs.
     remat: recompute layers in the backward pass.
   """
-  optimizer = make_optimizer(learn.optimizer)
+  frozen = lora.held(adapters, learn.optimizer.frozen)
+  optimizer = make_optimizer(dataclasses.replace(learn.optimizer, frozen=frozen))
   policy = make_policy(policy_cfg, programs.compute_dtype(mesh), mesh, remat)
-  policy = dataclasses.replace(policy, frozen=learn.optimizer.frozen)
+  policy = dataclasses.replace(policy, frozen=frozen, lora=adapters)
   island = dataclasses.replace(policy, mesh=host)
   batch = programs.batch_buckets(batch_config(learn, policy_cfg), mesh)
   rollout = programs.rollout_buckets(rollout, mesh)
@@ -209,6 +213,7 @@ def run(config: Any, topology: Any) -> int:
     raise ConfigError(f"only stage grpo is compiled ahead of time, config.stage is {config.stage}")
   rollout = build(RolloutConfig, config.rollout, "config.rollout")
   learn = build(GrpoConfig, config.learn, "config.learn")
+  adapters = build(LoraConfig, config.lora, "config.lora")
   mesh = topology_mesh(topology, build(sharding.MeshConfig, config.mesh, "config.mesh"))
   policy_cfg = weights.read_config(pathlib.Path(config.init))
   kind = mesh.devices.flat[0].device_kind
@@ -216,7 +221,8 @@ def run(config: Any, topology: Any) -> int:
     raise ConfigError(f"memory of a {kind!r} chip is unknown; add it to HBM_GIB")
   print(f"{topology}: {mesh.size} x {kind}, mesh {dict(mesh.shape)}; bfloat16; largest buckets,")
   print(f"sequences rounded up to multiples of {programs.TPU_SEQUENCE}; GiB per chip")
-  compiled = compile_all(policy_cfg, learn, rollout, mesh, host_mesh(topology, mesh), config.remat)
+  host = host_mesh(topology, mesh)
+  compiled = compile_all(policy_cfg, learn, rollout, adapters, mesh, host, config.remat)
   hbm = int(HBM_GIB[kind] * GIB)
   print(table(compiled, hbm))
   return 0 if all(one.fits(hbm) for one in compiled) else 1

@@ -21,6 +21,7 @@ from spatial_jax import sharding
 from spatial_jax.learn.batch import BatchConfig
 from spatial_jax.learn.loss import LossConfig, Metrics
 from spatial_jax.learn.update import Microbatches, policy_update, score_batch, sft_update
+from spatial_jax.policy import lora, parts
 from spatial_jax.policy.config import VisionConfig
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout import sampler
@@ -40,7 +41,7 @@ class LearnPrograms:
     place: NumPy batch -> global arrays, rows over the mesh; once per step, for all that follow.
     update: (state donated, batch, ref_logp_RT or None) -> (state, metrics): GRPO / AP-GRPO.
     sft: (state donated, batch) -> (state, metrics).
-    score: (params, batch) -> logp_RT, of reference or old policy.
+    score: (params, batch) -> logp_RT, of reference or old policy; adapters are off.
     blocks: devices that the rows of one process lie on.
   """
 
@@ -74,6 +75,27 @@ def init_state(
   opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
   step = jax.device_put(np.int32(0), sharding.replicated(mesh))
   return TrainState(params, opt_state, step)
+
+
+def init_adapters(policy: Policy, key: jax.Array, mesh: Mesh) -> Params:
+  """Fresh adapters of a policy, born sharded; {} where it has none."""
+
+  def init(key: jax.Array) -> Params:
+    return lora.split(policy.init(key))[1]
+
+  shardings = sharding.param_shardings(jax.eval_shape(init, key), mesh)
+  return jax.jit(init, out_shardings=shardings)(key)
+
+
+def merge_adapters(policy: Policy, params: Params, mesh: Mesh) -> Params:
+  """Parameters of `policy.base` that compute the same; those given are donated."""
+
+  def merge(base: Params, adapters: Params) -> Params:
+    return lora.merged(parts.join(base, adapters), policy.lora)
+
+  base, adapters = lora.split(params)
+  out = sharding.param_shardings(base, mesh)
+  return jax.jit(merge, donate_argnums=0, out_shardings=out)(base, adapters)
 
 
 def abstract_state(
@@ -121,7 +143,7 @@ def learn_programs(
     return sft_update(policy, optimizer, micro, state, lay(batch))
 
   def score(params: Params, batch: TrainBatch) -> jax.Array:
-    return score_batch(policy, micro, params, lay(batch))
+    return score_batch(policy.base, micro, lora.split(params)[0], lay(batch))
 
   return LearnPrograms(
     place=lambda batch: sharding.place_train_batch(batch, window, mesh),
@@ -135,7 +157,7 @@ def learn_programs(
 def rollout_programs(policy: Policy, cfg: RolloutConfig, stop_id: int) -> RolloutPrograms:
   """Rollout programs of a policy, on the rollout mesh that belongs to its train mesh."""
   mesh = sharding.rollout_mesh(train_mesh(policy))
-  policy = dataclasses.replace(policy, mesh=mesh)
+  policy = dataclasses.replace(policy.base, mesh=mesh)
 
   def lay(tree: Any) -> Any:
     tree = jax.tree.map(jnp.asarray, tree)
@@ -187,10 +209,12 @@ def rollout_programs(policy: Policy, cfg: RolloutConfig, stop_id: int) -> Rollou
 def reshard(policy: Policy, mesh: Mesh) -> jax.stages.Wrapped:
   """Jitted: train parameters -> island mesh, in the compute dtype, a tuple entry per layer.
 
-  Every use casts to the compute dtype anyway, so that doing it once changes no bit.
+  Every use casts to the compute dtype anyway, so that doing it once changes no bit. Adapters, where
+  there are any, are merged, so that decoding does not pay for them.
   """
 
   def convert(params: Params) -> Params:
+    params = lora.merged(params, policy.lora)
     return policy.unstack(jax.tree.map(lambda x: x.astype(policy.compute_dtype), params))
 
   abstract = jax.eval_shape(convert, jax.eval_shape(policy.init, jax.random.key(0)))

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from spatial_jax.config import ConfigError
-from spatial_jax.types import Array, Params, PrefixBatch, TrainBatch, VisionBatch
+from spatial_jax.types import Array, FeatureBatch, Params, PrefixBatch, TrainBatch, VisionBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,10 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
   (r"mlp/(gate|up)/kernel$", P("fsdp", "tensor")),  # D or E, F; in the mergers 4E, 4E
   (r"mlp/down/kernel$", P("tensor", "fsdp")),  # F, D or E; 4E, D
   (r"mlp/(gate|up)/bias$", P("tensor")),  # F, in the mergers 4E
+  (r"(o|proj|down)/kernel_lora_a$", P("tensor", None)),  # H*C or F, rank of the adapter
+  (r"(o|proj|down)/kernel_lora_b$", P(None, "fsdp")),
+  (r"kernel_lora_a$", P("fsdp", None)),  # D or E, rank
+  (r"kernel_lora_b$", P(None, "tensor")),  # rank, H*C or F
   (r"vision/patch/kernel$", P(None, "fsdp")),  # X = 3 * 2 * 14 * 14 divides by 8 only; E
   (r"vision/position/embedding$", P(None, "fsdp")),  # table of learned positions, E
   (r"(scale|bias)$", P()),  # norms, and biases of sums over `tensor`: replicated
@@ -204,7 +208,7 @@ def check_rows(count: int, name: str, mesh: Mesh) -> None:
 
 
 def train_batch_shardings(batch: TrainBatch, window: int, mesh: Mesh) -> TrainBatch:
-  """Rows and prefixes over data and fsdp; patches (by whole windows), frames where they divide.
+  """Rows and prefixes over data and fsdp; patches (by whole windows), frames and features likewise.
 
   Args:
     batch: arrays or abstract.
@@ -218,8 +222,18 @@ def train_batch_shardings(batch: TrainBatch, window: int, mesh: Mesh) -> TrainBa
   shards = row_devices(mesh)
   row: Any = rows(mesh)
   everywhere: Any = replicated(mesh)
-  patch = row if batch.vision.valid_P.shape[0] % (window * shards) == 0 else everywhere
-  frame = row if batch.vision.frame_NS.shape[0] % shards == 0 else everywhere
+
+  def spread(count: int, unit: int) -> Any:
+    return row if count % (unit * shards) == 0 else everywhere
+
+  if isinstance(batch.vision, FeatureBatch):
+    vision = FeatureBatch(spread(batch.vision.features_MYD.shape[0], 1))
+  else:
+    patch = spread(batch.vision.valid_P.shape[0], window)
+    frame = spread(batch.vision.frame_NS.shape[0], 1)
+    vision = VisionBatch(
+      patches_PX=patch, position_P4=patch, valid_P=patch, frame_NS=frame, slot_P=patch
+    )
   return TrainBatch(
     prefix=PrefixBatch(token_BT=row, position_BTA=row, valid_BT=row, feature_BT=row),
     prompt_R=row,
@@ -232,9 +246,7 @@ def train_batch_shardings(batch: TrainBatch, window: int, mesh: Mesh) -> TrainBa
     feature_RT=row,
     temperature_R=row,
     forbidden_V=everywhere,
-    vision=VisionBatch(
-      patches_PX=patch, position_P4=patch, valid_P=patch, frame_NS=frame, slot_P=patch
-    ),
+    vision=vision,
   )
 
 

@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
 
-from spatial_jax import checkpoint, programs, sharding
+from spatial_jax import checkpoint, programs, rng, sharding
 from spatial_jax.config import ConfigError, build, parse_flags
 from spatial_jax.data.loader import ahead
 from spatial_jax.data.text import TextConfig
@@ -31,6 +31,8 @@ from spatial_jax.evaluate.console import make_console
 from spatial_jax.evaluate.contest import EvaluationConfig, Questions, ask_source, hold, make_contest
 from spatial_jax.evaluate.results import come_from
 from spatial_jax.learn.optimizer import check_steps, make_optimizer
+from spatial_jax.policy import lora, parts
+from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.report.plots import RewardCard
 from spatial_jax.report.report import About, write_report
@@ -75,11 +77,13 @@ class GrpoRun:
     seed: of sampling and data.
     init: where the policy starts: a Hugging Face folder or the work directory of a run.
     remat: recompute layers in the backward pass: less memory, a quarter more time.
+    lora: kernels with adapters, which then are all that learns.
   """
 
   seed: int
   init: str
   remat: bool
+  lora: LoraConfig
   loop: LoopConfig
   mesh: MeshConfig
   source: SourceConfig
@@ -94,6 +98,8 @@ class GrpoRun:
   def __post_init__(self):
     learn, rollout = self.learn, self.rollout
     check_steps(learn.optimizer, self.loop.steps)
+    if self.lora.paths and learn.optimizer.gains:
+      raise ConfigError("config.learn.optimizer.gains must be () where config.lora has paths")
     if learn.micro.lengths[-1] <= rollout.stop.tokens:
       raise ConfigError(
         f"config.learn.micro.lengths ends at {learn.micro.lengths[-1]}: it must hold a response "
@@ -162,12 +168,13 @@ def grpo(
   cfg: GrpoRun, loaded: Loaded, mesh: jax.sharding.Mesh, workdir: pathlib.Path, resolved: dict
 ) -> None:
   """Reinforcement learning from start to report."""
-  policy = dataclasses.replace(loaded.policy, remat=cfg.remat, frozen=cfg.learn.optimizer.frozen)
+  frozen = lora.held(cfg.lora, cfg.learn.optimizer.frozen)
+  policy = dataclasses.replace(loaded.policy, remat=cfg.remat, frozen=frozen, lora=cfg.lora)
   source = make_source(cfg.source)
   # Made while the first programs compile, which leaves cores idle.
   held = come_from(workdir, origin_of(cfg))
   questions = None if held else ahead(lambda: ask_source(source, cfg.evaluation, cfg.seed))
-  optimizer = make_optimizer(cfg.learn.optimizer)
+  optimizer = make_optimizer(dataclasses.replace(cfg.learn.optimizer, frozen=frozen))
   conversation = Conversation(loaded.tokenizer, cfg.text, cfg.preprocess, policy.cfg)
   with contextlib.ExitStack() as stack:
     executor = stack.enter_context(Executor(cfg.executor, cfg.style))
@@ -181,15 +188,30 @@ def grpo(
       shapes=programs.batch_buckets(batch_config(cfg.learn, policy.cfg), mesh),
       steps=cfg.loop.steps,
       seed=cfg.seed,
-      reference=loaded.params if cfg.learn.loss.kl_weight else None,
+      reference=reference_of(cfg, loaded.params),
+      tower_learns=policy.tower_learns,
       workdir=workdir,
     )
-    start = jax.tree.map(jax.numpy.copy, loaded.params)  # the loop donates what it is given
-    state = programs.init_state(policy, optimizer, start, mesh)
+    state = programs.init_state(policy, optimizer, start_of(cfg, policy, loaded, mesh), mesh)
     benchmark = source.benchmark or loaded.benchmark
     state = loop.run(workdir, cfg.loop, "grpo", state, learner.step_of, benchmark, resolved)
-    ends = Contestants(policy, questions, loaded.params, state.params, benchmark)
-    finish(cfg, learner, ends, workdir)
+    before = lora.split(state.params)[0] if cfg.lora.paths else loaded.params
+    finish(cfg, learner, Contestants(policy, questions, before, state.params, benchmark), workdir)
+
+
+def start_of(cfg: GrpoRun, policy: Policy, loaded: Loaded, mesh: jax.sharding.Mesh) -> Params:
+  """What the loop may donate: a copy of what was loaded, or that itself with adapters beside."""
+  if not cfg.lora.paths:
+    return jax.tree.map(jax.numpy.copy, loaded.params)
+  fresh = programs.init_adapters(policy, rng.stream(cfg.seed, "adapters"), mesh)
+  return parts.join(loaded.params, fresh)
+
+
+def reference_of(cfg: GrpoRun, start: Params) -> Callable[[Params], Params] | None:
+  """The start, which adapters leave in the policy's own parameters."""
+  if not cfg.learn.loss.kl_weight:
+    return None
+  return (lambda params: params) if cfg.lora.paths else (lambda _: start)
 
 
 def finish(cfg: GrpoRun, learner: Learner, ends: Contestants, workdir: pathlib.Path) -> None:

@@ -275,6 +275,12 @@ class VisionBatch(NamedTuple):
   slot_P: Array
 
 
+class FeatureBatch(NamedTuple):
+  """What the tower saw of many images, where it stays as it is: [M, Y, D], compute dtype."""
+
+  features_MYD: Array
+
+
 class PrefixBatch(NamedTuple):
   """What the rows of each group have in common, left-aligned; fields as in TrainBatch."""
 
@@ -306,7 +312,7 @@ class TrainBatch(NamedTuple):
     feature_RT: int32 index of the visual feature that replaces the embedding, -1 for text.
     temperature_R: float32 > 0.
     forbidden_V: bool, true where a token could not be sampled.
-    vision: the images of all rows, each distinct image once.
+    vision: the images of all rows, each distinct image once, or their features.
   """
 
   prefix: PrefixBatch
@@ -320,7 +326,7 @@ class TrainBatch(NamedTuple):
   feature_RT: Array
   temperature_R: Array
   forbidden_V: Array
-  vision: VisionBatch
+  vision: VisionBatch | FeatureBatch
 
 
 class TrainState(NamedTuple):

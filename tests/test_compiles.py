@@ -18,11 +18,14 @@ from spatial_jax.data.vision import VisionBuckets
 from spatial_jax.learn.batch import BatchConfig
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.update import Microbatches
+from spatial_jax.policy import lora
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
 from spatial_jax.policy.hf_config import to_hf
+from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout.engine import RolloutConfig
 from spatial_jax.stages.grpo import GrpoConfig
+from spatial_jax.types import FeatureBatch
 
 ROOT = pathlib.Path(__file__).parent.parent
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
@@ -53,7 +56,8 @@ def tiny_shapes() -> tuple[GrpoConfig, RolloutConfig]:
 def compiled():
   learn, rollout = tiny_shapes()
   mesh = aot.topology_mesh("v5e:2x2", sharding.MeshConfig(1, 2, 2))
-  return {one.name: one for one in aot.compile_all(tiny_policy(), learn, rollout, mesh, mesh, True)}
+  found = aot.compile_all(tiny_policy(), learn, rollout, lora.OFF, mesh, mesh, True)
+  return {one.name: one for one in found}
 
 
 @needs_libtpu
@@ -73,13 +77,16 @@ def test_attention_over_whole_rows_is_the_kernel(compiled, name):
   assert any("splash" in line for line in calls), f"{len(calls)} kernels, none of them splash"
 
 
-def programs_of(topology: str, cfg: QwenVLConfig, rollout: RolloutConfig) -> dict[str, Program]:
+def programs_of(
+  topology: str, cfg: QwenVLConfig, rollout: RolloutConfig, adapters: LoraConfig = lora.OFF
+) -> dict[str, Program]:
   learn, _ = tiny_shapes()
   mesh = aot.topology_mesh(topology, sharding.MeshConfig(-1, 2, 2))
   policy = make_policy(cfg, jnp.bfloat16, mesh)
-  island = make_policy(cfg, jnp.bfloat16, aot.host_mesh(topology, mesh))
+  policy = dataclasses.replace(policy, lora=adapters, frozen=lora.held(adapters, ()))
+  island = dataclasses.replace(policy, mesh=aot.host_mesh(topology, mesh))
   batch = BatchConfig((128,), 128, rollout.vision, cfg.vision.window_blocks, cfg.decoder.vocabulary)
-  optimizer = make_optimizer(learn.optimizer)
+  optimizer = make_optimizer(dataclasses.replace(learn.optimizer, frozen=policy.frozen))
   found = abstract.all_programs(
     policy, island, optimizer, learn.loss, learn.micro, rollout, batch, learn.share
   )
@@ -100,6 +107,19 @@ def test_decoding_needs_little_beside_its_cache():
   one = aot.compile_program(found["sample"])
   assert one.error is None, one.error
   assert one.temporaries <= 0.1 * cache
+
+
+@needs_libtpu
+def test_adapters_compile_around_the_kernel():
+  """Beside every kernel of the decoder; the tower, which stays, is not in the update."""
+  adapters = LoraConfig(("^decoder/layers/.*/kernel$",), 8, 16.0)
+  found = programs_of("v5e:2x2", tiny_policy(), tiny_shapes()[1], adapters)
+  assert isinstance(found["update"].arguments[1].vision, FeatureBatch)
+  for name in ("decode_params", "update"):
+    one = aot.compile_program(found[name])
+    assert one.error is None, f"{name}: {one.error}"
+  calls = [line for line in one.text.splitlines() if "tpu_custom_call" in line]
+  assert any("splash" in line for line in calls)
 
 
 @needs_libtpu

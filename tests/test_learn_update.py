@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from spatial_jax.data.demonstrations import DemonstrationConfig, demonstrate
+from spatial_jax.data.vision import plan_vision
 from spatial_jax.learn.batch import to_train_batch
 from spatial_jax.learn.loss import LossConfig, policy_loss, row_weights, sft_loss
 from spatial_jax.learn.optimizer import make_optimizer
@@ -335,3 +336,28 @@ def test_score_comes_back_in_the_order_of_the_batch():
   for micro in (Microbatches(1, (shortest, 256)), Microbatches(3, (256,))):
     logp_RT = jax.jit(functools.partial(score_batch, policy, micro))(params, batch)
     np.testing.assert_allclose(logp_RT, score()(params, batch), rtol=1e-5, atol=1e-5)
+
+
+def test_features_seen_by_a_frozen_tower_are_those_it_would_see():
+  """The gradient is the same, and the tower is not run."""
+  policy, params = lab()
+  held = dataclasses.replace(policy, frozen=("^vision/",))
+  cfg = fixtures.shapes()
+  images = {image.content_hash: image for group in told() for t in group for image in t.images}
+  alone = [plan_vision([image], cfg.window_blocks, cfg.vision) for image in images.values()]
+  encode = jax.jit(policy.encode)
+  known = {
+    name: np.asarray(encode(params, vision))[plan[0]]
+    for name, (vision, plan) in zip(images, alone, strict=True)
+  }
+  seen, _ = to_train_batch(told(), ADVANTAGE_BG, cfg, None, known)
+  seen = seen._replace(old_logp_RT=batch_of().old_logp_RT)
+  update = jax.jit(functools.partial(policy_update, held, SGD, LOSS, MICRO))
+  expected, _ = update(start(), batch_of(), None)
+  found, _ = update(start(), seen, None)
+  assert_close(found.params, expected.params)
+  flops = [
+    update.lower(start(), batch, None).compile().cost_analysis()["flops"]
+    for batch in (batch_of(), seen)
+  ]
+  assert flops[1] < flops[0]

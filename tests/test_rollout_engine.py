@@ -26,7 +26,8 @@ from spatial_jax.learn.batch import to_train_batch
 from spatial_jax.learn.update import Microbatches, score_batch
 from spatial_jax.rollout import engine as engine_lib
 from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig, most_drawn, run_episodes
+from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig, run_episodes
+from spatial_jax.rollout.pictures import most_drawn
 from spatial_jax.stages.grpo import GrpoConfig, batch_config
 from spatial_jax.stages.load import load_policy
 from spatial_jax.stages.source import SourceConfig, make_source
@@ -288,6 +289,35 @@ def test_sampler_equals_trainer(everybody_draws, mode):
     assert trajectory.temperature == (1.0 if mode.greedy else mode.temperature)
   assert any(len(t.turns) > 1 for t in flat(rollouts)), "nobody drew"
   assert largest_difference(rollouts) < 1e-4
+
+
+def test_known_features_change_nothing_and_each_image_is_seen_once(everybody_draws):
+  """The rollouts are the same, their update needs no pixels, and no image is encoded twice."""
+  policy, params, weights = lab()
+  engine, seen = engine_of(ROLLOUT), []
+
+  def counted(params, vision):
+    seen.append(int(vision.valid_P.sum()))
+    return engine.programs.encode(params, vision)
+
+  run = dataclasses.replace(engine.programs, encode=counted)
+  known: dict[str, np.ndarray] = {}
+  asked = [*prompts(), *prompts()[:1]]  # one prompt twice: its drawings too
+  rollouts = run_episodes(
+    dataclasses.replace(engine, programs=run), weights, asked, 1, 3, SAMPLED, known=known
+  )
+  for one, other in zip(flat(rollouts), flat(roll(of=asked)), strict=True):
+    np.testing.assert_array_equal(one.token_ids_T, other.token_ids_T)
+    np.testing.assert_allclose(one.logp_T, other.logp_T, atol=1e-5)
+  images = {image.content_hash: image for t in flat(rollouts) for image in t.images}
+  assert known.keys() == images.keys()
+  assert sum(seen) == sum(4 * image.tokens for image in images.values())
+  assert any(turn.produced for t in flat(rollouts) for turn in t.turns)
+  zero_BG = np.zeros((len(rollouts), len(rollouts[0])))
+  batch, _ = to_train_batch(rollouts, zero_BG, fixtures.shapes(), known=known)
+  score = jax.jit(functools.partial(score_batch, policy, Microbatches(2, (256,))))
+  logp_RT = np.asarray(score(params, batch))
+  assert np.abs(logp_RT - batch.old_logp_RT)[batch.trained_RT].max() < 1e-4
 
 
 def test_long_conversations_are_among_them(everybody_draws):

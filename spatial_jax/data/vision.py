@@ -6,7 +6,7 @@ image ──patch_image──► PatchedImage ──plan_vision──► VisionB
 import dataclasses
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -273,6 +273,35 @@ def plan_vision(
     _place(batch, image, tokens, frame)
     frame += image.grid_3[0]
   return batch, token_of
+
+
+def pack_features(
+  images: Sequence[PatchedImage],
+  known: Mapping[str, np.ndarray],
+  window_blocks: int,
+  buckets: VisionBuckets,
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+  """Features that are known already, of one image behind the other: no tower is run.
+
+  Args:
+    images: each distinct image once, at least one.
+    known: [tokens, Y, D] by content hash.
+    window_blocks, buckets: as in `plan_vision`, which could have given as many features.
+
+  Returns:
+    [M, Y, D], and the rows of each image, as `plan_vision` tells them.
+
+  Raises:
+    DataError: on the host, without images or when they exceed the largest bucket.
+  """
+  if not images:
+    raise DataError("no images to pack features of; a batch of text needs none")
+  parts = [known[image.content_hash] for image in images]
+  ends = np.cumsum([len(part) for part in parts], dtype=np.int32)
+  windows = bucket(-(-int(ends[-1]) // window_blocks**2), buckets.windows, "attention windows")
+  packed_MYD = np.zeros((windows * window_blocks**2, *parts[0].shape[1:]), parts[0].dtype)
+  packed_MYD[: ends[-1]] = np.concatenate(parts)
+  return packed_MYD, tuple(np.split(np.arange(ends[-1], dtype=np.int32), ends[:-1]))
 
 
 def windows_of(image: PatchedImage, window_blocks: int) -> int:

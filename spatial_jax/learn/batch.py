@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spatial_jax.data.vision import VisionBuckets, bucket, plan_vision
+from spatial_jax.data.vision import VisionBuckets, bucket, pack_features, plan_vision
 from spatial_jax.types import (
+  FeatureBatch,
   PatchedImage,
   PrefixBatch,
   Rollouts,
@@ -55,7 +56,11 @@ _PADDING = Part(token_T=0, position_TA=0, valid_T=False, trained_T=False, logp_T
 
 
 def to_train_batch(
-  groups: Rollouts, advantage_BG: np.ndarray, cfg: BatchConfig, kept_BG: np.ndarray | None = None
+  groups: Rollouts,
+  advantage_BG: np.ndarray,
+  cfg: BatchConfig,
+  kept_BG: np.ndarray | None = None,
+  known: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[TrainBatch, dict[str, np.ndarray]]:
   """Pads trajectories to rows; each distinct image (by content) is in the vision batch once.
 
@@ -67,6 +72,7 @@ def to_train_batch(
     advantage_BG: float32.
     cfg: static shapes.
     kept_BG: bool, the rollouts that become rows; None: all.
+    known: features of each image, by content hash, that take the place of its pixels.
 
   Returns:
     A TrainBatch of NumPy arrays, and where each image's features lie in it, by content hash.
@@ -76,19 +82,15 @@ def to_train_batch(
     ValueError: on the host, when groups are not equally large, or when rows were sampled with
       different ids forbidden.
   """
-  if {len(group) for group in groups} != {advantage_BG.shape[1]}:
-    raise ValueError(f"advantages {advantage_BG.shape} for groups of {[len(g) for g in groups]}")
   kept_BG = np.ones(advantage_BG.shape, bool) if kept_BG is None else kept_BG
-  kept = [list(itertools.compress(*pair)) for pair in zip(groups, kept_BG, strict=True)]
+  kept, seen = _kept(groups, kept_BG)
   rows = [trajectory for group in kept for trajectory in group]
-  # A prompt without rows has a prefix all the same: one of its rollouts shows it.
-  seen = [group or all_of[:1] for group, all_of in zip(kept, groups, strict=True)]
-  vision, feature_of = plan_images([t.images for group in seen for t in group], cfg)
+  vision, feature_of = _look(seen, known, cfg)
   prefixes, own = _split(seen, feature_of)
   own = [part for group, parts in zip(kept, own, strict=True) for part in parts[: len(group)]]
-  prefix = _pad(prefixes, cfg.prefix_buckets, "prompt tokens", [group[0] for group in groups])
+  prefix = _pad(prefixes, cfg.prefix_buckets, "prompt tokens", [group[0] for group in seen])
   part = _pad(own, (cfg.tokens,), "response tokens", rows)
-  batch = TrainBatch(
+  return TrainBatch(
     prefix=PrefixBatch(prefix.token_T, prefix.position_TA, prefix.valid_T, prefix.feature_T),
     prompt_R=np.nonzero(kept_BG)[0].astype(np.int32),
     token_RT=part.token_T,
@@ -101,8 +103,7 @@ def to_train_batch(
     temperature_R=np.asarray([trajectory.temperature for trajectory in rows], np.float32),
     forbidden_V=_forbidden(rows, cfg.vocabulary),
     vision=vision,
-  )
-  return batch, feature_of
+  ), feature_of
 
 
 def select(advantage_BG: np.ndarray, share: float, blocks: int) -> np.ndarray:
@@ -138,9 +139,34 @@ def plan_images(
   images_by_row: Sequence[Sequence[PatchedImage]], cfg: BatchConfig
 ) -> tuple[VisionBatch, dict[str, np.ndarray]]:
   """The vision batch of all distinct images, and the feature indices of each by content hash."""
-  distinct = {image.content_hash: image for images in images_by_row for image in images}
+  distinct = _distinct(images_by_row)
   vision, plan = plan_vision(list(distinct.values()), cfg.window_blocks, cfg.vision)
   return vision, dict(zip(distinct, plan, strict=True))
+
+
+def _look(
+  groups: Rollouts, known: Mapping[str, np.ndarray] | None, cfg: BatchConfig
+) -> tuple[VisionBatch | FeatureBatch, dict[str, np.ndarray]]:
+  """`plan_images` of the rollouts, or what is known of their images."""
+  images_by_row = [trajectory.images for group in groups for trajectory in group]
+  if known is None:
+    return plan_images(images_by_row, cfg)
+  distinct = _distinct(images_by_row)
+  packed = pack_features(list(distinct.values()), known, cfg.window_blocks, cfg.vision)
+  return FeatureBatch(packed[0]), dict(zip(distinct, packed[1], strict=True))
+
+
+def _distinct(images_by_row: Sequence[Sequence[PatchedImage]]) -> dict[str, PatchedImage]:
+  return {image.content_hash: image for images in images_by_row for image in images}
+
+
+def _kept(groups: Rollouts, kept_BG: np.ndarray) -> tuple[Rollouts, Rollouts]:
+  """The rollouts that become rows, and those whose prefix and images the batch holds."""
+  if {len(group) for group in groups} != {kept_BG.shape[1]}:
+    raise ValueError(f"advantages {kept_BG.shape} for groups of {[len(g) for g in groups]}")
+  kept = [list(itertools.compress(*pair)) for pair in zip(groups, kept_BG, strict=True)]
+  # A prompt without rows has a prefix all the same: one of its rollouts shows it.
+  return kept, [group or all_of[:1] for group, all_of in zip(kept, groups, strict=True)]
 
 
 def _forbidden(rows: Sequence[Trajectory], vocabulary: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from spatial_jax.config import ConfigError
-from spatial_jax.policy.qwen_vl import is_frozen
+from spatial_jax.policy.parts import matches, path_name
 from spatial_jax.types import Params
 
 # Norm scales, biases and the embedding are not decayed.
@@ -35,8 +35,8 @@ class OptimizerConfig:
     gains: regexes of parameter paths that move by a common factor alone. That of the last norm is
       the inverse temperature of the policy.
     gain_rate: peak step of the logarithm of that factor; its schedule is that of `learning_rate`.
-    frozen: regexes of parameter paths ("^vision/") that stay as they are and have no moments; the
-      policy's own `frozen` spares their gradient too.
+    frozen: regexes of parameter paths ("^vision/") that stay as they are, without gradient or
+      moments.
   """
 
   learning_rate: float
@@ -139,13 +139,13 @@ def labels(cfg: OptimizerConfig, params: Params) -> Params:
   """
 
   def label(path: Any, _: jax.Array) -> str:
-    if is_frozen(path, cfg.frozen):
+    if matches(path_name(path), cfg.frozen):
       return "frozen"
-    return "gain" if is_frozen(path, cfg.gains) else "moving"
+    return "gain" if matches(path_name(path), cfg.gains) else "moving"
 
-  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
   for pattern in (*cfg.gains, *cfg.frozen):
-    if not any(is_frozen(path, (pattern,)) for path in paths):
+    if not any(matches(path, (pattern,)) for path in paths):
       raise ConfigError(f"optimizer.gains or .frozen: no parameter's path matches {pattern!r}")
   return jax.tree_util.tree_map_with_path(label, params)
 

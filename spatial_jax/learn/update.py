@@ -24,9 +24,10 @@ import optax
 
 from spatial_jax import sharding
 from spatial_jax.learn.loss import LossConfig, Metrics, policy_loss, row_weights, sft_loss
+from spatial_jax.policy import parts
 from spatial_jax.policy.cache import KV, Prefix
 from spatial_jax.policy.qwen_vl import Policy
-from spatial_jax.types import Array, Params, TrainBatch, TrainState
+from spatial_jax.types import Array, FeatureBatch, Params, TrainBatch, TrainState, VisionBatch
 
 
 class Rows(NamedTuple):
@@ -149,7 +150,7 @@ def score_batch(
   policy: Policy, micro: Microbatches, params: Params, batch: TrainBatch
 ) -> jax.Array:
   """float32 [R, T] log-probabilities of a batch under any parameters (reference, old policy)."""
-  features_MYD = policy.encode(params, batch.vision)
+  features_MYD = _features(policy, params, batch.vision)
   prefix = _prefill(policy, batch, params, features_MYD)
   order = make_order(policy, batch, micro)
   size = batch.token_RT.shape[1]
@@ -245,10 +246,10 @@ def gradient(
   loss_of_rows: RowLoss,
   micro: Microbatches,
 ) -> tuple[jax.Array, Metrics, Params]:
-  """Loss, metrics and gradient of a whole batch, microbatch by microbatch.
+  """Loss, metrics and gradient of a whole batch, microbatch by microbatch; 0 for what is frozen.
 
   Args:
-    params: differentiated.
+    params: differentiated but for what `policy.frozen` matches.
     batch: images, prefixes, rows.
     weight_R: from `row_weights`.
     ref_logp_RT: of the reference policy, None without one.
@@ -256,35 +257,45 @@ def gradient(
     micro: static.
   """
   order = make_order(policy, batch, micro)
-  features_MYD, pull_encode = jax.vjp(lambda p: policy.encode(p, batch.vision), params)
-  prefix, pull_prefill = jax.vjp(functools.partial(_prefill, policy, batch), params, features_MYD)
+  held, moving = parts.split(params, policy.frozen)
+  whole = functools.partial(parts.join, held)
+  features_MYD, pull_encode = jax.vjp(lambda p: _features(policy, whole(p), batch.vision), moving)
+  prefix, pull_prefill = jax.vjp(
+    lambda p, features_MYD: _prefill(policy, batch, whole(p), features_MYD), moving, features_MYD
+  )
 
   def loss(
-    params: Params, layers: tuple[KV, ...], features_MYD: jax.Array, rows: Rows
+    moving: Params, layers: tuple[KV, ...], features_MYD: jax.Array, rows: Rows
   ) -> tuple[jax.Array, Metrics]:
     behind = order.prefix_of(rows, prefix._replace(layers=layers))
-    logp_RT = token_logprobs(policy, params, behind, features_MYD, rows, batch.forbidden_V)
+    logp_RT = token_logprobs(policy, whole(moving), behind, features_MYD, rows, batch.forbidden_V)
     return loss_of_rows(logp_RT, rows)
 
   def gradient_of(rows: Rows) -> Any:
     differentiate = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
-    return differentiate(params, prefix.layers, features_MYD, rows)
-
-  one = _cut_to_need(gradient_of, micro.lengths)
-
-  def add(total, rows: Rows):
-    return jax.tree.map(jnp.add, total, one(rows)), None
+    return differentiate(moving, prefix.layers, features_MYD, rows)
 
   rows = order.split(rows_of(batch, weight_R, ref_logp_RT))
-  first = jax.tree.map(lambda x: x[0], rows)
-  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
-  ((loss_sum, metrics), (grads, layers_grad, features_grad)), _ = jax.lax.scan(add, zero, rows)
+  total = _summed(_cut_to_need(gradient_of, micro.lengths), rows)
+  (loss_sum, metrics), (grads, layers_grad, features_grad) = total
   # Integers have no cotangent.
   lengths_grad: Any = np.zeros(prefix.length_B.shape, jax.dtypes.float0)
   prefill_grads, more_features_grad = pull_prefill(Prefix(layers_grad, lengths_grad))
   (encode_grads,) = pull_encode(features_grad + more_features_grad)
-  grads = jax.tree.map(lambda *parts: sum(parts), grads, prefill_grads, encode_grads)
-  return loss_sum, metrics, grads
+  grads = jax.tree.map(lambda *terms: sum(terms), grads, prefill_grads, encode_grads)
+  # Zeros that XLA folds away: what is held takes no room.
+  return loss_sum, metrics, parts.join(jax.tree.map(jnp.zeros_like, held), grads)
+
+
+def _summed(one: Callable[[Rows], Any], rows: Rows) -> Any:
+  """The sum of `one` over microbatches [microbatches, ...], one after the other."""
+
+  def add(total: Any, rows: Rows) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, total, one(rows)), None
+
+  first = jax.tree.map(lambda x: x[0], rows)
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
+  return jax.lax.scan(add, zero, rows)[0]
 
 
 def _cut_to_need(one: Callable[[Rows], Any], lengths: tuple[int, ...]) -> Callable[[Rows], Any]:
@@ -301,6 +312,13 @@ def _cut_to_need(one: Callable[[Rows], Any], lengths: tuple[int, ...]) -> Callab
     return jax.lax.switch(which, [functools.partial(of_length, n) for n in lengths], rows)
 
   return cut
+
+
+def _features(policy: Policy, params: Params, vision: VisionBatch | FeatureBatch) -> jax.Array:
+  """Those of the batch, where the rollouts have seen its images with the same tower."""
+  if isinstance(vision, FeatureBatch):
+    return jnp.asarray(vision.features_MYD)
+  return policy.encode(params, vision)
 
 
 def _prefill(policy: Policy, batch: TrainBatch, params: Params, features_MYD: Array) -> Prefix:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from spatial_jax.policy import attention, cache, rope
 from spatial_jax.policy.cache import KV
 from spatial_jax.policy.config import DecoderConfig
-from spatial_jax.policy.layers import GatedMLP, RMSNorm
+from spatial_jax.policy.layers import GatedMLP, RMSNorm, scanned
 
 
 class Angles(NamedTuple):
@@ -146,3 +146,30 @@ class DecoderLayer(nn.Module):
     x_RTD = x_RTD + GatedMLP(cfg.mlp_width, False, self.dtype, name="mlp")(norm("mlp_norm")(x_RTD))
     x_RTD = seen.add(x_RTD, number) if seen is not None else x_RTD
     return x_RTD, kv if self.keep else None
+
+
+class DecoderStack(nn.Module):
+  """All layers by scan: stacked parameters under "layers", stacked `layer`; see DecoderLayer."""
+
+  cfg: DecoderConfig
+  dtype: jnp.dtype
+  mesh: Mesh | None
+  keep: bool
+  remat: bool
+
+  @nn.compact
+  def __call__(
+    self,
+    x_RTD: jax.Array,
+    angles: Angles,
+    valid_RT: jax.Array,
+    seen: Seen | None,
+    view: CacheView | None,
+    layer: tuple[KV, KV | None] | None,
+  ) -> tuple[jax.Array, KV | None]:
+    in_axes = (*(nn.broadcast,) * 4, 0, 0)
+    layers = scanned(DecoderLayer, self.cfg.layers, in_axes, self.remat)
+    numbers = jnp.arange(self.cfg.layers)
+    return layers(self.cfg, self.dtype, self.mesh, self.keep, name="layers")(
+      x_RTD, angles, valid_RT, seen, view, layer, numbers
+    )

@@ -7,7 +7,6 @@ tokens, positions ────────────┴─prefill─► prefix
 """
 
 import dataclasses
-import re
 from typing import Any
 
 import flax.linen as nn
@@ -16,11 +15,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from spatial_jax.policy import cache as cache_lib
-from spatial_jax.policy import rope
+from spatial_jax.policy import lora, parts, rope
 from spatial_jax.policy.cache import Cache, Prefix
 from spatial_jax.policy.config import QwenVLConfig
-from spatial_jax.policy.decoder import Angles, CacheView, DecoderLayer, Seen
-from spatial_jax.policy.layers import RMSNorm, scanned
+from spatial_jax.policy.decoder import Angles, CacheView, DecoderLayer, DecoderStack, Seen
+from spatial_jax.policy.layers import RMSNorm
+from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.vision import VisionTower
 from spatial_jax.types import Array, Params, VisionBatch
 
@@ -38,7 +38,8 @@ class Policy:
     mesh: what is compiled for; its platform chooses the attention kernel. None: one device, XLA.
     remat: recompute each layer in the backward pass.
     logprob_chunk: tokens per row whose logits exist at once in `logprobs`.
-    frozen: regexes of parameter paths ("^vision/") that no gradient reaches.
+    frozen: regexes of parameter paths ("^vision/") that do not learn.
+    lora: kernels with adapters, which parameters then hold.
   """
 
   cfg: QwenVLConfig
@@ -47,21 +48,34 @@ class Policy:
   remat: bool
   logprob_chunk: int
   frozen: tuple[str, ...]
+  lora: LoraConfig
+
+  @property
+  def base(self) -> "Policy":
+    """The same without adapters: for merged parameters, and for those that training began with."""
+    return dataclasses.replace(self, lora=lora.OFF)
+
+  @property
+  def tower_learns(self) -> bool:
+    """Whether any parameter of the vision tower does; else what it sees of an image stays."""
+    tower = jax.eval_shape(self.init, jax.random.key(0))["vision"]
+    return bool(parts.split({"vision": tower}, self.frozen)[1])
 
   # --- parameters --------------------------------------------------------------------------------
 
   def init(self, key: jax.Array) -> Params:
     """Random float32 parameters, layers stacked: kernels LeCun-normal, embeddings normal 0.02."""
     cfg = self.cfg.decoder
-    plain = dataclasses.replace(self, mesh=None)  # one token is too short for a kernel
+    # One token is too short for a kernel; fresh adapters are of the dtype they are made in.
+    plain = dataclasses.replace(self, mesh=None, compute_dtype=jnp.dtype("float32"))
     keys = jax.random.split(key, 4)
-    x_RTD = jnp.zeros((1, 1, cfg.width), self.compute_dtype)
+    x_RTD = jnp.zeros((1, 1, cfg.width), jnp.float32)
     angles = self.angles(jnp.zeros((1, 1, 3), jnp.int32))
-    arguments = (x_RTD, angles, jnp.ones((1, 1), bool), None, None, None, jnp.arange(cfg.layers))
+    arguments = (x_RTD, angles, jnp.ones((1, 1), bool), None, None, None)
     table = nn.initializers.normal(0.02)
     decoder = {
       "embed": {"embedding": table(keys[0], (cfg.vocabulary, cfg.width), jnp.float32)},
-      "layers": plain._stack(keep=False).init(keys[1], *arguments)["params"],
+      "layers": plain._stack(keep=False).init(keys[1], *arguments)["params"]["layers"],
       "norm": {"scale": jnp.ones(cfg.width, jnp.float32)},
     }
     if not cfg.tied:
@@ -88,7 +102,7 @@ class Policy:
 
   def encode(self, params: Params, vision: VisionBatch) -> jax.Array:
     """Features of all images, [M, Y, D] in the batch's own order (M = P / 4)."""
-    return _apply(self._tower(), self._held(params)["vision"], vision)
+    return self._apply(self._tower(), params["vision"], vision)
 
   def hidden(
     self,
@@ -112,7 +126,6 @@ class Policy:
     Returns:
       [R, T, D] in the compute dtype.
     """
-    params = self._held(params)
     x_RTD = self._embed(params, token_RT, features_MYD, feature_RT)
     seen = self._seen(features_MYD, feature_RT)
     x_RTD, _ = self._layers(params, x_RTD, position_RTA, valid_RT, seen, None, None, keep=False)
@@ -135,7 +148,6 @@ class Policy:
     feature_BT: Array,
   ) -> tuple[jax.Array, Prefix]:
     """`hidden` of prompts, and the prefix their rollouts share (put in place by `cache.admit`)."""
-    params = self._held(params)
     x_BTD = self._embed(params, token_BT, features_MYD, feature_BT)
     seen = self._seen(features_MYD, feature_BT)
     x_BTD, layers = self._layers(params, x_BTD, position_BTA, valid_BT, seen, None, None, keep=True)
@@ -153,7 +165,6 @@ class Policy:
     feature_RT: Array,
   ) -> jax.Array:
     """`hidden` of rows that go on behind a prefix: R = B*G, ordered by prompt; differentiable."""
-    params = self._held(params)
     x_RTD = self._embed(params, token_RT, features_MYD, feature_RT)
     view = CacheView(prefix.length_B, None, None, None)
     layers = tuple((kv, None) for kv in prefix.layers)
@@ -227,7 +238,7 @@ class Policy:
 
   def logits(self, params: Params, hidden: Array) -> jax.Array:
     """float32 [..., V] of hidden [..., D]."""
-    decoder = self._held(params)["decoder"]
+    decoder = params["decoder"]
     table_VD = decoder["embed" if self.cfg.decoder.tied else "head"]["embedding"]
     return jnp.einsum(
       "...D,VD->...V",
@@ -280,22 +291,20 @@ class Policy:
 
   # --- inside ------------------------------------------------------------------------------------
 
-  def _held(self, params: Params) -> Params:
-    """The same parameters; no gradient passes into the frozen ones, nor is one computed."""
+  def _apply(self, module: nn.Module, params: Params, *arguments: Any) -> Any:
+    return module.apply({"params": lora.rounded(params, self.compute_dtype)}, *arguments)
 
-    def one(path: Any, leaf: Array) -> Array:
-      return jax.lax.stop_gradient(leaf) if is_frozen(path, self.frozen) else leaf
-
-    return jax.tree_util.tree_map_with_path(one, params) if self.frozen else params
-
-  def _tower(self) -> VisionTower:
-    return VisionTower(self.cfg, self.compute_dtype, self.mesh, self.remat)
+  def _tower(self) -> nn.Module:
+    tower = VisionTower(self.cfg, self.compute_dtype, self.mesh, self.remat)
+    return lora.adapted(tower, "vision/", self.lora, self.cfg)
 
   def _stack(self, keep: bool) -> nn.Module:
-    cfg = self.cfg.decoder
-    in_axes = (*(nn.broadcast,) * 4, 0, 0)
-    layers = scanned(DecoderLayer, cfg.layers, in_axes, self.remat)
-    return layers(cfg, self.compute_dtype, self.mesh, keep)
+    stack = DecoderStack(self.cfg.decoder, self.compute_dtype, self.mesh, keep, self.remat)
+    return lora.adapted(stack, "decoder/layers/", self.lora, self.cfg)
+
+  def _layer(self, keep: bool) -> nn.Module:
+    layer = DecoderLayer(self.cfg.decoder, self.compute_dtype, self.mesh, keep)
+    return lora.adapted(layer, "decoder/layers/", self.lora, self.cfg)
 
   def _seen(self, features_MYD: Array | None, feature_RT: Array | None) -> Seen | None:
     """What DeepStack reads, where there is any."""
@@ -309,15 +318,14 @@ class Policy:
     shared = (self.angles(position_RTA), jnp.asarray(valid_RT), seen, view)
     kept: list[Any] = []
     if isinstance(weights, tuple):
-      layer = DecoderLayer(cfg, self.compute_dtype, self.mesh, keep)
+      layer = self._layer(keep)
       for index, weight in enumerate(weights):
         kv = layers[index] if layers else None
-        x_RTD, new = _apply(layer, weight, x_RTD, *shared, kv, jnp.int32(index))
+        x_RTD, new = self._apply(layer, weight, x_RTD, *shared, kv, jnp.int32(index))
         kept.append(new)
       return x_RTD, tuple(kept)
     stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *layers) if layers else None
-    numbers = jnp.arange(cfg.layers)
-    x_RTD, new = _apply(self._stack(keep), weights, x_RTD, *shared, stacked, numbers)
+    x_RTD, new = self._apply(self._stack(keep), {"layers": weights}, x_RTD, *shared, stacked)
     return x_RTD, tuple(jax.tree.map(lambda part, i=i: part[i], new) for i in range(cfg.layers))
 
   def _view(
@@ -344,7 +352,7 @@ class Policy:
 
   def _last_norm(self, params, x_RTD) -> jax.Array:
     norm = RMSNorm(self.cfg.decoder.norm_eps, self.compute_dtype)
-    return _apply(norm, params["decoder"]["norm"], x_RTD)
+    return self._apply(norm, params["decoder"]["norm"], x_RTD)
 
   def _smallest_batch(self) -> VisionBatch:
     """One window and one frame of it, for `init`."""
@@ -359,16 +367,6 @@ class Policy:
     )
 
 
-def _apply(module: nn.Module, params: Params, *arguments: Any) -> Any:
-  return module.apply({"params": params}, *arguments)
-
-
-def is_frozen(path: Any, patterns: tuple[str, ...]) -> bool:
-  """Whether any of the regexes matches a parameter's path, "vision/blocks/qkv/kernel"."""
-  name = jax.tree_util.keystr(path, simple=True, separator="/")
-  return any(re.search(pattern, name) for pattern in patterns)
-
-
 def make_policy(
   cfg: QwenVLConfig,
   compute_dtype: jnp.dtype,
@@ -377,4 +375,4 @@ def make_policy(
   logprob_chunk: int = 256,
 ) -> Policy:
   """The policy's functions for one configuration; see `Policy`."""
-  return Policy(cfg, jnp.dtype(compute_dtype), mesh, remat, logprob_chunk, frozen=())
+  return Policy(cfg, jnp.dtype(compute_dtype), mesh, remat, logprob_chunk, (), lora.OFF)

@@ -20,12 +20,13 @@ import numpy as np
 from spatial_jax import rng
 from spatial_jax.config import ConfigError
 from spatial_jax.data.text import IM_END, opening_of
-from spatial_jax.data.vision import VisionBuckets, bucket, plan_vision, windows_of
+from spatial_jax.data.vision import VisionBuckets, bucket
 from spatial_jax.drawing.canvas import Picture
 from spatial_jax.drawing.executor import Executor, Fault
 from spatial_jax.drawing.monitor import StopLimits, end_reason
 from spatial_jax.drawing.protocol import Coordinates, Limits, Parsed, parse
 from spatial_jax.rollout.conversation import Conversation, Episode, Piece
+from spatial_jax.rollout.pictures import Known, check_room, encode
 from spatial_jax.rollout.sampler import ObservationBatch, PromptBatch, SampleState, Sampling
 from spatial_jax.types import Array, Params, PatchedImage, Prompt, Prompts, Rollouts, VisionBatch
 
@@ -129,20 +130,25 @@ class _Row:
     return self.episode.length - len(self.episode.prompt.token_ids_T)
 
 
-def read_prompts(engine: Engine, params: Params, prompts: Prompts) -> SampleState:
+def read_prompts(
+  engine: Engine, params: Params, prompts: Prompts, known: Known | None = None
+) -> SampleState:
   """Encodes the prompts' pictures and prefills them: rows that are about to speak.
 
   Args:
     engine: programs, limits, drawing.
     params: decode parameters (unstacked), on the rollout mesh.
     prompts: at most `cfg.prompts`.
+    known: filled with what the tower sees of each image, and asked before it is run. None: nothing
+      is kept.
 
   Raises:
     DataError: on the host, for prompts that are longer, or show or let draw more, than every bucket
       holds; whatever the policy says then fits.
   """
-  _check_pictures(engine, prompts)
-  features_MYD, prompt_batch, active_B = _prompt_batch(engine, params, prompts)
+  cfg, blocks = engine.cfg, engine.conversation.policy.vision.window_blocks
+  check_room(prompts, cfg.group, cfg.stop, blocks, cfg.vision)
+  features_MYD, prompt_batch, active_B = _prompt_batch(engine, params, prompts, known)
   return engine.programs.start(params, features_MYD, prompt_batch, active_B)
 
 
@@ -154,6 +160,7 @@ def run_episodes(
   step: int,
   mode: Mode,
   ready: SampleState | None = None,
+  known: Known | None = None,
 ) -> Rollouts:
   """Samples G rollouts for each prompt.
 
@@ -163,12 +170,16 @@ def run_episodes(
     mode: temperature, nucleus, greedy.
     ready: what `read_prompts` gave for the same arguments, where they are asked in several modes;
       it is left as it is. None: the prompts are read here.
+    known: as in `read_prompts`.
 
   Returns:
     [len(prompts)][G] trajectories. Errors are those of `read_prompts`.
   """
   cfg = engine.cfg
-  state = read_prompts(engine, params, prompts) if ready is None else jax.tree.map(jnp.copy, ready)
+  if ready is None:
+    state = read_prompts(engine, params, prompts, known)
+  else:
+    state = jax.tree.map(jnp.copy, ready)
   rows = [_open(engine, p, g, seed, step, mode) for p in prompts for g in range(cfg.group)]
   key_R = _row_keys(prompts, cfg, seed, step)
   while any(row.reason is None for row in rows):
@@ -184,29 +195,9 @@ def run_episodes(
       if observation is not None:
         observations[r] = observation
     if observations:
-      state = _observe(engine, params, state, rows, observations)
+      state = _observe(engine, params, state, rows, observations, known)
   finished = [row.episode.finish(row.reason or "fault") for row in rows]
   return [finished[i : i + cfg.group] for i in range(0, len(finished), cfg.group)]
-
-
-def most_drawn(images: int, stop: StopLimits) -> int:
-  """How many pictures a rollout can draw: each turn but the last may draw on all there are."""
-  return max(min(stop.images, images * 2 ** (stop.turns - 1)) - images, 0)
-
-
-def _check_pictures(engine: Engine, prompts: Prompts) -> None:
-  """What the policy could draw has to fit the vision buckets, so that no drawing ends a run."""
-  cfg, blocks = engine.cfg, engine.conversation.policy.vision.window_blocks
-  frames = windows = 0
-  for prompt in prompts:
-    drawn = cfg.group * most_drawn(len(prompt.images), cfg.stop)
-    of_frame = [windows_of(image, blocks) // image.grid_3[0] for image in prompt.images]
-    frames += drawn + sum(image.grid_3[0] for image in prompt.images)
-    windows += drawn * max(of_frame, default=0)
-    windows += sum(windows_of(image, blocks) for image in prompt.images)
-  name = "shown and possibly drawn; raise config.rollout.vision:"
-  bucket(frames, cfg.vision.frames, f"frames {name} they")
-  bucket(windows, cfg.vision.windows, f"attention windows {name} they")
 
 
 def _open(engine: Engine, prompt: Prompt, sample: int, seed: int, step: int, mode: Mode) -> _Row:
@@ -230,14 +221,14 @@ def _row_keys(prompts: Prompts, cfg: RolloutConfig, seed: int, step: int) -> jax
 
 
 def _prompt_batch(
-  engine: Engine, params: Params, prompts: Prompts
+  engine: Engine, params: Params, prompts: Prompts, known: Known | None
 ) -> tuple[Array, PromptBatch, np.ndarray]:
   """Features of the prompts' images, the padded prompts, and which of them are real."""
   cfg = engine.cfg
   longest = max(prompts, key=lambda prompt: len(prompt.token_ids_T))
   name = f"tokens in the prompt of {longest.task.task_id}"
   size = bucket(len(longest.token_ids_T), cfg.prompt_buckets, name)
-  features_MYD, feature_of = _encode(engine, params, [p.images for p in prompts])
+  features_MYD, feature_of = _encode(engine, params, [p.images for p in prompts], known)
   batch = PromptBatch(
     token_BT=np.zeros((cfg.prompts, size), np.int32),
     position_BTA=np.zeros((cfg.prompts, size, 3), np.int32),
@@ -258,14 +249,13 @@ def _prompt_batch(
 
 
 def _encode(
-  engine: Engine, params: Params, images_by_row: Sequence[Sequence[PatchedImage]]
+  engine: Engine,
+  params: Params,
+  images_by_row: Sequence[Sequence[PatchedImage]],
+  known: Known | None,
 ) -> tuple[Array, dict[str, np.ndarray]]:
-  """Features of all distinct images, and where each one's tokens lie in them, by content hash."""
-  distinct = {image.content_hash: image for images in images_by_row for image in images}
-  blocks = engine.conversation.policy.vision.window_blocks
-  vision, plan = plan_vision(list(distinct.values()), blocks, engine.cfg.vision)
-  features_MYD = engine.programs.encode(params, vision)
-  return features_MYD, dict(zip(distinct, plan, strict=True))
+  blocks, buckets = engine.conversation.policy.vision.window_blocks, engine.cfg.vision
+  return encode(engine.programs.encode, params, images_by_row, blocks, buckets, known)
 
 
 def _sample_turn(
@@ -372,13 +362,16 @@ def _observe(
   state: SampleState,
   rows: Sequence[_Row],
   observations: dict[int, Piece],
+  known: Known | None,
 ) -> SampleState:
   """Encodes the drawn pictures and reads the observations behind their rows."""
   longest = max(len(o.token_ids_T) for o in observations.values())
   size = bucket(longest, engine.cfg.observation_buckets, "tokens in an observation")
   # Few row counts, so few traces: a power of two of the rows that drew.
   count = min(1 << (len(observations) - 1).bit_length(), len(state.active_R))
-  features_MYD, feature_of = _encode(engine, params, [o.images for o in observations.values()])
+  features_MYD, feature_of = _encode(
+    engine, params, [o.images for o in observations.values()], known
+  )
   batch = ObservationBatch(
     slot_R=np.full(count, len(state.active_R), np.int32),
     token_RT=np.zeros((count, size), np.int32),

@@ -83,7 +83,8 @@ class Learner:
     count: prompts of a step.
     cfg, shapes: the stage and its static shapes.
     steps, seed: of the run.
-    reference: parameters the policy is held near, None without a divergence.
+    reference: the policy's parameters -> those it is held near; None without a divergence.
+    tower_learns: else each image of a step is seen once, by rollouts and update together.
     workdir: where kept rollouts go.
   """
 
@@ -96,7 +97,8 @@ class Learner:
   shapes: BatchConfig
   steps: int
   seed: int
-  reference: Params | None
+  reference: Callable[[Params], Params] | None
+  tower_learns: bool
   workdir: pathlib.Path
 
   def prompts(self, step: int) -> Prompts:
@@ -120,17 +122,18 @@ class Learner:
     prompts = next(prompt_iter)
     begin = time.monotonic()
     weights = self.decode_params(state.params)
-    rollouts = run_episodes(self.engine, weights, prompts, self.seed, step, mode)
+    known = None if self.tower_learns else {}
+    rollouts = run_episodes(self.engine, weights, prompts, self.seed, step, mode, known=known)
     del weights  # the update needs the room
     rollout_s = time.monotonic() - begin
 
     scores = score(rollouts, [prompt.task for prompt in prompts], cfg.reward, k)
     advantages_BG = np.asarray(advantage(scores, cfg.advantage))
     kept_BG = select(advantages_BG, cfg.share, self.programs.blocks)
-    batch, _ = to_train_batch(rollouts, advantages_BG, self.shapes, kept_BG)
+    batch, _ = to_train_batch(rollouts, advantages_BG, self.shapes, kept_BG, known)
     batch = self.programs.place(batch)
-    reference = None if self.reference is None else self.programs.score(self.reference, batch)
-    state, metrics = self.programs.update(state, batch, reference)
+    near = self.reference and self.programs.score(self.reference(state.params), batch)
+    state, metrics = self.programs.update(state, batch, near)
 
     if cfg.keep_every and step % cfg.keep_every == 0:
       groups = groups_of(prompts, rollouts, scores, advantages_BG, step)

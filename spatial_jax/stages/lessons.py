@@ -165,6 +165,7 @@ class Teacher:
         break
     advantage_BG = np.zeros((cfg.scenes, cfg.group), np.float32)
     batch, feature_of = to_train_batch(groups, advantage_BG, self.shapes)
+    assert isinstance(batch.vision, VisionBatch)
     return Lesson(batch.vision, _dense_batch(batch.vision, feature_of, pictures), batch)
 
   def _room(self, number: int) -> "Room":

@@ -15,10 +15,12 @@ from spatial_jax.data.text import Tokenizer, load_tokenizer
 from spatial_jax.errors import CheckpointError
 from spatial_jax.policy import weights
 from spatial_jax.policy.config import QwenVLConfig
+from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.types import Params
 
 MODEL_KEY = "model"  # where a run's resolved config holds the QwenVLConfig it trained
+LORA_KEY = "lora"  # and its LoraConfig
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,7 +29,7 @@ class Loaded:
 
   Attributes:
     policy: its functions, for the mesh it was loaded onto.
-    params: stacked, float32, sharded over that mesh.
+    params: stacked, float32, sharded over that mesh; a run's adapters are merged into them.
     tokenizer: that it was trained with.
     benchmark: whose rooms it was trained on ("vsi-bench"), None when on nobody's or not recorded.
   """
@@ -83,6 +85,9 @@ def _load_run(path: pathlib.Path, mesh: Mesh) -> Loaded:
     )
   cfg = config_lib.build(QwenVLConfig, progress.config[MODEL_KEY], f"config.{MODEL_KEY}")
   policy = make_policy(cfg, programs.compute_dtype(mesh), mesh)
+  if LORA_KEY in progress.config:
+    adapters = config_lib.build(LoraConfig, progress.config[LORA_KEY], f"config.{LORA_KEY}")
+    policy = dataclasses.replace(policy, lora=adapters)
   shapes = jax.eval_shape(policy.init, jax.random.key(0))
   abstract = jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -90,5 +95,7 @@ def _load_run(path: pathlib.Path, mesh: Mesh) -> Loaded:
     sharding.param_shardings(shapes, mesh),
   )
   params = checkpoint_lib.restore_params(step, abstract)
+  if policy.lora.paths:
+    params = programs.merge_adapters(policy, params, mesh)
   tokenizer = load_tokenizer(pathlib.Path(step).parent.parent)
-  return Loaded(policy, params, tokenizer, progress.benchmark)
+  return Loaded(policy.base, params, tokenizer, progress.benchmark)

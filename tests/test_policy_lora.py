@@ -1,0 +1,217 @@
+"""Adapters: merged and apart they compute the same, off they are the policy that was loaded."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from spatial_jax import checkpoint, programs, sharding
+from spatial_jax.checkpoint import Progress
+from spatial_jax.config import ConfigError
+from spatial_jax.data.vision import plan_vision
+from spatial_jax.learn.loss import LossConfig
+from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
+from spatial_jax.learn.update import Microbatches, policy_update
+from spatial_jax.policy import lora, parts
+from spatial_jax.policy.lora import LoraConfig
+from spatial_jax.policy.qwen_vl import Policy, make_policy
+from spatial_jax.stages.load import load_policy, record
+from spatial_jax.types import Params, TrainState
+from tests import policy_fixtures, rollout_fixtures
+from tests.test_learn_update import batch_of, lab
+from tests.test_policy import FAMILIES, four_rows, setting
+
+EVERYWHERE = LoraConfig(paths=("/kernel$",), rank=3, alpha=6.0)
+QUERIES = LoraConfig(paths=("attn/q/kernel$",), rank=2, alpha=1.0)
+
+
+def with_adapters(
+  policy: Policy, params: Params, cfg: LoraConfig, seed: int = 0
+) -> tuple[Policy, Params]:
+  """The policy with adapters that all matter."""
+  policy = dataclasses.replace(policy, lora=cfg, frozen=lora.held(cfg, ()))
+  fresh = programs.init_adapters(policy, jax.random.key(seed), programs.train_mesh(policy))
+  leaves, tree = jax.tree.flatten(fresh)
+  keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+  noise = [
+    0.3 * jax.random.normal(key, x.shape) / np.sqrt(x.shape[-2])
+    for key, x in zip(keys, leaves, strict=True)
+  ]
+  return policy, parts.join(params, jax.tree.unflatten(tree, noise))
+
+
+def outputs(policy: Policy, params: Params, name: str) -> tuple[np.ndarray, np.ndarray]:
+  """Features of pictures, and hidden states of rows about them."""
+  _, _, images, _, _ = setting(name)
+  blocks = policy.cfg.vision.window_blocks
+  batch, _ = plan_vision(images, blocks, policy_fixtures.BUCKETS)
+  features_MYD = jax.jit(policy.encode)(params, batch)
+  rows = four_rows(name)[0]
+  hidden = jax.jit(policy.hidden)(params, *rows[:3], features_MYD, rows[3])
+  return np.asarray(features_MYD), np.asarray(hidden)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_merged_adapters_compute_what_they_compute_apart(name):
+  plain, params, *_ = setting(name)
+  policy, adapted = with_adapters(plain, params, EVERYWHERE)
+  apart = outputs(policy, adapted, name)
+  together = outputs(policy.base, lora.merged(adapted, EVERYWHERE), name)
+  for one, other, start in zip(apart, together, outputs(plain, params, name), strict=True):
+    np.testing.assert_allclose(one, other, atol=2e-4 * other.std())
+    assert np.abs(other - start).max() > 0.05 * start.std(), "adapters that matter"
+
+
+def test_every_kernel_has_its_adapter():
+  plain, params, *_ = setting("qwen3_vl/tied")
+  _, adapted = with_adapters(plain, params, EVERYWHERE)
+  base, adapters = lora.split(adapted)
+  there = {parts.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(adapters)}
+  kernels = [path for path, _ in jax.tree_util.tree_leaves_with_path(base)]
+  kernels = [name for name in map(parts.path_name, kernels) if name.endswith("/kernel")]
+  assert there == {f"{kernel}_lora_{side}" for kernel in kernels for side in "ab"}
+
+
+def test_the_base_is_the_same_arrays():
+  plain, params, *_ = setting()
+  _, adapted = with_adapters(plain, params, QUERIES)
+  base, adapters = lora.split(adapted)
+  assert jax.tree.structure(base) == jax.tree.structure(params)
+  pairs = zip(jax.tree.leaves(base), jax.tree.leaves(params), strict=True)
+  assert all(one is other for one, other in pairs), "no second copy"
+  assert list(adapters) == ["decoder"]
+
+
+def test_merging_is_the_sum_of_products():
+  """By hand, in NumPy, head by head."""
+  plain, params, *_ = setting()
+  _, adapted = with_adapters(plain, params, QUERIES)
+  found = np.asarray(lora.merged(adapted, QUERIES)["decoder"]["layers"]["attn"]["q"]["kernel"])
+  query = jax.tree.map(np.asarray, adapted["decoder"]["layers"]["attn"]["q"])
+  channels = found.shape[-1]
+  for layer in range(found.shape[0]):
+    for head in range(found.shape[2]):
+      b = query["kernel_lora_b"][layer][:, head * channels : (head + 1) * channels]
+      expected = query["kernel"][layer, :, head] + 0.5 * query["kernel_lora_a"][layer] @ b
+      np.testing.assert_allclose(found[layer, :, head], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_fresh_adapters_change_nothing():
+  plain, params, *_ = setting()
+  policy = dataclasses.replace(plain, lora=EVERYWHERE)
+  fresh = programs.init_adapters(policy, jax.random.key(5), programs.train_mesh(policy))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(fresh):
+    assert bool((leaf == 0).all()) == parts.path_name(path).endswith("_b"), "B is 0, A is not"
+  found = outputs(policy, parts.join(params, fresh), "qwen2_5_vl/tied")
+  for one, other in zip(found, outputs(plain, params, "qwen2_5_vl/tied"), strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+def test_half_precision_traces():
+  plain, params, *_ = setting()
+  policy, adapted = with_adapters(plain, params, EVERYWHERE)
+  half = dataclasses.replace(policy, compute_dtype=jnp.dtype("bfloat16"))
+  exact = outputs(policy, adapted, "qwen2_5_vl/tied")[1]
+  rough = outputs(half, adapted, "qwen2_5_vl/tied")[1].astype(np.float32)
+  assert np.abs(rough - exact).mean() < 0.05 * exact.std()
+
+
+@pytest.mark.parametrize("paths", [("attn/z/kernel",), ("attn_norm",), ("bias",)])
+def test_paths_of_no_kernel_are_refused(paths):
+  policy = make_policy(policy_fixtures.small_config(True), jnp.float32)
+  policy = dataclasses.replace(policy, lora=LoraConfig(("/kernel$", *paths), 2, 2.0))
+  with pytest.raises(ConfigError, match=r"config\.lora\.paths: no kernel's path matches"):
+    jax.eval_shape(policy.init, jax.random.key(0))
+
+
+def test_a_rank_of_nothing_is_refused():
+  with pytest.raises(ConfigError, match=r"config\.lora\.rank must be at least 1, got 0"):
+    LoraConfig(("/kernel$",), 0, 1.0)
+
+
+# --- learning ----------------------------------------------------------------------------------
+
+LOSS = LossConfig(clip_low=0.2, clip_high=0.3, kl_weight=0.1, normalise="token")
+MICRO = Microbatches(2, (256,))
+ADAM = OptimizerConfig(
+  *(1e-2, "constant", 0, 10, 0, 0.9, 0.95, 1e-8, 0.0, 1.0, False, (), 0.0, (lora.BASE,))
+)
+
+
+@functools.cache
+def learned():
+  """Policy, the state at the start, and the state and metrics of two steps with adapters."""
+  plain, params = lab()
+  policy = dataclasses.replace(plain, lora=QUERIES, frozen=lora.held(QUERIES, ()))
+  mesh = programs.train_mesh(policy)
+  fresh = programs.init_adapters(policy, jax.random.key(1), mesh)
+  optimizer = make_optimizer(ADAM)
+  start = parts.join(jax.tree.map(jnp.copy, params), fresh)
+  run = programs.learn_programs(policy, optimizer, LOSS, MICRO)
+  state, found = programs.init_state(policy, optimizer, start, mesh), []
+  batch = run.place(batch_of())
+  for _ in range(2):
+    state, metrics = run.update(state, batch, run.score(state.params, batch))
+    found.append(jax.device_get(metrics))
+  return policy, params, state, found
+
+
+def test_adapters_learn_and_the_base_stays():
+  _, params, state, metrics = learned()
+  base, adapters = lora.split(state.params)
+  jax.tree.map(np.testing.assert_array_equal, base, params)
+  assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(adapters)), "B too"
+  assert all(float(one["update_norm"]) > 0 for one in metrics)
+
+
+def test_moments_are_those_of_adapters():
+  _, _, state, _ = learned()
+  _, adapters = lora.split(state.params)
+  moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+  assert sum(leaf.size for leaf in moments) == 2 * sum(x.size for x in jax.tree.leaves(adapters))
+
+
+def test_the_reference_is_the_policy_with_adapters_off():
+  _, _, _, (first, second) = learned()
+  assert abs(float(first["kl_ref_k3"])) < 1e-9, "fresh adapters are the reference"
+  assert float(second["kl_ref_k3"]) > 1e-6
+
+
+def test_no_room_is_taken_for_gradients_of_the_base():
+  policy, params, _, _ = learned()
+  state = TrainState(params, (), np.int32(0))
+  everything = dataclasses.replace(policy.base, frozen=())
+
+  def scratch(policy: Policy, state: TrainState, frozen: tuple[str, ...]) -> int:
+    optimizer = make_optimizer(dataclasses.replace(ADAM, frozen=frozen))
+    state = state._replace(opt_state=optimizer.init(state.params))
+    update = functools.partial(policy_update, policy, optimizer, LOSS, MICRO)
+    lowered = jax.jit(update, donate_argnums=0).lower(state, batch_of(), None)
+    return lowered.compile().memory_analysis().temp_size_in_bytes
+
+  fresh = programs.init_adapters(policy, jax.random.key(1), programs.train_mesh(policy))
+  ours = scratch(policy, state._replace(params=parts.join(params, fresh)), (lora.BASE,))
+  full = scratch(everything, state, ())
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+  assert full - ours > 0.9 * size, (full, ours, size)
+
+
+def test_a_run_with_adapters_is_loaded_merged(tmp_path: pathlib.Path):
+  policy, _, state, _ = learned()
+  config = {"model": record(policy.cfg), "lora": dataclasses.asdict(QUERIES)}
+  with checkpoint.Saver(tmp_path, 1) as saver:
+    saver.save(state, Progress(2, 2, {"step": 2}, None, config))
+  rollout_fixtures.TOKENIZER.inner.save(str(tmp_path / "tokenizer.json"))
+  loaded = load_policy(
+    tmp_path, sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
+  )
+  assert loaded.policy.lora == lora.OFF
+  expected = lora.merged(state.params, QUERIES)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+  jax.tree.map(close, loaded.params, expected)
+  assert optax.tree.norm(optax.tree.sub(loaded.params, lora.split(state.params)[0])) > 1e-3
