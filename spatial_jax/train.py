@@ -36,13 +36,13 @@ from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.report.plots import RewardCard
 from spatial_jax.report.report import About, write_report
-from spatial_jax.rollout.conversation import Conversation
+from spatial_jax.rollout.conversation import Conversation, check_preprocess
 from spatial_jax.rollout.engine import RolloutConfig
 from spatial_jax.sharding import MeshConfig
 from spatial_jax.stages import loop
 from spatial_jax.stages.engine import make_engine
 from spatial_jax.stages.grpo import GrpoConfig, Learner, batch_config
-from spatial_jax.stages.load import MODEL_KEY, Loaded, load_policy, record
+from spatial_jax.stages.load import MODEL_KEY, Loaded, load_policy, read_shape, record
 from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.stages.pretrain import PretrainRun, pretrain
 from spatial_jax.stages.source import SourceConfig, make_source
@@ -157,7 +157,10 @@ def run(config: Any, workdir: pathlib.Path) -> None:
     return
   grpo_run = build(GrpoRun, settings)
   mesh = sharding.make_mesh(grpo_run.mesh, jax.devices())
-  loaded = load_policy(grpo_run.init, mesh)
+  shape = read_shape(grpo_run.init)
+  check_preprocess(grpo_run.preprocess, shape, "config.preprocess")
+  lora.kernels(grpo_run.lora, shape)
+  loaded = load_policy(grpo_run.init, mesh)  # from here on there is something on the devices
   resolved |= {MODEL_KEY: record(loaded.policy.cfg)}
   checkpoint.claim(workdir, resolved, MAY_DIFFER)
   loaded.tokenizer.inner.save(str(workdir / "tokenizer.json"))

@@ -242,7 +242,7 @@ def test_a_policy_is_not_compared_with_itself_nor_with_another_shape(
 
 def test_a_training_config_will_do():
   training = {k: v for k, v in fixtures.SETTINGS.items() if k != "reward"}
-  training |= {"stage": "grpo", "remat": False, "loop": {"steps": 3}}
+  training |= {"stage": "grpo", "remat": False, "lora": {"paths": ()}, "loop": {"steps": 3}}
   training |= {"learn": {"reward": fixtures.SETTINGS["reward"], "micro": {"rows": 8}}}
   assert settings_of(training) == fixtures.SETTINGS
   assert settings_of(fixtures.SETTINGS) == fixtures.SETTINGS

@@ -1,20 +1,14 @@
-"""`verify.forward` in the processor's layout, `verify` live, and a run's checkpoint exported."""
+"""`verify.forward` in the processor's layout, and `verify` live."""
 
 import pathlib
 import subprocess
 import sys
 import textwrap
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spatial_jax import checkpoint
-from spatial_jax.errors import CheckpointError
-from spatial_jax.policy import export, reference, verify, weights
-from spatial_jax.stages.load import record
-from spatial_jax.types import TrainState
+from spatial_jax.policy import reference, verify, weights
 from tests import policy_fixtures as fixtures
 from tests.test_policy_parity import CASES, PATH
 
@@ -147,39 +141,3 @@ def test_no_torch_is_one_line_and_exit_code_2(directory):
   done = run_verify("without torch", directory)
   assert done.returncode == 2
   assert "needs torch" in done.stderr.splitlines()[-1]
-
-
-# --- export ------------------------------------------------------------------------------------
-
-
-def saved_run(workdir: pathlib.Path, config: dict):
-  cfg = fixtures.small_config(False)
-  params = fixtures.small_params(cfg)
-  state = TrainState(params, {"momentum": jnp.zeros(3)}, jnp.int32(4))
-  with checkpoint.Saver(workdir, keep=1) as saver:
-    saver.save(state, checkpoint.Progress(4, 4, {}, None, config))
-  return cfg, params
-
-
-@pytest.mark.filterwarnings("default")
-def test_export_writes_the_runs_parameters(tmp_path, directory):
-  cfg, params = saved_run(tmp_path / "run", {"model": record(fixtures.small_config(False))})
-  (directory / "tokenizer.json").write_text("{}")
-  export.export(tmp_path / "run", tmp_path / "hf", directory)
-  assert (tmp_path / "hf" / "tokenizer.json").exists()
-  assert weights.read_config(tmp_path / "hf") == cfg
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  back = weights.load(tmp_path / "hf", cfg, np.dtype(np.float32), lambda path, shape: device)
-  jax.tree.map(np.testing.assert_array_equal, back, params)
-  with pytest.raises(CheckpointError, match="already holds"):
-    export.export(tmp_path / "run", tmp_path / "hf", None)
-
-
-@pytest.mark.filterwarnings("default")
-def test_export_needs_a_run_that_names_its_model(tmp_path):
-  with pytest.raises(CheckpointError, match="does not exist"):
-    export.export(tmp_path / "nothing", tmp_path / "hf", None)
-  saved_run(tmp_path / "run", {})
-  with pytest.raises(CheckpointError, match=r"config\.model"):
-    export.export(tmp_path / "run", tmp_path / "hf", None)
-  assert not (tmp_path / "hf").exists()

@@ -34,7 +34,7 @@ from spatial_jax.stages.load import Loaded, load_policy
 from spatial_jax.stages.source import SourceConfig, make_source
 
 # Keys of a training config that an evaluation has no use for.
-TRAINING_ONLY = ("stage", "remat", "loop", "learn")
+TRAINING_ONLY = ("stage", "remat", "loop", "learn", "lora")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,54 +1,57 @@
-"""A run's checkpoint as a Hugging Face directory that transformers loads.
+"""A run's checkpoint as a Hugging Face folder that transformers loads; adapters are merged.
 
-python -m spatial_jax.policy.export --checkpoint=WORKDIR --out=HF_DIR [--files_from=HF_DIR]
+python -m spatial_jax.policy.export --checkpoint=WORKDIR --out=HF_DIR [--dtype=bfloat16]
 """
 
 import argparse
 import pathlib
-import shutil
 import sys
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from spatial_jax import checkpoint as checkpoint_lib
 from spatial_jax import config as config_lib
+from spatial_jax import sharding
+from spatial_jax.data.vision import PreprocessConfig
 from spatial_jax.errors import CheckpointError, UserError
 from spatial_jax.policy import weights
-from spatial_jax.policy.config import QwenVLConfig
-from spatial_jax.policy.qwen_vl import make_policy
-from spatial_jax.stages.load import MODEL_KEY
+from spatial_jax.stages.load import load_policy
+from spatial_jax.stages.publish import write_files
 
 
 def export(
-  checkpoint: str | pathlib.Path, out: pathlib.Path, files_from: pathlib.Path | None
+  checkpoint: str | pathlib.Path,
+  out: pathlib.Path,
+  files_from: pathlib.Path | None,
+  dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
-  """Writes config.json and model.safetensors of a run's newest checkpoint.
+  """Writes a run's newest checkpoint: weights, config, tokenizer, processor, generation config.
 
   Args:
     checkpoint: work directory, its checkpoints folder, or one checkpoint.
     out: made when missing.
-    files_from: a Hugging Face directory whose other files (tokenizer, processor) are copied.
+    files_from: a Hugging Face folder whose other files (chat template, tokenizer settings) are
+      kept; None: the one that the run began with, where it is still there.
+    dtype: of the weights; float32 keeps every bit.
 
   Raises:
     CheckpointError: on the host, I/O: no checkpoint, one that names no model, or `out` is taken.
+    DataError: on the host, I/O: no tokenizer in the work directory.
   """
-  if (out / weights.WEIGHTS).exists():
-    raise CheckpointError(f"{out} already holds {weights.WEIGHTS}; choose another --out")
-  step = checkpoint_lib.find(checkpoint)
-  config = checkpoint_lib.read_progress(step).config
-  if MODEL_KEY not in config:
-    raise CheckpointError(f"{step} does not say which model it holds (config.{MODEL_KEY} missing)")
-  cfg = config_lib.build(QwenVLConfig, config[MODEL_KEY], f"config.{MODEL_KEY}")
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-  abstract = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-    jax.eval_shape(make_policy(cfg, jnp.float32).init, jax.random.key(0)),
-  )
-  weights.save(checkpoint_lib.restore_params(step, abstract), cfg, out)
-  for path in sorted(files_from.iterdir()) if files_from else ():
-    if path.is_file() and path.suffix != ".safetensors" and not (out / path.name).exists():
-      shutil.copy(path, out / path.name)
+  taken = [name for name in (weights.WEIGHTS, weights.INDEX) if (out / name).exists()]
+  if taken:
+    raise CheckpointError(f"{out} already holds {taken[0]}; choose another --out")
+  cpu = jax.local_devices(backend="cpu")[:1]
+  loaded = load_policy(checkpoint, sharding.make_mesh(sharding.MeshConfig(1, 1, 1), cpu))
+  config = checkpoint_lib.read_progress(checkpoint_lib.find(checkpoint)).config
+  preprocess = config_lib.build(PreprocessConfig, config["preprocess"], "config.preprocess")
+  began = pathlib.Path(config["init"])
+  params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), loaded.params)
+  weights.save(params, loaded.policy.cfg, out)
+  like = files_from or (began if (began / weights.CONFIG).exists() else None)
+  write_files(loaded.tokenizer, preprocess, out, like)
 
 
 def main() -> None:
@@ -56,10 +59,13 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--checkpoint", required=True, help="work directory or checkpoint of a run")
   parser.add_argument("--out", type=pathlib.Path, required=True)
-  parser.add_argument("--files_from", type=pathlib.Path, help="copy tokenizer files from here")
+  parser.add_argument(
+    "--files_from", type=pathlib.Path, help="keep other files of this folder, not of the run's init"
+  )
+  parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   arguments = parser.parse_args()
   try:
-    export(arguments.checkpoint, arguments.out, arguments.files_from)
+    export(arguments.checkpoint, arguments.out, arguments.files_from, arguments.dtype)
   except UserError as error:
     print(error, file=sys.stderr)
     sys.exit(2)

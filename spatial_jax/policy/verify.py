@@ -100,8 +100,7 @@ def _evaluate(
   video_positions: rope.VideoRule = "hf5",
 ) -> dict[str, np.ndarray]:
   """`forward`, computed in `dtype`."""
-  cfg, params = _load(directory)
-  policy = make_policy(cfg, dtype)
+  cfg = weights.read_config(directory)
   token_ids = np.asarray(input_ids, np.int32).reshape(-1)
   images = _split(pixel_values, image_grid_thw)
   clips = _split(pixel_values_videos, video_grid_thw)
@@ -109,6 +108,10 @@ def _evaluate(
   order = _order(token_ids, images, clips, cfg)
   grids = [(images + clips)[i].grid_3 for i in order]
   positions, _ = rope.mrope_positions(token_ids, grids, cfg, seconds, video_positions)
+  policy, (_, params) = (
+    make_policy(cfg, dtype),
+    _load(directory),
+  )  # what was given fits: now weights
   with jax.default_matmul_precision("highest"):
     features_MYD, index = _encode(policy, params, images + clips)
     feature_T = np.full(len(token_ids), -1, np.int32)

@@ -17,6 +17,7 @@ from spatial_jax.data import text as text_lib
 from spatial_jax.data.chat import ChatConfig, Message, chat_text
 from spatial_jax.data.text import TextConfig, Tokenizer
 from spatial_jax.data.vision import PreprocessConfig, patch_image
+from spatial_jax.errors import DataError
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.rope import VideoRule, mrope_positions
 from spatial_jax.types import (
@@ -41,6 +42,22 @@ class Piece:
   image_start: tuple[int, ...]
 
 
+def check_preprocess(preprocess: PreprocessConfig, policy: QwenVLConfig, where: str) -> None:
+  """Refuses pictures cut otherwise than the policy's tower reads them.
+
+  Raises:
+    ConfigError: on the host; `where` says whose sizes they are.
+  """
+  tower = policy.vision
+  for name, given, needed in (
+    ("patch_size", preprocess.patch_size, tower.patch_size),
+    ("merge_size", preprocess.merge_size, tower.merge_size),
+    ("temporal_size", preprocess.temporal_size, tower.temporal_size),
+  ):
+    if given != needed:
+      raise ConfigError(f"{where}: {name} is {given}, but this policy has {needed}")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Conversation:
   """How one policy family reads: tokenizer, words, preprocessing and rotary positions."""
@@ -51,14 +68,7 @@ class Conversation:
   policy: QwenVLConfig
 
   def __post_init__(self):
-    ours, tower = self.preprocess, self.policy.vision
-    for name, given, needed in (
-      ("patch_size", ours.patch_size, tower.patch_size),
-      ("merge_size", ours.merge_size, tower.merge_size),
-      ("temporal_size", ours.temporal_size, tower.temporal_size),
-    ):
-      if given != needed:
-        raise ConfigError(f"config.preprocess.{name} is {given}, but this policy has {needed}")
+    check_preprocess(self.preprocess, self.policy, "config.preprocess")
 
   @functools.cached_property
   def forbidden_ids(self) -> tuple[int, ...]:
@@ -74,11 +84,15 @@ class Conversation:
       images: its pictures where they have been patched already.
 
     Raises:
-      ValueError: on the host, for pictures that cannot be used.
+      DataError: on the host, naming the task, for pictures that cannot be used or a wording that
+        does not have as many image tokens as there are pictures.
     """
-    if images is None:
-      images = [patch_image(image, self.preprocess) for image in task.images]
-    read = self._read(text_lib.prompt_text(task, images, self.text), images, (), "max")
+    try:
+      if images is None:
+        images = [patch_image(image, self.preprocess) for image in task.images]
+      read = self._read(text_lib.prompt_text(task, images, self.text), images, (), "max")
+    except DataError as error:
+      raise DataError(f"task {task.task_id}: {error}") from error
     return Prompt(
       task, read.token_ids_T, read.position_TA, read.next_position, read.images, read.image_start
     )

@@ -6,17 +6,21 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
 from spatial_jax import checkpoint as checkpoint_lib
 from spatial_jax import config as config_lib
 from spatial_jax import programs, sharding
+from spatial_jax.checkpoint import Progress
+from spatial_jax.data import processor
 from spatial_jax.data.text import Tokenizer, load_tokenizer
 from spatial_jax.errors import CheckpointError
 from spatial_jax.policy import weights
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
+from spatial_jax.rollout.conversation import check_preprocess
 from spatial_jax.types import Params
 
 MODEL_KEY = "model"  # where a run's resolved config holds the QwenVLConfig it trained
@@ -55,27 +59,39 @@ def load_policy(path: pathlib.Path | str, mesh: Mesh) -> Loaded:
 
   Raises:
     CheckpointError: I/O, when there is no checkpoint or it does not fit its own config.
+    ConfigError: I/O, when the folder's processor cuts patches that the policy does not read.
     DataError: I/O, when there is no tokenizer beside it.
   """
   path = pathlib.Path(path)
-  if any((path / name).exists() for name in (weights.WEIGHTS, weights.INDEX)):
-    return _load_folder(path, mesh)
-  return _load_run(path, mesh)
+  return _load_folder(path, mesh) if _is_folder(path) else _load_run(path, mesh)
+
+
+def read_shape(path: pathlib.Path | str) -> QwenVLConfig:
+  """The policy's config alone, nothing of it on a device; arguments and errors as `load_policy`."""
+  path = pathlib.Path(path)
+  return weights.read_config(path) if _is_folder(path) else _recorded(path)[1]
+
+
+def _is_folder(path: pathlib.Path) -> bool:
+  """Whether it is one of Hugging Face's."""
+  return any((path / name).exists() for name in (weights.WEIGHTS, weights.INDEX))
 
 
 def _load_folder(folder: pathlib.Path, mesh: Mesh) -> Loaded:
-  cfg = weights.read_config(folder)
+  cfg, tokenizer = weights.read_config(folder), load_tokenizer(folder)
+  if (folder / processor.IMAGES).exists():
+    pixels = processor.read_processor(folder)
+    check_preprocess(pixels, cfg, str(folder / processor.IMAGES))
 
   def place(name: str, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, sharding.param_spec(name, shape, mesh))
 
   params = weights.load(folder, cfg, np.dtype(np.float32), place)
-  return Loaded(
-    make_policy(cfg, programs.compute_dtype(mesh), mesh), params, load_tokenizer(folder), None
-  )
+  return Loaded(make_policy(cfg, programs.compute_dtype(mesh), mesh), params, tokenizer, None)
 
 
-def _load_run(path: pathlib.Path, mesh: Mesh) -> Loaded:
+def _recorded(path: pathlib.Path) -> tuple[epath.Path, QwenVLConfig, Progress]:
+  """A run's newest checkpoint, and what is written beside it."""
   step = checkpoint_lib.find(path)
   progress = checkpoint_lib.read_progress(step)
   if MODEL_KEY not in progress.config:
@@ -84,6 +100,12 @@ def _load_run(path: pathlib.Path, mesh: Mesh) -> Loaded:
       "give the Hugging Face folder that its run wrote"
     )
   cfg = config_lib.build(QwenVLConfig, progress.config[MODEL_KEY], f"config.{MODEL_KEY}")
+  return step, cfg, progress
+
+
+def _load_run(path: pathlib.Path, mesh: Mesh) -> Loaded:
+  step, cfg, progress = _recorded(path)
+  tokenizer = load_tokenizer(pathlib.Path(step).parent.parent)
   policy = make_policy(cfg, programs.compute_dtype(mesh), mesh)
   if LORA_KEY in progress.config:
     adapters = config_lib.build(LoraConfig, progress.config[LORA_KEY], f"config.{LORA_KEY}")
@@ -97,5 +119,4 @@ def _load_run(path: pathlib.Path, mesh: Mesh) -> Loaded:
   params = checkpoint_lib.restore_params(step, abstract)
   if policy.lora.paths:
     params = programs.merge_adapters(policy, params, mesh)
-  tokenizer = load_tokenizer(pathlib.Path(step).parent.parent)
   return Loaded(policy.base, params, tokenizer, progress.benchmark)

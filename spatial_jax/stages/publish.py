@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -51,18 +52,36 @@ def publish(
   out.mkdir(parents=True, exist_ok=True)
   weights.save(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), cfg, out)
   (out / weights.WEIGHTS).chmod(0o644)  # the writer makes it private; the folder is to be shared
+  write_files(tokenizer, preprocess, out, None)
+
+
+def write_files(
+  tokenizer: Tokenizer, preprocess: PreprocessConfig, out: pathlib.Path, like: pathlib.Path | None
+) -> None:
+  """Everything beside the weights: tokenizer, template, pixels, how to generate.
+
+  Args:
+    tokenizer, preprocess: of the policy; their own files are always written.
+    out: there already.
+    like: a Hugging Face folder whose other files are kept, where the policy began with one.
+  """
   tokenizer.inner.save(str(out / "tokenizer.json"))
-  _write(out / "tokenizer_config.json", TOKENIZER_CONFIG)
-  (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
   _write(out / processor.IMAGES, processor.to_hf(preprocess))
-  _write(
-    out / "generation_config.json",
-    {
-      "eos_token_id": tokenizer.id(IM_END),
-      "pad_token_id": tokenizer.id(END_OF_TEXT),
-      "do_sample": False,
-    },
-  )
+  for path in sorted(like.iterdir()) if like else ():
+    weight = path.name in (weights.CONFIG, weights.INDEX) or path.suffix == ".safetensors"
+    if path.is_file() and not weight and not (out / path.name).exists():
+      shutil.copy(path, out / path.name)
+  generation = {
+    "eos_token_id": tokenizer.id(IM_END),
+    "pad_token_id": tokenizer.id(END_OF_TEXT),
+    "do_sample": False,
+  }
+  if not (out / "tokenizer_config.json").exists():
+    _write(out / "tokenizer_config.json", TOKENIZER_CONFIG)
+  if not (out / "chat_template.jinja").exists():
+    (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+  if not (out / "generation_config.json").exists():
+    _write(out / "generation_config.json", generation)
 
 
 def _write(path: pathlib.Path, record: dict) -> None:
