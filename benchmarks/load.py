@@ -7,6 +7,7 @@ Printed: the most memory beside what the devices hold, against the largest stack
 """
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -106,7 +107,9 @@ def report(folder: pathlib.Path) -> bool:
 def _part(part: str, folder: pathlib.Path) -> str:
   options = [f"--name={NAME.value}", f"--dtype={DTYPE.value}", f"--folder={folder}"]
   command = [sys.executable, "-m", "benchmarks.load", f"--part={part}", *options]
-  return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+  environment = {"JAX_PLATFORMS": "cpu", **os.environ}
+  done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+  return done.stdout
 
 
 def main(argv: list[str]) -> None:

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import math
 import pathlib
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import ml_dtypes  # noqa: F401  (NumPy knows bfloat16 only once this is imported)
@@ -20,6 +22,7 @@ from spatial_jax.types import Params
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 _FILE_BYTES = 5 << 30  # as the hub's own files
+_COPY_BYTES = 16 << 20
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -117,26 +120,42 @@ def _assemble(
 ) -> jax.Array:
   """One parameter: each tensor is read once and cut into the shards of this process' devices."""
 
-  def tensor(name: str) -> np.ndarray:
-    file, there = tensors[short_name(name)]
-    return entry.read(file.get_tensor(there))
-
   index_of = sharding.addressable_devices_indices_map(entry.full_shape)
   distinct = {str(index): index for index in index_of.values() if index is not None}
-  if entry.layers:
-    shape = sharding.shard_shape(entry.full_shape)
-    parts = {key: np.empty(shape, dtype) for key in distinct}
-    for layer, name in enumerate(entry.names):
-      array = tensor(name)
+  shape = sharding.shard_shape(entry.full_shape)
+  parts = {key: _aligned(shape, dtype) for key in distinct}
+  for layer, name in enumerate(entry.names):
+    file, there = tensors[short_name(name)]
+    if not entry.layers and not entry.kernel:
       for key, index in distinct.items():
-        layers = range(entry.layers)[index[0]]
-        if layer in layers:
-          parts[key][layers.index(layer)] = array[index[1:]]
-  else:
-    array = tensor(entry.name)
-    parts = {key: np.ascontiguousarray(array[index], dtype) for key, index in distinct.items()}
+        _copy(file.get_slice(there), index, parts[key])
+      continue
+    array = entry.read(file.get_tensor(there))
+    for key, index in distinct.items():
+      layers = range(entry.layers)[index[0]] if entry.layers else ()
+      if not entry.layers:
+        parts[key][...] = array[index]
+      elif layer in layers:
+        parts[key][layers.index(layer)] = array[index[1:]]
   shards = [jax.device_put(parts[str(index)], device) for device, index in index_of.items()]
   return jax.make_array_from_single_device_arrays(entry.full_shape, sharding, shards)
+
+
+def _copy(source: Any, index: tuple[slice, ...], out: np.ndarray) -> None:
+  """A cut of a tensor that is kept as the file has it, some rows at a time: tables are large."""
+  rows = max(1, _COPY_BYTES // max(out[0].nbytes, 1))
+  first = index[0].start or 0
+  for i in range(0, len(out), rows):
+    end = min(i + rows, len(out))
+    out[i:end] = source[(slice(first + i, first + end), *index[1:])]
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+  """Uninitialised, on a boundary of 64 bytes, so that a CPU device takes it as it is."""
+  size = math.prod(shape) * dtype.itemsize
+  raw = np.empty(size + 64, np.uint8)
+  start = -raw.ctypes.data % 64
+  return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def insert(params: Params, path: str, array: jax.Array) -> None:
