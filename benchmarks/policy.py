@@ -1,6 +1,6 @@
 """Seconds of one pass through the policy: this port beside transformers, from one checkpoint.
 
-    python -m benchmarks.policy [--shape=nano] [--what=forward|gradient] [--repeats=5] [--out=...]
+    python -m benchmarks.policy [--shape=nano] [--what=forward|gradient] [--repeats=5] [--sides=...]
 
 8 prompts of 64 tokens of text and one image of 256 tokens: vision tower, decoder, and the
 log-probability of every next token; with `gradient`, also its derivative by every parameter.
@@ -27,6 +27,7 @@ from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.types import Params, VisionBatch
 
 WHAT = flags.DEFINE_enum("what", "forward", ["forward", "gradient"], "one way, or there and back")
+SIDES = flags.DEFINE_list("sides", [], "which of them to run; all where none are named")
 LOGIT_CHUNK = 32  # tokens per row whose logits exist at once, where they are chunked
 TOLERANCE = 1e-4
 
@@ -53,8 +54,16 @@ GRADIENT = {
 
 
 def variants() -> dict[str, Variant]:
-  """The sides of this run, by name."""
-  return FORWARD if WHAT.value == "forward" else GRADIENT
+  """The sides of this run, by name.
+
+  Raises:
+    UsageError: on the host, for a side that there is not.
+  """
+  every = FORWARD if WHAT.value == "forward" else GRADIENT
+  unknown = set(SIDES.value) - every.keys()
+  if unknown:
+    raise app.UsageError(f"--sides are of: {', '.join(every)}; got {sorted(unknown)}")
+  return {side: variant for side, variant in every.items() if side in (SIDES.value or every)}
 
 
 class Result(NamedTuple):
@@ -198,7 +207,7 @@ def time(folder: pathlib.Path) -> Timed:
     for side, variant in variants().items()
   }
   results = {side: call() for side, call in calls.items()}
-  base, differences = results["ours"], {}
+  base, differences = next(iter(results.values())), {}
   for number, name in enumerate(base._fields):
     most = max(abs(result[number] - base[number]) for result in results.values())
     relative = most / max(abs(base[number]), 1e-30)

@@ -190,7 +190,8 @@ def _vision(cfg: VisionConfig, buckets: VisionBuckets) -> VisionBatch:
   return VisionBatch(
     patches_PX=_struct((patches, cfg.patch_values), jnp.float32),
     position_P4=_struct((patches, 4), jnp.int32),
-    valid_P=_struct((patches,), jnp.bool_),
+    window_P=_struct((patches,), jnp.int32),
+    frame_P=_struct((patches,), jnp.int32),
     frame_NS=_struct((buckets.frames[-1], buckets.patches[-1]), jnp.int32),
     slot_P=_struct((patches,), jnp.int32),
   )

@@ -229,10 +229,15 @@ def train_batch_shardings(batch: TrainBatch, window: int, mesh: Mesh) -> TrainBa
   if isinstance(batch.vision, FeatureBatch):
     vision = FeatureBatch(spread(batch.vision.features_MYD.shape[0], 1))
   else:
-    patch = spread(batch.vision.valid_P.shape[0], window)
+    patch = spread(batch.vision.window_P.shape[0], window)
     frame = spread(batch.vision.frame_NS.shape[0], 1)
     vision = VisionBatch(
-      patches_PX=patch, position_P4=patch, valid_P=patch, frame_NS=frame, slot_P=patch
+      patches_PX=patch,
+      position_P4=patch,
+      window_P=patch,
+      frame_P=patch,
+      frame_NS=frame,
+      slot_P=patch,
     )
   return TrainBatch(
     prefix=PrefixBatch(token_BT=row, position_BTA=row, valid_BT=row, feature_BT=row),

@@ -252,25 +252,27 @@ class Scores(NamedTuple):
 
 
 class VisionBatch(NamedTuple):
-  """Patches of many images in the vision tower's own order: windows contiguous, equally long.
+  """Patches of many images in the vision tower's own order: windows contiguous, in equal slots.
+      | slot 0: a whole window       | slot 1: two windows of a border, pad |     W slots
+      window_P   1 1 1 1 1 1 1 1 1 1   2 2 2 2 2 3 3 3 3 0
 
-      | window 0: 2x2-blocks of 4 patches, pad | window 1 ... |     W windows of `window` patches
-
-  P = W * window. Two static forms share the one array: windows are rows by reshape; frames are rows
-  by gathering `frame_NS` (an index into P, or P where padded) and `slot_P` scatters them back.
+  P = W * patches of a whole window. Two static forms share the array: slots are rows by reshape;
+  frames are gathered to rows, one or several in each, by `frame_NS`, and put back by `slot_P`.
+  Within a row a patch sees those of its own number.
 
   Attributes:
     patches_PX: float32 normalised pixels.
     position_P4: int32 (row, column) of the patch in its frame, and the frame's (height, width), in
       patches.
-    valid_P: bool.
-    frame_NS: int32 indices into P, P where padded. N frames, S patches (both bucketed).
-    slot_P: int32 index into the flattened [N * S] frames, 0 where not valid.
+    window_P, frame_P: int32, the window and the frame a patch belongs to, from 1; 0: padding.
+    frame_NS: int32 index into P, P where padded. N rows, S patches (both bucketed).
+    slot_P: int32 index into the flattened [N * S] rows, 0 where padded.
   """
 
   patches_PX: Array
   position_P4: Array
-  valid_P: Array
+  window_P: Array
+  frame_P: Array
   frame_NS: Array
   slot_P: Array
 

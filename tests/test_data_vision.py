@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from spatial_jax.data import vision
+from spatial_jax.data.windows import first_fit
 from spatial_jax.errors import DataError
 from tests import policy_fixtures as fixtures
 
@@ -111,31 +112,45 @@ ENOUGH = vision.VisionBuckets(
 def test_every_patch_has_one_place_in_its_window_and_frame(blocks, window_blocks):
   images = [grid_image((t, 2 * h, 2 * w)) for t, h, w in blocks]
   batch, token_of = vision.plan_vision(images, window_blocks, ENOUGH)
-  window = 4 * window_blocks**2
+  slot = 4 * window_blocks**2
   total = sum(len(image.patches_PX) for image in images)
-  assert batch.valid_P.sum() == total
+  assert (batch.window_P > 0).sum() == (batch.frame_P > 0).sum() == total
   assert len(np.unique(np.concatenate(token_of))) == total // 4
-  frame = 0
+  seen_windows, frame = set(), 0
   for image, tokens in zip(images, token_of, strict=True):
     t, h, w = image.grid_3
     index_P = (tokens[:, None] * 4 + np.arange(4)).reshape(-1)
     np.testing.assert_array_equal(batch.patches_PX[index_P], image.patches_PX)
-    # Same window exactly when same frame and same cell of the window lattice.
+    # The same number in the same slot exactly when same frame and same cell of the window lattice.
     row, column, height, width = batch.position_P4[index_P].T
     assert set(zip(height, width, strict=True)) == {(h, w)}
     time = np.repeat(np.arange(t), h * w)
     side = 2 * window_blocks
     cell = (time * 100 + row // side) * 100 + column // side
-    assert len({*zip(cell.tolist(), (index_P // window).tolist(), strict=True)}) == len(set(cell))
-    assert len(set((index_P // window).tolist())) == len(set(cell.tolist()))
-    # Frames hold their patches in order, and every patch finds its way back.
-    for i in range(t):
-      mine = index_P[i * h * w : (i + 1) * h * w]
-      np.testing.assert_array_equal(batch.frame_NS[frame + i, : h * w], mine)
-      assert (batch.frame_NS[frame + i, h * w :] == len(batch.valid_P)).all()
+    windows = list(zip((index_P // slot).tolist(), batch.window_P[index_P].tolist(), strict=True))
+    pairs = set(zip(cell.tolist(), windows, strict=True))
+    assert len(pairs) == len(set(cell.tolist())) == len(set(windows))
+    assert not seen_windows & set(windows), "of no other image"
+    seen_windows |= set(windows)
+    # Every patch finds its way to a row of frames and back, and each frame has its own number.
     np.testing.assert_array_equal(batch.frame_NS.reshape(-1)[batch.slot_P[index_P]], index_P)
+    np.testing.assert_array_equal(batch.frame_P[index_P], frame + 1 + time)
+    rows = batch.slot_P[index_P].reshape(t, -1) // batch.frame_NS.shape[1]
+    assert (rows == rows[:, :1]).all(), "a frame lies in one row"
     frame += t
-  assert (batch.frame_NS[frame:] == len(batch.valid_P)).all()
+  assert (batch.frame_NS < len(batch.frame_P)).sum() == total, "and nothing else"
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=30))
+def test_things_fit_their_rows_and_no_two_rows_could_be_one(sizes):
+  places, rows = first_fit(sizes, 12)
+  used = np.zeros(rows, int)
+  spans = sorted((row, start, size) for (row, start), size in zip(places, sizes, strict=True))
+  for row, start, size in spans:
+    assert start == used[row], "behind one another"
+    used[row] += size
+  assert used.max() <= 12
+  assert rows < 2 or np.sort(used)[:2].sum() > 12
 
 
 def test_positions_are_rows_and_columns_of_the_frame():
@@ -149,8 +164,8 @@ def test_positions_are_rows_and_columns_of_the_frame():
 def test_batches_take_the_first_bucket_that_fits():
   images = [fixtures.image(0, 16, 24), fixtures.image(1, 8, 8)]
   batch, _ = vision.plan_vision(images, 2, BUCKETS)
-  assert batch.valid_P.shape == (4 * 16,)
-  assert batch.frame_NS.shape == (4, 64)
+  assert batch.frame_P.shape == (4 * 16,)
+  assert batch.frame_NS.shape == (1, 64), "both in one row"
   with pytest.raises(DataError, match="attention windows exceed the largest bucket 2"):
     vision.plan_vision(images, 2, vision.VisionBuckets((2,), (4,), (64,)))
   with pytest.raises(DataError, match="no images"):
@@ -161,3 +176,29 @@ def test_geometric_buckets_ascend_by_halves_of_powers_of_two():
   assert vision.geometric_buckets(64, 300) == (64, 96, 128, 192, 256, 384)
   assert vision.geometric_buckets(1, 5) == (1, 2, 3, 4, 6)
   assert vision.geometric_buckets(8, 8) == (8,)
+
+
+@pytest.mark.parametrize(("patch_size", "window_blocks"), [(14, 1), (14, 4), (16, 1)])
+@pytest.mark.parametrize("together", [1, 8])
+def test_a_quarter_of_the_patches_at_most_is_padding(patch_size, window_blocks, together):
+  """200 pictures, sides log-uniform from 64 to 2048 pixels, alone and eight at a time."""
+  cfg = vision.PreprocessConfig(patch_size, 2, 2, 56 * 56, 1280 * 28 * 28, (0,) * 3, (1,) * 3)
+  random = np.random.default_rng(0)
+  sides = np.exp(random.uniform(np.log(64), np.log(2048), (200, 2))).astype(int)
+  grids = [np.array(vision.smart_resize(*map(int, pair), cfg)) // patch_size for pair in sides]
+  buckets = vision.VisionBuckets(
+    vision.geometric_buckets(1, 1 << 16),
+    vision.geometric_buckets(1, 8),
+    vision.geometric_buckets(16, 1 << 13),
+  )
+  real, padded, in_rows, shapes = 0, 0, 0, set()
+  for first in range(0, len(grids), together):
+    images = [grid_image((1, int(h), int(w))) for h, w in grids[first : first + together]]
+    batch, _ = vision.plan_vision(images, window_blocks, buckets)
+    real += sum(len(image.patches_PX) for image in images)
+    padded += len(batch.frame_P)
+    in_rows += batch.frame_NS.size
+    shapes.add((batch.frame_P.shape, batch.frame_NS.shape))
+  assert 1 - real / padded <= 0.25, "of what the matrices see"
+  assert 1 - real / in_rows <= 0.25, "and attention over frames"
+  assert len(shapes) <= 30

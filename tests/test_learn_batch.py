@@ -91,7 +91,7 @@ def test_rows_are_the_trajectories(trajectories):
     assert (batch.feature_RT[r, own:] == -1).all()
     assert (batch.prefix.feature_BT[r, shared:] == -1).all()
   distinct = {image.content_hash: image for t in trajectories for image in t.images}
-  assert batch.vision.valid_P.sum() == 4 * sum(image.tokens for image in distinct.values())
+  assert (batch.vision.frame_P > 0).sum() == 4 * sum(image.tokens for image in distinct.values())
   assert feature_of.keys() == distinct.keys()
   np.testing.assert_array_equal(np.flatnonzero(batch.forbidden_V), sorted(TALK.forbidden_ids))
   assert batch.advantage_R.dtype == batch.temperature_R.dtype == np.float32
@@ -104,7 +104,7 @@ def test_a_group_shares_its_prompt():
   assert batch.prefix.valid_BT.sum() == one.prompt_length - 1
   assert batch.valid_RT.sum(1).tolist() == [1 + 3, 1 + 9]
   assert batch.token_RT[0, 0] == batch.token_RT[1, 0] == one.token_ids_T[one.prompt_length - 1]
-  assert batch.vision.valid_P.sum() == 4 * one.images[0].tokens
+  assert (batch.vision.frame_P > 0).sum() == 4 * one.images[0].tokens
 
 
 def test_questions_about_one_picture_share_it():
@@ -175,7 +175,7 @@ def test_only_what_is_kept_becomes_rows():
   kept_BG = np.array([[True, True], [False, True]])
   batch, _ = to_train_batch(undrawn, advantage_BG, SHAPES, kept_BG)
   shown = {image.content_hash: image for image in (one.images[0], third.images[0])}
-  assert batch.vision.valid_P.sum() == 4 * sum(image.tokens for image in shown.values())
+  assert (batch.vision.frame_P > 0).sum() == 4 * sum(image.tokens for image in shown.values())
 
 
 @settings(deadline=None)

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spatial_jax.data.vision import VisionBuckets, plan_vision
+from benchmarks.clip import clip_batch
+from spatial_jax.data.vision import VisionBuckets, geometric_buckets, plan_vision
 from spatial_jax.policy import cache as cache_lib
 from spatial_jax.policy.qwen_vl import make_policy
+from spatial_jax.policy.released import released
+from spatial_jax.types import PatchedImage
 from tests import policy_fixtures as fixtures
 
 SIZES = ((24, 40), (16, 16), (32, 24))
@@ -218,3 +221,51 @@ def test_init_gives_the_table_of_weights_and_depends_on_the_key():
     kernel = one["decoder"]["layers"]["attn"]["q"]["kernel"]
     assert not np.array_equal(kernel, other["decoder"]["layers"]["attn"]["q"]["kernel"])
     assert not np.array_equal(kernel[0], kernel[1])
+
+
+# --- the tower: memory and traces ----------------------------------------------------------------
+
+
+def test_a_clip_of_sixteen_large_frames_fits_eight_gib():
+  """Of the width of Qwen2.5-VL-3B's tower: what XLA says it needs, weights and all."""
+  cfg = released("Qwen2.5-VL-3B")
+  policy = make_policy(cfg, jnp.float32)
+  params = jax.eval_shape(policy.init, jax.random.key(0))
+  memory = (
+    jax.jit(policy.encode)
+    .lower({"vision": params["vision"]}, clip_batch(cfg, 16))
+    .compile()
+    .memory_analysis()
+  )
+  used = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+  assert memory.argument_size_in_bytes > 2 << 30
+  assert used < 4 << 30
+
+
+def test_two_hundred_sizes_are_one_trace_per_bucket():
+  """Sides log-uniform from 2 to 64 patches."""
+  policy, params, *_ = setting()
+  cfg, traces = policy.cfg.vision, []
+  random = np.random.default_rng(0)
+  buckets = VisionBuckets(
+    geometric_buckets(1, 1024), geometric_buckets(1, 1), geometric_buckets(16, 4096)
+  )
+
+  @jax.jit
+  def encode(params, vision):
+    traces.append(vision.window_P.shape)
+    return policy.encode(params, vision)
+
+  shapes, real, padded = set(), 0, 0
+  for _ in range(200):
+    height, width = (2 * np.exp(random.uniform(0, np.log(32), 2))).astype(int) // 2 * 2
+    patches = np.zeros((height * width, cfg.patch_values), np.float32)
+    image = PatchedImage("", patches, (1, int(height), int(width)), np.zeros((0, 0, 3), np.uint8))
+    batch, _ = plan_vision([image], cfg.window_blocks, buckets)
+    shape = (batch.window_P.shape, batch.frame_NS.shape)
+    if shape not in shapes:
+      encode(params, batch)
+    shapes.add(shape)
+    real, padded = real + height * width, padded + len(batch.window_P)
+  assert len(traces) == len(shapes) < 40
+  assert 1 - real / padded <= 0.25

@@ -130,10 +130,10 @@ def test_padding_has_no_gradient(case):
     assert (np.moveaxis(np.asarray(grad), 2, 1)[~case.valid_RT] == 0).all()
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 5])
+@pytest.mark.parametrize("at_once", [1, 2, 3, 4, 8, 20])
 @pytest.mark.parametrize("causal", [False, True])
-def test_rows_in_parts_are_the_same_rows(monkeypatch, at_once, causal):
-  """Values and gradients, also where the parts do not divide the rows."""
+def test_queries_in_parts_are_the_same_queries(monkeypatch, at_once, causal):
+  """Values and gradients, also where the parts divide neither a row's 4 queries nor the 5 rows."""
   q_RKQTC = jax.random.normal(jax.random.key(0), (5, 2, 3, 4, 4))
   k_RKSC, v_RKSC = jax.random.normal(jax.random.key(1), (2, 5, 2, 6, 4))
   valid_RS = jnp.arange(6)[None] < jnp.asarray([6, 1, 3, 4, 2])[:, None]
@@ -143,7 +143,7 @@ def test_rows_in_parts_are_the_same_rows(monkeypatch, at_once, causal):
     total = lambda *qkv: jnp.sum(out(*qkv) ** 2)  # noqa: E731
     return out(q_RKQTC, k_RKSC, v_RKSC), jax.grad(total, (0, 1, 2))(q_RKQTC, k_RKSC, v_RKSC)
 
-  monkeypatch.setattr(attention, "_SCORE_BYTES", at_once * 2 * 3 * 4 * 6 * 4)
+  monkeypatch.setattr(attention, "_SCORE_BYTES", at_once * 2 * 3 * 6 * 4)
   parts = squares(lambda *arguments: attention.attend(*arguments, None))
   whole = squares(attention.attend_xla)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), parts, whole)
@@ -158,4 +158,4 @@ def test_scores_of_large_pictures_are_never_all_in_memory():
     return jnp.sum(attention.attend(q, k, v, jnp.ones((16, 1024), bool), False, None) ** 2)
 
   compiled = jax.jit(jax.grad(total, (0, 1, 2))).lower(shape, rows, rows).compile()
-  assert compiled.memory_analysis().temp_size_in_bytes < 1 << 29
+  assert compiled.memory_analysis().temp_size_in_bytes < 1 << 27

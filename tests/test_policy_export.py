@@ -41,7 +41,7 @@ def read_back(folder: pathlib.Path, cfg):
   return weights.load(folder, cfg, np.dtype(np.float32), lambda path, shape: device)
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 def test_export_writes_the_runs_parameters(tmp_path):
   cfg, params = saved_run(tmp_path / "run", tmp_path / "gone")
   export.export(tmp_path / "run", tmp_path / "hf", None)
@@ -57,7 +57,7 @@ def test_export_writes_the_runs_parameters(tmp_path):
     export.export(tmp_path / "run", tmp_path / "hf", None)
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 def test_export_keeps_the_files_the_run_began_with(tmp_path):
   """But not what the run has of its own: tokenizer, pixels, weights."""
   began = tmp_path / "began"
@@ -75,7 +75,7 @@ def test_export_keeps_the_files_the_run_began_with(tmp_path):
   assert json.loads((tmp_path / "hf" / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 def test_export_needs_a_run_that_names_its_model(tmp_path):
   with pytest.raises(CheckpointError, match="does not exist"):
     export.export(tmp_path / "nothing", tmp_path / "hf", None)
@@ -88,7 +88,7 @@ def test_export_needs_a_run_that_names_its_model(tmp_path):
 
 
 @pytest.mark.torch
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 def test_what_is_exported_is_what_transformers_computes(tmp_path):
   """Weights with adapters merged, tokenizer, pixels: logits of the run's own policy."""
   transformers = pytest.importorskip("transformers")

@@ -297,7 +297,7 @@ def test_known_features_change_nothing_and_each_image_is_seen_once(everybody_dra
   engine, seen = engine_of(ROLLOUT), []
 
   def counted(params, vision):
-    seen.append(int(vision.valid_P.sum()))
+    seen.append(int((vision.frame_P > 0).sum()))
     return engine.programs.encode(params, vision)
 
   run = dataclasses.replace(engine.programs, encode=counted)

@@ -164,7 +164,7 @@ def test_a_batch_lies_by_rows_and_whole_windows():
   jax.tree.map(np.testing.assert_array_equal, placed, batch)
   assert placed.token_RT.sharding.spec == P(("data", "fsdp"))
   assert placed.token_RT.addressable_shards[0].data.shape == (4, 128)
-  assert placed.vision.valid_P.addressable_shards[0].data.shape == (3 * window,)
+  assert placed.vision.frame_P.addressable_shards[0].data.shape == (3 * window,)
   assert placed.vision.frame_NS.sharding.is_fully_replicated, "6 frames do not divide over 4"
   assert placed.forbidden_V.sharding.is_fully_replicated
   odd = sharding.place_train_batch(_numpy_batch(8, windows=10, frames=4), window, mesh)

@@ -86,7 +86,7 @@ def test_truth_stands_where_its_features_do(step, monkeypatch):
       np.testing.assert_array_equal(lesson.dense.place_M6[index], truth.place_M6[m])
       assert lesson.dense.object_M[index] == truth.object_M[m]
   assert found > 10
-  shown = lesson.vision.valid_P.reshape(-1, 4).all(1)
+  shown = (lesson.vision.frame_P > 0).reshape(-1, 4).all(1)
   assert not (lesson.dense.valid_M & ~shown).any()
   if step == 2:
     assert (shown & ~lesson.dense.valid_M).any(), "drawn pictures have no truth"

@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from spatial_jax.data.windows import MERGE, first_fit, window_layout
 from spatial_jax.errors import DataError
 from spatial_jax.types import PatchedImage, VisionBatch
-
-_MERGE = 2  # patches per side of a merged token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +42,10 @@ class VisionBuckets:
   """Sizes a VisionBatch may take, ascending: the first that fits is taken, one trace per triple.
 
   Attributes:
-    windows: W, attention windows.
-    frames: N, frames (an image is one frame, a clip one per pair of pictures).
-    patches: S, patches in one frame.
+    windows: W, slots of one attention window or several cut by a border.
+    frames: N, rows of frames (an image is one frame, a clip one per pair of pictures); a row of S
+      patches may hold several.
+    patches: S, patches of the largest frame.
   """
 
   windows: tuple[int, ...]
@@ -234,13 +234,14 @@ def plan_vision(
 
   One frame of 3 x 5 merged tokens under windows of 2 x 2, and the window each token falls into:
 
-      0 0 | 1 1 | 2        window 0: 4 tokens    window 2: 2 tokens, 2 pads
-      0 0 | 1 1 | 2        window 3: 2 tokens, 2 pads ...
-      ----+-----+--
-      3 3 | 4 4 | 5        a token is 4 patches, so a window is 16 rows of patches_PX
+      1 1 | 2 2 | 3        slots    1 1 1 1    2 2 2 2    3 3 4 4    5 5 6 -
+      1 1 | 2 2 | 3
+      ----+-----+--        windows cut by the border share the slots of whole ones;
+      4 4 | 5 5 | 6        a token is 4 patches, so a slot is 16 rows of patches_PX
 
-  Features come out in this order; the second result tells where each image's tokens lie, so that
-  the decoder gathers them by index and nothing is permuted back.
+  Frames are rows for the layers that see all of one; small ones share the row of a large one.
+  Features come out in the order of slots; the second result tells where each image's tokens lie, so
+  that the decoder gathers them by index and nothing is permuted back.
 
   Args:
     images: each distinct image once, at least one.
@@ -256,22 +257,25 @@ def plan_vision(
   """
   if not images:
     raise DataError("no images to plan a vision batch for; a batch of text needs none")
-  window = window_blocks**2 * _MERGE**2
-  layouts = [_image_windows(image.grid_3, window_blocks) for image in images]
-  first_window = np.cumsum([0] + [count for _, count in layouts])
+  window = window_blocks**2 * MERGE**2
+  layouts = [window_layout(image.grid_3, window_blocks) for image in images]
+  first_slot = np.cumsum([0] + [layout.slots for layout in layouts])
   token_of = tuple(
-    (slots + first * window_blocks**2).astype(np.int32)
-    for (slots, _), first in zip(layouts, first_window[:-1], strict=True)
+    (layout.place_T + first * window_blocks**2).astype(np.int32)
+    for layout, first in zip(layouts, first_slot[:-1], strict=True)
   )
-  frame_sizes = [h * w for t, h, w in (image.grid_3 for image in images) for _ in range(t)]
-  windows = bucket(int(first_window[-1]), buckets.windows, "attention windows")
-  frames = bucket(len(frame_sizes), buckets.frames, "frames")
-  patches = bucket(max(frame_sizes), buckets.patches, "patches in one frame")
+  sizes = [h * w for t, h, w in (image.grid_3 for image in images) for _ in range(t)]
+  windows = bucket(int(first_slot[-1]), buckets.windows, "attention windows")
+  patches = bucket(max(sizes), buckets.patches, "patches in one frame")
+  places, rows = first_fit(sizes, patches)
+  frames = bucket(rows, buckets.frames, "frames")
   batch = _empty_batch(windows * window, frames, patches, images[0].patches_PX.shape[1])
   frame = 0
-  for image, tokens in zip(images, token_of, strict=True):
-    _place(batch, image, tokens, frame)
-    frame += image.grid_3[0]
+  for image, tokens, layout in zip(images, token_of, layouts, strict=True):
+    end = frame + image.grid_3[0]
+    _place(batch, image, tokens, places[frame:end], frame)
+    batch.window_P.reshape(-1, MERGE**2)[tokens] = layout.window_T[:, None]
+    frame = end
   return batch, token_of
 
 
@@ -304,47 +308,37 @@ def pack_features(
   return packed_MYD, tuple(np.split(np.arange(ends[-1], dtype=np.int32), ends[:-1]))
 
 
-def windows_of(image: PatchedImage, window_blocks: int) -> int:
-  """Attention windows that one image takes."""
-  return _image_windows(image.grid_3, window_blocks)[1]
-
-
-def _image_windows(grid_3: tuple[int, int, int], window_blocks: int) -> tuple[np.ndarray, int]:
-  """Slot of each merged token among this image's windows, in token order, and their count."""
-  time, height, width = grid_3[0], grid_3[1] // _MERGE, grid_3[2] // _MERGE
-  rows, columns = -(-height // window_blocks), -(-width // window_blocks)
-  t, row, column = np.indices((time, height, width)).reshape(3, -1)
-  window = (t * rows + row // window_blocks) * columns + column // window_blocks
-  # Tokens of a ragged border window are packed to its front.
-  window_width = np.minimum(window_blocks, width - column // window_blocks * window_blocks)
-  slot = row % window_blocks * window_width + column % window_blocks
-  return window * window_blocks**2 + slot, time * rows * columns
-
-
 def _empty_batch(patches: int, frames: int, frame_patches: int, values: int) -> VisionBatch:
   return VisionBatch(
     patches_PX=np.zeros((patches, values), np.float32),
     position_P4=np.ones((patches, 4), np.int32),
-    valid_P=np.zeros(patches, np.bool_),
+    window_P=np.zeros(patches, np.int32),
+    frame_P=np.zeros(patches, np.int32),
     frame_NS=np.full((frames, frame_patches), patches, np.int32),
     slot_P=np.zeros(patches, np.int32),
   )
 
 
-def _place(batch: VisionBatch, image: PatchedImage, tokens: np.ndarray, frame: int) -> None:
-  """Writes one image into the (NumPy) arrays of the batch; its first frame is row `frame`."""
+def _place(
+  batch: VisionBatch,
+  image: PatchedImage,
+  tokens: np.ndarray,
+  places: Sequence[tuple[int, int]],
+  frame: int,
+) -> None:
+  """Writes one image into the (NumPy) arrays of the batch; `places` are (row, start) per frame."""
   time, height, width = image.grid_3
-  _, row, column = np.indices((time, height // _MERGE, width // _MERGE)).reshape(3, -1, 1)
-  inner = np.arange(_MERGE**2)  # patch within its 2x2 block
-  index_P = (tokens[:, None] * _MERGE**2 + inner).reshape(-1)
-  index_NS = index_P.reshape(time, height * width)
+  _, row, column = np.indices((time, height // MERGE, width // MERGE)).reshape(3, -1, 1)
+  inner = np.arange(MERGE**2)  # patch within its 2x2 block
+  index_P = (tokens[:, None] * MERGE**2 + inner).reshape(-1)
   batch.patches_PX[index_P] = image.patches_PX
-  batch.position_P4[index_P, 0] = (row * _MERGE + inner // _MERGE).reshape(-1)
-  batch.position_P4[index_P, 1] = (column * _MERGE + inner % _MERGE).reshape(-1)
+  batch.position_P4[index_P, 0] = (row * MERGE + inner // MERGE).reshape(-1)
+  batch.position_P4[index_P, 1] = (column * MERGE + inner % MERGE).reshape(-1)
   batch.position_P4[index_P, 2:] = (height, width)
-  batch.valid_P[index_P] = True
-  batch.frame_NS[frame : frame + time, : height * width] = index_NS
-  slot_NS = np.arange(frame, frame + time)[:, None] * batch.frame_NS.shape[1] + np.arange(
-    height * width
-  )
-  batch.slot_P[index_NS] = slot_NS
+  patches = height * width
+  for number, (index_S, (at, start)) in enumerate(
+    zip(index_P.reshape(time, patches), places, strict=True), frame + 1
+  ):
+    batch.frame_P[index_S] = number
+    batch.frame_NS[at, start : start + patches] = index_S
+    batch.slot_P[index_S] = at * batch.frame_NS.shape[1] + start + np.arange(patches)

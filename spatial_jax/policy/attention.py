@@ -19,25 +19,28 @@ from spatial_jax import sharding
 
 _MASKED = -1e30  # finite, so that a row without any visible key stays finite
 _SPLASH_BLOCK = 128
-_SCORE_BYTES = 64 << 20  # of scores that XLA holds at once; a kernel never writes them to memory
+# Of scores that XLA holds at once, about a cache full: 16 times as many take 1.6 times as long to
+# differentiate. A kernel never writes them to memory.
+_SCORE_BYTES = 4 << 20
 
 
 def attend(
   q_RKQTC: jax.Array,
   k_RKSC: jax.Array,
   v_RKSC: jax.Array,
-  valid_RS: jax.Array,
+  part_RS: jax.Array,
   causal: bool,
   mesh: Mesh | None,
 ) -> jax.Array:
-  """Softmax attention of every query over the valid keys of its row.
+  """Softmax attention of every query over the keys of its part of the row.
 
-  With `causal` the queries are the last T of the S tokens: query t sees keys s <= S - T + t.
+  The queries are the last T of the S tokens; with `causal` query t sees keys s <= S - T + t.
 
   Args:
     q_RKQTC: queries, Q per KV head, not yet scaled.
     k_RKSC, v_RKSC: keys and values; S >= T.
-    valid_RS: bool, keys that exist. Queries that are not valid give finite, meaningless rows.
+    part_RS: bool, keys that exist; or int32, several parts in a row that do not see one another,
+      0 where there is none. Queries of no part give finite, meaningless rows.
     causal: static.
     mesh: what is compiled for; static. None: one device, XLA.
 
@@ -49,10 +52,10 @@ def attend(
   """
   platform = None if mesh is None else mesh.devices.flat[0].platform
   if mesh is not None and platform == "tpu":
-    return _splash(q_RKQTC, k_RKSC, v_RKSC, valid_RS, causal, mesh)
+    return _splash(q_RKQTC, k_RKSC, v_RKSC, part_RS, causal, mesh)
   if platform == "gpu":
-    return _cudnn(q_RKQTC, k_RKSC, v_RKSC, valid_RS, causal)
-  return _in_parts(q_RKQTC, k_RKSC, v_RKSC, valid_RS, causal)
+    return _cudnn(q_RKQTC, k_RKSC, v_RKSC, part_RS, causal)
+  return _by_piece(q_RKQTC, k_RKSC, v_RKSC, part_RS, causal)
 
 
 def attend_behind(
@@ -91,43 +94,71 @@ def attend_behind(
 
 
 def attend_xla(
-  q_RKQTC: jax.Array, k_RKSC: jax.Array, v_RKSC: jax.Array, valid_RS: jax.Array, causal: bool
+  q_RKQTC: jax.Array, k_RKSC: jax.Array, v_RKSC: jax.Array, part_RS: jax.Array, causal: bool
 ) -> jax.Array:
   """`attend` written out; also the right form on every platform where rows are short (windows)."""
-  visible = _visible(valid_RS, q_RKQTC.shape[3], causal)
+  return _attend(q_RKQTC, k_RKSC, v_RKSC, _visible(part_RS, q_RKQTC.shape[3], causal))
+
+
+def _attend(
+  q_RKQTC: jax.Array, k_RKSC: jax.Array, v_RKSC: jax.Array, visible: jax.Array
+) -> jax.Array:
   score = jnp.where(visible, _scores(q_RKQTC, k_RKSC), _MASKED)
   weight = jax.nn.softmax(score, axis=-1).astype(v_RKSC.dtype)
   return jnp.einsum("RKQTS,RKSC->RKQTC", weight, v_RKSC)
 
 
-def _in_parts(
-  q_RKQTC: jax.Array, k_RKSC: jax.Array, v_RKSC: jax.Array, valid_RS: jax.Array, causal: bool
+def _by_piece(
+  q_RKQTC: jax.Array, k_RKSC: jax.Array, v_RKSC: jax.Array, part_RS: jax.Array, causal: bool
 ) -> jax.Array:
-  """`attend_xla` on as many rows at a time as memory for their scores allows, none kept for later.
+  """`attend_xla` on as many queries at a time as there is room for scores, none kept for later.
 
   16 frames of 1,024 patches and 16 heads would have 1 GiB of scores in each layer.
   """
-  _, kv_heads, per_kv, tokens, _ = q_RKQTC.shape
-  at_once = max(1, _SCORE_BYTES // (4 * kv_heads * per_kv * tokens * k_RKSC.shape[2]))
-  arrays = (q_RKQTC, k_RKSC, v_RKSC, valid_RS)
-  if len(q_RKQTC) <= at_once:
-    return attend_xla(*arrays, causal)
+  rows, kv_heads, per_kv, tokens, _ = q_RKQTC.shape
+  at_once = max(1, _SCORE_BYTES // (4 * kv_heads * per_kv * k_RKSC.shape[2]))  # queries
+  if rows * tokens <= at_once:
+    return attend_xla(q_RKQTC, k_RKSC, v_RKSC, part_RS, causal)
+  pieces = -(-tokens // at_once)
+  size = -(-tokens // pieces)
+  behind = pieces * size - tokens
 
   @jax.checkpoint
+  def piece(q_KQTC: jax.Array, query_T: jax.Array, first: jax.Array, *row: jax.Array) -> jax.Array:
+    k_KSC, v_KSC, part_S = row
+    visible = _visible_from(part_S[None], query_T[None], first if causal else None)
+    return _attend(q_KQTC[None], k_KSC[None], v_KSC[None], visible)[0]
+
   def one(row: tuple[jax.Array, ...]) -> jax.Array:
-    q, k, v, valid = (x[None] for x in row)
-    return attend_xla(q, k, v, valid, causal)[0]
+    q_KQTC, *others = row
+    before = others[2].shape[0] - tokens
+    q_KQTC = jnp.pad(q_KQTC, ((0, 0), (0, 0), (0, behind), (0, 0)))
+    q_NKQTC = jnp.moveaxis(q_KQTC.reshape(kv_heads, per_kv, pieces, size, -1), 2, 0)
+    query_NT = jnp.pad(others[2][before:], (0, behind)).reshape(pieces, size)
+    first_N = before + size * jnp.arange(pieces)
+    out_NKQTC = jax.lax.map(lambda x: piece(*x, *others), (q_NKQTC, query_NT, first_N))
+    return jnp.moveaxis(out_NKQTC, 0, 2).reshape(q_KQTC.shape)[:, :, :tokens]
 
-  return jax.lax.map(one, arrays, batch_size=at_once)
+  arrays = (q_RKQTC, k_RKSC, v_RKSC, part_RS)
+  return jax.lax.map(one, arrays, batch_size=max(1, at_once // tokens))
 
 
-def _visible(valid_RS: jax.Array, tokens: int, causal: bool) -> jax.Array:
-  """Which keys each query sees: bool [R, 1, 1, T or 1, S]."""
-  visible = valid_RS[:, None, None, None, :]
-  if not causal:
+def _visible(part_RS: jax.Array, tokens: int, causal: bool) -> jax.Array:
+  """Which keys each of the last `tokens` queries sees: bool [R, 1, 1, T or 1, S]."""
+  before = part_RS.shape[1] - tokens
+  return _visible_from(part_RS, part_RS[:, before:], before if causal else None)
+
+
+def _visible_from(
+  part_RS: jax.Array, query_RT: jax.Array, first: int | jax.Array | None
+) -> jax.Array:
+  """Of queries that belong to `query_RT`; query t sees keys up to `first` + t, None: all."""
+  visible = part_RS[:, None, None, None, :]
+  if part_RS.dtype != jnp.bool_:
+    visible = (visible == query_RT[:, None, None, :, None]) & (visible > 0)
+  if first is None:
     return visible
-  keys = valid_RS.shape[1]
-  order_TS = jnp.arange(keys)[None, :] <= keys - tokens + jnp.arange(tokens)[:, None]
+  order_TS = jnp.arange(part_RS.shape[1])[None, :] <= first + jnp.arange(query_RT.shape[1])[:, None]
   return visible & order_TS[None, None, None]
 
 
@@ -219,11 +250,11 @@ def _splash(
   q_RKQTC: jax.Array,
   k_RKSC: jax.Array,
   v_RKSC: jax.Array,
-  valid_RS: jax.Array,
+  part_RS: jax.Array,
   causal: bool,
   mesh: Mesh,
 ) -> jax.Array:
-  """The TPU kernel, each device on its rows and heads; invalid keys are a segment of their own."""
+  """The TPU kernel, each device on its rows and heads; parts are its segments, padding is one."""
   rows, kv_heads, per_kv, tokens, channels = q_RKQTC.shape
   keys = k_RKSC.shape[2]
   if tokens % _SPLASH_BLOCK or keys % _SPLASH_BLOCK:
@@ -252,26 +283,26 @@ def _splash(
     check_vma=False,
   )
   q_RKQTC = q_RKQTC * jnp.asarray(channels**-0.5, q_RKQTC.dtype)
-  return call(q_RKQTC, k_RKSC, v_RKSC, valid_RS.astype(jnp.int32))
+  return call(q_RKQTC, k_RKSC, v_RKSC, part_RS.astype(jnp.int32))
 
 
 def _cudnn(
-  q_RKQTC: jax.Array, k_RKSC: jax.Array, v_RKSC: jax.Array, valid_RS: jax.Array, causal: bool
+  q_RKQTC: jax.Array, k_RKSC: jax.Array, v_RKSC: jax.Array, part_RS: jax.Array, causal: bool
 ) -> jax.Array:
   """cuDNN flash attention; it reads [R, T, H, C], half precision.
 
-  Valid keys of whole rows are a length; behind a padded prefix they are a mask.
+  Valid keys of whole rows are a length; behind a padded prefix, and of parts, they are a mask.
   """
   (rows, kv_heads, per_kv, tokens, channels), keys = q_RKQTC.shape, k_RKSC.shape[2]
   if q_RKQTC.dtype == jnp.float32:  # cuDNN has no float32 kernel
-    return attend_xla(q_RKQTC, k_RKSC, v_RKSC, valid_RS, causal)
-  whole = tokens == keys
-  lengths_R = jnp.sum(valid_RS, axis=-1, dtype=jnp.int32) if whole else None
+    return attend_xla(q_RKQTC, k_RKSC, v_RKSC, part_RS, causal)
+  whole = tokens == keys and part_RS.dtype == jnp.bool_
+  lengths_R = jnp.sum(part_RS, axis=-1, dtype=jnp.int32) if whole else None
   out = jax.nn.dot_product_attention(
     jnp.swapaxes(q_RKQTC.reshape(rows, kv_heads * per_kv, tokens, channels), 1, 2),
     jnp.swapaxes(k_RKSC, 1, 2),
     jnp.swapaxes(v_RKSC, 1, 2),
-    mask=None if whole else _visible(valid_RS, tokens, causal)[:, :, 0],
+    mask=None if whole else _visible(part_RS, tokens, causal)[:, :, 0],
     is_causal=causal and whole,
     query_seq_lengths=lengths_R,
     key_value_seq_lengths=lengths_R,

@@ -361,7 +361,8 @@ class Policy:
     return VisionBatch(
       patches_PX=jnp.zeros((patches, vision.patch_values), jnp.float32),
       position_P4=jnp.ones((patches, 4), jnp.int32),
-      valid_P=jnp.ones(patches, bool),
+      window_P=jnp.ones(patches, jnp.int32),
+      frame_P=jnp.ones(patches, jnp.int32),
       frame_NS=jnp.arange(patches, dtype=jnp.int32)[None],
       slot_P=jnp.arange(patches, dtype=jnp.int32),
     )

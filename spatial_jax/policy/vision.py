@@ -25,7 +25,8 @@ class Geometry(NamedTuple):
 
   cos: jax.Array
   sin: jax.Array
-  valid_P: jax.Array
+  window_P: jax.Array
+  frame_P: jax.Array
   frame_NS: jax.Array
   slot_P: jax.Array
 
@@ -38,22 +39,22 @@ class Carry(NamedTuple):
 
 
 def _window_attention(qkv_P3HC: jax.Array, geometry: Geometry, window: int) -> jax.Array:
-  """Windows as rows, by reshape. Rows are short (64 patches): plain matmuls on every platform."""
+  """Slots as rows, by reshape. Rows are short (64 patches): plain matmuls on every platform."""
   patches, _, heads, channels = qkv_P3HC.shape
   rows = qkv_P3HC.reshape(-1, window, 3, heads, channels)
   q, k, v = (jnp.swapaxes(rows[:, :, i], 1, 2) for i in range(3))
-  out = attention.attend_xla(
-    q[:, :, None], k, v, geometry.valid_P.reshape(-1, window), causal=False
-  )
+  window_WS = geometry.window_P.reshape(-1, window)
+  out = attention.attend_xla(q[:, :, None], k, v, window_WS, causal=False)
   return jnp.swapaxes(out[:, :, 0], 1, 2).reshape(patches, heads, channels)
 
 
 def _frame_attention(qkv_P3HC: jax.Array, geometry: Geometry, mesh: Mesh | None) -> jax.Array:
   """Frames as rows, gathered and put back by index."""
-  patches, _, heads, channels = qkv_P3HC.shape
+  heads, channels = qkv_P3HC.shape[2:]
   rows = jnp.take(qkv_P3HC, geometry.frame_NS, axis=0, mode="fill", fill_value=0)
+  number_NS = jnp.take(geometry.frame_P, geometry.frame_NS, mode="fill", fill_value=0)
   q, k, v = (jnp.swapaxes(rows[:, :, i], 1, 2) for i in range(3))
-  out = attention.attend(q[:, :, None], k, v, geometry.frame_NS < patches, causal=False, mesh=mesh)
+  out = attention.attend(q[:, :, None], k, v, number_NS, causal=False, mesh=mesh)
   out_NSHC = jnp.swapaxes(out[:, :, 0], 1, 2)
   return jnp.take(out_NSHC.reshape(-1, heads, channels), geometry.slot_P, axis=0, mode="clip")
 
@@ -166,9 +167,8 @@ class VisionTower(nn.Module):
     cfg = self.cfg.vision
     position_P4 = jnp.asarray(batch.position_P4)
     cos, sin = rope.vision_angles(position_P4[:, :2], cfg.width // cfg.heads)
-    geometry = Geometry(
-      cos[:, None], sin[:, None], *map(jnp.asarray, (batch.valid_P, batch.frame_NS, batch.slot_P))
-    )
+    places = (batch.window_P, batch.frame_P, batch.frame_NS, batch.slot_P)
+    geometry = Geometry(cos[:, None], sin[:, None], *map(jnp.asarray, places))
     patch = nn.Dense(cfg.width, use_bias=cfg.patch_bias, dtype=self.dtype, name="patch")
     x_PE = patch(jnp.asarray(batch.patches_PX))
     if cfg.table_side:

@@ -4,13 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from spatial_jax.data.vision import (
-  VisionBuckets,
-  bucket,
-  pack_features,
-  plan_vision,
-  windows_of,
-)
+from spatial_jax.data.vision import VisionBuckets, bucket, pack_features, plan_vision
+from spatial_jax.data.windows import window_layout
 from spatial_jax.drawing.monitor import StopLimits
 from spatial_jax.types import Array, Params, PatchedImage, Prompts, VisionBatch
 
@@ -57,11 +52,11 @@ def check_room(
   """
   frames = windows = 0
   for prompt in prompts:
-    drawn = group * most_drawn(len(prompt.images), stop)
-    of_frame = [windows_of(image, window_blocks) // image.grid_3[0] for image in prompt.images]
-    frames += drawn + sum(image.grid_3[0] for image in prompt.images)
+    drawn, grids = group * most_drawn(len(prompt.images), stop), [i.grid_3 for i in prompt.images]
+    of_frame = [window_layout((1, h, w), window_blocks).slots for _, h, w in grids]
+    frames += drawn + sum(time for time, _, _ in grids)
     windows += drawn * max(of_frame, default=0)
-    windows += sum(windows_of(image, window_blocks) for image in prompt.images)
+    windows += sum(window_layout(grid, window_blocks).slots for grid in grids)
   name = "shown and possibly drawn; raise config.rollout.vision:"
   bucket(frames, buckets.frames, f"frames {name} they")
   bucket(windows, buckets.windows, f"attention windows {name} they")
