@@ -55,7 +55,7 @@ OPTIMIZER = OptimizerConfig(
   3e-3, "constant", 0, 100, 0, 0.9, 0.95, 1e-5, 0.01, 1.0, True, ("decoder/norm/",), 1e-3, ()
 )
 SHARE, BLOCKS = 0.5, 4
-SHAPES = BatchConfig((128,), 128, ROLLOUT.vision, 2, VOCABULARY)
+SHAPES = BatchConfig((128,), 128, VisionBuckets((48,), (12,), (64,)), 2, VOCABULARY)
 LOSS = LossConfig(clip_low=0.2, clip_high=0.3, kl_weight=0.0, normalise="token")
 MICRO = Microbatches(1, (32, 128))
 

@@ -243,12 +243,12 @@ def test_a_clip_of_sixteen_large_frames_fits_eight_gib():
 
 
 def test_two_hundred_sizes_are_one_trace_per_bucket():
-  """Sides log-uniform from 2 to 64 patches."""
+  """Sides log-uniform from 2 to 24 patches."""
   policy, params, *_ = setting()
   cfg, traces = policy.cfg.vision, []
   random = np.random.default_rng(0)
   buckets = VisionBuckets(
-    geometric_buckets(1, 1024), geometric_buckets(1, 1), geometric_buckets(16, 4096)
+    geometric_buckets(1, 64), geometric_buckets(1, 1), geometric_buckets(16, 1024)
   )
 
   @jax.jit
@@ -258,7 +258,7 @@ def test_two_hundred_sizes_are_one_trace_per_bucket():
 
   shapes, real, padded = set(), 0, 0
   for _ in range(200):
-    height, width = (2 * np.exp(random.uniform(0, np.log(32), 2))).astype(int) // 2 * 2
+    height, width = (2 * np.exp(random.uniform(0, np.log(12), 2))).astype(int) // 2 * 2
     patches = np.zeros((height * width, cfg.patch_values), np.float32)
     image = PatchedImage("", patches, (1, int(height), int(width)), np.zeros((0, 0, 3), np.uint8))
     batch, _ = plan_vision([image], cfg.window_blocks, buckets)
@@ -267,5 +267,5 @@ def test_two_hundred_sizes_are_one_trace_per_bucket():
       encode(params, batch)
     shapes.add(shape)
     real, padded = real + height * width, padded + len(batch.window_P)
-  assert len(traces) == len(shapes) < 40
+  assert 8 < len(traces) == len(shapes) < 25
   assert 1 - real / padded <= 0.25
