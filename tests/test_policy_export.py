@@ -18,6 +18,7 @@ from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.sharding import MeshConfig
 from spatial_jax.stages.load import load_policy, record
+from spatial_jax.stages.publish import write_files
 from spatial_jax.types import TrainState
 from tests import policy_fixtures as fixtures
 from tests.rollout_fixtures import TOKENIZER
@@ -126,3 +127,12 @@ def test_what_is_exported_is_what_transformers_computes(tmp_path):
   words = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
   assert words("How far is the chair?").input_ids == TOKENIZER.encode("How far is the chair?")
   assert model.generation_config.eos_token_id == TOKENIZER.id(IM_END)
+
+
+def test_what_is_published_again_is_of_the_new_tokenizer(tmp_path):
+  """A second policy in the same folder leaves nothing of the first."""
+  write_files(TOKENIZER, fixtures.PREPROCESS, tmp_path, None)
+  (tmp_path / "generation_config.json").write_text("{}")
+  write_files(TOKENIZER, fixtures.PREPROCESS, tmp_path, None)
+  written = json.loads((tmp_path / "generation_config.json").read_text())
+  assert written["eos_token_id"] == TOKENIZER.id(IM_END)

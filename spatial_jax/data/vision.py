@@ -227,6 +227,11 @@ def geometric_buckets(smallest: int, largest: int) -> tuple[int, ...]:
   return tuple(sizes)
 
 
+def distinct(images_by_row: Sequence[Sequence[PatchedImage]]) -> dict[str, PatchedImage]:
+  """Each image once, by content hash, in order of appearance."""
+  return {image.content_hash: image for images in images_by_row for image in images}
+
+
 def plan_vision(
   images: Sequence[PatchedImage], window_blocks: int, buckets: VisionBuckets
 ) -> tuple[VisionBatch, tuple[np.ndarray, ...]]:

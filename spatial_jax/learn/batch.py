@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spatial_jax.data.vision import VisionBuckets, bucket, pack_features, plan_vision
+from spatial_jax.data.vision import VisionBuckets, bucket, distinct, pack_features, plan_vision
 from spatial_jax.types import (
   FeatureBatch,
   PatchedImage,
@@ -139,9 +139,9 @@ def plan_images(
   images_by_row: Sequence[Sequence[PatchedImage]], cfg: BatchConfig
 ) -> tuple[VisionBatch, dict[str, np.ndarray]]:
   """The vision batch of all distinct images, and the feature indices of each by content hash."""
-  distinct = _distinct(images_by_row)
-  vision, plan = plan_vision(list(distinct.values()), cfg.window_blocks, cfg.vision)
-  return vision, dict(zip(distinct, plan, strict=True))
+  images = distinct(images_by_row)
+  vision, plan = plan_vision(list(images.values()), cfg.window_blocks, cfg.vision)
+  return vision, dict(zip(images, plan, strict=True))
 
 
 def _look(
@@ -151,13 +151,9 @@ def _look(
   images_by_row = [trajectory.images for group in groups for trajectory in group]
   if known is None:
     return plan_images(images_by_row, cfg)
-  distinct = _distinct(images_by_row)
-  packed = pack_features(list(distinct.values()), known, cfg.window_blocks, cfg.vision)
-  return FeatureBatch(packed[0]), dict(zip(distinct, packed[1], strict=True))
-
-
-def _distinct(images_by_row: Sequence[Sequence[PatchedImage]]) -> dict[str, PatchedImage]:
-  return {image.content_hash: image for images in images_by_row for image in images}
+  images = distinct(images_by_row)
+  packed = pack_features(list(images.values()), known, cfg.window_blocks, cfg.vision)
+  return FeatureBatch(packed[0]), dict(zip(images, packed[1], strict=True))
 
 
 def _kept(groups: Rollouts, kept_BG: np.ndarray) -> tuple[Rollouts, Rollouts]:

@@ -19,8 +19,8 @@ from spatial_jax import sharding
 
 _MASKED = -1e30  # finite, so that a row without any visible key stays finite
 _SPLASH_BLOCK = 128
-# Of scores that XLA holds at once, about a cache full: 16 times as many take 1.6 times as long to
-# differentiate. A kernel never writes them to memory.
+# Of scores that XLA holds at once, about a cache full: four times as many took 1.6 times as long to
+# differentiate, sixteen times as many twice the memory. A kernel never writes them to memory.
 _SCORE_BYTES = 4 << 20
 
 
@@ -124,19 +124,26 @@ def _by_piece(
   behind = pieces * size - tokens
 
   @jax.checkpoint
-  def piece(q_KQTC: jax.Array, query_T: jax.Array, first: jax.Array, *row: jax.Array) -> jax.Array:
-    k_KSC, v_KSC, part_S = row
+  def piece(
+    q_KQTC: jax.Array,
+    query_T: jax.Array,
+    first: jax.Array,
+    k_KSC: jax.Array,
+    v_KSC: jax.Array,
+    part_S: jax.Array,
+  ) -> jax.Array:
     visible = _visible_from(part_S[None], query_T[None], first if causal else None)
     return _attend(q_KQTC[None], k_KSC[None], v_KSC[None], visible)[0]
 
   def one(row: tuple[jax.Array, ...]) -> jax.Array:
-    q_KQTC, *others = row
-    before = others[2].shape[0] - tokens
+    q_KQTC, k_KSC, v_KSC, part_S = row
+    before = part_S.shape[0] - tokens
     q_KQTC = jnp.pad(q_KQTC, ((0, 0), (0, 0), (0, behind), (0, 0)))
     q_NKQTC = jnp.moveaxis(q_KQTC.reshape(kv_heads, per_kv, pieces, size, -1), 2, 0)
-    query_NT = jnp.pad(others[2][before:], (0, behind)).reshape(pieces, size)
+    query_NT = jnp.pad(part_S[before:], (0, behind)).reshape(pieces, size)
     first_N = before + size * jnp.arange(pieces)
-    out_NKQTC = jax.lax.map(lambda x: piece(*x, *others), (q_NKQTC, query_NT, first_N))
+    inputs = (q_NKQTC, query_NT, first_N)
+    out_NKQTC = jax.lax.map(lambda x: piece(*x, k_KSC, v_KSC, part_S), inputs)
     return jnp.moveaxis(out_NKQTC, 0, 2).reshape(q_KQTC.shape)[:, :, :tokens]
 
   arrays = (q_RKQTC, k_RKSC, v_RKSC, part_RS)

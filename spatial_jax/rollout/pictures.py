@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from spatial_jax.data.vision import VisionBuckets, bucket, pack_features, plan_vision
+from spatial_jax.data.vision import VisionBuckets, bucket, distinct, pack_features, plan_vision
 from spatial_jax.data.windows import window_layout
 from spatial_jax.drawing.monitor import StopLimits
 from spatial_jax.types import Array, Params, PatchedImage, Prompts, VisionBatch
@@ -29,17 +29,17 @@ def encode(
     window_blocks, buckets: as in `plan_vision`.
     known: images in it are not looked at again, the others are put into it. None: all are.
   """
-  distinct = {image.content_hash: image for images in images_by_row for image in images}
+  images = distinct(images_by_row)
   if known is None:
-    vision, plan = plan_vision(list(distinct.values()), window_blocks, buckets)
-    return run(params, vision), dict(zip(distinct, plan, strict=True))
-  unseen = [image for name, image in distinct.items() if name not in known]
+    vision, plan = plan_vision(list(images.values()), window_blocks, buckets)
+    return run(params, vision), dict(zip(images, plan, strict=True))
+  unseen = [image for name, image in images.items() if name not in known]
   if unseen:
     vision, plan = plan_vision(unseen, window_blocks, buckets)
     seen_MYD = np.asarray(run(params, vision))
     known |= {image.content_hash: seen_MYD[at] for image, at in zip(unseen, plan, strict=True)}
-  features_MYD, plan = pack_features(list(distinct.values()), known, window_blocks, buckets)
-  return features_MYD, dict(zip(distinct, plan, strict=True))
+  features_MYD, plan = pack_features(list(images.values()), known, window_blocks, buckets)
+  return features_MYD, dict(zip(images, plan, strict=True))
 
 
 def check_room(

@@ -63,25 +63,22 @@ def write_files(
   Args:
     tokenizer, preprocess: of the policy; their own files are always written.
     out: there already.
-    like: a Hugging Face folder whose other files are kept, where the policy began with one.
+    like: a Hugging Face folder whose other files take the place of ours, where there is one.
   """
-  tokenizer.inner.save(str(out / "tokenizer.json"))
-  _write(out / processor.IMAGES, processor.to_hf(preprocess))
-  for path in sorted(like.iterdir()) if like else ():
-    weight = path.name in (weights.CONFIG, weights.INDEX) or path.suffix == ".safetensors"
-    if path.is_file() and not weight and not (out / path.name).exists():
-      shutil.copy(path, out / path.name)
+  _write(out / "tokenizer_config.json", TOKENIZER_CONFIG)
+  (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
   generation = {
     "eos_token_id": tokenizer.id(IM_END),
     "pad_token_id": tokenizer.id(END_OF_TEXT),
     "do_sample": False,
   }
-  if not (out / "tokenizer_config.json").exists():
-    _write(out / "tokenizer_config.json", TOKENIZER_CONFIG)
-  if not (out / "chat_template.jinja").exists():
-    (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-  if not (out / "generation_config.json").exists():
-    _write(out / "generation_config.json", generation)
+  _write(out / "generation_config.json", generation)
+  ours = (weights.CONFIG, weights.INDEX, "tokenizer.json", processor.IMAGES)
+  for path in sorted(like.iterdir()) if like else ():
+    if path.is_file() and path.name not in ours and path.suffix != ".safetensors":
+      shutil.copy(path, out / path.name)
+  tokenizer.inner.save(str(out / "tokenizer.json"))
+  _write(out / processor.IMAGES, processor.to_hf(preprocess))
 
 
 def _write(path: pathlib.Path, record: dict) -> None:
