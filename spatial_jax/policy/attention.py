@@ -216,7 +216,7 @@ def attend_cache(
 
 
 class Part(NamedTuple):
-  """Attention to some of the keys: float32 mean [R, K, T, C], log of the sum of weights, [.., 1]."""
+  """Attention to some keys: float32 mean [R, K, T, C], log of the sum of weights [R, K, T, 1]."""
 
   out: jax.Array
   log_sum: jax.Array
