@@ -39,8 +39,10 @@ def prompt_tensors(cfg: QwenVLConfig, questions: list[shapes.Question]) -> dict[
     "attention_mask": torch.ones_like(ids_BT),
     # Without it transformers quietly takes positions of plain text.
     "mm_token_type_ids": (ids_BT == cfg.image_pad_id).int(),
-    "pixel_values": torch.tensor(np.concatenate([q.image.patches_PX for q in questions])),
-    "image_grid_thw": torch.tensor([question.image.grid_3 for question in questions]),
+    "pixel_values": torch.tensor(
+      np.concatenate([i.patches_PX for q in questions for i in q.images])
+    ),
+    "image_grid_thw": torch.tensor([i.grid_3 for q in questions for i in q.images]),
   }
 
 

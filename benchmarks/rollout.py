@@ -1,189 +1,363 @@
-"""Sampled tokens per second: this repository beside `generate` of transformers.
+"""Sampled tokens per second: this engine beside transformers, and beside itself without its parts.
 
-    python -m benchmarks.rollout [--shape=nano] [--repeats=5] [--out=rollout.json]
+    python -m benchmarks.rollout [--case=image|frames|drawing] [--shape=nano] [--repeats=5]
 
-8 prompts x 8 samples, 64 tokens of text and one image of 256 tokens each, 128 new tokens for every
-row at temperature 1. Both sides encode each image once and both must fill every row.
+image    8 prompts x 8 samples, one image of 256 tokens, 128 new tokens for every row
+frames   4 prompts x 8 samples, 16 images of 256 tokens, 64 new tokens for every row
+drawing  16 prompts x 8 samples in 4 slots, one image of 256 tokens, 1 to 6 turns of a length drawn
+         from exp(N(3.2, 0.9)), at most 128 tokens: half below 25, one in ten above 78. Every turn
+         but the last draws one box on the image and looks at it: 256 tokens more.
+
+Prompts have 64 tokens of text. `torch` is generate() with num_return_sequences; `torch prefix` runs
+tower and prompt once and copies the cache for the samples.
 """
 
+import contextlib
+import functools
 import pathlib
-from collections.abc import Callable
+import unittest.mock
+import zlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
-import jax
 import numpy as np
+import tokenizers
 import torch
-from absl import app
+from absl import app, flags
+from tokenizers import models, pre_tokenizers
 
 from benchmarks import measure, peer, shapes
 from benchmarks.measure import Benchmark, Timed
 from spatial_jax import programs
-from spatial_jax.data.vision import plan_vision
+from spatial_jax.data.text import (
+  IM_END,
+  IMAGE_PAD,
+  VIDEO_PAD,
+  VISION_END,
+  VISION_START,
+  TextConfig,
+  Tokenizer,
+)
+from spatial_jax.data.vision import VisionBuckets
+from spatial_jax.drawing.canvas import Style
+from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.drawing.monitor import StopLimits
-from spatial_jax.drawing.protocol import Limits
+from spatial_jax.drawing.protocol import Coordinates, Limits, Parsed
 from spatial_jax.policy import weights
-from spatial_jax.rollout.engine import RolloutConfig
-from spatial_jax.rollout.sampler import PromptBatch, Sampling
+from spatial_jax.policy.config import QwenVLConfig
+from spatial_jax.rollout import rows as rows_lib
+from spatial_jax.rollout.conversation import Conversation
+from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig
+from spatial_jax.rollout.schedule import run_episodes
+from spatial_jax.types import Operation, Prompt, Rollouts, Task
 
-OURS, TORCH = "ours", "torch generate"
-ROWS = shapes.PROMPTS * shapes.GROUP
+
+class Case(NamedTuple):
+  """Prompts, images of each, slots, turns, and most tokens of one."""
+
+  prompts: int
+  images: int
+  slots: int
+  turns: int
+  turn_tokens: int
+
+
+CASES = {
+  "image": Case(shapes.PROMPTS, 1, shapes.PROMPTS, 1, shapes.RESPONSE),
+  "frames": Case(4, 16, 4, 1, 64),
+  "drawing": Case(16, 1, 4, 6, 128),
+}
+CASE = flags.DEFINE_enum("case", "image", list(CASES), "what is sampled")
+SIDES = flags.DEFINE_list("sides", [], "which of them to run; all where none are named")
 CHUNK = 16  # tokens per device call, as in training
 COMPARED = 2  # prompts whose samples torch scores again
 TOLERANCE = 1e-3  # of a log-probability, float32
+MODE = Mode(temperature=1.0, greedy=False, top_k=0, top_p=1.0, min_p=0.0)
+STYLE = Style(line_px=4, dot_px=4, font_px=10, label_offset_px=(8, 6))
+
+
+# --- ours --------------------------------------------------------------------------------------
 
 
 class Ours:
-  """The rollout programs of training: prompts prefilled once per group, then chunks of tokens."""
+  """The engine of training, but for the words: any id is a word, and turns end where they are cut.
 
-  def __init__(self, folder: pathlib.Path):
-    policy = shapes.policy_of(weights.read_config(folder))
-    questions = shapes.questions(policy.cfg)
-    size = len(questions[0].token_ids_T)
-    config = RolloutConfig(
-      prompts=shapes.PROMPTS,
-      group=shapes.GROUP,
-      temperature=1.0,
-      top_p=1.0,
-      turn_tokens=shapes.RESPONSE,
-      chunk=CHUNK,
-      narrow=(),
-      stop=StopLimits(turns=1, images=1, tokens=shapes.RESPONSE),
-      limits=Limits(1, 1, 1, 1, 1, 1),
-      prompt_buckets=(size,),
-      observation_buckets=(1,),
-      own_buckets=(shapes.RESPONSE // 2,),
-      vision=shapes.VISION_BUCKETS,
+  `shared` prompts are read once for their samples; `schedule` as in the config.
+  """
+
+  def __init__(self, folder: pathlib.Path, shared: bool, schedule: str):
+    cfg, case = weights.read_config(folder), CASES[CASE.value]
+    policy = shapes.policy_of(cfg)
+    self._config = rollout_config(case, shared, schedule)
+    talk = Conversation(tokenizer(cfg), _text(), shapes.PREPROCESS, cfg)
+    stop = shapes.stop_id(cfg)
+    run = programs.rollout_programs(policy, self._config, shapes.forbidden_ids(cfg), (stop,))
+    executor = Executor(ExecutorConfig(1, 20.0, 1024), STYLE)
+    self._engine = Engine(talk, run, executor, self._config, (stop,))
+    self._weights = programs.decode_params(policy, programs.train_mesh(policy))(
+      shapes.load(folder, policy)
     )
-    self._programs = programs.rollout_programs(policy, config, shapes.stop_id(policy.cfg))
-    unstack = programs.decode_params(policy, programs.train_mesh(policy))
-    self._weights = unstack(shapes.load(folder, policy))
-    images = [question.image for question in questions]
-    blocks = policy.cfg.vision.window_blocks
-    self._vision, index = plan_vision(images, blocks, shapes.VISION_BUCKETS)
-    self._prompts = _prompt_batch(questions, index)
-    self._forbidden_V = np.zeros(policy.cfg.decoder.vocabulary, bool)
-    self._forbidden_V[list(shapes.forbidden_ids(policy.cfg))] = True
+    copies = 1 if shared else shapes.GROUP
+    questions = shapes.questions(cfg, case.prompts, case.images)
+    self._prompts = [
+      prompt(question, f"question/{i}/{copy}")
+      for i, question in enumerate(questions)
+      for copy in range(copies)
+    ]
     self._calls = 0
 
-  def __call__(self) -> tuple[np.ndarray, np.ndarray]:
-    """Samples; tokens int32 and log-probabilities float32, both [R, 128]."""
+  def __call__(self) -> Rollouts:
+    """Samples all rollouts."""
     self._calls += 1
-    run = self._programs
-    sampling = Sampling(
-      key_R=jax.random.split(jax.random.key(self._calls), ROWS),
-      temperature=np.asarray(1.0, np.float32),
-      top_p=np.asarray(1.0, np.float32),
-      limit_R=np.full(ROWS, shapes.RESPONSE, np.int32),
-      forbidden_V=self._forbidden_V,
-    )
-    features_MYD = run.encode(self._weights, self._vision)
-    active_B = np.ones(shapes.PROMPTS, bool)
-    state = run.start(self._weights, features_MYD, self._prompts, active_B)
-    tokens, logps = [], []
-    while np.asarray(state.active_R).any():
-      state, token_RK, logp_RK = run.sample(self._weights, state, sampling, False, False)
-      tokens.append(np.asarray(token_RK))
-      logps.append(np.asarray(logp_RK))
-    return _full(np.concatenate(tokens, axis=1)), np.concatenate(logps, axis=1)
+    modes = [MODE] * self._config.group
+    with self._engine.executor, forced_turns():
+      return run_episodes(self._engine, self._weights, self._prompts, self._calls, 0, modes)
+
+
+def rollout_config(case: Case, shared: bool, schedule: str) -> RolloutConfig:
+  """Of one case."""
+  group = shapes.GROUP if shared else 1
+  slots = case.slots * shapes.GROUP // group
+  size = shapes.TEXT_BEFORE + shapes.TEXT_BEHIND + 258 * case.images
+  own = case.turns * case.turn_tokens + (case.turns - 1) * 320
+  return RolloutConfig(
+    prompts=case.prompts,
+    group=group,
+    slots=slots,
+    prefill=min(slots, 8),
+    append=4,
+    chunk=CHUNK,
+    narrow=(2, 4) if case.turns > 1 else (),
+    schedule=schedule,  # pyright: ignore[reportArgumentType]
+    delay=1,
+    mode=MODE,
+    turn_tokens=case.turn_tokens,
+    stop=StopLimits(turns=case.turns, images=8 * case.images, tokens=own),
+    stop_tokens=(IM_END,),
+    stop_strings=(),
+    limits=Limits(1, 1, 1, 1, 1, 1),
+    prompt_buckets=(size,),
+    observation_buckets=(320,),
+    own_buckets=(own // 2,) if case.turns == 1 else (128, 640, 1280),
+    features=256 * case.images * case.slots + 256 * 16,
+    vision=VisionBuckets((2 * shapes.WINDOWS, 8 * shapes.WINDOWS), (2, 8), (shapes.PATCHES,)),
+  )
+
+
+def prompt(question: shapes.Question, name: str) -> Prompt:
+  """A question as the engine takes it."""
+  pixels = tuple(image.pixels for image in question.images)
+  task = Task(name, "camera_distance", "", None, "1", "number", pixels, "", "", None, ())
+  return Prompt(
+    task,
+    question.token_ids_T,
+    question.position_TA,
+    question.next_position,
+    question.images,
+    question.image_starts,
+  )
+
+
+def tokenizer(cfg: QwenVLConfig) -> Tokenizer:
+  """Every id is a word; the special ones are those of the shape."""
+  words = {f"w{i}": i for i in range(cfg.decoder.vocabulary)}
+  special = {
+    IM_END: shapes.stop_id(cfg),
+    IMAGE_PAD: cfg.image_pad_id,
+    VIDEO_PAD: cfg.video_pad_id,
+    VISION_START: cfg.vision_start_id,
+    VISION_END: cfg.vision_end_id,
+  }
+  taken = set(special.values())
+  words = {word: i for word, i in words.items() if i not in taken} | special
+  inner = tokenizers.Tokenizer(models.WordLevel(words, unk_token="w0"))
+  inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  inner.add_special_tokens([tokenizers.AddedToken(token, special=True) for token in special])
+  return Tokenizer(inner)
+
+
+def _text() -> TextConfig:
+  """Few words around a drawing."""
+  return TextConfig("", "", "{question}", "", "", "", "more", "final", "", 0.0)
+
+
+@functools.cache
+def forced_lengths(case: Case, name: str) -> tuple[int, ...]:
+  """Tokens of each turn of a rollout."""
+  random = np.random.default_rng(zlib.crc32(name.encode()))
+  count = int(random.integers(1, case.turns + 1))
+  drawn = np.exp(random.normal(3.2, 0.9, count)).astype(int)
+  return tuple(np.clip(drawn, 1, case.turn_tokens).tolist())
+
+
+@contextlib.contextmanager
+def forced_turns() -> Iterator[None]:
+  """Turns as long, and as many, as the case says; all but the last draw a box."""
+  case = CASES[CASE.value]
+
+  def turn_limit(engine: Engine, row: rows_lib.Row) -> int:
+    return planned(row)[len(row.parsed)]
+
+  def parse(text: str, coordinates: Coordinates, limits: Limits) -> Parsed:
+    corner = float(zlib.crc32(text.encode()) % 200)
+    box = Operation("box", 1, (corner, corner, corner + 100, corner + 50), "thing")
+    return Parsed((box,), (), None, False)
+
+  def end_turn(engine: Engine, row: rows_lib.Row, step: int) -> None:
+    original(engine, row, step)
+    row.reason = "token_limit" if len(row.parsed) == len(planned(row)) else None
+
+  def planned(row: rows_lib.Row) -> tuple[int, ...]:
+    if case.turns == 1:
+      return (case.turn_tokens,)
+    _, number, copy = row.episode.prompt.task.task_id.split("/")
+    return forced_lengths(case, f"{number}/{row.episode.sample + int(copy)}")
+
+  original = rows_lib.end_turn
+  with (
+    unittest.mock.patch.object(rows_lib, "turn_limit", turn_limit),
+    unittest.mock.patch.object(rows_lib, "parse", parse),
+    unittest.mock.patch.object(rows_lib, "end_turn", end_turn),
+  ):
+    yield
+
+
+# --- torch -------------------------------------------------------------------------------------
 
 
 class Torch:
   """`generate` with one prompt expanded to its samples: each image is encoded once."""
 
   def __init__(self, folder: pathlib.Path):
-    cfg = weights.read_config(folder)
+    cfg, case = weights.read_config(folder), CASES[CASE.value]
     self.model = peer.load(folder).eval()
-    self._inputs = peer.prompt_tensors(cfg, shapes.questions(cfg))
-    self._forbidden_ids = list(shapes.forbidden_ids(cfg))
+    self.questions = shapes.questions(cfg, case.prompts, case.images)
+    self.inputs = peer.prompt_tensors(cfg, self.questions)
+    self.forbidden_ids, self.length = list(shapes.forbidden_ids(cfg)), case.turn_tokens
 
   def __call__(self) -> np.ndarray:
-    """Samples; tokens int64 [R, 128]."""
+    """Samples; tokens int64 [R, response]."""
     with torch.no_grad():
       out_RT = self.model.generate(  # pyright: ignore[reportAttributeAccessIssue]
-        **self._inputs,
+        **self.inputs,
         do_sample=True,
         temperature=1.0,
         top_k=0,
         top_p=1.0,
         num_return_sequences=shapes.GROUP,
-        min_new_tokens=shapes.RESPONSE,
-        max_new_tokens=shapes.RESPONSE,
-        suppress_tokens=self._forbidden_ids,
+        min_new_tokens=self.length,
+        max_new_tokens=self.length,
+        suppress_tokens=self.forbidden_ids,
       )
-    return _full(out_RT[:, self._inputs["input_ids"].shape[1] :].numpy())
+    return out_RT[:, self.inputs["input_ids"].shape[1] :].numpy()
 
 
-SIDES: dict[str, Callable[[pathlib.Path], Ours | Torch]] = {OURS: Ours, TORCH: Torch}
+class TorchPrefix(Torch):
+  """Tower and prompt once for all samples, the cache copied, then token by token."""
+
+  def __call__(self) -> np.ndarray:
+    positions = np.stack([question.position_TA for question in self.questions])
+    position_ABT = torch.tensor(positions.transpose(2, 0, 1)).long()
+    following_R = torch.tensor([q.next_position for q in self.questions]).repeat_interleave(
+      shapes.GROUP
+    )
+    with torch.no_grad():
+      out = self.model.model(**self.inputs, position_ids=position_ABT, use_cache=True)
+      cache = out.past_key_values
+      cache.batch_repeat_interleave(shapes.GROUP)
+      hidden_RD = out.last_hidden_state[:, -1].repeat_interleave(shapes.GROUP, 0)
+      tokens = []
+      for step in range(self.length):
+        logits_RV = self.model.lm_head(hidden_RD)
+        logits_RV[:, self.forbidden_ids] = -torch.inf
+        tokens.append(torch.multinomial(logits_RV.softmax(-1), 1))
+        position_AR1 = (following_R + step)[None, :, None].expand(3, -1, -1)
+        out = self.model.model(
+          input_ids=tokens[-1], position_ids=position_AR1, past_key_values=cache, use_cache=True
+        )
+        hidden_RD = out.last_hidden_state[:, -1]
+    return torch.cat(tokens, dim=1).numpy()
+
+
+# --- both --------------------------------------------------------------------------------------
+
+SIDES_OF = {
+  "ours": functools.partial(Ours, shared=True, schedule="logical"),
+  "ours, a prompt per sample": functools.partial(Ours, shared=False, schedule="logical"),
+  "ours, all wait for the slowest": functools.partial(Ours, shared=True, schedule="barrier"),
+  "torch": Torch,
+  "torch prefix": TorchPrefix,
+}
+
+
+def sides() -> list[str]:
+  """Those of this run.
+
+  Raises:
+    UsageError: on the host, for a side that there is not.
+  """
+  drawing = CASE.value == "drawing"
+  every = [s for s in SIDES_OF if not (s.startswith("torch") if drawing else s.endswith("slowest"))]
+  if set(SIDES.value) - set(every):
+    raise app.UsageError(f"--sides are of: {'; '.join(every)}; got {SIDES.value}")
+  return [side for side in every if side in (SIDES.value or every)]
 
 
 def time(folder: pathlib.Path) -> Timed:
-  """Both sides in turn; torch scores what ours sampled, and must agree on its log-probabilities."""
-  ours, theirs = Ours(folder), Torch(folder)
-  token_RT, logp_RT = ours()
-  theirs()
-  scored_RT = _scored(folder, theirs, token_RT)
-  difference = float(np.abs(scored_RT - logp_RT[: len(scored_RT)]).max())
-  name = "log-probabilities of our samples, as recorded and as torch scores them,"
-  measure.require_close(name, difference, TOLERANCE)
-  return Timed(
-    measure.alternate({OURS: ours, TORCH: theirs}, measure.REPEATS.value), {name: difference}
+  """All sides in turn; torch scores what ours sampled, and must agree on its log-probabilities."""
+  calls: dict[str, Callable[[], object]] = {side: SIDES_OF[side](folder) for side in sides()}
+  results = {side: call() for side, call in calls.items()}
+  differences = {}
+  theirs = calls.get("torch")
+  if isinstance(theirs, Torch) and "ours" in results and CASES[CASE.value].images == 1:
+    difference = _difference(folder, theirs, results["ours"])  # pyright: ignore[reportArgumentType]
+    name = "log-probabilities of our samples, as recorded and as torch scores them,"
+    measure.require_close(name, difference, TOLERANCE)
+    differences[name] = difference
+  return Timed(measure.alternate(calls, measure.REPEATS.value), differences)
+
+
+def _difference(folder: pathlib.Path, theirs: Torch, rollouts: Rollouts) -> float:
+  """Between recorded log-probabilities and torch's, of the responses of the first prompts."""
+  cfg, most = weights.read_config(folder), 0.0
+  for question, group in zip(theirs.questions[:COMPARED], rollouts, strict=False):
+    said_RT = np.stack([t.token_ids_T[t.trained_T] for t in group])
+    recorded_RT = np.stack([t.logp_T[t.trained_T] for t in group])
+    with torch.no_grad():
+      rows = peer.rows(cfg, question, said_RT)
+      scored_RT = peer.logprobs(theirs.model, rows, chunked=True, share_image=True).numpy()
+    most = max(most, float(np.abs(scored_RT - recorded_RT).max()))
+  return most
+
+
+def sampled_tokens(case: Case) -> int:
+  """Tokens of one call, all rollouts together."""
+  if case.turns == 1:
+    return case.prompts * shapes.GROUP * case.turn_tokens
+  return sum(
+    sum(forced_lengths(case, f"{number}/{sample}"))
+    for number in range(case.prompts)
+    for sample in range(shapes.GROUP)
   )
-
-
-def _scored(folder: pathlib.Path, theirs: Torch, token_RT: np.ndarray) -> np.ndarray:
-  """Torch's log-probabilities of the responses of the first prompts, float32 [rows, 128]."""
-  cfg = weights.read_config(folder)
-  found = []
-  with torch.no_grad():
-    for number, question in enumerate(shapes.questions(cfg)[:COMPARED]):
-      responses_RT = token_RT[number * shapes.GROUP : (number + 1) * shapes.GROUP]
-      rows = peer.rows(cfg, question, responses_RT)
-      found.append(peer.logprobs(theirs.model, rows, chunked=True, share_image=True))
-  return torch.cat(found).numpy()
-
-
-def _prompt_batch(questions: list[shapes.Question], index: tuple[np.ndarray, ...]) -> PromptBatch:
-  """The prompts as the engine hands them to `start`; `index` are the features of each image."""
-  token_BT = np.stack([question.token_ids_T for question in questions])
-  feature_BT = np.full(token_BT.shape, -1, np.int32)
-  for feature_T, question, features in zip(feature_BT, questions, index, strict=True):
-    feature_T[question.image_start : question.image_start + len(features)] = features
-  return PromptBatch(
-    token_BT=token_BT,
-    position_BTA=np.stack([question.position_TA for question in questions]),
-    valid_BT=np.ones(token_BT.shape, bool),
-    feature_BT=feature_BT,
-    next_position_B=np.asarray([question.next_position for question in questions], np.int32),
-  )
-
-
-def _full(token_RT: np.ndarray) -> np.ndarray:
-  """The tokens, once it is certain that every row has all of them."""
-  if token_RT.shape != (ROWS, shapes.RESPONSE) or (token_RT < 0).any():
-    raise ValueError(f"rows ended early: {token_RT.shape}, {(token_RT < 0).sum()} empty places")
-  return token_RT
 
 
 def main(argv: list[str]) -> None:
   """Measures and prints."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+  case = CASES[CASE.value]
   measure.run(
     Benchmark(
-      title=(
-        f"Rollout: {shapes.PROMPTS} prompts x {shapes.GROUP} samples, 64 tokens of text and an "
-        f"image of 256, {shapes.RESPONSE} new tokens for every row, temperature 1"
-      ),
+      title=f"Rollout, {CASE.value}: {case.prompts} prompts x {shapes.GROUP} samples, "
+      f"{case.images} x 256 visual tokens, up to {case.turns} turns of {case.turn_tokens} tokens",
       unit="tokens",
-      tokens=ROWS * shapes.RESPONSE,
-      sides=tuple(SIDES),
+      tokens=sampled_tokens(case),
+      sides=tuple(sides()),
       time=time,
-      load=lambda side, folder: SIDES[side](folder),
+      load=lambda side, folder: SIDES_OF[side](folder),
       notes=(
-        "Included on both sides: vision tower (each image once), prefill, sampling. Left out on "
-        "both: pixels to patches, loading (ours: parameters unstacked, which training does once "
-        "per step).",
-        "Ours records the log-probability of each token, generate does not. Ours prefills a prompt "
-        "once per group; generate (num_return_sequences) once per row.",
+        "Included on all sides: vision tower (each image once), prefill, sampling; ours also "
+        "text, log-probabilities, drawing. Left out: pixels to patches of the prompts, loading.",
       ),
     )
   )

@@ -1,6 +1,7 @@
 """Models and work that benchmarks measure: three shapes with random weights, one batch of prompts.
 
-A prompt is 64 tokens of text (the two around the image counted) and an image of 448 x 448 pixels:
+A prompt is 64 tokens of text (the two around the image counted) and an image of 448 x 448 pixels
+(or several, each with two more around it):
 
     30 text | vision start | 256 image pads | vision end | 32 text        320 tokens
 """
@@ -27,9 +28,9 @@ from spatial_jax.types import Params, PatchedImage
 PROMPTS, GROUP, RESPONSE = 8, 8, 128  # rows of all benchmarks: 8 prompts, 8 rollouts each
 TEXT_BEFORE, TEXT_BEHIND = 30, 32
 IMAGE_PX = 448
-_PREPROCESS = PreprocessConfig(14, 2, 2, 56 * 56, IMAGE_PX**2, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-_WINDOWS, _PATCHES = 16, 1024  # of one image: windows of 4 x 4 tokens, patches of 14 x 14 pixels
-VISION_BUCKETS = VisionBuckets((PROMPTS * _WINDOWS,), (PROMPTS,), (_PATCHES,))
+PREPROCESS = PreprocessConfig(14, 2, 2, 56 * 56, IMAGE_PX**2, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+WINDOWS, PATCHES = 16, 1024  # of one image: windows of 4 x 4 tokens, patches of 14 x 14 pixels
+VISION_BUCKETS = VisionBuckets((PROMPTS * WINDOWS,), (PROMPTS,), (PATCHES,))
 
 
 def _config(
@@ -114,19 +115,31 @@ def load(directory: pathlib.Path, policy: Policy) -> Params:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Question:
-  """A prompt of random words about a random picture; fields as in `types.Prompt`."""
+  """A prompt of random words about random pictures; fields as in `types.Prompt`."""
 
   token_ids_T: np.ndarray
   position_TA: np.ndarray
   next_position: int
-  image: PatchedImage
-  image_start: int
+  images: tuple[PatchedImage, ...]
+  image_starts: tuple[int, ...]
+
+  @property
+  def image(self) -> PatchedImage:
+    """The only picture."""
+    (image,) = self.images
+    return image
+
+  @property
+  def image_start(self) -> int:
+    """The first token of the only picture."""
+    (start,) = self.image_starts
+    return start
 
 
-def questions(cfg: QwenVLConfig) -> list[Question]:
+def questions(cfg: QwenVLConfig, count: int = PROMPTS, images: int = 1) -> list[Question]:
   """The batch of prompts of all benchmarks; the same for both sides."""
   random = np.random.default_rng(0)
-  return [_question(cfg, random) for _ in range(PROMPTS)]
+  return [_question(cfg, random, images) for _ in range(count)]
 
 
 def words(cfg: QwenVLConfig, count: int, random: np.random.Generator) -> np.ndarray:
@@ -134,11 +147,16 @@ def words(cfg: QwenVLConfig, count: int, random: np.random.Generator) -> np.ndar
   return random.integers(0, stop_id(cfg), count).astype(np.int32)
 
 
-def _question(cfg: QwenVLConfig, random: np.random.Generator) -> Question:
-  pixels = random.integers(0, 256, (IMAGE_PX, IMAGE_PX, 3), np.uint8)
-  image = patch_image(pixels, _PREPROCESS)
-  shown = [cfg.vision_start_id, *[cfg.image_pad_id] * image.tokens, cfg.vision_end_id]
+def _question(cfg: QwenVLConfig, random: np.random.Generator, images: int) -> Question:
+  shape = (IMAGE_PX, IMAGE_PX, 3)
+  patched = [
+    patch_image(random.integers(0, 256, shape, np.uint8), PREPROCESS) for _ in range(images)
+  ]
+  tokens = patched[0].tokens
+  shown = [cfg.vision_start_id, *[cfg.image_pad_id] * tokens, cfg.vision_end_id] * images
   before, behind = words(cfg, TEXT_BEFORE, random), words(cfg, TEXT_BEHIND, random)
   token_ids_T = np.concatenate([before, np.asarray(shown, np.int32), behind])
-  position_TA, following = mrope_positions(token_ids_T, [image.grid_3], cfg, (), "max")
-  return Question(token_ids_T, position_TA, following, image, TEXT_BEFORE + 1)
+  grids = [image.grid_3 for image in patched]
+  position_TA, following = mrope_positions(token_ids_T, grids, cfg, (), "max")
+  starts = tuple(TEXT_BEFORE + 1 + i * (tokens + 2) for i in range(images))
+  return Question(token_ids_T, position_TA, following, tuple(patched), starts)

@@ -82,7 +82,8 @@ def evaluation() -> ConfigDict:
       "tasks": 1024,  # with 512, the interval of the greedy difference is wider than the promise
       "train_tasks": 2000,  # what the median answer per question type is taken from
       "temperatures": (0.3, 0.5, 0.7),
-      "prompts": 256,  # per call, one rollout each
+      "prompts": 256,  # per call
+      "slots": 64,
       "gallery": 8,
       "required": False,  # the default run promises its differences, others show them
     }
@@ -188,12 +189,24 @@ def rollout() -> ConfigDict:
     {
       "prompts": 32,  # few, large steps: at more of half the size, noise takes over
       "group": 8,
-      "temperature": 1.0,
-      "top_p": 1.0,  # the whole distribution: truncated samples are off-policy
-      "turn_tokens": 128,
+      "slots": 32,
+      "prefill": 32,
+      "append": 8,
       "chunk": 16,
       "narrow": (2, 4, 8),  # half are short answers; second turns and the longest are few
+      "schedule": "logical",
+      "delay": 1,
+      "mode": {
+        "temperature": 1.0,
+        "greedy": False,
+        "top_k": 0,
+        "top_p": 1.0,  # the whole distribution: truncated samples are off-policy
+        "min_p": 0.0,
+      },
+      "turn_tokens": 128,
       "stop": {"turns": 2, "images": 8, "tokens": 255},
+      "stop_tokens": ("<|im_end|>",),
+      "stop_strings": (),
       "limits": {
         "blocks": 4,
         "block_chars": 2000,
@@ -205,6 +218,7 @@ def rollout() -> ConfigDict:
       "prompt_buckets": (160, 512),
       "observation_buckets": (64, 128, 256),
       "own_buckets": (96,),  # a first turn; half a step's time was spent on empty slots
+      "features": 8192,  # 227 pictures of 36 tokens, 6 MiB
       "vision": {
         # One 168-pixel picture is 4 windows of 3 x 3 tokens, one frame of 144 patches.
         # Few sizes: each is a trace, and a trace costs seconds to half a minute.

@@ -18,7 +18,8 @@ from spatial_jax.learn.update import Microbatches
 from spatial_jax.policy.config import VisionConfig
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout.engine import RolloutConfig
-from spatial_jax.rollout.sampler import ObservationBatch, PromptBatch, SampleState, Sampling
+from spatial_jax.rollout.sampler import ObservationBatch, PromptBatch, SampleState
+from spatial_jax.rollout.sampling import Sampling
 from spatial_jax.types import (
   FeatureBatch,
   Params,
@@ -36,20 +37,21 @@ class Inputs:
   Attributes:
     state, batch: of the update, on the train mesh.
     weights: decode parameters; like all that follows, on the rollout mesh.
-    vision, features_MYD: of the prompts' images, or of drawn ones.
-    prompts: PromptBatch, active_B.
+    vision: images of one call of the tower, and the row of the pool of each feature.
+    pool_MYD: features of images.
+    prompts: PromptBatch, active_BG, Sampling.
     rows: SampleState with the whole cache.
-    sampling, observations: of one call.
+    halt_R, observations: of one call.
   """
 
   state: TrainState
   batch: TrainBatch
   weights: Params
-  vision: VisionBatch
-  features_MYD: Any
-  prompts: tuple[PromptBatch, Any]
+  vision: tuple[VisionBatch, Any]
+  pool_MYD: Any
+  prompts: tuple[PromptBatch, Any, Sampling]
   rows: SampleState
-  sampling: Sampling
+  halt_R: Any
   observations: ObservationBatch
 
 
@@ -82,7 +84,7 @@ def all_programs(
 ) -> list[Program]:
   """The programs of a reinforcement-learning step, in order, with their largest abstract inputs.
 
-  `narrow` and `widen` only copy rows, and the fewer rows between them need less: they are left out.
+  Chunks of fewer rows (`config.rollout.narrow`) need less than one of all: they are left out.
 
   Args:
     policy: its mesh may be of devices that are not there.
@@ -91,10 +93,10 @@ def all_programs(
     rollout, batch: shapes; the last of each list of buckets is taken.
     share: of the rollouts that the update learns from.
   """
-  run = programs.rollout_programs(island, rollout, stop_id=0)
+  run = programs.rollout_programs(island, rollout, (), (0,))
   learn = programs.learn_programs(policy, optimizer, loss, micro)
   x = largest_inputs(policy, island, optimizer, rollout, batch, share)
-  state, weights, rows = x.state, x.weights, x.rows
+  state, weights, rows, pool = x.state, x.weights, x.rows, x.pool_MYD
   calls = [
     (
       "decode_params",
@@ -102,10 +104,10 @@ def all_programs(
       (state.params,),
       (state.opt_state,),
     ),
-    ("encode", run.encode, (weights, x.vision), (state, rows)),
-    ("start", run.start, (weights, x.features_MYD, *x.prompts), (state,)),
-    ("sample", run.sample, (weights, rows, x.sampling, False, rollout.top_p < 1), (state,)),
-    ("observe", run.observe, (weights, rows, x.features_MYD, x.observations), (state,)),
+    ("see", run.see, (weights, pool, *x.vision), (state, rows)),
+    ("admit", run.admit, (weights, rows, pool, *x.prompts), (state,)),
+    ("sample", run.sample, (weights, rows, x.halt_R, None, rollout.mode.truncates), (state, pool)),
+    ("observe", run.observe, (weights, rows, pool, x.observations), (state,)),
     ("update", learn.update, (state, x.batch, None), (weights,)),
   ]
   return [
@@ -129,26 +131,25 @@ def largest_inputs(
   state = programs.abstract_state(policy, optimizer, mesh)
   weights = jax.eval_shape(programs.reshard(policy, mesh), state.params)
   weights = programs.placed(weights, sharding.param_shardings(weights, local))
-  vision = _everywhere(_vision(cfg.vision, rollout.vision), everywhere)
-  features_MYD = _features(policy, rollout.vision)
-  prompts = _prompts(rollout)
-  run = programs.rollout_programs(island, rollout, stop_id=0)
-  rows = jax.eval_shape(run.start, weights, features_MYD, *prompts)
+  run = programs.rollout_programs(island, rollout, (), (0,))
+  rows = jax.eval_shape(lambda: run.empty(rollout.prompt_buckets[-1]))
   asked = rollout.prompts * sharding.island_mesh(mesh).shape["island"]
   count = kept_rows(asked * rollout.group, share, sharding.row_devices(mesh))
   learned = train_batch(cfg.vision, asked, count, batch)
   if not policy.tower_learns:
     learned = learned._replace(vision=FeatureBatch(_features(policy, batch.vision)))
   window = programs.window_patches(cfg.vision)
+  tokens = rollout.vision.windows[-1] * cfg.vision.window_blocks**2
+  vision = (_vision(cfg.vision, rollout.vision), _struct((tokens,), jnp.int32))
   return Inputs(
     state=state,
     batch=programs.placed(learned, sharding.train_batch_shardings(learned, window, mesh)),
     weights=weights,
-    vision=vision,
-    features_MYD=_everywhere(features_MYD, everywhere),
-    prompts=_everywhere(prompts, everywhere),
+    vision=_everywhere(vision, everywhere),
+    pool_MYD=_everywhere(jax.eval_shape(run.pool), everywhere),
+    prompts=_everywhere(_prompts(rollout), everywhere),
     rows=programs.placed(rows, sharding.rollout_shardings(rows, local)),
-    sampling=_everywhere(_sampling(rollout, cfg.decoder.vocabulary), everywhere),
+    halt_R=_everywhere(_struct(rows.active_R.shape, jnp.bool_), everywhere),
     observations=_everywhere(_observations(rollout), everywhere),
   )
 
@@ -204,36 +205,40 @@ def _features(policy: Policy, buckets: VisionBuckets) -> Any:
   return _struct((tokens, cfg.vision.streams, cfg.decoder.width), policy.compute_dtype)
 
 
-def _prompts(cfg: RolloutConfig) -> tuple[PromptBatch, Any]:
-  count, size = cfg.prompts, cfg.prompt_buckets[-1]
+def _prompts(cfg: RolloutConfig) -> tuple[PromptBatch, Any, Sampling]:
+  count, size = cfg.prefill, cfg.prompt_buckets[-1]
   batch = PromptBatch(
+    slot_B=_struct((count,), jnp.int32),
     token_BT=_struct((count, size), jnp.int32),
     position_BTA=_struct((count, size, 3), jnp.int32),
     valid_BT=_struct((count, size), jnp.bool_),
     feature_BT=_struct((count, size), jnp.int32),
     next_position_B=_struct((count,), jnp.int32),
   )
-  return batch, _struct((count,), jnp.bool_)
+  rows = count * cfg.group
+  sampling = Sampling(
+    key_R2=_struct((rows, 2), jnp.uint32),
+    temperature_R=_struct((rows,), jnp.float32),
+    greedy_R=_struct((rows,), jnp.bool_),
+    top_k_R=_struct((rows,), jnp.int32),
+    top_p_R=_struct((rows,), jnp.float32),
+    min_p_R=_struct((rows,), jnp.float32),
+    limit_R=_struct((rows,), jnp.int32),
+  )
+  return batch, _struct((count, cfg.group), jnp.bool_), sampling
 
 
 def _observations(cfg: RolloutConfig) -> ObservationBatch:
-  count, size = cfg.prompts * cfg.group, cfg.observation_buckets[-1]
+  count, size = cfg.append, cfg.observation_buckets[-1]
+  each_R = _struct((count,), jnp.int32)
   return ObservationBatch(
-    slot_R=_struct((count,), jnp.int32),
+    slot_R=each_R,
+    start_R=each_R,
+    count_R=each_R,
+    limit_R=each_R,
     token_RT=_struct((count, size), jnp.int32),
     position_RTA=_struct((count, size, 3), jnp.int32),
     valid_RT=_struct((count, size), jnp.bool_),
     feature_RT=_struct((count, size), jnp.int32),
-    next_position_R=_struct((count,), jnp.int32),
-  )
-
-
-def _sampling(cfg: RolloutConfig, vocabulary: int) -> Sampling:
-  count = cfg.prompts * cfg.group
-  return Sampling(
-    key_R=jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count)),
-    temperature=_struct((), jnp.float32),
-    top_p=_struct((), jnp.float32),
-    limit_R=_struct((count,), jnp.int32),
-    forbidden_V=_struct((vocabulary,), jnp.bool_),
+    next_position_R=each_R,
   )

@@ -1,14 +1,14 @@
 """Every jitted function of a run: `train` runs them, `aot` compiles the same ones but for copies.
 
     decode_params   train parameters -> rollout mesh, unstacked     once per step
-    rollout         encode, start, sample, observe, narrow, widen   on the rollout mesh
+    rollout         empty, pool, see, admit, sample, observe        on the rollout mesh
     update          TrainState x TrainBatch -> TrainState, metrics  on the train mesh, state donated
 
 Shardings are stated where data enters and leaves a program; inside, the compiler follows them.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
@@ -26,8 +26,9 @@ from spatial_jax.policy.config import VisionConfig
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout import sampler
 from spatial_jax.rollout.engine import RolloutConfig, RolloutPrograms
-from spatial_jax.rollout.sampler import ObservationBatch, PromptBatch, SampleState, Sampling
-from spatial_jax.types import Array, Params, TrainBatch, TrainState
+from spatial_jax.rollout.sampler import ObservationBatch, PromptBatch, SampleState
+from spatial_jax.rollout.sampling import Sampling, Vocabulary
+from spatial_jax.types import Array, Params, TrainBatch, TrainState, VisionBatch
 
 # The TPU attention kernel reads sequences in blocks.
 TPU_SEQUENCE = 128
@@ -154,56 +155,97 @@ def learn_programs(
   )
 
 
-def rollout_programs(policy: Policy, cfg: RolloutConfig, stop_id: int) -> RolloutPrograms:
-  """Rollout programs of a policy, on the rollout mesh that belongs to its train mesh."""
+def rollout_programs(
+  policy: Policy, cfg: RolloutConfig, forbidden_ids: Sequence[int], stop_ids: Sequence[int]
+) -> RolloutPrograms:
+  """Rollout programs of a policy, on the rollout mesh that belongs to its train mesh.
+
+  Args:
+    policy: on its train mesh.
+    cfg: shapes.
+    forbidden_ids, stop_ids: tokens that are never sampled, and that end a turn.
+  """
   mesh = sharding.rollout_mesh(train_mesh(policy))
-  policy = dataclasses.replace(policy.base, mesh=mesh)
+  ids = np.arange(policy.cfg.decoder.vocabulary)
+  words = Vocabulary(np.isin(ids, list(forbidden_ids)), np.isin(ids, list(stop_ids)))
+  side = _RolloutSide(dataclasses.replace(policy.base, mesh=mesh), cfg, words, mesh)
+  state = sharding.rollout_shardings(jax.eval_shape(lambda: side.empty(1)), mesh)
+  everywhere = sharding.replicated(mesh)  # tokens gather features by index, from any image
+  return RolloutPrograms(
+    empty=jax.jit(side.empty, static_argnums=0, out_shardings=state),
+    pool=jax.jit(side.pool, out_shardings=everywhere),
+    see=jax.jit(side.see, donate_argnums=1, out_shardings=everywhere),
+    admit=jax.jit(side.admit, donate_argnums=1, out_shardings=state),
+    sample=jax.jit(
+      side.sample,
+      static_argnums=4,
+      donate_argnums=1,
+      out_shardings=(state, everywhere, everywhere),
+    ),
+    observe=jax.jit(side.observe, donate_argnums=1, out_shardings=state),
+  )
 
-  def lay(tree: Any) -> Any:
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _RolloutSide:
+  """The functions behind `RolloutPrograms`, `policy` on the rollout mesh."""
+
+  policy: Policy
+  cfg: RolloutConfig
+  words: Vocabulary
+  mesh: Mesh
+
+  def lay(self, tree: Any) -> Any:
+    """The tree with its rows where the mesh has them."""
     tree = jax.tree.map(jnp.asarray, tree)
-    return jax.lax.with_sharding_constraint(tree, sharding.rollout_shardings(tree, mesh))
+    return jax.lax.with_sharding_constraint(tree, sharding.rollout_shardings(tree, self.mesh))
 
-  def start(
-    params: Params, features_MYD: Array, prompts: PromptBatch, active_B: Array
+  def empty(self, prefix_size: int) -> SampleState:
+    cfg = self.cfg
+    return sampler.empty(self.policy, cfg.slots, cfg.group, prefix_size, cfg.stop.tokens)
+
+  def pool(self) -> jax.Array:
+    cfg = self.policy.cfg
+    shape = (self.cfg.features, cfg.vision.streams, cfg.decoder.width)
+    return jnp.zeros(shape, self.policy.compute_dtype)
+
+  def see(self, params: Params, pool_MYD: Array, vision: VisionBatch, place_M: Array) -> jax.Array:
+    features_MYD = self.policy.encode(params, vision)
+    return jnp.asarray(pool_MYD).at[place_M].set(features_MYD, mode="drop")
+
+  def admit(
+    self,
+    params: Params,
+    state: SampleState,
+    pool_MYD: Array,
+    prompts: PromptBatch,
+    active_BG: Array,
+    sampling: Sampling,
   ) -> SampleState:
-    prompts, active_B = lay((prompts, active_B))
-    group, own_size = cfg.group, cfg.stop.tokens
-    return lay(
-      sampler.start(policy, params, features_MYD, prompts, active_B, group=group, own_size=own_size)
-    )
+    rows = self.lay((prompts, active_BG, sampling))
+    return sampler.admit(self.policy, params, self.lay(state), pool_MYD, *rows)
 
   def sample(
-    params: Params, state: SampleState, sampling: Sampling, greedy: bool, truncate: bool
-  ) -> tuple[SampleState, Array, Array]:
-    state, token_RK, logp_RK = sampler.decode_chunk(
-      policy,
+    self, params: Params, state: SampleState, halt_R: Array, slot_R: Array | None, truncate: bool
+  ) -> tuple[SampleState, jax.Array, jax.Array]:
+    state = self.lay(state._replace(active_R=state.active_R & ~halt_R))
+    few = state if slot_R is None else self.lay(sampler.narrow(state, slot_R))
+    few, token_RK, logp_RK = sampler.decode_chunk(
+      self.policy,
       params,
-      lay(state),
-      sampling,
-      steps=cfg.chunk,
-      own_buckets=cfg.own_buckets,
-      greedy=greedy,
+      few,
+      self.words,
+      steps=self.cfg.chunk,
+      own_buckets=self.cfg.own_buckets,
       truncate=truncate,
-      stop_id=stop_id,
     )
-    return lay(state), token_RK, logp_RK
+    state = few if slot_R is None else sampler.widen(state, few, slot_R)
+    return state, token_RK, logp_RK
 
   def observe(
-    params: Params, state: SampleState, features_MYD: Array, rows: ObservationBatch
+    self, params: Params, state: SampleState, pool_MYD: Array, rows: ObservationBatch
   ) -> SampleState:
-    return lay(sampler.observe(policy, params, lay(state), features_MYD, lay(rows)))
-
-  return RolloutPrograms(
-    # Prompts gather features by index, from any image: every device holds them all.
-    encode=jax.jit(policy.encode, out_shardings=sharding.replicated(mesh)),
-    start=jax.jit(start),
-    sample=jax.jit(sample, static_argnums=(3, 4), donate_argnums=1),
-    observe=jax.jit(observe, donate_argnums=1),
-    narrow=jax.jit(lambda state, slot_R: lay(sampler.narrow(lay(state), slot_R))),
-    widen=jax.jit(
-      lambda state, few, slot_R: lay(sampler.widen(lay(state), lay(few), slot_R)), donate_argnums=0
-    ),
-  )
+    return sampler.observe(self.policy, params, self.lay(state), pool_MYD, self.lay(rows))
 
 
 def reshard(policy: Policy, mesh: Mesh) -> jax.stages.Wrapped:
@@ -229,12 +271,9 @@ def decode_params(policy: Policy, mesh: Mesh) -> Callable[[Params], Params]:
 
 
 def rollout_buckets(cfg: RolloutConfig, mesh: Mesh) -> RolloutConfig:
-  """Prompts that divide over the devices of a process; on TPU lengths in multiples of 128.
-
-  A call may bring fewer prompts: the engine pads them.
-  """
+  """Slots that divide over the devices of a process; on TPU lengths in multiples of 128."""
   devices = sharding.island_mesh(mesh).shape["data"]
-  cfg = dataclasses.replace(cfg, prompts=-(-cfg.prompts // devices) * devices)
+  cfg = dataclasses.replace(cfg, slots=-(-cfg.slots // devices) * devices)
   if not _is_tpu(mesh):
     return cfg
   vision = dataclasses.replace(cfg.vision, patches=_blocks(cfg.vision.patches))

@@ -18,8 +18,7 @@ from spatial_jax.learn.batch import BatchConfig
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig, RolloutPrograms
-from spatial_jax.rollout.sampler import SampleState
+from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig, RolloutPrograms, stop_ids
 from spatial_jax.types import ObjectBox, Params, Task
 from tests.policy_fixtures import PREPROCESS, hashed_params, picture, small_config, with_ids
 
@@ -33,20 +32,28 @@ TOKENIZER = train_tokenizer([BOX_TURN, ANSWER_TURN, "How far is the chair?"] * 4
 STOP = TOKENIZER.id(IM_END)
 WORDS = TextConfig("", "{index}\n", "{question}", " N", " L", "{index}\n", "more", "final", "", 0.0)
 STYLE = Style(line_px=1, dot_px=1, font_px=6, label_offset_px=(1, 1))
-SAMPLED = Mode(temperature=1.0, top_p=1.0, greedy=False)
+SAMPLED = Mode(temperature=1.0, greedy=False, top_k=0, top_p=1.0, min_p=0.0)
+GREEDY = dataclasses.replace(SAMPLED, greedy=True)
 ROLLOUT = RolloutConfig(
   prompts=3,
   group=2,
-  temperature=1.0,
-  top_p=1.0,
-  turn_tokens=8,
+  slots=3,
+  prefill=2,
+  append=4,
   chunk=3,
   narrow=(2, 6),
+  schedule="logical",
+  delay=1,
+  mode=SAMPLED,
+  turn_tokens=8,
   stop=StopLimits(turns=3, images=4, tokens=112),
+  stop_tokens=(IM_END,),
+  stop_strings=(),
   limits=Limits(4, 2000, 8, 8, 40, 6),
   prompt_buckets=(48, 96),
   observation_buckets=(32, 64),
   own_buckets=(7, 60),
+  features=256,
   vision=VisionBuckets((8, 32, 128), (2, 8, 32), (64,)),
 )
 
@@ -95,11 +102,14 @@ def shapes() -> BatchConfig:
 
 
 def make_engine(run: RolloutPrograms, cfg: RolloutConfig) -> Engine:
-  return Engine(conversation(), run, Executor(ExecutorConfig(0, 20.0, 1024), STYLE), cfg)
+  talk, executor = conversation(), Executor(ExecutorConfig(0, 20.0, 1024), STYLE)
+  return Engine(talk, run, executor, cfg, stop_ids(talk, cfg))
 
 
 def real_engine(policy: Policy, cfg: RolloutConfig) -> Engine:
-  return make_engine(programs.rollout_programs(policy, cfg, STOP), cfg)
+  talk = conversation()
+  run = programs.rollout_programs(policy, cfg, talk.forbidden_ids, stop_ids(talk, cfg))
+  return make_engine(run, cfg)
 
 
 # --- a policy that says what it is told ----------------------------------------------------------
@@ -112,61 +122,75 @@ def say(text: str) -> list[int]:
   return [*TOKENIZER.encode(text), STOP]
 
 
+@dataclasses.dataclass(eq=False)
+class ScriptedState:
+  """Of each row: its script, the turn it is at, and what of it was said."""
+
+  script_R: np.ndarray
+  turn_R: np.ndarray
+  said_R: np.ndarray
+  count_R: np.ndarray
+  limit_R: np.ndarray
+  active_R: np.ndarray
+
+
 def scripted(scripts: Sequence[Script], cfg: RolloutConfig) -> RolloutPrograms:
-  """Programs without a policy: row r says the turns of `scripts[r]`, cut as real ones are."""
-  rows = cfg.prompts * cfg.group
-  turn_R, said_R = np.zeros(rows, int), np.zeros(rows, int)
+  """Programs without a policy: rollout i, in the order of prompts, says `scripts[i]`."""
+  rows = cfg.slots * cfg.group
+  admitted = [0]
 
-  def start(params, features_MYD, prompts, active_B) -> SampleState:
-    turn_R[:], said_R[:] = 0, 0
-    active_R = np.repeat(active_B, cfg.group)
-    own_R = np.arange(rows, dtype=np.int32)  # as positions: which script a row reads
-    return SampleState(None, np.zeros((rows, 1)), own_R, np.zeros(rows, np.int32), active_R)
+  def empty(size) -> ScriptedState:
+    admitted[0] = 0
+    return ScriptedState(*(np.zeros(rows, int) for _ in range(5)), np.zeros(rows, bool))
 
-  def sample(params, state, sampling, greedy, truncate):
-    count_R, active_R = state.count_R.copy(), state.active_R.copy()
-    shape = (len(active_R), cfg.chunk)
+  def admit(params, state, pool_MYD, prompts, active_BG, sampling):
+    limit_BG = sampling.limit_R.reshape(active_BG.shape)
+    for slot, active_G, limit_G in zip(prompts.slot_B, active_BG, limit_BG, strict=True):
+      if slot >= cfg.slots:
+        continue
+      of_slot = slice(slot * cfg.group, (slot + 1) * cfg.group)
+      assert not state.active_R[of_slot].any(), "the slot is not free"
+      state.script_R[of_slot] = admitted[0] + np.arange(cfg.group)
+      state.turn_R[of_slot], state.said_R[of_slot], state.count_R[of_slot] = 0, 0, 0
+      state.limit_R[of_slot], state.active_R[of_slot] = limit_G, active_G
+      admitted[0] += cfg.group
+    return state
+
+  def sample(params, state, halt_R, slot_R, truncate):
+    state.active_R &= ~halt_R
+    here = np.arange(rows) if slot_R is None else slot_R
+    shape = (len(here), cfg.chunk)
     token_RK, logp_RK = np.full(shape, -1), np.zeros(shape, np.float32)
-    for i in np.flatnonzero(active_R):
-      r = state.position_R[i]
-      turn = scripts[r][turn_R[r]]
+    for i, r in enumerate(here):
+      if r >= rows or not state.active_R[r]:
+        continue
+      turn = scripts[state.script_R[r]][state.turn_R[r]]
       for k in range(cfg.chunk):
-        token_RK[i, k], logp_RK[i, k] = turn[said_R[r]], -1.0
-        said_R[r] += 1
-        count_R[i] += 1
-        if turn[said_R[r] - 1] == STOP or count_R[i] == sampling.limit_R[i]:
-          active_R[i], said_R[r] = False, 0
-          turn_R[r] += 1
+        token_RK[i, k], logp_RK[i, k] = turn[state.said_R[r]], -1.0
+        state.said_R[r] += 1
+        state.count_R[r] += 1
+        if token_RK[i, k] == STOP or state.count_R[r] == state.limit_R[r]:
+          state.active_R[r], state.said_R[r] = False, 0
+          state.turn_R[r] += 1
           break
-    return state._replace(count_R=count_R, active_R=active_R), token_RK, logp_RK
+    return state, token_RK, logp_RK
 
-  def observe(params, state, features_MYD, observations) -> SampleState:
-    active_R = state.active_R.copy()
-    assert not active_R.any()
-    active_R[observations.slot_R[observations.slot_R < rows]] = True
-    return state._replace(active_R=active_R)
+  def observe(params, state, pool_MYD, observations):
+    for i, r in enumerate(observations.slot_R):
+      if r < rows:
+        assert not state.active_R[r], "nobody looks while speaking"
+        assert state.count_R[r] == observations.count_R[i]
+        state.active_R[r], state.limit_R[r] = True, observations.limit_R[i]
+    return state
 
-  def narrow(state, slot_R) -> SampleState:
-    here_R = np.minimum(slot_R, rows - 1)
-    few = jax.tree.map(lambda x: x[here_R], state._replace(cache=None))
-    return few._replace(active_R=few.active_R & (slot_R < rows))
-
-  def widen(state, few, slot_R) -> SampleState:
-    def put(old, new):
-      old = old.copy()
-      old[slot_R[slot_R < rows]] = new[slot_R < rows]
-      return old
-
-    return jax.tree.map(put, state, few)
-
-  width = policy_config().decoder.width
+  cfg_D = policy_config().decoder.width
   return RolloutPrograms(
-    encode=lambda params, vision: jnp.zeros((1, 1, width)),
-    start=start,
+    empty=empty,
+    pool=lambda: np.zeros((cfg.features, 1, cfg_D), np.float32),
+    see=lambda params, pool_MYD, vision, place_M: pool_MYD,
+    admit=admit,
     sample=sample,
     observe=observe,
-    narrow=narrow,
-    widen=widen,
   )
 
 

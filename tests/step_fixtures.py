@@ -25,9 +25,10 @@ from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.programs import LearnPrograms
 from spatial_jax.reward.score import score
-from spatial_jax.rollout import engine as engine_lib
+from spatial_jax.rollout import rows, schedule
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import Engine, RolloutConfig
+from spatial_jax.stages.engine import make_engine
 from spatial_jax.types import Operation, Params, Rollouts, Task, TrainState
 from tests import dummies
 from tests.policy_fixtures import PREPROCESS, hashed_params, picture, small_config, with_ids
@@ -38,16 +39,23 @@ TOKENIZER = train_tokenizer(["How far is the chair from the table, in meters?"] 
 ROLLOUT = RolloutConfig(
   prompts=4,
   group=2,
-  temperature=1.0,
-  top_p=1.0,
-  turn_tokens=6,
+  slots=4,
+  prefill=4,
+  append=4,
   chunk=4,
   narrow=(2,),
+  schedule="logical",
+  delay=1,
+  mode=SAMPLED,
+  turn_tokens=6,
   stop=StopLimits(turns=2, images=4, tokens=64),
+  stop_tokens=("<|im_end|>",),
+  stop_strings=(),
   limits=Limits(4, 2000, 8, 8, 40, 6),
   prompt_buckets=(64,),
   observation_buckets=(48,),
   own_buckets=(5,),
+  features=256,
   vision=VisionBuckets((16, 48), (4, 12), (64,)),
 )
 # A small step and a large epsilon: where a gradient is noise, Adam would turn it into a full step.
@@ -97,11 +105,10 @@ def lab(data: int, fsdp: int, tensor: int) -> Lab:
   # Tame weights: the wide logits of the parity cases lose a digit to rounding.
   params = jax.tree.map(lambda x: x * jnp.float32(0.7), hashed_params(cfg, 3))
   params = jax.device_put(params, sharding.param_shardings(params, mesh))
-  run = programs.rollout_programs(policy, ROLLOUT, TOKENIZER.id("<|im_end|>"))
   conversation = Conversation(TOKENIZER, WORDS, PREPROCESS, cfg)
   executor = Executor(ExecutorConfig(0, 20.0, 1024), STYLE)
   return Lab(
-    engine=Engine(conversation, run, executor, ROLLOUT),
+    engine=make_engine(policy, conversation, executor, ROLLOUT),
     learn=programs.learn_programs(policy, optimizer, LOSS, MICRO),
     policy=policy,
     decode_params=programs.decode_params(policy, mesh),
@@ -133,8 +140,8 @@ def everybody_draws(monkeypatch: pytest.MonkeyPatch) -> None:
   def ended(turns, images, tokens, truncated, limits):
     return end_reason(turns, images, tokens, False, limits)
 
-  monkeypatch.setattr(engine_lib, "parse", parse)
-  monkeypatch.setattr(engine_lib, "end_reason", ended)
+  monkeypatch.setattr(rows, "parse", parse)
+  monkeypatch.setattr(rows, "end_reason", ended)
 
 
 def step(lab: Lab, state: TrainState, number: int) -> Outcome:
@@ -142,7 +149,9 @@ def step(lab: Lab, state: TrainState, number: int) -> Outcome:
   asked = tasks(100 * number)
   prompts = [lab.engine.conversation.prompt(task) for task in asked]
   weights = lab.decode_params(state.params)
-  rollouts = engine_lib.run_episodes(lab.engine, weights, prompts, 0, number, SAMPLED)
+  rollouts = schedule.run_episodes(
+    lab.engine, weights, prompts, 0, number, [SAMPLED] * ROLLOUT.group
+  )
   scores = score(rollouts, asked, dummies.REWARD, 2.0)
   # Random weights never answer; rewards that differ make the update move.
   luck_BG = np.random.default_rng(number).random(scores.reward_BG.shape, np.float32)

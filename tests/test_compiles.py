@@ -47,7 +47,14 @@ def tiny_shapes() -> tuple[GrpoConfig, RolloutConfig]:
   learn = dataclasses.replace(learn, prefix_buckets=(128,), micro=Microbatches(4, (256,)))
   rollout = build(RolloutConfig, common.rollout())
   rollout = dataclasses.replace(
-    rollout, prompts=4, prompt_buckets=(128,), observation_buckets=(64,), vision=vision
+    rollout,
+    prompts=4,
+    slots=4,
+    prefill=4,
+    prompt_buckets=(128,),
+    observation_buckets=(64,),
+    features=256,
+    vision=vision,
   )
   return learn, rollout
 
@@ -62,7 +69,7 @@ def compiled():
 
 @needs_libtpu
 def test_every_program_compiles_and_fits(compiled):
-  names = ["decode_params", "encode", "start", "sample", "observe", "update"]
+  names = ["decode_params", "see", "admit", "sample", "observe", "update"]
   assert list(compiled) == names
   for one in compiled.values():
     assert one.error is None, f"{one.name}: {one.error}"
@@ -71,7 +78,7 @@ def test_every_program_compiles_and_fits(compiled):
 
 
 @needs_libtpu
-@pytest.mark.parametrize("name", ["encode", "start", "update"])
+@pytest.mark.parametrize("name", ["see", "admit", "update"])
 def test_attention_over_whole_rows_is_the_kernel(compiled, name):
   calls = [line for line in compiled[name].text.splitlines() if "tpu_custom_call" in line]
   assert any("splash" in line for line in calls), f"{len(calls)} kernels, none of them splash"

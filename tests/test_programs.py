@@ -46,11 +46,11 @@ def test_tpu_buckets_are_multiples_of_128():
   assert rollout.vision.windows == step_fixtures.ROLLOUT.vision.windows
 
 
-def test_prompts_are_padded_to_the_devices_of_a_process():
+def test_slots_are_padded_to_the_devices_of_a_process():
   mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2), jax.devices())
-  for prompts, padded in ((1, 4), (4, 4), (5, 8)):
-    rollout = dataclasses.replace(step_fixtures.ROLLOUT, prompts=prompts)
-    assert programs.rollout_buckets(rollout, mesh).prompts == padded
+  for slots, padded in ((1, 4), (4, 4), (5, 8)):
+    rollout = dataclasses.replace(step_fixtures.ROLLOUT, slots=slots)
+    assert programs.rollout_buckets(rollout, mesh).slots == padded
 
 
 def test_decode_parameters_are_the_compute_dtypes_and_change_no_bit():

@@ -231,7 +231,7 @@ def test_answers_of_an_evaluation_are_no_rollouts_of_a_step(tmp_path):
   for greedy in (True, False):
     rollouts = [dummies.group(generator, task, 1)]
     scores = dummies.score(rollouts, [task], dummies.REWARD, 5.0)
-    [group] = gallery.groups_of([dummies.prompt(task)], rollouts, scores, None, None, greedy)
+    [group] = gallery.groups_of([dummies.prompt(task)], rollouts, scores, None, None, [greedy])
     siblings += group.siblings
   gallery.save_groups([dataclasses.replace(group, siblings=tuple(siblings))], tmp_path)
   [[loaded]] = gallery.load_groups(tmp_path, per_step=4)

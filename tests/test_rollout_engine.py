@@ -24,10 +24,12 @@ from spatial_jax.drawing.protocol import Parsed, parse
 from spatial_jax.errors import DataError
 from spatial_jax.learn.batch import to_train_batch
 from spatial_jax.learn.update import Microbatches, score_batch
-from spatial_jax.rollout import engine as engine_lib
+from spatial_jax.rollout import rows as rows_lib
 from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig, run_episodes
+from spatial_jax.rollout.engine import RolloutConfig
 from spatial_jax.rollout.pictures import most_drawn
+from spatial_jax.rollout.schedule import run_episodes
+from spatial_jax.stages.engine import make_engine
 from spatial_jax.stages.grpo import GrpoConfig, batch_config
 from spatial_jax.stages.load import load_policy
 from spatial_jax.stages.source import SourceConfig, make_source
@@ -47,7 +49,7 @@ from tests.rollout_fixtures import (
 
 ROOT = pathlib.Path(__file__).parent.parent
 PADS = (TOKENIZER.id(IMAGE_PAD),)
-ONE = dataclasses.replace(ROLLOUT, prompts=1, group=1, turn_tokens=80, chunk=16)
+ONE = dataclasses.replace(ROLLOUT, prompts=1, slots=1, group=1, turn_tokens=80, chunk=16)
 OTHER_BOX_TURN = BOX_TURN.replace("[2, 3", "[1, 1")
 SCRATCH = "```json\n[{}]\n```"
 
@@ -58,9 +60,13 @@ def hear(*turns: str, cfg=ONE, executor=None, sizes=((24, 24),)):
   if executor is not None:
     engine = dataclasses.replace(engine, executor=executor)
   prompt = engine.conversation.prompt(fixtures.task("room/one", sizes))
-  ((trajectory,),) = run_episodes(engine, {}, [prompt], 0, 0, SAMPLED)
+  ((trajectory,),) = run_episodes(engine, {}, [prompt], 0, 0, [SAMPLED])
   trajectory_lib.check(trajectory, PADS)
   return trajectory
+
+
+def mode(temperature, top_p, greedy):
+  return dataclasses.replace(SAMPLED, temperature=temperature, top_p=top_p, greedy=greedy)
 
 
 class BrokenExecutor(Executor):
@@ -100,7 +106,7 @@ def test_a_first_turn_that_was_opened_is_read_whole_and_trained_in_part():
   conversation = dataclasses.replace(engine.conversation, text=words)
   engine = dataclasses.replace(engine, conversation=conversation)
   prompt = conversation.prompt(fixtures.task("room/one"))
-  ((trajectory,),) = run_episodes(engine, {}, [prompt], 0, 0, SAMPLED)
+  ((trajectory,),) = run_episodes(engine, {}, [prompt], 0, 0, [SAMPLED])
   trajectory_lib.check(trajectory, PADS)
   assert [turn.text for turn in trajectory.turns] == [BOX_TURN, ANSWER_TURN]
   assert [turn.executable for turn in trajectory.turns] == [True, True]
@@ -184,7 +190,7 @@ def test_no_output_stops_a_run(turns):
   scripts = [[[*turn, STOP] for turn in row] for row in turns]
   engine = fixtures.make_engine(fixtures.scripted(scripts, WILD), WILD)
   prompt = engine.conversation.prompt(fixtures.task("room/wild", ((24, 24), (16, 40))))
-  trajectories = flat(run_episodes(engine, {}, [prompt], 0, 0, SAMPLED))
+  trajectories = flat(run_episodes(engine, {}, [prompt], 0, 0, [SAMPLED] * 3))
   for trajectory in trajectories:
     trajectory_lib.check(trajectory, PADS)
     assert trajectory.end_reason != "fault"
@@ -204,22 +210,32 @@ def test_most_drawn(images, limit, turns):
 
 
 def test_drawings_that_may_not_fit_are_refused_beforehand():
-  cfg = dataclasses.replace(ONE, group=2, vision=dataclasses.replace(ROLLOUT.vision, frames=(2, 4)))
-  engine = fixtures.make_engine(fixtures.scripted([[say(ANSWER_TURN)]] * 2, cfg), cfg)
+  cfg = dataclasses.replace(ONE, features=10)
+  engine = fixtures.make_engine(fixtures.scripted([[say(ANSWER_TURN)]], cfg), cfg)
   prompt = engine.conversation.prompt(fixtures.task("room/one"))
-  with pytest.raises(DataError, match=r"config\.rollout\.vision.* exceed the largest bucket 4"):
-    run_episodes(engine, {}, [prompt], 0, 0, SAMPLED)
+  with pytest.raises(DataError, match=r"of room/one; raise config\.rollout\.features: it is 10"):
+    run_episodes(engine, {}, [prompt], 0, 0, [SAMPLED])
   long = engine.conversation.prompt(fixtures.task("room/long", question="word " * 200))
   with pytest.raises(DataError, match="room/long"):
-    run_episodes(dataclasses.replace(engine, cfg=ONE), {}, [long], 0, 0, SAMPLED)
+    run_episodes(dataclasses.replace(engine, cfg=ONE), {}, [long], 0, 0, [SAMPLED])
 
 
 @pytest.mark.parametrize(
-  "wrong", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"chunk": 0}, {"group": 0}]
+  ("of", "wrong"),
+  [
+    (SAMPLED, {"temperature": 0.0}),
+    (SAMPLED, {"top_p": 0.0}),
+    (SAMPLED, {"top_p": 1.1}),
+    (SAMPLED, {"top_k": -1}),
+    (SAMPLED, {"min_p": 1.0}),
+    (ROLLOUT, {"chunk": 0}),
+    (ROLLOUT, {"group": 0}),
+    (ROLLOUT, {"delay": 0}),
+  ],
 )
-def test_settings_without_meaning_are_refused(wrong):
-  with pytest.raises(ConfigError, match="rollout"):
-    dataclasses.replace(ROLLOUT, **wrong)
+def test_settings_without_meaning_are_refused(of, wrong):
+  with pytest.raises(ConfigError, match=r"rollout|sampling"):
+    dataclasses.replace(of, **wrong)
 
 
 # --- the real policy -----------------------------------------------------------------------------
@@ -246,7 +262,7 @@ def prompts():
 
 
 def roll(mode=SAMPLED, cfg=ROLLOUT, of=None, seed=1, step=3):
-  return run_episodes(engine_of(cfg), lab()[2], of or prompts(), seed, step, mode)
+  return run_episodes(engine_of(cfg), lab()[2], of or prompts(), seed, step, [mode] * cfg.group)
 
 
 @pytest.fixture
@@ -260,7 +276,7 @@ def everybody_draws(monkeypatch):
     operations = tuple(Operation("box", i, box, text[:3]) for i in images)
     return dataclasses.replace(parsed, operations=operations, answer_text=None)
 
-  monkeypatch.setattr(engine_lib, "parse", boxes)
+  monkeypatch.setattr(rows_lib, "parse", boxes)
 
 
 def largest_difference(rollouts) -> float:
@@ -278,15 +294,15 @@ def largest_difference(rollouts) -> float:
 
 
 @pytest.mark.parametrize(
-  "mode",
-  [SAMPLED, Mode(1.7, 1.0, False), Mode(0.6, 0.8, False), Mode(0.6, 1.0, True)],
+  "way",
+  [SAMPLED, mode(1.7, 1.0, False), mode(0.6, 0.8, False), mode(0.6, 1.0, True)],
   ids=["plain", "hot", "nucleus", "greedy"],
 )
-def test_sampler_equals_trainer(everybody_draws, mode):
-  rollouts = roll(mode)
+def test_sampler_equals_trainer(everybody_draws, way):
+  rollouts = roll(way)
   for trajectory in flat(rollouts):
     trajectory_lib.check(trajectory, PADS)
-    assert trajectory.temperature == (1.0 if mode.greedy else mode.temperature)
+    assert trajectory.temperature == (1.0 if way.greedy else way.temperature)
   assert any(len(t.turns) > 1 for t in flat(rollouts)), "nobody drew"
   assert largest_difference(rollouts) < 1e-4
 
@@ -296,15 +312,15 @@ def test_known_features_change_nothing_and_each_image_is_seen_once(everybody_dra
   policy, params, weights = lab()
   engine, seen = engine_of(ROLLOUT), []
 
-  def counted(params, vision):
+  def counted(params, pool_MYD, vision, place_M):
     seen.append(int((vision.frame_P > 0).sum()))
-    return engine.programs.encode(params, vision)
+    return engine.programs.see(params, pool_MYD, vision, place_M)
 
-  run = dataclasses.replace(engine.programs, encode=counted)
+  run = dataclasses.replace(engine.programs, see=counted)
   known: dict[str, np.ndarray] = {}
   asked = [*prompts(), *prompts()[:1]]  # one prompt twice: its drawings too
   rollouts = run_episodes(
-    dataclasses.replace(engine, programs=run), weights, asked, 1, 3, SAMPLED, known=known
+    dataclasses.replace(engine, programs=run), weights, asked, 1, 3, [SAMPLED] * 2, known
   )
   for one, other in zip(flat(rollouts), flat(roll(of=asked)), strict=True):
     np.testing.assert_array_equal(one.token_ids_T, other.token_ids_T)
@@ -365,15 +381,15 @@ def test_samples_do_not_depend_on_how_many_are_decoded_together(everybody_draws)
   calls = []
   engine = engine_of(ROLLOUT)
 
-  def narrow(state, slot_R):
-    calls.append((slot_R < 6).sum())
-    return engine.programs.narrow(state, slot_R)
+  def sample(params, state, halt_R, slot_R, truncate):
+    calls.append(None if slot_R is None else (slot_R < 6).sum())
+    return engine.programs.sample(params, state, halt_R, slot_R, truncate)
 
-  counted = dataclasses.replace(engine.programs, narrow=narrow)
+  counted = dataclasses.replace(engine.programs, sample=sample)
   counted = dataclasses.replace(engine, programs=counted)
   plain = dataclasses.replace(ROLLOUT, narrow=(), own_buckets=())
   for seed in range(4):
-    cut = run_episodes(counted, lab()[2], prompts(), seed, 3, SAMPLED)
+    cut = run_episodes(counted, lab()[2], prompts(), seed, 3, [SAMPLED] * 2)
     whole = roll(cfg=plain, seed=seed)
     assert [said(t) for t in flat(cut)] == [said(t) for t in flat(whole)]
     for one, other in zip(flat(cut), flat(whole), strict=True):
@@ -382,21 +398,21 @@ def test_samples_do_not_depend_on_how_many_are_decoded_together(everybody_draws)
 
 
 def test_greedy_takes_no_chances():
-  one, other = roll(Mode(0.5, 1.0, True), seed=1), roll(Mode(2.0, 1.0, True), seed=9)
+  one, other = roll(mode(0.5, 1.0, True), seed=1), roll(mode(2.0, 1.0, True), seed=9)
   assert [said(t) for t in flat(one)] == [said(t) for t in flat(other)]
   assert all(said(group[0]) == said(group[1]) for group in one)
 
 
 def test_forbidden_ids_are_never_said():
   for seed in range(3):
-    for trajectory in flat(roll(Mode(30.0, 1.0, False), seed=seed)):
+    for trajectory in flat(roll(mode(30.0, 1.0, False), seed=seed)):
       assert not set(said(trajectory)) & set(trajectory.forbidden_ids)
       assert max(said(trajectory)) < TOKENIZER.inner.get_vocab_size()
 
 
 def test_difference_would_show(everybody_draws):
   """The comparison above is sharp: it sees a wrong temperature, position or picture."""
-  trajectories = flat(roll(Mode(1.7, 1.0, False)))
+  trajectories = flat(roll(mode(1.7, 1.0, False)))
   drawing = next(t for t in trajectories if len(t.images) > t.prompt_images)
   shifted = drawing.position_TA.copy()
   shifted[drawing.turns[-1].start :] += 1
@@ -426,13 +442,12 @@ def test_sampler_equals_trainer_on_real_drawings():
     build(PreprocessConfig, cfg.preprocess),
     policy.cfg,
   )
-  stop_id = loaded.tokenizer.id("<|im_end|>")
   executor = Executor(ExecutorConfig(0, 20.0, 1024), build(Style, cfg.style))
-  engine = Engine(talk, programs.rollout_programs(policy, rollout, stop_id), executor, rollout)
+  engine = make_engine(policy, talk, executor, rollout)
   tasks = make_source(build(SourceConfig, cfg.source)).held_out(6)
   of = [talk.prompt(task) for task in tasks]
   params = programs.decode_params(policy, mesh)(loaded.params)
-  rollouts = run_episodes(engine, params, of, 0, 0, Mode(1.2, 1.0, False))
+  rollouts = run_episodes(engine, params, of, 0, 0, [mode(1.2, 1.0, False)] * 4)
   trajectories = flat(rollouts)
   for trajectory in trajectories:
     trajectory_lib.check(trajectory, (policy.cfg.image_pad_id,))

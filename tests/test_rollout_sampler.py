@@ -10,14 +10,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatial_jax.rollout import sampler
-from spatial_jax.rollout.sampler import PromptBatch, Sampling, draw_token, nucleus, token_logprobs
+from spatial_jax.rollout.sampler import PromptBatch
+from spatial_jax.rollout.sampling import (
+  Sampling,
+  Vocabulary,
+  draw_token,
+  token_logprobs,
+  truncated,
+)
 from tests import rollout_fixtures as fixtures
 from tests.policy_fixtures import pad_rows
 from tests.rollout_fixtures import STOP, VOCABULARY
 
 TOKENS = 24
 draw = jax.jit(draw_token)
-kept = jax.jit(nucleus)
+
+
+@jax.jit
+def kept(p_RV, top_p):
+  """The nucleus of each row."""
+  zero_R = jnp.zeros(len(p_RV))
+  return truncated(p_RV, zero_R.astype(jnp.int32), jnp.full(len(p_RV), top_p), zero_R)
 
 
 @st.composite
@@ -99,25 +112,60 @@ def test_nucleus_of_one_keeps_everything():
   np.testing.assert_array_equal(kept(p_RV, np.float32(1)), p_RV)
 
 
+@settings(deadline=None)
+@given(
+  distributions(),
+  st.integers(0, TOKENS + 3),
+  st.floats(1 / 64, 1.0, width=32),
+  st.floats(0, 0.875, width=32),
+)
+def test_every_row_is_truncated_by_its_own_limits(p_RV, top_k, top_p, min_p):
+  """Beside rows with other limits, a row keeps what transformers' three filters leave in turn."""
+  p_RV = np.where(p_RV < 1e-30, np.float32(0), p_RV)  # what XLA takes for 0
+  limits = np.array([top_k, 0, 1], np.int32), np.array([top_p, 1, 1]), np.array([min_p, 0, 0])
+  kept_RV = np.asarray(truncated(p_RV, limits[0], *(x.astype(np.float32) for x in limits[1:])))
+  np.testing.assert_array_equal(kept_RV[1], p_RV[1])
+  assert (kept_RV[2] > 0).sum() == (p_RV[2] == p_RV[2].max()).sum()
+  order = np.argsort(-p_RV[0], kind="stable")
+  sorted_V = p_RV[0][order].astype(np.float64)
+  if top_k:
+    sorted_V[top_k:] = 0
+  before_V = np.cumsum(sorted_V) - sorted_V
+  inside_V = (
+    (sorted_V > 0) & (before_V < top_p * sorted_V.sum()) & (sorted_V >= min_p * sorted_V[0])
+  )
+  least = sorted_V[inside_V].min()
+  expected_V = p_RV[0] >= least
+  # At a border, float32 sums may decide otherwise than float64: one more or less.
+  assert abs(int((kept_RV[0] > 0).sum()) - int((expected_V & (p_RV[0] > 0)).sum())) <= 1
+  if top_p == 1.0:
+    np.testing.assert_array_equal(kept_RV[0] > 0, expected_V & (p_RV[0] > 0))
+
+
 # --- the recorded distribution -------------------------------------------------------------------
 
 
 def test_logprobs_mask_then_temperature():
-  logits_RV = np.array([[1.0, 2.0, 3.0, 99.0]], np.float32)
+  logits_RV = np.array([[1.0, 2.0, 3.0, 99.0]] * 2, np.float32)
   forbidden_V = np.array([False, False, False, True])
-  logp_RV = np.asarray(token_logprobs(logits_RV, make_sampling(1, forbidden_V, temperature=2.0)))
-  expected_V = np.exp([0.5, 1.0, 1.5])
-  np.testing.assert_allclose(np.exp(logp_RV[0, :3]), expected_V / expected_V.sum(), rtol=1e-5)
-  assert logp_RV[0, 3] == -np.inf
+  logp_RV = np.asarray(token_logprobs(logits_RV, np.array([2.0, 1.0], np.float32), forbidden_V))
+  for logp_V, expected_V in zip(logp_RV, np.exp([[0.5, 1.0, 1.5], [1.0, 2.0, 3.0]]), strict=True):
+    np.testing.assert_allclose(np.exp(logp_V[:3]), expected_V / expected_V.sum(), rtol=1e-5)
+    assert logp_V[3] == -np.inf
 
 
-def make_sampling(rows, forbidden_V, temperature=1.0, top_p=1.0, limit=100, seed=0):
+def make_sampling(rows, temperature=1.0, top_p=1.0, limit=100, seed=0, greedy=False):
+  def each(value, dtype):
+    return np.full(rows, value, dtype)
+
   return Sampling(
-    key_R=jax.random.split(jax.random.key(seed), rows),
-    temperature=np.asarray(temperature, np.float32),
-    top_p=np.asarray(top_p, np.float32),
-    limit_R=np.full(rows, limit, np.int32),
-    forbidden_V=forbidden_V,
+    key_R2=np.asarray(jax.random.key_data(jax.random.split(jax.random.key(seed), rows))),
+    temperature_R=each(temperature, np.float32),
+    greedy_R=each(greedy, bool),
+    top_k_R=each(0, np.int32),
+    top_p_R=each(top_p, np.float32),
+    min_p_R=each(0, np.float32),
+    limit_R=each(limit, np.int32),
   )
 
 
@@ -126,18 +174,19 @@ def make_sampling(rows, forbidden_V, temperature=1.0, top_p=1.0, limit=100, seed
 
 @functools.cache
 def lab():
-  """Policy, its decode parameters, a jitted start and a jitted chunk."""
+  """Policy, its decode parameters, a jitted admission and a jitted chunk."""
   policy, params = fixtures.random_policy()
-  start = jax.jit(functools.partial(sampler.start, policy), static_argnames=("group", "own_size"))
+  admit = jax.jit(functools.partial(sampler.admit, policy))
   chunk = jax.jit(
-    functools.partial(sampler.decode_chunk, policy, stop_id=STOP),
-    static_argnames=("steps", "own_buckets", "greedy", "truncate"),
+    functools.partial(sampler.decode_chunk, policy),
+    static_argnames=("steps", "own_buckets", "truncate"),
   )
-  return policy, fixtures.decode_params(policy, params), start, chunk
+  return policy, fixtures.decode_params(policy, params), admit, chunk
 
 
-def begin(active=(True, True)):
-  policy, params, start, _ = lab()
+def begin(active=(True, True), slots=(0, 1), state=None):
+  """Two prompts in slots of two rows."""
+  policy, params, admit, _ = lab()
   talk = fixtures.conversation()
   prompts = [
     talk.prompt(fixtures.task("one")),
@@ -145,23 +194,47 @@ def begin(active=(True, True)):
   ]
   length = 64
   batch = PromptBatch(
+    slot_B=np.asarray(slots, np.int32),
     token_BT=pad_rows([p.token_ids_T for p in prompts], length),
     position_BTA=pad_rows([p.position_TA for p in prompts], length),
     valid_BT=pad_rows([np.ones(len(p.token_ids_T), bool) for p in prompts], length),
     feature_BT=np.full((2, length), -1, np.int32),
     next_position_B=np.array([p.next_position for p in prompts], np.int32),
   )
-  features_MYD = np.zeros((1, 1, policy.cfg.decoder.width), np.float32)
-  return start(params, features_MYD, batch, np.array(active), group=2, own_size=32)
+  pool_MYD = np.zeros((1, 1, policy.cfg.decoder.width), np.float32)
+  state = state or sampler.empty(policy, 2, 2, length, 32)
+  active_BG = np.repeat(np.asarray(active)[:, None], 2, axis=1)
+  return admit(params, state, pool_MYD, batch, active_BG, make_sampling(4))
 
 
-def chunk(state, steps, greedy=False, truncate=False, own_buckets=(), **sampling):
-  rows = state.active_R.shape[0]
-  forbidden_V = sampling.pop("forbidden_V", np.zeros(VOCABULARY, bool))
-  numbers = make_sampling(rows, forbidden_V, **sampling)
-  decode = lab()[3]
-  static = {"steps": steps, "own_buckets": own_buckets, "greedy": greedy, "truncate": truncate}
-  return decode(lab()[1], state, numbers, **static)
+def chunk(state, steps, truncate=False, own_buckets=(), forbidden_V=None, **sampling):
+  if forbidden_V is None:
+    forbidden_V = np.zeros(VOCABULARY, bool)
+  words = Vocabulary(forbidden_V, np.arange(VOCABULARY) == STOP)
+  if sampling.pop("new", True):
+    state = state._replace(sampling=make_sampling(state.active_R.shape[0], **sampling))
+  static = {"steps": steps, "own_buckets": own_buckets, "truncate": truncate}
+  return lab()[3](lab()[1], state, words, **static)
+
+
+def test_a_slot_that_was_used_is_as_good_as_new():
+  """Whoever was in it before, and wherever a prompt stands, its rows say the same."""
+  _, fresh_RK, fresh_logp_RK = chunk(begin(), 6, temperature=1.5)
+  used, *_ = chunk(begin(), 9, temperature=2.0)
+  again = begin(slots=(1, 0), state=used)
+  np.testing.assert_array_equal(again.count_R, 0)
+  np.testing.assert_array_equal(again.cache.length_R, 0)
+  sampling = make_sampling(4, temperature=1.5)
+  sampling = sampling._replace(key_R2=sampling.key_R2[np.array([2, 3, 0, 1])])
+  _, token_RK, logp_RK = chunk(again._replace(sampling=sampling), 6, new=False)
+  np.testing.assert_array_equal(np.asarray(token_RK)[[2, 3, 0, 1]], fresh_RK)
+  np.testing.assert_allclose(np.asarray(logp_RK)[[2, 3, 0, 1]], fresh_logp_RK, atol=1e-5)
+
+
+def test_a_prompt_without_a_slot_changes_nothing():
+  before = begin()
+  after = begin(slots=(2, 3), state=before)
+  jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
 def test_limit_and_stop():
@@ -234,11 +307,8 @@ def test_a_few_rows_by_themselves():
   slot_R = np.array([3, 1, 4])  # the last is padding
   few = sampler.narrow(state, slot_R)
   assert np.asarray(few.active_R).tolist() == [True, True, False]
-  whole, whole_RK, whole_logp_RK = chunk(state, 5, forbidden_V=forbidden_V)
-  numbers = make_sampling(4, forbidden_V)
-  numbers = numbers._replace(key_R=numbers.key_R[np.array([3, 1, 0])], limit_R=numbers.limit_R[:3])
-  static = {"steps": 5, "own_buckets": (), "greedy": False, "truncate": False}
-  few, token_RK, logp_RK = lab()[3](lab()[1], few, numbers, **static)
+  whole, whole_RK, whole_logp_RK = chunk(state, 5, forbidden_V=forbidden_V, new=False)
+  few, token_RK, logp_RK = chunk(few, 5, forbidden_V=forbidden_V, new=False)
   np.testing.assert_array_equal(token_RK[:2], np.asarray(whole_RK)[[3, 1]])
   np.testing.assert_allclose(logp_RK[:2], np.asarray(whole_logp_RK)[[3, 1]], atol=1e-5)
   assert (np.asarray(token_RK[2]) == -1).all()

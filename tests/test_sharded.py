@@ -40,8 +40,8 @@ def _kinds(tree) -> list[str]:
 def _watch(lab: Lab) -> tuple[Lab, dict[str, Watched]]:
   run = lab.engine.programs
   watched = {
-    "encode": Watched(run.encode),
-    "start": Watched(run.start),
+    "see": Watched(run.see),
+    "admit": Watched(run.admit),
     "sample": Watched(run.sample),
     "observe": Watched(run.observe),
   }
@@ -127,10 +127,10 @@ def test_abstract_inputs_are_what_a_run_calls_with(ran):
     step_fixtures.SHARE,
   )
   expected = {
-    "encode": (x.weights, x.vision),
-    "start": (x.weights, x.features_MYD, *x.prompts),
-    "sample": (x.weights, x.rows, x.sampling),
-    "observe": (x.weights, x.rows, x.features_MYD, x.observations),
+    "see": (x.weights, x.pool_MYD, *x.vision),
+    "admit": (x.weights, x.rows, x.pool_MYD, *x.prompts),
+    "sample": (x.weights, x.rows, x.halt_R),
+    "observe": (x.weights, x.rows, x.pool_MYD, x.observations),
     "update": (x.state, x.batch),
   }
   for name, arguments in expected.items():

@@ -12,7 +12,8 @@ import numpy as np
 from spatial_jax.reward.format import final_answer
 from spatial_jax.reward.parse import read
 from spatial_jax.reward.score import Answer, RewardConfig, score, score_answer
-from spatial_jax.rollout.engine import Engine, Mode, read_prompts, run_episodes
+from spatial_jax.rollout.engine import Engine, Mode
+from spatial_jax.rollout.schedule import run_episodes
 from spatial_jax.types import Params, Scores, Task, Trajectory, Turn
 
 GREY = 128  # of 255
@@ -84,7 +85,7 @@ def evaluate_policy(
   """Asks every question once in each mode, `engine.cfg.prompts` at a time.
 
   Args:
-    engine: with one rollout per prompt (`cfg.group` 1).
+    engine: with as many rollouts per prompt (`cfg.group`) as there are modes, or more.
     params: decode parameters (unstacked), on the rollout mesh.
     exam: questions and marks.
     modes: greedy, or at which temperatures. Questions are read once for all of them.
@@ -99,21 +100,18 @@ def evaluate_policy(
   for first in range(0, len(exam.tasks), size):
     tasks = exam.tasks[first : first + size]
     prompts = [engine.conversation.prompt(greyed(task) if grey else task) for task in tasks]
-    ready = read_prompts(engine, params, prompts)
-    for mode, records in zip(modes, answered, strict=True):
-      rollouts = run_episodes(engine, params, prompts, exam.seed, 0, mode, ready)
-      scores = score(rollouts, tasks, exam.reward, exam.sharpness)
-      records += [
-        _answered(task, group[0], scores, b)
-        for b, (task, group) in enumerate(zip(tasks, rollouts, strict=True))
-      ]
-      advance()
+    rollouts = run_episodes(engine, params, prompts, exam.seed, 0, modes)
+    scores = score(rollouts, tasks, exam.reward, exam.sharpness)
+    for b, (task, group) in enumerate(zip(tasks, rollouts, strict=True)):
+      for g, (trajectory, records) in enumerate(zip(group, answered, strict=True)):
+        records.append(_answered(task, trajectory, scores, b, g))
+    advance()
   return answered
 
 
-def calls(engine: Engine, exam: Exam, modes: int) -> int:
+def calls(engine: Engine, exam: Exam) -> int:
   """How often `evaluate_policy` calls the engine."""
-  return modes * math.ceil(len(exam.tasks) / engine.cfg.prompts)
+  return math.ceil(len(exam.tasks) / engine.cfg.prompts)
 
 
 def greyed(task: Task) -> Task:
@@ -167,9 +165,9 @@ def answer_typically(exam: Exam, typical: Mapping[str, str]) -> list[Answered]:
   ]
 
 
-def _answered(task: Task, trajectory: Trajectory, scores: Scores, row: int) -> Answered:
-  hard, reward = float(scores.hard_BG[row, 0]), float(scores.reward_BG[row, 0])
-  parsed = bool(scores.parsed_BG[row, 0])
+def _answered(task: Task, trajectory: Trajectory, scores: Scores, b: int, g: int) -> Answered:
+  hard, reward = float(scores.hard_BG[b, g]), float(scores.reward_BG[b, g])
+  parsed = bool(scores.parsed_BG[b, g])
   return _record(task, final_answer(trajectory), hard, reward, parsed, trajectory)
 
 

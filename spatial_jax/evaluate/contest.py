@@ -32,7 +32,8 @@ from spatial_jax.evaluate.table import Sheet
 from spatial_jax.report.gallery import Group, groups_of
 from spatial_jax.reward.score import RewardConfig, score
 from spatial_jax.reward.snra import sharpness
-from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig, read_prompts, run_episodes
+from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig
+from spatial_jax.rollout.schedule import run_episodes
 from spatial_jax.stages.source import Source
 from spatial_jax.types import Params, ResultColumn, ResultTable, Task
 
@@ -48,6 +49,7 @@ class EvaluationConfig:
     train_tasks: questions that the median answer per type is taken from.
     temperatures: below that of sampling, tried on the start of training to measure sharpening.
     prompts: questions per call of the engine.
+    slots: of them, worked on at once.
     gallery: questions whose rollouts are kept for the report.
     required: the differences must come out as promised for the default run; false: only shown,
       as they are where there is no start to compare with.
@@ -57,6 +59,7 @@ class EvaluationConfig:
   train_tasks: int
   temperatures: tuple[float, ...]
   prompts: int
+  slots: int
   gallery: int
   required: bool
 
@@ -74,7 +77,7 @@ class Contest:
   """Everything an exam needs.
 
   Attributes:
-    engine: one rollout per prompt.
+    engine: a rollout per prompt in each of the modes.
     before, after: decode parameters; before is None when there is nothing to compare with.
     exam: questions and marks.
     examples: tasks the median answers are taken from.
@@ -111,7 +114,7 @@ def make_contest(
   before: Params | None,
   after: Params,
 ) -> Contest:
-  """Held-out questions, and an engine that answers each once.
+  """Held-out questions, and an engine that answers each in every mode.
 
   Args:
     engine: makes one for such a configuration.
@@ -123,7 +126,9 @@ def make_contest(
     before, after: as in `Contest`.
   """
   exam = Exam(questions.asked, reward, float(sharpness(1.0, reward.schedule)), seed)
-  asking = dataclasses.replace(rollout, prompts=min(cfg.prompts, len(questions.asked)), group=1)
+  prompts = min(cfg.prompts, len(questions.asked))
+  most = 2 if before is None else 2 + len(cfg.temperatures)
+  asking = dataclasses.replace(rollout, prompts=prompts, slots=min(cfg.slots, prompts), group=most)
   return Contest(engine(asking), before, after, exam, questions.examples, cfg)
 
 
@@ -144,7 +149,7 @@ def hold(
     console: where progress and table go.
   """
   with Progress(console=console, transient=True) as bar:
-    asking = bar.add_task("asking", total=calls(contest.engine, contest.exam, count_modes(contest)))
+    asking = bar.add_task("asking", total=count_calls(contest))
     found = list(sheets(contest, lambda: bar.advance(asking)))
   table, above = make_table(contest, found), heading(contest.exam.tasks, benchmark)
   write(workdir, found, table, origin | {"benchmark": above})
@@ -160,7 +165,7 @@ def sheets(contest: Contest, advance: Callable[[], None]) -> Iterator[Sheet]:
     advance: called after each call of the engine.
   """
   engine, exam = contest.engine, contest.exam
-  sampled = Mode(engine.cfg.temperature, engine.cfg.top_p, greedy=False)
+  sampled = engine.cfg.mode
   greedy = dataclasses.replace(sampled, greedy=True)
 
   def sheet(key: str, label: str, answers: list[Answered]) -> Sheet:
@@ -190,9 +195,9 @@ def sheets(contest: Contest, advance: Callable[[], None]) -> Iterator[Sheet]:
   yield sheet(table_lib.GREY_GREEDY, f"{end}greedy on grey", best)
 
 
-def count_modes(contest: Contest) -> int:
-  """In how many ways `sheets` asks."""
-  return 4 + (0 if contest.before is None else 2 + len(contest.cfg.temperatures))
+def count_calls(contest: Contest) -> int:
+  """How often `sheets` calls the engine: the start, the end, and the end on grey."""
+  return (2 if contest.before is None else 3) * calls(contest.engine, contest.exam)
 
 
 def make_table(contest: Contest, found: Sequence[Sheet]) -> ResultTable:
@@ -216,19 +221,11 @@ def gallery(contest: Contest, found: Sequence[Sheet]) -> list[Group]:
   tasks = showcase(exam.tasks, answers, min(contest.cfg.gallery, engine.cfg.prompts))
   if not tasks:
     return []
-  sampled = Mode(engine.cfg.temperature, engine.cfg.top_p, greedy=False)
+  modes = [dataclasses.replace(engine.cfg.mode, greedy=True), engine.cfg.mode]
   prompts = [engine.conversation.prompt(task) for task in tasks]
-  ready = read_prompts(engine, contest.after, prompts)
-  by_mode = []
-  for number, mode in enumerate((dataclasses.replace(sampled, greedy=True), sampled)):
-    rollouts = run_episodes(engine, contest.after, prompts, exam.seed, 0, mode, ready)
-    scores = score(rollouts, tasks, exam.reward, exam.sharpness)
-    named = [[dataclasses.replace(group[0], sample=number)] for group in rollouts]
-    by_mode.append(groups_of(prompts, named, scores, None, None, mode.greedy))
-  return [
-    dataclasses.replace(groups[0], siblings=tuple(s for group in groups for s in group.siblings))
-    for groups in zip(*by_mode, strict=True)
-  ]
+  rollouts = run_episodes(engine, contest.after, prompts, exam.seed, 0, modes)
+  scores = score(rollouts, tasks, exam.reward, exam.sharpness)
+  return groups_of(prompts, rollouts, scores, None, None, greedy=(True, False))
 
 
 def showcase(tasks: Sequence[Task], answers: Sequence[Answered], count: int) -> list[Task]:

@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -73,9 +74,12 @@ def groups_of(
   scores: Scores,
   advantages_BG: np.ndarray | None,
   step: int | None,
-  greedy: bool = False,
+  greedy: Sequence[bool] = (),
 ) -> list[Group]:
-  """One group per prompt, of a training step or (without advantages and step) an evaluation."""
+  """One group per prompt, of a training step or (without advantages and step) an evaluation.
+
+  `greedy` says which siblings took no chances; (): none.
+  """
   return [
     Group(
       step=step,
@@ -93,7 +97,7 @@ def groups_of(
           hard=float(scores.hard_BG[b, g]),
           format=float(scores.format_BG[b, g]),
           usable=bool(scores.usable_BG[b, g]),
-          greedy=greedy,
+          greedy=g < len(greedy) and greedy[g],
         )
         for g, trajectory in enumerate(rollouts[b])
       ),

@@ -97,17 +97,20 @@ class Conversation:
       task, read.token_ids_T, read.position_TA, read.next_position, read.images, read.image_start
     )
 
-  def observation(self, first_index: int, pictures: Sequence[np.ndarray], last: bool) -> Piece:
+  def observation(
+    self, first_index: int, pictures: Sequence[np.ndarray], last: bool, closed: bool = True
+  ) -> Piece:
     """Drawn pictures (uint8 [h, w, 3]) as the user's next message.
 
     Args:
       first_index: visible index, from 1, of the first picture.
       pictures: at least one.
       last: the policy must answer now.
+      closed: the policy ended its turn itself, by <|im_end|>; else that comes first.
     """
     images = tuple(patch_image(picture, self.preprocess) for picture in pictures)
     text = text_lib.observation_text(first_index, images, last, self.text)
-    return self._read(text, images, (), "max")
+    return self._read(text if closed else text_lib.IM_END + text, images, (), "max")
 
   def chat(self, messages: Sequence[Message], cfg: ChatConfig, rule: VideoRule = "max") -> Piece:
     """Words, pictures and clips in any order, up to the assistant's own words.
@@ -154,6 +157,11 @@ class Episode:
     self._ids, self._positions = [prompt.token_ids_T], [prompt.position_TA]
     self._logps = [np.zeros(length, np.float32)]
     self._steps = [np.full(length, -1, np.int32)]
+
+  @property
+  def last_id(self) -> int:
+    """The last token so far."""
+    return int(self._ids[-1][-1])
 
   def add_turn(
     self,

@@ -1,65 +1,142 @@
-"""What rollouts see: room for all they may draw, and features, of each image once."""
+"""What rollouts see: features of each image once, in one buffer on the device.
 
-from collections.abc import Callable, Sequence
+image ──content hash──► seen before? ──no──► tower ──► rows of pool_MYD ◄── tokens point here
+"""
+
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from spatial_jax.data.vision import VisionBuckets, bucket, distinct, pack_features, plan_vision
+from spatial_jax.data.vision import VisionBuckets, bucket, distinct, plan_vision
 from spatial_jax.data.windows import window_layout
 from spatial_jax.drawing.monitor import StopLimits
-from spatial_jax.types import Array, Params, PatchedImage, Prompts, VisionBatch
+from spatial_jax.errors import DataError
+from spatial_jax.types import Array, Params, PatchedImage, Prompt, VisionBatch
 
 Known = dict[str, np.ndarray]  # [tokens, Y, D] of images seen with one tower, by content hash
+See = Callable[[Params, Array, VisionBatch, np.ndarray], Array]
 
 
-def encode(
-  run: Callable[[Params, VisionBatch], Array],
-  params: Params,
-  images_by_row: Sequence[Sequence[PatchedImage]],
-  window_blocks: int,
-  buckets: VisionBuckets,
-  known: Known | None,
-) -> tuple[Array, dict[str, np.ndarray]]:
-  """Features of all distinct images, and where each one's tokens lie in them, by content hash.
+class Pictures:
+  """The pool and who lies where in it; when it is full, the image asked for longest ago goes.
 
-  Args:
-    run: the tower, (params, VisionBatch) -> features_MYD.
-    params: decode parameters.
-    images_by_row: at least one image.
-    window_blocks, buckets: as in `plan_vision`.
-    known: images in it are not looked at again, the others are put into it. None: all are.
+  Attributes:
+    pool_MYD: features; rows that no image owns mean nothing.
+    seen, asked: images that went through the tower, and that were asked for.
   """
-  images = distinct(images_by_row)
-  if known is None:
-    vision, plan = plan_vision(list(images.values()), window_blocks, buckets)
-    return run(params, vision), dict(zip(images, plan, strict=True))
-  unseen = [image for name, image in images.items() if name not in known]
-  if unseen:
-    vision, plan = plan_vision(unseen, window_blocks, buckets)
-    seen_MYD = np.asarray(run(params, vision))
-    known |= {image.content_hash: seen_MYD[at] for image, at in zip(unseen, plan, strict=True)}
-  features_MYD, plan = pack_features(list(images.values()), known, window_blocks, buckets)
-  return features_MYD, dict(zip(images, plan, strict=True))
+
+  def __init__(
+    self,
+    see: See,
+    params: Params,
+    pool_MYD: Array,
+    window_blocks: int,
+    buckets: VisionBuckets,
+    known: Known | None,
+  ):
+    """An empty pool.
+
+    Args:
+      see: (params, pool donated, VisionBatch, int32 row of the pool of each feature, one behind the
+        end: dropped) -> pool.
+      params: decode parameters.
+      pool_MYD: donated.
+      window_blocks, buckets: as in `plan_vision`.
+      known: filled with what the tower saw, for whoever needs it later. None: nothing is kept.
+    """
+    self.pool_MYD, self.seen, self.asked = pool_MYD, 0, 0
+    self._see, self._params = see, params
+    self._window_blocks, self._buckets, self._known = window_blocks, buckets, known
+    self._rows: dict[str, np.ndarray] = {}  # least recently asked for first
+    self._free = list(range(pool_MYD.shape[0]))
+
+  def look(self, images_by_row: Sequence[Sequence[PatchedImage]]) -> dict[str, np.ndarray]:
+    """Rows of the pool that hold each image's tokens, in token order, by content hash.
+
+    They stay until the next call; together the images must fit the pool (see `fitting`).
+    """
+    images = distinct(images_by_row)
+    self.asked += sum(len(images) for images in images_by_row)
+    for name in images.keys() & self._rows.keys():
+      self._rows[name] = self._rows.pop(name)
+    unseen = [image for name, image in images.items() if name not in self._rows]
+    self.seen += len(unseen)
+    for image in unseen:
+      self._make_room(image.tokens, images.keys())
+      self._rows[image.content_hash] = np.asarray(
+        [self._free.pop() for _ in range(image.tokens)], np.int32
+      )
+    for part in self._calls(unseen):
+      vision, plan = plan_vision(part, self._window_blocks, self._buckets)
+      place_M = np.full(vision.window_P.shape[0] // 4, self.pool_MYD.shape[0], np.int32)
+      for image, at in zip(part, plan, strict=True):
+        place_M[at] = self._rows[image.content_hash]
+      self.pool_MYD = self._see(self._params, self.pool_MYD, vision, place_M)
+    return {name: self._rows[name] for name in images}
+
+  def finish(self) -> None:
+    """Brings what is in the pool to those who need it later."""
+    if self._known is not None:
+      pool_MYD = np.asarray(self.pool_MYD)
+      self._known |= {name: pool_MYD[rows] for name, rows in self._rows.items()}
+
+  def _make_room(self, tokens: int, needed: Collection[str]) -> None:
+    while len(self._free) < tokens:
+      oldest = next(name for name in self._rows if name not in needed)
+      rows = self._rows.pop(oldest)
+      if self._known is not None:
+        self._known[oldest] = np.asarray(self.pool_MYD[rows])
+      self._free += rows.tolist()
+
+  def _calls(self, images: Sequence[PatchedImage]) -> list[list[PatchedImage]]:
+    """As many images in a call of the tower as its largest bucket holds."""
+    calls: list[list[PatchedImage]] = []
+    frames = windows = 0
+    for image in images:
+      t, w = image.grid_3[0], window_layout(image.grid_3, self._window_blocks).slots
+      frames, windows = frames + t, windows + w
+      if not calls or frames > self._buckets.frames[-1] or windows > self._buckets.windows[-1]:
+        calls.append([])
+        frames, windows = t, w
+      calls[-1].append(image)
+    return calls
+
+
+def fitting(images_by_row: Sequence[Sequence[PatchedImage]], room: int) -> int:
+  """How many of these rows, from the first, have room for all their images in a pool."""
+  names, tokens = set(), 0
+  for count, images in enumerate(images_by_row):
+    fresh = {image.content_hash: image.tokens for image in images}
+    tokens += sum(size for name, size in fresh.items() if name not in names)
+    names |= fresh.keys()
+    if tokens > room:
+      return count
+  return len(images_by_row)
 
 
 def check_room(
-  prompts: Prompts, group: int, stop: StopLimits, window_blocks: int, buckets: VisionBuckets
+  prompt: Prompt, stop: StopLimits, room: int, window_blocks: int, buckets: VisionBuckets
 ) -> None:
-  """What the policy could draw has to fit the vision buckets, so that no drawing ends a run.
+  """A prompt's pictures, and what the policy could draw on them, have to fit pool and buckets.
 
   Raises:
-    DataError: on the host, saying what to raise.
+    DataError: on the host, naming the task and saying what to raise.
   """
-  frames = windows = 0
-  for prompt in prompts:
-    drawn, grids = group * most_drawn(len(prompt.images), stop), [i.grid_3 for i in prompt.images]
-    of_frame = [window_layout((1, h, w), window_blocks).slots for _, h, w in grids]
-    frames += drawn + sum(time for time, _, _ in grids)
-    windows += drawn * max(of_frame, default=0)
-    windows += sum(window_layout(grid, window_blocks).slots for grid in grids)
-  name = "shown and possibly drawn; raise config.rollout.vision:"
-  bucket(frames, buckets.frames, f"frames {name} they")
-  bucket(windows, buckets.windows, f"attention windows {name} they")
+  where = f"of {prompt.task.task_id}; raise config.rollout"
+  for image in prompt.images:
+    time, height, width = image.grid_3
+    slots = window_layout(image.grid_3, window_blocks).slots
+    bucket(time, buckets.frames, f"frames in an image {where}.vision.frames: they")
+    bucket(slots, buckets.windows, f"attention windows in an image {where}.vision.windows: they")
+    bucket(height * width, buckets.patches, f"patches in a frame {where}.vision.patches: they")
+  shown = sum(image.tokens for image in prompt.images)
+  drawn = most_drawn(len(prompt.images), stop)
+  drawn *= max((image.tokens // image.grid_3[0] for image in prompt.images), default=0)
+  if max(shown, drawn) > room:
+    raise DataError(
+      f"{shown} visual tokens shown, up to {drawn} drawn in a rollout {where}.features: "
+      f"it is {room}"
+    )
 
 
 def most_drawn(images: int, stop: StopLimits) -> int:

@@ -25,7 +25,8 @@ from spatial_jax.programs import LearnPrograms
 from spatial_jax.report.gallery import drawn_first, groups_of, save_groups
 from spatial_jax.reward.score import RewardConfig, score
 from spatial_jax.reward.snra import sharpness
-from spatial_jax.rollout.engine import Engine, Mode, run_episodes
+from spatial_jax.rollout.engine import Engine
+from spatial_jax.rollout.schedule import run_episodes
 from spatial_jax.stages.loop import Step
 from spatial_jax.types import Params, Prompts, Rollouts, Scores, Task, TrainState
 
@@ -116,14 +117,14 @@ class Learner:
   ) -> tuple[TrainState, Mapping[str, Any]]:
     """One step of the sentence at the top of this file."""
     cfg = self.cfg
-    mode = Mode(self.engine.cfg.temperature, self.engine.cfg.top_p, greedy=False)
+    modes = [self.engine.cfg.mode] * self.engine.cfg.group
     k = sharpness(step / self.steps, cfg.reward.schedule)
 
     prompts = next(prompt_iter)
     begin = time.monotonic()
     weights = self.decode_params(state.params)
     known = None if self.tower_learns else {}
-    rollouts = run_episodes(self.engine, weights, prompts, self.seed, step, mode, known=known)
+    rollouts = run_episodes(self.engine, weights, prompts, self.seed, step, modes, known)
     del weights  # the update needs the room
     rollout_s = time.monotonic() - begin
 

@@ -1,0 +1,112 @@
+"""Logits -> one token per row and its log-probability; every number may differ from row to row."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from spatial_jax.types import Array
+
+
+class Sampling(NamedTuple):
+  """How each row samples: arrays, so that none of it recompiles.
+
+  Attributes:
+    key_R2: uint32, data of PRNG keys.
+    temperature_R: float32 > 0, of the distribution; log-probabilities are those at it.
+    greedy_R: bool, takes the most likely token instead of drawing one.
+    top_k_R: int32, how many of the most likely tokens may be drawn; 0: all.
+    top_p_R: float32 in (0, 1], the mass that they hold at least; 1: all of it.
+    min_p_R: float32 in [0, 1), of the most likely token's probability; 0: any.
+    limit_R: int32, most tokens of an episode, as `count_R` counts them.
+  """
+
+  key_R2: Array
+  temperature_R: Array
+  greedy_R: Array
+  top_k_R: Array
+  top_p_R: Array
+  min_p_R: Array
+  limit_R: Array
+
+
+class Vocabulary(NamedTuple):
+  """Ids of one policy, bool [V]: those that are never sampled, and those that end a turn."""
+
+  forbidden_V: Array
+  stop_V: Array
+
+
+def sample_token(
+  logits_RV: Array, count_R: Array, sampling: Sampling, forbidden_V: Array, truncate: bool
+) -> tuple[jax.Array, jax.Array]:
+  """One token per row and its log-probability, before truncation; int32 and float32 [R].
+
+  Args:
+    logits_RV: of the next token.
+    count_R: int32, folded into each row's key, so that a token's draw depends on its place alone.
+    sampling: keys and numbers.
+    forbidden_V: bool.
+    truncate: static; apply top_k, top_p and min_p (costs a sort per token).
+  """
+  logp_RV = token_logprobs(logits_RV, sampling.temperature_R, forbidden_V)
+  key_R = jax.random.wrap_key_data(jnp.asarray(sampling.key_R2))
+  keys_R = jax.vmap(jax.random.fold_in)(key_R, count_R)
+  uniform_R = jax.vmap(jax.random.uniform)(keys_R)
+  p_RV = jnp.exp(logp_RV)
+  if truncate:
+    p_RV = truncated(p_RV, sampling.top_k_R, sampling.top_p_R, sampling.min_p_R)
+  likeliest_R = jnp.argmax(logp_RV, axis=-1).astype(jnp.int32)
+  token_R = jnp.where(sampling.greedy_R, likeliest_R, draw_token(p_RV, uniform_R))
+  return token_R, jnp.take_along_axis(logp_RV, token_R[:, None], axis=-1)[:, 0]
+
+
+def token_logprobs(logits_RV: Array, temperature_R: Array, forbidden_V: Array) -> jax.Array:
+  """The policy's distribution: forbidden ids out, divided by temperature, before any truncation."""
+  allowed_RV = jnp.where(forbidden_V[None, :], -jnp.inf, logits_RV.astype(jnp.float32))
+  return jax.nn.log_softmax(allowed_RV / temperature_R[:, None], axis=-1)
+
+
+def truncated(p_RV: Array, top_k_R: Array, top_p_R: Array, min_p_R: Array) -> jax.Array:
+  """Probabilities, 0 where a row's limits leave a token out; not renormalised.
+
+  First the `top_k` most likely; of their mass, the fewest that hold `top_p` of it; of them, those
+  with at least `min_p` times the largest probability. Tokens as likely as the last one kept are
+  kept with it.
+
+  Args:
+    p_RV: float32 >= 0, of sum 1.
+    top_k_R, top_p_R, min_p_R: as in `Sampling`.
+
+  Returns:
+    float32 [R, V].
+
+  Source: order of transformers' generate(); nucleus, arXiv:1904.09751; min-p, arXiv:2407.01082.
+  """
+  vocabulary = p_RV.shape[-1]
+  sorted_RV = jnp.flip(jnp.sort(p_RV, axis=-1), axis=-1)
+  count_R = jnp.where(top_k_R > 0, jnp.minimum(top_k_R, vocabulary), vocabulary)
+  sorted_RV = jnp.where(jnp.arange(vocabulary)[None] < count_R[:, None], sorted_RV, 0.0)
+  cumulative_RV = jnp.cumsum(sorted_RV, axis=-1)
+  enough_R = jnp.where(top_p_R < 1.0, top_p_R * cumulative_RV[:, -1], jnp.inf)
+  kept_RV = (sorted_RV > 0.0) & (cumulative_RV - sorted_RV < enough_R[:, None])
+  smallest_R = jnp.min(jnp.where(kept_RV, sorted_RV, jnp.inf), axis=-1)
+  smallest_R = jnp.maximum(smallest_R, min_p_R * sorted_RV[:, 0])
+  return jnp.where(p_RV >= smallest_R[:, None], p_RV, 0.0)
+
+
+def draw_token(p_RV: Array, uniform_R: Array) -> jax.Array:
+  """Inverse CDF with one uniform number per row: a third of the cost of Gumbel noise per entry.
+
+  Args:
+    p_RV: float32 >= 0, need not sum to 1.
+    uniform_R: float32 in [0, 1).
+
+  Returns:
+    int32 [R] token ids; never one of probability 0.
+  """
+  # A parallel sum need not be monotone in its last bits: where p is 0 it counts for nothing, and
+  # the largest of what is left stands above uniform times itself.
+  cdf_RV = jnp.where(p_RV > 0.0, jnp.cumsum(p_RV, axis=-1), 0.0)
+  total_R1 = jnp.max(cdf_RV, axis=-1, keepdims=True)
+  return jnp.argmax(cdf_RV > uniform_R[:, None] * total_R1, axis=-1).astype(jnp.int32)

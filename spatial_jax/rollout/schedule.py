@@ -1,0 +1,374 @@
+"""Prompts -> Rollouts: slots of groups that are refilled, drawing beside decoding.
+
+    chunk n      decode ───────────────────────► decode ─────────────► decode       the device
+    meanwhile    hear n - 1, parse ─► draw ...   look, admit ─┘                     the host
+                                       ▲ workers  before chunk n + delay
+
+In logical time what runs, and in which shapes, depends on tokens alone, never on the clock: chunks
+are counted, and a drawing that is due is waited for.
+"""
+
+import collections
+import dataclasses
+import zlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from spatial_jax import rng
+from spatial_jax.data.vision import bucket
+from spatial_jax.drawing.executor import Drawing
+from spatial_jax.rollout import rows as rows_lib
+from spatial_jax.rollout.conversation import Piece
+from spatial_jax.rollout.engine import Engine, Mode
+from spatial_jax.rollout.pictures import Known, Pictures, check_room, fitting
+from spatial_jax.rollout.rows import Row
+from spatial_jax.rollout.sampler import ObservationBatch, PromptBatch, SampleState
+from spatial_jax.rollout.sampling import Sampling
+from spatial_jax.types import Array, Params, Prompt, Prompts, Rollouts
+
+Listener = Callable[[int, Row], None]
+
+
+def run_episodes(
+  engine: Engine,
+  params: Params,
+  prompts: Prompts,
+  seed: int,
+  step: int,
+  modes: Sequence[Mode],
+  known: Known | None = None,
+  listen: Listener | None = None,
+) -> Rollouts:
+  """Samples a group of rollouts for each prompt.
+
+  Args:
+    engine: programs, limits, drawing.
+    params: decode parameters (unstacked), on the rollout mesh.
+    prompts: any number; as many as there are slots are worked on at once.
+    seed, step: of the run; with task, sample and position they fix every draw.
+    modes: how each rollout of a group samples, at most `cfg.group`.
+    known: filled with what the tower sees of each image. None: nothing is kept.
+    listen: called with prompt number and row whenever tokens of it were heard.
+
+  Returns:
+    [len(prompts)][len(modes)] trajectories.
+
+  Raises:
+    DataError: on the host, for a prompt that is longer, or shows or lets draw more, than there is
+      room for; whatever the policy says then fits.
+  """
+  cfg = engine.cfg
+  blocks = engine.conversation.policy.vision.window_blocks
+  for prompt in prompts:
+    check_room(prompt, cfg.stop, cfg.features, blocks, cfg.vision)
+  run = _Run(engine, params, prompts, seed, step, modes, known, listen)
+  said = None
+  while run.unfinished:
+    run.admit()
+    run.observe()
+    ahead = run.decode()
+    if said is not None:
+      run.hear(said)
+    said, run.chunk = ahead, run.chunk + 1
+  run.pictures.finish()
+  return run.rollouts
+
+
+class _Said(NamedTuple):
+  """What a chunk gives, on the device: tokens and log-probabilities of the rows `slot_R`."""
+
+  chunk: int
+  slot_R: np.ndarray
+  token_RK: Array
+  logp_RK: Array
+
+
+class _Due(NamedTuple):
+  """A drawing that was handed over, and the chunk before which it is taken up."""
+
+  chunk: int
+  row: int
+  drawing: Drawing
+
+
+@dataclasses.dataclass(eq=False)
+class _Group:
+  """The rollouts of one prompt, in the slot they have."""
+
+  number: int
+  prompt: Prompt
+  rows: list[Row]
+
+
+class _Run:
+  """Who is where: device state, slots, prompts that wait, drawings under way."""
+
+  def __init__(
+    self,
+    engine: Engine,
+    params: Params,
+    prompts: Prompts,
+    seed: int,
+    step: int,
+    modes: Sequence[Mode],
+    known: Known | None,
+    listen: Listener | None,
+  ):
+    cfg, talk = engine.cfg, engine.conversation
+    self.engine, self.params, self.seed, self.step, self.modes = engine, params, seed, step, modes
+    self.listen = listen
+    # Rollouts of one mode draw for themselves; other modes draw the same numbers, to be compared.
+    self.draws = [list(modes[:g]).count(mode) for g, mode in enumerate(modes)]
+    self.key_BG2 = _keys(seed, step, prompts, self.draws)
+    self.waiting = collections.deque(enumerate(prompts))
+    self.slots: list[_Group | None] = [None] * cfg.slots
+    self.rollouts: Rollouts = [[] for _ in prompts]
+    self.due: list[_Due] = []
+    self.chunk = 0
+    longest = max(prompts, key=lambda prompt: len(prompt.token_ids_T))
+    name = f"tokens in the prompt of {longest.task.task_id}"
+    self.size = bucket(len(longest.token_ids_T), cfg.prompt_buckets, name)
+    self.state: SampleState = engine.programs.empty(self.size)
+    blocks, pool_MYD = talk.policy.vision.window_blocks, engine.programs.pool()
+    self.pictures = Pictures(engine.programs.see, params, pool_MYD, blocks, cfg.vision, known)
+
+  @property
+  def unfinished(self) -> bool:
+    """Whether anybody waits or has a slot."""
+    return bool(self.waiting) or any(self.slots)
+
+  def row(self, r: int) -> Row | None:
+    """The rollout in a row of the cache, None where there is none."""
+    slot, sample = divmod(r, self.engine.cfg.group)
+    group = self.slots[slot] if slot < len(self.slots) else None
+    return group.rows[sample] if group and sample < len(group.rows) else None
+
+  def speaking(self) -> list[int]:
+    """Rows that sample, as far as was heard."""
+    count = self.engine.cfg.slots * self.engine.cfg.group
+    return [r for r in range(count) if (row := self.row(r)) is not None and row.speaking]
+
+  # --- between chunks ----------------------------------------------------------------------------
+
+  def admit(self) -> None:
+    """Gives free slots to prompts that wait."""
+    cfg = self.engine.cfg
+    if cfg.schedule == "barrier" and any(self.slots):
+      return
+    while self.waiting and not all(self.slots):
+      free = [slot for slot, group in enumerate(self.slots) if group is None]
+      count = min(len(free), len(self.waiting), cfg.prefill)
+      count = fitting([self.waiting[i][1].images for i in range(count)], cfg.features)
+      groups = [self._open(*self.waiting.popleft()) for _ in range(count)]
+      self._prefill(groups, free[:count])
+
+  def _open(self, number: int, prompt: Prompt) -> _Group:
+    name = _number(prompt)
+    path = (self.seed, self.step, name)
+    rows = [
+      rows_lib.open_row(self.engine, prompt, g, (*path, draw), mode, self.chunk)
+      for g, (draw, mode) in enumerate(zip(self.draws, self.modes, strict=True))
+    ]
+    return _Group(number, prompt, rows)
+
+  def _prefill(self, groups: list[_Group], slots: list[int]) -> None:
+    cfg, prompts = self.engine.cfg, [group.prompt for group in groups]
+    for slot, group in zip(slots, groups, strict=True):
+      self.slots[slot] = group
+    feature_of = self.pictures.look([prompt.images for prompt in prompts])
+    size = bucket(
+      max(len(p.token_ids_T) for p in prompts), cfg.prompt_buckets, "tokens in a prompt"
+    )
+    batch = _blank_prompts(cfg.prefill, size, cfg.slots)
+    for b, (slot, prompt) in enumerate(zip(slots, prompts, strict=True)):
+      t = len(prompt.token_ids_T)
+      batch.slot_B[b] = slot
+      batch.token_BT[b, :t] = prompt.token_ids_T
+      batch.position_BTA[b, :t] = prompt.position_TA
+      batch.valid_BT[b, :t] = True
+      batch.next_position_B[b] = prompt.next_position
+      for image, start in zip(prompt.images, prompt.image_start, strict=True):
+        batch.feature_BT[b, start : start + image.tokens] = feature_of[image.content_hash]
+    active_BG = np.zeros((cfg.prefill, cfg.group), bool)
+    active_BG[: len(groups), : len(self.modes)] = True
+    self.state = self.engine.programs.admit(
+      self.params, self.state, self.pictures.pool_MYD, batch, active_BG, self._sampling(groups)
+    )
+
+  def _sampling(self, groups: list[_Group]) -> Sampling:
+    cfg = self.engine.cfg
+    key_BG2 = np.zeros((cfg.prefill, cfg.group, 2), np.uint32)
+    limit_BG = np.zeros((cfg.prefill, cfg.group), np.int32)
+    for b, group in enumerate(groups):
+      key_BG2[b, : len(self.modes)] = self.key_BG2[group.number]
+      limit_BG[b, : len(self.modes)] = [row.limit for row in group.rows]
+    modes = [*self.modes, *[self.modes[0]] * (cfg.group - len(self.modes))]
+
+    def each(values, dtype) -> np.ndarray:
+      return np.tile(np.asarray(values, dtype), cfg.prefill)
+
+    return Sampling(
+      key_R2=key_BG2.reshape(-1, 2),
+      temperature_R=each([1.0 if mode.greedy else mode.temperature for mode in modes], np.float32),
+      greedy_R=each([mode.greedy for mode in modes], bool),
+      top_k_R=each([mode.top_k for mode in modes], np.int32),
+      top_p_R=each([mode.top_p for mode in modes], np.float32),
+      min_p_R=each([mode.min_p for mode in modes], np.float32),
+      limit_R=limit_BG.reshape(-1),
+    )
+
+  def observe(self) -> None:
+    """Takes up the drawings that are due, and reads them behind their rows."""
+    cfg, observed = self.engine.cfg, []
+    taken = self._taken()
+    self.due = [due for due in self.due if due not in taken]
+    for due in taken:
+      row = self.row(due.row)
+      assert row is not None
+      drawing = self.engine.executor.result(due.drawing)
+      observation = rows_lib.look(self.engine, row, drawing, self.chunk)
+      if observation is not None:
+        observed.append((due.row, row, observation))
+    self._leave()
+    while observed:
+      count = fitting([piece.images for _, _, piece in observed[: cfg.append]], cfg.features)
+      self._append(observed[:count])
+      observed = observed[count:]
+
+  def _taken(self) -> list[_Due]:
+    schedule, silent = self.engine.cfg.schedule, not self.speaking()
+    if schedule == "barrier":
+      return self.due if silent else []
+    if schedule == "logical":
+      return [due for due in self.due if due.chunk <= self.chunk]
+    return [due for due in self.due if due.drawing.done()] or self.due[: int(silent)]
+
+  def _append(self, observed: list[tuple[int, Row, Piece]]) -> None:
+    """One call for some observations."""
+    cfg = self.engine.cfg
+    longest = max(len(piece.token_ids_T) for _, _, piece in observed)
+    size = bucket(longest, cfg.observation_buckets, "tokens in an observation")
+    feature_of = self.pictures.look([piece.images for _, _, piece in observed])
+    batch = _blank_observations(cfg.append, size, cfg.slots * cfg.group)
+    for i, (r, row, piece) in enumerate(observed):
+      t, following = len(piece.token_ids_T), row.episode.next_position
+      batch.slot_R[i] = r
+      batch.start_R[i] = row.tokens - t
+      batch.count_R[i] = row.sampled
+      batch.limit_R[i] = row.sampled + row.limit
+      batch.token_RT[i, :t] = piece.token_ids_T
+      batch.position_RTA[i, :t] = piece.position_TA + (following - piece.next_position)
+      batch.valid_RT[i, :t] = True
+      batch.next_position_R[i] = following
+      for image, start in zip(piece.images, piece.image_start, strict=True):
+        batch.feature_RT[i, start : start + image.tokens] = feature_of[image.content_hash]
+    self.state = self.engine.programs.observe(
+      self.params, self.state, self.pictures.pool_MYD, batch
+    )
+
+  # --- a chunk -----------------------------------------------------------------------------------
+
+  def decode(self) -> _Said | None:
+    """Hands the next chunk to the devices; None where nobody speaks."""
+    cfg, speaking = self.engine.cfg, self.speaking()
+    if not speaking:
+      return None
+    count = cfg.slots * cfg.group
+    halt_R = np.ones(count, bool)
+    halt_R[speaking] = False
+    widths = [max(count // n, 1) for n in cfg.narrow]
+    width = min((w for w in widths if len(speaking) <= w), default=count)
+    slot_R, few = np.arange(count, dtype=np.int32), None
+    if width < count:
+      slot_R = np.full(width, count, np.int32)
+      slot_R[: len(speaking)] = speaking
+      few = slot_R
+    truncate = any(mode.truncates for mode in self.modes)
+    self.state, token_RK, logp_RK = self.engine.programs.sample(
+      self.params, self.state, halt_R, few, truncate
+    )
+    return _Said(self.chunk, slot_R, token_RK, logp_RK)
+
+  def hear(self, said: _Said) -> None:
+    """Takes down what a chunk gave: hands over drawings, frees the slots of finished groups."""
+    token_RK, logp_RK = np.asarray(said.token_RK), np.asarray(said.logp_RK)
+    for r, token_K, logp_K in zip(said.slot_R.tolist(), token_RK, logp_RK, strict=True):
+      row, sampled_K = self.row(r), token_K >= 0
+      if row is None or not row.speaking or row.since > said.chunk:
+        continue
+      assert sampled_K.any(), "a row that speaks has something to say"
+      ended = rows_lib.hear(
+        self.engine, row, token_K[sampled_K].tolist(), logp_K[sampled_K].tolist()
+      )
+      if self.listen is not None:
+        self.listen(self._number_of(r), row)
+      if ended:
+        rows_lib.end_turn(self.engine, row, self.step)
+        if row.reason is None:
+          drawing = self.engine.executor.submit(row.pictures, row.parsed[-1].operations)
+          self.due.append(_Due(said.chunk + 1 + self.engine.cfg.delay, r, drawing))
+    self._leave()
+
+  def _number_of(self, r: int) -> int:
+    group = self.slots[r // self.engine.cfg.group]
+    assert group is not None
+    return group.number
+
+  def _leave(self) -> None:
+    """Groups of which every rollout has ended give their slot back."""
+    for slot, group in enumerate(self.slots):
+      if group is not None and all(row.reason is not None for row in group.rows):
+        self.rollouts[group.number] = [row.episode.finish(row.reason or "") for row in group.rows]
+        self.slots[slot] = None
+
+
+def _number(prompt: Prompt) -> int:
+  """A task's own number for its sampling keys: the same wherever in a batch it stands."""
+  return zlib.crc32(prompt.task.task_id.encode()) & 0x7FFFFFFF
+
+
+def _keys(seed: int, step: int, prompts: Prompts, draws: Sequence[int]) -> np.ndarray:
+  """Data of the sampling keys of all rollouts, uint32 [B, G, 2]."""
+  root = rng.fold(rng.stream(seed, "sample"), step)
+  number_B = np.zeros(1 << (len(prompts) - 1).bit_length(), np.int32)  # few sizes, few traces
+  number_B[: len(prompts)] = [_number(prompt) for prompt in prompts]
+  return np.asarray(_fold_all(root, number_B, np.asarray(draws, np.int32)))[: len(prompts)]
+
+
+@jax.jit
+def _fold_all(root: jax.Array, number_B: jax.Array, draw_G: jax.Array) -> jax.Array:
+  def one(number: jax.Array, draw: jax.Array) -> jax.Array:
+    return jax.random.key_data(rng.fold(root, number, draw))
+
+  return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(number_B, draw_G)
+
+
+def _blank_prompts(count: int, size: int, slots: int) -> PromptBatch:
+  batch = PromptBatch(
+    slot_B=np.arange(slots, slots + count, dtype=np.int32),
+    token_BT=np.zeros((count, size), np.int32),
+    position_BTA=np.zeros((count, size, 3), np.int32),
+    valid_BT=np.zeros((count, size), bool),
+    feature_BT=np.full((count, size), -1, np.int32),
+    next_position_B=np.zeros(count, np.int32),
+  )
+  batch.valid_BT[:, 0] = True
+  return batch
+
+
+def _blank_observations(count: int, size: int, rows: int) -> ObservationBatch:
+  zero_R = np.zeros(count, np.int32)
+  return ObservationBatch(
+    slot_R=np.full(count, rows, np.int32),
+    start_R=zero_R.copy(),
+    count_R=zero_R.copy(),
+    limit_R=zero_R.copy(),
+    token_RT=np.zeros((count, size), np.int32),
+    position_RTA=np.zeros((count, size, 3), np.int32),
+    valid_RT=np.zeros((count, size), bool),
+    feature_RT=np.full((count, size), -1, np.int32),
+    next_position_R=zero_R.copy(),
+  )

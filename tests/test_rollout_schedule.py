@@ -1,0 +1,228 @@
+"""Who runs when: slots, refill, drawings in logical time; none of it changes what is said."""
+
+import dataclasses
+import threading
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+
+from spatial_jax import trajectory as trajectory_lib
+from spatial_jax.drawing.executor import Executor, ExecutorConfig
+from spatial_jax.rollout.schedule import run_episodes
+from tests import rollout_fixtures as fixtures
+from tests.rollout_fixtures import (
+  ANSWER_TURN,
+  BOX_TURN,
+  GREEDY,
+  ROLLOUT,
+  SAMPLED,
+  STOP,
+  TOKENIZER,
+  flat,
+  say,
+)
+from tests.test_rollout_engine import PADS, engine_of, everybody_draws, lab, said
+
+__all__ = ["everybody_draws"]  # a fixture
+
+QUESTIONS = ("How far?", "How far is the chair?", "Far?", "chair chair", "the chair is how far?")
+
+
+def prompts():
+  """Five prompts, one with two pictures, two about the same picture."""
+  sizes = [((24, 24),), ((24, 24), (16, 40)), ((16, 40),), ((24, 24),), ((40, 16),)]
+  tasks = [
+    fixtures.task(f"room/{i}", size, question)
+    for i, (size, question) in enumerate(zip(sizes, QUESTIONS, strict=True))
+  ]
+  tasks[3] = dataclasses.replace(tasks[3], images=tasks[0].images)
+  return [fixtures.conversation().prompt(task) for task in tasks]
+
+
+def roll(cfg=ROLLOUT, engine=None, seed=1, modes=None, listen=None):
+  engine = engine or engine_of(cfg)
+  modes = modes or [SAMPLED] * cfg.group
+  return run_episodes(engine, lab()[2], prompts(), seed, 3, modes, listen=listen)
+
+
+class LateExecutor(Executor):
+  """Every drawing is there after a while, in whatever order the dice say."""
+
+  def __init__(self, seed):
+    super().__init__(ExecutorConfig(0, 20.0, 1024), fixtures.STYLE)
+    self.dice = np.random.default_rng(seed)
+
+  def submit(self, images, operations):
+    drawing, late = super().submit(images, operations), Future()
+    threading.Timer(self.dice.uniform(0, 0.1), lambda: late.set_result(drawing.result())).start()
+    return late
+
+
+def counted(engine):
+  """The engine, and the names and shapes of the programs it runs."""
+  calls = []
+
+  def watch(name):
+    program = getattr(engine.programs, name)
+
+    def call(*arguments):
+      shapes = [np.shape(x) for x in arguments[2:] if not isinstance(x, tuple)]
+      shapes += [np.shape(leaf) for x in arguments[2:] if isinstance(x, tuple) for leaf in x]
+      calls.append((name, *map(str, shapes)))
+      return program(*arguments)
+
+    return call
+
+  names = ("see", "admit", "sample", "observe")
+  run = dataclasses.replace(engine.programs, **{name: watch(name) for name in names})
+  return dataclasses.replace(engine, programs=run), calls
+
+
+def assert_same(one, other, atol):
+  for a, b in zip(flat(one), flat(other), strict=True):
+    assert said(a) == said(b)
+    assert a.end_reason == b.end_reason
+    assert [i.content_hash for i in a.images] == [i.content_hash for i in b.images]
+    np.testing.assert_allclose(a.logp_T, b.logp_T, atol=atol, rtol=0)
+
+
+# --- nothing of it changes what is said ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  "changed",
+  [
+    {"slots": 1, "prefill": 1},
+    {"slots": 4, "chunk": 1},
+    {"slots": 16, "prefill": 16, "append": 1},
+    {"chunk": 8, "narrow": ()},
+    {"slots": 2, "chunk": 32},
+    {"schedule": "eager"},
+    {"schedule": "barrier", "slots": 2},
+    {"delay": 4},
+    {"features": 72},  # room for hardly more than two pictures: most are looked at again
+  ],
+  ids=str,
+)
+def test_the_schedule_does_not_show(everybody_draws, changed):
+  cfg = dataclasses.replace(ROLLOUT, **changed)
+  for seed in range(2):
+    whole, other = roll(seed=seed), roll(cfg, seed=seed)
+    for trajectory in flat(other):
+      trajectory_lib.check(trajectory, PADS)
+    assert_same(whole, other, atol=1e-4)
+  assert max(len(t.turns) for t in flat(whole)) > 1, "nobody drew"
+
+
+def test_late_drawings_change_no_bit_and_no_program(everybody_draws):
+  cfg = dataclasses.replace(ROLLOUT, slots=2)
+  engine, calls = counted(engine_of(cfg))
+  first = roll(cfg, engine)
+  expected = calls.copy()
+  for seed in range(3):
+    calls.clear()
+    again = roll(cfg, dataclasses.replace(engine, executor=LateExecutor(seed)))
+    assert_same(first, again, atol=0)
+    assert calls == expected
+  assert {name for name, *_ in expected} == {"see", "admit", "sample", "observe"}
+
+
+def test_rollouts_of_one_group_may_sample_each_in_its_way(everybody_draws):
+  hot = dataclasses.replace(SAMPLED, temperature=1.7)
+  cfg = dataclasses.replace(ROLLOUT, group=3)
+  mixed = roll(cfg, modes=[SAMPLED, GREEDY, hot])
+  for g, mode in enumerate((SAMPLED, GREEDY, hot)):
+    alone = roll(cfg, modes=[mode])
+    assert_same([[group[g]] for group in mixed], alone, atol=1e-4)
+
+
+# --- who runs when -------------------------------------------------------------------------------
+
+
+def scripted(scripts, cfg):
+  return fixtures.make_engine(fixtures.scripted([[say(t) for t in s] for s in scripts], cfg), cfg)
+
+
+def scripted_roll(engine, count, **more):
+  tasks = [fixtures.task(f"room/{i}") for i in range(count)]
+  of = [engine.conversation.prompt(task) for task in tasks]
+  return run_episodes(engine, {}, of, 0, 0, [SAMPLED] * engine.cfg.group, **more)
+
+
+def test_finished_groups_are_replaced_at_once():
+  """One long answer beside seven short ones: one slot is enough for all of these."""
+  words = dataclasses.replace(ROLLOUT, group=1, slots=2, chunk=4, turn_tokens=100, narrow=())
+  stop = dataclasses.replace(ROLLOUT.stop, tokens=200)
+  cfg = dataclasses.replace(words, stop=stop, prefill=1)
+  long, short = ["word " * 40 + ANSWER_TURN], [ANSWER_TURN]
+  engine, calls = counted(scripted([long, *[short] * 7], cfg))
+  scripted_roll(engine, 8)
+  chunks = sum(name == "sample" for name, *_ in calls)
+  lazy = dataclasses.replace(engine.cfg, schedule="barrier")
+  calls.clear()
+  scripted_roll(dataclasses.replace(engine, cfg=lazy), 8)
+  assert chunks < sum(name == "sample" for name, *_ in calls)
+
+
+def test_others_go_on_while_one_draws():
+  stop = dataclasses.replace(ROLLOUT.stop, tokens=400)
+  cfg = dataclasses.replace(
+    ROLLOUT, group=2, slots=1, chunk=4, turn_tokens=200, stop=stop, narrow=()
+  )
+  engine, calls = counted(scripted([[BOX_TURN, ANSWER_TURN], ["word " * 60 + ANSWER_TURN]], cfg))
+  ((drew, _),) = scripted_roll(engine, 1)
+  names = [name for name, *_ in calls]
+  assert len(drew.turns) == 2
+  assert names.count("observe") == 1
+  assert "sample" in names[names.index("observe") :]
+  chunks = -(-len(say("word " * 60 + ANSWER_TURN)) // cfg.chunk)
+  assert names.count("sample") <= chunks + 2, "nobody waited"
+
+
+# --- ends of turns -------------------------------------------------------------------------------
+
+
+def test_a_stop_string_ends_a_turn_with_the_token_that_completes_it():
+  stop = dataclasses.replace(ROLLOUT.stop, tokens=400)
+  cfg = dataclasses.replace(
+    ROLLOUT, group=1, slots=1, chunk=5, turn_tokens=200, stop=stop, stop_strings=("chair.",)
+  )
+  script = [["the chair. and " + ANSWER_TURN]]
+  ((trajectory,),) = scripted_roll(scripted(script, cfg), 1)
+  trajectory_lib.check(trajectory, PADS)
+  text = trajectory.turns[0].text
+  assert "chair." in text
+  whole = say(script[0][0])
+  count = next(n for n in range(len(whole)) if "chair." in TOKENIZER.decode(whole[:n]))
+  assert said(trajectory) == whole[:count]
+  assert trajectory.end_reason == "no_action"
+
+
+def test_what_was_sampled_behind_a_stop_string_is_forgotten(everybody_draws):
+  """Its tokens lie in the cache, and are written over: sampler and trainer still agree."""
+  from tests.test_rollout_engine import largest_difference
+
+  frequent = "e"
+  cfg = dataclasses.replace(ROLLOUT, stop_strings=(frequent,))
+  rollouts = roll(cfg)
+  cut = [t for t in flat(rollouts) if said(t)[-1] != STOP and frequent in t.turns[-1].text]
+  assert cut
+  assert any(len(t.turns) > 1 for t in flat(rollouts))
+  for trajectory in flat(rollouts):
+    trajectory_lib.check(trajectory, PADS)
+  assert largest_difference(rollouts) < 1e-4
+  assert_same(rollouts, roll(dataclasses.replace(cfg, chunk=8, slots=1)), atol=1e-4)
+
+
+def test_what_is_heard_is_told_in_order(everybody_draws):
+  heard = {}
+
+  def listen(number, row):
+    heard.setdefault((number, row.episode.sample), []).append(row.sampled + len(row.ids))
+
+  rollouts = roll(listen=listen)
+  assert len(heard) == len(flat(rollouts))
+  for (number, sample), counts in heard.items():
+    assert counts == sorted(counts)
+    assert counts[-1] == len(said(rollouts[number][sample]))
