@@ -20,4 +20,4 @@ export PATH="$PWD/.venv/bin:$PATH"
 ruff format --check .
 ruff check .
 basedpyright
-python -m pytest ${markers:+-m "$markers"} --durations=10
+python -m pytest -n 2 --dist loadfile ${markers:+-m "$markers"} --durations=10

@@ -36,6 +36,7 @@ setup(
     "video": ["av>=18.1.0"],
     "dev": [
       "pytest>=9.2.0",
+      "pytest-xdist>=3.8.0",
       "hypothesis>=6.170.15",
       "ruff>=0.17.5",
       "basedpyright>=1.40.2",

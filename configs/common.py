@@ -83,7 +83,7 @@ def evaluation() -> ConfigDict:
       "train_tasks": 2000,  # what the median answer per question type is taken from
       "temperatures": (0.3, 0.5, 0.7),
       "prompts": 256,  # per call
-      "slots": 64,
+      "slots": 64,  # of them at once
       "gallery": 8,
       "required": False,  # the default run promises its differences, others show them
     }
@@ -189,13 +189,13 @@ def rollout() -> ConfigDict:
     {
       "prompts": 32,  # few, large steps: at more of half the size, noise takes over
       "group": 8,
-      "slots": 32,
-      "prefill": 32,
-      "append": 8,
-      "chunk": 16,
+      "slots": 32,  # groups on the devices at once: here all of a step
+      "prefill": 32,  # prompts read by one call
+      "append": 8,  # observations read by one call: a batch draws 30 to 60 times
+      "chunk": 16,  # tokens per call; what a row that stopped waits for
       "narrow": (2, 4, 8),  # half are short answers; second turns and the longest are few
-      "schedule": "logical",
-      "delay": 1,
+      "schedule": "logical",  # repeatable to the bit; "eager" takes drawings as they come
+      "delay": 1,  # chunks that a drawing has time for
       "mode": {
         "temperature": 1.0,
         "greedy": False,

@@ -175,14 +175,14 @@ def rollout_programs(
     empty=jax.jit(side.empty, static_argnums=0, out_shardings=state),
     pool=jax.jit(side.pool, out_shardings=everywhere),
     see=jax.jit(side.see, donate_argnums=1, out_shardings=everywhere),
-    admit=jax.jit(side.admit, donate_argnums=1, out_shardings=state),
+    admit=jax.jit(side.admit, donate_argnums=1, out_shardings=(state, everywhere)),
     sample=jax.jit(
       side.sample,
       static_argnums=4,
       donate_argnums=1,
       out_shardings=(state, everywhere, everywhere),
     ),
-    observe=jax.jit(side.observe, donate_argnums=1, out_shardings=state),
+    observe=jax.jit(side.observe, donate_argnums=1, out_shardings=(state, everywhere)),
   )
 
 
@@ -209,9 +209,12 @@ class _RolloutSide:
     shape = (self.cfg.features, cfg.vision.streams, cfg.decoder.width)
     return jnp.zeros(shape, self.policy.compute_dtype)
 
-  def see(self, params: Params, pool_MYD: Array, vision: VisionBatch, place_M: Array) -> jax.Array:
+  def see(
+    self, params: Params, pool_MYD: Array, vision: VisionBatch, place_M: Array
+  ) -> tuple[jax.Array, jax.Array]:
     features_MYD = self.policy.encode(params, vision)
-    return jnp.asarray(pool_MYD).at[place_M].set(features_MYD, mode="drop")
+    pool_MYD = jnp.asarray(pool_MYD).at[place_M].set(features_MYD, mode="drop")
+    return pool_MYD, pool_MYD[0, 0, 0]
 
   def admit(
     self,
@@ -221,9 +224,10 @@ class _RolloutSide:
     prompts: PromptBatch,
     active_BG: Array,
     sampling: Sampling,
-  ) -> SampleState:
+  ) -> tuple[SampleState, jax.Array]:
     rows = self.lay((prompts, active_BG, sampling))
-    return sampler.admit(self.policy, params, self.lay(state), pool_MYD, *rows)
+    state = sampler.admit(self.policy, params, self.lay(state), pool_MYD, *rows)
+    return state, state.hidden_RD[0, 0]
 
   def sample(
     self, params: Params, state: SampleState, halt_R: Array, slot_R: Array | None, truncate: bool
@@ -244,8 +248,9 @@ class _RolloutSide:
 
   def observe(
     self, params: Params, state: SampleState, pool_MYD: Array, rows: ObservationBatch
-  ) -> SampleState:
-    return sampler.observe(self.policy, params, self.lay(state), pool_MYD, self.lay(rows))
+  ) -> tuple[SampleState, jax.Array]:
+    state = sampler.observe(self.policy, params, self.lay(state), pool_MYD, self.lay(rows))
+    return state, state.hidden_RD[0, 0]
 
 
 def reshard(policy: Policy, mesh: Mesh) -> jax.stages.Wrapped:

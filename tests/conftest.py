@@ -12,6 +12,7 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -19,6 +20,15 @@ jax.config.update(
   "jax_compilation_cache_dir", str(pathlib.Path(__file__).parent.parent / ".jax_cache")
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_maps():
+  """Compiled programs are mapped memory; Linux gives a process 65,530 maps, then XLA crashes."""
+  yield
+  maps = pathlib.Path("/proc/self/maps")
+  if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
+    jax.clear_caches()
 
 
 def pytest_collection_modifyitems(config, items):

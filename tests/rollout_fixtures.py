@@ -154,7 +154,7 @@ def scripted(scripts: Sequence[Script], cfg: RolloutConfig) -> RolloutPrograms:
       state.turn_R[of_slot], state.said_R[of_slot], state.count_R[of_slot] = 0, 0, 0
       state.limit_R[of_slot], state.active_R[of_slot] = limit_G, active_G
       admitted[0] += cfg.group
-    return state
+    return state, 0
 
   def sample(params, state, halt_R, slot_R, truncate):
     state.active_R &= ~halt_R
@@ -181,13 +181,13 @@ def scripted(scripts: Sequence[Script], cfg: RolloutConfig) -> RolloutPrograms:
         assert not state.active_R[r], "nobody looks while speaking"
         assert state.count_R[r] == observations.count_R[i]
         state.active_R[r], state.limit_R[r] = True, observations.limit_R[i]
-    return state
+    return state, 0
 
   cfg_D = policy_config().decoder.width
   return RolloutPrograms(
     empty=empty,
     pool=lambda: np.zeros((cfg.features, 1, cfg_D), np.float32),
-    see=lambda params, pool_MYD, vision, place_M: pool_MYD,
+    see=lambda params, pool_MYD, vision, place_M: (pool_MYD, 0),
     admit=admit,
     sample=sample,
     observe=observe,

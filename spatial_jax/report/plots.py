@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from spatial_jax.learn.advantage import AdvantageConfig, ap_grpo, grpo
@@ -63,6 +64,7 @@ CURVES = (
   Curve("entropy_estimate", "Entropy", "minus the log-probability per token learned from, nats"),
   Curve("response_tokens", "Response length", "sampled tokens per rollout"),
   Curve("tokens_per_s", "Speed", "sampled tokens per second"),
+  Curve("slot_occupancy", "Slot occupancy", "share of rows that sample, over the time of decoding"),
   Curve("sharpness", "Sharpness", "k of the reward"),
   Curve("loss", "Loss", "of the update"),
 )
@@ -124,6 +126,37 @@ def reward_figure(card: RewardCard) -> Markup:
 def advantage_figure(card: RewardCard) -> Markup:
   """Advantages of an example group of eight answers, now: plain GRPO and as configured."""
   return _svg(functools.partial(_draw_advantage, card), 5.6, 3.3)
+
+
+def timeline_figure(record: dict[str, Any]) -> Markup:
+  """Slots over the seconds of one step's rollouts, from `Timeline.record`."""
+  slots = max((len(chunk["speaking"]) for chunk in record["chunks"]), default=1)
+  return _svg(functools.partial(_draw_timeline, record), 9.0, 1.4 + 0.12 * slots)
+
+
+def _draw_timeline(record: dict[str, Any], axes: Axes) -> None:
+  """Each slot's bar is as full as its rows are at work; above, what else the devices ran."""
+  for chunk in record["chunks"]:
+    length = chunk["end_s"] - chunk["start_s"]
+    speaking_B = np.asarray(chunk["speaking"]) / chunk["rows"]
+    drawing_B = np.asarray(chunk["drawing"]) / chunk["rows"]
+    slot_B = np.arange(len(speaking_B))
+    rest_B = 1 - speaking_B - drawing_B
+    bottom_B = slot_B.astype(np.float64)
+    for share_B, colour in ((speaking_B, ACCENT), (drawing_B, WARM), (rest_B, "#eef1f4")):
+      place = {"bottom": bottom_B, "align": "edge", "color": colour, "linewidth": 0}
+      axes.bar(chunk["start_s"], 0.9 * share_B, length, **place)
+      bottom_B = bottom_B + 0.9 * share_B
+  slots = max((len(chunk["speaking"]) for chunk in record["chunks"]), default=1)
+  for program, colour in (("see", INK), ("prefill", MUTED), ("append", WARM)):
+    of = [span for span in record["programs"] if span["program"] == program]
+    spans = [(span["start_s"], span["end_s"] - span["start_s"]) for span in of]
+    axes.broken_barh(spans, (slots + 0.5, max(0.05 * slots, 0.8)), color=colour, linewidth=0)
+  names = {"decoding": ACCENT, "drawing": WARM, "idle": "#eef1f4", "tower": INK, "prefill": MUTED}
+  handles = [Patch(color=colour, label=name) for name, colour in names.items()]
+  axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 1.25), ncols=5, fontsize=9)
+  axes.set(xlim=(0, record["total_s"]), xlabel="seconds", ylabel="slot", yticks=[])
+  axes.grid(visible=False)
 
 
 def _draw_curve(step_Z: np.ndarray, value_Z: np.ndarray, axes: Axes) -> None:

@@ -2,12 +2,14 @@
 
     metrics.jsonl ─► tiles, curves     results.json ─► table     rollouts/ ─► gallery
     config.json   ─► last section      RewardCard   ─► the reward card
+    timeline.json ─► what slots and devices did in one step
 
 Everything a model or a data set wrote is escaped by the template engine; the page loads nothing
 from outside and runs no script.
 """
 
 import dataclasses
+import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -18,13 +20,16 @@ import numpy as np
 from markupsafe import Markup
 
 from spatial_jax import metrics
+from spatial_jax.errors import DataError
 from spatial_jax.evaluate.results import read_results
 from spatial_jax.report import plots
 from spatial_jax.report.gallery import Group, group_view, load_groups
 from spatial_jax.report.plots import RewardCard
+from spatial_jax.rollout.timeline import Timeline
 from spatial_jax.types import Cell, Paired, ResultTable
 
 FILE = "report.html"
+TIMELINE = "timeline.json"
 
 _HERE = pathlib.Path(__file__).parent
 _ENDS = 0.1  # share of the steps at either end that a tile averages
@@ -83,6 +88,7 @@ def write_report(
     scale=interval_scale(table) if table else None,
     curves=plots.curves(records),
     not_finite=not_finite(records),
+    timeline=_timeline_view(workdir),
     card=_card_view(card) if card else None,
     gallery=[_step_view(groups) for groups in load_groups(workdir, groups_per_step) if groups],
     config=config.read_text(encoding="utf-8") if config.exists() else None,
@@ -93,6 +99,13 @@ def write_report(
   # A lone surrogate in model text has no UTF-8 form; the page shows a question mark.
   partial.write_text(page, encoding="utf-8", errors="replace")
   return partial.replace(path)
+
+
+def save_timeline(timeline: Timeline, step: int, workdir: pathlib.Path) -> None:
+  """Keeps the timeline of one step for the page, in place of an earlier one."""
+  partial = workdir / f"{TIMELINE}.partial"
+  partial.write_text(json.dumps({"step": step, **timeline.record()}), encoding="utf-8")
+  partial.replace(workdir / TIMELINE)
 
 
 def tiles(records: Sequence[dict[str, Any]], table: ResultTable | None) -> list[Tile]:
@@ -162,6 +175,18 @@ def _card_view(card: RewardCard) -> dict[str, Any]:
     "alpha": card.advantage.alpha,
     "sharpness": card.sharpness,
   }
+
+
+def _timeline_view(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """The rollouts of the last step whose timeline was kept."""
+  path = workdir / TIMELINE
+  if not path.exists():
+    return None
+  try:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return {"step": record["step"], "figure": plots.timeline_figure(record)}
+  except (KeyError, ValueError) as error:
+    raise DataError(f"{path} cannot be read ({error!r}); delete it") from error
 
 
 def _step_view(groups: Sequence[Group]) -> dict[str, Any]:

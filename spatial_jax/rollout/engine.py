@@ -115,22 +115,27 @@ class RolloutPrograms:
   Attributes:
     empty: (room for a prompt, static) -> SampleState of all slots.
     pool: () -> pool_MYD, empty.
-    see: (params, pool donated, VisionBatch, int32 [M] rows of the pool) -> pool.
-    admit: (params, SampleState donated, pool, PromptBatch, active_BG, Sampling) -> SampleState.
+    see: (params, pool donated, VisionBatch, int32 [M] rows of the pool) -> pool, mark.
+    admit: (params, SampleState donated, pool, PromptBatch, active_BG, Sampling)
+      -> SampleState, mark.
     sample: (params, SampleState donated, halt_R, slot_R or None, truncate)
       -> (SampleState, token_RK, logp_RK) of the rows `slot_R`, of all for None; rows of `halt_R`
       sample no more.
-    observe: (params, SampleState donated, pool, ObservationBatch) -> SampleState.
+    observe: (params, SampleState donated, pool, ObservationBatch) -> SampleState, mark.
+
+  A mark is a number that is there when the program is done.
   """
 
   empty: Callable[[int], SampleState]
   pool: Callable[[], Array]
   see: See
-  admit: Callable[[Params, SampleState, Array, PromptBatch, Array, Sampling], SampleState]
+  admit: Callable[
+    [Params, SampleState, Array, PromptBatch, Array, Sampling], tuple[SampleState, Array]
+  ]
   sample: Callable[
     [Params, SampleState, Array, Array | None, bool], tuple[SampleState, Array, Array]
   ]
-  observe: Callable[[Params, SampleState, Array, ObservationBatch], SampleState]
+  observe: Callable[[Params, SampleState, Array, ObservationBatch], tuple[SampleState, Array]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -11,10 +11,11 @@ from spatial_jax.data.vision import VisionBuckets, bucket, distinct, plan_vision
 from spatial_jax.data.windows import window_layout
 from spatial_jax.drawing.monitor import StopLimits
 from spatial_jax.errors import DataError
+from spatial_jax.rollout.timeline import Timeline
 from spatial_jax.types import Array, Params, PatchedImage, Prompt, VisionBatch
 
 Known = dict[str, np.ndarray]  # [tokens, Y, D] of images seen with one tower, by content hash
-See = Callable[[Params, Array, VisionBatch, np.ndarray], Array]
+See = Callable[[Params, Array, VisionBatch, np.ndarray], tuple[Array, Array]]
 
 
 class Pictures:
@@ -33,20 +34,23 @@ class Pictures:
     window_blocks: int,
     buckets: VisionBuckets,
     known: Known | None,
+    timeline: Timeline | None,
   ):
     """An empty pool.
 
     Args:
       see: (params, pool donated, VisionBatch, int32 row of the pool of each feature, one behind the
-        end: dropped) -> pool.
+        end: dropped) -> pool, mark.
       params: decode parameters.
       pool_MYD: donated.
       window_blocks, buckets: as in `plan_vision`.
       known: filled with what the tower saw, for whoever needs it later. None: nothing is kept.
+      timeline: of the call.
     """
     self.pool_MYD, self.seen, self.asked = pool_MYD, 0, 0
     self._see, self._params = see, params
     self._window_blocks, self._buckets, self._known = window_blocks, buckets, known
+    self._timeline = timeline
     self._rows: dict[str, np.ndarray] = {}  # least recently asked for first
     self._free = list(range(pool_MYD.shape[0]))
 
@@ -71,7 +75,10 @@ class Pictures:
       place_M = np.full(vision.window_P.shape[0] // 4, self.pool_MYD.shape[0], np.int32)
       for image, at in zip(part, plan, strict=True):
         place_M[at] = self._rows[image.content_hash]
-      self.pool_MYD = self._see(self._params, self.pool_MYD, vision, place_M)
+      self.pool_MYD, mark = self._see(self._params, self.pool_MYD, vision, place_M)
+      if self._timeline is not None:
+        tokens = sum(image.tokens for image in part)
+        self._timeline.handed_over("see", mark, tokens, len(place_M))
     return {name: self._rows[name] for name in images}
 
   def finish(self) -> None:

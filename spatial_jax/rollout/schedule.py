@@ -9,6 +9,7 @@ are counted, and a drawing that is due is waited for.
 """
 
 import collections
+import contextlib
 import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
@@ -21,12 +22,14 @@ from spatial_jax import rng
 from spatial_jax.data.vision import bucket
 from spatial_jax.drawing.executor import Drawing
 from spatial_jax.rollout import rows as rows_lib
+from spatial_jax.rollout.batches import observation_batch, prompt_batch
 from spatial_jax.rollout.conversation import Piece
 from spatial_jax.rollout.engine import Engine, Mode
 from spatial_jax.rollout.pictures import Known, Pictures, check_room, fitting
 from spatial_jax.rollout.rows import Row
-from spatial_jax.rollout.sampler import ObservationBatch, PromptBatch, SampleState
+from spatial_jax.rollout.sampler import SampleState
 from spatial_jax.rollout.sampling import Sampling
+from spatial_jax.rollout.timeline import Frame, Span, Timeline
 from spatial_jax.types import Array, Params, Prompt, Prompts, Rollouts
 
 Listener = Callable[[int, Row], None]
@@ -41,6 +44,7 @@ def run_episodes(
   modes: Sequence[Mode],
   known: Known | None = None,
   listen: Listener | None = None,
+  timeline: Timeline | None = None,
 ) -> Rollouts:
   """Samples a group of rollouts for each prompt.
 
@@ -52,6 +56,7 @@ def run_episodes(
     modes: how each rollout of a group samples, at most `cfg.group`.
     known: filled with what the tower sees of each image. None: nothing is kept.
     listen: called with prompt number and row whenever tokens of it were heard.
+    timeline: entered; told of every program.
 
   Returns:
     [len(prompts)][len(modes)] trajectories.
@@ -64,7 +69,7 @@ def run_episodes(
   blocks = engine.conversation.policy.vision.window_blocks
   for prompt in prompts:
     check_room(prompt, cfg.stop, cfg.features, blocks, cfg.vision)
-  run = _Run(engine, params, prompts, seed, step, modes, known, listen)
+  run = _Run(engine, params, prompts, seed, step, modes, known, listen, timeline)
   said = None
   while run.unfinished:
     run.admit()
@@ -72,8 +77,12 @@ def run_episodes(
     ahead = run.decode()
     if said is not None:
       run.hear(said)
+    if ahead is not None:
+      run.note(ahead)
     said, run.chunk = ahead, run.chunk + 1
   run.pictures.finish()
+  if timeline is not None:
+    timeline.pictures_asked, timeline.pictures_seen = run.pictures.asked, run.pictures.seen
   return run.rollouts
 
 
@@ -84,6 +93,7 @@ class _Said(NamedTuple):
   slot_R: np.ndarray
   token_RK: Array
   logp_RK: Array
+  span: Span | None
 
 
 class _Due(NamedTuple):
@@ -116,10 +126,11 @@ class _Run:
     modes: Sequence[Mode],
     known: Known | None,
     listen: Listener | None,
+    timeline: Timeline | None,
   ):
     cfg, talk = engine.cfg, engine.conversation
     self.engine, self.params, self.seed, self.step, self.modes = engine, params, seed, step, modes
-    self.listen = listen
+    self.listen, self.timeline = listen, timeline
     # Rollouts of one mode draw for themselves; other modes draw the same numbers, to be compared.
     self.draws = [list(modes[:g]).count(mode) for g, mode in enumerate(modes)]
     self.key_BG2 = _keys(seed, step, prompts, self.draws)
@@ -133,7 +144,9 @@ class _Run:
     self.size = bucket(len(longest.token_ids_T), cfg.prompt_buckets, name)
     self.state: SampleState = engine.programs.empty(self.size)
     blocks, pool_MYD = talk.policy.vision.window_blocks, engine.programs.pool()
-    self.pictures = Pictures(engine.programs.see, params, pool_MYD, blocks, cfg.vision, known)
+    self.pictures = Pictures(
+      engine.programs.see, params, pool_MYD, blocks, cfg.vision, known, timeline
+    )
 
   @property
   def unfinished(self) -> bool:
@@ -179,24 +192,15 @@ class _Run:
     for slot, group in zip(slots, groups, strict=True):
       self.slots[slot] = group
     feature_of = self.pictures.look([prompt.images for prompt in prompts])
-    size = bucket(
-      max(len(p.token_ids_T) for p in prompts), cfg.prompt_buckets, "tokens in a prompt"
-    )
-    batch = _blank_prompts(cfg.prefill, size, cfg.slots)
-    for b, (slot, prompt) in enumerate(zip(slots, prompts, strict=True)):
-      t = len(prompt.token_ids_T)
-      batch.slot_B[b] = slot
-      batch.token_BT[b, :t] = prompt.token_ids_T
-      batch.position_BTA[b, :t] = prompt.position_TA
-      batch.valid_BT[b, :t] = True
-      batch.next_position_B[b] = prompt.next_position
-      for image, start in zip(prompt.images, prompt.image_start, strict=True):
-        batch.feature_BT[b, start : start + image.tokens] = feature_of[image.content_hash]
+    batch = prompt_batch(prompts, slots, feature_of, cfg.prefill, cfg.slots, cfg.prompt_buckets)
     active_BG = np.zeros((cfg.prefill, cfg.group), bool)
     active_BG[: len(groups), : len(self.modes)] = True
-    self.state = self.engine.programs.admit(
+    self.state, mark = self.engine.programs.admit(
       self.params, self.state, self.pictures.pool_MYD, batch, active_BG, self._sampling(groups)
     )
+    if self.timeline is not None:
+      tokens = sum(len(prompt.token_ids_T) for prompt in prompts)
+      self.timeline.handed_over("prefill", mark, tokens, batch.token_BT.size)
 
   def _sampling(self, groups: list[_Group]) -> Sampling:
     cfg = self.engine.cfg
@@ -228,7 +232,8 @@ class _Run:
     for due in taken:
       row = self.row(due.row)
       assert row is not None
-      drawing = self.engine.executor.result(due.drawing)
+      with self.timeline.waiting() if self.timeline is not None else contextlib.nullcontext():
+        drawing = self.engine.executor.result(due.drawing)
       observation = rows_lib.look(self.engine, row, drawing, self.chunk)
       if observation is not None:
         observed.append((due.row, row, observation))
@@ -249,25 +254,14 @@ class _Run:
   def _append(self, observed: list[tuple[int, Row, Piece]]) -> None:
     """One call for some observations."""
     cfg = self.engine.cfg
-    longest = max(len(piece.token_ids_T) for _, _, piece in observed)
-    size = bucket(longest, cfg.observation_buckets, "tokens in an observation")
     feature_of = self.pictures.look([piece.images for _, _, piece in observed])
-    batch = _blank_observations(cfg.append, size, cfg.slots * cfg.group)
-    for i, (r, row, piece) in enumerate(observed):
-      t, following = len(piece.token_ids_T), row.episode.next_position
-      batch.slot_R[i] = r
-      batch.start_R[i] = row.tokens - t
-      batch.count_R[i] = row.sampled
-      batch.limit_R[i] = row.sampled + row.limit
-      batch.token_RT[i, :t] = piece.token_ids_T
-      batch.position_RTA[i, :t] = piece.position_TA + (following - piece.next_position)
-      batch.valid_RT[i, :t] = True
-      batch.next_position_R[i] = following
-      for image, start in zip(piece.images, piece.image_start, strict=True):
-        batch.feature_RT[i, start : start + image.tokens] = feature_of[image.content_hash]
-    self.state = self.engine.programs.observe(
+    rows = cfg.slots * cfg.group
+    batch = observation_batch(observed, feature_of, cfg.append, rows, cfg.observation_buckets)
+    self.state, mark = self.engine.programs.observe(
       self.params, self.state, self.pictures.pool_MYD, batch
     )
+    if self.timeline is not None:
+      self.timeline.handed_over("append", mark, int(batch.valid_RT.sum()), batch.token_RT.size)
 
   # --- a chunk -----------------------------------------------------------------------------------
 
@@ -290,11 +284,33 @@ class _Run:
     self.state, token_RK, logp_RK = self.engine.programs.sample(
       self.params, self.state, halt_R, few, truncate
     )
-    return _Said(self.chunk, slot_R, token_RK, logp_RK)
+    timeline = self.timeline
+    span = timeline.handed_over("decode", token_RK, 0, 0) if timeline is not None else None
+    return _Said(self.chunk, slot_R, token_RK, logp_RK, span)
+
+  def note(self, ahead: _Said) -> None:
+    """Notes who is where during the chunk handed over, now that the one before it was heard."""
+    if self.timeline is None or ahead.span is None:
+      return
+    group = self.engine.cfg.group
+    speaking = collections.Counter(r // group for r in self.speaking())
+    drawing = collections.Counter(due.row // group for due in self.due)
+    slots = range(len(self.slots))
+    self.timeline.frames.append(
+      Frame(
+        ahead.span,
+        len(slots) * group,
+        tuple(speaking[slot] for slot in slots),
+        tuple(drawing[slot] for slot in slots),
+      )
+    )
 
   def hear(self, said: _Said) -> None:
     """Takes down what a chunk gave: hands over drawings, frees the slots of finished groups."""
     token_RK, logp_RK = np.asarray(said.token_RK), np.asarray(said.logp_RK)
+    if said.span is not None:
+      steps = int((token_RK >= 0).any(axis=0).sum())
+      said.span.tokens, said.span.places = int((token_RK >= 0).sum()), steps * len(token_RK)
     for r, token_K, logp_K in zip(said.slot_R.tolist(), token_RK, logp_RK, strict=True):
       row, sampled_K = self.row(r), token_K >= 0
       if row is None or not row.speaking or row.since > said.chunk:
@@ -344,31 +360,3 @@ def _fold_all(root: jax.Array, number_B: jax.Array, draw_G: jax.Array) -> jax.Ar
     return jax.random.key_data(rng.fold(root, number, draw))
 
   return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(number_B, draw_G)
-
-
-def _blank_prompts(count: int, size: int, slots: int) -> PromptBatch:
-  batch = PromptBatch(
-    slot_B=np.arange(slots, slots + count, dtype=np.int32),
-    token_BT=np.zeros((count, size), np.int32),
-    position_BTA=np.zeros((count, size, 3), np.int32),
-    valid_BT=np.zeros((count, size), bool),
-    feature_BT=np.full((count, size), -1, np.int32),
-    next_position_B=np.zeros(count, np.int32),
-  )
-  batch.valid_BT[:, 0] = True
-  return batch
-
-
-def _blank_observations(count: int, size: int, rows: int) -> ObservationBatch:
-  zero_R = np.zeros(count, np.int32)
-  return ObservationBatch(
-    slot_R=np.full(count, rows, np.int32),
-    start_R=zero_R.copy(),
-    count_R=zero_R.copy(),
-    limit_R=zero_R.copy(),
-    token_RT=np.zeros((count, size), np.int32),
-    position_RTA=np.zeros((count, size, 3), np.int32),
-    valid_RT=np.zeros((count, size), bool),
-    feature_RT=np.full((count, size), -1, np.int32),
-    next_position_R=zero_R.copy(),
-  )

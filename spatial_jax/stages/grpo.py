@@ -23,10 +23,12 @@ from spatial_jax.learn.update import Microbatches
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.programs import LearnPrograms
 from spatial_jax.report.gallery import drawn_first, groups_of, save_groups
+from spatial_jax.report.report import save_timeline
 from spatial_jax.reward.score import RewardConfig, score
 from spatial_jax.reward.snra import sharpness
 from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.schedule import run_episodes
+from spatial_jax.rollout.timeline import Timeline
 from spatial_jax.stages.loop import Step
 from spatial_jax.types import Params, Prompts, Rollouts, Scores, Task, TrainState
 
@@ -124,7 +126,10 @@ class Learner:
     begin = time.monotonic()
     weights = self.decode_params(state.params)
     known = None if self.tower_learns else {}
-    rollouts = run_episodes(self.engine, weights, prompts, self.seed, step, modes, known)
+    with Timeline() as timeline:
+      rollouts = run_episodes(
+        self.engine, weights, prompts, self.seed, step, modes, known, timeline=timeline
+      )
     del weights  # the update needs the room
     rollout_s = time.monotonic() - begin
 
@@ -139,6 +144,7 @@ class Learner:
     if cfg.keep_every and step % cfg.keep_every == 0:
       groups = groups_of(prompts, rollouts, scores, advantages_BG, step)
       save_groups(drawn_first(groups, cfg.keep_groups), self.workdir)
+      save_timeline(timeline, step, self.workdir)
     metrics = jax.device_get(metrics)
     update_s = time.monotonic() - begin - rollout_s
     return state, {
@@ -147,6 +153,7 @@ class Learner:
       "sharpness": k,
       "rollout_s": rollout_s,
       "update_s": update_s,
+      **timeline.summary(),
       "tokens_per_s": sum(t.trained_T.sum() for group in rollouts for t in group) / rollout_s,
     }
 

@@ -1,0 +1,102 @@
+"""Prompts and observations as the padded rows that a program reads, NumPy on the host."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from spatial_jax.data.vision import bucket
+from spatial_jax.rollout.conversation import Piece
+from spatial_jax.rollout.rows import Row
+from spatial_jax.rollout.sampler import ObservationBatch, PromptBatch
+from spatial_jax.types import PatchedImage, Prompt
+
+
+def prompt_batch(
+  prompts: Sequence[Prompt],
+  slots: Sequence[int],
+  feature_of: Mapping[str, np.ndarray],
+  count: int,
+  all_slots: int,
+  buckets: Sequence[int],
+) -> PromptBatch:
+  """Prompts for some slots.
+
+  Args:
+    prompts, slots: at most `count` of each.
+    feature_of: rows of the pool, by content hash.
+    count: rows of the batch.
+    all_slots: how many there are: padding rows are for slots behind them.
+    buckets: padded lengths.
+  """
+  size = bucket(max(len(p.token_ids_T) for p in prompts), buckets, "tokens in a prompt")
+  batch = PromptBatch(
+    slot_B=np.arange(all_slots, all_slots + count, dtype=np.int32),
+    token_BT=np.zeros((count, size), np.int32),
+    position_BTA=np.zeros((count, size, 3), np.int32),
+    valid_BT=np.zeros((count, size), bool),
+    feature_BT=np.full((count, size), -1, np.int32),
+    next_position_B=np.zeros(count, np.int32),
+  )
+  batch.valid_BT[:, 0] = True
+  for b, (slot, prompt) in enumerate(zip(slots, prompts, strict=True)):
+    t = len(prompt.token_ids_T)
+    batch.slot_B[b] = slot
+    batch.token_BT[b, :t] = prompt.token_ids_T
+    batch.position_BTA[b, :t] = prompt.position_TA
+    batch.valid_BT[b, :t] = True
+    batch.next_position_B[b] = prompt.next_position
+    _point(np.asarray(batch.feature_BT)[b], prompt.images, prompt.image_start, feature_of)
+  return batch
+
+
+def observation_batch(
+  observed: Sequence[tuple[int, Row, Piece]],
+  feature_of: Mapping[str, np.ndarray],
+  count: int,
+  all_rows: int,
+  buckets: Sequence[int],
+) -> ObservationBatch:
+  """What some rows of the cache look at, behind what they said.
+
+  Args:
+    observed: (row of the cache, its rollout, the observation that was added to it), at most
+      `count`.
+    feature_of, count, all_rows, buckets: as in `prompt_batch`.
+  """
+  longest = max(len(piece.token_ids_T) for _, _, piece in observed)
+  size = bucket(longest, buckets, "tokens in an observation")
+  zero_R = np.zeros(count, np.int32)
+  batch = ObservationBatch(
+    slot_R=np.full(count, all_rows, np.int32),
+    start_R=zero_R.copy(),
+    count_R=zero_R.copy(),
+    limit_R=zero_R.copy(),
+    token_RT=np.zeros((count, size), np.int32),
+    position_RTA=np.zeros((count, size, 3), np.int32),
+    valid_RT=np.zeros((count, size), bool),
+    feature_RT=np.full((count, size), -1, np.int32),
+    next_position_R=zero_R.copy(),
+  )
+  for i, (r, row, piece) in enumerate(observed):
+    t, following = len(piece.token_ids_T), row.episode.next_position
+    batch.slot_R[i] = r
+    batch.start_R[i] = row.tokens - t
+    batch.count_R[i] = row.sampled
+    batch.limit_R[i] = row.sampled + row.limit
+    batch.token_RT[i, :t] = piece.token_ids_T
+    batch.position_RTA[i, :t] = piece.position_TA + (following - piece.next_position)
+    batch.valid_RT[i, :t] = True
+    batch.next_position_R[i] = following
+    _point(np.asarray(batch.feature_RT)[i], piece.images, piece.image_start, feature_of)
+  return batch
+
+
+def _point(
+  feature_T: np.ndarray,
+  images: Sequence[PatchedImage],
+  starts: Sequence[int],
+  feature_of: Mapping[str, np.ndarray],
+) -> None:
+  """Writes where the features of each image's tokens lie."""
+  for image, start in zip(images, starts, strict=True):
+    feature_T[start : start + image.tokens] = feature_of[image.content_hash]

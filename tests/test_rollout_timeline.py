@@ -1,0 +1,92 @@
+"""The engine's instruments: they see all that ran, and change nothing of it."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from spatial_jax.report import plots
+from spatial_jax.rollout.schedule import run_episodes
+from spatial_jax.rollout.timeline import Timeline
+from tests.rollout_fixtures import ROLLOUT, SAMPLED, flat
+from tests.test_rollout_engine import engine_of, everybody_draws, lab, said
+from tests.test_rollout_schedule import assert_same, counted, prompts
+
+__all__ = ["everybody_draws"]  # a fixture
+
+
+@pytest.fixture
+def watched(everybody_draws):
+  """A call with two slots for five prompts: its timeline, its rollouts, the programs it ran."""
+  engine, calls = counted(engine_of(dataclasses.replace(ROLLOUT, slots=2)))
+  with Timeline() as timeline:
+    rollouts = run_episodes(engine, lab()[2], prompts(), 1, 3, [SAMPLED] * 2, timeline=timeline)
+  return timeline, rollouts, calls
+
+
+def test_every_program_is_seen_in_its_order(watched):
+  timeline, _, calls = watched
+  names = {"see": "see", "admit": "prefill", "sample": "decode", "observe": "append"}
+  assert [span.program for span in timeline.spans] == [names[name] for name, *_ in calls]
+  ends = [span.end_s for span in timeline.spans]
+  assert ends == sorted(ends)
+  assert all(span.start_s <= span.end_s <= timeline.total_s for span in timeline.spans)
+  assert len(timeline.frames) == sum(name == "sample" for name, *_ in calls)
+
+
+def test_tokens_are_those_of_the_rollouts(watched):
+  timeline, rollouts, _ = watched
+
+  def tokens(program):
+    return sum(span.tokens for span in timeline.spans if span.program == program)
+
+  heard = sum(span.tokens for span in timeline.spans[:-1] if span.program == "decode")
+  assert heard <= sum(len(said(t)) for t in flat(rollouts)) == tokens("decode")
+  assert tokens("prefill") == sum(len(p.token_ids_T) for p in prompts())
+  drawn = {i.content_hash: i.tokens for t in flat(rollouts) for i in t.images}
+  assert tokens("see") == sum(drawn.values()), "each image once"
+  assert all(span.tokens <= span.places for span in timeline.spans)
+  observed = sum(len(t.token_ids_T) - t.prompt_length - len(said(t)) for t in flat(rollouts))
+  assert tokens("append") == observed
+
+
+def test_the_summary_is_of_shares_and_rates(watched):
+  timeline, rollouts, _ = watched
+  summary = timeline.summary()
+  shares = {name: value for name, value in summary.items() if not name.endswith("per_s")}
+  assert all(0 <= value <= 1 for value in shares.values()), shares
+  assert summary["decode_tokens_per_s"] > 0
+  assert summary["prefill_tokens_per_s"] > 0
+  images = [i for t in flat(rollouts) for i in t.images[t.prompt_images :]]
+  asked = sum(len(p.images) for p in prompts()) + len(images)
+  assert timeline.pictures_asked == asked
+  assert summary["picture_hits"] == pytest.approx(1 - timeline.pictures_seen / asked)
+
+
+def test_watching_changes_nothing(watched):
+  _, rollouts, _ = watched
+  engine = engine_of(dataclasses.replace(ROLLOUT, slots=2))
+  assert_same(rollouts, run_episodes(engine, lab()[2], prompts(), 1, 3, [SAMPLED] * 2), atol=0)
+
+
+def test_its_record_is_a_picture(watched):
+  timeline, _, _ = watched
+  record = json.loads(json.dumps(timeline.record()))
+  assert {len(chunk["speaking"]) for chunk in record["chunks"]} == {2}
+  assert all(
+    max(chunk["speaking"]) + max(chunk["drawing"]) <= 2 * chunk["rows"]
+    for chunk in record["chunks"]
+  )
+  assert any(sum(chunk["drawing"]) for chunk in record["chunks"]), "nobody is seen to draw"
+  svg = plots.timeline_figure(record)
+  assert svg.startswith("<svg")
+  assert "decoding" in svg
+
+
+def test_a_program_that_never_ended_is_left_out():
+  with Timeline() as timeline:
+    span = timeline.handed_over("decode", 0, 5, 10)  # pyright: ignore[reportArgumentType]
+  span.end_s = math.nan
+  assert timeline.record()["programs"] == []
+  assert timeline.summary()["decode_tokens_per_s"] == 0
