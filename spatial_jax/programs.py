@@ -1,4 +1,4 @@
-"""Every jitted function of a run: `train` runs them, `aot` compiles the same ones but for copies.
+"""Every jitted function of a run: `train` runs them, `aot` compiles the same ones.
 
     decode_params   train parameters -> rollout mesh, unstacked     once per step
     rollout         empty, pool, see, admit, sample, observe        on the rollout mesh

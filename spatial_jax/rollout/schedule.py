@@ -141,8 +141,8 @@ class _Run:
     self.chunk = 0
     longest = max(prompts, key=lambda prompt: len(prompt.token_ids_T))
     name = f"tokens in the prompt of {longest.task.task_id}"
-    self.size = bucket(len(longest.token_ids_T), cfg.prompt_buckets, name)
-    self.state: SampleState = engine.programs.empty(self.size)
+    size = bucket(len(longest.token_ids_T), cfg.prompt_buckets, name)
+    self.state: SampleState = engine.programs.empty(size)
     blocks, pool_MYD = talk.policy.vision.window_blocks, engine.programs.pool()
     self.pictures = Pictures(
       engine.programs.see, params, pool_MYD, blocks, cfg.vision, known, timeline
@@ -179,8 +179,7 @@ class _Run:
       self._prefill(groups, free[:count])
 
   def _open(self, number: int, prompt: Prompt) -> _Group:
-    name = _number(prompt)
-    path = (self.seed, self.step, name)
+    path = (self.seed, self.step, _number(prompt))
     rows = [
       rows_lib.open_row(self.engine, prompt, g, (*path, draw), mode, self.chunk)
       for g, (draw, mode) in enumerate(zip(self.draws, self.modes, strict=True))
