@@ -30,7 +30,7 @@ else:
   Array: TypeAlias = Any  # drawing workers read Operation and must never load JAX
 Params: TypeAlias = dict[str, Any]
 
-AnswerKind = Literal["number", "choice"]
+AnswerKind = Literal["number", "choice", "words"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Task:
       ("camera_distance", ...).
     question: the wording, without options and without prompt decoration.
     options: "A. chair", ... for a choice, else None.
-    answer: the truth as text: a number ("2.4") or an option letter ("A").
-    answer_kind: "number" or "choice".
+    answer: the truth as text: a number ("2.4") or an option letter ("A"); "" where nobody knows it.
+    answer_kind: "number", "choice", or "words", which no reward reads yet.
     images: uint8 [height, width, 3] each; several are frames of one walk through the room.
     source: "procedural", "vsi-rooms" or "photos".
     scene_id: rooms are split into train and held-out by this.

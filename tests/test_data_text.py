@@ -119,7 +119,10 @@ def test_the_policy_goes_on_from_the_opening():
   assert not any(opening_of(t, none) for t in tasks)
   assert 60 < sum(opening_of(t, some) == "<think> I mark" for t in tasks) < 140
   choice = dataclasses.replace(task("x"), answer_kind="choice", options=("A. a", "B. b"))
-  assert not opening_of(choice, opened)
+  most = dataclasses.replace(opened, opened=0.999)
+  assert opening_of(task("x"), most)
+  assert not opening_of(choice, most), "choices only where everything is begun so"
+  assert opening_of(choice, opened)
 
 
 def test_observation_in_full():

@@ -19,7 +19,7 @@ from PIL import Image
 
 from spatial_jax.data import geometry
 from spatial_jax.data.questions import answer_kind, letter
-from spatial_jax.data.records import field, numbers, read_json
+from spatial_jax.data.records import field, numbers, read_json, read_picture
 from spatial_jax.data.rules import ABS_DISTANCE, CAMERA_DISTANCE, MIN_DISTANCE_M, SIZE, Draft
 from spatial_jax.data.scenes import SceneObject
 from spatial_jax.errors import DataError
@@ -121,12 +121,7 @@ def _photo_tasks(
 
 def _picture(path: pathlib.Path, size_2: np.ndarray, max_side_px: int) -> tuple[np.ndarray, float]:
   """The picture, uint8 [height, width, 3], at most as large as asked, and how it was scaled."""
-  try:
-    with Image.open(path) as opened:
-      picture = opened.convert("RGB")
-  except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-    reason = str(error).splitlines()[0]
-    raise DataError(f"{path} cannot be read as a picture ({reason}): fetch it again") from error
+  picture = read_picture(path)
   if picture.size != tuple(size_2):
     raise DataError(
       f"{path} is {picture.width} x {picture.height} px, its annotation says {size_2[0]:.0f} x"

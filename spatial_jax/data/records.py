@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from spatial_jax.errors import DataError
 
@@ -51,3 +52,17 @@ def numbers(record: Any, key: str, shape: tuple[int, ...], where: str) -> np.nda
     wanted = f"finite numbers of shape {list(shape)}" if shape else "a finite number"
     raise DataError(f"{where}: field {key} must be {wanted}, got {str(value)[:80]}")
   return array
+
+
+def read_picture(path: pathlib.Path) -> Image.Image:
+  """An RGB picture, upright as its camera says.
+
+  Raises:
+    DataError: I/O, naming the file.
+  """
+  try:
+    with Image.open(path) as opened:
+      return ImageOps.exif_transpose(opened).convert("RGB")
+  except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    reason = str(error).splitlines()[0]
+    raise DataError(f"{path} cannot be read as a picture ({reason}): fetch it again") from error

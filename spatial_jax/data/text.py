@@ -55,7 +55,8 @@ class TextConfig:
     more: after the last drawn picture when the policy may draw again.
     final: instead of `more` when it may not.
     opening: words put into the policy's mouth, which its first turn goes on from; never trained.
-    opened: share of the questions for a number whose answer is begun so, in [0, 1].
+    opened: share of the questions for a number whose answer is begun so, in [0, 1]; 1: of all
+      questions.
   """
 
   system: str
@@ -148,8 +149,8 @@ def prompt_text(task: Task, images: Sequence[PatchedImage], cfg: TextConfig) -> 
   lines = [plain(task.question)]
   if task.options is not None:
     lines += [plain(option) for option in task.options]
-  suffix = cfg.choice_suffix if task.answer_kind == "choice" else cfg.number_suffix
-  question = cfg.question.format(question="\n".join(lines) + suffix)
+  suffix = {"choice": cfg.choice_suffix, "number": cfg.number_suffix, "words": ""}
+  question = cfg.question.format(question="\n".join(lines) + suffix[task.answer_kind])
   pictures = "".join(
     PICTURE + _image_line(cfg.image_line, index, image) for index, image in enumerate(images, 1)
   )
@@ -161,7 +162,7 @@ def prompt_text(task: Task, images: Sequence[PatchedImage], cfg: TextConfig) -> 
 def opening_of(task: Task, cfg: TextConfig) -> str:
   """What the answer to this task has to begin with, often ""; the task alone decides."""
   chosen = zlib.crc32(task.task_id.encode()) < cfg.opened * 2**32
-  return cfg.opening if chosen and task.answer_kind == "number" else ""
+  return cfg.opening if chosen and (task.answer_kind == "number" or cfg.opened == 1) else ""
 
 
 def observation_text(

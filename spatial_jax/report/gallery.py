@@ -37,15 +37,16 @@ class Sibling:
   """One rollout of a group with what it earned; fields as in `Scores`.
 
   Attributes:
+    reward, hard: None where nobody knows the truth.
     advantage: None where nothing is learnt from it.
     greedy: the likeliest token each time; else sampled.
   """
 
   trajectory: Trajectory
   answer: str | None
-  reward: float
+  reward: float | None
   advantage: float | None
-  hard: float
+  hard: float | None
   format: float
   usable: bool
   greedy: bool = False
@@ -53,10 +54,11 @@ class Sibling:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Group:
-  """One question and the rollouts that answered it; `truth` is the right answer.
+  """One question and the rollouts that answered it.
 
   Attributes:
     step: of training; None in an evaluation.
+    truth: the right answer; None where nobody knows it.
   """
 
   step: int | None
@@ -64,7 +66,7 @@ class Group:
   question_type: str
   question: str
   options: tuple[str, ...]
-  truth: str
+  truth: str | None
   siblings: tuple[Sibling, ...]
 
 
@@ -167,7 +169,7 @@ def _load(folder: pathlib.Path, number: int) -> Group:
 def group_view(group: Group) -> dict[str, Any]:
   """What the template shows of a group: plain values, pictures as data URIs, texts unescaped."""
   first = group.siblings[0].trajectory
-  rewards = [sibling.reward for sibling in group.siblings if sibling.usable]
+  rewards = [s.reward for s in group.siblings if s.usable and s.reward is not None]
   return {
     "question_type": group.question_type.replace("_", " "),
     "task_id": group.task_id,

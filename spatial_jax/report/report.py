@@ -190,7 +190,8 @@ def _timeline_view(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _step_view(groups: Sequence[Group]) -> dict[str, Any]:
-  return {"step": groups[0].step, "groups": [group_view(g) for g in groups]}
+  scored = groups[0].truth is not None
+  return {"step": groups[0].step, "scored": scored, "groups": [group_view(g) for g in groups]}
 
 
 def _signed(value: float, digits: int = 3) -> str:

@@ -72,6 +72,17 @@ def read_shape(path: pathlib.Path | str) -> QwenVLConfig:
   return weights.read_config(path) if _is_folder(path) else _recorded(path)[1]
 
 
+def recorded_settings(path: pathlib.Path | str) -> dict[str, Any] | None:
+  """The resolved config of the run that saved a policy; None for a Hugging Face folder.
+
+  Raises:
+    CheckpointError: I/O, when there is no checkpoint.
+  """
+  if _is_folder(pathlib.Path(path)):
+    return None
+  return checkpoint_lib.read_progress(checkpoint_lib.find(path)).config
+
+
 def _is_folder(path: pathlib.Path) -> bool:
   """Whether it is one of Hugging Face's."""
   return any((path / name).exists() for name in (weights.WEIGHTS, weights.INDEX))

@@ -1,0 +1,211 @@
+"""One question by hand, from pictures to page: what `python -m spatial_jax.ask` does.
+
+pictures + question ─► prompt ─► rollouts, said aloud as they run ─► answers, drawings, report.html
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from PIL import Image
+
+from spatial_jax import programs, sharding
+from spatial_jax.config import ConfigError, build
+from spatial_jax.data import processor
+from spatial_jax.data.text import TextConfig, Tokenizer
+from spatial_jax.data.vision import PreprocessConfig
+from spatial_jax.drawing.canvas import Style
+from spatial_jax.drawing.executor import Executor, ExecutorConfig
+from spatial_jax.report.gallery import Group, Sibling, save_groups
+from spatial_jax.report.report import About, write_report
+from spatial_jax.reward.format import final_answer, format_reward
+from spatial_jax.rollout.conversation import Conversation
+from spatial_jax.rollout.engine import RolloutConfig
+from spatial_jax.rollout.fit import fitted
+from spatial_jax.rollout.likeliest import likeliest
+from spatial_jax.rollout.rows import Row
+from spatial_jax.rollout.schedule import run_episodes
+from spatial_jax.sharding import MeshConfig
+from spatial_jax.stages.engine import make_engine
+from spatial_jax.stages.load import load_policy
+from spatial_jax.types import Prompt, Task, Trajectory
+
+CHUNK = 8  # tokens that appear at once
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class AskRun:
+  """What of a config a question needs; see `configs/common.py`."""
+
+  seed: int
+  mesh: MeshConfig
+  text: TextConfig
+  preprocess: PreprocessConfig
+  rollout: RolloutConfig
+  style: Style
+  executor: ExecutorConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+  """How one question is put.
+
+  Attributes:
+    begin: words put into the policy's mouth, which it goes on from.
+    samples: answers; a single one is greedy where `temperature` is 0.
+    best: of them, the likeliest so many are kept.
+    temperature: of sampling; 0: the likeliest token each time.
+  """
+
+  begin: str
+  samples: int
+  best: int
+  temperature: float
+
+  def __post_init__(self):
+    if not 1 <= self.best <= self.samples or self.temperature < 0:
+      raise ConfigError(
+        f"--best {self.best} must lie between 1 and --samples {self.samples}, and --temperature "
+        f"{self.temperature:g} must not be negative"
+      )
+    if self.samples > 1 and self.temperature == 0:
+      raise ConfigError("--samples over 1 needs a --temperature over 0: greedy answers are equal")
+
+
+def settings_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """The keys of `AskRun`, from a config of any kind."""
+  names = {field.name for field in dataclasses.fields(AskRun)}
+  return {name: value for name, value in settings.items() if name in names}
+
+
+def ask(
+  settings: Mapping[str, Any],
+  checkpoint: str,
+  task: Task,
+  how: Asking,
+  workdir: pathlib.Path,
+  command: str,
+  say: Say,
+) -> list[Trajectory]:
+  """From checkpoint to page.
+
+  Args:
+    settings: as `AskRun`.
+    checkpoint: as for `load_policy`.
+    task: the question; nobody knows its answer.
+    how: samples and temperature.
+    workdir: of drawn pictures and page.
+    command: for the page.
+    say: is given the words of the first answer as they come.
+
+  Returns:
+    The answers, likeliest first.
+
+  Raises:
+    UserError: on the host or I/O, for what the user has to mend.
+  """
+  cfg = build(AskRun, settings)
+  mesh = sharding.make_mesh(cfg.mesh, jax.devices())
+  loaded = load_policy(checkpoint, mesh)
+  text = dataclasses.replace(cfg.text, opening=how.begin, opened=float(bool(how.begin)))
+  talk = Conversation(loaded.tokenizer, text, _pixels(checkpoint, cfg), loaded.policy.cfg)
+  prompt = talk.prompt(task)
+  rollout = fitted(cfg.rollout, talk, prompt, how.samples, CHUNK)
+  greedy, heat = how.temperature == 0, how.temperature or 1.0
+  mode = dataclasses.replace(rollout.mode, greedy=greedy, temperature=heat)
+  workdir.mkdir(parents=True, exist_ok=True)
+  for old in workdir.glob(_drawn("*", "*")):
+    old.unlink()
+  aloud = _Aloud(loaded.tokenizer, how.begin, workdir, say)
+  with Executor(cfg.executor, cfg.style) as executor:
+    engine = make_engine(loaded.policy, talk, executor, rollout)
+    params = programs.decode_params(loaded.policy, mesh)(loaded.params)
+    modes = [mode] * how.samples
+    (group,) = run_episodes(engine, params, [prompt], cfg.seed, 0, modes, listen=aloud)
+  kept = likeliest(group, how.best)
+  save_groups([_group(prompt, kept, greedy)], workdir)
+  facts = (("policy", checkpoint), ("command", command))
+  write_report(workdir, About("A question by hand", task.question, facts), None, 1)
+  return kept
+
+
+def _pixels(checkpoint: str, cfg: AskRun) -> PreprocessConfig:
+  """How the checkpoint's own processor cuts pictures, within the config's bounds on their size."""
+  folder = pathlib.Path(checkpoint)
+  if not (folder / processor.IMAGES).exists():
+    return cfg.preprocess
+  return dataclasses.replace(
+    processor.read_processor(folder),
+    min_pixels=cfg.preprocess.min_pixels,
+    max_pixels=cfg.preprocess.max_pixels,
+  )
+
+
+def _drawn(sample: int | str, number: int | str) -> str:
+  """Name of the file with image `number` of the conversation."""
+  return f"answer_{sample}_image_{number}.png"
+
+
+class _Aloud:
+  """Says the first sample's words as they are heard, and keeps every picture that is drawn."""
+
+  def __init__(self, tokenizer: Tokenizer, begin: str, workdir: pathlib.Path, say: Say):
+    self._tokenizer, self._begin, self._workdir, self._say = tokenizer, begin, workdir, say
+    self._kept: set[pathlib.Path] = set()
+    self._turn, self._said = -1, ""
+
+  def __call__(self, number: int, row: Row) -> None:
+    sample = row.episode.sample
+    fresh = [path for path in self._keep(row) if sample == 0]
+    if sample:
+      return
+    if len(row.parsed) != self._turn:
+      self._turn, self._said = len(row.parsed), ""
+      self._say("".join(f"\n[{path}]" for path in fresh) + "\n" if fresh else self._begin)
+    # A character may end with the next token.
+    text = self._tokenizer.decode(row.ids).rstrip("\N{REPLACEMENT CHARACTER}")
+    self._say(text[len(self._said) :])
+    self._said = text
+
+  def _keep(self, row: Row) -> list[pathlib.Path]:
+    """Writes the pictures of the row that are new."""
+    shown = len(row.episode.prompt.images)
+    paths = [
+      self._workdir / _drawn(row.episode.sample + 1, number)
+      for number in range(shown + 1, len(row.pictures) + 1)
+    ]
+    fresh = [path for path in paths if path not in self._kept]
+    for path in fresh:
+      Image.fromarray(row.pictures[shown + paths.index(path)].pixels).save(path)
+    self._kept |= set(fresh)
+    return fresh
+
+
+def _group(prompt: Prompt, answers: Sequence[Trajectory], greedy: bool) -> Group:
+  """For the page, without a truth and so without scores."""
+  siblings = [
+    Sibling(
+      trajectory=trajectory,
+      answer=final_answer(trajectory),
+      reward=None,
+      advantage=None,
+      hard=None,
+      format=format_reward(trajectory),
+      usable=trajectory.end_reason != "fault",
+      greedy=greedy,
+    )
+    for trajectory in answers
+  ]
+  task = prompt.task
+  return Group(
+    step=None,
+    task_id=task.task_id,
+    question_type=task.question_type,
+    question=task.question,
+    options=task.options or (),
+    truth=None,
+    siblings=tuple(siblings),
+  )
