@@ -94,7 +94,7 @@ class Ours:
     run = programs.rollout_programs(policy, self._config, shapes.forbidden_ids(cfg), (stop,))
     executor = Executor(ExecutorConfig(1, 20.0, 1024), STYLE)
     self._engine = Engine(talk, run, executor, self._config, (stop,))
-    self._weights = programs.decode_params(policy, programs.train_mesh(policy))(
+    self._weights = programs.decode_params(policy, programs.train_mesh(policy), "compute")(
       shapes.load(folder, policy)
     )
     copies = 1 if shared else shapes.GROUP
@@ -130,6 +130,7 @@ def rollout_config(case: Case, shared: bool, schedule: str) -> RolloutConfig:
     narrow=(2, 4) if case.turns > 1 else (),
     schedule=schedule,  # pyright: ignore[reportArgumentType]
     delay=1,
+    weights="compute",
     mode=MODE,
     turn_tokens=case.turn_tokens,
     stop=StopLimits(turns=case.turns, images=8 * case.images, tokens=own),

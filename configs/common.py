@@ -196,6 +196,7 @@ def rollout() -> ConfigDict:
       "narrow": (2, 4, 8),  # half are short answers; second turns and the longest are few
       "schedule": "logical",  # repeatable to the bit; "eager" takes drawings as they come
       "delay": 1,  # chunks that a drawing has time for
+      "weights": "compute",  # or "int8": for devices whose memory decoding waits for
       "mode": {
         "temperature": 1.0,
         "greedy": False,

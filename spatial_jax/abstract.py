@@ -100,7 +100,7 @@ def all_programs(
   calls = [
     (
       "decode_params",
-      programs.reshard(policy, programs.train_mesh(policy)),
+      programs.reshard(policy, programs.train_mesh(policy), rollout.weights),
       (state.params,),
       (state.opt_state,),
     ),
@@ -129,7 +129,7 @@ def largest_inputs(
   local = sharding.rollout_mesh(programs.train_mesh(island))
   everywhere = sharding.replicated(local)
   state = programs.abstract_state(policy, optimizer, mesh)
-  weights = jax.eval_shape(programs.reshard(policy, mesh), state.params)
+  weights = jax.eval_shape(programs.reshard(policy, mesh, rollout.weights), state.params)
   weights = programs.placed(weights, sharding.param_shardings(weights, local))
   run = programs.rollout_programs(island, rollout, (), (0,))
   rows = jax.eval_shape(lambda: run.empty(rollout.prompt_buckets[-1]))

@@ -21,11 +21,11 @@ from spatial_jax import sharding
 from spatial_jax.learn.batch import BatchConfig
 from spatial_jax.learn.loss import LossConfig, Metrics
 from spatial_jax.learn.update import Microbatches, policy_update, score_batch, sft_update
-from spatial_jax.policy import lora, parts
+from spatial_jax.policy import int8, lora, parts
 from spatial_jax.policy.config import VisionConfig
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout import sampler
-from spatial_jax.rollout.engine import RolloutConfig, RolloutPrograms
+from spatial_jax.rollout.engine import RolloutConfig, RolloutPrograms, WeightForm
 from spatial_jax.rollout.sampler import ObservationBatch, PromptBatch, SampleState
 from spatial_jax.rollout.sampling import Sampling, Vocabulary
 from spatial_jax.types import Array, Params, TrainBatch, TrainState, VisionBatch
@@ -253,25 +253,27 @@ class _RolloutSide:
     return state, state.hidden_RD[0, 0]
 
 
-def reshard(policy: Policy, mesh: Mesh) -> jax.stages.Wrapped:
+def reshard(policy: Policy, mesh: Mesh, weights: WeightForm) -> jax.stages.Wrapped:
   """Jitted: train parameters -> island mesh, in the compute dtype, a tuple entry per layer.
 
   Every use casts to the compute dtype anyway, so that doing it once changes no bit. Adapters, where
-  there are any, are merged, so that decoding does not pay for them.
+  there are any, are merged, so that decoding does not pay for them; then kernels are rounded to 8
+  bits where that is asked for.
   """
 
   def convert(params: Params) -> Params:
     params = lora.merged(params, policy.lora)
-    return policy.unstack(jax.tree.map(lambda x: x.astype(policy.compute_dtype), params))
+    params = policy.unstack(jax.tree.map(lambda x: x.astype(policy.compute_dtype), params))
+    return int8.quantized(params) if weights == "int8" else params
 
   abstract = jax.eval_shape(convert, jax.eval_shape(policy.init, jax.random.key(0)))
   islands = sharding.island_mesh(mesh)
   return jax.jit(convert, out_shardings=sharding.param_shardings(abstract, islands))
 
 
-def decode_params(policy: Policy, mesh: Mesh) -> Callable[[Params], Params]:
+def decode_params(policy: Policy, mesh: Mesh, weights: WeightForm) -> Callable[[Params], Params]:
   """Train parameters -> this process' rollout mesh: one resharding per step."""
-  convert, local = reshard(policy, mesh), sharding.rollout_mesh(mesh)
+  convert, local = reshard(policy, mesh, weights), sharding.rollout_mesh(mesh)
   return lambda params: sharding.local_view(convert(params), local)
 
 

@@ -171,13 +171,14 @@ def param_shardings(params: Params, mesh: Mesh) -> Params:
   """The shardings of a parameter tree (arrays or abstract) or of anything shaped like one inside.
 
   A TrainState or an optimizer state holds copies of the tree; their paths end like the parameters'
-  own, and scalars are replicated.
+  own, and scalars are replicated. Of a kernel in 8 bits, the values lie like the kernel, and its
+  few scales everywhere.
   """
 
   def one(path: Any, leaf: Any) -> NamedSharding:
     if len(leaf.shape) == 0:
       return replicated(mesh)
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/qvalue")
     return NamedSharding(mesh, param_spec(name, leaf.shape, mesh))
 
   return jax.tree_util.tree_map_with_path(one, params)

@@ -184,7 +184,7 @@ def grpo(
     learner = Learner(
       engine=make_engine(policy, conversation, executor, cfg.rollout),
       programs=programs.learn_programs(policy, optimizer, cfg.learn.loss, cfg.learn.micro),
-      decode_params=programs.decode_params(policy, mesh),
+      decode_params=programs.decode_params(policy, mesh, cfg.rollout.weights),
       tasks_of=source.batch,
       count=cfg.rollout.prompts,
       cfg=cfg.learn,

@@ -44,6 +44,7 @@ ROLLOUT = RolloutConfig(
   narrow=(2, 6),
   schedule="logical",
   delay=1,
+  weights="compute",
   mode=SAMPLED,
   turn_tokens=8,
   stop=StopLimits(turns=3, images=4, tokens=112),

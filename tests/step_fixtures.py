@@ -46,6 +46,7 @@ ROLLOUT = RolloutConfig(
   narrow=(2,),
   schedule="logical",
   delay=1,
+  weights="compute",
   mode=SAMPLED,
   turn_tokens=6,
   stop=StopLimits(turns=2, images=4, tokens=64),
@@ -111,7 +112,7 @@ def lab(data: int, fsdp: int, tensor: int) -> Lab:
     engine=make_engine(policy, conversation, executor, ROLLOUT),
     learn=programs.learn_programs(policy, optimizer, LOSS, MICRO),
     policy=policy,
-    decode_params=programs.decode_params(policy, mesh),
+    decode_params=programs.decode_params(policy, mesh, "compute"),
     state=programs.init_state(policy, optimizer, params, mesh),
     mesh=mesh,
   )

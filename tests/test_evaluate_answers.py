@@ -39,7 +39,7 @@ def asked():
   mesh = sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
   policy = make_policy(fixtures.policy_config(), jnp.dtype("float32"), mesh)
   words = Conversation(fixtures.tokenizer(), cfg.text, cfg.preprocess, policy.cfg)
-  params = programs.decode_params(policy, mesh)(fixtures.random_params(0))
+  params = programs.decode_params(policy, mesh, "compute")(fixtures.random_params(0))
   with Executor(cfg.executor, cfg.style) as executor:
     asking = dataclasses.replace(cfg.rollout, prompts=8, slots=8, group=3)
     yield make_engine(policy, words, executor, asking), params

@@ -12,7 +12,7 @@ import pytest
 from spatial_jax.data.demonstrations import DemonstrationConfig, demonstrate
 from spatial_jax.data.vision import plan_vision
 from spatial_jax.learn.batch import to_train_batch
-from spatial_jax.learn.loss import LossConfig, policy_loss, row_weights, sft_loss
+from spatial_jax.learn.loss import LossConfig, effective_share, policy_loss, row_weights, sft_loss
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.update import Microbatches, policy_update, score_batch, sft_update
 from spatial_jax.rollout.demonstration import play
@@ -111,7 +111,7 @@ def test_gradient_is_that_of_the_whole_loss():
   (loss, expected), grads = jax.jit(jax.value_and_grad(whole, has_aux=True))(params)
   state, metrics = program(MICRO, "sequence")(start(), batch, None)
   assert_close(gradient_of(state), grads)
-  for name, value in (expected | {"loss": loss}).items():
+  for name, value in (effective_share(expected) | {"loss": loss}).items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
   np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
   tower = jax.tree.leaves(grads["vision"])
@@ -289,6 +289,7 @@ def test_on_policy_the_ratio_is_one():
   np.testing.assert_allclose(metrics["ratio"], 1, atol=1e-5)
   assert float(metrics["logp_difference"]) < 1e-5
   assert metrics["clip_fraction"] == 0
+  np.testing.assert_allclose(metrics["effective_share"], 1, atol=1e-5)
 
 
 def test_reference():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spatial_jax.learn.loss import LossConfig, policy_loss, row_weights, sft_loss
+from spatial_jax.learn.loss import LossConfig, effective_share, policy_loss, row_weights, sft_loss
 
 CFG = LossConfig(clip_low=0.2, clip_high=0.3, kl_weight=0.0, normalise="token")
 MODES = ("token", "sequence")
@@ -162,6 +162,23 @@ def test_divergences_are_zero_on_policy_and_k3_is_never_negative():
   off = policy_loss(logp, old, advantage, trained, weight, CFG)[1]
   assert float(off["kl_old_k3"]) > 0.0
   assert float(off["kl_old_k1"]) == pytest.approx(float(jnp.mean((old - logp)[trained])), rel=1e-4)
+
+
+def test_the_effective_share_is_one_on_policy_and_falls_with_the_spread_of_ratios():
+  logp, _, _, advantage, trained = rows(5)
+  weight = row_weights(trained, "token")
+  noise = jnp.asarray(np.random.default_rng(0).normal(size=logp.shape).astype(np.float32))
+
+  def share(spread):
+    old = logp + jnp.float32(spread) * noise
+    found = effective_share(policy_loss(logp, old, advantage, trained, weight, CFG)[1])
+    assert "ratio_square" not in found
+    return float(found["effective_share"])
+
+  assert share(0.0) == pytest.approx(1.0)
+  assert 1 > share(0.1) > share(0.5) > share(1.0) > 0
+  ratio = np.exp(-0.5 * np.asarray(noise)[np.asarray(trained)])
+  assert share(0.5) == pytest.approx(ratio.sum() ** 2 / (ratio**2).sum() / ratio.size, rel=1e-4)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -59,7 +59,7 @@ def test_decode_parameters_are_the_compute_dtypes_and_change_no_bit():
   policy = make_policy(cfg, jnp.bfloat16, mesh)
   params = policy_fixtures.small_params(cfg)
   placed = jax.device_put(params, sharding.param_shardings(params, mesh))
-  weights = programs.decode_params(policy, mesh)(placed)
+  weights = programs.decode_params(policy, mesh, "compute")(placed)
   assert {x.dtype for x in jax.tree.leaves(weights)} == {jnp.dtype(jnp.bfloat16)}
   assert len(weights["decoder"]["layers"]) == cfg.decoder.layers
   row = policy_fixtures.sequence((9,), cfg)

@@ -446,7 +446,7 @@ def test_sampler_equals_trainer_on_real_drawings():
   engine = make_engine(policy, talk, executor, rollout)
   tasks = make_source(build(SourceConfig, cfg.source)).held_out(6)
   of = [talk.prompt(task) for task in tasks]
-  params = programs.decode_params(policy, mesh)(loaded.params)
+  params = programs.decode_params(policy, mesh, "compute")(loaded.params)
   rollouts = run_episodes(engine, params, of, 0, 0, [mode(1.2, 1.0, False)] * 4)
   trajectories = flat(rollouts)
   for trajectory in trajectories:

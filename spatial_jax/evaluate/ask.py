@@ -122,7 +122,7 @@ def ask(
   aloud = _Aloud(loaded.tokenizer, how.begin, workdir, say)
   with Executor(cfg.executor, cfg.style) as executor:
     engine = make_engine(loaded.policy, talk, executor, rollout)
-    params = programs.decode_params(loaded.policy, mesh)(loaded.params)
+    params = programs.decode_params(loaded.policy, mesh, rollout.weights)(loaded.params)
     modes = [mode] * how.samples
     (group,) = run_episodes(engine, params, [prompt], cfg.seed, 0, modes, listen=aloud)
   kept = likeliest(group, how.best)

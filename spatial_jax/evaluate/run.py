@@ -83,7 +83,7 @@ def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -
   before = _other(cfg.init, checkpoint, after, mesh)
   source = make_source(cfg.source)
   checkpoint_lib.claim(workdir, settings | {"checkpoint": checkpoint}, ())
-  unstack = programs.decode_params(after.policy, mesh)
+  unstack = programs.decode_params(after.policy, mesh, cfg.rollout.weights)
   conversation = Conversation(after.tokenizer, cfg.text, cfg.preprocess, after.policy.cfg)
   console = make_console()
   with contextlib.ExitStack() as stack:

@@ -93,9 +93,9 @@ def policy_loss(
     ref_logp_RT: float32, of the reference policy; None: no divergence.
 
   Returns:
-    The loss, and means over trained tokens: ratio, clipped share, divergence of the policy from
-    the sampler (k1, k3), their absolute difference, -logp as an estimate of the entropy, and k3
-    from the reference where there is one. All are this microbatch's part of the batch's mean.
+    The loss, and means over trained tokens, as this microbatch's part of the batch's: ratio, its
+    square, clipped share, divergence of the policy from the sampler (k1, k3), their absolute
+    difference, -logp as an estimate of the entropy, k3 from a reference.
 
   Source: GRPO (arXiv:2402.03300), clip-higher of DAPO (arXiv:2503.14476).
   """
@@ -107,6 +107,7 @@ def policy_loss(
   loss = -mean(jnp.minimum(free_RT, bound_RT))
   metrics = {
     "ratio": mean(ratio_RT),
+    "ratio_square": mean(jnp.square(ratio_RT)),
     "clip_fraction": mean((bound_RT < free_RT).astype(jnp.float32)),
     "kl_old_k1": mean(-log_ratio_RT),
     "kl_old_k3": mean(_k3(log_ratio_RT)),
@@ -114,10 +115,21 @@ def policy_loss(
     "entropy_estimate": -mean(logp_RT),
   }
   if ref_logp_RT is not None:
-    kl_ref = mean(_k3(_log_ratio(ref_logp_RT, logp_RT, trained_RT)))
-    loss += cfg.kl_weight * kl_ref
-    metrics["kl_ref_k3"] = kl_ref
+    metrics["kl_ref_k3"] = mean(_k3(_log_ratio(ref_logp_RT, logp_RT, trained_RT)))
+    loss += cfg.kl_weight * metrics["kl_ref_k3"]
   return loss, jax.lax.stop_gradient(metrics)
+
+
+def effective_share(metrics: Metrics) -> Metrics:
+  """The metrics of a whole batch, its mean square of ratios as the share of tokens that count.
+
+      effective_share = mean(ratio)^2 / mean(ratio^2)      1: sampler and trainer are one
+
+  Source: Kong, "A note on importance sampling using standardized weights" (1992).
+  """
+  rest = {name: value for name, value in metrics.items() if name != "ratio_square"}
+  share = jnp.square(metrics["ratio"]) / jnp.maximum(metrics["ratio_square"], 1e-30)
+  return rest | {"effective_share": share}
 
 
 def sft_loss(logp_RT: Array, trained_RT: Array, weight_R: Array) -> jax.Array:

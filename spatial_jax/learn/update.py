@@ -23,7 +23,14 @@ import numpy as np
 import optax
 
 from spatial_jax import sharding
-from spatial_jax.learn.loss import LossConfig, Metrics, policy_loss, row_weights, sft_loss
+from spatial_jax.learn.loss import (
+  LossConfig,
+  Metrics,
+  effective_share,
+  policy_loss,
+  row_weights,
+  sft_loss,
+)
 from spatial_jax.policy import parts
 from spatial_jax.policy.cache import KV, Prefix
 from spatial_jax.policy.qwen_vl import Policy
@@ -106,7 +113,8 @@ def policy_update(
   loss, metrics, grads = gradient(
     policy, state.params, batch, weight_R, reference, loss_of_rows, micro
   )
-  return apply_gradient(optimizer, state, grads, {"loss": loss, **metrics})
+  metrics = {"loss": loss, **effective_share(metrics)}
+  return apply_gradient(optimizer, state, grads, metrics)
 
 
 def sft_update(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from spatial_jax.policy import cache as cache_lib
-from spatial_jax.policy import lora, parts, rope
+from spatial_jax.policy import int8, lora, parts, rope
 from spatial_jax.policy.cache import Cache, Prefix
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.decoder import Angles, CacheView, DecoderLayer, DecoderStack, Seen
@@ -292,7 +292,8 @@ class Policy:
   # --- inside ------------------------------------------------------------------------------------
 
   def _apply(self, module: nn.Module, params: Params, *arguments: Any) -> Any:
-    return module.apply({"params": lora.rounded(params, self.compute_dtype)}, *arguments)
+    params = int8.restored(lora.rounded(params, self.compute_dtype))
+    return module.apply({"params": params}, *arguments)
 
   def _tower(self) -> nn.Module:
     tower = VisionTower(self.cfg, self.compute_dtype, self.mesh, self.remat)

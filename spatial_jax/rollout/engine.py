@@ -19,6 +19,8 @@ from spatial_jax.rollout.sampler import ObservationBatch, PromptBatch, SampleSta
 from spatial_jax.rollout.sampling import Sampling
 from spatial_jax.types import Array, Params
 
+WeightForm = Literal["compute", "int8"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
@@ -66,6 +68,8 @@ class RolloutConfig:
       `delay`, so that what runs depends on tokens alone; "eager": taken up as soon as it is there;
       "barrier": all rows wait for the slowest of a turn, all groups for the slowest.
     delay: chunks, at least 1.
+    weights: "compute": in the compute dtype; "int8": the decoder's kernels in 8 bits, see
+      `policy.int8`.
     mode: of training rollouts.
     turn_tokens: most tokens the policy samples in one turn.
     stop: when a rollout ends; `stop.tokens` is also the size of each row's own cache.
@@ -87,6 +91,7 @@ class RolloutConfig:
   narrow: tuple[int, ...]
   schedule: Literal["logical", "eager", "barrier"]
   delay: int
+  weights: WeightForm
   mode: Mode
   turn_tokens: int
   stop: StopLimits

@@ -76,7 +76,7 @@ def plan(policy: Policy, cfg: RolloutConfig, device: int) -> Plan:
   run = programs.rollout_programs(policy, cfg, (), ())
   state = jax.eval_shape(lambda: run.empty(cfg.prompt_buckets[-1]))
   params = jax.eval_shape(policy.init, jax.random.key(0))
-  weights = jax.eval_shape(programs.reshard(policy, mesh), params)
+  weights = jax.eval_shape(programs.reshard(policy, mesh, cfg.weights), params)
   layout = sharding.rollout_shardings(state.cache, local)
   return Plan(
     weights=_bytes(weights, sharding.param_shardings(weights, local)),

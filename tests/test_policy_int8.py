@@ -1,0 +1,86 @@
+"""Kernels in 8 bits: how far from what they stand for, where they lie, what is sampled on them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import qwix
+
+from spatial_jax import programs, sharding
+from spatial_jax.policy import int8, parts
+from spatial_jax.policy.qwen_vl import make_policy
+from spatial_jax.rollout.schedule import run_episodes
+from tests import rollout_fixtures as fixtures
+from tests.policy_fixtures import hashed_params, small_config
+from tests.rollout_fixtures import ROLLOUT, SAMPLED, flat
+from tests.step_fixtures import step_config
+from tests.test_rollout_engine import lab, largest_difference, prompts
+
+
+def unstacked(cfg):
+  return make_policy(cfg, jnp.float32).unstack(hashed_params(cfg, 1))
+
+
+def by_path(tree):
+  is_leaf = lambda leaf: isinstance(leaf, qwix.QArray)  # noqa: E731
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+  return {parts.path_name(path): leaf for path, leaf in leaves}
+
+
+def test_every_kernel_of_a_layer_is_rounded_and_nothing_else():
+  params = unstacked(small_config(tied=False))
+  small = by_path(int8.quantized(params))
+  rounded = {path for path, leaf in small.items() if isinstance(leaf, qwix.QArray)}
+  assert rounded == {p for p in small if p.startswith("decoder/layers/") and p.endswith("/kernel")}
+  assert len(rounded) == 7 * len(params["decoder"]["layers"])
+  for path, leaf in by_path(params).items():
+    if path not in rounded:
+      np.testing.assert_array_equal(small[path], leaf)
+
+
+def test_rounding_is_at_most_half_a_step_of_each_output_channel():
+  params = unstacked(small_config(tied=False))
+  small, back = int8.quantized(params), int8.restored(int8.quantized(params))
+  for (path, q), x, y in zip(
+    by_path(small).items(), jax.tree.leaves(params), jax.tree.leaves(back), strict=True
+  ):
+    if not isinstance(q, qwix.QArray):
+      continue
+    assert q.qvalue.dtype == jnp.int8
+    outputs = x.shape[2:] if path.endswith("o/kernel") else x.shape[1:]
+    assert q.scale.size == np.prod(outputs), path
+    assert (np.abs(np.asarray(x - y)) <= 0.5001 * np.broadcast_to(q.scale, x.shape)).all(), path
+    assert np.abs(np.asarray(x - y)).max() > 0
+
+
+def test_values_lie_like_the_kernel_and_make_the_same_weights_on_every_mesh():
+  cfg = step_config()
+  params = hashed_params(cfg, 1)
+  found = []
+  for shape in ((1, 1, 1), (2, 2, 2)):
+    mesh = sharding.make_mesh(sharding.MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
+    policy = make_policy(cfg, jnp.float32, mesh)
+    placed = jax.device_put(params, sharding.param_shardings(params, mesh))
+    found.append(programs.decode_params(policy, mesh, "int8")(placed))
+  one, eight = found
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), one, eight)
+  down = eight["decoder"]["layers"][0]["mlp"]["down"]["kernel"]
+  assert down.qvalue.addressable_shards[0].data.size == down.qvalue.size // 2  # over `tensor`
+  assert down.scale.sharding.is_fully_replicated
+
+
+def test_sampling_on_them_is_a_little_off_policy():
+  policy, params, exact = lab()
+  cfg = dataclasses.replace(ROLLOUT, weights="int8")
+  weights = programs.decode_params(policy, programs.train_mesh(policy), "int8")(params)
+  engine = fixtures.real_engine(policy, cfg)
+  modes = [SAMPLED] * cfg.group
+
+  def difference(weights):
+    rollouts = run_episodes(engine, weights, prompts(), 1, 3, modes)
+    assert all(t.trained_T.any() for t in flat(rollouts))
+    return largest_difference(rollouts)
+
+  assert difference(exact) < 1e-4
+  assert 1e-3 < difference(weights) < 1.0
