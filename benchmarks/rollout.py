@@ -229,7 +229,8 @@ def forced_turns() -> Iterator[None]:
 class Torch:
   """`generate` with one prompt expanded to its samples: each image is encoded once."""
 
-  def __init__(self, folder: pathlib.Path):
+  def __init__(self, folder: pathlib.Path, cache: str = "dynamic"):
+    self.cache = cache
     cfg, case = weights.read_config(folder), CASES[CASE.value]
     self.model = peer.load(folder).eval()
     self.questions = shapes.questions(cfg, case.prompts, case.images)
@@ -249,6 +250,8 @@ class Torch:
         min_new_tokens=self.length,
         max_new_tokens=self.length,
         suppress_tokens=self.forbidden_ids,
+        cache_implementation=self.cache,
+        disable_compile=True,  # transformers does not compile on a CPU
       )
     return out_RT[:, self.inputs["input_ids"].shape[1] :].numpy()
 
@@ -287,6 +290,7 @@ SIDES_OF = {
   "ours, a prompt per sample": functools.partial(Ours, shared=False, schedule="logical"),
   "ours, all wait for the slowest": functools.partial(Ours, shared=True, schedule="barrier"),
   "torch": Torch,
+  "torch static cache": functools.partial(Torch, cache="static"),
   "torch prefix": TorchPrefix,
 }
 

@@ -168,13 +168,15 @@ def test_worker_ends_with_its_parent():
     "with Executor(ExecutorConfig(1, 20.0, 1024), Style(2, 2, 8, (4, 3))) as executor:\n"
     "  image = Picture(np.zeros((9, 9, 3), np.uint8), ())\n"
     "  executor.result(executor.submit([image], [Operation('box', 1, (1, 1, 5, 5), '')]))\n"
-    "  import subprocess, os\n"
-    "  print(open(f'/proc/{os.getpid()}/task/{os.getpid()}/children').read(), flush=True)\n"
+    "  import os, pathlib\n"
+    "  tasks = pathlib.Path(f'/proc/{os.getpid()}/task').glob('*/children')  # a thread's child\n"
+    "  print(*(task.read_text() for task in tasks), flush=True)\n"
     "  time.sleep(60)\n"
   )
   with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as parent:
     line = parent.stdout.readline().split()
     parent.kill()
+  assert line
   assert _until(lambda: not any(os.path.exists(f"/proc/{int(pid)}/exe") for pid in line))
 
 
