@@ -4,9 +4,9 @@
 
 image    8 prompts x 8 samples, one image of 256 tokens, 128 new tokens for every row
 frames   4 prompts x 8 samples, 16 images of 256 tokens, 64 new tokens for every row
-drawing  16 prompts x 8 samples in 4 slots, one image of 256 tokens, 1 to 6 turns of a length drawn
-         from exp(N(3.2, 0.9)), at most 128 tokens: half below 25, one in ten above 78. Every turn
-         but the last draws one box on the image and looks at it: 256 tokens more.
+drawing  16 prompts x 8 samples in 4 slots, one image of 64 tokens, 1 to 6 turns of a length drawn
+         from exp(N(4, 1)), at most 256 tokens: half below 55, one in ten above 197. Every turn but
+         the last draws one box on the image and looks at it: 64 visual tokens more.
 
 Prompts have 64 tokens of text. `torch` is generate() with num_return_sequences; `torch prefix` runs
 tower and prompt once and copies the cache for the samples.
@@ -53,19 +53,20 @@ from spatial_jax.types import Operation, Prompt, Rollouts, Task
 
 
 class Case(NamedTuple):
-  """Prompts, images of each, slots, turns, and most tokens of one."""
+  """Prompts, images of each and their sides, slots, turns, and most tokens of one."""
 
   prompts: int
   images: int
+  side_px: int
   slots: int
   turns: int
   turn_tokens: int
 
 
 CASES = {
-  "image": Case(shapes.PROMPTS, 1, shapes.PROMPTS, 1, shapes.RESPONSE),
-  "frames": Case(4, 16, 4, 1, 64),
-  "drawing": Case(16, 1, 4, 6, 128),
+  "image": Case(shapes.PROMPTS, 1, 448, shapes.PROMPTS, 1, shapes.RESPONSE),
+  "frames": Case(4, 16, 448, 4, 1, 64),
+  "drawing": Case(16, 1, 224, 4, 6, 256),
 }
 CASE = flags.DEFINE_enum("case", "image", list(CASES), "what is sampled")
 SIDES = flags.DEFINE_list("sides", [], "which of them to run; all where none are named")
@@ -93,12 +94,12 @@ class Ours:
     stop = shapes.stop_id(cfg)
     run = programs.rollout_programs(policy, self._config, shapes.forbidden_ids(cfg), (stop,))
     executor = Executor(ExecutorConfig(1, 20.0, 1024), STYLE)
-    self._engine = Engine(talk, run, executor, self._config, (stop,))
-    self._weights = programs.decode_params(policy, programs.train_mesh(policy), "compute")(
+    self.engine = Engine(talk, run, executor, self._config, (stop,))
+    self.weights = programs.decode_params(policy, programs.train_mesh(policy), "compute")(
       shapes.load(folder, policy)
     )
     copies = 1 if shared else shapes.GROUP
-    questions = shapes.questions(cfg, case.prompts, case.images)
+    questions = shapes.questions(cfg, case.prompts, case.images, case.side_px)
     self._prompts = [
       prompt(question, f"question/{i}/{copy}")
       for i, question in enumerate(questions)
@@ -110,16 +111,18 @@ class Ours:
     """Samples all rollouts."""
     self._calls += 1
     modes = [MODE] * self._config.group
-    with self._engine.executor, forced_turns():
-      return run_episodes(self._engine, self._weights, self._prompts, self._calls, 0, modes)
+    with self.engine.executor, forced_turns():
+      return run_episodes(self.engine, self.weights, self._prompts, self._calls, 0, modes)
 
 
 def rollout_config(case: Case, shared: bool, schedule: str) -> RolloutConfig:
   """Of one case."""
   group = shapes.GROUP if shared else 1
   slots = case.slots * shapes.GROUP // group
-  size = shapes.TEXT_BEFORE + shapes.TEXT_BEHIND + 258 * case.images
-  own = case.turns * case.turn_tokens + (case.turns - 1) * 320
+  tokens = (case.side_px // 28) ** 2
+  windows, look = tokens // 16, tokens + 32  # words around a drawing: fewer than 32
+  size = shapes.TEXT_BEFORE + shapes.TEXT_BEHIND + (tokens + 2) * case.images
+  own = max(sum(lengths) + (len(lengths) - 1) * look for lengths in all_lengths(case))
   return RolloutConfig(
     prompts=case.prompts,
     group=group,
@@ -138,10 +141,10 @@ def rollout_config(case: Case, shared: bool, schedule: str) -> RolloutConfig:
     stop_strings=(),
     limits=Limits(1, 1, 1, 1, 1, 1),
     prompt_buckets=(size,),
-    observation_buckets=(320,),
-    own_buckets=(own // 2,) if case.turns == 1 else (128, 640, 1280),
-    features=256 * case.images * case.slots + 256 * 16,
-    vision=VisionBuckets((2 * shapes.WINDOWS, 8 * shapes.WINDOWS), (2, 8), (shapes.PATCHES,)),
+    observation_buckets=(look,),
+    own_buckets=(own // 2,) if case.turns == 1 else (own // 4, own // 2),
+    features=tokens * (case.images * case.slots + 64),
+    vision=VisionBuckets((2 * windows, 8 * windows), (2, 8), (4 * tokens,)),
   )
 
 
@@ -185,10 +188,21 @@ def _text() -> TextConfig:
 @functools.cache
 def forced_lengths(case: Case, name: str) -> tuple[int, ...]:
   """Tokens of each turn of a rollout."""
+  if case.turns == 1:
+    return (case.turn_tokens,)
   random = np.random.default_rng(zlib.crc32(name.encode()))
   count = int(random.integers(1, case.turns + 1))
-  drawn = np.exp(random.normal(3.2, 0.9, count)).astype(int)
+  drawn = np.exp(random.normal(4.0, 1.0, count)).astype(int)
   return tuple(np.clip(drawn, 1, case.turn_tokens).tolist())
+
+
+def all_lengths(case: Case) -> list[tuple[int, ...]]:
+  """Of every rollout of a call."""
+  return [
+    forced_lengths(case, f"{number}/{sample}")
+    for number in range(case.prompts)
+    for sample in range(shapes.GROUP)
+  ]
 
 
 @contextlib.contextmanager
@@ -200,7 +214,7 @@ def forced_turns() -> Iterator[None]:
     return planned(row)[len(row.parsed)]
 
   def parse(text: str, coordinates: Coordinates, limits: Limits) -> Parsed:
-    corner = float(zlib.crc32(text.encode()) % 200)
+    corner = float(zlib.crc32(text.encode()) % 100)
     box = Operation("box", 1, (corner, corner, corner + 100, corner + 50), "thing")
     return Parsed((box,), (), None, False)
 
@@ -209,8 +223,6 @@ def forced_turns() -> Iterator[None]:
     row.reason = "token_limit" if len(row.parsed) == len(planned(row)) else None
 
   def planned(row: rows_lib.Row) -> tuple[int, ...]:
-    if case.turns == 1:
-      return (case.turn_tokens,)
     _, number, copy = row.episode.prompt.task.task_id.split("/")
     return forced_lengths(case, f"{number}/{row.episode.sample + int(copy)}")
 
@@ -233,7 +245,7 @@ class Torch:
     self.cache = cache
     cfg, case = weights.read_config(folder), CASES[CASE.value]
     self.model = peer.load(folder).eval()
-    self.questions = shapes.questions(cfg, case.prompts, case.images)
+    self.questions = shapes.questions(cfg, case.prompts, case.images, case.side_px)
     self.inputs = peer.prompt_tensors(cfg, self.questions)
     self.forbidden_ids, self.length = list(shapes.forbidden_ids(cfg)), case.turn_tokens
 
@@ -337,13 +349,7 @@ def _difference(folder: pathlib.Path, theirs: Torch, rollouts: Rollouts) -> floa
 
 def sampled_tokens(case: Case) -> int:
   """Tokens of one call, all rollouts together."""
-  if case.turns == 1:
-    return case.prompts * shapes.GROUP * case.turn_tokens
-  return sum(
-    sum(forced_lengths(case, f"{number}/{sample}"))
-    for number in range(case.prompts)
-    for sample in range(shapes.GROUP)
-  )
+  return sum(map(sum, all_lengths(case)))
 
 
 def main(argv: list[str]) -> None:
@@ -351,10 +357,12 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
   case = CASES[CASE.value]
+  tokens = (case.side_px // 28) ** 2
   measure.run(
     Benchmark(
       title=f"Rollout, {CASE.value}: {case.prompts} prompts x {shapes.GROUP} samples, "
-      f"{case.images} x 256 visual tokens, up to {case.turns} turns of {case.turn_tokens} tokens",
+      f"{case.images} x {tokens} visual tokens, "
+      f"up to {case.turns} turns of {case.turn_tokens} tokens",
       unit="tokens",
       tokens=sampled_tokens(case),
       sides=tuple(sides()),

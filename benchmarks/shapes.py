@@ -136,10 +136,12 @@ class Question:
     return start
 
 
-def questions(cfg: QwenVLConfig, count: int = PROMPTS, images: int = 1) -> list[Question]:
+def questions(
+  cfg: QwenVLConfig, count: int = PROMPTS, images: int = 1, side_px: int = IMAGE_PX
+) -> list[Question]:
   """The batch of prompts of all benchmarks; the same for both sides."""
   random = np.random.default_rng(0)
-  return [_question(cfg, random, images) for _ in range(count)]
+  return [_question(cfg, random, images, side_px) for _ in range(count)]
 
 
 def words(cfg: QwenVLConfig, count: int, random: np.random.Generator) -> np.ndarray:
@@ -147,8 +149,10 @@ def words(cfg: QwenVLConfig, count: int, random: np.random.Generator) -> np.ndar
   return random.integers(0, stop_id(cfg), count).astype(np.int32)
 
 
-def _question(cfg: QwenVLConfig, random: np.random.Generator, images: int) -> Question:
-  shape = (IMAGE_PX, IMAGE_PX, 3)
+def _question(
+  cfg: QwenVLConfig, random: np.random.Generator, images: int, side_px: int
+) -> Question:
+  shape = (side_px, side_px, 3)
   patched = [
     patch_image(random.integers(0, 256, shape, np.uint8), PREPROCESS) for _ in range(images)
   ]

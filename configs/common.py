@@ -82,6 +82,7 @@ def evaluation() -> ConfigDict:
       "tasks": 1024,  # with 512, the interval of the greedy difference is wider than the promise
       "train_tasks": 2000,  # what the median answer per question type is taken from
       "temperatures": (0.3, 0.5, 0.7),
+      "best_of": 0,  # such samples cost as much as all else together
       "prompts": 256,  # per call
       "slots": 64,  # of them at once
       "gallery": 8,

@@ -5,6 +5,7 @@
 
 import collections
 import dataclasses
+import functools
 import importlib
 import json
 import math
@@ -23,6 +24,7 @@ from spatial_jax.types import Array
 
 FILE = "metrics.jsonl"
 _ETA_STEPS = 20  # the time left is judged by so many last steps: the first ones compile
+_COMPILED = "/jax/core/compile/backend_compile_duration"
 NOT_FINITE = "not_finite"  # key of the names whose value was NaN or infinite
 
 
@@ -37,6 +39,23 @@ class LogConfig:
 
   tensorboard: bool
   wandb: bool
+
+
+def programs_compiled() -> int:
+  """Programs compiled, or found on disk, since this was first asked."""
+  return _compilations()[0]
+
+
+@functools.cache
+def _compilations() -> list[int]:
+  """The count, kept by a listener; JAX keeps listeners for good, so there is one."""
+  count = [0]
+
+  def heard(event: str, duration_secs: float, **_: str | int) -> None:
+    count[0] += event == _COMPILED
+
+  jax.monitoring.register_event_duration_secs_listener(heard)
+  return count
 
 
 class _Sink(NamedTuple):

@@ -40,7 +40,7 @@ from spatial_jax.rollout.conversation import Conversation, check_preprocess
 from spatial_jax.rollout.engine import RolloutConfig
 from spatial_jax.sharding import MeshConfig
 from spatial_jax.stages import loop
-from spatial_jax.stages.engine import make_engine
+from spatial_jax.stages.engine import make_engine, planned
 from spatial_jax.stages.grpo import GrpoConfig, Learner, batch_config
 from spatial_jax.stages.load import MODEL_KEY, Loaded, load_policy, read_shape, record
 from spatial_jax.stages.loop import LoopConfig
@@ -195,6 +195,7 @@ def grpo(
       tower_learns=policy.tower_learns,
       workdir=workdir,
     )
+    print(planned(policy, learner.engine.cfg))
     state = programs.init_state(policy, optimizer, start_of(cfg, policy, loaded, mesh), mesh)
     benchmark = source.benchmark or loaded.benchmark
     state = loop.run(workdir, cfg.loop, "grpo", state, learner.step_of, benchmark, resolved)

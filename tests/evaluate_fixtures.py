@@ -52,6 +52,7 @@ SMALLER = {
     "tasks": 10,
     "train_tasks": 12,
     "temperatures": (0.3, 0.7),
+    "best_of": 3,
     "prompts": 8,
     "slots": 4,
     "gallery": 2,

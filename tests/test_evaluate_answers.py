@@ -19,6 +19,7 @@ from spatial_jax.sharding import MeshConfig
 from spatial_jax.stages.engine import make_engine
 from tests import dummies
 from tests import evaluate_fixtures as fixtures
+from tests.test_evaluate_table import answered
 
 SAMPLED = Mode(1.0, greedy=False, top_k=0, top_p=1.0, min_p=0.0)
 GREEDY = dataclasses.replace(SAMPLED, greedy=True)
@@ -160,3 +161,21 @@ def test_typical_answers_are_marked_as_answers_in_perfect_form(exam):
   assert found[0].reward == pytest.approx(1.2)  # accuracy and form
   assert [a.parsed for a in found] == [True, True, True, False]
   assert [a.answer for a in found] == ["2", "2", "B", None]
+
+
+def test_the_best_of_several_samples_is_an_answer_first_and_then_the_likeliest():
+  def given(reason, logp):
+    return dataclasses.replace(answered(0, 1.0), end_reason=reason, logp=logp)
+
+  babble, poor, good = given("token_limit", -0.1), given("answer", -2.0), given("answer", -0.5)
+  assert answers.best_of([[poor, babble], [good, poor], [babble, babble]]) == [good, poor]
+
+
+def test_samples_know_how_likely_they_are(exam, asked):
+  engine, params = asked
+  samples = answers.evaluate_policy(engine, params, exam, [SAMPLED] * 3, False)
+  best = answers.best_of(samples)
+  assert all(a.logp < 0 for sheet in samples for a in sheet)
+  for chosen, given in zip(best, zip(*samples, strict=True), strict=True):
+    whole = [a for a in given if a.end_reason == "answer"] or given
+    assert chosen.logp == max(a.logp for a in whole)

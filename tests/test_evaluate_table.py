@@ -48,6 +48,7 @@ def answered(number, hard, reward=None, **changes):
     end_reason="answer",
     turns=(turn(),),
     tokens=5,
+    logp=-1.0,
     pictures=1,
   )
   return dataclasses.replace(plain, **changes)

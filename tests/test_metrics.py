@@ -3,6 +3,7 @@ import json
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -152,3 +153,15 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
     log.note("hello")
   assert output.getvalue() == ""
   assert not list(tmp_path.iterdir())
+
+
+def test_programs_are_counted_once_per_shape():
+  double = jax.jit(lambda x: x * 2 + 1)
+  small, large = np.ones(3, np.float32), np.ones(4, np.float32)
+
+  def compiled(x):
+    before = metrics.programs_compiled()
+    double(x)
+    return metrics.programs_compiled() - before
+
+  assert [compiled(x) for x in (small, small, large, small, large)] == [1, 0, 1, 0, 0]

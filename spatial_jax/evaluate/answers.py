@@ -13,6 +13,7 @@ from spatial_jax.reward.format import final_answer
 from spatial_jax.reward.parse import read
 from spatial_jax.reward.score import Answer, RewardConfig, score, score_answer
 from spatial_jax.rollout.engine import Engine, Mode
+from spatial_jax.rollout.likeliest import mean_logp, rank
 from spatial_jax.rollout.schedule import run_episodes
 from spatial_jax.types import Params, Scores, Task, Trajectory, Turn
 
@@ -50,6 +51,7 @@ class Answered:
     end_reason: of the rollout.
     turns: what was said and drawn.
     tokens: sampled.
+    logp: their mean log-probability.
     pictures: shown and drawn.
   """
 
@@ -66,6 +68,7 @@ class Answered:
   end_reason: str
   turns: tuple[Turn, ...]
   tokens: int
+  logp: float
   pictures: int
 
   @property
@@ -112,6 +115,18 @@ def evaluate_policy(
 def calls(engine: Engine, exam: Exam) -> int:
   """How often `evaluate_policy` calls the engine."""
   return math.ceil(len(exam.tasks) / engine.cfg.prompts)
+
+
+def best_of(answers: Sequence[Sequence[Answered]]) -> list[Answered]:
+  """Of several answers to each question, the one that the policy finds likeliest.
+
+  Args:
+    answers: of several samples, each one per task in order.
+  """
+  return [
+    min(samples, key=lambda answer: rank(answer.end_reason, answer.logp))
+    for samples in zip(*answers, strict=True)
+  ]
 
 
 def greyed(task: Task) -> Task:
@@ -193,5 +208,6 @@ def _record(
     end_reason=trajectory.end_reason if trajectory else "answer",
     turns=trajectory.turns if trajectory else (),
     tokens=int(trajectory.trained_T.sum()) if trajectory else 0,
+    logp=mean_logp(trajectory) if trajectory else 0.0,
     pictures=len(trajectory.images) if trajectory else len(task.images),
   )

@@ -20,6 +20,7 @@ from spatial_jax.evaluate.answers import (
   Answered,
   Exam,
   answer_typically,
+  best_of,
   calls,
   evaluate_policy,
   typical_answers,
@@ -48,6 +49,7 @@ class EvaluationConfig:
     tasks: held-out questions; fewer where the source has fewer.
     train_tasks: questions that the median answer per type is taken from.
     temperatures: below that of sampling, tried on the start of training to measure sharpening.
+    best_of: samples of which the likeliest counts, as one more way of answering; 0: no such way.
     prompts: questions per call of the engine.
     slots: of them, worked on at once.
     gallery: questions whose rollouts are kept for the report.
@@ -58,6 +60,7 @@ class EvaluationConfig:
   tasks: int
   train_tasks: int
   temperatures: tuple[float, ...]
+  best_of: int
   prompts: int
   slots: int
   gallery: int
@@ -127,7 +130,7 @@ def make_contest(
   """
   exam = Exam(questions.asked, reward, float(sharpness(1.0, reward.schedule)), seed)
   prompts = min(cfg.prompts, len(questions.asked))
-  most = 2 if before is None else 2 + len(cfg.temperatures)
+  most = max(2 if before is None else 2 + len(cfg.temperatures), cfg.best_of)
   asking = dataclasses.replace(rollout, prompts=prompts, slots=min(cfg.slots, prompts), group=most)
   return Contest(engine(asking), before, after, exam, questions.examples, cfg)
 
@@ -188,6 +191,10 @@ def sheets(contest: Contest, advance: Callable[[], None]) -> Iterator[Sheet]:
   usual, best = evaluate_policy(engine, contest.after, exam, modes, False, advance)
   yield sheet(table_lib.END, f"{end}sampled", usual)
   yield sheet(table_lib.END_GREEDY, f"{end}greedy", best)
+  if contest.cfg.best_of:
+    often = [sampled] * contest.cfg.best_of
+    samples = evaluate_policy(engine, contest.after, exam, often, False, advance)
+    yield sheet(table_lib.END_BEST, f"{end}likeliest of {len(often)}", best_of(samples))
   typical = answer_typically(exam, typical_answers(contest.examples))
   yield sheet(table_lib.MEDIAN, "median answer", typical)
   usual, best = evaluate_policy(engine, contest.after, exam, modes, True, advance)
@@ -196,8 +203,9 @@ def sheets(contest: Contest, advance: Callable[[], None]) -> Iterator[Sheet]:
 
 
 def count_calls(contest: Contest) -> int:
-  """How often `sheets` calls the engine: the start, the end, and the end on grey."""
-  return (2 if contest.before is None else 3) * calls(contest.engine, contest.exam)
+  """How often `sheets` calls the engine: the start, the end, its best, and the end on grey."""
+  ways = (contest.before is not None) + 2 + bool(contest.cfg.best_of)
+  return ways * calls(contest.engine, contest.exam)
 
 
 def make_table(contest: Contest, found: Sequence[Sheet]) -> ResultTable:

@@ -13,6 +13,7 @@ from spatial_jax.types import Cell, Paired, ResultColumn, ResultRow, ResultTable
 
 START, START_GREEDY, START_BEST = "start_sampled", "start_greedy", "start_best"
 END, END_GREEDY = "end_sampled", "end_greedy"
+END_BEST = "end_best"
 MEDIAN, GREY, GREY_GREEDY = "median", "grey_sampled", "grey_greedy"
 
 _SEED = 0  # of the bootstrap: the same scores always give the same table

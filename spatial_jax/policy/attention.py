@@ -282,7 +282,7 @@ softmax_part.defvjp(_part_forward, _part_backward)
 def _scores(q_RKTC: jax.Array, k_RKSC: jax.Array) -> jax.Array:
   """float32 scaled products [R, K, T, S]."""
   q_RKTC = q_RKTC * jnp.asarray(q_RKTC.shape[-1] ** -0.5, q_RKTC.dtype)
-  return jnp.einsum("RKTC,RKSC->RKTS", q_RKTC, k_RKSC, preferred_element_type=jnp.float32)
+  return jnp.einsum("RKSC,RKTC->RKTS", k_RKSC, q_RKTC, preferred_element_type=jnp.float32)
 
 
 def _merge(one: Part, two: Part) -> jax.Array:

@@ -10,14 +10,14 @@ def mean_logp(trajectory: Trajectory) -> float:
   return float(trajectory.logp_T[trajectory.trained_T].mean())
 
 
-def likeliest(group: Sequence[Trajectory], count: int) -> list[Trajectory]:
-  """The `count` of a group that the policy finds likeliest, best first.
+def rank(end_reason: str, logp: float) -> tuple[bool, float]:
+  """Smaller is better: an answer goes before none, whatever the likelihood; then the likelier.
 
-  Those that came to an answer go before those that did not, whatever their likelihood: to babble in
-  circles is likely, too.
+  To babble in circles is likely, too.
   """
+  return end_reason != "answer", -logp
 
-  def rank(trajectory: Trajectory) -> tuple[bool, float]:
-    return trajectory.end_reason != "answer", -mean_logp(trajectory)
 
-  return sorted(group, key=rank)[:count]
+def likeliest(group: Sequence[Trajectory], count: int) -> list[Trajectory]:
+  """The `count` best of a group, by `rank`, best first."""
+  return sorted(group, key=lambda t: rank(t.end_reason, mean_logp(t)))[:count]

@@ -63,10 +63,15 @@ def make_engine(
   """
   mesh = programs.train_mesh(policy)
   cfg = programs.rollout_buckets(cfg, mesh)
-  check(plan(policy, cfg, memory(mesh)))
+  check(planned(policy, cfg))
   stops = stop_ids(conversation, cfg)
   run = programs.rollout_programs(policy, cfg, conversation.forbidden_ids, stops)
   return Engine(conversation, run, executor, cfg, stops)
+
+
+def planned(policy: Policy, cfg: RolloutConfig) -> Plan:
+  """`plan` for the devices that there are."""
+  return plan(policy, cfg, memory(programs.train_mesh(policy)))
 
 
 def plan(policy: Policy, cfg: RolloutConfig, device: int) -> Plan:

@@ -11,7 +11,7 @@ import numpy as np
 
 from spatial_jax import checkpoint
 from spatial_jax.checkpoint import Progress
-from spatial_jax.metrics import LogConfig, Metrics
+from spatial_jax.metrics import LogConfig, Metrics, programs_compiled
 from spatial_jax.types import TrainState
 
 
@@ -66,10 +66,12 @@ def run(
     Metrics(workdir, first, cfg.steps, cfg.log) as metrics,
   ):
     for number in range(first, cfg.steps):
-      begin = time.monotonic()
+      begin, compiled = time.monotonic(), programs_compiled()
       state, values = step(state, number)
       values = {name: np.asarray(value).item() for name, value in values.items()}
-      metrics.write(number, stage, values | {"seconds": time.monotonic() - begin})
+      values["seconds"] = time.monotonic() - begin
+      values["programs_compiled"] = programs_compiled() - compiled
+      metrics.write(number, stage, values)
       done = number + 1
       if done % cfg.checkpoint_every == 0 or done == cfg.steps:
         saver.save(state, Progress(done, done, {"step": done}, benchmark, config))
