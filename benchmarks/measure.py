@@ -205,11 +205,11 @@ def _in_process(part: str, folder: pathlib.Path) -> dict[str, Any]:
   """This command again, for one part; the last line it prints is the result."""
   options = [f"--part={part}", f"--folder={folder}"]
   command = [sys.executable, *sys.orig_argv[1:], *options]
-  done = subprocess.run(command, env=_environment(), stdout=subprocess.PIPE, text=True, check=True)
+  done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, check=True)
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
   """Ours, with huge pages, and JAX on the CPU unless told otherwise."""
   tunables = os.environ.get("GLIBC_TUNABLES")
   if tunables is None:
@@ -242,8 +242,8 @@ def _machine() -> dict[str, Any]:
     "processor": model,
     "threads": threads(),
     "load_average": os.getloadavg()[0],
-    "glibc_tunables": _environment()["GLIBC_TUNABLES"],
-    "jax_platforms": _environment()["JAX_PLATFORMS"],
+    "glibc_tunables": environment()["GLIBC_TUNABLES"],
+    "jax_platforms": environment()["JAX_PLATFORMS"],
     "versions": {name: metadata.version(name) for name in ("jax", "torch", "transformers")},
   }
 

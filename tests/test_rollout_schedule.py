@@ -4,11 +4,15 @@ import dataclasses
 import threading
 from concurrent.futures import Future
 
+import jax
 import numpy as np
 import pytest
 
+from spatial_jax import rng
 from spatial_jax import trajectory as trajectory_lib
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
+from spatial_jax.learn.batch import to_train_batch
+from spatial_jax.rollout.sampling import token_logprobs
 from spatial_jax.rollout.schedule import run_episodes
 from tests import rollout_fixtures as fixtures
 from tests.rollout_fixtures import (
@@ -113,6 +117,64 @@ def test_the_schedule_does_not_show(everybody_draws, changed):
       trajectory_lib.check(trajectory, PADS)
     assert_same(whole, other, atol=1e-4)
   assert max(len(t.turns) for t in flat(whole)) > 1, "nobody drew"
+
+
+def draw_of(trajectory, index, seed):
+  """The uniform number that token `index` was drawn by, and the cumulated probabilities."""
+  policy, params, _ = lab()
+  batch, _ = to_train_batch([[trajectory]], np.zeros((1, 1)), fixtures.shapes())
+  before = trajectory.prompt_length - 1  # the last token of the prompt is the row's first
+
+  def row(prefix_BT, own_RT):
+    return np.concatenate([prefix_BT[0][:before], own_RT[0]])[None, :index]
+
+  hidden_RTD = policy.hidden(
+    params,
+    row(batch.prefix.token_BT, batch.token_RT),
+    row(batch.prefix.position_BTA, batch.position_RTA),
+    np.ones((1, index), bool),
+    policy.encode(params, batch.vision),
+    row(batch.prefix.feature_BT, batch.feature_RT),
+  )
+  logits_RV = policy.logits(params, hidden_RTD[:, -1])
+  logp_RV = token_logprobs(logits_RV, np.ones(1, np.float32), batch.forbidden_V)
+  _, step, number, draw = trajectory.seed_path
+  key = rng.fold(rng.stream(seed, "sample"), step, number, draw)
+  count = int(trajectory.trained_T[:index].sum())
+  uniform = float(jax.random.uniform(jax.random.fold_in(key, count)))
+  return uniform, np.cumsum(np.exp(np.asarray(logp_RV, np.float64)[0]))
+
+
+def border_distance(one, other, seed):
+  """How far the draw was from the border between the tokens in which two rollouts first differ."""
+  index = int(np.argmax(one.token_ids_T[: len(other.token_ids_T)] != other.token_ids_T))
+  uniform, cdf_V = draw_of(one, index, seed)
+  first, last = sorted((int(one.token_ids_T[index]), int(other.token_ids_T[index])))
+  return max(abs(uniform - cdf_V[first]), abs(uniform - cdf_V[last - 1]))
+
+
+def test_a_draw_takes_the_token_in_whose_part_its_number_falls(everybody_draws):
+  for trajectory in flat(roll(seed=1))[:3]:
+    sampled = np.flatnonzero(trajectory.trained_T)
+    for index in sampled[[0, len(sampled) // 2, -1]]:
+      uniform, cdf_V = draw_of(trajectory, index, 1)
+      token = int(trajectory.token_ids_T[index])
+      assert cdf_V[token - 1] - 1e-4 < uniform < cdf_V[token] + 1e-4
+
+
+@pytest.mark.slow
+def test_where_a_token_differs_the_draw_was_on_the_border(everybody_draws):
+  """Other shapes round otherwise: one rollout in 500 may fall to the other side of a border."""
+  cfg = dataclasses.replace(ROLLOUT, slots=4, chunk=8)
+  differing, count = [], 0
+  for seed in range(51):
+    for one, other in zip(flat(roll(seed=seed)), flat(roll(cfg, seed=seed)), strict=True):
+      count += 1
+      if said(one) != said(other):
+        differing.append(border_distance(one, other, seed))
+  assert count >= 500
+  assert len(differing) <= count / 500
+  assert all(distance < 1e-4 for distance in differing)
 
 
 def test_late_drawings_change_no_bit_and_no_program(everybody_draws):
