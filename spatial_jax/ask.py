@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
+from rich.console import Console
 
 from spatial_jax.data.records import read_picture
 from spatial_jax.errors import UserError
@@ -71,7 +72,16 @@ def show(question: str) -> None:
   )
   workdir = pathlib.Path(WORKDIR.value)
   command = shlex.join(["python", "-m", "spatial_jax.ask", *sys.argv[1:]])
-  kept = ask(_settings(), CHECKPOINT.value, _task(question), how, workdir, command, _say)
+  settings, task = _settings(), _task(question)
+  with Console(stderr=True).status(
+    f"reading {CHECKPOINT.value}, compiling for the question"
+  ) as bar:
+
+    def say(words: str) -> None:
+      bar.stop()
+      print(words, end="", flush=True)
+
+    kept = ask(settings, CHECKPOINT.value, task, how, workdir, command, say)
   print("\n")
   for trajectory in kept:
     answer = final_answer(trajectory)
@@ -106,10 +116,6 @@ def _task(question: str) -> Task:
     benchmark=None,
     boxes=(),
   )
-
-
-def _say(words: str) -> None:
-  print(words, end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -158,9 +158,8 @@ class _Aloud:
     self._turn, self._said = -1, ""
 
   def __call__(self, number: int, row: Row) -> None:
-    sample = row.episode.sample
-    fresh = [path for path in self._keep(row) if sample == 0]
-    if sample:
+    fresh = self._keep(row)
+    if row.episode.sample > 0:
       return
     if len(row.parsed) != self._turn:
       self._turn, self._said = len(row.parsed), ""

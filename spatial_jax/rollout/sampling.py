@@ -56,7 +56,7 @@ def sample_token(
   p_RV = jnp.exp(logp_RV)
   if truncate:
     p_RV = truncated(p_RV, sampling.top_k_R, sampling.top_p_R, sampling.min_p_R)
-  # Greedy is the first of what is likeliest: one search for both ways is a tenth of a step less.
+  # Greedy takes the first of what is likeliest, so that one search serves both ways.
   greedy_R1 = jnp.asarray(sampling.greedy_R)[:, None]
   p_RV = jnp.where(greedy_R1 & (logp_RV < jnp.max(logp_RV, -1, keepdims=True)), 0.0, p_RV)
   token_R = draw_token(p_RV, jnp.where(sampling.greedy_R, 0.0, uniform_R))
