@@ -126,17 +126,19 @@ def draw_of(trajectory, index, seed):
   before = trajectory.prompt_length - 1  # the last token of the prompt is the row's first
 
   def row(prefix_BT, own_RT):
-    return np.concatenate([prefix_BT[0][:before], own_RT[0]])[None, :index]
+    whole = np.concatenate([prefix_BT[0][:before], own_RT[0], prefix_BT[0][before:]])
+    return whole[None]  # of one length: what stands behind is not seen
 
-  hidden_RTD = policy.hidden(
+  token_RT = row(batch.prefix.token_BT, batch.token_RT)
+  hidden_RTD = jax.jit(policy.hidden)(
     params,
-    row(batch.prefix.token_BT, batch.token_RT),
+    token_RT,
     row(batch.prefix.position_BTA, batch.position_RTA),
-    np.ones((1, index), bool),
-    policy.encode(params, batch.vision),
+    np.arange(token_RT.shape[1])[None] < index,
+    jax.jit(policy.encode)(params, batch.vision),
     row(batch.prefix.feature_BT, batch.feature_RT),
   )
-  logits_RV = policy.logits(params, hidden_RTD[:, -1])
+  logits_RV = policy.logits(params, hidden_RTD[:, index - 1])
   logp_RV = token_logprobs(logits_RV, np.ones(1, np.float32), batch.forbidden_V)
   _, step, number, draw = trajectory.seed_path
   key = rng.fold(rng.stream(seed, "sample"), step, number, draw)
