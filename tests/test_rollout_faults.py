@@ -223,7 +223,10 @@ class Forced:
 
 def says_anything(monkeypatch, outputs):
   """So many rollouts of tables; each is a valid record, and what the trainer computes of it."""
-  forced, (policy, params, weights) = Forced(monkeypatch), lab()
+  forced, (policy, params, _) = Forced(monkeypatch), lab()
+  # Tame weights: among half a million tokens, the wide logits of other tests lose a digit.
+  params = jax.tree.map(lambda x: x * jnp.float32(0.7), params)
+  weights = fixtures.decode_params(policy, params)
   vision = VisionBuckets((512,), (256,), (64,))
   shapes = dataclasses.replace(fixtures.shapes(), tokens=ADVERSE.stop.tokens + 8, vision=vision)
   recompute = jax.jit(functools.partial(score_batch, policy, Microbatches(8, (128, shapes.tokens))))
@@ -252,9 +255,8 @@ def says_anything(monkeypatch, outputs):
     batch, _ = to_train_batch(rollouts, np.zeros((ADVERSE.prompts, ADVERSE.group)), shapes)
     logp_RT = np.asarray(recompute(params, batch))
     trained_RT = batch.trained_RT
-    # What nobody would say is of tens of nats, and has the rounding of such numbers.
     recorded = batch.old_logp_RT[trained_RT]
-    np.testing.assert_allclose(logp_RT[trained_RT], recorded, atol=1e-4, rtol=1e-5)
+    np.testing.assert_allclose(logp_RT[trained_RT], recorded, atol=1e-4, rtol=0)
   return reasons
 
 
