@@ -171,15 +171,13 @@ class _Aloud:
 
   def _keep(self, row: Row) -> list[pathlib.Path]:
     """Writes the pictures of the row that are new."""
-    shown = len(row.episode.prompt.images)
-    paths = [
-      self._workdir / _drawn(row.episode.sample + 1, number)
-      for number in range(shown + 1, len(row.pictures) + 1)
-    ]
-    fresh = [path for path in paths if path not in self._kept]
-    for path in fresh:
-      Image.fromarray(row.pictures[shown + paths.index(path)].pixels).save(path)
-    self._kept |= set(fresh)
+    shown, fresh = len(row.episode.prompt.images), []
+    for number, picture in enumerate(row.pictures[shown:], shown + 1):
+      path = self._workdir / _drawn(row.episode.sample + 1, number)
+      if path not in self._kept:
+        Image.fromarray(picture.pixels).save(path)
+        fresh.append(path)
+    self._kept.update(fresh)
     return fresh
 
 
