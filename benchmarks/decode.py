@@ -8,6 +8,7 @@ prompt and own cache, as often, compiled by XLA as it likes: no softmax, no norm
 sampling, nothing written to a cache.
 """
 
+import itertools
 import os
 import pathlib
 import statistics
@@ -37,7 +38,7 @@ class Ours:
   """One chunk of the engine, all rows active, begun again and again from the same state."""
 
   def __init__(self, folder: pathlib.Path):
-    side = rollout.Ours(folder, shared=True, schedule="logical")
+    side = rollout.Ours(folder)
     self.engine, self.weights = side.engine, side.weights
     cfg = self.engine.cfg
     state = self.engine.programs.empty(cfg.prompt_buckets[-1])
@@ -71,9 +72,10 @@ def bare_matmuls(ours: Ours, cfg: DecoderConfig) -> Callable[[], None]:
   cache, steps = ours.state.cache, ours.engine.cfg.chunk
   groups, rows = cache.prefix.length_B.size, ours.rows
   own = own_read(ours)
+  shape = (rows, cfg.kv_heads, own, cfg.head_dim)
   layers = [
-    tuple(jnp.copy(x) for x in (*prefix, k[:, :, :own], v[:, :, :own]))  # ours gives its own away
-    for prefix, (k, v) in zip(cache.prefix.layers, cache.layers, strict=True)
+    (*(jnp.copy(x) for x in prefix), jnp.zeros(shape), jnp.zeros(shape))
+    for prefix in cache.prefix.layers
   ]
 
   def attend(q_RKQC: jax.Array, k_RKSC: jax.Array, v_RKSC: jax.Array) -> jax.Array:
@@ -113,8 +115,8 @@ def bare_matmuls(ours: Ours, cfg: DecoderConfig) -> Callable[[], None]:
 def own_read(ours: Ours) -> int:
   """How much of each row's own cache a chunk reads."""
   cfg = ours.engine.cfg
-  fitting = [size for size in cfg.own_buckets if size >= OWN.value + cfg.chunk]
-  return min(fitting, default=cfg.stop.tokens)
+  ends = itertools.accumulate(cfg.own_sizes)
+  return next(end for end in ends if end >= OWN.value + cfg.chunk)
 
 
 def work(ours: Ours, cfg: DecoderConfig) -> tuple[float, float]:

@@ -9,7 +9,12 @@ drawing  16 prompts x 8 samples in 4 slots, one image of 64 tokens, 1 to 6 turns
          the last draws one box on the image and looks at it: 64 visual tokens more.
 
 Prompts have 64 tokens of text. `torch` is generate() with num_return_sequences; `torch prefix` runs
-tower and prompt once and copies the cache for the samples.
+tower and prompt once and copies the cache for the samples. Of the engine's parts,
+
+a prompt per sample   every rollout reads its prompt and keeps it for itself
+no refill             a group waits for a slot until all groups before it have ended
+turn barrier          neither refill nor drawing beside decoding: all rows wait for the slowest turn
+no row leaves         likewise, and rows that wait are decoded along, as in a batch of fixed rows
 """
 
 import contextlib
@@ -49,7 +54,7 @@ from spatial_jax.rollout import rows as rows_lib
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig
 from spatial_jax.rollout.schedule import run_episodes
-from spatial_jax.types import Operation, Prompt, Rollouts, Task
+from spatial_jax.types import Operation, Prompt, Prompts, Rollouts, Task
 
 
 class Case(NamedTuple):
@@ -70,7 +75,8 @@ CASES = {
 }
 CASE = flags.DEFINE_enum("case", "image", list(CASES), "what is sampled")
 SIDES = flags.DEFINE_list("sides", [], "which of them to run; all where none are named")
-CHUNK = 16  # tokens per device call, as in training
+SHARES = (0.5, 0.25)  # of the rows, decoded by themselves
+CUT = 170  # tokens in a block of a row's own cache
 COMPARED = 2  # prompts whose samples torch scores again
 TOLERANCE = 1e-3  # of a log-probability, float32
 MODE = Mode(temperature=1.0, greedy=False, top_k=0, top_p=1.0, min_p=0.0)
@@ -80,16 +86,22 @@ STYLE = Style(line_px=4, dot_px=4, font_px=10, label_offset_px=(8, 6))
 # --- ours --------------------------------------------------------------------------------------
 
 
+class Parts(NamedTuple):
+  """What an engine has: shared prompts, refill, drawing beside decoding, rows that leave."""
+
+  shared: bool = True
+  refill: bool = True
+  beside: bool = True
+  leave: bool = True
+
+
 class Ours:
-  """The engine of training, but for the words: any id is a word, and turns end where they are cut.
+  """The engine of training; but any id is a word, and turns end where they are cut."""
 
-  `shared` prompts are read once for their samples; `schedule` as in the config.
-  """
-
-  def __init__(self, folder: pathlib.Path, shared: bool, schedule: str):
+  def __init__(self, folder: pathlib.Path, has: Parts = Parts()):
     cfg, case = weights.read_config(folder), CASES[CASE.value]
     policy = shapes.policy_of(cfg)
-    self._config = rollout_config(case, shared, schedule)
+    self._config = rollout_config(case, has)
     talk = Conversation(tokenizer(cfg), _text(), shapes.PREPROCESS, cfg)
     stop = shapes.stop_id(cfg)
     run = programs.rollout_programs(policy, self._config, shapes.forbidden_ids(cfg), (stop,))
@@ -98,26 +110,33 @@ class Ours:
     self.weights = programs.decode_params(policy, programs.train_mesh(policy), "compute")(
       shapes.load(folder, policy)
     )
-    copies = 1 if shared else shapes.GROUP
+    copies = 1 if has.shared else shapes.GROUP
     questions = shapes.questions(cfg, case.prompts, case.images, case.side_px)
     self._prompts = [
       prompt(question, f"question/{i}/{copy}")
       for i, question in enumerate(questions)
       for copy in range(copies)
     ]
+    self._at_once = len(self._prompts) if has.refill else self._config.slots
     self._calls = 0
 
   def __call__(self) -> Rollouts:
     """Samples all rollouts."""
     self._calls += 1
-    modes = [MODE] * self._config.group
+    rollouts: Rollouts = []
     with self.engine.executor, forced_turns():
-      return run_episodes(self.engine, self.weights, self._prompts, self._calls, 0, modes)
+      for first in range(0, len(self._prompts), self._at_once):
+        rollouts += self._sample(self._prompts[first : first + self._at_once])
+    return rollouts
+
+  def _sample(self, prompts: Prompts) -> Rollouts:
+    modes = [MODE] * self._config.group
+    return run_episodes(self.engine, self.weights, prompts, self._calls, 0, modes)
 
 
-def rollout_config(case: Case, shared: bool, schedule: str) -> RolloutConfig:
+def rollout_config(case: Case, has: Parts) -> RolloutConfig:
   """Of one case."""
-  group = shapes.GROUP if shared else 1
+  group = shapes.GROUP if has.shared else 1
   slots = case.slots * shapes.GROUP // group
   tokens = (case.side_px // 28) ** 2
   windows, look = tokens // 16, tokens + 32  # words around a drawing: fewer than 32
@@ -128,10 +147,10 @@ def rollout_config(case: Case, shared: bool, schedule: str) -> RolloutConfig:
     group=group,
     slots=slots,
     prefill=min(slots, 8),
-    append=4,
-    chunk=CHUNK,
-    narrow=(2, 4) if case.turns > 1 else (),
-    schedule=schedule,  # pyright: ignore[reportArgumentType]
+    append=2,
+    chunk=8 if case.turns > 1 else 16,
+    narrow=SHARES if case.turns > 1 and has.leave else (),
+    schedule="logical" if has.beside else "barrier",
     delay=1,
     weights="compute",
     mode=MODE,
@@ -142,9 +161,9 @@ def rollout_config(case: Case, shared: bool, schedule: str) -> RolloutConfig:
     limits=Limits(1, 1, 1, 1, 1, 1),
     prompt_buckets=(size,),
     observation_buckets=(look,),
-    own_buckets=(own // 2,) if case.turns == 1 else (own // 4, own // 2),
+    own_cuts=(own // 2,) if case.turns == 1 else tuple(range(CUT, own, CUT)),
     features=tokens * (case.images * case.slots + 64),
-    vision=VisionBuckets((2 * windows, 8 * windows), (2, 8), (4 * tokens,)),
+    vision=VisionBuckets((windows, 2 * windows, 8 * windows), (1, 2, 8), (4 * tokens,)),
   )
 
 
@@ -297,32 +316,38 @@ class TorchPrefix(Torch):
 
 # --- both --------------------------------------------------------------------------------------
 
-SIDES_OF = {
-  "ours": functools.partial(Ours, shared=True, schedule="logical"),
-  "ours, a prompt per sample": functools.partial(Ours, shared=False, schedule="logical"),
-  "ours, all wait for the slowest": functools.partial(Ours, shared=True, schedule="barrier"),
+NO_REFILL = Parts(refill=False)
+BARRIER = NO_REFILL._replace(beside=False)
+WORDS = {
+  "ours": Ours,
+  "a prompt per sample": functools.partial(Ours, has=Parts(shared=False)),
   "torch": Torch,
   "torch static cache": functools.partial(Torch, cache="static"),
   "torch prefix": TorchPrefix,
 }
+DRAWING = {
+  "ours": Ours,
+  "no refill": functools.partial(Ours, has=NO_REFILL),
+  "turn barrier": functools.partial(Ours, has=BARRIER),
+  "no row leaves": functools.partial(Ours, has=BARRIER._replace(leave=False)),
+}
 
 
-def sides() -> list[str]:
+def sides() -> dict[str, Callable[[pathlib.Path], Callable[[], object]]]:
   """Those of this run.
 
   Raises:
     UsageError: on the host, for a side that there is not.
   """
-  drawing = CASE.value == "drawing"
-  every = [s for s in SIDES_OF if not (s.startswith("torch") if drawing else s.endswith("slowest"))]
+  every = DRAWING if CASE.value == "drawing" else WORDS
   if set(SIDES.value) - set(every):
-    raise app.UsageError(f"--sides are of: {'; '.join(every)}; got {SIDES.value}")
-  return [side for side in every if side in (SIDES.value or every)]
+    raise app.UsageError(f"--sides are of: {', '.join(every)}; got {SIDES.value}")
+  return {side: make for side, make in every.items() if side in (SIDES.value or every)}
 
 
 def time(folder: pathlib.Path) -> Timed:
   """All sides in turn; torch scores what ours sampled, and must agree on its log-probabilities."""
-  calls: dict[str, Callable[[], object]] = {side: SIDES_OF[side](folder) for side in sides()}
+  calls: dict[str, Callable[[], object]] = {side: make(folder) for side, make in sides().items()}
   results = {side: call() for side, call in calls.items()}
   differences = {}
   theirs = calls.get("torch")
@@ -347,11 +372,6 @@ def _difference(folder: pathlib.Path, theirs: Torch, rollouts: Rollouts) -> floa
   return most
 
 
-def sampled_tokens(case: Case) -> int:
-  """Tokens of one call, all rollouts together."""
-  return sum(map(sum, all_lengths(case)))
-
-
 def main(argv: list[str]) -> None:
   """Measures and prints."""
   if len(argv) > 1:
@@ -364,10 +384,10 @@ def main(argv: list[str]) -> None:
       f"{case.images} x {tokens} visual tokens, "
       f"up to {case.turns} turns of {case.turn_tokens} tokens",
       unit="tokens",
-      tokens=sampled_tokens(case),
+      tokens=sum(map(sum, all_lengths(case))),
       sides=tuple(sides()),
       time=time,
-      load=lambda side, folder: SIDES_OF[side](folder),
+      load=lambda side, folder: sides()[side](folder),
       notes=(
         "Included on all sides: vision tower (each image once), prefill, sampling; ours also "
         "text, log-probabilities, drawing. Left out: pixels to patches of the prompts, loading.",

@@ -194,7 +194,7 @@ def rollout() -> ConfigDict:
       "prefill": 32,  # prompts read by one call
       "append": 8,  # observations read by one call: a batch draws 30 to 60 times
       "chunk": 16,  # tokens per call; what a row that stopped waits for
-      "narrow": (2, 4, 8),  # half are short answers; second turns and the longest are few
+      "narrow": (0.5, 0.25, 0.125),  # half are short answers; second turns and the longest are few
       "schedule": "logical",  # repeatable to the bit; "eager" takes drawings as they come
       "delay": 1,  # chunks that a drawing has time for
       "weights": "compute",  # or "int8": for devices whose memory decoding waits for
@@ -219,7 +219,7 @@ def rollout() -> ConfigDict:
       },
       "prompt_buckets": (160, 512),
       "observation_buckets": (64, 128, 256),
-      "own_buckets": (96,),  # a first turn; half a step's time was spent on empty slots
+      "own_cuts": (96,),  # a first turn; half a step's time was spent on empty slots
       "features": 8192,  # 227 pictures of 36 tokens, 6 MiB
       "vision": {
         # One 168-pixel picture is 4 windows of 3 x 3 tokens, one frame of 144 patches.

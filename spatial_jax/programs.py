@@ -202,7 +202,7 @@ class _RolloutSide:
 
   def empty(self, prefix_size: int) -> SampleState:
     cfg = self.cfg
-    return sampler.empty(self.policy, cfg.slots, cfg.group, prefix_size, cfg.stop.tokens)
+    return sampler.empty(self.policy, cfg.slots, cfg.group, prefix_size, cfg.own_sizes)
 
   def pool(self) -> jax.Array:
     cfg = self.policy.cfg
@@ -233,17 +233,12 @@ class _RolloutSide:
     self, params: Params, state: SampleState, halt_R: Array, slot_R: Array | None, truncate: bool
   ) -> tuple[SampleState, jax.Array, jax.Array]:
     state = self.lay(state._replace(active_R=state.active_R & ~halt_R))
-    few = state if slot_R is None else self.lay(sampler.narrow(state, slot_R))
+    steps = self.cfg.chunk
+    few = state if slot_R is None else self.lay(sampler.narrow(state, slot_R, steps))
     few, token_RK, logp_RK = sampler.decode_chunk(
-      self.policy,
-      params,
-      few,
-      self.words,
-      steps=self.cfg.chunk,
-      own_buckets=self.cfg.own_buckets,
-      truncate=truncate,
+      self.policy, params, few, self.words, steps=steps, truncate=truncate
     )
-    state = few if slot_R is None else sampler.widen(state, few, slot_R)
+    state = few if slot_R is None else sampler.widen(state, few, slot_R, steps)
     return state, token_RK, logp_RK
 
   def observe(

@@ -41,7 +41,7 @@ ROLLOUT = RolloutConfig(
   prefill=2,
   append=4,
   chunk=3,
-  narrow=(2, 6),
+  narrow=(0.5, 0.16),
   schedule="logical",
   delay=1,
   weights="compute",
@@ -53,7 +53,7 @@ ROLLOUT = RolloutConfig(
   limits=Limits(4, 2000, 8, 8, 40, 6),
   prompt_buckets=(48, 96),
   observation_buckets=(32, 64),
-  own_buckets=(7, 60),
+  own_cuts=(7, 60),
   features=256,
   vision=VisionBuckets((8, 32, 128), (2, 8, 32), (64,)),
 )

@@ -43,7 +43,7 @@ ROLLOUT = RolloutConfig(
   prefill=4,
   append=4,
   chunk=4,
-  narrow=(2,),
+  narrow=(0.5,),
   schedule="logical",
   delay=1,
   weights="compute",
@@ -55,7 +55,7 @@ ROLLOUT = RolloutConfig(
   limits=Limits(4, 2000, 8, 8, 40, 6),
   prompt_buckets=(64,),
   observation_buckets=(48,),
-  own_buckets=(5,),
+  own_cuts=(5,),
   features=256,
   vision=VisionBuckets((16, 48), (4, 12), (64,)),
 )

@@ -77,9 +77,10 @@ def close(actual, expected):
 
 
 @pytest.mark.parametrize(
-  ("name", "unstacked"), [(TIED, False), *((name, True) for name in FAMILIES)]
+  ("name", "unstacked", "sizes"),
+  [(TIED, False, (6, 3, 31)), (TIED, True, (9, 31)), *((name, True, (40,)) for name in FAMILIES)],
 )
-def test_prefill_decode_append_equal_the_whole_forward(name, unstacked):
+def test_prefill_decode_append_equal_the_whole_forward(name, unstacked, sizes):
   policy, params, _, _, features_MYD = setting(name)
   batch, lengths, prompt_lengths, expected = four_rows(name)
   weights = policy.unstack(params) if unstacked else params
@@ -89,7 +90,7 @@ def test_prefill_decode_append_equal_the_whole_forward(name, unstacked):
   hidden_BTD, prefix = prefill(weights, *part[:3], features_MYD, part[3])
   for b, length in enumerate(prompt_lengths):
     close(hidden_BTD[b, :length], expected[2 * b, :length])
-  cache = policy.init_cache(2, 2, max(prompt_lengths) + 8, 40)
+  cache = policy.init_cache(2, 2, max(prompt_lengths) + 8, sizes)
   cache = cache_lib.admit(cache, prefix, jnp.arange(2))
 
   start = np.repeat(prompt_lengths, 2)
@@ -121,7 +122,7 @@ def test_admit_replaces_one_prompt_and_leaves_the_other():
   batch, _, prompt_lengths, expected = four_rows()
   part = cut(batch, [0, 2], [0, 0], prompt_lengths, max(prompt_lengths))
   _, prefix = jax.jit(policy.prefill)(params, *part[:3], features_MYD, part[3])
-  cache = policy.init_cache(2, 2, max(prompt_lengths), 8)
+  cache = policy.init_cache(2, 2, max(prompt_lengths), (8,))
   cache = cache._replace(length_R=jnp.array([3, 4, 5, 6], jnp.int32))
   first = cache_lib.Prefix(jax.tree.map(lambda x: x[:1], prefix.layers), prefix.length_B[:1])
   cache = cache_lib.admit(cache, first, jnp.array([1]))  # prompt 0 moves into slot 1
@@ -139,13 +140,26 @@ def test_admit_replaces_one_prompt_and_leaves_the_other():
   np.testing.assert_array_equal(cache.length_R, [3, 4, 1, 1])
 
 
-def test_writes_behind_the_end_of_the_cache_are_dropped():
-  kv = cache_lib.KV(*(jnp.zeros((2, 1, 4, 1)) for _ in range(2)))
-  new = cache_lib.KV(*(jnp.ones((2, 1, 3, 1)) for _ in range(2)))
-  out = cache_lib.write(
-    kv, new, None, jnp.array([2, 0]), jnp.array([[True] * 3, [True, False, False]])
-  )
-  np.testing.assert_array_equal(out.k_RKSC[:, 0, :, 0], [[0, 0, 1, 1], [1, 0, 0, 0]])
+@pytest.mark.parametrize("sizes", [(4,), (1, 3), (2, 2), (3, 1), (1, 1, 1, 1)])
+def test_writes_go_to_their_place_and_none_behind_the_end(sizes):
+  own = tuple(cache_lib.KV(*(jnp.zeros((2, 1, size, 1)) for _ in range(2))) for size in sizes)
+  new = cache_lib.KV(*(i * jnp.arange(1.0, 4.0)[None, None, :, None] for i in (1, -1)))
+  new = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), new)
+  start_R, valid_RT = jnp.array([2, 0]), jnp.array([[True] * 3, [True, True, False]])
+  own = cache_lib.write(own, new, None, start_R, valid_RT)
+  whole = cache_lib.KV(*(jnp.concatenate(x, axis=2) for x in zip(*own, strict=True)))
+  np.testing.assert_array_equal(whole.k_RKSC[:, 0, :, 0], [[0, 0, 1, 2], [1, 2, 0, 0]])
+  np.testing.assert_array_equal(whole.v_RKSC, -whole.k_RKSC)
+  back = cache_lib.read(own, start_R, 2)
+  jax.tree.map(np.testing.assert_array_equal, back, jax.tree.map(lambda x: x[:, :, :2], new))
+
+
+def test_the_front_of_a_layer_leaves_out_what_lies_behind():
+  own = tuple(cache_lib.KV(*(jnp.ones((3, 1, size, 1)) for _ in range(2))) for size in (2, 3, 4))
+  for end, blocks in ((1, 1), (2, 1), (3, 2), (5, 2), (6, 3)):
+    taken = cache_lib.front(own, jnp.array([2, 7]), jnp.int32(end))
+    assert [x.k_RKSC.shape for x in taken] == [(2, 1, size, 1) for size in (2, 3, 4)]
+    assert [float(x.v_RKSC.max()) for x in taken] == [1.0] * blocks + [0.0] * (3 - blocks)
 
 
 def test_features_do_not_depend_on_buckets_or_company():

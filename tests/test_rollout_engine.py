@@ -387,7 +387,7 @@ def test_samples_do_not_depend_on_how_many_are_decoded_together(everybody_draws)
 
   counted = dataclasses.replace(engine.programs, sample=sample)
   counted = dataclasses.replace(engine, programs=counted)
-  plain = dataclasses.replace(ROLLOUT, narrow=(), own_buckets=())
+  plain = dataclasses.replace(ROLLOUT, narrow=(), own_cuts=())
   for seed in range(4):
     cut = run_episodes(counted, lab()[2], prompts(), seed, 3, [SAMPLED] * 2)
     whole = roll(cfg=plain, seed=seed)

@@ -20,7 +20,7 @@ from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.learn.batch import to_train_batch
 from spatial_jax.learn.update import Microbatches, score_batch
 from spatial_jax.rollout import sampler, schedule
-from spatial_jax.rollout.sampling import token_logprobs
+from spatial_jax.rollout.sampling import scores
 from spatial_jax.rollout.schedule import run_episodes
 from tests import rollout_fixtures as fixtures
 from tests.rollout_fixtures import ANSWER_TURN, BOX_TURN, ROLLOUT, SAMPLED, STOP, TOKENIZER, flat
@@ -143,7 +143,7 @@ ADVERSE = dataclasses.replace(
   turn_tokens=80,
   stop=dataclasses.replace(ROLLOUT.stop, turns=4, images=5, tokens=400),
   observation_buckets=(32, 64, 128),
-  own_buckets=(90, 200),
+  own_cuts=(90, 200),
 )
 WORDS = [
   *FRAGMENTS, BOX_TURN, OTHER_BOX_TURN, BOX_TURN, ANSWER_TURN, '"bbox_2d": [9, 9, 1, 1]',
@@ -189,7 +189,7 @@ class Forced:
   def sample(self, logits_RV, count_R, sampling, forbidden_V, truncate):
     shape = jax.ShapeDtypeStruct(count_R.shape, jnp.int32)
     token_R = jax.pure_callback(self.look_up, shape, sampling.key_R2, count_R)
-    logp_RV = token_logprobs(logits_RV, sampling.temperature_R, forbidden_V)
+    logp_RV = jax.nn.log_softmax(scores(logits_RV, sampling.temperature_R, forbidden_V))
     return token_R, jnp.take_along_axis(logp_RV, token_R[:, None], axis=-1)[:, 0]
 
   def observing(self, observe):

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spatial_jax.policy.cache import KV
 from spatial_jax.rollout import sampler
 from spatial_jax.rollout.sampler import PromptBatch
 from spatial_jax.rollout.sampling import (
   Sampling,
   Vocabulary,
   draw_token,
-  token_logprobs,
+  scores,
   truncated,
 )
 from tests import rollout_fixtures as fixtures
@@ -148,7 +149,9 @@ def test_every_row_is_truncated_by_its_own_limits(p_RV, top_k, top_p, min_p):
 def test_logprobs_mask_then_temperature():
   logits_RV = np.array([[1.0, 2.0, 3.0, 99.0]] * 2, np.float32)
   forbidden_V = np.array([False, False, False, True])
-  logp_RV = np.asarray(token_logprobs(logits_RV, np.array([2.0, 1.0], np.float32), forbidden_V))
+  logp_RV = np.asarray(
+    jax.nn.log_softmax(scores(logits_RV, np.array([2.0, 1.0], np.float32), forbidden_V))
+  )
   for logp_V, expected_V in zip(logp_RV, np.exp([[0.5, 1.0, 1.5], [1.0, 2.0, 3.0]]), strict=True):
     np.testing.assert_allclose(np.exp(logp_V[:3]), expected_V / expected_V.sum(), rtol=1e-5)
     assert logp_V[3] == -np.inf
@@ -179,12 +182,12 @@ def lab():
   admit = jax.jit(functools.partial(sampler.admit, policy))
   chunk = jax.jit(
     functools.partial(sampler.decode_chunk, policy),
-    static_argnames=("steps", "own_buckets", "truncate"),
+    static_argnames=("steps", "truncate"),
   )
   return policy, fixtures.decode_params(policy, params), admit, chunk
 
 
-def begin(active=(True, True), slots=(0, 1), state=None):
+def begin(active=(True, True), slots=(0, 1), state=None, own_sizes=(32,)):
   """Two prompts in slots of two rows."""
   policy, params, admit, _ = lab()
   talk = fixtures.conversation()
@@ -202,18 +205,18 @@ def begin(active=(True, True), slots=(0, 1), state=None):
     next_position_B=np.array([p.next_position for p in prompts], np.int32),
   )
   pool_MYD = np.zeros((1, 1, policy.cfg.decoder.width), np.float32)
-  state = state or sampler.empty(policy, 2, 2, length, 32)
+  state = state or sampler.empty(policy, 2, 2, length, own_sizes)
   active_BG = np.repeat(np.asarray(active)[:, None], 2, axis=1)
   return admit(params, state, pool_MYD, batch, active_BG, make_sampling(4))
 
 
-def chunk(state, steps, truncate=False, own_buckets=(), forbidden_V=None, **sampling):
+def chunk(state, steps, truncate=False, forbidden_V=None, **sampling):
   if forbidden_V is None:
     forbidden_V = np.zeros(VOCABULARY, bool)
   words = Vocabulary(forbidden_V, np.arange(VOCABULARY) == STOP)
   if sampling.pop("new", True):
     state = state._replace(sampling=make_sampling(state.active_R.shape[0], **sampling))
-  static = {"steps": steps, "own_buckets": own_buckets, "truncate": truncate}
+  static = {"steps": steps, "truncate": truncate}
   return lab()[3](lab()[1], state, words, **static)
 
 
@@ -287,32 +290,42 @@ def test_chunks_do_not_show():
   np.testing.assert_allclose(rest_logp_RK, whole_logp_RK[:, 2:], atol=1e-6)
 
 
-def test_the_front_of_the_cache_holds_all_that_is_read():
-  """As far as it reaches, and on from there on the whole cache."""
+def joined(state):
+  """The state with each row's own cache in one block."""
+  layers = tuple(
+    KV(*(jnp.concatenate(parts, axis=2) for parts in zip(*own, strict=True)))
+    for own in state.cache.layers
+  )
+  return state._replace(cache=state.cache._replace(layers=layers))
+
+
+@pytest.mark.parametrize("sizes", [(10, 10, 12), (10, 22), (1, 31), (31, 1), (7, 9, 11, 5)])
+def test_where_the_cache_is_cut_does_not_show(sizes):
   forbidden_V = np.arange(VOCABULARY) == STOP  # nobody stops: the last chunk fills the cache
-  for buckets in ((10, 20), (10,), (20,), (64,)):
-    plain, cut = begin(), begin()
-    for _ in range(3):
-      plain, whole_RK, whole_logp_RK = chunk(plain, 10, forbidden_V=forbidden_V)
-      cut, token_RK, logp_RK = chunk(cut, 10, forbidden_V=forbidden_V, own_buckets=buckets)
-      np.testing.assert_array_equal(token_RK, whole_RK)
-      np.testing.assert_allclose(logp_RK, whole_logp_RK, atol=1e-5)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), cut, plain)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+  plain, cut = begin(), begin(own_sizes=sizes)
+  for steps in (10, 10, 12):
+    plain, whole_RK, whole_logp_RK = chunk(plain, steps, forbidden_V=forbidden_V)
+    cut, token_RK, logp_RK = chunk(cut, steps, forbidden_V=forbidden_V)
+    np.testing.assert_array_equal(token_RK, whole_RK)
+    close(logp_RK, whole_logp_RK)
+  jax.tree.map(close, joined(cut), joined(plain))
 
 
-def test_a_few_rows_by_themselves():
+@pytest.mark.parametrize("sizes", [(32,), (4, 3, 25), (6, 26), (9, 23)])
+def test_a_few_rows_by_themselves(sizes):
   """They say what they would have said among all, and the others stay as they are."""
   forbidden_V = np.arange(VOCABULARY) == STOP
-  state, *_ = chunk(begin(), 4, forbidden_V=forbidden_V)
+  state, *_ = chunk(begin(own_sizes=sizes), 4, forbidden_V=forbidden_V)
   slot_R = np.array([3, 1, 4])  # the last is padding
-  few = sampler.narrow(state, slot_R)
+  few = sampler.narrow(state, slot_R, 5)
   assert np.asarray(few.active_R).tolist() == [True, True, False]
   whole, whole_RK, whole_logp_RK = chunk(state, 5, forbidden_V=forbidden_V, new=False)
   few, token_RK, logp_RK = chunk(few, 5, forbidden_V=forbidden_V, new=False)
   np.testing.assert_array_equal(token_RK[:2], np.asarray(whole_RK)[[3, 1]])
   np.testing.assert_allclose(logp_RK[:2], np.asarray(whole_logp_RK)[[3, 1]], atol=1e-5)
   assert (np.asarray(token_RK[2]) == -1).all()
-  back = sampler.widen(state, few, slot_R)
+  back = sampler.widen(state, few, slot_R, 5)
 
   def assert_mixed(mixed, moved, still):
     mixed, moved, still = (np.asarray(x) for x in (mixed, moved, still))

@@ -12,7 +12,7 @@ from spatial_jax import rng
 from spatial_jax import trajectory as trajectory_lib
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.learn.batch import to_train_batch
-from spatial_jax.rollout.sampling import token_logprobs
+from spatial_jax.rollout.sampling import scores
 from spatial_jax.rollout.schedule import run_episodes
 from tests import rollout_fixtures as fixtures
 from tests.rollout_fixtures import (
@@ -139,7 +139,7 @@ def draw_of(trajectory, index, seed):
     row(batch.prefix.feature_BT, batch.feature_RT),
   )
   logits_RV = policy.logits(params, hidden_RTD[:, index - 1])
-  logp_RV = token_logprobs(logits_RV, np.ones(1, np.float32), batch.forbidden_V)
+  logp_RV = jax.nn.log_softmax(scores(logits_RV, np.ones(1, np.float32), batch.forbidden_V))
   _, step, number, draw = trajectory.seed_path
   key = rng.fold(rng.stream(seed, "sample"), step, number, draw)
   count = int(trajectory.trained_T[:index].sum())

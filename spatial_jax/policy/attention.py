@@ -8,6 +8,8 @@ The platform is that of the mesh compiled for, which is passed in: `jax.default_
 "cpu" while compiling ahead of time for a TPU.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import jax
@@ -16,12 +18,21 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import Mesh
 
 from spatial_jax import sharding
+from spatial_jax.policy import cache
+from spatial_jax.policy.cache import KV
 
 _MASKED = -1e30  # finite, so that a row without any visible key stays finite
 _SPLASH_BLOCK = 128
 # Of scores that XLA holds at once, about a cache full: four times as many took 1.6 times as long to
 # differentiate, sixteen times as many twice the memory. A kernel never writes them to memory.
 _SCORE_BYTES = 4 << 20
+
+
+class Part(NamedTuple):
+  """Attention to some keys: float32 mean [R, K, T, C], log of the sum of weights [R, K, T, 1]."""
+
+  out: jax.Array
+  log_sum: jax.Array
 
 
 def attend(
@@ -85,7 +96,8 @@ def attend_behind(
   rows, prompts, size = q_RKQTC.shape[0], prefix[0].shape[0], prefix[0].shape[2]
   platform = None if mesh is None else mesh.devices.flat[0].platform
   if platform not in ("tpu", "gpu"):
-    return attend_cache(q_RKQTC, prefix, prefix_length_B, own, jnp.zeros(rows, jnp.int32))
+    start_R = jnp.zeros(rows, jnp.int32)
+    return attend_cache(q_RKQTC, prefix, prefix_length_B, (own,), start_R, None, None)
   visible_BS = jnp.arange(size)[None] < prefix_length_B[:, None]
   parts = jax.tree.map(lambda x: jnp.repeat(x, rows // prompts, axis=0), (*prefix, visible_BS))
   k_RKSC, v_RKSC = (jnp.concatenate(pair, axis=2) for pair in zip(parts[:2], own, strict=True))
@@ -171,13 +183,15 @@ def attend_cache(
   q_RKQTC: jax.Array,
   prefix: tuple[jax.Array, jax.Array],
   prefix_length_B: jax.Array,
-  own: tuple[jax.Array, jax.Array],
+  own: Sequence[tuple[jax.Array, jax.Array]],
   start_R: jax.Array,
+  last: jax.Array | None,
+  slot_R: jax.Array | None,
 ) -> jax.Array:
   """Attention of new tokens over their prompt's shared prefix and their row's own cache.
 
   The G rows of a prompt read one copy of its prefix: their queries stand behind one another in
-  front of k_BKSC. Both parts keep their own maximum and sum and are merged by log-sum-exp:
+  front of k_BKSC. All parts keep their own maximum and sum and are merged by log-sum-exp:
 
       row r, query t sees   prefix s < prefix_length[r // G]   and   own s <= start[r] + t
 
@@ -185,41 +199,50 @@ def attend_cache(
     q_RKQTC: queries of the new tokens, R = B*G rows ordered by prompt.
     prefix: k_BKSC, v_BKSC.
     prefix_length_B: int32, valid keys of each prefix, >= 1.
-    own: k_RKSC, v_RKSC, the new tokens already written at start_R.
+    own: k_RKSC, v_RKSC of each block, the new tokens already written at start_R.
     start_R: int32, own length before the new tokens.
+    last: int32 [], the last place of a new token; blocks behind it are not read. None: all are.
+    slot_R: int32, the rows of `own` that are read; None: all in order.
 
   Returns:
     [R, K, Q, T, C] in the dtype of q.
   """
+  rows, kv_heads, per_kv, tokens, channels = q_RKQTC.shape
+  seen, first = _to_prefix(q_RKQTC, prefix, prefix_length_B), 0
+  q_RKTC = q_RKQTC.reshape(rows, kv_heads, per_kv * tokens, channels)
+  place_RT = start_R[:, None] + jnp.arange(tokens)[None]
+  place_RT = jnp.tile(place_RT, (1, per_kv))  # T runs fastest in Q*T
+
+  def more(seen: Part, block: tuple[jax.Array, jax.Array], first: int) -> Part:
+    visible_RTS = first + jnp.arange(block[0].shape[2])[None, None] <= place_RT[:, :, None]
+    return _merge(seen, softmax_part(q_RKTC, *cache.rows(KV(*block), slot_R), visible_RTS))
+
+  for block in own:
+    look = functools.partial(more, block=block, first=first)
+    if last is None or first == 0:
+      seen = look(seen)
+    else:
+      seen = jax.lax.cond(first <= last, look, lambda seen: seen, seen)
+    first += block[0].shape[2]
+  return seen.out.astype(q_RKQTC.dtype).reshape(q_RKQTC.shape)
+
+
+def _to_prefix(
+  q_RKQTC: jax.Array, prefix: tuple[jax.Array, jax.Array], prefix_length_B: jax.Array
+) -> Part:
+  """Attention of each group's rows to its prefix, of [R, K, Q*T, C] queries."""
   (rows, kv_heads, per_kv, tokens, channels), prompts = q_RKQTC.shape, prefix[0].shape[0]
   group = rows // prompts
-
-  def by_prompt(x: jax.Array) -> jax.Array:
-    """[R, K, Q, T, C] -> [B, K, G*Q*T, C]."""
-    x = x.reshape(prompts, group, kv_heads, per_kv * tokens, channels)
-    return jnp.swapaxes(x, 1, 2).reshape(prompts, kv_heads, -1, channels)
 
   def by_row(x: jax.Array) -> jax.Array:
     """[B, K, G*Q*T, n] -> [R, K, Q*T, n]."""
     x = x.reshape(prompts, kv_heads, group, per_kv * tokens, x.shape[-1])
     return jnp.swapaxes(x, 1, 2).reshape(rows, kv_heads, -1, x.shape[-1])
 
+  q = q_RKQTC.reshape(prompts, group, kv_heads, per_kv * tokens, channels)
+  q_BKTC = jnp.swapaxes(q, 1, 2).reshape(prompts, kv_heads, -1, channels)
   visible_BS = jnp.arange(prefix[0].shape[2])[None] < prefix_length_B[:, None]
-  shared = softmax_part(by_prompt(q_RKQTC), *prefix, visible_BS[:, None])
-  last_RT = start_R[:, None] + jnp.arange(tokens)[None]
-  visible_RTS = jnp.arange(own[0].shape[2])[None, None] <= last_RT[:, :, None]
-  visible_RTS = jnp.tile(visible_RTS, (1, per_kv, 1))  # T runs fastest in Q*T
-  q_RKTC = q_RKQTC.reshape(rows, kv_heads, per_kv * tokens, channels)
-  separate = softmax_part(q_RKTC, *own, visible_RTS)
-  out = _merge(Part(*map(by_row, shared)), separate)
-  return out.astype(q_RKQTC.dtype).reshape(q_RKQTC.shape)
-
-
-class Part(NamedTuple):
-  """Attention to some keys: float32 mean [R, K, T, C], log of the sum of weights [R, K, T, 1]."""
-
-  out: jax.Array
-  log_sum: jax.Array
+  return Part(*map(by_row, softmax_part(q_BKTC, *prefix, visible_BS[:, None])))
 
 
 @jax.custom_vjp
@@ -285,10 +308,11 @@ def _scores(q_RKTC: jax.Array, k_RKSC: jax.Array) -> jax.Array:
   return jnp.einsum("RKSC,RKTC->RKTS", k_RKSC, q_RKTC, preferred_element_type=jnp.float32)
 
 
-def _merge(one: Part, two: Part) -> jax.Array:
+def _merge(one: Part, two: Part) -> Part:
   """The softmax over both parts together."""
   log_sum = jnp.logaddexp(one.log_sum, two.log_sum)
-  return one.out * jnp.exp(one.log_sum - log_sum) + two.out * jnp.exp(two.log_sum - log_sum)
+  out = one.out * jnp.exp(one.log_sum - log_sum) + two.out * jnp.exp(two.log_sum - log_sum)
+  return Part(out, log_sum)
 
 
 def _splash(

@@ -1,12 +1,15 @@
 """The key/value cache: one prefix per prompt, shared by its G rollouts, and one tail per row.
 
     prefix   k_BKSC  | prompt of b ........ pad |            written by prefill, read by G rows
-    own      k_RKSC  | turn | observation | turn ... free |  written by append, decode at length_R
+    own      k_RKSC  | turn | observation ¦ turn ... ¦ free |  written by append, decode at length_R
 
-Layers are a tuple, so that a decode step updates each layer in place. S and C stand last: with
-S, K, C the TPU compiler keeps a second copy of the cache.
+A row's own part is cut into blocks (¦), so that nobody reads what no row has reached. Layers are a
+tuple, so that a decode step updates each layer in place. S and C stand last: with S, K, C the TPU
+compiler keeps a second copy of the cache.
 """
 
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,6 +23,9 @@ class KV(NamedTuple):
 
   k_RKSC: jax.Array
   v_RKSC: jax.Array
+
+
+Own = tuple[KV, ...]  # a layer's blocks, one behind the other along S
 
 
 class Prefix(NamedTuple):
@@ -39,7 +45,7 @@ class Cache(NamedTuple):
   """
 
   prefix: Prefix
-  layers: tuple[KV, ...]
+  layers: tuple[Own, ...]
   length_R: jax.Array
 
 
@@ -48,7 +54,7 @@ def init_cache(
   prompts: int,
   group: int,
   prefix_size: int,
-  own_size: int,
+  own_sizes: Sequence[int],
   dtype: jnp.dtype,
 ) -> Cache:
   """An empty cache.
@@ -57,20 +63,23 @@ def init_cache(
     cfg: of the decoder.
     prompts, group: B and G; the cache has R = B*G rows.
     prefix_size: slots for the longest prompt, tokens.
-    own_size: slots for the longest response, observations included, tokens.
+    own_sizes: of the blocks; together slots for the longest response, observations included,
+      tokens.
     dtype: of keys and values.
 
   Returns:
     The cache; a prefix length of 1 keeps the softmax of rows nobody uses finite.
   """
 
-  def layers(rows: int, size: int) -> tuple[KV, ...]:
+  def block(rows: int, size: int) -> KV:
     shape = (rows, cfg.kv_heads, size, cfg.head_dim)
-    return tuple(KV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(cfg.layers))
+    return KV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
-  prefix = Prefix(layers(prompts, prefix_size), jnp.ones(prompts, jnp.int32))
   rows = prompts * group
-  return Cache(prefix, layers(rows, own_size), jnp.zeros(rows, jnp.int32))
+  shared = tuple(block(prompts, prefix_size) for _ in range(cfg.layers))
+  own = tuple(tuple(block(rows, size) for size in own_sizes) for _ in range(cfg.layers))
+  prefix = Prefix(shared, jnp.ones(prompts, jnp.int32))
+  return Cache(prefix, own, jnp.zeros(rows, jnp.int32))
 
 
 def admit(cache: Cache, prefix: Prefix, slot_B: jax.Array) -> Cache:
@@ -98,12 +107,12 @@ def admit(cache: Cache, prefix: Prefix, slot_B: jax.Array) -> Cache:
 
 
 def write(
-  old: KV, new: KV, slot_R: jax.Array | None, start_R: jax.Array, valid_RT: jax.Array
-) -> KV:
+  own: Own, new: KV, slot_R: jax.Array | None, start_R: jax.Array, valid_RT: jax.Array
+) -> Own:
   """Writes each row's valid tokens at its own place.
 
   Args:
-    old: a layer of the cache, [slots, K, S, C].
+    own: a layer of the cache, blocks of [slots, K, S, C].
     new: k, v of the new tokens, [R, K, T, C].
     slot_R: int32, the cache row of each new row, distinct; None for all in order; beyond the end is
       dropped.
@@ -113,16 +122,41 @@ def write(
   Returns:
     The layer.
   """
-  size, (rows, tokens) = old.k_RKSC.shape[2], valid_RT.shape
+  rows, tokens = valid_RT.shape
   slot_R = jnp.arange(rows) if slot_R is None else slot_R
-  place_RT = start_R[:, None] + jnp.arange(tokens)[None, :]
-  place_RT = jnp.where(valid_RT, place_RT, size)  # one behind the end: dropped
 
-  def put(old_RKSC: jax.Array, new_RKTC: jax.Array) -> jax.Array:
+  def put(old_RKSC: jax.Array, new_RKTC: jax.Array, place_RT: jax.Array) -> jax.Array:
     new_RTKC = jnp.swapaxes(new_RKTC, 1, 2).astype(old_RKSC.dtype)
     return old_RKSC.at[slot_R[:, None], :, place_RT].set(new_RTKC, mode="drop")
 
-  return KV(put(old.k_RKSC, new.k_RKSC), put(old.v_RKSC, new.v_RKSC))
+  written = []
+  for block, place_RT, inside_RT in _places(own, start_R, tokens):
+    place_RT = jnp.where(inside_RT & valid_RT, place_RT, block.k_RKSC.shape[2])  # behind: dropped
+    written.append(KV(*(put(old, fresh, place_RT) for old, fresh in zip(block, new, strict=True))))
+  return tuple(written)
+
+
+def read(own: Own, start_R: jax.Array, tokens: int) -> KV:
+  """What `write` put there, [R, K, T, C]; behind the end anything."""
+  found = None
+  for block, place_RT, inside_RT in _places(own, start_R, tokens):
+    at = jnp.clip(place_RT, 0, block.k_RKSC.shape[2] - 1)[:, None, :, None]
+    here = KV(*(jnp.take_along_axis(part, at, axis=2) for part in block))
+    if found is not None:
+      inside = inside_RT[:, None, :, None]
+      here = KV(*(jnp.where(inside, *pair) for pair in zip(here, found, strict=True)))
+    found = here
+  assert found is not None
+  return found
+
+
+def _places(own: Own, start_R: jax.Array, tokens: int) -> Iterator[tuple[KV, jax.Array, jax.Array]]:
+  """Each block, the places in it of a row's tokens [R, T], and whether they are in it."""
+  place_RT = start_R[:, None] + jnp.arange(tokens)[None, :]
+  for block in own:
+    size = block.k_RKSC.shape[2]
+    yield block, place_RT, (place_RT >= 0) & (place_RT < size)
+    place_RT = place_RT - size
 
 
 def rows(layer: KV, index_R: jax.Array | None) -> KV:
@@ -130,3 +164,17 @@ def rows(layer: KV, index_R: jax.Array | None) -> KV:
   if index_R is None:
     return layer
   return KV(*(jnp.take(part, index_R, axis=0, mode="clip") for part in layer))
+
+
+def front(own: Own, index_R: jax.Array, end: jax.Array) -> Own:
+  """`rows` of a layer's blocks; those that begin at `end`, int32 [], or behind it are 0."""
+
+  def taken(block: KV, first: int) -> KV:
+    def nothing() -> KV:
+      like = jax.eval_shape(rows, block, index_R)
+      return KV(*(jnp.zeros(x.shape, x.dtype) for x in like))
+
+    return jax.lax.cond(first < end, lambda: rows(block, index_R), nothing)
+
+  ends = itertools.accumulate(block.k_RKSC.shape[2] for block in own)
+  return tuple(taken(block, first) for block, first in zip(own, (0, *ends), strict=False))

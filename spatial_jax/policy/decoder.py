@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from spatial_jax.policy import attention, cache, rope
-from spatial_jax.policy.cache import KV
+from spatial_jax.policy.cache import KV, Own
 from spatial_jax.policy.config import DecoderConfig
 from spatial_jax.policy.layers import GatedMLP, RMSNorm, scanned
 
@@ -26,12 +26,14 @@ class CacheView(NamedTuple):
   Attributes:
     prefix_length_B: int32, valid keys of the prefixes read; R = B*G rows, ordered by prompt.
     start_R: int32, own tokens before this call; None: none before, and none are kept.
+    last: int32 [], the last place that a token of this call goes to; None as `start_R`.
     prompt_B: int32, which prefixes of the cache are read; None for all of them.
     slot_R: int32, which rows of the cache are read and extended; None for all of them.
   """
 
   prefix_length_B: jax.Array
   start_R: jax.Array | None
+  last: jax.Array | None
   prompt_B: jax.Array | None
   slot_R: jax.Array | None
 
@@ -73,8 +75,8 @@ class Attention(nn.Module):
     angles: Angles,
     valid_RT: jax.Array,
     view: CacheView | None,
-    layer: tuple[KV, KV | None] | None,
-  ) -> tuple[jax.Array, KV]:
+    layer: tuple[KV, Own | None] | None,
+  ) -> tuple[jax.Array, KV | Own]:
     """Returns the output and what to keep: k, v of these tokens, or the layer's updated cache."""
     cfg = self.cfg
 
@@ -102,10 +104,10 @@ class Attention(nn.Module):
         q_RKQTC, layer[0], view.prefix_length_B, new, valid_RT, self.mesh
       )
     else:
-      prefix, own = (cache.rows(layer[0], view.prompt_B), layer[1])
-      keep = cache.write(own, new, view.slot_R, view.start_R, valid_RT)
-      own = cache.rows(keep, view.slot_R)
-      out = attention.attend_cache(q_RKQTC, prefix, view.prefix_length_B, own, view.start_R)
+      prefix = cache.rows(layer[0], view.prompt_B)
+      keep = cache.write(layer[1], new, view.slot_R, view.start_R, valid_RT)
+      where = (view.start_R, view.last, view.slot_R)
+      out = attention.attend_cache(q_RKQTC, prefix, view.prefix_length_B, keep, *where)
     out_RTHC = jnp.swapaxes(out.reshape(q_RHTC.shape), 1, 2)
     dense = nn.DenseGeneral(cfg.width, axis=(-2, -1), use_bias=False, dtype=self.dtype, name="o")
     return dense(out_RTHC), keep
@@ -131,9 +133,9 @@ class DecoderLayer(nn.Module):
     valid_RT: jax.Array,
     seen: Seen | None,
     view: CacheView | None,
-    layer: tuple[KV, KV | None] | None,
+    layer: tuple[KV, Own | None] | None,
     number: jax.Array,
-  ) -> tuple[jax.Array, KV | None]:
+  ) -> tuple[jax.Array, KV | Own | None]:
     cfg = self.cfg
 
     def norm(name: str) -> RMSNorm:
@@ -165,8 +167,8 @@ class DecoderStack(nn.Module):
     valid_RT: jax.Array,
     seen: Seen | None,
     view: CacheView | None,
-    layer: tuple[KV, KV | None] | None,
-  ) -> tuple[jax.Array, KV | None]:
+    layer: tuple[KV, Own | None] | None,
+  ) -> tuple[jax.Array, KV | Own | None]:
     in_axes = (*(nn.broadcast,) * 4, 0, 0)
     layers = scanned(DecoderLayer, self.cfg.layers, in_axes, self.remat)
     numbers = jnp.arange(self.cfg.layers)

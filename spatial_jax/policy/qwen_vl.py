@@ -7,6 +7,7 @@ tokens, positions ────────────┴─prefill─► prefix
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -92,10 +93,12 @@ class Policy:
     )
     return {**params, "decoder": {**params["decoder"], "layers": layers}}
 
-  def init_cache(self, prompts: int, group: int, prefix_size: int, own_size: int) -> Cache:
+  def init_cache(
+    self, prompts: int, group: int, prefix_size: int, own_sizes: Sequence[int]
+  ) -> Cache:
     """An empty cache of prompts * group rows; see `cache.init_cache`."""
     return cache_lib.init_cache(
-      self.cfg.decoder, prompts, group, prefix_size, own_size, self.compute_dtype
+      self.cfg.decoder, prompts, group, prefix_size, own_sizes, self.compute_dtype
     )
 
   # --- forward -----------------------------------------------------------------------------------
@@ -166,7 +169,7 @@ class Policy:
   ) -> jax.Array:
     """`hidden` of rows that go on behind a prefix: R = B*G, ordered by prompt; differentiable."""
     x_RTD = self._embed(params, token_RT, features_MYD, feature_RT)
-    view = CacheView(prefix.length_B, None, None, None)
+    view = CacheView(prefix.length_B, None, None, None, None)
     layers = tuple((kv, None) for kv in prefix.layers)
     seen = self._seen(features_MYD, feature_RT)
     x_RTD, _ = self._layers(params, x_RTD, position_RTA, valid_RT, seen, view, layers, keep=False)
@@ -333,15 +336,19 @@ class Policy:
     self, cache: Cache, slot_R: Array | None, count_R: jax.Array
   ) -> tuple[CacheView, jax.Array]:
     """How the rows of a call lie in the cache, and its lengths afterwards."""
-    length_B = cache.prefix.length_B
+
+    def last(start_R: jax.Array) -> jax.Array:
+      return jnp.max(jnp.where(count_R > 0, start_R + count_R - 1, 0))
+
+    length_B, start_R = cache.prefix.length_B, cache.length_R
     if slot_R is None:
-      return CacheView(length_B, cache.length_R, None, None), cache.length_R + count_R
+      return CacheView(length_B, start_R, last(start_R), None, None), start_R + count_R
     prompt_R = slot_R // (cache.length_R.shape[0] // length_B.shape[0])
     start_R = jnp.take(cache.length_R, slot_R, mode="clip")
     length_R = cache.length_R.at[slot_R].add(count_R, mode="drop")
     prefix_length_R = jnp.take(length_B, prompt_R, mode="clip")
-    view = CacheView(prefix_length_R, start_R, jnp.asarray(prompt_R), jnp.asarray(slot_R))
-    return view, length_R
+    prompt_R, slot_R = jnp.asarray(prompt_R), jnp.asarray(slot_R)
+    return CacheView(prefix_length_R, start_R, last(start_R), prompt_R, slot_R), length_R
 
   def _embed(self, params, token_RT, features_MYD, feature_RT) -> jax.Array:
     table_VD = params["decoder"]["embed"]["embedding"]

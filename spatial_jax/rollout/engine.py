@@ -4,6 +4,8 @@ The loop over them is `schedule.run_episodes`.
 """
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -62,8 +64,8 @@ class RolloutConfig:
     slots: groups on the devices at once; the other prompts wait for one to finish.
     prefill, append: prompts, and observations, read by one call; fewer are padded.
     chunk: most tokens per device call.
-    narrow: where at most an n-th of the rows still sample, they are decoded by themselves, for each
-      n given; () never.
+    narrow: where at most such a share of the rows still sample, they are decoded by themselves; ()
+      never.
     schedule: "logical": a drawing handed over after chunk n is waited for before chunk n + 1 +
       `delay`, so that what runs depends on tokens alone; "eager": taken up as soon as it is there;
       "barrier": all rows wait for the slowest of a turn, all groups for the slowest.
@@ -77,7 +79,8 @@ class RolloutConfig:
       that completes such a string.
     limits: what one turn may draw.
     prompt_buckets, observation_buckets: padded lengths, tokens.
-    own_buckets: how much of each row's own cache a chunk may read instead of all, ascending.
+    own_cuts: ascending; where each row's own cache is cut. What lies behind a cut that no sampling
+      row has reached is not read.
     features: visual tokens of images kept on the devices.
     vision: buckets of the vision tower.
   """
@@ -88,7 +91,7 @@ class RolloutConfig:
   prefill: int
   append: int
   chunk: int
-  narrow: tuple[int, ...]
+  narrow: tuple[float, ...]
   schedule: Literal["logical", "eager", "barrier"]
   delay: int
   weights: WeightForm
@@ -100,17 +103,35 @@ class RolloutConfig:
   limits: Limits
   prompt_buckets: tuple[int, ...]
   observation_buckets: tuple[int, ...]
-  own_buckets: tuple[int, ...]
+  own_cuts: tuple[int, ...]
   features: int
   vision: VisionBuckets
 
   def __post_init__(self):
     counts = (self.prompts, self.group, self.slots, self.prefill, self.append, self.chunk)
-    if min(*counts, self.delay, self.turn_tokens, self.stop.tokens, *self.narrow) < 1:
+    if min(*counts, self.delay, self.turn_tokens, self.stop.tokens) < 1:
       raise ConfigError(
-        "config.rollout: prompts, group, slots, prefill, append, chunk, delay, turn_tokens, "
-        "stop.tokens and all of narrow are at least 1"
+        "config.rollout: prompts, group, slots, prefill, append, chunk, delay, turn_tokens and "
+        "stop.tokens are at least 1"
       )
+    if not all(0 < share < 1 for share in self.narrow):
+      raise ConfigError(
+        f"config.rollout.narrow: shares of the rows, between 0 and 1; got {self.narrow}"
+      )
+    if list(self.own_cuts) != sorted(set(self.own_cuts)) or min(self.own_cuts, default=1) < 1:
+      raise ConfigError(f"config.rollout.own_cuts: ascending, from 1 on; got {self.own_cuts}")
+
+  @property
+  def own_sizes(self) -> tuple[int, ...]:
+    """Tokens in each block of a row's own cache."""
+    ends = [cut for cut in self.own_cuts if cut < self.stop.tokens] + [self.stop.tokens]
+    return tuple(end - start for start, end in itertools.pairwise([0, *ends]))
+
+  @property
+  def widths(self) -> tuple[int, ...]:
+    """How many rows a chunk may decode, ascending, up to all."""
+    rows = self.slots * self.group
+    return tuple(sorted({*(math.ceil(share * rows) for share in self.narrow), rows}))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,14 +6,14 @@ empty ──► admit ───────────► decode_chunk ──�
                             observe               drawn pictures behind the rows that drew
 """
 
-import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from spatial_jax.policy import cache as cache_lib
-from spatial_jax.policy.cache import KV, Cache, Prefix
+from spatial_jax.policy.cache import Cache, Prefix
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout.sampling import Sampling, Vocabulary, sample_token
 from spatial_jax.types import Array, Params
@@ -71,13 +71,16 @@ class ObservationBatch(NamedTuple):
   next_position_R: Array
 
 
-def empty(policy: Policy, slots: int, group: int, prefix_size: int, own_size: int) -> SampleState:
+def empty(
+  policy: Policy, slots: int, group: int, prefix_size: int, own_sizes: Sequence[int]
+) -> SampleState:
   """A state in which nobody samples.
 
   Args:
     policy: the pure functions.
     slots, group: B and G; the state has R = B*G rows.
-    prefix_size, own_size: room in tokens for a prompt, and for what follows it.
+    prefix_size: room in tokens for a prompt.
+    own_sizes: for what follows it, in blocks.
   """
   rows = slots * group
   zero_R, one_R = jnp.zeros(rows, jnp.int32), jnp.ones(rows, jnp.float32)
@@ -92,7 +95,7 @@ def empty(policy: Policy, slots: int, group: int, prefix_size: int, own_size: in
     limit_R=zero_R,
   )
   return SampleState(
-    cache=policy.init_cache(slots, group, prefix_size, own_size),
+    cache=policy.init_cache(slots, group, prefix_size, own_sizes),
     hidden_RD=jnp.zeros((rows, policy.cfg.decoder.width), policy.compute_dtype),
     position_R=zero_R,
     count_R=zero_R,
@@ -188,44 +191,20 @@ def decode_chunk(
   words: Vocabulary,
   *,
   steps: int,
-  own_buckets: tuple[int, ...],
   truncate: bool,
 ) -> tuple[SampleState, jax.Array, jax.Array]:
   """Samples up to `steps` tokens per row; stops early when no row is active.
-
-  Every token reads the whole of each row's own cache, so that a chunk works on the front of it: as
-  much as the longest active row will need.
 
   Args:
     policy, params: the pure functions and their unstacked parameters.
     state: carried state; its buffers are donated by the program that jits this.
     words: a token that ends a turn is sampled, recorded and cached like any other.
     steps: most tokens of this chunk.
-    own_buckets: ascending sizes of that front; beyond the last it is the whole cache.
     truncate: static, as in `sample_token`.
 
   Returns:
     The state, tokens int32 [R, steps] (-1: nothing sampled), and float32 log-probabilities.
   """
-  decode = functools.partial(_decode, policy, params, words, steps, truncate)
-
-  def on_front(state: SampleState, size: int):
-    layers = state.cache.layers
-    front = jax.tree.map(lambda x: x[:, :, :size], layers)
-    state, *said = decode(state._replace(cache=state.cache._replace(layers=front)))
-    layers = jax.tree.map(lambda x, new: x.at[:, :, :size].set(new), layers, state.cache.layers)
-    return state._replace(cache=state.cache._replace(layers=layers)), *said
-
-  if not own_buckets:
-    return decode(state)
-  needed = steps + jnp.max(jnp.where(state.active_R, state.cache.length_R, 0))
-  forms = [functools.partial(on_front, size=size) for size in own_buckets]
-  which = jnp.searchsorted(jnp.asarray(own_buckets), needed)
-  return jax.lax.switch(which, [*forms, decode], state)
-
-
-def _decode(policy, params, words, steps, truncate, state):
-  """`decode_chunk` on the cache as it is."""
 
   def body(carry):
     index, state, token_RK, logp_RK = carry
@@ -260,12 +239,13 @@ def _decode(policy, params, words, steps, truncate, state):
 # --- a few rows by themselves --------------------------------------------------------------------
 
 
-def narrow(state: SampleState, slot_R: Array) -> SampleState:
+def narrow(state: SampleState, slot_R: Array, steps: int) -> SampleState:
   """Some rows of a state as a state of their own, each with its own copy of its prefix.
 
   Args:
     state: of R rows.
     slot_R: int32, which rows; one >= R is padding, which samples nothing.
+    steps: most tokens that they will sample; blocks of the cache behind them stay empty.
   """
   prefix, count = state.cache.prefix, state.active_R.shape[0]
   index_R = jnp.asarray(slot_R)
@@ -279,25 +259,31 @@ def narrow(state: SampleState, slot_R: Array) -> SampleState:
       tuple(cache_lib.rows(layer, prompt_R) for layer in prefix.layers),
       jnp.take(prefix.length_B, prompt_R, mode="clip"),
     ),
-    tuple(cache_lib.rows(layer, index_R) for layer in state.cache.layers),
+    (),
     rows(state.cache.length_R),
   )
   few = jax.tree.map(rows, state._replace(cache=None))
-  return few._replace(cache=cache, active_R=few.active_R & (index_R < count))
+  few = few._replace(cache=cache, active_R=few.active_R & (index_R < count))
+  end = steps + jnp.max(jnp.where(few.active_R, cache.length_R, 0))
+  layers = tuple(cache_lib.front(own, index_R, end) for own in state.cache.layers)
+  return few._replace(cache=cache._replace(layers=layers))
 
 
-def widen(state: SampleState, few: SampleState, slot_R: Array) -> SampleState:
-  """`state` with the rows that `narrow` took out put back; arguments as there."""
+def widen(state: SampleState, few: SampleState, slot_R: Array, steps: int) -> SampleState:
+  """`state` with what the rows that `narrow` took out have done since; arguments as there."""
 
   def put(old: Array, new: Array) -> jax.Array:
     return jnp.asarray(old).at[slot_R].set(new, mode="drop")
 
-  layers = zip(state.cache.layers, few.cache.layers, strict=True)
-  cache = Cache(
-    state.cache.prefix,
-    tuple(KV(*map(put, old, new)) for old, new in layers),
-    put(state.cache.length_R, few.cache.length_R),
+  slot_R = jnp.asarray(slot_R)
+  start_R = jnp.take(state.cache.length_R, slot_R, mode="clip")
+  fresh_RT = jnp.arange(steps)[None] < (few.cache.length_R - start_R)[:, None]
+  layers = tuple(
+    cache_lib.write(old, cache_lib.read(new, start_R, steps), slot_R, start_R, fresh_RT)
+    for old, new in zip(state.cache.layers, few.cache.layers, strict=True)
   )
+  length_R = put(state.cache.length_R, few.cache.length_R)
+  cache = Cache(state.cache.prefix, layers, length_R)
   rest = jax.tree.map(put, state._replace(cache=None), few._replace(cache=None))
   return rest._replace(cache=cache)
 

@@ -7,6 +7,9 @@ import jax.numpy as jnp
 
 from spatial_jax.types import Array
 
+_BLOCK = 128  # ids that a draw looks at together: the width of a TPU's registers
+_BELOW_ONE = 1 - 2.0**-24
+
 
 class Sampling(NamedTuple):
   """How each row samples: arrays, so that none of it recompiles.
@@ -42,6 +45,9 @@ def sample_token(
 ) -> tuple[jax.Array, jax.Array]:
   """One token per row and its log-probability, before truncation; int32 and float32 [R].
 
+  Nothing that is as large as the vocabulary is normalised: a draw need not know the sum, and one
+  token's log-probability takes its logarithm alone.
+
   Args:
     logits_RV: of the next token.
     count_R: int32, folded into each row's key, so that a token's draw depends on its place alone.
@@ -49,24 +55,27 @@ def sample_token(
     forbidden_V: bool.
     truncate: static; apply top_k, top_p and min_p (costs a sort per token).
   """
-  logp_RV = token_logprobs(logits_RV, sampling.temperature_R, forbidden_V)
+  score_RV = scores(logits_RV, sampling.temperature_R, forbidden_V)
+  best_R1 = jnp.max(score_RV, axis=-1, keepdims=True)
+  weight_RV = jnp.exp(score_RV - best_R1)  # 1 of the likeliest
+  total_R1 = jnp.sum(weight_RV, axis=-1, keepdims=True)
   key_R = jax.random.wrap_key_data(jnp.asarray(sampling.key_R2))
   keys_R = jax.vmap(jax.random.fold_in)(key_R, count_R)
   uniform_R = jax.vmap(jax.random.uniform)(keys_R)
-  p_RV = jnp.exp(logp_RV)
   if truncate:
-    p_RV = truncated(p_RV, sampling.top_k_R, sampling.top_p_R, sampling.min_p_R)
+    weight_RV = truncated(weight_RV, sampling.top_k_R, sampling.top_p_R, sampling.min_p_R)
   # Greedy takes the first of what is likeliest, so that one search serves both ways.
   greedy_R1 = jnp.asarray(sampling.greedy_R)[:, None]
-  p_RV = jnp.where(greedy_R1 & (logp_RV < jnp.max(logp_RV, -1, keepdims=True)), 0.0, p_RV)
-  token_R = draw_token(p_RV, jnp.where(sampling.greedy_R, 0.0, uniform_R))
-  return token_R, jnp.take_along_axis(logp_RV, token_R[:, None], axis=-1)[:, 0]
+  weight_RV = jnp.where(greedy_R1 & (weight_RV < 1.0), 0.0, weight_RV)
+  token_R = draw_token(weight_RV, jnp.where(sampling.greedy_R, 0.0, uniform_R))
+  chosen_R1 = jnp.take_along_axis(score_RV, token_R[:, None], axis=-1)
+  return token_R, (chosen_R1 - best_R1 - jnp.log(total_R1))[:, 0]
 
 
-def token_logprobs(logits_RV: Array, temperature_R: Array, forbidden_V: Array) -> jax.Array:
-  """The policy's distribution: forbidden ids out, divided by temperature, before any truncation."""
+def scores(logits_RV: Array, temperature_R: Array, forbidden_V: Array) -> jax.Array:
+  """float32 [R, V] whose softmax is the policy's distribution: no forbidden ids, tempered."""
   allowed_RV = jnp.where(forbidden_V[None, :], -jnp.inf, logits_RV.astype(jnp.float32))
-  return jax.nn.log_softmax(allowed_RV / temperature_R[:, None], axis=-1)
+  return allowed_RV / temperature_R[:, None]
 
 
 def truncated(p_RV: Array, top_k_R: Array, top_p_R: Array, min_p_R: Array) -> jax.Array:
@@ -77,7 +86,7 @@ def truncated(p_RV: Array, top_k_R: Array, top_p_R: Array, min_p_R: Array) -> ja
   kept with it.
 
   Args:
-    p_RV: float32 >= 0, of sum 1.
+    p_RV: float32 >= 0, need not sum to 1.
     top_k_R, top_p_R, min_p_R: as in `Sampling`.
 
   Returns:
@@ -98,7 +107,12 @@ def truncated(p_RV: Array, top_k_R: Array, top_p_R: Array, min_p_R: Array) -> ja
 
 
 def draw_token(p_RV: Array, uniform_R: Array) -> jax.Array:
-  """Inverse CDF with one uniform number per row: a third of the cost of Gumbel noise per entry.
+  """Inverse CDF with one uniform number per row: first which block of ids, then which of them.
+
+      blocks   | 0.1 | 0.5 | 0.4 |          uniform 0.3: in block 1, at (0.3 - 0.1) / 0.5 of it
+      its ids        | 0.2 | 0.3 |          at 0.4 of 0.5: the first
+
+  Sums over the whole vocabulary are never cumulated: that alone cost as much as the softmax.
 
   Args:
     p_RV: float32 >= 0, need not sum to 1.
@@ -107,8 +121,25 @@ def draw_token(p_RV: Array, uniform_R: Array) -> jax.Array:
   Returns:
     int32 [R] token ids; never one of probability 0.
   """
+  rows, vocabulary = p_RV.shape
+  p_RNV = jnp.pad(jnp.asarray(p_RV), ((0, 0), (0, -vocabulary % _BLOCK)))
+  p_RNV = p_RNV.reshape(rows, -1, _BLOCK)
+  block_R, within_R = _invert(jnp.sum(p_RNV, axis=-1), uniform_R)
+  p_RV = jnp.take_along_axis(p_RNV, block_R[:, None, None], axis=1)[:, 0]
+  return block_R * _BLOCK + _invert(p_RV, within_R)[0]
+
+
+def _invert(p_RN: jax.Array, uniform_R: Array) -> tuple[jax.Array, jax.Array]:
+  """Whose part of the cumulated sum a number falls into, and where in it, in [0, 1)."""
   # A parallel sum need not be monotone in its last bits: where p is 0 it counts for nothing, and
   # the largest of what is left stands above uniform times itself.
-  cdf_RV = jnp.where(p_RV > 0.0, jnp.cumsum(p_RV, axis=-1), 0.0)
-  total_R1 = jnp.max(cdf_RV, axis=-1, keepdims=True)
-  return jnp.argmax(cdf_RV > uniform_R[:, None] * total_R1, axis=-1).astype(jnp.int32)
+  cdf_RN = jnp.where(p_RN > 0.0, jnp.cumsum(p_RN, axis=-1), 0.0)
+  target_R1 = jnp.asarray(uniform_R)[:, None] * jnp.max(cdf_RN, axis=-1, keepdims=True)
+  index_R = jnp.argmax(cdf_RN > target_R1, axis=-1).astype(jnp.int32)
+
+  def of_it(x_RN: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(x_RN, index_R[:, None], axis=-1)
+
+  part_R1 = of_it(p_RN)
+  within_R1 = (target_R1 - (of_it(cdf_RN) - part_R1)) / part_R1
+  return index_R, jnp.clip(within_R1[:, 0], 0.0, _BELOW_ONE)

@@ -272,8 +272,7 @@ class _Run:
     count = cfg.slots * cfg.group
     halt_R = np.ones(count, bool)
     halt_R[speaking] = False
-    widths = [max(count // n, 1) for n in cfg.narrow]
-    width = min((w for w in widths if len(speaking) <= w), default=count)
+    width = next(width for width in cfg.widths if len(speaking) <= width)
     slot_R, few = np.arange(count, dtype=np.int32), None
     if width < count:
       slot_R = np.full(width, count, np.int32)
