@@ -1,56 +1,123 @@
-"""Where the seconds of one pass go: the profiler's account of ours, by part of the policy.
+"""What the device does while rollouts run, by the profiler's trace, and how long it does nothing.
 
-    python -m benchmarks.profile [--shape=nano] [--what=forward|gradient] [--remat]
+    python -m benchmarks.profile [--shape=nano] [--case=drawing] [--after=5] [--seconds=10]
 
-The pass is that of benchmarks.policy. Every operation of XLA is counted for the time that it alone
-ran, on all threads, and named after the line of the model it was compiled from.
+A few seconds out of the middle of a call of `benchmarks.rollout`, after one that compiles: the
+share in which no program runs, beside what the run's own timeline says of the whole call, and the
+operations that take longest. On a CPU their seconds are those of threads.
 """
 
+import collections
+import os
 import pathlib
+import re
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-from absl import flags
+from absl import app, flags
+from rich import box
+from rich.table import Table
 
-REMAT = flags.DEFINE_bool("remat", False, "layers are computed again in the backward pass")
-# First match wins; op_name holds the modules and primitives an operation came from.
-PARTS = (
-  ("log-probabilities", r"logprobs|one_chunk|logsumexp"),
-  ("tower: attention", r"VisionTower.*(_attend|attend|cond)"),
-  ("tower: matrices", r"VisionTower.*dot_general"),
-  ("tower: the rest", r"VisionTower"),
-  ("decoder: attention", r"DecoderStack.*(attend|RKQ|softmax)"),
-  ("decoder: matrices", r"DecoderStack.*dot_general"),
-  ("decoder: the rest", r"DecoderStack"),
-)
+from benchmarks import measure, rollout, shapes
+from spatial_jax.evaluate.console import make_console
+from spatial_jax.rollout.timeline import Timeline
+
+AFTER = flags.DEFINE_float("after", 5.0, "seconds of the call before the trace", lower_bound=0.0)
+SECONDS = flags.DEFINE_float("seconds", 10.0, "of the trace", lower_bound=0.1)
+SHOWN = 12  # kinds of operations
+RUNNING = "ThunkExecutor::Execute"  # what runs a CPU's operations, also between two of them
 
 
-class Operation(NamedTuple):
-  """One run of one operation: its thread, and nanoseconds."""
+class Event(NamedTuple):
+  """An operation of the device, or what runs them; nanoseconds."""
 
   name: str
-  thread: str
   start_ns: float
   end_ns: float
 
 
-def operations(call: Callable[[], object]) -> list[Operation]:
-  """What XLA ran while `call` did."""
-  with tempfile.TemporaryDirectory() as folder:
-    with jax.profiler.trace(folder):
-      call()
-    found = []
-    for path in pathlib.Path(folder).rglob("*.xplane.pb"):
-      found += _read(jax.profiler.ProfileData.from_file(str(path)))
-  return found
+def trace(folder: pathlib.Path) -> None:
+  """Sleeps until it is time, and while the trace is taken."""
+  options = jax.profiler.ProfileOptions()
+  options.python_tracer_level = 0  # it would slow the host down, which is what is measured
+  time.sleep(AFTER.value)
+  with jax.profiler.trace(str(folder), profiler_options=options):
+    time.sleep(SECONDS.value)
 
 
-def _read(data: jax.profiler.ProfileData) -> Iterator[Operation]:
-  for plane in data.planes:
-    for line in plane.lines:
-      for event in line.events:
-        names = {name for name, _ in event.stats}
-        if "hlo_op" in names:
-          yield Operation(event.name, line.name, event.start_ns, event.end_ns)
+def read(folder: pathlib.Path) -> list[Event]:
+  """All events of a trace that say that the device was busy."""
+  return [
+    Event(event.name, event.start_ns, event.end_ns)
+    for path in folder.rglob("*.xplane.pb")
+    for plane in jax.profiler.ProfileData.from_file(str(path)).planes
+    for line in plane.lines
+    for event in line.events
+    if event.name.startswith(RUNNING) or any(name == "hlo_op" for name, _ in event.stats)
+  ]
+
+
+def idle_share(events: Sequence[Event], seconds: float) -> float:
+  """Share of so many seconds, from the first event on, in which there is none."""
+  free_ns = min(event.start_ns for event in events)
+  end_ns, idle_ns = free_ns + 1e9 * seconds, 0.0
+  for _, start, end in sorted(events, key=lambda event: event.start_ns):
+    idle_ns += max(min(start, end_ns) - free_ns, 0.0)
+    free_ns = min(max(free_ns, end), end_ns)
+  return (idle_ns + end_ns - free_ns) / (1e9 * seconds)
+
+
+def longest(events: Sequence[Event]) -> Table:
+  """Kinds of operations, those that took longest first."""
+  seconds, count = collections.Counter[str](), collections.Counter[str]()
+  for name, start, end in events:
+    kind = re.sub(r"[.\d]+$", "", name)
+    if not name.startswith(RUNNING):
+      seconds[kind] += (end - start) / 1e9
+      count[kind] += 1
+  grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+  grid.add_column("operations")
+  for name in ("s", "share", "runs"):
+    grid.add_column(name, justify="right")
+  for kind, one_s in seconds.most_common(SHOWN):
+    grid.add_row(kind, f"{one_s:.2f}", f"{one_s / seconds.total():.1%}", f"{count[kind]:,}")
+  return grid
+
+
+def main(argv: list[str]) -> None:
+  """Measures and prints."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+  if dict(os.environ) != measure.environment():
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], measure.environment())
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    shapes.write_checkpoint(shapes.SHAPES[measure.SHAPE.value], folder)
+    ours = rollout.Ours(folder)
+    ours()
+    watch = threading.Thread(target=trace, args=(folder / "trace",))
+    watch.start()
+    with Timeline() as timeline:
+      ours(timeline)
+    if timeline.total_s < AFTER.value + SECONDS.value:
+      raise app.UsageError(
+        f"the call took {timeline.total_s:.1f} s: --after and --seconds must lie in it"
+      )
+    watch.join()
+    events = read(folder / "trace")
+  console = make_console()
+  console.print(
+    f"{SECONDS.value:g} s of {timeline.total_s:.1f}: no program ran for "
+    f"{idle_share(events, SECONDS.value):.1%} of them; the timeline says "
+    f"{timeline.summary()['device_idle_share']:.1%} of the whole call"
+  )
+  console.print(longest(events))
+
+
+if __name__ == "__main__":
+  app.run(main)

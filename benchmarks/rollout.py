@@ -54,7 +54,8 @@ from spatial_jax.rollout import rows as rows_lib
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig
 from spatial_jax.rollout.schedule import run_episodes
-from spatial_jax.types import Operation, Prompt, Prompts, Rollouts, Task
+from spatial_jax.rollout.timeline import Timeline
+from spatial_jax.types import Operation, Prompt, Rollouts, Task
 
 
 class Case(NamedTuple):
@@ -120,18 +121,17 @@ class Ours:
     self._at_once = len(self._prompts) if has.refill else self._config.slots
     self._calls = 0
 
-  def __call__(self) -> Rollouts:
+  def __call__(self, timeline: Timeline | None = None) -> Rollouts:
     """Samples all rollouts."""
     self._calls += 1
     rollouts: Rollouts = []
     with self.engine.executor, forced_turns():
       for first in range(0, len(self._prompts), self._at_once):
-        rollouts += self._sample(self._prompts[first : first + self._at_once])
+        some, modes = self._prompts[first : first + self._at_once], [MODE] * self._config.group
+        rollouts += run_episodes(
+          self.engine, self.weights, some, self._calls, 0, modes, timeline=timeline
+        )
     return rollouts
-
-  def _sample(self, prompts: Prompts) -> Rollouts:
-    modes = [MODE] * self._config.group
-    return run_episodes(self.engine, self.weights, prompts, self._calls, 0, modes)
 
 
 def rollout_config(case: Case, has: Parts) -> RolloutConfig:

@@ -100,3 +100,18 @@ def test_batches_of_the_update_train_every_response():
   rows = [trajectory for group in groups for trajectory in group]
   assert [len(group) for group in groups] == [shapes.GROUP] * shapes.PROMPTS
   assert {(len(r.token_ids_T), r.trained_T.sum()) for r in rows} == {(448, 128)}
+
+
+@pytest.mark.torch
+def test_idle_is_when_no_thread_runs_anything():
+  pytest.importorskip("torch")
+  from benchmarks.profile import Event, idle_share
+
+  def share(*spans_s, seconds=10):
+    return idle_share([Event("op", 1e9 * start, 1e9 * end) for start, end in spans_s], seconds)
+
+  assert share((3, 13)) == 0
+  assert share((3, 8), (4, 6), (7, 13)) == 0
+  assert share((5, 6), (0, 2), (1, 4)) == pytest.approx(0.5)
+  assert share((0, 2), (12, 20)) == pytest.approx(0.8)
+  assert share((0, 40)) == 0
