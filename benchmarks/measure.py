@@ -24,10 +24,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
-from absl import flags
+from absl import app, flags
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -43,11 +43,13 @@ OUT = flags.DEFINE_string("out", None, "write the numbers here as JSON")
 FOLDER = flags.DEFINE_string(
   "folder", None, "where the random weights lie; made when missing, temporary when not given"
 )
+SIDES = flags.DEFINE_list("sides", [], "which of them to run; all where none are named")
 PART = flags.DEFINE_string("part", None, "used by the benchmark itself: 'time', or side to weigh")
 
 PEER = "torch"  # sides whose name begins so are what a user would pick instead
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _SAMPLE_S = 0.002
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +91,18 @@ class Row:
   median_s: float
   tokens_per_s: float
   peak_mib: float
+
+
+def chosen(every: Mapping[str, T]) -> dict[str, T]:
+  """Those sides that `--sides` names, in their order here.
+
+  Raises:
+    UsageError: on the host, for a side that there is not.
+  """
+  unknown = sorted(set(SIDES.value) - every.keys())
+  if unknown:
+    raise app.UsageError(f"--sides are of: {', '.join(every)}; got {', '.join(unknown)}")
+  return {side: what for side, what in every.items() if side in (SIDES.value or every)}
 
 
 def run(benchmark: Benchmark) -> None:

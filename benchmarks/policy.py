@@ -27,7 +27,6 @@ from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.types import Params, VisionBatch
 
 WHAT = flags.DEFINE_enum("what", "forward", ["forward", "gradient"], "one way, or there and back")
-SIDES = flags.DEFINE_list("sides", [], "which of them to run; all where none are named")
 LOGIT_CHUNK = 32  # tokens per row whose logits exist at once, where they are chunked
 TOLERANCE = 1e-4
 
@@ -54,16 +53,8 @@ GRADIENT = {
 
 
 def variants() -> dict[str, Variant]:
-  """The sides of this run, by name.
-
-  Raises:
-    UsageError: on the host, for a side that there is not.
-  """
-  every = FORWARD if WHAT.value == "forward" else GRADIENT
-  unknown = set(SIDES.value) - every.keys()
-  if unknown:
-    raise app.UsageError(f"--sides are of: {', '.join(every)}; got {sorted(unknown)}")
-  return {side: variant for side, variant in every.items() if side in (SIDES.value or every)}
+  """The sides of this run, by name."""
+  return measure.chosen(FORWARD if WHAT.value == "forward" else GRADIENT)
 
 
 class Result(NamedTuple):

@@ -75,7 +75,6 @@ CASES = {
   "drawing": Case(16, 1, 224, 4, 6, 256),
 }
 CASE = flags.DEFINE_enum("case", "image", list(CASES), "what is sampled")
-SIDES = flags.DEFINE_list("sides", [], "which of them to run; all where none are named")
 SHARES = (0.5, 0.25)  # of the rows, decoded by themselves
 CUT = 170  # tokens in a block of a row's own cache
 COMPARED = 2  # prompts whose samples torch scores again
@@ -334,15 +333,8 @@ DRAWING = {
 
 
 def sides() -> dict[str, Callable[[pathlib.Path], Callable[[], object]]]:
-  """Those of this run.
-
-  Raises:
-    UsageError: on the host, for a side that there is not.
-  """
-  every = DRAWING if CASE.value == "drawing" else WORDS
-  if set(SIDES.value) - set(every):
-    raise app.UsageError(f"--sides are of: {', '.join(every)}; got {SIDES.value}")
-  return {side: make for side, make in every.items() if side in (SIDES.value or every)}
+  """Those of this run."""
+  return measure.chosen(DRAWING if CASE.value == "drawing" else WORDS)
 
 
 def time(folder: pathlib.Path) -> Timed:

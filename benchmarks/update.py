@@ -83,7 +83,6 @@ TORCH = {
   "torch shared": TorchVariant(False, False, True),
   "torch remat chunked shared": TorchVariant(True, True, True),
 }
-SIDES = flags.DEFINE_list("sides", [*OURS, *TORCH], "which of them to run")
 MICRO_ROWS = flags.DEFINE_integer("micro_rows", 8, "rows in a microbatch of torch, of one prompt")
 
 
@@ -284,7 +283,7 @@ def time(folder: pathlib.Path) -> Timed:
   ours, theirs = Ours(folder), Torch(folder)
   calls = {side: ours.step_of(variant) for side, variant in OURS.items()}
   calls |= {side: theirs.step_of(variant) for side, variant in TORCH.items()}
-  calls = {side: calls[side] for side in SIDES.value}
+  calls = measure.chosen(calls)
   first_steps = {}
   for side, step in calls.items():
     (ours if side in OURS else theirs).restart()
@@ -303,7 +302,7 @@ def load(side: str, folder: pathlib.Path) -> Callable[[], Step]:
 def _compare(first_steps: dict[str, list[Step]]) -> dict[str, float]:
   """The largest difference of any side from the first, at each of the first steps."""
   differences = {}
-  base = first_steps[SIDES.value[0]]
+  base = next(iter(first_steps.values()))
   for number in range(COMPARED_STEPS):
     loss, norm = base[number]
     others = [steps[number] for steps in first_steps.values()]
@@ -320,13 +319,8 @@ def main(argv: list[str]) -> None:
   """Measures and prints."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-  unknown = set(SIDES.value) - OURS.keys() - TORCH.keys()
-  if unknown or shapes.GROUP % MICRO_ROWS.value:
-    known = ", ".join([*OURS, *TORCH])
-    raise app.UsageError(
-      f"--sides are of: {known}; --micro_rows divides {shapes.GROUP}; got {sorted(unknown)}, "
-      f"{MICRO_ROWS.value}"
-    )
+  if shapes.GROUP % MICRO_ROWS.value:
+    raise app.UsageError(f"--micro_rows divides {shapes.GROUP}; got {MICRO_ROWS.value}")
   measure.run(
     Benchmark(
       title=(
@@ -335,7 +329,7 @@ def main(argv: list[str]) -> None:
       ),
       unit="trained tokens",
       tokens=TOKENS,
-      sides=tuple(SIDES.value),
+      sides=tuple(measure.chosen({**OURS, **TORCH})),
       time=time,
       load=load,
       notes=(
