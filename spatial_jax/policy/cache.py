@@ -138,16 +138,13 @@ def write(
 
 def read(own: Own, start_R: jax.Array, tokens: int) -> KV:
   """What `write` put there, [R, K, T, C]; behind the end anything."""
-  found = None
+  found_RKTC = [jnp.zeros((), part.dtype) for part in own[0]]
   for block, place_RT, inside_RT in _places(own, start_R, tokens):
     at = jnp.clip(place_RT, 0, block.k_RKSC.shape[2] - 1)[:, None, :, None]
-    here = KV(*(jnp.take_along_axis(part, at, axis=2) for part in block))
-    if found is not None:
-      inside = inside_RT[:, None, :, None]
-      here = KV(*(jnp.where(inside, *pair) for pair in zip(here, found, strict=True)))
-    found = here
-  assert found is not None
-  return found
+    here_RKTC = [jnp.take_along_axis(part, at, axis=2) for part in block]
+    inside = inside_RT[:, None, :, None]
+    found_RKTC = [jnp.where(inside, *pair) for pair in zip(here_RKTC, found_RKTC, strict=True)]
+  return KV(*found_RKTC)
 
 
 def _places(own: Own, start_R: jax.Array, tokens: int) -> Iterator[tuple[KV, jax.Array, jax.Array]]:
@@ -159,11 +156,11 @@ def _places(own: Own, start_R: jax.Array, tokens: int) -> Iterator[tuple[KV, jax
     place_RT = place_RT - size
 
 
-def rows(layer: KV, index_R: jax.Array | None) -> KV:
-  """The given rows of a layer (int32, clipped to its range); all of them, uncopied, for None."""
+def rows(block: KV, index_R: jax.Array | None) -> KV:
+  """The given rows (int32, clipped to those that there are); all of them, uncopied, for None."""
   if index_R is None:
-    return layer
-  return KV(*(jnp.take(part, index_R, axis=0, mode="clip") for part in layer))
+    return block
+  return KV(*(jnp.take(part, index_R, axis=0, mode="clip") for part in block))
 
 
 def front(own: Own, index_R: jax.Array, end: jax.Array) -> Own:
