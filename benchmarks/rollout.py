@@ -4,7 +4,7 @@
 
 image    8 prompts x 8 samples, one image of 256 tokens, 128 new tokens for every row
 frames   4 prompts x 8 samples, 16 images of 256 tokens, 64 new tokens for every row
-drawing  16 prompts x 8 samples in 4 slots, one image of 64 tokens, 1 to 6 turns of a length drawn
+drawing  16 prompts x 8 samples in 32 rows, one image of 64 tokens, 1 to 6 turns of a length drawn
          from exp(N(4, 1)), at most 256 tokens: half below 55, one in ten above 197. Every turn but
          the last draws one box on the image and looks at it: 64 visual tokens more.
 
@@ -12,7 +12,8 @@ Prompts have 64 tokens of text. `torch` is generate() with num_return_sequences;
 tower and prompt once and copies the cache for the samples. Of the engine's parts,
 
 a prompt per sample   every rollout reads its prompt and keeps it for itself
-no refill             a group waits for a slot until all groups before it have ended
+no refill             four groups have the 32 rows until all of them have ended; else a rollout
+                      takes the row of any that has, and prompts of eight groups lie on the device
 turn barrier          neither refill nor drawing beside decoding: all rows wait for the slowest turn
 no row leaves         likewise, and rows that wait are decoded along, as in a batch of fixed rows
 """
@@ -59,7 +60,7 @@ from spatial_jax.types import Operation, Prompt, Rollouts, Task
 
 
 class Case(NamedTuple):
-  """Prompts, images of each and their sides, slots, turns, and most tokens of one."""
+  """Prompts, images of each and their sides, groups with rows, turns, most tokens of one."""
 
   prompts: int
   images: int
@@ -136,7 +137,8 @@ class Ours:
 def rollout_config(case: Case, has: Parts) -> RolloutConfig:
   """Of one case."""
   group = shapes.GROUP if has.shared else 1
-  slots = case.slots * shapes.GROUP // group
+  refilled = case.turns > 1 and has.refill
+  prompts = 2 * case.slots if refilled else case.slots  # that lie on the device
   tokens = (case.side_px // 28) ** 2
   windows, look = tokens // 16, tokens + 32  # words around a drawing: fewer than 32
   size = shapes.TEXT_BEFORE + shapes.TEXT_BEHIND + (tokens + 2) * case.images
@@ -144,8 +146,9 @@ def rollout_config(case: Case, has: Parts) -> RolloutConfig:
   return RolloutConfig(
     prompts=case.prompts,
     group=group,
-    slots=slots,
-    prefill=min(slots, 8),
+    slots=prompts * shapes.GROUP // group,
+    rows=case.slots * shapes.GROUP,
+    prefill=min(case.slots * shapes.GROUP // group, 8),
     append=2,
     chunk=8 if case.turns > 1 else 16,
     narrow=SHARES if case.turns > 1 and has.leave else (),
@@ -161,7 +164,7 @@ def rollout_config(case: Case, has: Parts) -> RolloutConfig:
     prompt_buckets=(size,),
     observation_buckets=(look,),
     own_cuts=(own // 2,) if case.turns == 1 else tuple(range(CUT, own, CUT)),
-    features=tokens * (case.images * case.slots + 64),
+    features=tokens * (case.images * prompts + 64),
     vision=VisionBuckets((windows, 2 * windows, 8 * windows), (1, 2, 8), (4 * tokens,)),
   )
 

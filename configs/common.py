@@ -191,6 +191,7 @@ def rollout() -> ConfigDict:
       "prompts": 32,  # few, large steps: at more of half the size, noise takes over
       "group": 8,
       "slots": 32,  # groups on the devices at once: here all of a step
+      "rows": 0,  # rollouts of these groups that sample at once; 0: all of them
       "prefill": 32,  # prompts read by one call
       "append": 8,  # observations read by one call: a batch draws 30 to 60 times
       "chunk": 16,  # tokens per call; what a row that stopped waits for

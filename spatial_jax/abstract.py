@@ -39,7 +39,8 @@ class Inputs:
     weights: decode parameters; like all that follows, on the rollout mesh.
     vision: images of one call of the tower, and the row of the pool of each feature.
     pool_MYD: features of images.
-    prompts: PromptBatch, active_BG, Sampling.
+    prompts: of one call.
+    begins: begins_R, rollout_R, row_BG, Sampling.
     rows: SampleState with the whole cache.
     halt_R, observations: of one call.
   """
@@ -49,7 +50,8 @@ class Inputs:
   weights: Params
   vision: tuple[VisionBatch, Any]
   pool_MYD: Any
-  prompts: tuple[PromptBatch, Any, Sampling]
+  prompts: PromptBatch
+  begins: tuple[Any, Any, Any, Sampling]
   rows: SampleState
   halt_R: Any
   observations: ObservationBatch
@@ -105,7 +107,8 @@ def all_programs(
       (state.opt_state,),
     ),
     ("see", run.see, (weights, pool, *x.vision), (state, rows)),
-    ("admit", run.admit, (weights, rows, pool, *x.prompts), (state,)),
+    ("admit", run.admit, (weights, rows, pool, x.prompts), (state,)),
+    ("begin", run.begin, (rows, *x.begins), (state, weights, pool)),
     ("sample", run.sample, (weights, rows, x.halt_R, None, rollout.mode.truncates), (state, pool)),
     ("observe", run.observe, (weights, rows, pool, x.observations), (state,)),
     ("update", learn.update, (state, x.batch, None), (weights,)),
@@ -148,6 +151,7 @@ def largest_inputs(
     vision=_everywhere(vision, everywhere),
     pool_MYD=_everywhere(jax.eval_shape(run.pool), everywhere),
     prompts=_everywhere(_prompts(rollout), everywhere),
+    begins=_everywhere(_begins(rollout, rows.sampling), everywhere),
     rows=programs.placed(rows, sharding.rollout_shardings(rows, local)),
     halt_R=_everywhere(_struct(rows.active_R.shape, jnp.bool_), everywhere),
     observations=_everywhere(_observations(rollout), everywhere),
@@ -205,9 +209,9 @@ def _features(policy: Policy, buckets: VisionBuckets) -> Any:
   return _struct((tokens, cfg.vision.streams, cfg.decoder.width), policy.compute_dtype)
 
 
-def _prompts(cfg: RolloutConfig) -> tuple[PromptBatch, Any, Sampling]:
+def _prompts(cfg: RolloutConfig) -> PromptBatch:
   count, size = cfg.prefill, cfg.prompt_buckets[-1]
-  batch = PromptBatch(
+  return PromptBatch(
     slot_B=_struct((count,), jnp.int32),
     token_BT=_struct((count, size), jnp.int32),
     position_BTA=_struct((count, size, 3), jnp.int32),
@@ -215,17 +219,12 @@ def _prompts(cfg: RolloutConfig) -> tuple[PromptBatch, Any, Sampling]:
     feature_BT=_struct((count, size), jnp.int32),
     next_position_B=_struct((count,), jnp.int32),
   )
-  rows = count * cfg.group
-  sampling = Sampling(
-    key_R2=_struct((rows, 2), jnp.uint32),
-    temperature_R=_struct((rows,), jnp.float32),
-    greedy_R=_struct((rows,), jnp.bool_),
-    top_k_R=_struct((rows,), jnp.int32),
-    top_p_R=_struct((rows,), jnp.float32),
-    min_p_R=_struct((rows,), jnp.float32),
-    limit_R=_struct((rows,), jnp.int32),
-  )
-  return batch, _struct((count, cfg.group), jnp.bool_), sampling
+
+
+def _begins(cfg: RolloutConfig, sampling: Sampling) -> tuple[Any, Any, Any, Sampling]:
+  count = (cfg.row_count,)
+  row_BG = _struct((cfg.slots, cfg.group), jnp.int32)
+  return _struct(count, jnp.bool_), _struct(count, jnp.int32), row_BG, sampling
 
 
 def _observations(cfg: RolloutConfig) -> ObservationBatch:

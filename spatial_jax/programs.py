@@ -1,7 +1,7 @@
 """Every jitted function of a run: `train` runs them, `aot` compiles the same ones.
 
     decode_params   train parameters -> rollout mesh, unstacked     once per step
-    rollout         empty, pool, see, admit, sample, observe        on the rollout mesh
+    rollout         empty, pool, see, admit, begin, sample, observe on the rollout mesh
     update          TrainState x TrainBatch -> TrainState, metrics  on the train mesh, state donated
 
 Shardings are stated where data enters and leaves a program; inside, the compiler follows them.
@@ -176,6 +176,7 @@ def rollout_programs(
     pool=jax.jit(side.pool, out_shardings=everywhere),
     see=jax.jit(side.see, donate_argnums=1, out_shardings=everywhere),
     admit=jax.jit(side.admit, donate_argnums=1, out_shardings=(state, everywhere)),
+    begin=jax.jit(side.begin, donate_argnums=0, out_shardings=state),
     sample=jax.jit(
       side.sample,
       static_argnums=4,
@@ -202,7 +203,8 @@ class _RolloutSide:
 
   def empty(self, prefix_size: int) -> SampleState:
     cfg = self.cfg
-    return sampler.empty(self.policy, cfg.slots, cfg.group, prefix_size, cfg.own_sizes)
+    sizes = (prefix_size, cfg.own_sizes)
+    return sampler.empty(self.policy, cfg.slots, cfg.group, cfg.row_count, *sizes)
 
   def pool(self) -> jax.Array:
     cfg = self.policy.cfg
@@ -222,12 +224,21 @@ class _RolloutSide:
     state: SampleState,
     pool_MYD: Array,
     prompts: PromptBatch,
-    active_BG: Array,
-    sampling: Sampling,
   ) -> tuple[SampleState, jax.Array]:
-    rows = self.lay((prompts, active_BG, sampling))
-    state = sampler.admit(self.policy, params, self.lay(state), pool_MYD, *rows)
-    return state, state.hidden_RD[0, 0]
+    state = sampler.admit(self.policy, params, self.lay(state), pool_MYD, self.lay(prompts))
+    assert state.start is not None
+    return state, state.start.hidden_BD[0, 0]
+
+  def begin(
+    self,
+    state: SampleState,
+    begins_R: Array,
+    rollout_R: Array,
+    row_BG: Array,
+    sampling: Sampling,
+  ) -> SampleState:
+    rows = self.lay((begins_R, rollout_R, row_BG, sampling))
+    return sampler.begin(self.lay(state), *rows)
 
   def sample(
     self, params: Params, state: SampleState, halt_R: Array, slot_R: Array | None, truncate: bool
@@ -273,9 +284,11 @@ def decode_params(policy: Policy, mesh: Mesh, weights: WeightForm) -> Callable[[
 
 
 def rollout_buckets(cfg: RolloutConfig, mesh: Mesh) -> RolloutConfig:
-  """Slots that divide over the devices of a process; on TPU lengths in multiples of 128."""
+  """Slots and rows that divide over a process' devices; on TPU lengths in multiples of 128."""
   devices = sharding.island_mesh(mesh).shape["data"]
-  cfg = dataclasses.replace(cfg, slots=-(-cfg.slots // devices) * devices)
+  slots = -(-cfg.slots // devices) * devices
+  rows = min(-(-cfg.rows // devices) * devices, slots * cfg.group)
+  cfg = dataclasses.replace(cfg, slots=slots, rows=rows)
   if not _is_tpu(mesh):
     return cfg
   vision = dataclasses.replace(cfg.vision, patches=_blocks(cfg.vision.patches))

@@ -38,6 +38,7 @@ ROLLOUT = RolloutConfig(
   prompts=3,
   group=2,
   slots=3,
+  rows=0,
   prefill=2,
   append=4,
   chunk=3,
@@ -125,8 +126,9 @@ def say(text: str) -> list[int]:
 
 @dataclasses.dataclass(eq=False)
 class ScriptedState:
-  """Of each row: its script, the turn it is at, and what of it was said."""
+  """Of each slot: its first script. Of each row: its script, the turn it is at, what was said."""
 
+  first_B: np.ndarray
   script_R: np.ndarray
   turn_R: np.ndarray
   said_R: np.ndarray
@@ -137,25 +139,29 @@ class ScriptedState:
 
 def scripted(scripts: Sequence[Script], cfg: RolloutConfig) -> RolloutPrograms:
   """Programs without a policy: rollout i, in the order of prompts, says `scripts[i]`."""
-  rows = cfg.slots * cfg.group
+  rows = cfg.row_count
   admitted = [0]
 
   def empty(size) -> ScriptedState:
     admitted[0] = 0
-    return ScriptedState(*(np.zeros(rows, int) for _ in range(5)), np.zeros(rows, bool))
+    first_B, of_rows = np.zeros(cfg.slots, int), (np.zeros(rows, int) for _ in range(5))
+    return ScriptedState(first_B, *of_rows, np.zeros(rows, bool))
 
-  def admit(params, state, pool_MYD, prompts, active_BG, sampling):
-    limit_BG = sampling.limit_R.reshape(active_BG.shape)
-    for slot, active_G, limit_G in zip(prompts.slot_B, active_BG, limit_BG, strict=True):
-      if slot >= cfg.slots:
-        continue
-      of_slot = slice(slot * cfg.group, (slot + 1) * cfg.group)
-      assert not state.active_R[of_slot].any(), "the slot is not free"
-      state.script_R[of_slot] = admitted[0] + np.arange(cfg.group)
-      state.turn_R[of_slot], state.said_R[of_slot], state.count_R[of_slot] = 0, 0, 0
-      state.limit_R[of_slot], state.active_R[of_slot] = limit_G, active_G
-      admitted[0] += cfg.group
+  def admit(params, state, pool_MYD, prompts):
+    for slot in prompts.slot_B:
+      if slot < cfg.slots:
+        state.first_B[slot] = admitted[0]
+        admitted[0] += cfg.group
     return state, 0
+
+  def begin(state, begins_R, rollout_R, row_BG, sampling):
+    assert not state.active_R[begins_R].any(), "the row is not free"
+    slot_R, sample_R = np.divmod(rollout_R[begins_R], cfg.group)
+    state.script_R[begins_R] = state.first_B[slot_R] + sample_R
+    state.turn_R[begins_R] = state.said_R[begins_R] = state.count_R[begins_R] = 0
+    state.limit_R[begins_R] = sampling.limit_R[begins_R]
+    state.active_R[begins_R] = True
+    return state
 
   def sample(params, state, halt_R, slot_R, truncate):
     state.active_R &= ~halt_R
@@ -190,6 +196,7 @@ def scripted(scripts: Sequence[Script], cfg: RolloutConfig) -> RolloutPrograms:
     pool=lambda: np.zeros((cfg.features, 1, cfg_D), np.float32),
     see=lambda params, pool_MYD, vision, place_M: (pool_MYD, 0),
     admit=admit,
+    begin=begin,
     sample=sample,
     observe=observe,
   )

@@ -40,6 +40,7 @@ ROLLOUT = RolloutConfig(
   prompts=4,
   group=2,
   slots=4,
+  rows=0,
   prefill=4,
   append=4,
   chunk=4,
@@ -97,7 +98,7 @@ class Outcome(NamedTuple):
   weights: Params
 
 
-def lab(data: int, fsdp: int, tensor: int) -> Lab:
+def lab(data: int, fsdp: int, tensor: int, rollout: RolloutConfig = ROLLOUT) -> Lab:
   """A fresh start with hashed weights; the same bits on every mesh."""
   mesh_cfg = sharding.MeshConfig(data, fsdp, tensor)
   mesh = sharding.make_mesh(mesh_cfg, jax.devices()[: data * fsdp * tensor])
@@ -109,7 +110,7 @@ def lab(data: int, fsdp: int, tensor: int) -> Lab:
   conversation = Conversation(TOKENIZER, WORDS, PREPROCESS, cfg)
   executor = Executor(ExecutorConfig(0, 20.0, 1024), STYLE)
   return Lab(
-    engine=make_engine(policy, conversation, executor, ROLLOUT),
+    engine=make_engine(policy, conversation, executor, rollout),
     learn=programs.learn_programs(policy, optimizer, LOSS, MICRO),
     policy=policy,
     decode_params=programs.decode_params(policy, mesh, "compute"),

@@ -69,7 +69,7 @@ def compiled():
 
 @needs_libtpu
 def test_every_program_compiles_and_fits(compiled):
-  names = ["decode_params", "see", "admit", "sample", "observe", "update"]
+  names = ["decode_params", "see", "admit", "begin", "sample", "observe", "update"]
   assert list(compiled) == names
   for one in compiled.values():
     assert one.error is None, f"{one.name}: {one.error}"
@@ -178,7 +178,7 @@ def test_the_command_line(tmp_path):
 
   done = run(f"--config.init={tmp_path}", "--topology=v5e:2x2")
   assert done.returncode == 0, done.stderr
-  assert done.stdout.count("  fits") == 6
+  assert done.stdout.count("  fits") == 7
   done = run(f"--config.init={tmp_path}/nowhere", "--topology=v5e:2x2")
   assert done.returncode == 2
   assert done.stderr.startswith("error: ")

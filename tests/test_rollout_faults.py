@@ -139,6 +139,7 @@ ADVERSE = dataclasses.replace(
   prompts=24,
   group=2,
   slots=5,
+  rows=7,
   chunk=7,
   turn_tokens=80,
   stop=dataclasses.replace(ROLLOUT.stop, turns=4, images=5, tokens=400),

@@ -180,16 +180,17 @@ def lab():
   """Policy, its decode parameters, a jitted admission and a jitted chunk."""
   policy, params = fixtures.random_policy()
   admit = jax.jit(functools.partial(sampler.admit, policy))
+  begins = jax.jit(sampler.begin)
   chunk = jax.jit(
     functools.partial(sampler.decode_chunk, policy),
     static_argnames=("steps", "truncate"),
   )
-  return policy, fixtures.decode_params(policy, params), admit, chunk
+  return policy, fixtures.decode_params(policy, params), (admit, begins), chunk
 
 
-def begin(active=(True, True), slots=(0, 1), state=None, own_sizes=(32,)):
+def begin(active=(True, True), slots=(0, 1), state=None, own_sizes=(32,), rows=4):
   """Two prompts in slots of two rows."""
-  policy, params, admit, _ = lab()
+  policy, params, (admit, begins), _ = lab()
   talk = fixtures.conversation()
   prompts = [
     talk.prompt(fixtures.task("one")),
@@ -205,9 +206,14 @@ def begin(active=(True, True), slots=(0, 1), state=None, own_sizes=(32,)):
     next_position_B=np.array([p.next_position for p in prompts], np.int32),
   )
   pool_MYD = np.zeros((1, 1, policy.cfg.decoder.width), np.float32)
-  state = state or sampler.empty(policy, 2, 2, length, own_sizes)
-  active_BG = np.repeat(np.asarray(active)[:, None], 2, axis=1)
-  return admit(params, state, pool_MYD, batch, active_BG, make_sampling(4))
+  state = state or sampler.empty(policy, 2, 2, rows, length, own_sizes)
+  state = admit(params, state, pool_MYD, batch)
+  begins_BG = np.zeros((2, 2), bool)
+  for slot, here in zip(slots, active, strict=True):
+    if slot < 2:
+      begins_BG[slot] = here
+  nobody_R, nobody_BG = np.zeros(rows, np.int32), np.zeros((2, 2), np.int32)
+  return begins(state, begins_BG.reshape(-1)[:rows], nobody_R, nobody_BG, make_sampling(rows))
 
 
 def chunk(state, steps, truncate=False, forbidden_V=None, **sampling):
@@ -232,6 +238,41 @@ def test_a_slot_that_was_used_is_as_good_as_new():
   _, token_RK, logp_RK = chunk(again._replace(sampling=sampling), 6, new=False)
   np.testing.assert_array_equal(np.asarray(token_RK)[[2, 3, 0, 1]], fresh_RK)
   np.testing.assert_allclose(np.asarray(logp_RK)[[2, 3, 0, 1]], fresh_logp_RK, atol=1e-5)
+
+
+def test_rollouts_say_the_same_in_whichever_row():
+  """Three rows for the four rollouts of two prompts: who has which does not show."""
+  begins, full = lab()[2][1], begin()
+  _, whole_RK, whole_logp_RK = chunk(full, 8, new=False)
+  few = begin(rows=3, active=(False, False))
+  for rollout_R in ([2, 0, 3], [3, 1, 0], [1, 2, 0]):
+    row_BG = np.zeros(4, np.int32)
+    row_BG[rollout_R] = np.arange(3)
+    sampling = jax.tree.map(lambda x, at=rollout_R: np.asarray(x)[at], full.sampling)
+    taken = (np.ones(3, bool), np.array(rollout_R, np.int32), row_BG.reshape(2, 2), sampling)
+    few, token_RK, logp_RK = chunk(begins(few, *taken), 8, new=False)
+    np.testing.assert_array_equal(token_RK, np.asarray(whole_RK)[rollout_R])
+    np.testing.assert_allclose(logp_RK, np.asarray(whole_logp_RK)[rollout_R], atol=1e-5)
+
+
+def test_a_row_that_goes_on_does_not_see_who_begins_beside_it():
+  begins, full = lab()[2][1], begin()
+  _, whole_RK, _ = chunk(full, 8, forbidden_V=np.arange(VOCABULARY) == STOP, new=False)
+  state, nobody = begin(rows=2, active=(False, False)), np.zeros((2, 2), np.int32)
+
+  def take(state, begins_R, rollout_R):
+    row_BG = nobody.reshape(-1).copy()
+    row_BG[rollout_R] = np.arange(2)
+    sampling = jax.tree.map(lambda x: np.asarray(x)[rollout_R], full.sampling)
+    rollout_R = np.array(rollout_R, np.int32)
+    state = begins(state, np.array(begins_R), rollout_R, row_BG.reshape(2, 2), sampling)
+    return chunk(state, 4, forbidden_V=np.arange(VOCABULARY) == STOP, new=False)
+
+  state, first_RK, _ = take(state, [True, True], [1, 3])
+  state, then_RK, _ = take(state, [False, True], [1, 0])
+  np.testing.assert_array_equal(np.concatenate([first_RK[0], then_RK[0]]), whole_RK[1])
+  np.testing.assert_array_equal(first_RK[1], np.asarray(whole_RK)[3, :4])
+  np.testing.assert_array_equal(then_RK[1], np.asarray(whole_RK)[0, :4])
 
 
 def test_a_prompt_without_a_slot_changes_nothing():
@@ -333,7 +374,7 @@ def test_a_few_rows_by_themselves(sizes):
     np.testing.assert_array_equal(mixed[[0, 2]], still[[0, 2]])
 
   def of_rows(state):
-    return (state.cache.layers, state.cache.length_R, *state[1:])
+    return (state.cache.layers, state.cache.length_R, *state[2:])
 
   jax.tree.map(assert_mixed, of_rows(back), of_rows(whole), of_rows(state))
   jax.tree.map(np.testing.assert_array_equal, back.cache.prefix, state.cache.prefix)

@@ -105,6 +105,10 @@ def assert_same(one, other, atol):
     {"schedule": "eager"},
     {"schedule": "barrier", "slots": 2},
     {"delay": 4},
+    {"rows": 1},
+    {"rows": 4, "slots": 4, "schedule": "eager"},
+    {"rows": 3, "slots": 3, "chunk": 8, "narrow": (0.3, 0.7)},
+    {"rows": 2, "slots": 2, "schedule": "barrier"},
     {"features": 72},  # room for hardly more than two pictures: most are looked at again
   ],
   ids=str,

@@ -75,7 +75,7 @@ def test_its_record_is_a_picture(watched):
   record = json.loads(json.dumps(timeline.record()))
   assert {len(chunk["speaking"]) for chunk in record["chunks"]} == {2}
   assert all(
-    max(chunk["speaking"]) + max(chunk["drawing"]) <= 2 * chunk["rows"]
+    max(chunk["speaking"]) + max(chunk["drawing"]) <= 2 * chunk["group"]
     for chunk in record["chunks"]
   )
   assert any(sum(chunk["drawing"]) for chunk in record["chunks"]), "nobody is seen to draw"

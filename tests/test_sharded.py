@@ -9,6 +9,7 @@ import pytest
 
 from spatial_jax import abstract, sharding
 from spatial_jax.learn.optimizer import make_optimizer
+from spatial_jax.rollout.schedule import run_episodes
 from tests import step_fixtures
 from tests.step_fixtures import Lab, Outcome
 
@@ -42,6 +43,7 @@ def _watch(lab: Lab) -> tuple[Lab, dict[str, Watched]]:
   watched = {
     "see": Watched(run.see),
     "admit": Watched(run.admit),
+    "begin": Watched(run.begin),
     "sample": Watched(run.sample),
     "observe": Watched(run.observe),
   }
@@ -89,6 +91,22 @@ def test_rollouts_are_the_same(ran):
     np.testing.assert_allclose(one.logp_T, eight.logp_T, rtol=0, atol=1e-5)
 
 
+def test_rollouts_that_take_turns_in_few_rows_are_the_same(ran):
+  """A row's prompt may lie on another device than the row."""
+  few = dataclasses.replace(step_fixtures.ROLLOUT, rows=4)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    step_fixtures.everybody_draws(monkeypatch)
+    lab = step_fixtures.lab(2, 2, 2, few)
+    weights = lab.decode_params(lab.state.params)
+    prompts = [lab.engine.conversation.prompt(task) for task in step_fixtures.tasks(0)]
+    modes = [step_fixtures.SAMPLED] * few.group
+    rollouts = run_episodes(lab.engine, weights, prompts, 0, 0, modes)
+  pairs = zip(itertools.chain(*ran.one.rollouts), itertools.chain(*rollouts), strict=True)
+  for one, other in pairs:
+    np.testing.assert_array_equal(one.token_ids_T, other.token_ids_T)
+    np.testing.assert_allclose(one.logp_T, other.logp_T, rtol=0, atol=1e-5)
+
+
 def test_updates_are_the_same(ran):
   for name in ran.one.metrics:
     one, eight = float(ran.one.metrics[name]), float(ran.eight.metrics[name])
@@ -128,7 +146,8 @@ def test_abstract_inputs_are_what_a_run_calls_with(ran):
   )
   expected = {
     "see": (x.weights, x.pool_MYD, *x.vision),
-    "admit": (x.weights, x.rows, x.pool_MYD, *x.prompts),
+    "admit": (x.weights, x.rows, x.pool_MYD, x.prompts),
+    "begin": (x.rows, *x.begins),
     "sample": (x.weights, x.rows, x.halt_R),
     "observe": (x.weights, x.rows, x.pool_MYD, x.observations),
     "update": (x.state, x.batch),

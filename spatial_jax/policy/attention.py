@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from spatial_jax import sharding
 from spatial_jax.policy import cache
-from spatial_jax.policy.cache import KV
+from spatial_jax.policy.cache import KV, Seats
 
 _MASKED = -1e30  # finite, so that a row without any visible key stays finite
 _SPLASH_BLOCK = 128
@@ -97,7 +97,7 @@ def attend_behind(
   platform = None if mesh is None else mesh.devices.flat[0].platform
   if platform not in ("tpu", "gpu"):
     start_R = jnp.zeros(rows, jnp.int32)
-    return attend_cache(q_RKQTC, prefix, prefix_length_B, (own,), start_R, None, None)
+    return attend_cache(q_RKQTC, prefix, prefix_length_B, (own,), start_R, None, None, None)
   visible_BS = jnp.arange(size)[None] < prefix_length_B[:, None]
   parts = jax.tree.map(lambda x: jnp.repeat(x, rows // prompts, axis=0), (*prefix, visible_BS))
   k_RKSC, v_RKSC = (jnp.concatenate(pair, axis=2) for pair in zip(parts[:2], own, strict=True))
@@ -187,28 +187,30 @@ def attend_cache(
   start_R: jax.Array,
   last: jax.Array | None,
   slot_R: jax.Array | None,
+  seats: Seats | None,
 ) -> jax.Array:
   """Attention of new tokens over their prompt's shared prefix and their row's own cache.
 
   The G rows of a prompt read one copy of its prefix: their queries stand behind one another in
   front of k_BKSC. All parts keep their own maximum and sum and are merged by log-sum-exp:
 
-      row r, query t sees   prefix s < prefix_length[r // G]   and   own s <= start[r] + t
+      row r, query t sees   prefix s < prefix_length[its prompt]   and   own s <= start[r] + t
 
   Args:
-    q_RKQTC: queries of the new tokens, R = B*G rows ordered by prompt.
+    q_RKQTC: queries of the new tokens.
     prefix: k_BKSC, v_BKSC.
     prefix_length_B: int32, valid keys of each prefix, >= 1.
     own: k_RKSC, v_RKSC of each block, the new tokens already written at start_R.
     start_R: int32, own length before the new tokens.
     last: int32 [], the last place of a new token; blocks behind it are not read. None: all are.
     slot_R: int32, the rows of `own` that are read; None: all in order.
+    seats: whose rows these are; None: R = B*G rows, ordered by prompt.
 
   Returns:
     [R, K, Q, T, C] in the dtype of q.
   """
   rows, kv_heads, per_kv, tokens, channels = q_RKQTC.shape
-  seen, first = _to_prefix(q_RKQTC, prefix, prefix_length_B), 0
+  seen, first = _to_prefix(q_RKQTC, prefix, prefix_length_B, seats), 0
   q_RKTC = q_RKQTC.reshape(rows, kv_heads, per_kv * tokens, channels)
   place_RT = start_R[:, None] + jnp.arange(tokens)[None]
   place_RT = jnp.tile(place_RT, (1, per_kv))  # T runs fastest in Q*T
@@ -228,9 +230,17 @@ def attend_cache(
 
 
 def _to_prefix(
-  q_RKQTC: jax.Array, prefix: tuple[jax.Array, jax.Array], prefix_length_B: jax.Array
+  q_RKQTC: jax.Array,
+  prefix: tuple[jax.Array, jax.Array],
+  prefix_length_B: jax.Array,
+  seats: Seats | None,
 ) -> Part:
   """Attention of each group's rows to its prefix, of [R, K, Q*T, C] queries."""
+  if seats is not None:
+    # As if every rollout had a row: it is the prefix that is large, not its queries.
+    q_RKQTC = jnp.take(q_RKQTC, seats.row_BG.reshape(-1), axis=0, mode="clip")
+    all_of_them = _to_prefix(q_RKQTC, prefix, prefix_length_B, None)
+    return Part(*(jnp.take(x, seats.rollout_R, axis=0, mode="clip") for x in all_of_them))
   (rows, kv_heads, per_kv, tokens, channels), prompts = q_RKQTC.shape, prefix[0].shape[0]
   group = rows // prompts
 

@@ -35,24 +35,50 @@ class Prefix(NamedTuple):
   length_B: jax.Array
 
 
+class Seats(NamedTuple):
+  """Which rollout has which row, where there are fewer rows than rollouts of the prompts.
+
+  Rollout g of prompt b is b*G + g. A row that nobody has, and a rollout without a row, point
+  anywhere.
+
+  Attributes:
+    rollout_R: int32, of each row.
+    row_BG: int32, of each rollout.
+  """
+
+  rollout_R: jax.Array
+  row_BG: jax.Array
+
+
 class Cache(NamedTuple):
-  """What decoding reads and writes; row r belongs to prompt r // G, G = R / B.
+  """What decoding reads and writes.
 
   Attributes:
     prefix: the prompts.
     layers: per layer, what each row wrote behind its prompt.
     length_R: int32, own tokens of each row.
+    seats: None where row r is rollout r: R = B*G, rows ordered by prompt.
   """
 
   prefix: Prefix
   layers: tuple[Own, ...]
   length_R: jax.Array
+  seats: Seats | None
+
+  @property
+  def prompt_R(self) -> jax.Array:
+    """int32, which prompt each row goes on behind."""
+    prompts, count = self.prefix.length_B.shape[0], self.length_R.shape[0]
+    if self.seats is None:
+      return jnp.arange(count, dtype=jnp.int32) // (count // prompts)
+    return jnp.clip(self.seats.rollout_R // self.seats.row_BG.shape[1], 0, prompts - 1)
 
 
 def init_cache(
   cfg: DecoderConfig,
   prompts: int,
   group: int,
+  rows: int,
   prefix_size: int,
   own_sizes: Sequence[int],
   dtype: jnp.dtype,
@@ -61,7 +87,7 @@ def init_cache(
 
   Args:
     cfg: of the decoder.
-    prompts, group: B and G; the cache has R = B*G rows.
+    prompts, group, rows: B, G, and R <= B*G.
     prefix_size: slots for the longest prompt, tokens.
     own_sizes: of the blocks; together slots for the longest response, observations included,
       tokens.
@@ -71,27 +97,26 @@ def init_cache(
     The cache; a prefix length of 1 keeps the softmax of rows nobody uses finite.
   """
 
-  def block(rows: int, size: int) -> KV:
-    shape = (rows, cfg.kv_heads, size, cfg.head_dim)
+  def block(count: int, size: int) -> KV:
+    shape = (count, cfg.kv_heads, size, cfg.head_dim)
     return KV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
-  rows = prompts * group
+  seats = None
+  if rows < prompts * group:
+    seats = Seats(jnp.zeros(rows, jnp.int32), jnp.zeros((prompts, group), jnp.int32))
   shared = tuple(block(prompts, prefix_size) for _ in range(cfg.layers))
   own = tuple(tuple(block(rows, size) for size in own_sizes) for _ in range(cfg.layers))
   prefix = Prefix(shared, jnp.ones(prompts, jnp.int32))
-  return Cache(prefix, own, jnp.zeros(rows, jnp.int32))
+  return Cache(prefix, own, jnp.zeros(rows, jnp.int32), seats)
 
 
 def admit(cache: Cache, prefix: Prefix, slot_B: jax.Array) -> Cache:
-  """Puts freshly prefilled prompts into slots of the cache and empties the rows behind them.
+  """Puts freshly prefilled prompts into slots of the cache.
 
   Args:
     cache: with B slots.
     prefix: of b <= B prompts, at most as many tokens as the cache has slots for.
     slot_B: int32 [b], distinct; a slot >= B is dropped (padding of the prefill batch).
-
-  Returns:
-    The cache, with length_R = 0 for the rows of these slots.
   """
 
   def put(old_BKSC: jax.Array, new_BKSC: jax.Array) -> jax.Array:
@@ -101,9 +126,7 @@ def admit(cache: Cache, prefix: Prefix, slot_B: jax.Array) -> Cache:
 
   layers = jax.tree.map(put, cache.prefix.layers, prefix.layers)
   length_B = cache.prefix.length_B.at[slot_B].set(prefix.length_B, mode="drop")
-  prompts = length_B.shape[0]
-  length_BG = cache.length_R.reshape(prompts, -1).at[slot_B].set(0, mode="drop")
-  return Cache(Prefix(layers, length_B), cache.layers, length_BG.reshape(-1))
+  return cache._replace(prefix=Prefix(layers, length_B))
 
 
 def write(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from spatial_jax.policy import attention, cache, rope
-from spatial_jax.policy.cache import KV, Own
+from spatial_jax.policy.cache import KV, Own, Seats
 from spatial_jax.policy.config import DecoderConfig
 from spatial_jax.policy.layers import GatedMLP, RMSNorm, scanned
 
@@ -24,11 +24,12 @@ class CacheView(NamedTuple):
   """How the rows of a call lie in the cache; the same for every layer.
 
   Attributes:
-    prefix_length_B: int32, valid keys of the prefixes read; R = B*G rows, ordered by prompt.
+    prefix_length_B: int32, valid keys of the prefixes read.
     start_R: int32, own tokens before this call; None: none before, and none are kept.
     last: int32 [], the last place that a token of this call goes to; None as `start_R`.
     prompt_B: int32, which prefixes of the cache are read; None for all of them.
     slot_R: int32, which rows of the cache are read and extended; None for all of them.
+    seats: whose rows these are; None: R = B*G rows, ordered by prompt.
   """
 
   prefix_length_B: jax.Array
@@ -36,6 +37,7 @@ class CacheView(NamedTuple):
   last: jax.Array | None
   prompt_B: jax.Array | None
   slot_R: jax.Array | None
+  seats: Seats | None
 
 
 class Seen(NamedTuple):
@@ -106,7 +108,7 @@ class Attention(nn.Module):
     else:
       prefix = cache.rows(layer[0], view.prompt_B)
       keep = cache.write(layer[1], new, view.slot_R, view.start_R, valid_RT)
-      where = (view.start_R, view.last, view.slot_R)
+      where = (view.start_R, view.last, view.slot_R, view.seats)
       out = attention.attend_cache(q_RKQTC, prefix, view.prefix_length_B, keep, *where)
     out_RTHC = jnp.swapaxes(out.reshape(q_RHTC.shape), 1, 2)
     dense = nn.DenseGeneral(cfg.width, axis=(-2, -1), use_bias=False, dtype=self.dtype, name="o")

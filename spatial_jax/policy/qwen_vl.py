@@ -94,11 +94,11 @@ class Policy:
     return {**params, "decoder": {**params["decoder"], "layers": layers}}
 
   def init_cache(
-    self, prompts: int, group: int, prefix_size: int, own_sizes: Sequence[int]
+    self, prompts: int, group: int, rows: int, prefix_size: int, own_sizes: Sequence[int]
   ) -> Cache:
-    """An empty cache of prompts * group rows; see `cache.init_cache`."""
+    """An empty cache; see `cache.init_cache`."""
     return cache_lib.init_cache(
-      self.cfg.decoder, prompts, group, prefix_size, own_sizes, self.compute_dtype
+      self.cfg.decoder, prompts, group, rows, prefix_size, own_sizes, self.compute_dtype
     )
 
   # --- forward -----------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ class Policy:
   ) -> jax.Array:
     """`hidden` of rows that go on behind a prefix: R = B*G, ordered by prompt; differentiable."""
     x_RTD = self._embed(params, token_RT, features_MYD, feature_RT)
-    view = CacheView(prefix.length_B, None, None, None, None)
+    view = CacheView(prefix.length_B, None, None, None, None, None)
     layers = tuple((kv, None) for kv in prefix.layers)
     seen = self._seen(features_MYD, feature_RT)
     x_RTD, _ = self._layers(params, x_RTD, position_RTA, valid_RT, seen, view, layers, keep=False)
@@ -208,7 +208,7 @@ class Policy:
     x_RTD, layers = self._layers(
       params, x_RTD, position_RTA, valid_RT, seen, view, layers, keep=True
     )
-    return self._last_norm(params, x_RTD), Cache(cache.prefix, layers, length_R)
+    return self._last_norm(params, x_RTD), cache._replace(layers=layers, length_R=length_R)
 
   def decode(
     self, params: Params, cache: Cache, token_R: Array, position_RA: Array, active_R: Array
@@ -342,13 +342,13 @@ class Policy:
 
     length_B, start_R = cache.prefix.length_B, cache.length_R
     if slot_R is None:
-      return CacheView(length_B, start_R, last(start_R), None, None), start_R + count_R
-    prompt_R = slot_R // (cache.length_R.shape[0] // length_B.shape[0])
+      view = CacheView(length_B, start_R, last(start_R), None, None, cache.seats)
+      return view, start_R + count_R
+    prompt_R = jnp.take(cache.prompt_R, slot_R, mode="clip")
     start_R = jnp.take(cache.length_R, slot_R, mode="clip")
     length_R = cache.length_R.at[slot_R].add(count_R, mode="drop")
-    prefix_length_R = jnp.take(length_B, prompt_R, mode="clip")
-    prompt_R, slot_R = jnp.asarray(prompt_R), jnp.asarray(slot_R)
-    return CacheView(prefix_length_R, start_R, last(start_R), prompt_R, slot_R), length_R
+    prefix_length_R, slot_R = length_B[prompt_R], jnp.asarray(slot_R)
+    return CacheView(prefix_length_R, start_R, last(start_R), prompt_R, slot_R, None), length_R
 
   def _embed(self, params, token_RT, features_MYD, feature_RT) -> jax.Array:
     table_VD = params["decoder"]["embed"]["embedding"]

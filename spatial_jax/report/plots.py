@@ -139,8 +139,8 @@ def _draw_timeline(record: dict[str, Any], axes: Axes) -> None:
   """Each slot's bar is as full as its rows are at work; above, what else the devices ran."""
   for chunk in record["chunks"]:
     length = chunk["end_s"] - chunk["start_s"]
-    speaking_B = np.asarray(chunk["speaking"]) / chunk["rows"]
-    drawing_B = np.asarray(chunk["drawing"]) / chunk["rows"]
+    speaking_B = np.asarray(chunk["speaking"]) / chunk["group"]
+    drawing_B = np.asarray(chunk["drawing"]) / chunk["group"]
     slot_B = np.arange(len(speaking_B))
     rest_B = 1 - speaking_B - drawing_B
     bottom_B = slot_B.astype(np.float64)

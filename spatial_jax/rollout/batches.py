@@ -1,13 +1,16 @@
-"""Prompts and observations as the padded rows that a program reads, NumPy on the host."""
+"""Prompts, rollouts and observations as the arrays that a program reads, NumPy on the host."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from spatial_jax.data.vision import bucket
 from spatial_jax.rollout.conversation import Piece
+from spatial_jax.rollout.engine import Mode
 from spatial_jax.rollout.rows import Row
 from spatial_jax.rollout.sampler import ObservationBatch, PromptBatch
+from spatial_jax.rollout.sampling import Sampling
 from spatial_jax.types import PatchedImage, Prompt
 
 
@@ -47,6 +50,34 @@ def prompt_batch(
     batch.next_position_B[b] = prompt.next_position
     _point(np.asarray(batch.feature_BT)[b], prompt.images, prompt.image_start, feature_of)
   return batch
+
+
+class Way(NamedTuple):
+  """How a rollout samples: data of its key uint32 [2], most tokens of its first turn, mode."""
+
+  key_2: np.ndarray
+  limit: int
+  mode: Mode
+
+
+def sampling_batch(ways: Sequence[Way | None]) -> Sampling:
+  """Of each row; None where it does not matter."""
+  there = [way for way in ways if way is not None]
+  filled = [there[0] if way is None else way for way in ways]
+  modes = [way.mode for way in filled]
+
+  def each(values: Iterable[float], dtype: type[np.generic]) -> np.ndarray:
+    return np.array(list(values), dtype)
+
+  return Sampling(
+    key_R2=np.stack([way.key_2 for way in filled]),
+    temperature_R=each((1.0 if m.greedy else m.temperature for m in modes), np.float32),
+    greedy_R=each((m.greedy for m in modes), np.bool_),
+    top_k_R=each((m.top_k for m in modes), np.int32),
+    top_p_R=each((m.top_p for m in modes), np.float32),
+    min_p_R=each((m.min_p for m in modes), np.float32),
+    limit_R=each((way.limit for way in filled), np.int32),
+  )
 
 
 def observation_batch(

@@ -62,6 +62,8 @@ class RolloutConfig:
     prompts: of a step.
     group: G, rollouts per prompt.
     slots: groups on the devices at once; the other prompts wait for one to finish.
+    rows: of their rollouts, those that have a row to sample in; the others wait for one to end. 0:
+      all of them.
     prefill, append: prompts, and observations, read by one call; fewer are padded.
     chunk: most tokens per device call.
     narrow: where at most such a share of the rows still sample, they are decoded by themselves; ()
@@ -88,6 +90,7 @@ class RolloutConfig:
   prompts: int
   group: int
   slots: int
+  rows: int
   prefill: int
   append: int
   chunk: int
@@ -114,6 +117,11 @@ class RolloutConfig:
         "config.rollout: prompts, group, slots, prefill, append, chunk, delay, turn_tokens and "
         "stop.tokens are at least 1"
       )
+    if not 0 <= self.rows <= self.slots * self.group:
+      raise ConfigError(
+        f"config.rollout.rows: at most slots * group = {self.slots * self.group}, 0 for as many; "
+        f"got {self.rows}"
+      )
     if not all(0 < share < 1 for share in self.narrow):
       raise ConfigError(
         f"config.rollout.narrow: shares of the rows, between 0 and 1; got {self.narrow}"
@@ -130,8 +138,13 @@ class RolloutConfig:
   @property
   def widths(self) -> tuple[int, ...]:
     """How many rows a chunk may decode, ascending, up to all."""
-    rows = self.slots * self.group
-    return tuple(sorted({*(math.ceil(share * rows) for share in self.narrow), rows}))
+    shares = (math.ceil(share * self.row_count) for share in self.narrow)
+    return tuple(sorted({*shares, self.row_count}))
+
+  @property
+  def row_count(self) -> int:
+    """R, rollouts that sample at once."""
+    return self.rows or self.slots * self.group
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,8 +155,8 @@ class RolloutPrograms:
     empty: (room for a prompt, static) -> SampleState of all slots.
     pool: () -> pool_MYD, empty.
     see: (params, pool donated, VisionBatch, int32 [M] rows of the pool) -> pool, mark.
-    admit: (params, SampleState donated, pool, PromptBatch, active_BG, Sampling)
-      -> SampleState, mark.
+    admit: (params, SampleState donated, pool, PromptBatch) -> SampleState, mark.
+    begin: (SampleState donated, begins_R, rollout_R, row_BG, Sampling) -> SampleState.
     sample: (params, SampleState donated, halt_R, slot_R or None, truncate)
       -> (SampleState, token_RK, logp_RK) of the rows `slot_R`, of all for None; rows of `halt_R`
       sample no more.
@@ -155,9 +168,8 @@ class RolloutPrograms:
   empty: Callable[[int], SampleState]
   pool: Callable[[], Array]
   see: See
-  admit: Callable[
-    [Params, SampleState, Array, PromptBatch, Array, Sampling], tuple[SampleState, Array]
-  ]
+  admit: Callable[[Params, SampleState, Array, PromptBatch], tuple[SampleState, Array]]
+  begin: Callable[[SampleState, Array, Array, Array, Sampling], SampleState]
   sample: Callable[
     [Params, SampleState, Array, Array | None, bool], tuple[SampleState, Array, Array]
   ]

@@ -33,6 +33,7 @@ def fitted(
     prompts=1,
     group=samples,
     slots=1,
+    rows=0,
     prefill=1,
     append=min(samples, cfg.append),
     chunk=chunk,

@@ -1,9 +1,10 @@
 """The device side of rollouts: pure functions from state to state, jitted in `programs`.
 
-empty ──► admit ───────────► decode_chunk ──┐      slots of groups, G rows in each
-            ▲ a free slot     ▲     │       │
-            └─────────────────┼─────┴───────┘
-                            observe               drawn pictures behind the rows that drew
+empty ──► admit ──► begin ─────► decode_chunk ──┐    prompts in slots, their rollouts in rows
+            ▲         ▲ a free row ▲     │      │
+            │         └────────────┼─────┤      │
+            └─ a free slot         │     │      │
+                                observe  ◄──────┘    drawn pictures behind the rows that drew
 """
 
 from collections.abc import Sequence
@@ -19,11 +20,19 @@ from spatial_jax.rollout.sampling import Sampling, Vocabulary, sample_token
 from spatial_jax.types import Array, Params
 
 
+class Start(NamedTuple):
+  """Hidden state behind each prompt, and the rotary position of what follows, int32."""
+
+  hidden_BD: Array
+  position_B: Array
+
+
 class SampleState(NamedTuple):
-  """What decoding carries from program to program; row r belongs to slot r // G.
+  """What decoding carries from program to program.
 
   Attributes:
-    cache: keys and values of prompts (shared by the rows of a slot) and of each row.
+    cache: keys and values of prompts (shared by the rollouts of a slot) and of each row.
+    start: where the rollouts of each slot begin.
     hidden_RD: hidden state that the next token is sampled from.
     position_R: int32, rotary position of that token.
     count_R: int32, tokens sampled so far in the episode; the sampling key of a token folds it in.
@@ -32,6 +41,7 @@ class SampleState(NamedTuple):
   """
 
   cache: Cache
+  start: Start | None
   hidden_RD: Array
   position_R: Array
   count_R: Array
@@ -72,19 +82,18 @@ class ObservationBatch(NamedTuple):
 
 
 def empty(
-  policy: Policy, slots: int, group: int, prefix_size: int, own_sizes: Sequence[int]
+  policy: Policy, slots: int, group: int, rows: int, prefix_size: int, own_sizes: Sequence[int]
 ) -> SampleState:
   """A state in which nobody samples.
 
   Args:
     policy: the pure functions.
-    slots, group: B and G; the state has R = B*G rows.
+    slots, group, rows: B, G, and R <= B*G.
     prefix_size: room in tokens for a prompt.
     own_sizes: for what follows it, in blocks.
   """
-  rows = slots * group
   zero_R, one_R = jnp.zeros(rows, jnp.int32), jnp.ones(rows, jnp.float32)
-  no_R = jnp.zeros(rows, bool)
+  no_R, width = jnp.zeros(rows, bool), policy.cfg.decoder.width
   sampling = Sampling(
     key_R2=jnp.zeros((rows, 2), jnp.uint32),
     temperature_R=one_R,
@@ -95,8 +104,9 @@ def empty(
     limit_R=zero_R,
   )
   return SampleState(
-    cache=policy.init_cache(slots, group, prefix_size, own_sizes),
-    hidden_RD=jnp.zeros((rows, policy.cfg.decoder.width), policy.compute_dtype),
+    cache=policy.init_cache(slots, group, rows, prefix_size, own_sizes),
+    start=Start(jnp.zeros((slots, width), policy.compute_dtype), jnp.zeros(slots, jnp.int32)),
+    hidden_RD=jnp.zeros((rows, width), policy.compute_dtype),
     position_R=zero_R,
     count_R=zero_R,
     active_R=no_R,
@@ -105,23 +115,15 @@ def empty(
 
 
 def admit(
-  policy: Policy,
-  params: Params,
-  state: SampleState,
-  pool_MYD: Array,
-  prompts: PromptBatch,
-  active_BG: Array,
-  sampling: Sampling,
+  policy: Policy, params: Params, state: SampleState, pool_MYD: Array, prompts: PromptBatch
 ) -> SampleState:
-  """Prefills prompts, each once for all its rows, and lets these sample in place of who was there.
+  """Prefills prompts, each once for all its rollouts, in place of those that were in their slots.
 
   Args:
     policy, params: the pure functions; unstacked or stacked.
     state: with at least as much room for a prompt as these are long.
     pool_MYD: features of the prompts' images.
     prompts: distinct slots.
-    active_BG: bool, rows that will sample.
-    sampling: of their rows, B*G ordered by prompt.
   """
   hidden_BTD, prefix = policy.prefill(
     params,
@@ -131,21 +133,47 @@ def admit(
     pool_MYD,
     prompts.feature_BT,
   )
-  group = active_BG.shape[1]
-  row_BG = prompts.slot_B[:, None] * group + jnp.arange(group)[None]
-  row_R = row_BG.reshape(-1)
-
-  def put(old: Array, new: Array | int) -> jax.Array:
-    return jnp.asarray(old).at[row_R].set(new, mode="drop")
-
-  last_BD = last_valid(hidden_BTD, prompts.valid_BT)
-  return SampleState(
+  assert state.start is not None
+  new = Start(last_valid(hidden_BTD, prompts.valid_BT), prompts.next_position_B)
+  return state._replace(
     cache=cache_lib.admit(state.cache, prefix, jnp.asarray(prompts.slot_B)),
-    hidden_RD=put(state.hidden_RD, jnp.repeat(last_BD, group, axis=0)),
-    position_R=put(state.position_R, jnp.repeat(prompts.next_position_B, group)),
-    count_R=put(state.count_R, 0),
-    active_R=put(state.active_R, active_BG.reshape(-1)),
-    sampling=jax.tree.map(put, state.sampling, sampling),
+    start=jax.tree.map(
+      lambda old, new: jnp.asarray(old).at[prompts.slot_B].set(new, mode="drop"), state.start, new
+    ),
+  )
+
+
+def begin(
+  state: SampleState, begins_R: Array, rollout_R: Array, row_BG: Array, sampling: Sampling
+) -> SampleState:
+  """Lets rollouts sample from the end of their prompts on; the other rows stay as they are.
+
+  Args:
+    state: with their prompts.
+    begins_R: bool, rows that a rollout takes.
+    rollout_R, row_BG: who has which row then, as in `cache.Seats`.
+    sampling: of the rows that begin.
+  """
+  seats = state.cache.seats
+  if seats is not None:
+    seats = cache_lib.Seats(jnp.asarray(rollout_R), jnp.asarray(row_BG))
+  cache = state.cache._replace(seats=seats)
+  assert state.start is not None
+  hidden_RD, position_R = (jnp.asarray(x)[cache.prompt_R] for x in state.start)
+
+  def put(new: Array | int, old: Array) -> jax.Array:
+    old = jnp.asarray(old)
+    where = jnp.asarray(begins_R).reshape(-1, *[1] * (old.ndim - 1))
+    return jnp.where(where, new, old)
+
+  return SampleState(
+    cache=cache._replace(length_R=put(0, cache.length_R)),
+    start=state.start,
+    hidden_RD=put(hidden_RD, state.hidden_RD),
+    position_R=put(position_R, state.position_R),
+    count_R=put(0, state.count_R),
+    active_R=jnp.asarray(state.active_R) | begins_R,
+    sampling=jax.tree.map(put, sampling, state.sampling),
   )
 
 
@@ -176,6 +204,7 @@ def observe(
   limit_R = put(state.sampling.limit_R, rows.limit_R)
   return SampleState(
     cache=cache,
+    start=state.start,
     hidden_RD=put(state.hidden_RD, last_valid(hidden_RTD, rows.valid_RT)),
     position_R=put(state.position_R, rows.next_position_R),
     count_R=put(state.count_R, rows.count_R),
@@ -249,20 +278,15 @@ def narrow(state: SampleState, slot_R: Array, steps: int) -> SampleState:
   """
   prefix, count = state.cache.prefix, state.active_R.shape[0]
   index_R = jnp.asarray(slot_R)
-  prompt_R = index_R // (count // prefix.length_B.shape[0])
 
   def rows(x: Array) -> jax.Array:
     return jnp.take(jnp.asarray(x), index_R, axis=0, mode="clip")
 
-  cache = Cache(
-    Prefix(
-      tuple(cache_lib.rows(layer, prompt_R) for layer in prefix.layers),
-      jnp.take(prefix.length_B, prompt_R, mode="clip"),
-    ),
-    (),
-    rows(state.cache.length_R),
-  )
-  few = jax.tree.map(rows, state._replace(cache=None))
+  prompt_R = rows(state.cache.prompt_R)
+  layers = tuple(cache_lib.rows(layer, prompt_R) for layer in prefix.layers)
+  own_prefix = Prefix(layers, prefix.length_B[prompt_R])
+  cache = Cache(own_prefix, (), rows(state.cache.length_R), None)
+  few = jax.tree.map(rows, state._replace(cache=None, start=None))
   few = few._replace(cache=cache, active_R=few.active_R & (index_R < count))
   end = steps + jnp.max(jnp.where(few.active_R, cache.length_R, 0))
   layers = tuple(cache_lib.front(own, index_R, end) for own in state.cache.layers)
@@ -283,9 +307,9 @@ def widen(state: SampleState, few: SampleState, slot_R: Array, steps: int) -> Sa
     for old, new in zip(state.cache.layers, few.cache.layers, strict=True)
   )
   length_R = put(state.cache.length_R, few.cache.length_R)
-  cache = Cache(state.cache.prefix, layers, length_R)
-  rest = jax.tree.map(put, state._replace(cache=None), few._replace(cache=None))
-  return rest._replace(cache=cache)
+  cache = state.cache._replace(layers=layers, length_R=length_R)
+  rest = jax.tree.map(put, state._replace(cache=None, start=None), few._replace(cache=None))
+  return rest._replace(cache=cache, start=state.start)
 
 
 def last_valid(x_RTD: Array, valid_RT: Array) -> jax.Array:

@@ -1,7 +1,7 @@
-"""Prompts -> Rollouts: slots of groups that are refilled, drawing beside decoding.
+"""Prompts -> Rollouts: slots and rows that are refilled, drawing beside decoding.
 
     chunk n      decode ───────────────────────► decode ─────────────► decode       the device
-    meanwhile    hear n - 1, parse ─► draw ...   look, admit ─┘                     the host
+    meanwhile    hear n - 1, parse ─► draw ...   admit, begin, look ─┘              the host
                                        ▲ workers  before chunk n + delay
 
 In logical time what runs, and in which shapes, depends on tokens alone, never on the clock: chunks
@@ -22,13 +22,12 @@ from spatial_jax import rng
 from spatial_jax.data.vision import bucket
 from spatial_jax.drawing.executor import Drawing
 from spatial_jax.rollout import rows as rows_lib
-from spatial_jax.rollout.batches import observation_batch, prompt_batch
+from spatial_jax.rollout.batches import Way, observation_batch, prompt_batch, sampling_batch
 from spatial_jax.rollout.conversation import Piece
 from spatial_jax.rollout.engine import Engine, Mode
 from spatial_jax.rollout.pictures import Known, Pictures, check_room, fitting
 from spatial_jax.rollout.rows import Row
 from spatial_jax.rollout.sampler import SampleState
-from spatial_jax.rollout.sampling import Sampling
 from spatial_jax.rollout.timeline import Frame, Span, Timeline
 from spatial_jax.types import Array, Params, Prompt, Prompts, Rollouts
 
@@ -73,6 +72,7 @@ def run_episodes(
   said = None
   while run.unfinished:
     run.admit()
+    run.begin()
     run.observe()
     ahead = run.decode()
     if said is not None:
@@ -102,6 +102,13 @@ class _Due(NamedTuple):
   chunk: int
   row: int
   drawing: Drawing
+
+
+class _Seat(NamedTuple):
+  """A rollout of the group in a slot."""
+
+  slot: int
+  sample: int
 
 
 @dataclasses.dataclass(eq=False)
@@ -136,6 +143,8 @@ class _Run:
     self.key_BG2 = _keys(seed, step, prompts, self.draws)
     self.waiting = collections.deque(enumerate(prompts))
     self.slots: list[_Group | None] = [None] * cfg.slots
+    self.standing: collections.deque[_Seat] = collections.deque()
+    self.seats: list[_Seat | None] = [None] * cfg.row_count
     self.rollouts: Rollouts = [[] for _ in prompts]
     self.due: list[_Due] = []
     self.chunk = 0
@@ -154,14 +163,19 @@ class _Run:
     return bool(self.waiting) or any(self.slots)
 
   def row(self, r: int) -> Row | None:
-    """The rollout in a row of the cache, None where there is none."""
-    slot, sample = divmod(r, self.engine.cfg.group)
-    group = self.slots[slot] if slot < len(self.slots) else None
-    return group.rows[sample] if group and sample < len(group.rows) else None
+    """The rollout in a row of the cache, None where there is none, or no such row."""
+    seat = self.seats[r] if r < len(self.seats) else None
+    return None if seat is None else self.group_of(seat).rows[seat.sample]
+
+  def group_of(self, seat: _Seat) -> _Group:
+    """The group that a rollout is of."""
+    group = self.slots[seat.slot]
+    assert group is not None
+    return group
 
   def speaking(self) -> list[int]:
     """Rows that sample, as far as was heard."""
-    count = self.engine.cfg.slots * self.engine.cfg.group
+    count = len(self.seats)
     return [r for r in range(count) if (row := self.row(r)) is not None and row.speaking]
 
   # --- between chunks ----------------------------------------------------------------------------
@@ -178,6 +192,30 @@ class _Run:
       groups = [self._open(*self.waiting.popleft()) for _ in range(count)]
       self._prefill(groups, free[:count])
 
+  def begin(self) -> None:
+    """Gives free rows to rollouts that stand."""
+    cfg = self.engine.cfg
+    everybody = cfg.row_count == cfg.slots * cfg.group
+    free = collections.deque(r for r, seat in enumerate(self.seats) if seat is None)
+    begins_R = np.zeros(cfg.row_count, bool)
+    while self.standing and free:
+      seat = self.standing.popleft()
+      r = seat.slot * cfg.group + seat.sample if everybody else free.popleft()
+      self.seats[r], begins_R[r] = seat, True
+      self.group_of(seat).rows[seat.sample].since = self.chunk
+    if not begins_R.any():
+      return
+    rollout_R = np.zeros(cfg.row_count, np.int32)
+    row_BG = np.zeros((cfg.slots, cfg.group), np.int32)
+    ways: list[Way | None] = [None] * cfg.row_count
+    for r, seat in enumerate(self.seats):
+      if seat is not None:
+        group, (slot, g) = self.group_of(seat), seat
+        rollout_R[r], row_BG[slot, g] = slot * cfg.group + g, r
+        ways[r] = Way(self.key_BG2[group.number, g], group.rows[g].limit, self.modes[g])
+    sampling = sampling_batch(ways)
+    self.state = self.engine.programs.begin(self.state, begins_R, rollout_R, row_BG, sampling)
+
   def _open(self, number: int, prompt: Prompt) -> _Group:
     path = (self.seed, self.step, _number(prompt))
     rows = [
@@ -190,38 +228,15 @@ class _Run:
     cfg, prompts = self.engine.cfg, [group.prompt for group in groups]
     for slot, group in zip(slots, groups, strict=True):
       self.slots[slot] = group
+      self.standing += [_Seat(slot, g) for g in range(len(self.modes))]
     feature_of = self.pictures.look([prompt.images for prompt in prompts])
     batch = prompt_batch(prompts, slots, feature_of, cfg.prefill, cfg.slots, cfg.prompt_buckets)
-    active_BG = np.zeros((cfg.prefill, cfg.group), bool)
-    active_BG[: len(groups), : len(self.modes)] = True
     self.state, mark = self.engine.programs.admit(
-      self.params, self.state, self.pictures.pool_MYD, batch, active_BG, self._sampling(groups)
+      self.params, self.state, self.pictures.pool_MYD, batch
     )
     if self.timeline is not None:
       tokens = sum(len(prompt.token_ids_T) for prompt in prompts)
       self.timeline.handed_over("prefill", mark, tokens, batch.token_BT.size)
-
-  def _sampling(self, groups: list[_Group]) -> Sampling:
-    cfg = self.engine.cfg
-    key_BG2 = np.zeros((cfg.prefill, cfg.group, 2), np.uint32)
-    limit_BG = np.zeros((cfg.prefill, cfg.group), np.int32)
-    for b, group in enumerate(groups):
-      key_BG2[b, : len(self.modes)] = self.key_BG2[group.number]
-      limit_BG[b, : len(self.modes)] = [row.limit for row in group.rows]
-    modes = [*self.modes, *[self.modes[0]] * (cfg.group - len(self.modes))]
-
-    def each(values, dtype) -> np.ndarray:
-      return np.tile(np.asarray(values, dtype), cfg.prefill)
-
-    return Sampling(
-      key_R2=key_BG2.reshape(-1, 2),
-      temperature_R=each([1.0 if mode.greedy else mode.temperature for mode in modes], np.float32),
-      greedy_R=each([mode.greedy for mode in modes], bool),
-      top_k_R=each([mode.top_k for mode in modes], np.int32),
-      top_p_R=each([mode.top_p for mode in modes], np.float32),
-      min_p_R=each([mode.min_p for mode in modes], np.float32),
-      limit_R=limit_BG.reshape(-1),
-    )
 
   def observe(self) -> None:
     """Takes up the drawings that are due, and reads them behind their rows."""
@@ -254,8 +269,8 @@ class _Run:
     """One call for some observations."""
     cfg = self.engine.cfg
     feature_of = self.pictures.look([piece.images for _, _, piece in observed])
-    rows = cfg.slots * cfg.group
-    batch = observation_batch(observed, feature_of, cfg.append, rows, cfg.observation_buckets)
+    rows, buckets = cfg.row_count, cfg.observation_buckets
+    batch = observation_batch(observed, feature_of, cfg.append, rows, buckets)
     self.state, mark = self.engine.programs.observe(
       self.params, self.state, self.pictures.pool_MYD, batch
     )
@@ -269,7 +284,7 @@ class _Run:
     cfg, speaking = self.engine.cfg, self.speaking()
     if not speaking:
       return None
-    count = cfg.slots * cfg.group
+    count = cfg.row_count
     halt_R = np.ones(count, bool)
     halt_R[speaking] = False
     width = next(width for width in cfg.widths if len(speaking) <= width)
@@ -290,14 +305,20 @@ class _Run:
     """Notes who is where during the chunk handed over, now that the one before it was heard."""
     if self.timeline is None or ahead.span is None:
       return
-    group = self.engine.cfg.group
-    speaking = collections.Counter(r // group for r in self.speaking())
-    drawing = collections.Counter(due.row // group for due in self.due)
+
+    def slot_of(r: int) -> int:
+      seat = self.seats[r]
+      assert seat is not None
+      return seat.slot
+
+    speaking = collections.Counter(map(slot_of, self.speaking()))
+    drawing = collections.Counter(slot_of(due.row) for due in self.due)
     slots = range(len(self.slots))
     self.timeline.frames.append(
       Frame(
         ahead.span,
-        len(slots) * group,
+        len(self.seats),
+        self.engine.cfg.group,
         tuple(speaking[slot] for slot in slots),
         tuple(drawing[slot] for slot in slots),
       )
@@ -318,7 +339,9 @@ class _Run:
         self.engine, row, token_K[sampled_K].tolist(), logp_K[sampled_K].tolist()
       )
       if self.listen is not None:
-        self.listen(self._number_of(r), row)
+        seat = self.seats[r]
+        assert seat is not None
+        self.listen(self.group_of(seat).number, row)
       if ended:
         rows_lib.end_turn(self.engine, row, self.step)
         if row.reason is None:
@@ -326,13 +349,12 @@ class _Run:
           self.due.append(_Due(said.chunk + 1 + self.engine.cfg.delay, r, drawing))
     self._leave()
 
-  def _number_of(self, r: int) -> int:
-    group = self.slots[r // self.engine.cfg.group]
-    assert group is not None
-    return group.number
-
   def _leave(self) -> None:
-    """Groups of which every rollout has ended give their slot back."""
+    """A rollout that has ended gives its row back, a group of which every one has, its slot."""
+    for r in range(len(self.seats)):
+      row = self.row(r)
+      if row is not None and row.reason is not None:
+        self.seats[r] = None
     for slot, group in enumerate(self.slots):
       if group is not None and all(row.reason is not None for row in group.rows):
         self.rollouts[group.number] = [row.episode.finish(row.reason or "") for row in group.rows]

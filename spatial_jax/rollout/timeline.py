@@ -39,10 +39,11 @@ class Span:
 
 
 class Frame(NamedTuple):
-  """Who was where during a chunk: rows in all; of each slot, those that sample, and that draw."""
+  """During a chunk: rows in all, rollouts of a group; of each slot, those that sample, and draw."""
 
   decode: Span
   rows: int
+  group: int
   speaking: tuple[int, ...]
   drawing: tuple[int, ...]
 
@@ -117,7 +118,7 @@ class Timeline:
         {
           "start_s": frame.decode.start_s,
           "end_s": frame.decode.end_s,
-          "rows": frame.rows // len(frame.speaking),
+          "group": frame.group,
           "speaking": frame.speaking,
           "drawing": frame.drawing,
         }
