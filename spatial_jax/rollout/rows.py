@@ -50,13 +50,13 @@ class Row:
 
 
 def open_row(
-  engine: Engine, prompt: Prompt, sample: int, seed_path: tuple[int, ...], mode: Mode, since: int
+  engine: Engine, prompt: Prompt, sample: int, seed_path: tuple[int, ...], mode: Mode
 ) -> Row:
-  """A rollout that begins to speak."""
+  """A rollout that will begin to speak, `since` whichever chunk it has a row in."""
   forbidden, heat = engine.conversation.forbidden_ids, 1.0 if mode.greedy else mode.temperature
   episode = Episode(prompt, sample, seed_path, heat, forbidden)
   pictures = [Picture(image.pixels, ()) for image in prompt.images]
-  row = Row(episode, pictures, [], None, True, since, 0, [], [])
+  row = Row(episode, pictures, [], None, True, 0, 0, [], [])
   row.limit = turn_limit(engine, row)
   return row
 

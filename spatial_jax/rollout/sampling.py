@@ -66,7 +66,7 @@ def sample_token(
     weight_RV = truncated(weight_RV, sampling.top_k_R, sampling.top_p_R, sampling.min_p_R)
   # Greedy takes the first of what is likeliest, so that one search serves both ways.
   greedy_R1 = jnp.asarray(sampling.greedy_R)[:, None]
-  weight_RV = jnp.where(greedy_R1 & (weight_RV < 1.0), 0.0, weight_RV)
+  weight_RV = jnp.where(greedy_R1 & (score_RV < best_R1), 0.0, weight_RV)
   token_R = draw_token(weight_RV, jnp.where(sampling.greedy_R, 0.0, uniform_R))
   chosen_R1 = jnp.take_along_axis(score_RV, token_R[:, None], axis=-1)
   return token_R, (chosen_R1 - best_R1 - jnp.log(total_R1))[:, 0]
@@ -112,7 +112,7 @@ def draw_token(p_RV: Array, uniform_R: Array) -> jax.Array:
       blocks   | 0.1 | 0.5 | 0.4 |          uniform 0.3: in block 1, at (0.3 - 0.1) / 0.5 of it
       its ids        | 0.2 | 0.3 |          at 0.4 of 0.5: the first
 
-  Sums over the whole vocabulary are never cumulated: that alone cost as much as the softmax.
+  Sums over the whole vocabulary are never cumulated: that alone cost nearly as much as the softmax.
 
   Args:
     p_RV: float32 >= 0, need not sum to 1.

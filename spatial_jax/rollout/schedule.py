@@ -219,7 +219,7 @@ class _Run:
   def _open(self, number: int, prompt: Prompt) -> _Group:
     path = (self.seed, self.step, _number(prompt))
     rows = [
-      rows_lib.open_row(self.engine, prompt, g, (*path, draw), mode, self.chunk)
+      rows_lib.open_row(self.engine, prompt, g, (*path, draw), mode)
       for g, (draw, mode) in enumerate(zip(self.draws, self.modes, strict=True))
     ]
     return _Group(number, prompt, rows)
