@@ -192,8 +192,8 @@ def rollout() -> ConfigDict:
       "group": 8,
       "slots": 32,  # groups on the devices at once: here all of a step
       "rows": 0,  # rollouts of these groups that sample at once; 0: all of them
-      "prefill": 32,  # prompts read by one call
-      "append": 8,  # observations read by one call: a batch draws 30 to 60 times
+      "prefill": (32,),  # prompts read by one call
+      "append": (8,),  # observations read by one call: a batch draws 30 to 60 times
       "chunk": 16,  # tokens per call; what a row that stopped waits for
       "narrow": (0.5, 0.25, 0.125),  # half are short answers; second turns and the longest are few
       "schedule": "logical",  # repeatable to the bit; "eager" takes drawings as they come

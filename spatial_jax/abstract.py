@@ -210,7 +210,7 @@ def _features(policy: Policy, buckets: VisionBuckets) -> Any:
 
 
 def _prompts(cfg: RolloutConfig) -> PromptBatch:
-  count, size = cfg.prefill, cfg.prompt_buckets[-1]
+  count, size = cfg.prefill[-1], cfg.prompt_buckets[-1]
   return PromptBatch(
     slot_B=_struct((count,), jnp.int32),
     token_BT=_struct((count, size), jnp.int32),
@@ -228,7 +228,7 @@ def _begins(cfg: RolloutConfig, sampling: Sampling) -> tuple[Any, Any, Any, Samp
 
 
 def _observations(cfg: RolloutConfig) -> ObservationBatch:
-  count, size = cfg.append, cfg.observation_buckets[-1]
+  count, size = cfg.append[-1], cfg.observation_buckets[-1]
   each_R = _struct((count,), jnp.int32)
   return ObservationBatch(
     slot_R=each_R,

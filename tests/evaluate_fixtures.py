@@ -44,7 +44,7 @@ SMALLER = {
   "rollout.stop": {"turns": 2, "images": 4, "tokens": 32},
   "rollout.prompt_buckets": (256,),
   "rollout.observation_buckets": (64,),
-  "rollout.prefill": 4,
+  "rollout.prefill": (4,),
   "rollout.vision": {"windows": (8, 16), "frames": (8, 16), "patches": (16,)},
   "executor.workers": 0,
   "learn.reward.schedule.k_max": 10.0,

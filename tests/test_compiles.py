@@ -50,7 +50,7 @@ def tiny_shapes() -> tuple[GrpoConfig, RolloutConfig]:
     rollout,
     prompts=4,
     slots=4,
-    prefill=4,
+    prefill=(4,),
     prompt_buckets=(128,),
     observation_buckets=(64,),
     features=256,

@@ -97,9 +97,9 @@ def assert_same(one, other, atol):
 @pytest.mark.parametrize(
   "changed",
   [
-    {"slots": 1, "prefill": 1},
+    {"slots": 1, "prefill": (1,)},
     {"slots": 4, "chunk": 1},
-    {"slots": 16, "prefill": 16, "append": 1},
+    {"slots": 16, "prefill": (16,), "append": (1,)},
     {"chunk": 8, "narrow": ()},
     {"slots": 2, "chunk": 32},
     {"schedule": "eager"},
@@ -222,7 +222,7 @@ def test_finished_groups_are_replaced_at_once():
   """One long answer beside seven short ones: one slot is enough for all of these."""
   words = dataclasses.replace(ROLLOUT, group=1, slots=2, chunk=4, turn_tokens=100, narrow=())
   stop = dataclasses.replace(ROLLOUT.stop, tokens=200)
-  cfg = dataclasses.replace(words, stop=stop, prefill=1)
+  cfg = dataclasses.replace(words, stop=stop, prefill=(1,))
   long, short = ["word " * 40 + ANSWER_TURN], [ANSWER_TURN]
   engine, calls = counted(scripted([long, *[short] * 7], cfg))
   scripted_roll(engine, 8)

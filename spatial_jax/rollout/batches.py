@@ -18,19 +18,20 @@ def prompt_batch(
   prompts: Sequence[Prompt],
   slots: Sequence[int],
   feature_of: Mapping[str, np.ndarray],
-  count: int,
+  counts: Sequence[int],
   all_slots: int,
   buckets: Sequence[int],
 ) -> PromptBatch:
   """Prompts for some slots.
 
   Args:
-    prompts, slots: at most `count` of each.
+    prompts, slots: at most `counts[-1]` of each.
     feature_of: rows of the pool, by content hash.
-    count: rows of the batch.
+    counts: ascending, rows of the batch.
     all_slots: how many there are: padding rows are for slots behind them.
     buckets: padded lengths.
   """
+  count = bucket(len(prompts), counts, "prompts")
   size = bucket(max(len(p.token_ids_T) for p in prompts), buckets, "tokens in a prompt")
   batch = PromptBatch(
     slot_B=np.arange(all_slots, all_slots + count, dtype=np.int32),
@@ -83,7 +84,7 @@ def sampling_batch(ways: Sequence[Way | None]) -> Sampling:
 def observation_batch(
   observed: Sequence[tuple[int, Row, Piece]],
   feature_of: Mapping[str, np.ndarray],
-  count: int,
+  counts: Sequence[int],
   all_rows: int,
   buckets: Sequence[int],
 ) -> ObservationBatch:
@@ -91,9 +92,10 @@ def observation_batch(
 
   Args:
     observed: (row of the cache, its rollout, the observation that was added to it), at most
-      `count`.
-    feature_of, count, all_rows, buckets: as in `prompt_batch`.
+      `counts[-1]`.
+    feature_of, counts, all_rows, buckets: as in `prompt_batch`.
   """
+  count = bucket(len(observed), counts, "observations")
   longest = max(len(piece.token_ids_T) for _, _, piece in observed)
   size = bucket(longest, buckets, "tokens in an observation")
   zero_R = np.zeros(count, np.int32)

@@ -64,7 +64,8 @@ class RolloutConfig:
     slots: groups on the devices at once; the other prompts wait for one to finish.
     rows: of their rollouts, those that have a row to sample in; the others wait for one to end. 0:
       all of them.
-    prefill, append: prompts, and observations, read by one call; fewer are padded.
+    prefill, append: ascending; how many prompts, and observations, one call reads: the first count
+      that holds those that there are, up to the last.
     chunk: most tokens per device call.
     narrow: where at most such a share of the rows still sample, they are decoded by themselves; ()
       never.
@@ -91,8 +92,8 @@ class RolloutConfig:
   group: int
   slots: int
   rows: int
-  prefill: int
-  append: int
+  prefill: tuple[int, ...]
+  append: tuple[int, ...]
   chunk: int
   narrow: tuple[float, ...]
   schedule: Literal["logical", "eager", "barrier"]
@@ -111,12 +112,18 @@ class RolloutConfig:
   vision: VisionBuckets
 
   def __post_init__(self):
-    counts = (self.prompts, self.group, self.slots, self.prefill, self.append, self.chunk)
-    if min(*counts, self.delay, self.turn_tokens, self.stop.tokens) < 1:
+    counts = (self.prompts, self.group, self.slots, self.chunk, self.delay)
+    if min(*counts, self.turn_tokens, self.stop.tokens) < 1:
       raise ConfigError(
-        "config.rollout: prompts, group, slots, prefill, append, chunk, delay, turn_tokens and "
-        "stop.tokens are at least 1"
+        "config.rollout: prompts, group, slots, chunk, delay, turn_tokens and stop.tokens are at "
+        "least 1"
       )
+    ascending = {"prefill": self.prefill, "append": self.append, "own_cuts": self.own_cuts}
+    for name, counts in ascending.items():
+      if list(counts) != sorted(set(counts)) or min(counts, default=1) < 1:
+        raise ConfigError(f"config.rollout.{name}: ascending, from 1 on; got {counts}")
+    if not self.prefill or not self.append:
+      raise ConfigError("config.rollout.prefill, .append: at least one count each, such as (1, 8)")
     if not 0 <= self.rows <= self.slots * self.group:
       raise ConfigError(
         f"config.rollout.rows: at most slots * group = {self.slots * self.group}, 0 for as many; "
@@ -126,8 +133,6 @@ class RolloutConfig:
       raise ConfigError(
         f"config.rollout.narrow: shares of the rows, between 0 and 1; got {self.narrow}"
       )
-    if list(self.own_cuts) != sorted(set(self.own_cuts)) or min(self.own_cuts, default=1) < 1:
-      raise ConfigError(f"config.rollout.own_cuts: ascending, from 1 on; got {self.own_cuts}")
 
   @property
   def own_sizes(self) -> tuple[int, ...]:

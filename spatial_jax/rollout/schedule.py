@@ -187,7 +187,7 @@ class _Run:
       return
     while self.waiting and not all(self.slots):
       free = [slot for slot, group in enumerate(self.slots) if group is None]
-      count = min(len(free), len(self.waiting), cfg.prefill)
+      count = min(len(free), len(self.waiting), cfg.prefill[-1])
       count = fitting([self.waiting[i][1].images for i in range(count)], cfg.features)
       groups = [self._open(*self.waiting.popleft()) for _ in range(count)]
       self._prefill(groups, free[:count])
@@ -253,7 +253,7 @@ class _Run:
         observed.append((due.row, row, observation))
     self._leave()
     while observed:
-      count = fitting([piece.images for _, _, piece in observed[: cfg.append]], cfg.features)
+      count = fitting([piece.images for _, _, piece in observed[: cfg.append[-1]]], cfg.features)
       self._append(observed[:count])
       observed = observed[count:]
 
