@@ -231,6 +231,9 @@ def test_drawings_that_may_not_fit_are_refused_beforehand():
     (ROLLOUT, {"chunk": 0}),
     (ROLLOUT, {"group": 0}),
     (ROLLOUT, {"delay": 0}),
+    (ROLLOUT, {"prefill": ()}),
+    (ROLLOUT, {"append": (4, 2)}),
+    (ROLLOUT, {"own_cuts": (0, 8)}),
   ],
 )
 def test_settings_without_meaning_are_refused(of, wrong):
