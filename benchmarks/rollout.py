@@ -143,7 +143,7 @@ def rollout_config(case: Case, has: Parts) -> RolloutConfig:
   windows, look = tokens // 16, tokens + 32  # words around a drawing: fewer than 32
   size = shapes.TEXT_BEFORE + shapes.TEXT_BEHIND + (tokens + 2) * case.images
   own = max(sum(lengths) + (len(lengths) - 1) * look for lengths in all_lengths(case))
-  chunk = 16 if case.turns == 1 else 4 if has.beside else 8  # the fastest of 2, 4, 8, 16 each
+  chunk = 4 if case.turns > 1 and has.beside else 16  # the fastest of 4, 8 and 16 for each
   return RolloutConfig(
     prompts=case.prompts,
     group=group,
