@@ -104,11 +104,11 @@ def main(argv: list[str]) -> None:
     watch.start()
     with Timeline() as timeline:
       ours(timeline)
+    watch.join()
     if timeline.total_s < AFTER.value + SECONDS.value:
       raise app.UsageError(
         f"the call took {timeline.total_s:.1f} s: --after and --seconds must lie in it"
       )
-    watch.join()
     events = read(folder / "trace")
   console = make_console()
   console.print(

@@ -131,6 +131,9 @@ class Ours:
         rollouts += run_episodes(
           self.engine, self.weights, some, self._calls, 0, modes, timeline=timeline
         )
+    said = sum(int(t.trained_T.sum()) for group in rollouts for t in group)
+    stated = sum(map(sum, all_lengths(CASES[CASE.value])))
+    measure.require_close("tokens sampled, beside those stated,", abs(said - stated), 0)
     return rollouts
 
 

@@ -43,6 +43,7 @@ class Inputs:
     begins: begins_R, rollout_R, row_BG, Sampling.
     rows: SampleState with the whole cache.
     halt_R, observations: of one call.
+    few_R: the most rows that are decoded by themselves; None: never any.
   """
 
   state: TrainState
@@ -55,6 +56,7 @@ class Inputs:
   rows: SampleState
   halt_R: Any
   observations: ObservationBatch
+  few_R: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,7 +88,7 @@ def all_programs(
 ) -> list[Program]:
   """The programs of a reinforcement-learning step, in order, with their largest abstract inputs.
 
-  Chunks of fewer rows (`config.rollout.narrow`) need less than one of all: they are left out.
+  Of the chunks of a few rows (`config.rollout.narrow`), which copy what these wrote, the widest.
 
   Args:
     policy: its mesh may be of devices that are not there.
@@ -99,6 +101,7 @@ def all_programs(
   learn = programs.learn_programs(policy, optimizer, loss, micro)
   x = largest_inputs(policy, island, optimizer, rollout, batch, share)
   state, weights, rows, pool = x.state, x.weights, x.rows, x.pool_MYD
+  truncates = rollout.mode.truncates
   calls = [
     (
       "decode_params",
@@ -109,13 +112,15 @@ def all_programs(
     ("see", run.see, (weights, pool, *x.vision), (state, rows)),
     ("admit", run.admit, (weights, rows, pool, x.prompts), (state,)),
     ("begin", run.begin, (rows, *x.begins), (state, weights, pool)),
-    ("sample", run.sample, (weights, rows, x.halt_R, None, rollout.mode.truncates), (state, pool)),
+    ("sample", run.sample, (weights, rows, x.halt_R, None, truncates), (state, pool)),
+    ("sample_few", run.sample, (weights, rows, x.halt_R, x.few_R, truncates), (state, pool)),
     ("observe", run.observe, (weights, rows, pool, x.observations), (state,)),
     ("update", learn.update, (state, x.batch, None), (weights,)),
   ]
   return [
     Program(name, cast(jax.stages.Wrapped, function), arguments, beside)
     for name, function, arguments, beside in calls
+    if name != "sample_few" or x.few_R is not None
   ]
 
 
@@ -130,7 +135,7 @@ def largest_inputs(
   """See `Inputs`; arguments as in `all_programs`."""
   mesh, cfg = programs.train_mesh(policy), policy.cfg
   local = sharding.rollout_mesh(programs.train_mesh(island))
-  everywhere = sharding.replicated(local)
+  everywhere, few = sharding.replicated(local), rollout.widths[:-1]
   state = programs.abstract_state(policy, optimizer, mesh)
   weights = jax.eval_shape(programs.reshard(policy, mesh, rollout.weights), state.params)
   weights = programs.placed(weights, sharding.param_shardings(weights, local))
@@ -155,6 +160,7 @@ def largest_inputs(
     rows=programs.placed(rows, sharding.rollout_shardings(rows, local)),
     halt_R=_everywhere(_struct(rows.active_R.shape, jnp.bool_), everywhere),
     observations=_everywhere(_observations(rollout), everywhere),
+    few_R=_everywhere(_struct((few[-1],), jnp.int32), everywhere) if few else None,
   )
 
 
@@ -231,7 +237,7 @@ def _observations(cfg: RolloutConfig) -> ObservationBatch:
   count, size = cfg.append[-1], cfg.observation_buckets[-1]
   each_R = _struct((count,), jnp.int32)
   return ObservationBatch(
-    slot_R=each_R,
+    row_R=each_R,
     start_R=each_R,
     count_R=each_R,
     limit_R=each_R,

@@ -241,15 +241,15 @@ class _RolloutSide:
     return sampler.begin(self.lay(state), *rows)
 
   def sample(
-    self, params: Params, state: SampleState, halt_R: Array, slot_R: Array | None, truncate: bool
+    self, params: Params, state: SampleState, halt_R: Array, row_R: Array | None, truncate: bool
   ) -> tuple[SampleState, jax.Array, jax.Array]:
     state = self.lay(state._replace(active_R=state.active_R & ~halt_R))
     steps = self.cfg.chunk
-    few = state if slot_R is None else self.lay(sampler.narrow(state, slot_R, steps))
+    few = state if row_R is None else self.lay(sampler.narrow(state, row_R, steps))
     few, token_RK, logp_RK = sampler.decode_chunk(
       self.policy, params, few, self.words, steps=steps, truncate=truncate
     )
-    state = few if slot_R is None else sampler.widen(state, few, slot_R, steps)
+    state = few if row_R is None else sampler.widen(state, few, row_R, steps)
     return state, token_RK, logp_RK
 
   def observe(
@@ -289,6 +289,9 @@ def rollout_buckets(cfg: RolloutConfig, mesh: Mesh) -> RolloutConfig:
   slots = -(-cfg.slots // devices) * devices
   rows = min(-(-cfg.rows // devices) * devices, slots * cfg.group)
   cfg = dataclasses.replace(cfg, slots=slots, rows=rows)
+  widths = {-(-width // devices) * devices for width in cfg.widths}
+  shares = tuple(width / cfg.row_count for width in sorted(widths) if width < cfg.row_count)
+  cfg = dataclasses.replace(cfg, narrow=shares)
   if not _is_tpu(mesh):
     return cfg
   vision = dataclasses.replace(cfg.vision, patches=_blocks(cfg.vision.patches))

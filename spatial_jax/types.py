@@ -6,7 +6,7 @@ Suffix order is array order, one letter per axis, digits are literal sizes:
 
   B prompts             N images, packed over rows       D decoder width    J drawing turns
   G rollouts per prompt P patches, before merging        F feed-forward     Z objects in one answer
-  R rows = B*G          M merged visual tokens (P/4)     H query heads      L layers
+  R rows, at most B*G   M merged visual tokens (P/4)     H query heads      L layers
   T tokens (queries)    X values in one patch            K key/value heads  C channels of one head
   S key positions       E vision width                   Q heads per KV head (H = K*Q)
   V vocabulary          W vision windows                 A rotary axes (time, height, width) = 3

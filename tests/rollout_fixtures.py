@@ -156,16 +156,16 @@ def scripted(scripts: Sequence[Script], cfg: RolloutConfig) -> RolloutPrograms:
 
   def begin(state, begins_R, rollout_R, row_BG, sampling):
     assert not state.active_R[begins_R].any(), "the row is not free"
-    slot_R, sample_R = np.divmod(rollout_R[begins_R], cfg.group)
-    state.script_R[begins_R] = state.first_B[slot_R] + sample_R
+    row_R, sample_R = np.divmod(rollout_R[begins_R], cfg.group)
+    state.script_R[begins_R] = state.first_B[row_R] + sample_R
     state.turn_R[begins_R] = state.said_R[begins_R] = state.count_R[begins_R] = 0
     state.limit_R[begins_R] = sampling.limit_R[begins_R]
     state.active_R[begins_R] = True
     return state
 
-  def sample(params, state, halt_R, slot_R, truncate):
+  def sample(params, state, halt_R, row_R, truncate):
     state.active_R &= ~halt_R
-    here = np.arange(rows) if slot_R is None else slot_R
+    here = np.arange(rows) if row_R is None else row_R
     shape = (len(here), cfg.chunk)
     token_RK, logp_RK = np.full(shape, -1), np.zeros(shape, np.float32)
     for i, r in enumerate(here):
@@ -183,7 +183,7 @@ def scripted(scripts: Sequence[Script], cfg: RolloutConfig) -> RolloutPrograms:
     return state, token_RK, logp_RK
 
   def observe(params, state, pool_MYD, observations):
-    for i, r in enumerate(observations.slot_R):
+    for i, r in enumerate(observations.row_R):
       if r < rows:
         assert not state.active_R[r], "nobody looks while speaking"
         assert state.count_R[r] == observations.count_R[i]

@@ -69,7 +69,8 @@ def compiled():
 
 @needs_libtpu
 def test_every_program_compiles_and_fits(compiled):
-  names = ["decode_params", "see", "admit", "begin", "sample", "observe", "update"]
+  names = ["decode_params", "see", "admit", "begin", "sample", "sample_few"]
+  names += ["observe", "update"]
   assert list(compiled) == names
   for one in compiled.values():
     assert one.error is None, f"{one.name}: {one.error}"
@@ -114,6 +115,10 @@ def test_decoding_needs_little_beside_its_cache():
   one = aot.compile_program(found["sample"])
   assert one.error is None, one.error
   assert one.temporaries <= 0.1 * cache
+  few = aot.compile_program(found["sample_few"])
+  assert few.error is None, few.error
+  own = aot.bytes_per_chip(found["sample"].arguments[1].cache.layers)
+  assert few.temporaries <= 0.1 * cache + 0.6 * own, "half of the rows' own, and of no prompt"
 
 
 @needs_libtpu

@@ -15,7 +15,7 @@ from spatial_jax import checkpoint, sharding
 from spatial_jax.config import ConfigError
 from spatial_jax.data import loader
 from spatial_jax.errors import CheckpointError, DataError, UserError
-from spatial_jax.evaluate.contest import showcase
+from spatial_jax.evaluate.contest import Questions, make_contest, showcase
 from spatial_jax.evaluate.results import read_results
 from spatial_jax.evaluate.run import evaluate, settings_of
 from spatial_jax.sharding import MeshConfig
@@ -140,6 +140,19 @@ def test_real_rooms_are_split_by_their_names(monkeypatch):
   assert source.benchmark == "vsi-bench"
   assert source.held_out(10) == held_out[:10]
   assert source.types == ("object_abs_distance",)
+
+
+@pytest.mark.parametrize(("rows", "left"), [(0, 0), (5, 5), (200, 12)])
+def test_an_exam_has_no_more_rows_than_it_asks_for(rows, left):
+  """Its 4 slots with 3 samples each, however many the rows of training are."""
+  run = fixtures.run_config()
+  training = dataclasses.replace(run.rollout, rows=rows)
+  task = dummies.number_task(np.random.default_rng(0), "room/1")
+  questions = Questions([task] * 10, [])
+  contest = make_contest(
+    lambda cfg: cfg, training, questions, run.reward, run.evaluation, 0, None, {}
+  )
+  assert contest.engine.rows == left
 
 
 def test_what_no_number_of_views_allows_is_not_waited_for():

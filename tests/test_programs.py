@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from spatial_jax import programs, sharding
 from spatial_jax.learn.update import Microbatches
@@ -51,6 +52,18 @@ def test_slots_are_padded_to_the_devices_of_a_process():
   for slots, padded in ((1, 4), (4, 4), (5, 8)):
     rollout = dataclasses.replace(step_fixtures.ROLLOUT, slots=slots)
     assert programs.rollout_buckets(rollout, mesh).slots == padded
+
+
+@pytest.mark.parametrize(("rows", "padded"), [(0, 0), (3, 4), (10, 12), (15, 16), (16, 16)])
+def test_rows_are_padded_to_the_devices_of_a_process(rows, padded):
+  mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2), jax.devices())
+  rollout = dataclasses.replace(
+    step_fixtures.ROLLOUT, slots=4, group=4, rows=rows, narrow=(0.1, 0.3, 0.6)
+  )
+  found = programs.rollout_buckets(rollout, mesh)
+  assert found.rows == padded
+  assert all(width % 4 == 0 for width in found.widths)
+  assert found.widths[-1] == found.row_count
 
 
 def test_decode_parameters_are_the_compute_dtypes_and_change_no_bit():

@@ -384,9 +384,9 @@ def test_samples_do_not_depend_on_how_many_are_decoded_together(everybody_draws)
   calls = []
   engine = engine_of(ROLLOUT)
 
-  def sample(params, state, halt_R, slot_R, truncate):
-    calls.append(None if slot_R is None else (slot_R < 6).sum())
-    return engine.programs.sample(params, state, halt_R, slot_R, truncate)
+  def sample(params, state, halt_R, row_R, truncate):
+    calls.append(None if row_R is None else (row_R < 6).sum())
+    return engine.programs.sample(params, state, halt_R, row_R, truncate)
 
   counted = dataclasses.replace(engine.programs, sample=sample)
   counted = dataclasses.replace(engine, programs=counted)

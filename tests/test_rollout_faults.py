@@ -198,7 +198,7 @@ class Forced:
 
     def call(params, state, pool_MYD, rows):
       active_R, length_R = np.asarray(state.active_R), np.asarray(state.cache.length_R)
-      there = [(i, r) for i, r in enumerate(rows.slot_R) if r < len(active_R)]
+      there = [(i, r) for i, r in enumerate(rows.row_R) if r < len(active_R)]
       assert len({r for _, r in there}) == len(there), "each row once"
       for i, r in there:
         assert not active_R[r]
@@ -210,8 +210,8 @@ class Forced:
   def saying(self, run):
     """No row is longer than its cache, none that samples has said all it may."""
 
-    def call(params, state, halt_R, slot_R, truncate):
-      state, token_RK, logp_RK = run.sample(params, state, halt_R, slot_R, truncate)
+    def call(params, state, halt_R, row_R, truncate):
+      state, token_RK, logp_RK = run.sample(params, state, halt_R, row_R, truncate)
       active_R, length_R = np.asarray(state.active_R), np.asarray(state.cache.length_R)
       assert (length_R <= ADVERSE.stop.tokens).all()
       assert not (active_R & halt_R).any()

@@ -358,15 +358,15 @@ def test_a_few_rows_by_themselves(sizes):
   """They say what they would have said among all, and the others stay as they are."""
   forbidden_V = np.arange(VOCABULARY) == STOP
   state, *_ = chunk(begin(own_sizes=sizes), 4, forbidden_V=forbidden_V)
-  slot_R = np.array([3, 1, 4])  # the last is padding
-  few = sampler.narrow(state, slot_R, 5)
+  row_R = np.array([3, 1, 4])  # the last is padding
+  few = sampler.narrow(state, row_R, 5)
   assert np.asarray(few.active_R).tolist() == [True, True, False]
   whole, whole_RK, whole_logp_RK = chunk(state, 5, forbidden_V=forbidden_V, new=False)
   few, token_RK, logp_RK = chunk(few, 5, forbidden_V=forbidden_V, new=False)
   np.testing.assert_array_equal(token_RK[:2], np.asarray(whole_RK)[[3, 1]])
   np.testing.assert_allclose(logp_RK[:2], np.asarray(whole_logp_RK)[[3, 1]], atol=1e-5)
   assert (np.asarray(token_RK[2]) == -1).all()
-  back = sampler.widen(state, few, slot_R, 5)
+  back = sampler.widen(state, few, row_R, 5)
 
   def assert_mixed(mixed, moved, still):
     mixed, moved, still = (np.asarray(x) for x in (mixed, moved, still))

@@ -71,14 +71,16 @@ def counted(engine):
     program = getattr(engine.programs, name)
 
     def call(*arguments):
-      shapes = [np.shape(x) for x in arguments[2:] if not isinstance(x, tuple)]
-      shapes += [np.shape(leaf) for x in arguments[2:] if isinstance(x, tuple) for leaf in x]
-      calls.append((name, *map(str, shapes)))
+      given = arguments[1:] if name == "begin" else arguments[2:]
+      shapes = [np.shape(x) for x in given if not isinstance(x, tuple)]
+      shapes += [np.shape(leaf) for x in given if isinstance(x, tuple) for leaf in x]
+      taken = [np.asarray(x).tolist() for x in given[:2]] if name == "begin" else []
+      calls.append((name, *map(str, shapes + taken)))
       return program(*arguments)
 
     return call
 
-  names = ("see", "admit", "sample", "observe")
+  names = ("see", "admit", "begin", "sample", "observe")
   run = dataclasses.replace(engine.programs, **{name: watch(name) for name in names})
   return dataclasses.replace(engine, programs=run), calls
 
@@ -183,8 +185,9 @@ def test_where_a_token_differs_the_draw_was_on_the_border(everybody_draws):
   assert all(distance < 1e-4 for distance in differing)
 
 
-def test_late_drawings_change_no_bit_and_no_program(everybody_draws):
-  cfg = dataclasses.replace(ROLLOUT, slots=2)
+@pytest.mark.parametrize("rows", [0, 3])
+def test_late_drawings_change_no_bit_and_no_program(everybody_draws, rows):
+  cfg = dataclasses.replace(ROLLOUT, slots=2, rows=rows)
   engine, calls = counted(engine_of(cfg))
   first = roll(cfg, engine)
   expected = calls.copy()
@@ -193,12 +196,13 @@ def test_late_drawings_change_no_bit_and_no_program(everybody_draws):
     again = roll(cfg, dataclasses.replace(engine, executor=LateExecutor(seed)))
     assert_same(first, again, atol=0)
     assert calls == expected
-  assert {name for name, *_ in expected} == {"see", "admit", "sample", "observe"}
+  assert {name for name, *_ in expected} == {"see", "admit", "begin", "sample", "observe"}
 
 
-def test_rollouts_of_one_group_may_sample_each_in_its_way(everybody_draws):
+@pytest.mark.parametrize("rows", [0, 2])
+def test_rollouts_of_one_group_may_sample_each_in_its_way(everybody_draws, rows):
   hot = dataclasses.replace(SAMPLED, temperature=1.7)
-  cfg = dataclasses.replace(ROLLOUT, group=3)
+  cfg = dataclasses.replace(ROLLOUT, group=3, rows=rows)
   mixed = roll(cfg, modes=[SAMPLED, GREEDY, hot])
   for g, mode in enumerate((SAMPLED, GREEDY, hot)):
     alone = roll(cfg, modes=[mode])

@@ -46,6 +46,30 @@ def test_caches_that_cannot_fit_are_refused_with_what_would():
     engine_lib.check(made._replace(device=made.weights))
 
 
+@pytest.mark.parametrize(("share", "mend"), [(0.3, r"slots to 12$"), (0.05, "rows, features")])
+def test_of_rows_without_a_slot_each_only_the_prompts_shrink(share, mend):
+  mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
+  policy = make_policy(step_fixtures.step_config(), jnp.float32, mesh)
+  cfg = dataclasses.replace(step_fixtures.ROLLOUT, slots=40, rows=8)
+  made = engine_lib.plan(policy, cfg, 1 << 40)
+  room = made.total - made.prefixes + int(made.prefixes * share)
+  with pytest.raises(ConfigError, match=mend):
+    engine_lib.check(made._replace(device=room))
+  fewer = engine_lib.plan(
+    policy, dataclasses.replace(cfg, slots=12), made.total - made.prefixes // 2
+  )
+  engine_lib.check(fewer)
+
+
+def test_slots_that_would_fit_divide_over_the_devices():
+  mesh = sharding.make_mesh(sharding.MeshConfig(4, 1, 1), jax.devices()[:4])
+  policy = make_policy(step_fixtures.step_config(), jnp.float32, mesh)
+  made = engine_lib.plan(policy, dataclasses.replace(step_fixtures.ROLLOUT, slots=40), 1 << 40)
+  room = made.weights + made.features + (made.prefixes + made.rows) // 4
+  with pytest.raises(ConfigError, match=r"slots to 8$"):
+    engine_lib.check(made._replace(device=room))
+
+
 def test_the_devices_of_a_machine_without_accelerators_share_its_memory():
   one = programs.train_mesh(make_policy(step_fixtures.step_config(), jnp.float32))
   all_eight = sharding.make_mesh(sharding.MeshConfig(8, 1, 1), jax.devices())

@@ -131,7 +131,9 @@ def make_contest(
   exam = Exam(questions.asked, reward, float(sharpness(1.0, reward.schedule)), seed)
   prompts = min(cfg.prompts, len(questions.asked))
   most = max(2 if before is None else 2 + len(cfg.temperatures), cfg.best_of)
-  asking = dataclasses.replace(rollout, prompts=prompts, slots=min(cfg.slots, prompts), group=most)
+  slots = min(cfg.slots, prompts)
+  rows = min(rollout.rows, slots * most)
+  asking = dataclasses.replace(rollout, prompts=prompts, slots=slots, group=most, rows=rows)
   return Contest(engine(asking), before, after, exam, questions.examples, cfg)
 
 

@@ -186,7 +186,7 @@ def attend_cache(
   own: Sequence[tuple[jax.Array, jax.Array]],
   start_R: jax.Array,
   last: jax.Array | None,
-  slot_R: jax.Array | None,
+  row_R: jax.Array | None,
   seats: Seats | None,
 ) -> jax.Array:
   """Attention of new tokens over their prompt's shared prefix and their row's own cache.
@@ -203,7 +203,7 @@ def attend_cache(
     own: k_RKSC, v_RKSC of each block, the new tokens already written at start_R.
     start_R: int32, own length before the new tokens.
     last: int32 [], the last place of a new token; blocks behind it are not read. None: all are.
-    slot_R: int32, the rows of `own` that are read; None: all in order.
+    row_R: int32, the rows of `own` that are read; None: all in order.
     seats: whose rows these are; None: R = B*G rows, ordered by prompt.
 
   Returns:
@@ -217,7 +217,7 @@ def attend_cache(
 
   def more(seen: Part, block: tuple[jax.Array, jax.Array], first: int) -> Part:
     visible_RTS = first + jnp.arange(block[0].shape[2])[None, None] <= place_RT[:, :, None]
-    return _merge(seen, softmax_part(q_RKTC, *cache.rows(KV(*block), slot_R), visible_RTS))
+    return _merge(seen, softmax_part(q_RKTC, *cache.rows(KV(*block), row_R), visible_RTS))
 
   for block in own:
     look = functools.partial(more, block=block, first=first)
@@ -235,7 +235,7 @@ def _to_prefix(
   prefix_length_B: jax.Array,
   seats: Seats | None,
 ) -> Part:
-  """Attention of each group's rows to its prefix, of [R, K, Q*T, C] queries."""
+  """Attention of each group's rows to its prefix, [R, K, Q*T, C]."""
   if seats is not None:
     # As if every rollout had a row: it is the prefix that is large, not its queries.
     q_RKQTC = jnp.take(q_RKQTC, seats.row_BG.reshape(-1), axis=0, mode="clip")

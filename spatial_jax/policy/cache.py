@@ -29,7 +29,7 @@ Own = tuple[KV, ...]  # a layer's blocks, one behind the other along S
 
 
 class Prefix(NamedTuple):
-  """Keys and values of prompts; `length_B` int32 of the S slots are valid."""
+  """Keys and values of prompts; `length_B` int32 of the S places are valid."""
 
   layers: tuple[KV, ...]
   length_B: jax.Array
@@ -73,6 +73,18 @@ class Cache(NamedTuple):
       return jnp.arange(count, dtype=jnp.int32) // (count // prompts)
     return jnp.clip(self.seats.rollout_R // self.seats.row_BG.shape[1], 0, prompts - 1)
 
+  def seats_of(self, row_R: jax.Array) -> Seats:
+    """Seats where only these rows are left, int32; nobody has one that there is not."""
+    prompts, count = self.prefix.length_B.shape[0], self.length_R.shape[0]
+    rollout_R, group = row_R, count // prompts
+    if self.seats is not None:
+      rollout_R = jnp.take(self.seats.rollout_R, row_R, mode="clip")
+      group = self.seats.row_BG.shape[1]
+    rollout_R = jnp.where(row_R < count, rollout_R, prompts * group)
+    new_R = jnp.arange(row_R.size, dtype=jnp.int32)
+    row_B = jnp.zeros(prompts * group, jnp.int32).at[rollout_R].set(new_R, mode="drop")
+    return Seats(rollout_R, row_B.reshape(prompts, group))
+
 
 def init_cache(
   cfg: DecoderConfig,
@@ -88,9 +100,8 @@ def init_cache(
   Args:
     cfg: of the decoder.
     prompts, group, rows: B, G, and R <= B*G.
-    prefix_size: slots for the longest prompt, tokens.
-    own_sizes: of the blocks; together slots for the longest response, observations included,
-      tokens.
+    prefix_size: tokens of the longest prompt.
+    own_sizes: of the blocks, tokens; together the longest response, observations included.
     dtype: of keys and values.
 
   Returns:
@@ -115,7 +126,7 @@ def admit(cache: Cache, prefix: Prefix, slot_B: jax.Array) -> Cache:
 
   Args:
     cache: with B slots.
-    prefix: of b <= B prompts, at most as many tokens as the cache has slots for.
+    prefix: of b <= B prompts, of at most as many tokens as the cache has room for.
     slot_B: int32 [b], distinct; a slot >= B is dropped (padding of the prefill batch).
   """
 
@@ -130,14 +141,14 @@ def admit(cache: Cache, prefix: Prefix, slot_B: jax.Array) -> Cache:
 
 
 def write(
-  own: Own, new: KV, slot_R: jax.Array | None, start_R: jax.Array, valid_RT: jax.Array
+  own: Own, new: KV, row_R: jax.Array | None, start_R: jax.Array, valid_RT: jax.Array
 ) -> Own:
   """Writes each row's valid tokens at its own place.
 
   Args:
-    own: a layer of the cache, blocks of [slots, K, S, C].
+    own: a layer of the cache, blocks of [rows, K, S, C].
     new: k, v of the new tokens, [R, K, T, C].
-    slot_R: int32, the cache row of each new row, distinct; None for all in order; beyond the end is
+    row_R: int32, the cache row of each new row, distinct; None for all in order; beyond the end is
       dropped.
     start_R: int32, where the first token goes.
     valid_RT: bool, left-aligned; others are not written.
@@ -146,11 +157,11 @@ def write(
     The layer.
   """
   rows, tokens = valid_RT.shape
-  slot_R = jnp.arange(rows) if slot_R is None else slot_R
+  row_R = jnp.arange(rows) if row_R is None else row_R
 
   def put(old_RKSC: jax.Array, new_RKTC: jax.Array, place_RT: jax.Array) -> jax.Array:
     new_RTKC = jnp.swapaxes(new_RKTC, 1, 2).astype(old_RKSC.dtype)
-    return old_RKSC.at[slot_R[:, None], :, place_RT].set(new_RTKC, mode="drop")
+    return old_RKSC.at[row_R[:, None], :, place_RT].set(new_RTKC, mode="drop")
 
   written = []
   for block, place_RT, inside_RT in _places(own, start_R, tokens):

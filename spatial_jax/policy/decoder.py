@@ -28,7 +28,7 @@ class CacheView(NamedTuple):
     start_R: int32, own tokens before this call; None: none before, and none are kept.
     last: int32 [], the last place that a token of this call goes to; None as `start_R`.
     prompt_B: int32, which prefixes of the cache are read; None for all of them.
-    slot_R: int32, which rows of the cache are read and extended; None for all of them.
+    row_R: int32, which rows of the cache are read and extended; None for all of them.
     seats: whose rows these are; None: R = B*G rows, ordered by prompt.
   """
 
@@ -36,7 +36,7 @@ class CacheView(NamedTuple):
   start_R: jax.Array | None
   last: jax.Array | None
   prompt_B: jax.Array | None
-  slot_R: jax.Array | None
+  row_R: jax.Array | None
   seats: Seats | None
 
 
@@ -107,8 +107,8 @@ class Attention(nn.Module):
       )
     else:
       prefix = cache.rows(layer[0], view.prompt_B)
-      keep = cache.write(layer[1], new, view.slot_R, view.start_R, valid_RT)
-      where = (view.start_R, view.last, view.slot_R, view.seats)
+      keep = cache.write(layer[1], new, view.row_R, view.start_R, valid_RT)
+      where = (view.start_R, view.last, view.row_R, view.seats)
       out = attention.attend_cache(q_RKQTC, prefix, view.prefix_length_B, keep, *where)
     out_RTHC = jnp.swapaxes(out.reshape(q_RHTC.shape), 1, 2)
     dense = nn.DenseGeneral(cfg.width, axis=(-2, -1), use_bias=False, dtype=self.dtype, name="o")

@@ -179,7 +179,7 @@ class Policy:
     self,
     params: Params,
     cache: Cache,
-    slot_R: Array | None,
+    row_R: Array | None,
     token_RT: Array,
     position_RTA: Array,
     valid_RT: Array,
@@ -191,7 +191,7 @@ class Policy:
     Args:
       params: unstacked or stacked.
       cache: read and extended at each row's own length.
-      slot_R: int32, the cache row of each row given, distinct; a slot beyond the cache is padding.
+      row_R: int32, the cache row of each row given, distinct; a slot beyond the cache is padding.
         None: all rows of the cache in order (cheaper: prefixes are then read in place).
       token_RT, position_RTA, valid_RT, features_MYD, feature_RT: as in `hidden`, the last two None
         for text; only valid tokens are written, and none behind the end of the cache: the caller
@@ -201,7 +201,7 @@ class Policy:
       hidden_RTD of the given rows, and the cache.
     """
     count_R = jnp.sum(jnp.asarray(valid_RT), axis=1, dtype=jnp.int32)
-    view, length_R = self._view(cache, slot_R, count_R)
+    view, length_R = self._view(cache, row_R, count_R)
     x_RTD = self._embed(params, token_RT, features_MYD, feature_RT)
     layers = tuple(zip(cache.prefix.layers, cache.layers, strict=True))
     seen = self._seen(features_MYD, feature_RT)
@@ -333,7 +333,7 @@ class Policy:
     return x_RTD, tuple(jax.tree.map(lambda part, i=i: part[i], new) for i in range(cfg.layers))
 
   def _view(
-    self, cache: Cache, slot_R: Array | None, count_R: jax.Array
+    self, cache: Cache, row_R: Array | None, count_R: jax.Array
   ) -> tuple[CacheView, jax.Array]:
     """How the rows of a call lie in the cache, and its lengths afterwards."""
 
@@ -341,14 +341,14 @@ class Policy:
       return jnp.max(jnp.where(count_R > 0, start_R + count_R - 1, 0))
 
     length_B, start_R = cache.prefix.length_B, cache.length_R
-    if slot_R is None:
+    if row_R is None:
       view = CacheView(length_B, start_R, last(start_R), None, None, cache.seats)
       return view, start_R + count_R
-    prompt_R = jnp.take(cache.prompt_R, slot_R, mode="clip")
-    start_R = jnp.take(cache.length_R, slot_R, mode="clip")
-    length_R = cache.length_R.at[slot_R].add(count_R, mode="drop")
-    prefix_length_R, slot_R = length_B[prompt_R], jnp.asarray(slot_R)
-    return CacheView(prefix_length_R, start_R, last(start_R), prompt_R, slot_R, None), length_R
+    prompt_R = jnp.take(cache.prompt_R, row_R, mode="clip")
+    start_R = jnp.take(cache.length_R, row_R, mode="clip")
+    length_R = cache.length_R.at[row_R].add(count_R, mode="drop")
+    prefix_length_R, row_R = length_B[prompt_R], jnp.asarray(row_R)
+    return CacheView(prefix_length_R, start_R, last(start_R), prompt_R, row_R, None), length_R
 
   def _embed(self, params, token_RT, features_MYD, feature_RT) -> jax.Array:
     table_VD = params["decoder"]["embed"]["embedding"]

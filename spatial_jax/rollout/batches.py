@@ -100,7 +100,7 @@ def observation_batch(
   size = bucket(longest, buckets, "tokens in an observation")
   zero_R = np.zeros(count, np.int32)
   batch = ObservationBatch(
-    slot_R=np.full(count, all_rows, np.int32),
+    row_R=np.full(count, all_rows, np.int32),
     start_R=zero_R.copy(),
     count_R=zero_R.copy(),
     limit_R=zero_R.copy(),
@@ -112,7 +112,7 @@ def observation_batch(
   )
   for i, (r, row, piece) in enumerate(observed):
     t, following = len(piece.token_ids_T), row.episode.next_position
-    batch.slot_R[i] = r
+    batch.row_R[i] = r
     batch.start_R[i] = row.tokens - t
     batch.count_R[i] = row.sampled
     batch.limit_R[i] = row.sampled + row.limit

@@ -5,7 +5,6 @@ The loop over them is `schedule.run_episodes`.
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -71,7 +70,7 @@ class RolloutConfig:
       never.
     schedule: "logical": a drawing handed over after chunk n is waited for before chunk n + 1 +
       `delay`, so that what runs depends on tokens alone; "eager": taken up as soon as it is there;
-      "barrier": all rows wait for the slowest of a turn, all groups for the slowest.
+      "barrier": drawings wait until no row samples, prompts until no group has a slot.
     delay: chunks, at least 1.
     weights: "compute": in the compute dtype; "int8": the decoder's kernels in 8 bits, see
       `policy.int8`.
@@ -143,8 +142,8 @@ class RolloutConfig:
   @property
   def widths(self) -> tuple[int, ...]:
     """How many rows a chunk may decode, ascending, up to all."""
-    shares = (math.ceil(share * self.row_count) for share in self.narrow)
-    return tuple(sorted({*shares, self.row_count}))
+    few = (max(round(share * self.row_count), 1) for share in self.narrow)
+    return tuple(sorted({*few, self.row_count}))
 
   @property
   def row_count(self) -> int:
@@ -162,8 +161,8 @@ class RolloutPrograms:
     see: (params, pool donated, VisionBatch, int32 [M] rows of the pool) -> pool, mark.
     admit: (params, SampleState donated, pool, PromptBatch) -> SampleState, mark.
     begin: (SampleState donated, begins_R, rollout_R, row_BG, Sampling) -> SampleState.
-    sample: (params, SampleState donated, halt_R, slot_R or None, truncate)
-      -> (SampleState, token_RK, logp_RK) of the rows `slot_R`, of all for None; rows of `halt_R`
+    sample: (params, SampleState donated, halt_R, row_R or None, truncate)
+      -> (SampleState, token_RK, logp_RK) of the rows `row_R`, of all for None; rows of `halt_R`
       sample no more.
     observe: (params, SampleState donated, pool, ObservationBatch) -> SampleState, mark.
 

@@ -61,8 +61,9 @@ class Pictures:
     """
     images = distinct(images_by_row)
     self.asked += sum(len(images) for images in images_by_row)
-    for name in images.keys() & self._rows.keys():
-      self._rows[name] = self._rows.pop(name)
+    for name in images:
+      if name in self._rows:
+        self._rows[name] = self._rows.pop(name)
     unseen = [image for name, image in images.items() if name not in self._rows]
     self.seen += len(unseen)
     for image in unseen:

@@ -22,8 +22,8 @@ class Row:
     pictures: what it may draw on.
     parsed: its turns.
     reason: why it ended, None while it goes on.
-    speaking: whether it samples, as far as the host has heard.
-    since: what chunks before this one say is not of this turn.
+    speaking: whether it samples, as far as the host has heard, once it has a row of the cache.
+    since: the chunk that its turn begins with.
     limit: most tokens of this turn.
     ids, logps: of this turn so far.
   """
@@ -52,7 +52,7 @@ class Row:
 def open_row(
   engine: Engine, prompt: Prompt, sample: int, seed_path: tuple[int, ...], mode: Mode
 ) -> Row:
-  """A rollout that will begin to speak, `since` whichever chunk it has a row in."""
+  """A rollout that speaks once it has a row; `since` is set then."""
   forbidden, heat = engine.conversation.forbidden_ids, 1.0 if mode.greedy else mode.temperature
   episode = Episode(prompt, sample, seed_path, heat, forbidden)
   pictures = [Picture(image.pixels, ()) for image in prompt.images]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from spatial_jax.policy import cache as cache_lib
-from spatial_jax.policy.cache import Cache, Prefix
+from spatial_jax.policy.cache import Cache
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout.sampling import Sampling, Vocabulary, sample_token
 from spatial_jax.types import Array, Params
@@ -32,7 +32,7 @@ class SampleState(NamedTuple):
 
   Attributes:
     cache: keys and values of prompts (shared by the rollouts of a slot) and of each row.
-    start: where the rollouts of each slot begin.
+    start: where the rollouts of each slot begin; None for a few rows by themselves.
     hidden_RD: hidden state that the next token is sampled from.
     position_R: int32, rotary position of that token.
     count_R: int32, tokens sampled so far in the episode; the sampling key of a token folds it in.
@@ -64,13 +64,13 @@ class PromptBatch(NamedTuple):
 
 
 class ObservationBatch(NamedTuple):
-  """Observations as padded rows, each for one cache row `slot_R` (out of range: padding).
+  """Observations as padded rows, each for one cache row `row_R` (out of range: padding).
 
   `start_R`, `count_R`: own tokens before it, and those of them that were sampled; `limit_R`: most
   sampled tokens from now on. The other fields are as in PromptBatch.
   """
 
-  slot_R: Array
+  row_R: Array
   start_R: Array
   count_R: Array
   limit_R: Array
@@ -187,14 +187,14 @@ def observe(
   """Reads observations behind some rows and lets them sample on; the others stay as they are."""
 
   def put(old: Array, new: Array | bool) -> jax.Array:
-    return jnp.asarray(old).at[rows.slot_R].set(new, mode="drop")
+    return jnp.asarray(old).at[rows.row_R].set(new, mode="drop")
 
   # What a row sampled behind a stop string lies in the cache, and is written over.
   cache = state.cache._replace(length_R=put(state.cache.length_R, rows.start_R))
   hidden_RTD, cache = policy.append(
     params,
     cache,
-    rows.slot_R,
+    rows.row_R,
     rows.token_RT,
     rows.position_RTA,
     rows.valid_RT,
@@ -268,24 +268,21 @@ def decode_chunk(
 # --- a few rows by themselves --------------------------------------------------------------------
 
 
-def narrow(state: SampleState, slot_R: Array, steps: int) -> SampleState:
-  """Some rows of a state as a state of their own, each with its own copy of its prefix.
+def narrow(state: SampleState, row_R: Array, steps: int) -> SampleState:
+  """Some rows of a state as a state of their own, with copies of what they wrote.
 
   Args:
     state: of R rows.
-    slot_R: int32, which rows; one >= R is padding, which samples nothing.
+    row_R: int32, which rows; one >= R is padding, which samples nothing.
     steps: most tokens that they will sample; blocks of the cache behind them stay empty.
   """
-  prefix, count = state.cache.prefix, state.active_R.shape[0]
-  index_R = jnp.asarray(slot_R)
+  index_R, count = jnp.asarray(row_R), state.active_R.shape[0]
 
   def rows(x: Array) -> jax.Array:
     return jnp.take(jnp.asarray(x), index_R, axis=0, mode="clip")
 
-  prompt_R = rows(state.cache.prompt_R)
-  layers = tuple(cache_lib.rows(layer, prompt_R) for layer in prefix.layers)
-  own_prefix = Prefix(layers, prefix.length_B[prompt_R])
-  cache = Cache(own_prefix, (), rows(state.cache.length_R), None)
+  seats = state.cache.seats_of(index_R)
+  cache = Cache(state.cache.prefix, (), rows(state.cache.length_R), seats)
   few = jax.tree.map(rows, state._replace(cache=None, start=None))
   few = few._replace(cache=cache, active_R=few.active_R & (index_R < count))
   end = steps + jnp.max(jnp.where(few.active_R, cache.length_R, 0))
@@ -293,17 +290,17 @@ def narrow(state: SampleState, slot_R: Array, steps: int) -> SampleState:
   return few._replace(cache=cache._replace(layers=layers))
 
 
-def widen(state: SampleState, few: SampleState, slot_R: Array, steps: int) -> SampleState:
+def widen(state: SampleState, few: SampleState, row_R: Array, steps: int) -> SampleState:
   """`state` with what the rows that `narrow` took out have done since; arguments as there."""
 
   def put(old: Array, new: Array) -> jax.Array:
-    return jnp.asarray(old).at[slot_R].set(new, mode="drop")
+    return jnp.asarray(old).at[row_R].set(new, mode="drop")
 
-  slot_R = jnp.asarray(slot_R)
-  start_R = jnp.take(state.cache.length_R, slot_R, mode="clip")
+  row_R = jnp.asarray(row_R)
+  start_R = jnp.take(state.cache.length_R, row_R, mode="clip")
   fresh_RT = jnp.arange(steps)[None] < (few.cache.length_R - start_R)[:, None]
   layers = tuple(
-    cache_lib.write(old, cache_lib.read(new, start_R, steps), slot_R, start_R, fresh_RT)
+    cache_lib.write(old, cache_lib.read(new, start_R, steps), row_R, start_R, fresh_RT)
     for old, new in zip(state.cache.layers, few.cache.layers, strict=True)
   )
   length_R = put(state.cache.length_R, few.cache.length_R)

@@ -109,8 +109,8 @@ def truncated(p_RV: Array, top_k_R: Array, top_p_R: Array, min_p_R: Array) -> ja
 def draw_token(p_RV: Array, uniform_R: Array) -> jax.Array:
   """Inverse CDF with one uniform number per row: first which block of ids, then which of them.
 
-      blocks   | 0.1 | 0.5 | 0.4 |          uniform 0.3: in block 1, at (0.3 - 0.1) / 0.5 of it
-      its ids        | 0.2 | 0.3 |          at 0.4 of 0.5: the first
+      blocks   | 0.1 | 0.5 | 0.4 |          uniform 0.2: in block 1, at (0.2 - 0.1) / 0.5 of it
+      its ids        | 0.2 | 0.3 |          at 0.2 of 0.5: the first
 
   Sums over the whole vocabulary are never cumulated: that alone cost nearly as much as the softmax.
 

@@ -50,12 +50,12 @@ def run_episodes(
   Args:
     engine: programs, limits, drawing.
     params: decode parameters (unstacked), on the rollout mesh.
-    prompts: any number; as many as there are slots are worked on at once.
+    prompts: at least one; as many as there are slots are worked on at once.
     seed, step: of the run; with task, sample and position they fix every draw.
     modes: how each rollout of a group samples, at most `cfg.group`.
     known: filled with what the tower sees of each image. None: nothing is kept.
     listen: called with prompt number and row whenever tokens of it were heard.
-    timeline: entered; told of every program.
+    timeline: entered; told of every program that the policy runs in.
 
   Returns:
     [len(prompts)][len(modes)] trajectories.
@@ -87,10 +87,10 @@ def run_episodes(
 
 
 class _Said(NamedTuple):
-  """What a chunk gives, on the device: tokens and log-probabilities of the rows `slot_R`."""
+  """What a chunk gives, on the device: tokens and log-probabilities of the rows `row_R`."""
 
   chunk: int
-  slot_R: np.ndarray
+  row_R: np.ndarray
   token_RK: Array
   logp_RK: Array
   span: Span | None
@@ -288,18 +288,18 @@ class _Run:
     halt_R = np.ones(count, bool)
     halt_R[speaking] = False
     width = next(width for width in cfg.widths if len(speaking) <= width)
-    slot_R, few = np.arange(count, dtype=np.int32), None
+    row_R, few = np.arange(count, dtype=np.int32), None
     if width < count:
-      slot_R = np.full(width, count, np.int32)
-      slot_R[: len(speaking)] = speaking
-      few = slot_R
+      row_R = np.full(width, count, np.int32)
+      row_R[: len(speaking)] = speaking
+      few = row_R
     truncate = any(mode.truncates for mode in self.modes)
     self.state, token_RK, logp_RK = self.engine.programs.sample(
       self.params, self.state, halt_R, few, truncate
     )
     timeline = self.timeline
     span = timeline.handed_over("decode", token_RK, 0, 0) if timeline is not None else None
-    return _Said(self.chunk, slot_R, token_RK, logp_RK, span)
+    return _Said(self.chunk, row_R, token_RK, logp_RK, span)
 
   def note(self, ahead: _Said) -> None:
     """Notes who is where during the chunk handed over, now that the one before it was heard."""
@@ -325,12 +325,12 @@ class _Run:
     )
 
   def hear(self, said: _Said) -> None:
-    """Takes down what a chunk gave: hands over drawings, frees the slots of finished groups."""
+    """Takes down what a chunk gave: hands over drawings, frees what has ended."""
     token_RK, logp_RK = np.asarray(said.token_RK), np.asarray(said.logp_RK)
     if said.span is not None:
       steps = int((token_RK >= 0).any(axis=0).sum())
       said.span.tokens, said.span.places = int((token_RK >= 0).sum()), steps * len(token_RK)
-    for r, token_K, logp_K in zip(said.slot_R.tolist(), token_RK, logp_RK, strict=True):
+    for r, token_K, logp_K in zip(said.row_R.tolist(), token_RK, logp_RK, strict=True):
       row, sampled_K = self.row(r), token_K >= 0
       if row is None or not row.speaking or row.since > said.chunk:
         continue

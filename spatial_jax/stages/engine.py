@@ -24,7 +24,8 @@ class Plan(NamedTuple):
     weights: parameters, merged and in the compute dtype.
     prefixes, rows: caches of the prompts, and of what each row says behind its prompt.
     features: what the tower saw of images.
-    slots: groups that the caches are for.
+    cfg: what the caches are for.
+    devices: that the slots divide over.
     device: bytes that one has.
   """
 
@@ -32,7 +33,8 @@ class Plan(NamedTuple):
   prefixes: int
   rows: int
   features: int
-  slots: int
+  cfg: RolloutConfig
+  devices: int
   device: int
 
   @property
@@ -43,7 +45,7 @@ class Plan(NamedTuple):
   def __str__(self) -> str:
     parts = (
       ("weights", self.weights),
-      (f"prompts of {self.slots} slots", self.prefixes),
+      (f"prompts of {self.cfg.slots} slots", self.prefixes),
       ("their rows", self.rows),
       ("pictures", self.features),
     )
@@ -88,7 +90,8 @@ def plan(policy: Policy, cfg: RolloutConfig, device: int) -> Plan:
     prefixes=_bytes(state.cache.prefix.layers, layout.prefix.layers),
     rows=_bytes(state.cache.layers, layout.layers),
     features=_bytes(jax.eval_shape(run.pool), sharding.replicated(local)),
-    slots=cfg.slots,
+    cfg=cfg,
+    devices=local.shape["data"],
     device=device,
   )
 
@@ -101,11 +104,16 @@ def check(made: Plan) -> None:
   """
   if made.total <= made.device:
     return
-  room = made.device - made.weights - made.features
-  slots = room * made.slots // (made.prefixes + made.rows)
-  if slots < 1:
+  cfg, room = made.cfg, made.device - made.weights - made.features
+  if cfg.rows:  # as many, whatever the slots
+    slots = (room - made.rows) * cfg.slots // made.prefixes
+  else:
+    slots = room * cfg.slots // (made.prefixes + made.rows)
+  slots = slots // made.devices * made.devices
+  if slots * cfg.group < max(cfg.rows, 1):
     mend = (
-      "lower config.rollout: features, stop.tokens, prompt_buckets; or raise config.mesh.tensor"
+      "lower config.rollout: rows, features, stop.tokens, prompt_buckets; or raise "
+      "config.mesh.tensor"
     )
   else:
     mend = f"lower config.rollout.slots to {slots}"

@@ -1,0 +1,33 @@
+"""Which images lie in the pool does not depend on how a process hashes strings."""
+
+import numpy as np
+
+from spatial_jax.data.vision import VisionBuckets, patch_image
+from spatial_jax.rollout.pictures import Pictures
+from tests.policy_fixtures import PREPROCESS, picture
+
+COUNT = 8  # images of four tokens each
+
+
+def test_who_was_asked_for_longest_ago_goes():
+  images = [patch_image(picture(seed, 16, 16), PREPROCESS) for seed in range(COUNT + 2)]
+  names = [image.content_hash for image in images]
+  assert len(set(names)) == COUNT + 2
+  assert {image.tokens for image in images} == {4}
+  calls = []
+
+  def see(params, pool_MYD, vision, place_M):
+    calls.append(sorted(place_M[place_M < len(pool_MYD)].tolist()))
+    return pool_MYD, None
+
+  pool_MYD = np.zeros((4 * COUNT, 1, 1), np.float32)
+  pictures = Pictures(see, {}, pool_MYD, 2, VisionBuckets((64,), (64,), (16,)), None, None)
+  first = pictures.look([images[:COUNT]])
+  again = pictures.look([images[3:COUNT], images[:1]])  # 1 and 2 are the oldest now
+  assert len(calls) == 1
+  assert all((first[name] == rows).all() for name, rows in again.items())
+  new = pictures.look([images[COUNT:]])
+  taken = {int(row) for rows in new.values() for row in rows}
+  assert taken == {int(row) for name in names[1:3] for row in first[name]}
+  pictures.look([images[3:COUNT], images[:1]])
+  assert len(calls) == 2, "those that stayed are seen no second time"
