@@ -274,16 +274,16 @@ def _show(
   machine: dict[str, Any],
   console: Console,
 ) -> None:
-  """Every row against the best time and the best memory of the peer, which may be two rows."""
+  """Every row against the best time and the best memory of the peer, or else against the first."""
   total, vision = shapes.parameter_counts(shapes.SHAPES[SHAPE.value])
   console.print(benchmark.title, style="bold")
   console.print(
     f"shape {SHAPE.value}: {total / 1e6:.2f} M parameters ({vision / 1e6:.2f} M vision), float32, "
     f"threads: {machine['threads']} of {machine['processor']}, load {machine['load_average']:.1f}"
   )
-  peers = [row for row in rows if row.side.startswith(PEER)]
-  best_s = min((row.median_s for row in peers), default=float("nan"))
-  best_mib = min((row.peak_mib for row in peers), default=float("nan"))
+  peers = [row for row in rows if row.side.startswith(PEER)] or rows[:1]
+  best_s = min(row.median_s for row in peers)
+  best_mib = min(row.peak_mib for row in peers)
   grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
   grid.add_column("side", no_wrap=True)
   for name in ("s", "min - max", f"{benchmark.unit}/s", "x speed", "peak MiB", "x memory"):
@@ -300,9 +300,10 @@ def _show(
     )
   console.print(grid)
   console.print(
-    f"s: median of {REPEATS.value}, sides in turn. x: against {PEER}'s best time and best memory. "
+    f"s: median of {REPEATS.value}, sides in turn. x: against the best time and memory of "
+    f"{', '.join(row.side for row in peers)}. "
     "Memory: fresh process, peak RssAnon of two calls less that after import. "
-    f"{machine['glibc_tunables']}, both sides."
+    f"{machine['glibc_tunables']}, all sides."
   )
   for note in benchmark.notes:
     console.print(note, markup=False)

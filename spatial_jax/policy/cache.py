@@ -74,7 +74,7 @@ class Cache(NamedTuple):
     return jnp.clip(self.seats.rollout_R // self.seats.row_BG.shape[1], 0, prompts - 1)
 
   def seats_of(self, row_R: jax.Array) -> Seats:
-    """Seats where only these rows are left, int32; nobody has one that there is not."""
+    """Seats where only these rows are left, int32; of those that there are not, nobody's."""
     prompts, count = self.prefix.length_B.shape[0], self.length_R.shape[0]
     rollout_R, group = row_R, count // prompts
     if self.seats is not None:
@@ -82,8 +82,8 @@ class Cache(NamedTuple):
       group = self.seats.row_BG.shape[1]
     rollout_R = jnp.where(row_R < count, rollout_R, prompts * group)
     new_R = jnp.arange(row_R.size, dtype=jnp.int32)
-    row_B = jnp.zeros(prompts * group, jnp.int32).at[rollout_R].set(new_R, mode="drop")
-    return Seats(rollout_R, row_B.reshape(prompts, group))
+    row_BG = jnp.zeros(prompts * group, jnp.int32).at[rollout_R].set(new_R, mode="drop")
+    return Seats(rollout_R, row_BG.reshape(prompts, group))
 
 
 def init_cache(
