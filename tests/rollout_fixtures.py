@@ -156,8 +156,8 @@ def scripted(scripts: Sequence[Script], cfg: RolloutConfig) -> RolloutPrograms:
 
   def begin(state, begins_R, rollout_R, row_BG, sampling):
     assert not state.active_R[begins_R].any(), "the row is not free"
-    row_R, sample_R = np.divmod(rollout_R[begins_R], cfg.group)
-    state.script_R[begins_R] = state.first_B[row_R] + sample_R
+    slot_R, sample_R = np.divmod(rollout_R[begins_R], cfg.group)
+    state.script_R[begins_R] = state.first_B[slot_R] + sample_R
     state.turn_R[begins_R] = state.said_R[begins_R] = state.count_R[begins_R] = 0
     state.limit_R[begins_R] = sampling.limit_R[begins_R]
     state.active_R[begins_R] = True

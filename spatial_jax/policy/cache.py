@@ -74,7 +74,7 @@ class Cache(NamedTuple):
     return jnp.clip(self.seats.rollout_R // self.seats.row_BG.shape[1], 0, prompts - 1)
 
   def seats_of(self, row_R: jax.Array) -> Seats:
-    """Seats where only these rows are left, int32; of those that there are not, nobody's."""
+    """Seats of these rows alone, int32; one that there is not is padding, and nobody's."""
     prompts, count = self.prefix.length_B.shape[0], self.length_R.shape[0]
     rollout_R, group = row_R, count // prompts
     if self.seats is not None:
