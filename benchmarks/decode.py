@@ -48,8 +48,8 @@ class Ours:
   def __call__(self) -> None:
     """Samples `chunk` tokens in every row."""
     run = self.engine.programs
-    state, token_RK, _ = run.sample(self.weights, self._full(), self._nobody(), None, False)
-    assert bool((jax.block_until_ready(token_RK) >= 0).all()), "every row samples every token"
+    state, token_RT, _ = run.sample(self.weights, self._full(), self._nobody(), None, False)
+    assert bool((jax.block_until_ready(token_RT) >= 0).all()), "every row samples every token"
     self.state = state
 
   def _full(self) -> SampleState:
@@ -116,7 +116,10 @@ def own_read(ours: Ours) -> int:
   """How much of each row's own cache a chunk reads."""
   cfg = ours.engine.cfg
   ends = itertools.accumulate(cfg.own_sizes)
-  return next(end for end in ends if end >= OWN.value + cfg.chunk)
+  found = next((end for end in ends if end >= OWN.value + cfg.chunk), None)
+  if found is None:
+    raise app.UsageError(f"--own is at most {cfg.stop.tokens - cfg.chunk}")
+  return found
 
 
 def work(ours: Ours, cfg: DecoderConfig) -> tuple[float, float]:

@@ -35,7 +35,7 @@ def drawings_per_s(workers: int) -> list[float]:
     for _ in range(REPEATS.value + 1):
       begin = time.perf_counter()
       drawings = [executor.submit([picture], _operations(i)) for i in range(COUNT.value)]
-      drawn = [executor.result(drawing) for drawing in drawings]
+      drawn = [drawing.result() for drawing in drawings]
       rates.append(COUNT.value / (time.perf_counter() - begin))
       faults = [result for result in drawn if isinstance(result, Fault)]
       if faults:

@@ -27,30 +27,20 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-import tokenizers
 import torch
+import transformers
 from absl import app, flags
-from tokenizers import models, pre_tokenizers
 
 from benchmarks import measure, peer, shapes
 from benchmarks.measure import Benchmark, Timed
 from spatial_jax import programs
-from spatial_jax.data.text import (
-  IM_END,
-  IMAGE_PAD,
-  VIDEO_PAD,
-  VISION_END,
-  VISION_START,
-  TextConfig,
-  Tokenizer,
-)
+from spatial_jax.data.text import IM_END, TextConfig
 from spatial_jax.data.vision import VisionBuckets
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.drawing.monitor import StopLimits
 from spatial_jax.drawing.protocol import Coordinates, Limits, Parsed
 from spatial_jax.policy import weights
-from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.rollout import rows as rows_lib
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig
@@ -80,7 +70,7 @@ SHARES = (0.75, 0.5, 0.25)  # of the rows, decoded by themselves
 CUT = 170  # tokens in a block of a row's own cache
 COMPARED = 2  # prompts whose samples torch scores again
 TOLERANCE = 1e-3  # of a log-probability, float32
-MODE = Mode(temperature=1.0, greedy=False, top_k=0, top_p=1.0, min_p=0.0)
+MODE = Mode(temperature=1.0, greedy=False, top_k=0, top_p=1.0, min_p=0.0, turn_tokens=0)
 STYLE = Style(line_px=4, dot_px=4, font_px=10, label_offset_px=(8, 6))
 
 
@@ -103,11 +93,11 @@ class Ours:
     cfg, case = weights.read_config(folder), CASES[CASE.value]
     policy = shapes.policy_of(cfg)
     self._config = rollout_config(case, has)
-    talk = Conversation(tokenizer(cfg), _text(), shapes.PREPROCESS, cfg)
+    conversation = Conversation(shapes.tokenizer(cfg), _text(), shapes.PREPROCESS, cfg)
     stop = shapes.stop_id(cfg)
     run = programs.rollout_programs(policy, self._config, shapes.forbidden_ids(cfg), (stop,))
     executor = Executor(ExecutorConfig(1, 20.0, 1024), STYLE)
-    self.engine = Engine(talk, run, executor, self._config, (stop,))
+    self.engine = Engine(conversation, run, executor, self._config, (stop,))
     self.weights = programs.decode_params(policy, programs.train_mesh(policy), "compute")(
       shapes.load(folder, policy)
     )
@@ -161,7 +151,7 @@ def rollout_config(case: Case, has: Parts) -> RolloutConfig:
     weights="compute",
     mode=MODE,
     turn_tokens=case.turn_tokens,
-    stop=StopLimits(turns=case.turns, images=8 * case.images, tokens=own),
+    stop=StopLimits(case.turns, 8 * case.images, 8 * case.images * tokens, own),
     stop_tokens=(IM_END,),
     stop_strings=(),
     limits=Limits(1, 1, 1, 1, 1, 1),
@@ -185,24 +175,6 @@ def prompt(question: shapes.Question, name: str) -> Prompt:
     question.images,
     question.image_starts,
   )
-
-
-def tokenizer(cfg: QwenVLConfig) -> Tokenizer:
-  """Every id is a word; the special ones are those of the shape."""
-  words = {f"w{i}": i for i in range(cfg.decoder.vocabulary)}
-  special = {
-    IM_END: shapes.stop_id(cfg),
-    IMAGE_PAD: cfg.image_pad_id,
-    VIDEO_PAD: cfg.video_pad_id,
-    VISION_START: cfg.vision_start_id,
-    VISION_END: cfg.vision_end_id,
-  }
-  taken = set(special.values())
-  words = {word: i for word, i in words.items() if i not in taken} | special
-  inner = tokenizers.Tokenizer(models.WordLevel(words, unk_token="w0"))
-  inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-  inner.add_special_tokens([tokenizers.AddedToken(token, special=True) for token in special])
-  return Tokenizer(inner)
 
 
 def _text() -> TextConfig:
@@ -266,8 +238,10 @@ def forced_turns() -> Iterator[None]:
 class Torch:
   """`generate` with one prompt expanded to its samples: each image is encoded once."""
 
-  def __init__(self, folder: pathlib.Path, cache: str = "dynamic"):
-    self.cache = cache
+  def __init__(self, folder: pathlib.Path, cache: str = "dynamic", compiles: bool = False):
+    self.cache, self.compiled = cache, transformers.CompileConfig() if compiles else None
+    if self.compiled:
+      self.compiled._compile_all_devices = True  # it would not compile on a CPU
     cfg, case = weights.read_config(folder), CASES[CASE.value]
     self.model = peer.load(folder).eval()
     self.questions = shapes.questions(cfg, case.prompts, case.images, case.side_px)
@@ -288,7 +262,8 @@ class Torch:
         max_new_tokens=self.length,
         suppress_tokens=self.forbidden_ids,
         cache_implementation=self.cache,
-        disable_compile=True,  # transformers does not compile on a CPU
+        disable_compile=self.compiled is None,
+        compile_config=self.compiled,
       )
     return out_RT[:, self.inputs["input_ids"].shape[1] :].numpy()
 
@@ -329,6 +304,7 @@ WORDS = {
   "a prompt per sample": functools.partial(Ours, has=Parts(shared=False)),
   "torch": Torch,
   "torch static cache": functools.partial(Torch, cache="static"),
+  "torch compiled": functools.partial(Torch, cache="static", compiles=True),
   "torch prefix": TorchPrefix,
 }
 DRAWING = {

@@ -13,9 +13,19 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 from jax.sharding import NamedSharding
+from tokenizers import models, pre_tokenizers
 
 from spatial_jax import programs, sharding
+from spatial_jax.data.text import (
+  IM_END,
+  IMAGE_PAD,
+  VIDEO_PAD,
+  VISION_END,
+  VISION_START,
+  Tokenizer,
+)
 from spatial_jax.data.vision import PreprocessConfig, VisionBuckets, patch_image
 from spatial_jax.policy import weights
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig
@@ -164,3 +174,21 @@ def _question(
   position_TA, following = mrope_positions(token_ids_T, grids, cfg, (), "max")
   starts = tuple(TEXT_BEFORE + 1 + i * (tokens + 2) for i in range(images))
   return Question(token_ids_T, position_TA, following, tuple(patched), starts)
+
+
+def tokenizer(cfg: QwenVLConfig) -> Tokenizer:
+  """Every id is a word; the special ones are those of the shape."""
+  words = {f"w{i}": i for i in range(cfg.decoder.vocabulary)}
+  special = {
+    IM_END: stop_id(cfg),
+    IMAGE_PAD: cfg.image_pad_id,
+    VIDEO_PAD: cfg.video_pad_id,
+    VISION_START: cfg.vision_start_id,
+    VISION_END: cfg.vision_end_id,
+  }
+  taken = set(special.values())
+  words = {word: i for word, i in words.items() if i not in taken} | special
+  inner = tokenizers.Tokenizer(models.WordLevel(words, unk_token="w0"))
+  inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  inner.add_special_tokens([tokenizers.AddedToken(token, special=True) for token in special])
+  return Tokenizer(inner)

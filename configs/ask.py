@@ -54,6 +54,8 @@ def get_config() -> ConfigDict:
   cfg.preprocess.max_pixels = 448 * 448
   cfg.style = ConfigDict({"line_px": 4, "dot_px": 4, "font_px": 10, "label_offset_px": (8, 6)})
   cfg.rollout.turn_tokens = 1024
-  cfg.rollout.stop = ConfigDict({"turns": 10, "images": 42, "tokens": 13312})
+  cfg.rollout.stop = ConfigDict(
+    {"turns": 10, "images": 42, "image_tokens": 42 * 256, "tokens": 13312}
+  )
   cfg.rollout.own_cuts = (1024, 4096)  # the first turns, and most conversations
   return cfg

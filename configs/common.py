@@ -40,14 +40,16 @@ def learn(steps: int) -> ConfigDict:
         "choice": "smooth",
         "schedule": {
           "kind": "sigmoid",
-          "k_min": 10.0,  # pays an error of 20 % 0.80; at 1 (0.98) hardly a guess is told apart
-          "k_max": 40.0,  # 0.34; MRA pays 0.6, the paper's 100 0.04
-          "midpoint": 0.25,  # the run is short: most of it at the final sharpness
-          "steepness": 10.0,
+          # Reward of an answer 20 % off: 0.80 at 10, 0.34 at 40. At 1 it is 0.98, too flat to rank
+          # guesses; at the paper's 100 it is 0.04. MRA gives 0.6.
+          "k_min": 10.0,
+          "k_max": 40.0,
+          "midpoint": 0.25,  # of the run, which is short: most of it at the final sharpness
+          "steepness": 10.0,  # three quarters of the way within a fifth of the run on either side
         },
-        "discrete_sharpness": 1.0,
+        "discrete_sharpness": 1.0,  # of a choice, throughout the run
         "strict_mra": False,  # the benchmark's <=; ViLaSR trains with <
-        "hard_threshold": 0.0,
+        "hard_threshold": 0.0,  # the hard score that opens the gate: any above it
         "format_weight": 0.2,  # a tie-breaker among right answers, never a goal
         "gate": "format",
       },
@@ -56,21 +58,21 @@ def learn(steps: int) -> ConfigDict:
         # Plain, an answer that earned nothing is never counted against: in a hundred steps,
         # unreadable answers went from one in a hundred to four.
         "sign_safe": True,
-        # Of a few thousand rollouts every one must tell. At alpha 0 and with each response counting
-        # the same, a gradient without it bought four times as much reward for the same noise.
+        # Without the division a gradient bought four times as much reward for the same noise
+        # (measured at alpha 0, each response counting the same).
         "by_std": False,
       },
       "loss": {"clip_low": 0.2, "clip_high": 0.3, "kl_weight": 0.0, "normalise": "sequence"},
       "optimizer": calm(optimizer(7e-4, steps)),
-      "share": 0.5,  # 95 % of the squared advantages in 0.7 of an update's time
+      "share": 0.5,  # holds 95 % of the squared advantages, takes 0.7 of an update's time
       "prefix_buckets": (160, 512),  # few: a trace of the update takes half a minute to compile
       # Prompts and what was drawn on them: 20 to 60 pictures in a default step, one trace.
       "vision": {"windows": (256, 1024, 2048), "frames": (64, 256, 512), "patches": (144,)},
       # Most answers are one number, 27 tokens, or two places, 75; a drawing of a box and then a
       # number are 150.
       "micro": {"rows": 8, "lengths": (32, 80, 160, 256)},
-      "keep_every": 10,
-      "keep_groups": 3,
+      "keep_every": 10,  # steps between two whose rollouts the report may show
+      "keep_groups": 3,  # prompts of such a step
     }
   )
 
@@ -96,7 +98,7 @@ def loop(steps: int) -> ConfigDict:
   return ConfigDict(
     {
       "steps": steps,
-      "checkpoint_every": 10,  # a kill loses at most so many steps
+      "checkpoint_every": 10,  # steps; a kill loses at most so many
       "keep": 2,
       "log": {"tensorboard": False, "wandb": False},
     }
@@ -157,7 +159,8 @@ def text() -> ConfigDict:
       "observation": "image {index} ({width} x {height})\n",
       "more": "Draw again or answer:",
       "final": "Now answer:",
-      # What pays as much without a drawing is soon not drawn. Choices were never taught with one.
+      # A drawing earns this small policy nothing, so that it stops drawing unless the response is
+      # begun for it. Choices are not: the policy was never taught to draw for one.
       "opening": "<think> I mark the",
       "opened": 0.1,
     }
@@ -188,7 +191,7 @@ def rollout() -> ConfigDict:
   """Rollouts of a step; most tokens of a demonstrated turn are 70."""
   return ConfigDict(
     {
-      "prompts": 32,  # few, large steps: at more of half the size, noise takes over
+      "prompts": 32,  # of twice as many steps of half the size, noise took over
       "group": 8,
       "slots": 32,  # groups on the devices at once: here all of a step
       "rows": 0,  # rollouts of these groups that sample at once; 0: all of them
@@ -205,12 +208,13 @@ def rollout() -> ConfigDict:
         "top_k": 0,
         "top_p": 1.0,  # the whole distribution: truncated samples are off-policy
         "min_p": 0.0,
+        "turn_tokens": 0,  # no fewer than below
       },
-      "turn_tokens": 128,
-      "stop": {"turns": 2, "images": 8, "tokens": 255},
+      "turn_tokens": 128,  # nearly twice a demonstrated turn
+      "stop": {"turns": 2, "images": 8, "image_tokens": 512, "tokens": 255},  # in all
       "stop_tokens": ("<|im_end|>",),
       "stop_strings": (),
-      "limits": {
+      "limits": {  # of one turn; what is beyond them is an error of the turn, not of the run
         "blocks": 4,
         "block_chars": 2000,
         "depth": 8,
@@ -301,10 +305,11 @@ def calm(cfg: ConfigDict) -> ConfigDict:
   """For gradients that are mostly noise, those of 256 rollouts.
 
   Adam moves a parameter whose gradient is noise as fast as any other, at random; a long memory and
-  an epsilon of the size of such gradients hold it back. Half of the noise, and less than a third of
-  the signal, is in where attention looks and in the gates of the feed-forward; in the embedding the
-  signal is which digits are liked, whatever the picture; the tower has learned to see before. In
-  the last norm the signal is its size, the policy's inverse temperature; the rest of it is noise.
+  an epsilon of the size of such gradients hold it back. Frozen are queries, keys, gates and up
+  projections, which hold half of the noise and less than a third of the signal (40 gradients of the
+  default run); the embedding, whose gradient mostly learns which digits are frequent; and the
+  tower, which has learned to see before. Of the last norm one common factor learns, the policy's
+  inverse temperature; the rest of its gradient is noise.
   """
   cfg.b2 = 0.99
   cfg.relative = True

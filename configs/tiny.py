@@ -1,7 +1,7 @@
 """AP-GRPO from the embedded policy on procedural rooms: the default run.
 
 Source: Smooth Operator (arXiv:2601.07695: SNRA, AP-GRPO); ViLaSR (arXiv:2506.09965: drawing).
-Expected: see the table in README.md. Time: about 11 minutes on two CPU cores.
+Expected: see the table in README.md. Time: 7 minutes on two CPU cores.
 Command: ./launch/local.sh
 """
 

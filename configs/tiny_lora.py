@@ -13,7 +13,7 @@ from configs import common
 
 
 def get_config() -> ConfigDict:
-  """Adapters, held near the policy they began with: a reference that needs no second copy."""
+  """Adapters with a divergence to the policy without them, which needs no second copy."""
   cfg = common.get_config()
   cfg.lora.paths = (r"^decoder/layers/attn/[vo]/kernel", r"^decoder/layers/mlp/down/kernel")
   cfg.lora.rank = 16

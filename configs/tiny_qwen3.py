@@ -12,7 +12,7 @@ from configs import common, tiny_qwen3_pretrain
 
 
 def get_config() -> ConfigDict:
-  """Its own pictures and buckets, fewer steps."""
+  """20 steps; pictures of 160 pixels, and buckets for patches of 16."""
   cfg = common.get_config()
   cfg.init = "runs/qwen3_pretrain/policy"
   cfg.loop = common.loop(20)

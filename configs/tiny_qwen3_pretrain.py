@@ -16,7 +16,7 @@ HALF = (0.5, 0.5, 0.5)
 
 
 def get_config() -> ConfigDict:
-  """Fewer steps, another family."""
+  """240 steps; another family, pictures of 160 pixels."""
   cfg = tiny_pretrain.get_config()
   steps = 240
   cfg.loop = common.loop(steps)

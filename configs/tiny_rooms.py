@@ -15,7 +15,7 @@ from configs import common
 
 
 def get_config() -> ConfigDict:
-  """Other rooms, fewer steps."""
+  """40 steps on real rooms."""
   cfg = common.get_config()
   cfg.source.kind = "rooms"
   cfg.source.path = "../shared/data/vsibench_meta"

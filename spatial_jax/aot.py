@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
@@ -23,8 +23,8 @@ from ml_collections import config_flags
 
 from spatial_jax import abstract, programs, sharding
 from spatial_jax.abstract import Program
+from spatial_jax.cli import CONFIG_HELP, launch, no_arguments
 from spatial_jax.config import ConfigError, build
-from spatial_jax.errors import UserError
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.policy import lora, weights
 from spatial_jax.policy.config import QwenVLConfig
@@ -228,21 +228,15 @@ def run(config: Any, topology: Any) -> int:
   return 0 if all(one.fits(hbm) for one in compiled) else 1
 
 
-def main(argv: list[str]) -> None:
-  """Runs with the flags; exits 2 with one line for what the user can mend."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-  logging.set_verbosity(logging.WARNING)
+def main(arguments: Sequence[str]) -> None:
+  """Compiles and exits with 1 where something does not fit."""
+  no_arguments(arguments)
   jax.config.update("jax_platforms", "cpu")  # the host traces; nothing runs
-  try:
-    sys.exit(run(CONFIG.value, TOPOLOGY.value))
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+  sys.exit(run(CONFIG.value, TOPOLOGY.value))
 
 
 if __name__ == "__main__":
-  CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py")
+  CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP)
   TOPOLOGY = flags.DEFINE_string("topology", None, "TPU topology, v5e:2x2 or v5p:8x8x8 ...")
   flags.mark_flags_as_required(["config", "topology"])
-  app.run(main)
+  launch(main, "stopped")

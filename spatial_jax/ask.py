@@ -13,62 +13,64 @@ import json
 import pathlib
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
+from spatial_jax.cli import CHECKPOINT_HELP, keep_compilations, launch
+from spatial_jax.config import parse_flags
 from spatial_jax.data.records import read_picture
 from spatial_jax.errors import UserError
-from spatial_jax.evaluate.ask import Asking, ask, settings_of
+from spatial_jax.evaluate.ask import Asking, ask, overlay, settings_of
 from spatial_jax.reward.format import final_answer
 from spatial_jax.rollout.likeliest import mean_logp
 from spatial_jax.stages.load import recorded_settings
 from spatial_jax.types import Task
 
-_CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "ask.py"
+_DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "ask.py"
 
-CONFIG = config_flags.DEFINE_config_file("config", str(_CONFIG), "words and limits")
-CHECKPOINT = flags.DEFINE_string(
-  "checkpoint", None, "Hugging Face folder or work directory of a run", required=True
+CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "words and limits (default: those of the run, else configs/ask.py)"
 )
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, CHECKPOINT_HELP, required=True)
 IMAGE = flags.DEFINE_multi_string("image", [], "picture; several in the order they are shown")
 OPTION = flags.DEFINE_multi_string("option", [], "answer to choose from; several become A, B, ...")
 WORDS = flags.DEFINE_bool("words", False, "ask for an answer in words, not for a number")
-BEGIN = flags.DEFINE_string("begin", "", "words that the answer has to begin with")
+BEGIN = flags.DEFINE_string("begin", "", "words that the response is made to begin with")
 SAMPLES = flags.DEFINE_integer("samples", 1, "answers to sample", lower_bound=1)
-BEST = flags.DEFINE_integer("best", None, "of them, show the likeliest so many (default: all)")
+BEST = flags.DEFINE_integer("best", None, "show the N likeliest of --samples (default: all)")
 TEMPERATURE = flags.DEFINE_float(
-  "temperature", None, "of sampling; 0 takes the likeliest token (default: 0, 1 for samples)"
+  "temperature", None, "of sampling; 0 is greedy (default: 0, or 1 where --samples is over 1)"
 )
 WORKDIR = flags.DEFINE_string("workdir", "runs/ask", "folder of drawn pictures and report.html")
 
 
-def main(argv: list[str]) -> None:
-  """Asks; a user's mistake is one line and exit code 2."""
-  if len(argv) != 2 or not argv[1].strip():
-    raise app.UsageError('give one question, in quotes: "How far is the chair from the table?"')
-  logging.set_verbosity(logging.WARNING)
-  jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache/spatial_jax"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-  try:
-    show(argv[1])
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+def read_flags(argv: list[str]) -> list[str]:
+  """Flags, with the default --config read only where there is no other."""
+  given = any(argument.partition("=")[0] in ("--config", "-config") for argument in argv)
+  return parse_flags(argv if given else [argv[0], f"--config={_DEFAULT}", *argv[1:]])
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Asks."""
+  if len(arguments) != 1 or not arguments[0].strip():
+    raise UserError('give one question, in quotes: "How far is the chair from the table?"')
+  keep_compilations()
+  show(arguments[0])
 
 
 def show(question: str) -> None:
   """Asks and prints."""
-  samples, heat = SAMPLES.value, TEMPERATURE.value
+  samples, temperature = SAMPLES.value, TEMPERATURE.value
   how = Asking(
     begin=BEGIN.value,
     samples=samples,
     best=samples if BEST.value is None else BEST.value,
-    temperature=float(samples > 1) if heat is None else heat,
+    temperature=float(samples > 1) if temperature is None else temperature,
   )
   workdir = pathlib.Path(WORKDIR.value)
   command = shlex.join(["python", "-m", "spatial_jax.ask", *sys.argv[1:]])
@@ -94,10 +96,13 @@ def show(question: str) -> None:
 
 
 def _settings() -> dict[str, Any]:
-  """Of --config where it was given, else of the run, else of --config's default."""
-  given = not flags.FLAGS["config"].using_default_value
-  recorded = None if given else recorded_settings(CHECKPOINT.value)
-  return settings_of(recorded or json.loads(CONFIG.value.to_json_best_effort()))
+  """Of --config where it was given, else of the run, else of the default; what is set, over it."""
+  flag = flags.FLAGS["config"]
+  default = pathlib.Path(config_flags.get_config_filename(flag)) == _DEFAULT
+  recorded = recorded_settings(CHECKPOINT.value) if default else None
+  if recorded is None:
+    return settings_of(json.loads(CONFIG.value.to_json_best_effort()))
+  return settings_of(overlay(recorded, config_flags.get_override_values(flag)))
 
 
 def _task(question: str) -> Task:
@@ -119,4 +124,4 @@ def _task(question: str) -> Task:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  launch(main, "stopped", read_flags)

@@ -124,7 +124,7 @@ class Metrics:
 
     Args:
       step: its number in the run, from 0, counted on over stages.
-      stage: "sft", "grpo", ...: in front of the line.
+      stage: "grpo" or "pretrain", in front of the line.
       values: scalars by name; NaN and infinity become null and are named. "reward", "loss" and
         "tokens_per_s" are shown on the console when they are there.
     """

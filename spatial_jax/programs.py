@@ -246,11 +246,11 @@ class _RolloutSide:
     state = self.lay(state._replace(active_R=state.active_R & ~halt_R))
     steps = self.cfg.chunk
     few = state if row_R is None else self.lay(sampler.narrow(state, row_R, steps))
-    few, token_RK, logp_RK = sampler.decode_chunk(
+    few, token_RT, logp_RT = sampler.decode_chunk(
       self.policy, params, few, self.words, steps=steps, truncate=truncate
     )
     state = few if row_R is None else sampler.widen(state, few, row_R, steps)
-    return state, token_RK, logp_RK
+    return state, token_RT, logp_RT
 
   def observe(
     self, params: Params, state: SampleState, pool_MYD: Array, rows: ObservationBatch

@@ -1,7 +1,7 @@
 """Named random keys: adding a stream never shifts another one.
 
-Sampling keys are fold_in(seed, step, prompt number, sample, position): they depend on what is
-sampled, never on where or when it is computed.
+Sampling keys are fold_in(seed, step, prompt number, draw, count of tokens sampled before): they
+depend on what is sampled, never on where or when it is computed.
 """
 
 import zlib

@@ -10,25 +10,32 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+import optax
+from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
 from spatial_jax import checkpoint, programs, rng, sharding
-from spatial_jax.config import ConfigError, build, parse_flags
+from spatial_jax.cli import CONFIG_HELP, keep_compilations, launch, no_arguments
+from spatial_jax.config import ConfigError, build
 from spatial_jax.data.loader import ahead
 from spatial_jax.data.text import TextConfig
 from spatial_jax.data.vision import PreprocessConfig
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
-from spatial_jax.errors import UserError
 from spatial_jax.evaluate.console import make_console
-from spatial_jax.evaluate.contest import EvaluationConfig, Questions, ask_source, hold, make_contest
+from spatial_jax.evaluate.contest import (
+  EvaluationConfig,
+  Questions,
+  ask_source,
+  exam_config,
+  hold,
+  make_contest,
+)
 from spatial_jax.evaluate.results import come_from
 from spatial_jax.learn.optimizer import check_steps, make_optimizer
 from spatial_jax.policy import lora, parts
@@ -40,7 +47,7 @@ from spatial_jax.rollout.conversation import Conversation, check_preprocess
 from spatial_jax.rollout.engine import RolloutConfig
 from spatial_jax.sharding import MeshConfig
 from spatial_jax.stages import loop
-from spatial_jax.stages.engine import make_engine, planned
+from spatial_jax.stages.engine import bytes_of, check, make_engine, planned
 from spatial_jax.stages.grpo import GrpoConfig, Learner, batch_config
 from spatial_jax.stages.load import MODEL_KEY, Loaded, load_policy, read_shape, record
 from spatial_jax.stages.loop import LoopConfig
@@ -48,18 +55,21 @@ from spatial_jax.stages.pretrain import PretrainRun, pretrain
 from spatial_jax.stages.source import SourceConfig, make_source
 from spatial_jax.types import Params
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py")
+CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP)
 WORKDIR = flags.DEFINE_string(
-  "workdir", None, "folder of the run; the same one resumes it", required=True
+  "workdir", None, "folder that the run is written to; one that exists is resumed", required=True
 )
 
-# What a resumed run may change: how long, how often, where to; never what a step computes.
+# What a resumed run may change: how long (which moves its schedules), how often, where to, and how
+# far the update pads, which rounds otherwise; nothing else that a step computes.
 MAY_DIFFER = (
   "loop",
   "optimizer.total_steps",
   "optimizer.decay_steps",
   "learn.optimizer.total_steps",
   "learn.optimizer.decay_steps",
+  "learn.prefix_buckets",
+  "learn.vision",
   "learn.keep_every",
   "learn.keep_groups",
   "evaluation",
@@ -69,6 +79,9 @@ MAY_DIFFER = (
 )
 
 
+ROOMS = {"procedural": "procedural rooms", "rooms": "real rooms", "photos": "photographs"}
+
+
 @dataclasses.dataclass(frozen=True)
 class GrpoRun:
   """Everything a reinforcement-learning config says; see `configs/common.py`.
@@ -76,7 +89,7 @@ class GrpoRun:
   Attributes:
     seed: of sampling and data.
     init: where the policy starts: a Hugging Face folder or the work directory of a run.
-    remat: recompute layers in the backward pass: less memory, a quarter more time.
+    remat: recompute layers in the backward pass: less memory; more time on an accelerator.
     lora: kernels with adapters, which then are all that learns.
   """
 
@@ -130,22 +143,15 @@ class Contestants:
   benchmark: str | None
 
 
-def main(argv: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
   """Runs the stage that the config names."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-  logging.set_verbosity(logging.WARNING)
-  try:
-    run(CONFIG.value, pathlib.Path(WORKDIR.value))
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+  no_arguments(arguments)
+  run(CONFIG.value, pathlib.Path(WORKDIR.value))
 
 
 def run(config: Any, workdir: pathlib.Path) -> None:
   """Checks the config, claims the work directory and runs the stage."""
-  jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache/spatial_jax"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  keep_compilations()
   if config.stage not in ("grpo", "pretrain"):
     raise ConfigError(f"config.stage must be grpo or pretrain, got {config.stage!r}")
   settings = {key: value for key, value in config.items() if key != "stage"}
@@ -175,14 +181,15 @@ def grpo(
   policy = dataclasses.replace(loaded.policy, remat=cfg.remat, frozen=frozen, lora=cfg.lora)
   source = make_source(cfg.source)
   # Made while the first programs compile, which leaves cores idle.
-  held = come_from(workdir, origin_of(cfg))
-  questions = None if held else ahead(lambda: ask_source(source, cfg.evaluation, cfg.seed))
+  asked = come_from(workdir, origin_of(cfg))
+  questions = None if asked else ahead(lambda: ask_source(source, cfg.evaluation, cfg.seed))
   optimizer = make_optimizer(dataclasses.replace(cfg.learn.optimizer, frozen=frozen))
   conversation = Conversation(loaded.tokenizer, cfg.text, cfg.preprocess, policy.cfg)
+  held = held_beside(cfg, policy, optimizer, loaded.params, mesh)
   with contextlib.ExitStack() as stack:
     executor = stack.enter_context(Executor(cfg.executor, cfg.style))
     learner = Learner(
-      engine=make_engine(policy, conversation, executor, cfg.rollout),
+      engine=make_engine(policy, conversation, executor, cfg.rollout, held, "config.rollout.slots"),
       programs=programs.learn_programs(policy, optimizer, cfg.learn.loss, cfg.learn.micro),
       decode_params=programs.decode_params(policy, mesh, cfg.rollout.weights),
       tasks_of=source.batch,
@@ -195,12 +202,33 @@ def grpo(
       tower_learns=policy.tower_learns,
       workdir=workdir,
     )
-    print(planned(policy, learner.engine.cfg))
+    print(planned(policy, learner.engine.cfg, held))
     state = programs.init_state(policy, optimizer, start_of(cfg, policy, loaded, mesh), mesh)
     benchmark = source.benchmark or loaded.benchmark
     state = loop.run(workdir, cfg.loop, "grpo", state, learner.step_of, benchmark, resolved)
     before = lora.split(state.params)[0] if cfg.lora.paths else loaded.params
     finish(cfg, learner, Contestants(policy, questions, before, state.params, benchmark), workdir)
+
+
+def held_beside(
+  cfg: GrpoRun,
+  policy: Policy,
+  optimizer: optax.GradientTransformation,
+  start: Params,
+  mesh: jax.sharding.Mesh,
+) -> int:
+  """Bytes that training keeps on each device while it samples.
+
+  Raises:
+    ConfigError: on the host, where there would be no room for the exam behind it.
+  """
+  state = programs.abstract_state(policy, optimizer, mesh)
+  held = bytes_of(state) if cfg.lora.paths else bytes_of(state, start)
+  exam = exam_config(cfg.rollout, cfg.evaluation, compared=True)
+  made = planned(policy, programs.rollout_buckets(exam, mesh), held)
+  both = made._replace(held=held + made.weights)
+  check(both, "config.evaluation.slots")
+  return held
 
 
 def start_of(cfg: GrpoRun, policy: Policy, loaded: Loaded, mesh: jax.sharding.Mesh) -> Params:
@@ -222,12 +250,12 @@ def finish(cfg: GrpoRun, learner: Learner, ends: Contestants, workdir: pathlib.P
   """Asks start and end the same held-out questions, once, and writes table and report."""
   console = make_console()
   if ends.questions is None:
-    console.print(f"{workdir}/results.json holds this exam; delete it to be asked again")
+    console.print(f"{workdir}/results.json has this evaluation; delete it to evaluate again")
   else:
     exam(cfg, learner, ends, ends.questions(), workdir, console)
   card = RewardCard(cfg.learn.reward, cfg.learn.advantage, progress=1.0)
   about = About(
-    title=f"AP-GRPO on {cfg.source.kind} rooms",
+    title=f"{'AP-GRPO' if cfg.learn.advantage.alpha else 'GRPO'} on {ROOMS[cfg.source.kind]}",
     summary=(
       "A Qwen-VL policy learns to answer questions about space from its own rollouts: it "
       "thinks, may draw boxes on the picture, looks at the drawing and answers."
@@ -259,20 +287,23 @@ def exam(
   console: Console,
 ) -> None:
   """Asks start and end the same held-out questions."""
-  asked = learner.engine
+  asked, slots = learner.engine, "config.evaluation.slots"
+  weights = [learner.decode_params(params) for params in (ends.before, ends.after)]
+  held = bytes_of(ends.before, ends.after, weights[0])
   contest = make_contest(
-    lambda rollout: make_engine(ends.policy, asked.conversation, asked.executor, rollout),
+    lambda rollout: make_engine(
+      ends.policy, asked.conversation, asked.executor, rollout, held, slots
+    ),
     cfg.rollout,
     questions,
     cfg.learn.reward,
     cfg.evaluation,
     cfg.seed,
-    learner.decode_params(ends.before),
-    learner.decode_params(ends.after),
+    *weights,
   )
   hold(contest, workdir, ends.benchmark, origin_of(cfg), console)
 
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("config")
-  app.run(main, flags_parser=parse_flags)
+  launch(main, "stopped; the same command goes on from the last checkpoint")

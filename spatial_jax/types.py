@@ -63,7 +63,7 @@ class Task:
     answer: the truth as text: a number ("2.4") or an option letter ("A"); "" where nobody knows it.
     answer_kind: "number", "choice", or "words", which no reward reads yet.
     images: uint8 [height, width, 3] each; several are frames of one walk through the room.
-    source: "procedural", "vsi-rooms" or "photos".
+    source: "procedural", "vsi-rooms", "photos", or "hand" for a question put by `ask`.
     scene_id: rooms are split into train and held-out by this.
     benchmark: "vsi-bench" when the room belongs to that benchmark, else None.
     boxes: where the objects of the question are visible (may be empty).
@@ -164,7 +164,7 @@ class Turn:
   """What the policy said between two observations, and what came of it.
 
   `start`, `end` are token indices into the trajectory (the sampled tokens of this turn).
-  `executable`: every item of every block was a valid operation and was drawn.
+  `executable`: every item of every block was valid and was drawn; true where there is none.
   `produced`: content hashes of the images this turn drew.
   """
 
@@ -188,7 +188,7 @@ class Trajectory:
 
   Attributes:
     sample: index in the group, 0..G-1.
-    seed_path: (seed, step, prompt number, sample), what the sampling keys were folded from.
+    seed_path: (seed, step, prompt number, how many samples before it have its mode): of its keys.
     temperature: of sampling; greedy records 1.
     forbidden_ids: token ids at -inf while sampling.
     token_ids_T: int32.

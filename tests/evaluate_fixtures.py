@@ -41,7 +41,7 @@ SMALLER = {
   "preprocess.max_pixels": SIDE_PX**2,
   "rollout.turn_tokens": 8,
   "rollout.chunk": 8,
-  "rollout.stop": {"turns": 2, "images": 4, "tokens": 32},
+  "rollout.stop": {"turns": 2, "images": 4, "image_tokens": 64, "tokens": 32},
   "rollout.prompt_buckets": (256,),
   "rollout.observation_buckets": (64,),
   "rollout.prefill": (4,),

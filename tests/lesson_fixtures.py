@@ -55,8 +55,10 @@ def teacher() -> Teacher:
     vision=run.vision,
     decoder=dataclasses.replace(run.decoder, vocabulary=fixtures.VOCABULARY),
   )
-  talk = Conversation(fixtures.TOKENIZER, run.text, run.preprocess, policy)
+  conversation = Conversation(fixtures.TOKENIZER, run.text, run.preprocess, policy)
   shapes = dataclasses.replace(
     run.shapes, prefix_buckets=(512,), tokens=1024, vocabulary=fixtures.VOCABULARY
   )
-  return Teacher(talk, run.recipe, run.rooms, run.look, run.questions, shapes, run.style, run.seed)
+  return Teacher(
+    conversation, run.recipe, run.rooms, run.look, run.questions, shapes, run.style, run.seed
+  )

@@ -32,7 +32,7 @@ TOKENIZER = train_tokenizer([BOX_TURN, ANSWER_TURN, "How far is the chair?"] * 4
 STOP = TOKENIZER.id(IM_END)
 WORDS = TextConfig("", "{index}\n", "{question}", " N", " L", "{index}\n", "more", "final", "", 0.0)
 STYLE = Style(line_px=1, dot_px=1, font_px=6, label_offset_px=(1, 1))
-SAMPLED = Mode(temperature=1.0, greedy=False, top_k=0, top_p=1.0, min_p=0.0)
+SAMPLED = Mode(temperature=1.0, greedy=False, top_k=0, top_p=1.0, min_p=0.0, turn_tokens=0)
 GREEDY = dataclasses.replace(SAMPLED, greedy=True)
 ROLLOUT = RolloutConfig(
   prompts=3,
@@ -48,7 +48,7 @@ ROLLOUT = RolloutConfig(
   weights="compute",
   mode=SAMPLED,
   turn_tokens=8,
-  stop=StopLimits(turns=3, images=4, tokens=112),
+  stop=StopLimits(turns=3, images=4, image_tokens=256, tokens=112),
   stop_tokens=(IM_END,),
   stop_strings=(),
   limits=Limits(4, 2000, 8, 8, 40, 6),
@@ -104,13 +104,13 @@ def shapes() -> BatchConfig:
 
 
 def make_engine(run: RolloutPrograms, cfg: RolloutConfig) -> Engine:
-  talk, executor = conversation(), Executor(ExecutorConfig(0, 20.0, 1024), STYLE)
-  return Engine(talk, run, executor, cfg, stop_ids(talk, cfg))
+  reads, executor = conversation(), Executor(ExecutorConfig(0, 20.0, 1024), STYLE)
+  return Engine(reads, run, executor, cfg, stop_ids(reads, cfg))
 
 
 def real_engine(policy: Policy, cfg: RolloutConfig) -> Engine:
-  talk = conversation()
-  run = programs.rollout_programs(policy, cfg, talk.forbidden_ids, stop_ids(talk, cfg))
+  reads = conversation()
+  run = programs.rollout_programs(policy, cfg, reads.forbidden_ids, stop_ids(reads, cfg))
   return make_engine(run, cfg)
 
 
@@ -167,25 +167,25 @@ def scripted(scripts: Sequence[Script], cfg: RolloutConfig) -> RolloutPrograms:
     state.active_R &= ~halt_R
     here = np.arange(rows) if row_R is None else row_R
     shape = (len(here), cfg.chunk)
-    token_RK, logp_RK = np.full(shape, -1), np.zeros(shape, np.float32)
+    token_RT, logp_RT = np.full(shape, -1), np.zeros(shape, np.float32)
     for i, r in enumerate(here):
       if r >= rows or not state.active_R[r]:
         continue
       turn = scripts[state.script_R[r]][state.turn_R[r]]
       for k in range(cfg.chunk):
-        token_RK[i, k], logp_RK[i, k] = turn[state.said_R[r]], -1.0
+        token_RT[i, k], logp_RT[i, k] = turn[state.said_R[r]], -1.0
         state.said_R[r] += 1
         state.count_R[r] += 1
-        if token_RK[i, k] == STOP or state.count_R[r] == state.limit_R[r]:
+        if token_RT[i, k] == STOP or state.count_R[r] == state.limit_R[r]:
           state.active_R[r], state.said_R[r] = False, 0
           state.turn_R[r] += 1
           break
-    return state, token_RK, logp_RK
+    return state, token_RT, logp_RT
 
   def observe(params, state, pool_MYD, observations):
     for i, r in enumerate(observations.row_R):
       if r < rows:
-        assert not state.active_R[r], "nobody looks while speaking"
+        assert not state.active_R[r], "nobody looks while it samples"
         assert state.count_R[r] == observations.count_R[i]
         state.active_R[r], state.limit_R[r] = True, observations.limit_R[i]
     return state, 0

@@ -50,7 +50,7 @@ ROLLOUT = RolloutConfig(
   weights="compute",
   mode=SAMPLED,
   turn_tokens=6,
-  stop=StopLimits(turns=2, images=4, tokens=64),
+  stop=StopLimits(turns=2, images=4, image_tokens=256, tokens=64),
   stop_tokens=("<|im_end|>",),
   stop_strings=(),
   limits=Limits(4, 2000, 8, 8, 40, 6),
@@ -98,22 +98,24 @@ class Outcome(NamedTuple):
   weights: Params
 
 
-def lab(data: int, fsdp: int, tensor: int, rollout: RolloutConfig = ROLLOUT) -> Lab:
+def lab(
+  data: int, fsdp: int, tensor: int, rollout: RolloutConfig = ROLLOUT, dtype=jnp.float32
+) -> Lab:
   """A fresh start with hashed weights; the same bits on every mesh."""
   mesh_cfg = sharding.MeshConfig(data, fsdp, tensor)
   mesh = sharding.make_mesh(mesh_cfg, jax.devices()[: data * fsdp * tensor])
   cfg = step_config()
-  policy, optimizer = make_policy(cfg, jnp.float32, mesh), make_optimizer(OPTIMIZER)
+  policy, optimizer = make_policy(cfg, dtype, mesh), make_optimizer(OPTIMIZER)
   # Tame weights: the wide logits of the parity cases lose a digit to rounding.
   params = jax.tree.map(lambda x: x * jnp.float32(0.7), hashed_params(cfg, 3))
   params = jax.device_put(params, sharding.param_shardings(params, mesh))
   conversation = Conversation(TOKENIZER, WORDS, PREPROCESS, cfg)
   executor = Executor(ExecutorConfig(0, 20.0, 1024), STYLE)
   return Lab(
-    engine=make_engine(policy, conversation, executor, rollout),
+    engine=make_engine(policy, conversation, executor, rollout, 0, "config.rollout.slots"),
     learn=programs.learn_programs(policy, optimizer, LOSS, MICRO),
     policy=policy,
-    decode_params=programs.decode_params(policy, mesh, "compute"),
+    decode_params=programs.decode_params(policy, mesh, rollout.weights),
     state=programs.init_state(policy, optimizer, params, mesh),
     mesh=mesh,
   )

@@ -59,6 +59,9 @@ def tiny_shapes() -> tuple[GrpoConfig, RolloutConfig]:
   return learn, rollout
 
 
+PROGRAMS = ["decode_params", "see", "admit", "begin", "sample", "sample_few", "observe", "update"]
+
+
 @pytest.fixture(scope="module")
 def compiled():
   learn, rollout = tiny_shapes()
@@ -69,9 +72,7 @@ def compiled():
 
 @needs_libtpu
 def test_every_program_compiles_and_fits(compiled):
-  names = ["decode_params", "see", "admit", "begin", "sample", "sample_few"]
-  names += ["observe", "update"]
-  assert list(compiled) == names
+  assert list(compiled) == PROGRAMS
   for one in compiled.values():
     assert one.error is None, f"{one.name}: {one.error}"
     assert one.fits(16 << 30)
@@ -183,7 +184,9 @@ def test_the_command_line(tmp_path):
 
   done = run(f"--config.init={tmp_path}", "--topology=v5e:2x2")
   assert done.returncode == 0, done.stderr
-  assert done.stdout.count("  fits") == 7
+  table = done.stdout.splitlines()[3:]
+  assert [line.split()[0] for line in table] == PROGRAMS
+  assert all(line.endswith("  fits") for line in table)
   done = run(f"--config.init={tmp_path}/nowhere", "--topology=v5e:2x2")
   assert done.returncode == 2
   assert done.stderr.startswith("error: ")

@@ -71,9 +71,9 @@ def test_frames_of_a_clip_are_its_patches_in_order():
 @pytest.mark.parametrize("rule", ["max", "hf5"])
 def test_pads_stand_for_their_pictures_in_any_order(rule):
   """Qwen2.5-VL: a clip of two patches, 2 x 1.2 s apart, between two images."""
-  talk = rollout_fixtures.conversation()
-  read = talk.chat(QUESTION, HELPFUL, rule)
-  cfg = talk.policy
+  conversation = rollout_fixtures.conversation()
+  read = conversation.chat(QUESTION, HELPFUL, rule)
+  cfg = conversation.policy
   kinds = [cfg.image_pad_id, cfg.video_pad_id, cfg.image_pad_id]
   for image, start, kind in zip(read.images, read.image_start, kinds, strict=True):
     span = read.token_ids_T[start : start + image.tokens]

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from spatial_jax.config import ConfigError
 from spatial_jax.drawing import wire
 from spatial_jax.drawing.canvas import Picture, Style, draw
 from spatial_jax.drawing.executor import Executor, ExecutorConfig, Fault
@@ -40,7 +41,7 @@ def _equal(drawn, expected) -> None:
 def _draws(executor: Executor, number: int) -> None:
   """The executor does its work."""
   drawing = executor.submit(IMAGES, _operations(number))
-  _equal(executor.result(drawing), draw(IMAGES, _operations(number), STYLE))
+  _equal(drawing.result(), draw(IMAGES, _operations(number), STYLE))
 
 
 def _children() -> list[int]:
@@ -69,8 +70,8 @@ def test_draws_as_the_canvas_does_and_each_handle_is_its_own(workers):
   with Executor(ExecutorConfig(workers, 20.0, 1024), STYLE) as executor:
     handles = [executor.submit(IMAGES, _operations(number)) for number in range(12)]
     for number in (*range(1, 12, 2), *range(0, 12, 2)):
-      _equal(executor.result(handles[number]), draw(IMAGES, _operations(number), STYLE))
-    assert executor.result(executor.submit(IMAGES, [])) == ()
+      _equal(handles[number].result(), draw(IMAGES, _operations(number), STYLE))
+    assert executor.submit(IMAGES, []).result() == ()
   assert _children() == []
 
 
@@ -79,8 +80,8 @@ def test_an_impossible_drawing_is_a_fault_and_the_next_one_is_drawn(workers):
   with Executor(ExecutorConfig(workers, 20.0, 1024), STYLE) as executor:
     nowhere = executor.submit(IMAGES, [Operation("box", 9, (1, 2, 3, 4), "a")])
     fine = executor.submit(IMAGES, _operations(1))
-    assert isinstance(executor.result(nowhere), Fault)
-    _equal(executor.result(fine), draw(IMAGES, _operations(1), STYLE))
+    assert isinstance(nowhere.result(), Fault)
+    _equal(fine.result(), draw(IMAGES, _operations(1), STYLE))
 
 
 def test_a_killed_worker_is_a_fault_of_its_drawing_alone():
@@ -91,16 +92,16 @@ def test_a_killed_worker_is_a_fault_of_its_drawing_alone():
     broken, waiting = (executor.submit(IMAGES, _operations(number)) for number in (1, 2))
     time.sleep(0.2)
     os.kill(worker, signal.SIGKILL)
-    fault = executor.result(broken)
+    fault = broken.result()
     assert isinstance(fault, Fault)
     assert "died" in fault.detail
-    _equal(executor.result(waiting), draw(IMAGES, _operations(2), STYLE))
+    _equal(waiting.result(), draw(IMAGES, _operations(2), STYLE))
     assert worker not in _children()
 
 
 def test_a_worker_killed_while_idle_costs_nothing():
   with Executor(CONFIG, STYLE) as executor:
-    executor.result(executor.submit(IMAGES, _operations(0)))
+    executor.submit(IMAGES, _operations(0)).result()
     (worker,) = _children()
     os.kill(worker, signal.SIGKILL)
     assert _until(lambda: "(zombie)" in pathlib.Path(f"/proc/{worker}/status").read_text())
@@ -109,10 +110,10 @@ def test_a_worker_killed_while_idle_costs_nothing():
 
 def test_a_hanging_worker_is_killed_and_replaced():
   with Executor(ExecutorConfig(1, 3.0, 1024), STYLE) as executor:
-    executor.result(executor.submit(IMAGES, _operations(0)))
+    executor.submit(IMAGES, _operations(0)).result()
     (worker,) = _children()
     os.kill(worker, signal.SIGSTOP)
-    fault = executor.result(executor.submit(IMAGES, _operations(1)))
+    fault = executor.submit(IMAGES, _operations(1)).result()
     assert isinstance(fault, Fault)
     assert "hung" in fault.detail
     _draws(executor, 2)
@@ -122,7 +123,7 @@ def test_a_hanging_worker_is_killed_and_replaced():
 def test_too_much_memory_is_a_fault():
   with Executor(ExecutorConfig(1, 20.0, 400), STYLE) as executor:
     huge = [Picture(np.zeros((7000, 7000, 3), np.uint8), ())]
-    fault = executor.result(executor.submit(huge, _operations(0)[:1]))
+    fault = executor.submit(huge, _operations(0)[:1]).result()
     assert isinstance(fault, Fault)
     assert "MemoryError" in fault.detail
     _draws(executor, 1)
@@ -167,7 +168,7 @@ def test_worker_ends_with_its_parent():
     "from spatial_jax.types import Operation\n"
     "with Executor(ExecutorConfig(1, 20.0, 1024), Style(2, 2, 8, (4, 3))) as executor:\n"
     "  image = Picture(np.zeros((9, 9, 3), np.uint8), ())\n"
-    "  executor.result(executor.submit([image], [Operation('box', 1, (1, 1, 5, 5), '')]))\n"
+    "  executor.submit([image], [Operation('box', 1, (1, 1, 5, 5), '')]).result()\n"
     "  import os, pathlib\n"
     "  tasks = pathlib.Path(f'/proc/{os.getpid()}/task').glob('*/children')  # a thread's child\n"
     "  print(*(task.read_text() for task in tasks), flush=True)\n"
@@ -193,3 +194,9 @@ def test_worker_ends_by_its_own_alarm():
     wire.send(worker.stdin, *wire.request([IMAGES[0]], STYLE))
     assert worker.wait(timeout=30) == -signal.SIGALRM
     worker.stdin.close()
+
+
+@pytest.mark.parametrize("wrong", [(-1, 20.0, 64), (1, 0.0, 64), (1, 20.0, 0)])
+def test_an_executor_that_could_not_draw_is_refused(wrong):
+  with pytest.raises(ConfigError, match=r"config\.executor: workers >= 0"):
+    ExecutorConfig(*wrong)

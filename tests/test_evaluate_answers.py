@@ -21,7 +21,7 @@ from tests import dummies
 from tests import evaluate_fixtures as fixtures
 from tests.test_evaluate_table import answered
 
-SAMPLED = Mode(1.0, greedy=False, top_k=0, top_p=1.0, min_p=0.0)
+SAMPLED = Mode(1.0, greedy=False, top_k=0, top_p=1.0, min_p=0.0, turn_tokens=0)
 GREEDY = dataclasses.replace(SAMPLED, greedy=True)
 COOL = dataclasses.replace(SAMPLED, temperature=0.3)
 
@@ -43,7 +43,7 @@ def asked():
   params = programs.decode_params(policy, mesh, "compute")(fixtures.random_params(0))
   with Executor(cfg.executor, cfg.style) as executor:
     asking = dataclasses.replace(cfg.rollout, prompts=8, slots=8, group=3)
-    yield make_engine(policy, words, executor, asking), params
+    yield make_engine(policy, words, executor, asking, 0, "config.evaluation.slots"), params
 
 
 def number_and_choice(exam):

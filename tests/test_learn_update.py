@@ -34,7 +34,7 @@ def lab():
 @functools.cache
 def told() -> list[list[Trajectory]]:
   """Two groups of two, drawn or not: one prompt of one picture, two questions on two pictures."""
-  talk = fixtures.conversation()
+  conversation = fixtures.conversation()
   chair = (("a", ((24, 24),), "How far is the chair?"),) * 2
   questions = (*chair, ("bb", SIZES, "How far is the chair?"), ("cc", SIZES, "And where is it?"))
   trajectories = []
@@ -42,7 +42,7 @@ def told() -> list[list[Trajectory]]:
     task = fixtures.task(name, sizes, question)
     cfg = DemonstrationConfig(number % 2, 2)
     script = demonstrate(task, np.random.default_rng(0), cfg)
-    trajectory = play(talk, talk.prompt(task), script, fixtures.STYLE)
+    trajectory = play(conversation, conversation.prompt(task), script, fixtures.STYLE)
     trajectories.append(dataclasses.replace(trajectory, temperature=1.0 + 0.3 * number))
   return [trajectories[:2], trajectories[2:]]
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatial_jax.policy import attention
+from spatial_jax.policy.cache import Seats
 
 # Prompts, group, KV heads, queries per KV head, prefix, own tokens: few, each is a compilation.
 SHAPES = (
@@ -114,6 +115,46 @@ def test_one_row_for_a_kernel_is_the_same(case):
       case.q_RKQTC, case.prefix, case.prefix_length_B, case.own, case.valid_RT, mesh
     )
   assert_same(out, case)
+
+
+# Prompts, group, cache rows, query tokens, sizes of the blocks of the rows' own cache.
+CACHES = ((2, 3, 6, 1, (4, 3, 5)), (2, 3, 4, 1, (12,)), (3, 2, 5, 2, (5, 7)), (1, 4, 3, 3, (2, 10)))
+attend_cache = jax.jit(attention.attend_cache)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(CACHES), st.integers(0, 2**32))
+def test_rows_that_share_a_prefix_see_what_a_copy_of_it_would_show(shape, seed):
+  """Beside one query at a time over a prompt repeated for every row, in float64; to 1e-5."""
+  prompts, group, rows, tokens, sizes = shape
+  random = np.random.default_rng(seed)
+
+  def normal(*shape):
+    return random.normal(size=(*shape, 4)).astype(np.float32)
+
+  prefix = (normal(prompts, 2, 5), normal(prompts, 2, 5))
+  length_B = random.integers(1, 6, prompts).astype(np.int32)
+  own = [(normal(rows, 2, size), normal(rows, 2, size)) for size in sizes]
+  start_R = random.integers(0, sum(sizes) - tokens + 1, rows).astype(np.int32)
+  q_RKQTC = normal(rows, 2, 3, tokens)
+  rollout_R = np.arange(prompts * group, dtype=np.int32)
+  seats = None
+  if rows < prompts * group:
+    rollout_R = random.permutation(rollout_R)[:rows]
+    row_BG = np.zeros(prompts * group, np.int32)
+    row_BG[rollout_R] = np.arange(rows)
+    seats = Seats(rollout_R, row_BG.reshape(prompts, group))
+  last = np.int32(start_R.max() + tokens - 1)
+  out = attend_cache(q_RKQTC, prefix, length_B, own, start_R, last, None, seats)
+  whole = [np.concatenate(parts, axis=2) for parts in zip(*own, strict=True)]
+  for r, k, n, t in np.ndindex(rows, 2, 3, tokens):
+    b = rollout_R[r] // group
+    keys, values = (
+      np.concatenate([old[b, k, : length_B[b]], new[r, k, : start_R[r] + t + 1]]).astype(float)
+      for old, new in zip(prefix, whole, strict=True)
+    )
+    weight = np.exp(keys @ q_RKQTC[r, k, n, t] / 2)  # sqrt(C) = 2
+    np.testing.assert_allclose(out[r, k, n, t], weight @ values / weight.sum(), atol=1e-5)
 
 
 @settings(deadline=None, max_examples=20)

@@ -65,8 +65,8 @@ def test_the_page_is_whole_and_loads_nothing_from_outside(text):
 def test_every_section_is_there(text):
   headings = re.findall(r"<h2>(.*?)</h2>", text)
   assert headings == [
-    "Before and after", "Training", "The reward card", "Rollouts of step 0", "Rollouts of step 40",
-    "Configuration",
+    "Before and after", "Training", "Reward and advantage", "Rollouts of step 0",
+    "Rollouts of step 40", "Configuration",
   ]  # fmt: skip
   assert text.count("<article>") == 4
   assert text.count('<div class="sibling') == 4 * (8 + 1)  # and the four grids around them

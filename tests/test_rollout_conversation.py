@@ -132,9 +132,9 @@ FAMILY = {"pixels": "qwen2_5_vl", "per_mille": "qwen3_vl"}
 @given(st.integers(0, 2**32 - 1), st.sampled_from((1, 2)), st.sampled_from(("pixels", "per_mille")))
 def test_demonstrations_are_flawless_rollouts(seed, scale, unit):
   task = two_pictures(scale)
-  talk = fixtures.conversation(dataclasses.replace(TALK.policy, family=FAMILY[unit]))
+  conversation = fixtures.conversation(dataclasses.replace(TALK.policy, family=FAMILY[unit]))
   script = demonstrate(task, np.random.default_rng(seed), DemonstrationConfig(0.8, 3))
-  trajectory = play(talk, talk.prompt(task), script, STYLE)
+  trajectory = play(conversation, conversation.prompt(task), script, STYLE)
   trajectory_lib.check(trajectory, PADS)
   scores = score([[trajectory]], [task], dummies.REWARD, 100.0)
   assert scores.format_BG[0, 0] == scores.hard_BG[0, 0] == 1

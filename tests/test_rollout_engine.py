@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
+from concurrent.futures import Future
 
 import jax
 import numpy as np
@@ -27,7 +28,7 @@ from spatial_jax.learn.update import Microbatches, score_batch
 from spatial_jax.rollout import rows as rows_lib
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import RolloutConfig
-from spatial_jax.rollout.pictures import most_drawn
+from spatial_jax.rollout.pictures import most_drawn, most_drawn_tokens
 from spatial_jax.rollout.schedule import run_episodes
 from spatial_jax.stages.engine import make_engine
 from spatial_jax.stages.grpo import GrpoConfig, batch_config
@@ -72,8 +73,10 @@ def mode(temperature, top_p, greedy):
 class BrokenExecutor(Executor):
   """Every drawing meets an accident."""
 
-  def result(self, drawing):
-    return Fault("the worker died")
+  def submit(self, images, operations):
+    broken = Future()
+    broken.set_result(Fault("the worker died"))
+    return broken
 
 
 def stop(**changed):
@@ -124,12 +127,14 @@ def test_a_first_turn_that_was_opened_is_read_whole_and_trained_in_part():
     ("no_action", [""], stop()),
     ("no_action", [SCRATCH], stop()),
     ("too_many_images", [BOX_TURN], stop(images=1)),
+    ("too_many_images", [BOX_TURN], stop(image_tokens=17)),  # 9 each
+    ("answer", [BOX_TURN, ANSWER_TURN], stop(image_tokens=18)),
     ("repeated_operation", [BOX_TURN, BOX_TURN], stop()),
     ("turn_limit", [BOX_TURN], stop(turns=1)),
     ("turn_limit", [BOX_TURN, OTHER_BOX_TURN], stop(turns=2)),
     ("token_limit", ["word " * 200], stop()),
-    ("token_limit", [BOX_TURN], dataclasses.replace(ONE, stop=StopLimits(3, 4, 50))),
-    ("token_limit", [BOX_TURN], dataclasses.replace(stop(), observation_buckets=(8,))),
+    ("token_limit", [BOX_TURN], dataclasses.replace(ONE, stop=StopLimits(3, 4, 999, 50))),
+    ("token_limit", [BOX_TURN], dataclasses.replace(stop(), observation_buckets=(12,))),
   ],
 )
 def test_every_end_is_reached(reason, turns, cfg):
@@ -140,6 +145,18 @@ def test_every_end_is_reached(reason, turns, cfg):
   assert all(turn.end - turn.start <= cfg.turn_tokens for turn in trajectory.turns)
   if trajectory.turns[-1].operations or trajectory.turns[-1].errors:
     assert not trajectory.turns[-1].executable, "what ended the rollout was never drawn"
+
+
+def test_of_two_drawings_none_is_shown_where_one_has_no_room():
+  two = BOX_TURN.replace("}]", '}, {"index": 2, "bbox_2d": [1, 1, 9, 9], "label": "b"}]')
+  sizes = ((24, 24), (16, 40))
+  shown = [image.tokens for image in hear(ANSWER_TURN, cfg=stop(), sizes=sizes).images]
+  room = dataclasses.replace(stop(images=9, image_tokens=2 * sum(shown)), turn_tokens=120)
+  assert len(hear(two, ANSWER_TURN, cfg=room, sizes=sizes).images) == 4
+  less = dataclasses.replace(room.stop, image_tokens=2 * sum(shown) - 1)
+  ended = hear(two, cfg=dataclasses.replace(room, stop=less), sizes=sizes)
+  assert ended.end_reason == "too_many_images"
+  assert len(ended.images) == 2
 
 
 def test_the_last_permitted_turn_is_announced_and_may_only_answer():
@@ -206,7 +223,15 @@ def test_most_drawn(images, limit, turns):
   seen = images
   for _ in range(turns - 1):  # draws on all there are, as long as it may
     seen += seen if 2 * seen <= limit else max(limit - seen, 0)
-  assert most_drawn(images, StopLimits(turns, limit, 9)) == seen - images
+  assert most_drawn(images, StopLimits(turns, limit, 9, 9)) == seen - images
+
+
+def test_most_visual_tokens_drawn():
+  images = fixtures.conversation().prompt(fixtures.task("room", ((24, 24), (16, 40)))).images
+  shown, largest = sum(i.tokens for i in images), max(i.tokens for i in images)
+  assert most_drawn_tokens(images, StopLimits(2, 8, 9_999, 9)) == 2 * largest
+  assert most_drawn_tokens(images, StopLimits(2, 8, shown + 5, 9)) == 5
+  assert most_drawn_tokens(images, StopLimits(2, 8, 1, 9)) == 0
 
 
 def test_drawings_that_may_not_fit_are_refused_beforehand():
@@ -215,6 +240,9 @@ def test_drawings_that_may_not_fit_are_refused_beforehand():
   prompt = engine.conversation.prompt(fixtures.task("room/one"))
   with pytest.raises(DataError, match=r"of room/one; raise config\.rollout\.features: it is 10"):
     run_episodes(engine, {}, [prompt], 0, 0, [SAMPLED])
+  short = dataclasses.replace(engine, cfg=dataclasses.replace(ONE, observation_buckets=(10,)))
+  with pytest.raises(DataError, match=r"of room/one; raise config\.rollout\.observation_buckets"):
+    run_episodes(short, {}, [prompt], 0, 0, [SAMPLED])
   long = engine.conversation.prompt(fixtures.task("room/long", question="word " * 200))
   with pytest.raises(DataError, match="room/long"):
     run_episodes(dataclasses.replace(engine, cfg=ONE), {}, [long], 0, 0, [SAMPLED])
@@ -234,6 +262,9 @@ def test_drawings_that_may_not_fit_are_refused_beforehand():
     (ROLLOUT, {"prefill": ()}),
     (ROLLOUT, {"append": (4, 2)}),
     (ROLLOUT, {"own_cuts": (0, 8)}),
+    (ROLLOUT, {"prompt_buckets": ()}),
+    (ROLLOUT, {"observation_buckets": (64, 32)}),
+    (SAMPLED, {"turn_tokens": -1}),
   ],
 )
 def test_settings_without_meaning_are_refused(of, wrong):
@@ -268,8 +299,7 @@ def roll(mode=SAMPLED, cfg=ROLLOUT, of=None, seed=1, step=3):
   return run_episodes(engine_of(cfg), lab()[2], of or prompts(), seed, step, [mode] * cfg.group)
 
 
-@pytest.fixture
-def everybody_draws(monkeypatch):
+def draw_always(monkeypatch):
   """Random weights speak no protocol: a turn that ends of itself counts as boxes, by its text."""
 
   def boxes(text, coordinates, limits) -> Parsed:
@@ -280,6 +310,11 @@ def everybody_draws(monkeypatch):
     return dataclasses.replace(parsed, operations=operations, answer_text=None)
 
   monkeypatch.setattr(rows_lib, "parse", boxes)
+
+
+@pytest.fixture
+def everybody_draws(monkeypatch):
+  draw_always(monkeypatch)
 
 
 def largest_difference(rollouts) -> float:
@@ -308,6 +343,18 @@ def test_sampler_equals_trainer(everybody_draws, way):
     assert trajectory.temperature == (1.0 if way.greedy else way.temperature)
   assert any(len(t.turns) > 1 for t in flat(rollouts)), "nobody drew"
   assert largest_difference(rollouts) < 1e-4
+
+
+def test_what_had_to_leave_the_pool_is_known_too(everybody_draws):
+  """With room for two pictures, most are brought to the host, and some seen again."""
+  known, few = ({}, {})
+  engines = (engine_of(ROLLOUT), engine_of(dataclasses.replace(ROLLOUT, features=72)))
+  for engine, kept in zip(engines, (known, few), strict=True):
+    run_episodes(engine, lab()[2], prompts(), 1, 3, [SAMPLED] * 2, kept)
+  assert known.keys() == few.keys()
+  assert sum(len(features) for features in known.values()) > 72
+  for name, features in known.items():
+    np.testing.assert_allclose(few[name], features, atol=1e-5)
 
 
 def test_known_features_change_nothing_and_each_image_is_seen_once(everybody_draws):
@@ -439,16 +486,16 @@ def test_sampler_equals_trainer_on_real_drawings():
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
   loaded = load_policy(ROOT / cfg.init, mesh)
   policy = dataclasses.replace(loaded.policy, remat=False)
-  talk = Conversation(
+  conversation = Conversation(
     loaded.tokenizer,
     build(TextConfig, cfg.text),
     build(PreprocessConfig, cfg.preprocess),
     policy.cfg,
   )
   executor = Executor(ExecutorConfig(0, 20.0, 1024), build(Style, cfg.style))
-  engine = make_engine(policy, talk, executor, rollout)
+  engine = make_engine(policy, conversation, executor, rollout, 0, "config.rollout.slots")
   tasks = make_source(build(SourceConfig, cfg.source)).held_out(6)
-  of = [talk.prompt(task) for task in tasks]
+  of = [conversation.prompt(task) for task in tasks]
   params = programs.decode_params(policy, mesh, "compute")(loaded.params)
   rollouts = run_episodes(engine, params, of, 0, 0, [mode(1.2, 1.0, False)] * 4)
   trajectories = flat(rollouts)

@@ -6,7 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import zlib
+from concurrent.futures import Future
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +126,7 @@ def test_ctrl_c_leaves_no_process():
     assert run.stdout is not None
     workers = [int(pid) for pid in run.stdout.readline().split()]
     assert workers
-    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to parent and workers
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
     run.stdout.close()
     assert run.wait(timeout=30) != 0
   end = time.monotonic() + 20
@@ -168,6 +171,21 @@ def wild(random, tokens):
   return ids[:tokens]
 
 
+class Accidents(Executor):
+  """One drawing in twenty meets an accident, by what is to be drawn; others are late."""
+
+  def __init__(self):
+    super().__init__(ExecutorConfig(0, 20.0, 1024), fixtures.STYLE)
+
+  def submit(self, images, operations):
+    dice = zlib.crc32(repr(operations).encode()) % 20
+    drawing, result = Future(), super().submit(images, operations).result()
+    if dice == 0:
+      result = executor_lib.Fault("an accident")
+    threading.Timer(0.002 * dice, lambda: drawing.set_result(result)).start()
+    return drawing
+
+
 class Forced:
   """A real engine whose policy has no say: each rollout says what its table holds."""
 
@@ -177,7 +195,8 @@ class Forced:
     monkeypatch.setattr(schedule, "_keys", self.keys)
     run = fixtures.real_engine(lab()[0], ADVERSE).programs
     run = dataclasses.replace(run, observe=self.observing(run.observe), sample=self.saying(run))
-    self.engine = fixtures.make_engine(run, ADVERSE)
+    engine = fixtures.make_engine(run, ADVERSE)
+    self.engine = dataclasses.replace(engine, executor=Accidents())
 
   def keys(self, seed, step, prompts, draws):
     return np.indices((len(prompts), len(draws))).transpose(1, 2, 0).astype(np.uint32)
@@ -211,13 +230,13 @@ class Forced:
     """No row is longer than its cache, none that samples has said all it may."""
 
     def call(params, state, halt_R, row_R, truncate):
-      state, token_RK, logp_RK = run.sample(params, state, halt_R, row_R, truncate)
+      state, token_RT, logp_RT = run.sample(params, state, halt_R, row_R, truncate)
       active_R, length_R = np.asarray(state.active_R), np.asarray(state.cache.length_R)
       assert (length_R <= ADVERSE.stop.tokens).all()
       assert not (active_R & halt_R).any()
       count_R, limit_R = np.asarray(state.count_R), np.asarray(state.sampling.limit_R)
-      assert (count_R <= limit_R)[active_R].all()
-      return state, token_RK, logp_RK
+      assert (count_R < limit_R)[active_R].all()
+      return state, token_RT, logp_RT
 
     return call
 
@@ -256,13 +275,16 @@ def says_anything(monkeypatch, outputs):
     batch, _ = to_train_batch(rollouts, np.zeros((ADVERSE.prompts, ADVERSE.group)), shapes)
     logp_RT = np.asarray(recompute(params, batch))
     trained_RT = batch.trained_RT
+    broken = [t.end_reason == "fault" for t in flat(rollouts)]
+    assert not trained_RT[np.flatnonzero(broken)].any()
     recorded = batch.old_logp_RT[trained_RT]
     np.testing.assert_allclose(logp_RT[trained_RT], recorded, atol=1e-4, rtol=0)
   return reasons
 
 
 REASONS = {
-  "answer", "token_limit", "no_action", "repeated_operation", "too_many_images", "turn_limit"
+  "answer", "token_limit", "no_action", "repeated_operation", "too_many_images", "turn_limit",
+  "fault",
 }  # fmt: skip
 
 

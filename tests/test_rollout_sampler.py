@@ -191,10 +191,10 @@ def lab():
 def begin(active=(True, True), slots=(0, 1), state=None, own_sizes=(32,), rows=4):
   """Two prompts in slots of two rows."""
   policy, params, (admit, begins), _ = lab()
-  talk = fixtures.conversation()
+  conversation = fixtures.conversation()
   prompts = [
-    talk.prompt(fixtures.task("one")),
-    talk.prompt(fixtures.task("other", question="Far?")),
+    conversation.prompt(fixtures.task("one")),
+    conversation.prompt(fixtures.task("other", question="Far?")),
   ]
   length = 64
   batch = PromptBatch(
@@ -228,36 +228,69 @@ def chunk(state, steps, truncate=False, forbidden_V=None, **sampling):
 
 def test_a_slot_that_was_used_is_as_good_as_new():
   """Whoever was in it before, and wherever a prompt stands, its rows say the same."""
-  _, fresh_RK, fresh_logp_RK = chunk(begin(), 6, temperature=1.5)
+  _, fresh_RT, fresh_logp_RT = chunk(begin(), 6, temperature=1.5)
   used, *_ = chunk(begin(), 9, temperature=2.0)
   again = begin(slots=(1, 0), state=used)
   np.testing.assert_array_equal(again.count_R, 0)
   np.testing.assert_array_equal(again.cache.length_R, 0)
   sampling = make_sampling(4, temperature=1.5)
   sampling = sampling._replace(key_R2=sampling.key_R2[np.array([2, 3, 0, 1])])
-  _, token_RK, logp_RK = chunk(again._replace(sampling=sampling), 6, new=False)
-  np.testing.assert_array_equal(np.asarray(token_RK)[[2, 3, 0, 1]], fresh_RK)
-  np.testing.assert_allclose(np.asarray(logp_RK)[[2, 3, 0, 1]], fresh_logp_RK, atol=1e-5)
+  _, token_RT, logp_RT = chunk(again._replace(sampling=sampling), 6, new=False)
+  np.testing.assert_array_equal(np.asarray(token_RT)[[2, 3, 0, 1]], fresh_RT)
+  np.testing.assert_allclose(np.asarray(logp_RT)[[2, 3, 0, 1]], fresh_logp_RT, atol=1e-5)
 
 
 def test_rollouts_say_the_same_in_whichever_row():
   """Three rows for the four rollouts of two prompts: who has which does not show."""
   begins, full = lab()[2][1], begin()
-  _, whole_RK, whole_logp_RK = chunk(full, 8, new=False)
+  _, whole_RT, whole_logp_RT = chunk(full, 8, new=False)
   few = begin(rows=3, active=(False, False))
   for rollout_R in ([2, 0, 3], [3, 1, 0], [1, 2, 0]):
     row_BG = np.zeros(4, np.int32)
     row_BG[rollout_R] = np.arange(3)
     sampling = jax.tree.map(lambda x, at=rollout_R: np.asarray(x)[at], full.sampling)
     taken = (np.ones(3, bool), np.array(rollout_R, np.int32), row_BG.reshape(2, 2), sampling)
-    few, token_RK, logp_RK = chunk(begins(few, *taken), 8, new=False)
-    np.testing.assert_array_equal(token_RK, np.asarray(whole_RK)[rollout_R])
-    np.testing.assert_allclose(logp_RK, np.asarray(whole_logp_RK)[rollout_R], atol=1e-5)
+    few, token_RT, logp_RT = chunk(begins(few, *taken), 8, new=False)
+    np.testing.assert_array_equal(token_RT, np.asarray(whole_RT)[rollout_R])
+    np.testing.assert_allclose(logp_RT, np.asarray(whole_logp_RT)[rollout_R], atol=1e-5)
+
+
+def test_a_chunk_ends_with_its_last_row(monkeypatch):
+  """Steps that nobody needs are not computed."""
+  steps, original = [], sampler.sample_token
+
+  def counted(*arguments):
+    jax.debug.callback(lambda: steps.append(1))
+    return original(*arguments)
+
+  monkeypatch.setattr(sampler, "sample_token", counted)
+  policy, params, *_ = lab()
+  state = begin()._replace(sampling=make_sampling(4, limit=3))
+  words = Vocabulary(np.arange(VOCABULARY) == STOP, np.arange(VOCABULARY) == STOP)
+  whole = jax.jit(functools.partial(sampler.decode_chunk, policy, steps=12, truncate=False))
+  _, token_RT, _ = whole(params, state, words)
+  jax.effects_barrier()
+  assert (np.asarray(token_RT) >= 0).sum(axis=1).tolist() == [3] * 4
+  assert len(steps) == 3
+
+
+def test_what_no_row_has_reached_is_not_read():
+  """A mask would not do: nothing times NaN is NaN."""
+  forbidden_V = np.arange(VOCABULARY) == STOP
+  _, expected_RT, expected_logp_RT = chunk(begin(own_sizes=(10, 22)), 6, forbidden_V=forbidden_V)
+  state = begin(own_sizes=(10, 22))
+  layers = tuple(
+    (own[0], KV(*(jnp.full_like(part, jnp.nan) for part in own[1]))) for own in state.cache.layers
+  )
+  state = state._replace(cache=state.cache._replace(layers=layers))
+  _, token_RT, logp_RT = chunk(state, 6, forbidden_V=forbidden_V)
+  np.testing.assert_array_equal(token_RT, expected_RT)
+  np.testing.assert_array_equal(logp_RT, expected_logp_RT)
 
 
 def test_a_row_that_goes_on_does_not_see_who_begins_beside_it():
   begins, full = lab()[2][1], begin()
-  _, whole_RK, _ = chunk(full, 8, forbidden_V=np.arange(VOCABULARY) == STOP, new=False)
+  _, whole_RT, _ = chunk(full, 8, forbidden_V=np.arange(VOCABULARY) == STOP, new=False)
   state, nobody = begin(rows=2, active=(False, False)), np.zeros((2, 2), np.int32)
 
   def take(state, begins_R, rollout_R):
@@ -268,11 +301,11 @@ def test_a_row_that_goes_on_does_not_see_who_begins_beside_it():
     state = begins(state, np.array(begins_R), rollout_R, row_BG.reshape(2, 2), sampling)
     return chunk(state, 4, forbidden_V=np.arange(VOCABULARY) == STOP, new=False)
 
-  state, first_RK, _ = take(state, [True, True], [1, 3])
-  state, then_RK, _ = take(state, [False, True], [1, 0])
-  np.testing.assert_array_equal(np.concatenate([first_RK[0], then_RK[0]]), whole_RK[1])
-  np.testing.assert_array_equal(first_RK[1], np.asarray(whole_RK)[3, :4])
-  np.testing.assert_array_equal(then_RK[1], np.asarray(whole_RK)[0, :4])
+  state, first_RT, _ = take(state, [True, True], [1, 3])
+  state, then_RT, _ = take(state, [False, True], [1, 0])
+  np.testing.assert_array_equal(np.concatenate([first_RT[0], then_RT[0]]), whole_RT[1])
+  np.testing.assert_array_equal(first_RT[1], np.asarray(whole_RT)[3, :4])
+  np.testing.assert_array_equal(then_RT[1], np.asarray(whole_RT)[0, :4])
 
 
 def test_a_prompt_without_a_slot_changes_nothing():
@@ -283,30 +316,30 @@ def test_a_prompt_without_a_slot_changes_nothing():
 
 def test_limit_and_stop():
   state = begin()
-  _, token_RK, logp_RK = chunk(state, 12, limit=7, temperature=1.5)
-  token_RK, logp_RK = np.asarray(token_RK), np.asarray(logp_RK)
-  sampled_RK = token_RK >= 0
-  for tokens, sampled in zip(token_RK, sampled_RK, strict=True):
+  _, token_RT, logp_RT = chunk(state, 12, limit=7, temperature=1.5)
+  token_RT, logp_RT = np.asarray(token_RT), np.asarray(logp_RT)
+  sampled_RT = token_RT >= 0
+  for tokens, sampled in zip(token_RT, sampled_RT, strict=True):
     count = sampled.sum()
     assert sampled[:count].all(), "no gap"
     assert count == 7 or (count < 7 and tokens[count - 1] == STOP)
     assert STOP not in tokens[: count - 1]
-  assert (logp_RK[~sampled_RK] == 0).all()
-  assert len({tuple(tokens) for tokens in token_RK}) == 4
+  assert (logp_RT[~sampled_RT] == 0).all()
+  assert len({tuple(tokens) for tokens in token_RT}) == 4
 
 
 def test_every_token_has_a_draw_of_its_own():
   """Where all tokens are as likely, neither rows nor places of a row repeat one another."""
   forbidden_V = np.arange(VOCABULARY) == STOP
-  _, token_RK, _ = chunk(begin(), 12, temperature=1e6, forbidden_V=forbidden_V)
-  assert all(len(set(tokens)) >= 9 for tokens in np.asarray(token_RK).tolist())
-  assert len(set(np.asarray(token_RK).T[0].tolist())) >= 3
+  _, token_RT, _ = chunk(begin(), 12, temperature=1e6, forbidden_V=forbidden_V)
+  assert all(len(set(tokens)) >= 9 for tokens in np.asarray(token_RT).tolist())
+  assert len(set(np.asarray(token_RT).T[0].tolist())) >= 3
 
 
 def test_state_after_a_chunk():
   before = begin()
-  after, token_RK, _ = chunk(before, 12, limit=7, temperature=1.5)
-  count_R = (np.asarray(token_RK) >= 0).sum(1)
+  after, token_RT, _ = chunk(before, 12, limit=7, temperature=1.5)
+  count_R = (np.asarray(token_RT) >= 0).sum(1)
   np.testing.assert_array_equal(after.count_R, count_R)
   np.testing.assert_array_equal(after.cache.length_R, count_R)  # the stop token is cached too
   np.testing.assert_array_equal(after.position_R, np.asarray(before.position_R) + count_R)
@@ -315,8 +348,8 @@ def test_state_after_a_chunk():
 
 def test_rows_that_are_not_active_stay_as_they_are():
   before = begin(active=(True, False))
-  after, token_RK, _ = chunk(before, 5)
-  assert (np.asarray(token_RK)[2:] == -1).all()
+  after, token_RT, _ = chunk(before, 5)
+  assert (np.asarray(token_RT)[2:] == -1).all()
   np.testing.assert_array_equal(after.count_R[2:], 0)
   np.testing.assert_array_equal(after.cache.length_R[2:], 0)
   np.testing.assert_array_equal(after.hidden_RD[2:], before.hidden_RD[2:])
@@ -324,11 +357,11 @@ def test_rows_that_are_not_active_stay_as_they_are():
 
 
 def test_chunks_do_not_show():
-  _, whole_RK, whole_logp_RK = chunk(begin(), 6, temperature=1.5)
-  state, first_RK, _ = chunk(begin(), 2, temperature=1.5)
-  _, rest_RK, rest_logp_RK = chunk(state, 4, temperature=1.5)
-  np.testing.assert_array_equal(np.concatenate([first_RK, rest_RK], axis=1), whole_RK)
-  np.testing.assert_allclose(rest_logp_RK, whole_logp_RK[:, 2:], atol=1e-6)
+  _, whole_RT, whole_logp_RT = chunk(begin(), 6, temperature=1.5)
+  state, first_RT, _ = chunk(begin(), 2, temperature=1.5)
+  _, rest_RT, rest_logp_RT = chunk(state, 4, temperature=1.5)
+  np.testing.assert_array_equal(np.concatenate([first_RT, rest_RT], axis=1), whole_RT)
+  np.testing.assert_allclose(rest_logp_RT, whole_logp_RT[:, 2:], atol=1e-6)
 
 
 def joined(state):
@@ -346,10 +379,10 @@ def test_where_the_cache_is_cut_does_not_show(sizes):
   close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
   plain, cut = begin(), begin(own_sizes=sizes)
   for steps in (10, 10, 12):
-    plain, whole_RK, whole_logp_RK = chunk(plain, steps, forbidden_V=forbidden_V)
-    cut, token_RK, logp_RK = chunk(cut, steps, forbidden_V=forbidden_V)
-    np.testing.assert_array_equal(token_RK, whole_RK)
-    close(logp_RK, whole_logp_RK)
+    plain, whole_RT, whole_logp_RT = chunk(plain, steps, forbidden_V=forbidden_V)
+    cut, token_RT, logp_RT = chunk(cut, steps, forbidden_V=forbidden_V)
+    np.testing.assert_array_equal(token_RT, whole_RT)
+    close(logp_RT, whole_logp_RT)
   jax.tree.map(close, joined(cut), joined(plain))
 
 
@@ -361,11 +394,11 @@ def test_a_few_rows_by_themselves(sizes):
   row_R = np.array([3, 1, 4])  # the last is padding
   few = sampler.narrow(state, row_R, 5)
   assert np.asarray(few.active_R).tolist() == [True, True, False]
-  whole, whole_RK, whole_logp_RK = chunk(state, 5, forbidden_V=forbidden_V, new=False)
-  few, token_RK, logp_RK = chunk(few, 5, forbidden_V=forbidden_V, new=False)
-  np.testing.assert_array_equal(token_RK[:2], np.asarray(whole_RK)[[3, 1]])
-  np.testing.assert_allclose(logp_RK[:2], np.asarray(whole_logp_RK)[[3, 1]], atol=1e-5)
-  assert (np.asarray(token_RK[2]) == -1).all()
+  whole, whole_RT, whole_logp_RT = chunk(state, 5, forbidden_V=forbidden_V, new=False)
+  few, token_RT, logp_RT = chunk(few, 5, forbidden_V=forbidden_V, new=False)
+  np.testing.assert_array_equal(token_RT[:2], np.asarray(whole_RT)[[3, 1]])
+  np.testing.assert_allclose(logp_RT[:2], np.asarray(whole_logp_RT)[[3, 1]], atol=1e-5)
+  assert (np.asarray(token_RT[2]) == -1).all()
   back = sampler.widen(state, few, row_R, 5)
 
   def assert_mixed(mixed, moved, still):
@@ -388,15 +421,15 @@ def test_first_token(greedy):
   logits_RV = np.array(policy.logits(params, state.hidden_RD))
   forbidden_V = np.zeros(VOCABULARY, bool)
   forbidden_V[logits_RV.argmax(1)] = True
-  _, token_RK, logp_RK = chunk(state, 1, greedy=greedy, temperature=0.5, forbidden_V=forbidden_V)
+  _, token_RT, logp_RT = chunk(state, 1, greedy=greedy, temperature=0.5, forbidden_V=forbidden_V)
   logits_RV[:, forbidden_V] = -np.inf
-  token_R = np.asarray(token_RK)[:, 0]
+  token_R = np.asarray(token_RT)[:, 0]
   assert not forbidden_V[token_R].any()
   if greedy:
     np.testing.assert_array_equal(token_R, logits_RV.argmax(1))
   expected_RV = jax.nn.log_softmax(logits_RV / np.float32(0.5), axis=1)
   np.testing.assert_allclose(
-    np.asarray(logp_RK)[:, 0], np.asarray(expected_RV)[np.arange(4), token_R], atol=1e-5
+    np.asarray(logp_RT)[:, 0], np.asarray(expected_RV)[np.arange(4), token_R], atol=1e-5
   )
 
 
@@ -405,9 +438,9 @@ def test_truncation_limits_what_is_said_and_not_what_is_recorded():
   logp_RV = jax.nn.log_softmax(policy.logits(params, begin().hidden_RD) / np.float32(3), axis=1)
   inside_RV = np.asarray(kept(jnp.exp(logp_RV), np.float32(0.5))) > 0
   for seed in range(10):
-    _, token_RK, logp_RK = chunk(begin(), 1, truncate=True, temperature=3.0, top_p=0.5, seed=seed)
-    token_R = np.asarray(token_RK)[:, 0]
+    _, token_RT, logp_RT = chunk(begin(), 1, truncate=True, temperature=3.0, top_p=0.5, seed=seed)
+    token_R = np.asarray(token_RT)[:, 0]
     assert inside_RV[np.arange(4), token_R].all()
     np.testing.assert_allclose(
-      np.asarray(logp_RK)[:, 0], np.asarray(logp_RV)[np.arange(4), token_R], atol=1e-5
+      np.asarray(logp_RT)[:, 0], np.asarray(logp_RV)[np.arange(4), token_R], atol=1e-5
     )

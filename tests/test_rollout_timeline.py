@@ -8,10 +8,10 @@ import pytest
 
 from spatial_jax.report import plots
 from spatial_jax.rollout.schedule import run_episodes
-from spatial_jax.rollout.timeline import Timeline
-from tests.rollout_fixtures import ROLLOUT, SAMPLED, flat
+from spatial_jax.rollout.timeline import Frame, Span, Timeline
+from tests.rollout_fixtures import GREEDY, ROLLOUT, SAMPLED, flat
 from tests.test_rollout_engine import engine_of, everybody_draws, lab, said
-from tests.test_rollout_schedule import assert_same, counted, prompts
+from tests.test_rollout_schedule import LateExecutor, assert_same, counted, prompts
 
 __all__ = ["everybody_draws"]  # a fixture
 
@@ -65,6 +65,38 @@ def test_the_summary_is_of_shares_and_rates(watched):
   assert summary["picture_hits"] == pytest.approx(1 - timeline.pictures_seen / asked)
 
 
+def test_the_summary_adds_up():
+  """Two chunks of two slots with two rows each, a prefill before them, by hand."""
+  timeline = Timeline()
+  decode = [Span("decode", 1.0, 2.0, 30, 40), Span("decode", 2.0, 4.0, 10, 40)]
+  timeline.spans = [Span("prefill", 0.0, 0.5, 50, 100), *decode]
+  timeline.frames = [Frame(decode[0], 4, 2, (2, 2), (0, 0)), Frame(decode[1], 4, 2, (1, 0), (0, 1))]
+  timeline.total_s, timeline.waited_s = 5.0, 0.5
+  timeline.pictures_asked, timeline.pictures_seen = 8, 2
+  assert timeline.summary() == pytest.approx(
+    {
+      "prefill_tokens_per_s": 100.0,
+      "decode_tokens_per_s": 40 / 3,
+      "slot_occupancy": (4 * 1.0 + 1 * 2.0) / (4 * 3.0),
+      "padded_share": 0.5,
+      "drawing_wait_share": 0.1,
+      "device_idle_share": 0.3,
+      "picture_hits": 0.75,
+    }
+  )
+
+
+def test_late_drawings_are_waited_for_and_equal_pictures_seen_once(everybody_draws):
+  engine = dataclasses.replace(engine_of(ROLLOUT), executor=LateExecutor(0))
+  with Timeline() as timeline:
+    rollouts = run_episodes(engine, lab()[2], prompts(), 1, 3, [GREEDY] * 2, timeline=timeline)
+  assert 0 < timeline.waited_s < timeline.total_s
+  asked = [i.content_hash for t in flat(rollouts) for i in t.images[t.prompt_images :]]
+  asked += [i.content_hash for p in prompts() for i in p.images]
+  assert timeline.pictures_seen == len(set(asked)) < len(asked), "greedy siblings draw the same"
+  assert timeline.summary()["picture_hits"] == pytest.approx(1 - len(set(asked)) / len(asked))
+
+
 def test_watching_changes_nothing(watched):
   _, rollouts, _ = watched
   engine = engine_of(dataclasses.replace(ROLLOUT, slots=2))
@@ -74,10 +106,9 @@ def test_watching_changes_nothing(watched):
 def test_its_record_is_a_picture(watched):
   timeline, _, _ = watched
   record = json.loads(json.dumps(timeline.record()))
-  assert {len(chunk["speaking"]) for chunk in record["chunks"]} == {2}
+  assert {len(chunk["active"]) for chunk in record["chunks"]} == {2}
   assert all(
-    max(chunk["speaking"]) + max(chunk["drawing"]) <= 2 * chunk["group"]
-    for chunk in record["chunks"]
+    max(chunk["active"]) + max(chunk["drawing"]) <= 2 * chunk["group"] for chunk in record["chunks"]
   )
   assert any(sum(chunk["drawing"]) for chunk in record["chunks"]), "nobody is seen to draw"
   svg = plots.timeline_figure(record)

@@ -4,10 +4,12 @@ import dataclasses
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from spatial_jax import abstract, sharding
+from spatial_jax.learn.batch import to_train_batch
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.rollout.schedule import run_episodes
 from tests import step_fixtures
@@ -116,6 +118,33 @@ def test_updates_are_the_same(ran):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5), one, eight)
   moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), ran.before, one)
   assert min(jax.tree.leaves(moved)) > 1e-4, "every parameter moves, far more than the tolerance"
+
+
+def test_every_token_of_every_row_is_scored_as_it_was_sampled(ran):
+  rollouts, lab = ran.eight.rollouts, ran.lab
+  nothing_BG = np.zeros((len(rollouts), len(rollouts[0])))
+  batch, _ = to_train_batch(rollouts, nothing_BG, step_fixtures.SHAPES)
+  params = jax.device_put(ran.before, sharding.param_shardings(ran.before, lab.mesh))
+  logp_RT = np.asarray(lab.learn.score(params, lab.learn.place(batch)))
+  trained = sum(t.trained_T.sum() for t in itertools.chain(*rollouts))
+  assert batch.trained_RT.sum() == trained > 0
+  difference_RT = np.abs(logp_RT - batch.old_logp_RT)[batch.trained_RT]
+  assert difference_RT.max() < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["compute", "int8"])
+def test_how_far_low_precision_samples_from_what_learns_is_said(monkeypatch, weights):
+  """bfloat16 computes both; what the sampler rounds further is off the policy, and shows."""
+  step_fixtures.everybody_draws(monkeypatch)
+  cfg = dataclasses.replace(step_fixtures.ROLLOUT, weights=weights)
+  lab = step_fixtures.lab(1, 1, 1, cfg, jnp.bfloat16)
+  said = step_fixtures.step(lab, lab.state, 0).metrics
+  difference = float(said["logp_difference"])
+  assert (3e-3 if weights == "int8" else 1e-4) < difference < 0.2
+  assert np.isfinite(float(said["kl_old_k1"]))
+  assert 0 < float(said["kl_old_k3"]) < 0.1
+  assert 0.8 < float(said["effective_share"]) < 1
 
 
 def test_state_and_weights_lie_where_the_rules_say(ran):

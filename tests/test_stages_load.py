@@ -133,10 +133,12 @@ def test_a_run_that_does_not_fit_its_policy_is_refused_before_it_is_loaded(
 
 def test_image_tokens_without_an_image_name_the_task():
   words = dataclasses.replace(rollout_fixtures.WORDS, image_line="<|image_pad|>")
-  talk = rollout_fixtures.conversation()
-  talk = Conversation(talk.tokenizer, words, talk.preprocess, talk.policy)
+  conversation = rollout_fixtures.conversation()
+  conversation = Conversation(
+    conversation.tokenizer, words, conversation.preprocess, conversation.policy
+  )
   with pytest.raises(DataError, match=r"task room/7: the text has 2 image tokens for 1 images"):
-    talk.prompt(rollout_fixtures.task("room/7"))
+    conversation.prompt(rollout_fixtures.task("room/7"))
 
 
 def test_pads_that_do_not_match_are_refused_before_weights_are_read(folder, monkeypatch):

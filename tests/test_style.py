@@ -19,7 +19,7 @@ LEVELS = {
   "data": 3, "policy": 3, "drawing": 3, "reward": 3,
   "rollout": 4, "learn": 4,
   "stages": 5, "programs": 5, "abstract": 5, "evaluate": 5, "report": 5,
-  "train": 6, "aot": 6, "ask": 6,
+  "train": 6, "aot": 6, "ask": 6, "cli": 6,
 }  # fmt: skip
 BLIND = ({"data", "policy", "drawing", "reward"}, {"rollout", "learn"})
 # Modules run with -m inside a lower folder: they may import all, and nothing imports them.

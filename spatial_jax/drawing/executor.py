@@ -25,6 +25,9 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import NamedTuple, TypeAlias
 
+from absl import logging
+
+from spatial_jax.config import ConfigError
 from spatial_jax.drawing import wire
 from spatial_jax.drawing.canvas import Picture, Style, draw, plan
 from spatial_jax.types import Operation
@@ -52,6 +55,13 @@ class ExecutorConfig:
   timeout_s: float
   memory_mib: int
 
+  def __post_init__(self):
+    if self.workers < 0 or self.timeout_s <= 0 or self.memory_mib < 1:
+      raise ConfigError(
+        "config.executor: workers >= 0 (0: this process), timeout_s > 0, memory_mib >= 1; got "
+        f"{self.workers}, {self.timeout_s:g}, {self.memory_mib}"
+      )
+
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
@@ -70,7 +80,7 @@ class _Task(NamedTuple):
 
 
 class Executor:
-  """Context manager that draws turns: `submit` returns at once, `result` waits for one drawing."""
+  """Context manager that draws turns: `submit` returns at once, its result is waited for."""
 
   def __init__(self, config: ExecutorConfig, style: Style):
     self.config, self.style = config, style
@@ -111,10 +121,6 @@ class Executor:
       except Exception as error:
         task.drawing.set_result(_fault(error))
     return task.drawing
-
-  def result(self, drawing: Drawing) -> tuple[Picture, ...] | Fault:
-    """Waits for one drawing; in whatever order they are asked for, each is its own."""
-    return drawing.result()
 
   def _serve(self) -> None:
     """One thread and its worker: what goes wrong ends the worker and is a fault of one drawing."""
@@ -165,6 +171,7 @@ def _start(config: ExecutorConfig) -> subprocess.Popen[bytes]:
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     env={**os.environ, **WORKER_ENVIRONMENT},
+    process_group=0,  # Ctrl-C at the terminal is for the parent, which then closes stdin
   )
 
 
@@ -181,4 +188,6 @@ def _stop(worker: subprocess.Popen[bytes] | None) -> None:
 
 
 def _fault(error: Exception) -> Fault:
-  return Fault(f"{type(error).__name__}: {error}")
+  detail = f"{type(error).__name__}: {error}"
+  logging.log_first_n(logging.ERROR, "a drawing failed, its rollout is left out: %s", 5, detail)
+  return Fault(detail)

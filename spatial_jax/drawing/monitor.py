@@ -24,11 +24,13 @@ class StopLimits:
   Attributes:
     turns: turns of the policy.
     images: images in all, those of the prompt included (ViLaSR: 42).
+    image_tokens: visual tokens of all of them; a drawing that would be more is not shown.
     tokens: tokens behind the prompt, observations included.
   """
 
   turns: int
   images: int
+  image_tokens: int
   tokens: int
 
 

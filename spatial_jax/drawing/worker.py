@@ -41,7 +41,6 @@ def main() -> None:
   _, hard = resource.getrlimit(resource.RLIMIT_AS)
   allowed = memory_mib << 20 if hard == resource.RLIM_INFINITY else min(memory_mib << 20, hard)
   resource.setrlimit(resource.RLIMIT_AS, (allowed, hard))
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes stdin
   answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
   os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing that prints can break a message
   serve(sys.stdin.buffer, answers, timeout_s)

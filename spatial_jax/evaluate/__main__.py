@@ -8,37 +8,27 @@ one of training.
 
 import json
 import pathlib
-import sys
+from collections.abc import Sequence
 
-import jax
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
 
-from spatial_jax.errors import UserError
+from spatial_jax.cli import CHECKPOINT_HELP, CONFIG_HELP, keep_compilations, launch, no_arguments
 from spatial_jax.evaluate.run import evaluate, settings_of
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py")
-CHECKPOINT = flags.DEFINE_string(
-  "checkpoint", None, "Hugging Face folder or work directory of a run", required=True
-)
+CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP)
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, CHECKPOINT_HELP, required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of this evaluation", required=True)
 
 
-def main(argv: list[str]) -> None:
-  """Runs the evaluation; a user's mistake is one line and exit code 2."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-  logging.set_verbosity(logging.WARNING)
-  jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache/spatial_jax"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-  try:
-    settings = settings_of(json.loads(CONFIG.value.to_json_best_effort()))
-    evaluate(settings, CHECKPOINT.value, pathlib.Path(WORKDIR.value))
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+def main(arguments: Sequence[str]) -> None:
+  """Runs the evaluation."""
+  no_arguments(arguments)
+  keep_compilations()
+  settings = settings_of(json.loads(CONFIG.value.to_json_best_effort()))
+  evaluate(settings, CHECKPOINT.value, pathlib.Path(WORKDIR.value))
 
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("config")
-  app.run(main)
+  launch(main, "stopped; nothing of the table was written")

@@ -3,6 +3,7 @@
 pictures + question ─► prompt ─► rollouts, said aloud as they run ─► answers, drawings, report.html
 """
 
+import copy
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from spatial_jax.rollout.likeliest import likeliest
 from spatial_jax.rollout.rows import Row
 from spatial_jax.rollout.schedule import run_episodes
 from spatial_jax.sharding import MeshConfig
-from spatial_jax.stages.engine import make_engine
+from spatial_jax.stages.engine import bytes_of, make_engine
 from spatial_jax.stages.load import load_policy
 from spatial_jax.types import Prompt, Task, Trajectory
 
@@ -81,6 +82,24 @@ def settings_of(settings: Mapping[str, Any]) -> dict[str, Any]:
   return {name: value for name, value in settings.items() if name in names}
 
 
+def overlay(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+  """Settings with values of some keys, "rollout.turn_tokens", in their place.
+
+  Raises:
+    ConfigError: on the host, for a key that the settings do not have.
+  """
+  changed = copy.deepcopy(dict(settings))
+  for path, value in overrides.items():
+    *parents, name = path.split(".")
+    place = changed
+    for parent in parents:
+      place = place.get(parent, {})
+    if name not in place:
+      raise ConfigError(f"config.{path} is unknown to the run")
+    place[name] = value
+  return changed
+
+
 def ask(
   settings: Mapping[str, Any],
   checkpoint: str,
@@ -111,17 +130,18 @@ def ask(
   mesh = sharding.make_mesh(cfg.mesh, jax.devices())
   loaded = load_policy(checkpoint, mesh)
   text = dataclasses.replace(cfg.text, opening=how.begin, opened=float(bool(how.begin)))
-  talk = Conversation(loaded.tokenizer, text, _pixels(checkpoint, cfg), loaded.policy.cfg)
-  prompt = talk.prompt(task)
-  rollout = fitted(cfg.rollout, talk, prompt, how.samples, CHUNK)
-  greedy, heat = how.temperature == 0, how.temperature or 1.0
-  mode = dataclasses.replace(rollout.mode, greedy=greedy, temperature=heat)
+  conversation = Conversation(loaded.tokenizer, text, _pixels(checkpoint, cfg), loaded.policy.cfg)
+  prompt = conversation.prompt(task)
+  rollout = fitted(cfg.rollout, conversation, prompt, how.samples, CHUNK)
+  greedy, temperature = how.temperature == 0, how.temperature or 1.0
+  mode = dataclasses.replace(rollout.mode, greedy=greedy, temperature=temperature)
   workdir.mkdir(parents=True, exist_ok=True)
   for old in workdir.glob(_drawn("*", "*")):
     old.unlink()
   aloud = _Aloud(loaded.tokenizer, how.begin, workdir, say)
   with Executor(cfg.executor, cfg.style) as executor:
-    engine = make_engine(loaded.policy, talk, executor, rollout)
+    held = bytes_of(loaded.params)
+    engine = make_engine(loaded.policy, conversation, executor, rollout, held, "--samples")
     params = programs.decode_params(loaded.policy, mesh, rollout.weights)(loaded.params)
     modes = [mode] * how.samples
     (group,) = run_episodes(engine, params, [prompt], cfg.seed, 0, modes, listen=aloud)

@@ -107,6 +107,21 @@ def ask_source(source: Source, cfg: EvaluationConfig, seed: int) -> Questions:
   return Questions(asked, source.examples(seed, cfg.train_tasks))
 
 
+def exam_config(rollout: RolloutConfig, cfg: EvaluationConfig, compared: bool) -> RolloutConfig:
+  """Shapes of an exam: a rollout for each question in each mode.
+
+  Args:
+    rollout: of training: limits, temperature, buckets.
+    cfg: how much is asked.
+    compared: whether there is a policy to compare with, which is asked in more modes.
+  """
+  prompts = min(cfg.prompts, cfg.tasks)
+  group = max(2 + len(cfg.temperatures) if compared else 2, cfg.best_of)
+  slots = min(cfg.slots, prompts)
+  rows = min(rollout.rows, slots * group)
+  return dataclasses.replace(rollout, prompts=prompts, slots=slots, group=group, rows=rows)
+
+
 def make_contest(
   engine: Callable[[RolloutConfig], Engine],
   rollout: RolloutConfig,
@@ -121,7 +136,7 @@ def make_contest(
 
   Args:
     engine: makes one for such a configuration.
-    rollout: of training: limits, temperature, buckets.
+    rollout: as in `exam_config`.
     questions: from `ask_source`.
     reward: taken at the sharpness of the schedule's end.
     cfg: how much is asked.
@@ -129,11 +144,8 @@ def make_contest(
     before, after: as in `Contest`.
   """
   exam = Exam(questions.asked, reward, float(sharpness(1.0, reward.schedule)), seed)
-  prompts = min(cfg.prompts, len(questions.asked))
-  most = max(2 if before is None else 2 + len(cfg.temperatures), cfg.best_of)
-  slots = min(cfg.slots, prompts)
-  rows = min(rollout.rows, slots * most)
-  asking = dataclasses.replace(rollout, prompts=prompts, slots=slots, group=most, rows=rows)
+  few = dataclasses.replace(cfg, tasks=len(questions.asked))  # there may be less than was asked for
+  asking = exam_config(rollout, few, compared=before is not None)
   return Contest(engine(asking), before, after, exam, questions.examples, cfg)
 
 

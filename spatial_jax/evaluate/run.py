@@ -29,7 +29,7 @@ from spatial_jax.reward.score import RewardConfig
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import RolloutConfig
 from spatial_jax.sharding import MeshConfig
-from spatial_jax.stages.engine import make_engine
+from spatial_jax.stages.engine import bytes_of, make_engine
 from spatial_jax.stages.load import Loaded, load_policy
 from spatial_jax.stages.source import SourceConfig, make_source
 
@@ -88,15 +88,18 @@ def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -
   console = make_console()
   with contextlib.ExitStack() as stack:
     executor = stack.enter_context(Executor(cfg.executor, cfg.style))
+    asked = [loaded.params for loaded in (before, after) if loaded is not None]
+    weights = [unstack(params) for params in asked]
+    held, slots = bytes_of(asked, weights[1:]), "config.evaluation.slots"
     contest = contest_lib.make_contest(
-      lambda rollout: make_engine(after.policy, conversation, executor, rollout),
+      lambda rollout: make_engine(after.policy, conversation, executor, rollout, held, slots),
       cfg.rollout,
       contest_lib.ask_source(source, cfg.evaluation, cfg.seed),
       cfg.reward,
       cfg.evaluation,
       cfg.seed,
-      unstack(before.params) if before else None,
-      unstack(after.params),
+      weights[0] if before else None,
+      weights[-1],
     )
     command = shlex.join(["python", "-m", "spatial_jax.evaluate", *sys.argv[1:]])
     origin = {"command": command, "seed": cfg.seed, "checkpoint": checkpoint, "config": settings}

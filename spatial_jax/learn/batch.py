@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spatial_jax.data.vision import VisionBuckets, bucket, distinct, pack_features, plan_vision
+from spatial_jax.errors import DataError
 from spatial_jax.types import (
   FeatureBatch,
   PatchedImage,
@@ -149,10 +150,13 @@ def _look(
 ) -> tuple[VisionBatch | FeatureBatch, dict[str, np.ndarray]]:
   """`plan_images` of the rollouts, or what is known of their images."""
   images_by_row = [trajectory.images for group in groups for trajectory in group]
-  if known is None:
-    return plan_images(images_by_row, cfg)
-  images = distinct(images_by_row)
-  packed = pack_features(list(images.values()), known, cfg.window_blocks, cfg.vision)
+  try:
+    if known is None:
+      return plan_images(images_by_row, cfg)
+    images = distinct(images_by_row)
+    packed = pack_features(list(images.values()), known, cfg.window_blocks, cfg.vision)
+  except DataError as error:  # a run may go on with larger ones
+    raise DataError(f"the images of this step: {error}; raise config.learn.vision") from error
   return FeatureBatch(packed[0]), dict(zip(images, packed[1], strict=True))
 
 

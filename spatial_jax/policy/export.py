@@ -58,16 +58,17 @@ def main() -> None:
   """Reads the command line; a user's mistake is one line and exit code 2."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--checkpoint", required=True, help="work directory or checkpoint of a run")
-  parser.add_argument("--out", type=pathlib.Path, required=True)
+  parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
   parser.add_argument(
     "--files_from", type=pathlib.Path, help="keep other files of this folder, not of the run's init"
   )
-  parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+  kinds = ("float32", "bfloat16")
+  parser.add_argument("--dtype", choices=kinds, default=kinds[0], help="of the weights written")
   arguments = parser.parse_args()
   try:
     export(arguments.checkpoint, arguments.out, arguments.files_from, arguments.dtype)
   except UserError as error:
-    print(error, file=sys.stderr)
+    print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
   print(f"wrote {arguments.out}")
 

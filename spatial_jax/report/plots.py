@@ -22,6 +22,9 @@ from spatial_jax.reward.score import Answer, RewardConfig, score_answer
 from spatial_jax.reward.snra import sharpness
 
 INK, MUTED, PALE, ACCENT, WARM = "#1d2530", "#7a8594", "#c9d0d9", "#1f6f8b", "#c2573a"
+# In the timeline: what a slot's rollouts do, and in the strip above, what else the devices run.
+_SLOT = {"decoding": ACCENT, "drawing": WARM, "idle": "#eef1f4"}
+_STRIP = {"see": INK, "prefill": MUTED, "append": "#d9a441"}
 
 EXAMPLE_ERRORS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0)  # relative, of one group's answers
 
@@ -131,7 +134,7 @@ def advantage_figure(card: RewardCard) -> Markup:
 
 def timeline_figure(record: dict[str, Any]) -> Markup:
   """Slots over the seconds of one step's rollouts, from `Timeline.record`."""
-  slots = max((len(chunk["speaking"]) for chunk in record["chunks"]), default=1)
+  slots = max((len(chunk["active"]) for chunk in record["chunks"]), default=1)
   return _svg(functools.partial(_draw_timeline, record), 9.0, 1.4 + 0.12 * slots)
 
 
@@ -139,23 +142,24 @@ def _draw_timeline(record: dict[str, Any], axes: Axes) -> None:
   """Each slot's bar is as full as its rows are at work; above, what else the devices ran."""
   for chunk in record["chunks"]:
     length = chunk["end_s"] - chunk["start_s"]
-    speaking_B = np.asarray(chunk["speaking"]) / chunk["group"]
+    active_B = np.asarray(chunk["active"]) / chunk["group"]
     drawing_B = np.asarray(chunk["drawing"]) / chunk["group"]
-    slot_B = np.arange(len(speaking_B))
-    rest_B = 1 - speaking_B - drawing_B
+    slot_B = np.arange(len(active_B))
+    rest_B = 1 - active_B - drawing_B
     bottom_B = slot_B.astype(np.float64)
-    for share_B, colour in ((speaking_B, ACCENT), (drawing_B, WARM), (rest_B, "#eef1f4")):
+    shares = (active_B, drawing_B, rest_B)
+    for share_B, colour in zip(shares, _SLOT.values(), strict=True):
       place = {"bottom": bottom_B, "align": "edge", "color": colour, "linewidth": 0}
       axes.bar(chunk["start_s"], 0.9 * share_B, length, **place)
       bottom_B = bottom_B + 0.9 * share_B
-  slots = max((len(chunk["speaking"]) for chunk in record["chunks"]), default=1)
-  for program, colour in (("see", INK), ("prefill", MUTED), ("append", WARM)):
+  slots = max((len(chunk["active"]) for chunk in record["chunks"]), default=1)
+  for program, colour in _STRIP.items():
     of = [span for span in record["programs"] if span["program"] == program]
     spans = [(span["start_s"], span["end_s"] - span["start_s"]) for span in of]
     axes.broken_barh(spans, (slots + 0.5, max(0.05 * slots, 0.8)), color=colour, linewidth=0)
-  names = {"decoding": ACCENT, "drawing": WARM, "idle": "#eef1f4", "tower": INK, "prefill": MUTED}
+  names = _SLOT | {("tower" if name == "see" else name): c for name, c in _STRIP.items()}
   handles = [Patch(color=colour, label=name) for name, colour in names.items()]
-  axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 1.25), ncols=5, fontsize=9)
+  axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 1.25), ncols=6, fontsize=9)
   axes.set(xlim=(0, record["total_s"]), xlabel="seconds", ylabel="slot", yticks=[])
   axes.grid(visible=False)
 

@@ -53,7 +53,7 @@ def prompt_batch(
   return batch
 
 
-class Way(NamedTuple):
+class RowSampling(NamedTuple):
   """How a rollout samples: data of its key uint32 [2], most tokens of its first turn, mode."""
 
   key_2: np.ndarray
@@ -61,23 +61,23 @@ class Way(NamedTuple):
   mode: Mode
 
 
-def sampling_batch(ways: Sequence[Way | None]) -> Sampling:
+def sampling_batch(samplings: Sequence[RowSampling | None]) -> Sampling:
   """Of each row; None where it does not matter."""
-  there = [way for way in ways if way is not None]
-  filled = [there[0] if way is None else way for way in ways]
-  modes = [way.mode for way in filled]
+  there = [one for one in samplings if one is not None]
+  filled = [there[0] if one is None else one for one in samplings]
+  modes = [one.mode for one in filled]
 
   def each(values: Iterable[float], dtype: type[np.generic]) -> np.ndarray:
     return np.array(list(values), dtype)
 
   return Sampling(
-    key_R2=np.stack([way.key_2 for way in filled]),
+    key_R2=np.stack([one.key_2 for one in filled]),
     temperature_R=each((1.0 if m.greedy else m.temperature for m in modes), np.float32),
     greedy_R=each((m.greedy for m in modes), np.bool_),
     top_k_R=each((m.top_k for m in modes), np.int32),
     top_p_R=each((m.top_p for m in modes), np.float32),
     min_p_R=each((m.min_p for m in modes), np.float32),
-    limit_R=each((way.limit for way in filled), np.int32),
+    limit_R=each((one.limit for one in filled), np.int32),
   )
 
 

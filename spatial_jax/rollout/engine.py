@@ -8,6 +8,8 @@ import itertools
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
+
 from spatial_jax.config import ConfigError
 from spatial_jax.data.text import IM_END
 from spatial_jax.data.vision import VisionBuckets
@@ -15,12 +17,12 @@ from spatial_jax.drawing.executor import Executor
 from spatial_jax.drawing.monitor import StopLimits
 from spatial_jax.drawing.protocol import Limits
 from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.rollout.pictures import See
 from spatial_jax.rollout.sampler import ObservationBatch, PromptBatch, SampleState
 from spatial_jax.rollout.sampling import Sampling
-from spatial_jax.types import Array, Params
+from spatial_jax.types import Array, Params, VisionBatch
 
 WeightForm = Literal["compute", "int8"]
+See = Callable[[Params, Array, VisionBatch, np.ndarray], tuple[Array, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Mode:
     temperature: > 0; of the distribution that log-probabilities are recorded of.
     greedy: takes the most likely token, and records at temperature 1.
     top_k, top_p, min_p: what is left out of the draw, see `sampling.truncated`; 0, 1, 0: nothing.
+    turn_tokens: most tokens sampled in one turn, within `RolloutConfig.turn_tokens`; 0: as many.
   """
 
   temperature: float
@@ -38,13 +41,15 @@ class Mode:
   top_k: int
   top_p: float
   min_p: float
+  turn_tokens: int
 
   def __post_init__(self):
     truncation = self.top_k >= 0 and 0 < self.top_p <= 1 and 0 <= self.min_p < 1
-    if self.temperature <= 0 or not truncation:
+    if self.temperature <= 0 or not truncation or self.turn_tokens < 0:
       raise ConfigError(
-        "sampling: temperature > 0, top_k >= 0 (0: all), top_p in (0, 1], min_p in [0, 1); got "
-        f"{self.temperature:g}, {self.top_k}, {self.top_p:g}, {self.min_p:g}"
+        "sampling: temperature > 0, top_k >= 0 (0: all), top_p in (0, 1], min_p in [0, 1), "
+        f"turn_tokens >= 0 (0: all); got {self.temperature:g}, {self.top_k}, {self.top_p:g}, "
+        f"{self.min_p:g}, {self.turn_tokens}"
       )
 
   @property
@@ -65,7 +70,7 @@ class RolloutConfig:
       all of them.
     prefill, append: ascending; how many prompts, and observations, one call reads: the first count
       that holds those that there are, up to the last.
-    chunk: most tokens per device call.
+    chunk: most tokens of a row per device call.
     narrow: where at most such a share of the rows still sample, they are decoded by themselves; ()
       never.
     schedule: "logical": a drawing handed over after chunk n is waited for before chunk n + 1 +
@@ -117,12 +122,17 @@ class RolloutConfig:
         "config.rollout: prompts, group, slots, chunk, delay, turn_tokens and stop.tokens are at "
         "least 1"
       )
-    ascending = {"prefill": self.prefill, "append": self.append, "own_cuts": self.own_cuts}
-    for name, counts in ascending.items():
+    sizes = {
+      "prefill": self.prefill,
+      "append": self.append,
+      "prompt_buckets": self.prompt_buckets,
+      "observation_buckets": self.observation_buckets,
+    }
+    for name, counts in (*sizes.items(), ("own_cuts", self.own_cuts)):
       if list(counts) != sorted(set(counts)) or min(counts, default=1) < 1:
         raise ConfigError(f"config.rollout.{name}: ascending, from 1 on; got {counts}")
-    if not self.prefill or not self.append:
-      raise ConfigError("config.rollout.prefill, .append: at least one count each, such as (1, 8)")
+    if missing := [name for name, counts in sizes.items() if not counts]:
+      raise ConfigError(f"config.rollout: {', '.join(missing)} need a size each, such as (1, 8)")
     if not 0 <= self.rows <= self.slots * self.group:
       raise ConfigError(
         f"config.rollout.rows: at most slots * group = {self.slots * self.group}, 0 for as many; "
@@ -162,11 +172,11 @@ class RolloutPrograms:
     admit: (params, SampleState donated, pool, PromptBatch) -> SampleState, mark.
     begin: (SampleState donated, begins_R, rollout_R, row_BG, Sampling) -> SampleState.
     sample: (params, SampleState donated, halt_R, row_R or None, truncate)
-      -> (SampleState, token_RK, logp_RK) of the rows `row_R`, of all for None; rows of `halt_R`
+      -> (SampleState, token_RT, logp_RT) of the rows `row_R`, of all for None; rows of `halt_R`
       sample no more.
     observe: (params, SampleState donated, pool, ObservationBatch) -> SampleState, mark.
 
-  A mark is a number that is there when the program is done.
+  A mark is a scalar that no later program takes over: it is there when this one is done.
   """
 
   empty: Callable[[int], SampleState]

@@ -6,7 +6,7 @@ from spatial_jax.data.vision import VisionBuckets, geometric_buckets
 from spatial_jax.data.windows import window_layout
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import RolloutConfig
-from spatial_jax.rollout.pictures import most_drawn
+from spatial_jax.rollout.pictures import most_drawn, most_drawn_tokens
 from spatial_jax.types import Prompt
 
 _LENGTH = 64  # lengths are rounded up to multiples of it: few traces
@@ -14,19 +14,19 @@ _SMALLEST = 16  # sizes of the tower's batch to this times 1, 1.5, 2, 3, 4, 6, .
 
 
 def fitted(
-  cfg: RolloutConfig, talk: Conversation, prompt: Prompt, samples: int, chunk: int
+  cfg: RolloutConfig, conversation: Conversation, prompt: Prompt, samples: int, chunk: int
 ) -> RolloutConfig:
   """`cfg` with room for one prompt and `samples` rollouts of it, and for all they may draw.
 
   Args:
     cfg: limits, mode and words that end a turn.
-    talk: what reads prompt and drawings.
+    conversation: what reads prompt and drawings.
     prompt: the question.
     samples: rollouts, at least 1.
     chunk: tokens between two looks of whoever listens.
   """
   drawn = most_drawn(len(prompt.images), cfg.stop)
-  largest = max((image.tokens // image.grid_3[0] for image in prompt.images), default=0)
+  shown = sum(image.tokens for image in prompt.images)
   tokens = len(prompt.token_ids_T)
   return dataclasses.replace(
     cfg,
@@ -39,14 +39,14 @@ def fitted(
     chunk=chunk,
     narrow=(),
     prompt_buckets=(_round(tokens),),
-    observation_buckets=_observations(cfg, talk, prompt, drawn),
-    features=max(sum(image.tokens for image in prompt.images) + drawn * largest, 1),
-    vision=_vision(talk, prompt),
+    observation_buckets=_observations(cfg, conversation, prompt, drawn),
+    features=max(shown + most_drawn_tokens(prompt.images, cfg.stop), 1),
+    vision=_vision(conversation, prompt),
   )
 
 
 def _observations(
-  cfg: RolloutConfig, talk: Conversation, prompt: Prompt, drawn: int
+  cfg: RolloutConfig, conversation: Conversation, prompt: Prompt, drawn: int
 ) -> tuple[int, ...]:
   """Lengths of 1, 2, 4, ... drawn pictures and their words; a turn draws one per operation."""
   most = min(drawn, cfg.limits.operations)
@@ -57,7 +57,8 @@ def _observations(
   def length(count: int) -> int:
     first = len(prompt.images) + drawn  # the longest number
     looks = [
-      talk.observation(first, [pixels] * count, last, closed=False) for last in (False, True)
+      conversation.observation(first, [pixels] * count, last, closed=False)
+      for last in (False, True)
     ]
     return max(len(look.token_ids_T) for look in looks)
 
@@ -66,9 +67,12 @@ def _observations(
   return tuple(sorted({_round(one + more * (count - 1)) for count in counts}))
 
 
-def _vision(talk: Conversation, prompt: Prompt) -> VisionBuckets:
+def _vision(conversation: Conversation, prompt: Prompt) -> VisionBuckets:
   """Of one picture, and of all of the prompt's."""
-  blocks, grids = talk.policy.vision.window_blocks, [image.grid_3 for image in prompt.images]
+  blocks, grids = (
+    conversation.policy.vision.window_blocks,
+    [image.grid_3 for image in prompt.images],
+  )
   windows = [window_layout(grid, blocks).slots for grid in grids] or [1]
   frames = [time for time, _, _ in grids] or [1]
   patches = max((height * width for _, height, width in grids), default=1)

@@ -3,7 +3,7 @@
 image ──content hash──► seen before? ──no──► tower ──► rows of pool_MYD ◄── tokens point here
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -11,11 +11,11 @@ from spatial_jax.data.vision import VisionBuckets, bucket, distinct, plan_vision
 from spatial_jax.data.windows import window_layout
 from spatial_jax.drawing.monitor import StopLimits
 from spatial_jax.errors import DataError
+from spatial_jax.rollout.engine import RolloutConfig, See
 from spatial_jax.rollout.timeline import Timeline
-from spatial_jax.types import Array, Params, PatchedImage, Prompt, VisionBatch
+from spatial_jax.types import Array, Params, PatchedImage, Prompt
 
 Known = dict[str, np.ndarray]  # [tokens, Y, D] of images seen with one tower, by content hash
-See = Callable[[Params, Array, VisionBatch, np.ndarray], tuple[Array, Array]]
 
 
 class Pictures:
@@ -34,7 +34,7 @@ class Pictures:
     window_blocks: int,
     buckets: VisionBuckets,
     known: Known | None,
-    timeline: Timeline | None,
+    timeline: Timeline,
   ):
     """An empty pool.
 
@@ -66,8 +66,8 @@ class Pictures:
         self._rows[name] = self._rows.pop(name)
     unseen = [image for name, image in images.items() if name not in self._rows]
     self.seen += len(unseen)
+    self._make_room(sum(image.tokens for image in unseen), images.keys())
     for image in unseen:
-      self._make_room(image.tokens, images.keys())
       self._rows[image.content_hash] = np.asarray(
         [self._free.pop() for _ in range(image.tokens)], np.int32
       )
@@ -77,9 +77,8 @@ class Pictures:
       for image, at in zip(part, plan, strict=True):
         place_M[at] = self._rows[image.content_hash]
       self.pool_MYD, mark = self._see(self._params, self.pool_MYD, vision, place_M)
-      if self._timeline is not None:
-        tokens = sum(image.tokens for image in part)
-        self._timeline.handed_over("see", mark, tokens, len(place_M))
+      tokens = sum(image.tokens for image in part)
+      self._timeline.handed_over("see", mark, tokens, len(place_M))
     return {name: self._rows[name] for name in images}
 
   def finish(self) -> None:
@@ -89,12 +88,11 @@ class Pictures:
       self._known |= {name: pool_MYD[rows] for name, rows in self._rows.items()}
 
   def _make_room(self, tokens: int, needed: Collection[str]) -> None:
+    if len(self._free) < tokens:
+      self.finish()  # the whole pool in one copy: a gather of each image's rows would compile
     while len(self._free) < tokens:
       oldest = next(name for name in self._rows if name not in needed)
-      rows = self._rows.pop(oldest)
-      if self._known is not None:
-        self._known[oldest] = np.asarray(self.pool_MYD[rows])
-      self._free += rows.tolist()
+      self._free += self._rows.pop(oldest).tolist()
 
   def _calls(self, images: Sequence[PatchedImage]) -> list[list[PatchedImage]]:
     """As many images in a call of the tower as its largest bucket holds."""
@@ -122,15 +120,13 @@ def fitting(images_by_row: Sequence[Sequence[PatchedImage]], room: int) -> int:
   return len(images_by_row)
 
 
-def check_room(
-  prompt: Prompt, stop: StopLimits, room: int, window_blocks: int, buckets: VisionBuckets
-) -> None:
+def check_room(prompt: Prompt, cfg: RolloutConfig, window_blocks: int) -> None:
   """A prompt's pictures, and what the policy could draw on them, have to fit pool and buckets.
 
   Raises:
     DataError: on the host, naming the task and saying what to raise.
   """
-  where = f"of {prompt.task.task_id}; raise config.rollout"
+  where, buckets = f"of {prompt.task.task_id}; raise config.rollout", cfg.vision
   for image in prompt.images:
     time, height, width = image.grid_3
     slots = window_layout(image.grid_3, window_blocks).slots
@@ -138,15 +134,25 @@ def check_room(
     bucket(slots, buckets.windows, f"attention windows in an image {where}.vision.windows: they")
     bucket(height * width, buckets.patches, f"patches in a frame {where}.vision.patches: they")
   shown = sum(image.tokens for image in prompt.images)
-  drawn = most_drawn(len(prompt.images), stop)
-  drawn *= max((image.tokens // image.grid_3[0] for image in prompt.images), default=0)
-  if max(shown, drawn) > room:
+  drawn = most_drawn_tokens(prompt.images, cfg.stop)
+  if max(shown, drawn) > cfg.features:
     raise DataError(
       f"{shown} visual tokens shown, up to {drawn} drawn in a rollout {where}.features: "
-      f"it is {room}"
+      f"it is {cfg.features}"
     )
+  if drawn:
+    largest = max(image.tokens // image.grid_3[0] for image in prompt.images)
+    name = f"tokens of a drawing {where}.observation_buckets: they"
+    bucket(largest + 2, cfg.observation_buckets, name)  # without its words
 
 
 def most_drawn(images: int, stop: StopLimits) -> int:
   """How many pictures a rollout can draw: each turn but the last may draw on all there are."""
   return max(min(stop.images, images * 2 ** (stop.turns - 1)) - images, 0)
+
+
+def most_drawn_tokens(images: Sequence[PatchedImage], stop: StopLimits) -> int:
+  """How many visual tokens all that is drawn on these can have: a frame is drawn on whole."""
+  largest = max((image.tokens // image.grid_3[0] for image in images), default=0)
+  room = max(stop.image_tokens - sum(image.tokens for image in images), 0)
+  return min(most_drawn(len(images), stop) * largest, room)

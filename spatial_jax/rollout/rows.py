@@ -22,21 +22,23 @@ class Row:
     pictures: what it may draw on.
     parsed: its turns.
     reason: why it ended, None while it goes on.
-    speaking: whether it samples, as far as the host has heard, once it has a row of the cache.
+    active: whether its turn goes on, as far as the host has heard.
     since: the chunk that its turn begins with.
+    turn_tokens: most tokens of any of its turns.
     limit: most tokens of this turn.
     ids, logps: of this turn so far.
   """
 
   episode: Episode
   pictures: list[Picture]
-  parsed: list[Parsed]
-  reason: str | None
-  speaking: bool
-  since: int
-  limit: int
-  ids: list[int]
-  logps: list[float]
+  turn_tokens: int
+  parsed: list[Parsed] = dataclasses.field(default_factory=list)
+  reason: str | None = None
+  active: bool = True
+  since: int = 0
+  limit: int = 0
+  ids: list[int] = dataclasses.field(default_factory=list)
+  logps: list[float] = dataclasses.field(default_factory=list)
 
   @property
   def tokens(self) -> int:
@@ -52,18 +54,19 @@ class Row:
 def open_row(
   engine: Engine, prompt: Prompt, sample: int, seed_path: tuple[int, ...], mode: Mode
 ) -> Row:
-  """A rollout that speaks once it has a row; `since` is set then."""
-  forbidden, heat = engine.conversation.forbidden_ids, 1.0 if mode.greedy else mode.temperature
-  episode = Episode(prompt, sample, seed_path, heat, forbidden)
+  """A rollout that samples once it has a row; `since` is set then."""
+  temperature = 1.0 if mode.greedy else mode.temperature
+  episode = Episode(prompt, sample, seed_path, temperature, engine.conversation.forbidden_ids)
   pictures = [Picture(image.pixels, ()) for image in prompt.images]
-  row = Row(episode, pictures, [], None, True, 0, 0, [], [])
+  most = engine.cfg.turn_tokens
+  row = Row(episode, pictures, min(mode.turn_tokens or most, most))
   row.limit = turn_limit(engine, row)
   return row
 
 
 def turn_limit(engine: Engine, row: Row) -> int:
   """Most tokens of the turn that begins."""
-  return min(engine.cfg.turn_tokens, engine.cfg.stop.tokens - row.tokens)
+  return min(row.turn_tokens, engine.cfg.stop.tokens - row.tokens)
 
 
 def hear(engine: Engine, row: Row, ids: Sequence[int], logps: Sequence[float]) -> bool:
@@ -74,20 +77,21 @@ def hear(engine: Engine, row: Row, ids: Sequence[int], logps: Sequence[float]) -
   if end is not None:
     row.ids, row.logps = row.ids[:end], row.logps[:end]
   stopped = bool(row.ids) and row.ids[-1] in engine.stop_ids
-  row.speaking = not (stopped or end is not None or len(row.ids) >= row.limit)
-  return not row.speaking
+  row.active = not (stopped or end is not None or len(row.ids) >= row.limit)
+  return not row.active
 
 
 def end_turn(engine: Engine, row: Row, step: int) -> None:
   """Takes down the turn that was said, and decides whether the rollout ends with it."""
-  talk, cfg = engine.conversation, engine.cfg
-  words = "" if row.parsed else opening_of(row.episode.prompt.task, talk.text)
-  text = words + talk.tokenizer.decode(row.ids)
+  conversation, cfg = engine.conversation, engine.cfg
+  words = "" if row.parsed else opening_of(row.episode.prompt.task, conversation.text)
+  said = conversation.tokenizer.decode(row.ids)
+  text = words + said
   sizes = tuple((p.pixels.shape[1], p.pixels.shape[0]) for p in row.pictures)
-  parsed = parse(text, Coordinates(talk.policy.coordinates, sizes), cfg.limits)
+  parsed = parse(text, Coordinates(conversation.policy.coordinates, sizes), cfg.limits)
   row.parsed.append(parsed)
   # A turn that a stop string ended is whole.
-  truncated = row.ids[-1] not in engine.stop_ids and not _has_stop(text, cfg.stop_strings)
+  truncated = row.ids[-1] not in engine.stop_ids and not _has_stop(said, cfg.stop_strings)
   tokens = row.tokens + len(row.ids)
   row.reason = end_reason(row.parsed, len(row.pictures), tokens, truncated, cfg.stop)
   row.episode.add_turn(row.ids, row.logps, step, text, parsed.operations, parsed.errors)
@@ -101,20 +105,24 @@ def look(
   if isinstance(drawing, Fault):
     row.reason = "fault"
     return None
-  cfg, talk = engine.cfg, engine.conversation
+  cfg, conversation = engine.cfg, engine.conversation
   last = len(row.parsed) == cfg.stop.turns - 1
-  closed = row.episode.last_id == talk.tokenizer.id(IM_END)
-  observation = talk.observation(
+  closed = row.episode.last_id == conversation.tokenizer.id(IM_END)
+  observation = conversation.observation(
     len(row.pictures) + 1, [picture.pixels for picture in drawing], last, closed
   )
-  # Whole pictures or none: a drawing that does not fit the budget ends the rollout.
+  # Whole pictures or none: a drawing that does not fit a budget ends the rollout.
+  seen = sum(image.tokens for image in (*row.episode.images, *observation.images))
+  if seen > cfg.stop.image_tokens:
+    row.reason = "too_many_images"
+    return None
   room = min(cfg.stop.tokens - row.tokens - 1, cfg.observation_buckets[-1])
   if len(observation.token_ids_T) > room:
     row.reason = "token_limit"
     return None
   row.pictures += drawing
   row.episode.add_observation(observation)
-  row.speaking, row.since, row.limit = True, since, turn_limit(engine, row)
+  row.active, row.since, row.limit = True, since, turn_limit(engine, row)
   return observation
 
 

@@ -66,8 +66,8 @@ class PromptBatch(NamedTuple):
 class ObservationBatch(NamedTuple):
   """Observations as padded rows, each for one cache row `row_R` (out of range: padding).
 
-  `start_R`, `count_R`: own tokens before it, and those of them that were sampled; `limit_R`: most
-  sampled tokens from now on. The other fields are as in PromptBatch.
+  `start_R`, `count_R`: own tokens before it, and those of them that were sampled; `limit_R`: at
+  how many sampled tokens in all its next turn ends. The other fields are as in PromptBatch.
   """
 
   row_R: Array
@@ -236,13 +236,13 @@ def decode_chunk(
   """
 
   def body(carry):
-    index, state, token_RK, logp_RK = carry
+    index, state, token_RT, logp_RT = carry
     logits_RV = policy.logits(params, state.hidden_RD)
     token_R, logp_R = sample_token(
       logits_RV, state.count_R, state.sampling, words.forbidden_V, truncate
     )
-    token_RK = token_RK.at[:, index].set(jnp.where(state.active_R, token_R, -1))
-    logp_RK = logp_RK.at[:, index].set(jnp.where(state.active_R, logp_R, 0.0))
+    token_RT = token_RT.at[:, index].set(jnp.where(state.active_R, token_R, -1))
+    logp_RT = logp_RT.at[:, index].set(jnp.where(state.active_R, logp_R, 0.0))
     position_RA = jnp.repeat(state.position_R[:, None], 3, axis=1)
     hidden_RD, cache = policy.decode(params, state.cache, token_R, position_RA, state.active_R)
     one_R = state.active_R.astype(jnp.int32)
@@ -255,7 +255,7 @@ def decode_chunk(
       count_R=count_R,
       active_R=state.active_R & ~stopped_R & (count_R < state.sampling.limit_R),
     )
-    return index + 1, state, token_RK, logp_RK
+    return index + 1, state, token_RT, logp_RT
 
   def unfinished(carry):
     return (carry[0] < steps) & jnp.any(carry[1].active_R)

@@ -21,7 +21,7 @@ class Sampling(NamedTuple):
     top_k_R: int32, how many of the most likely tokens may be drawn; 0: all.
     top_p_R: float32 in (0, 1], the mass that they hold at least; 1: all of it.
     min_p_R: float32 in [0, 1), of the most likely token's probability; 0: any.
-    limit_R: int32, most tokens of an episode, as `count_R` counts them.
+    limit_R: int32, how many sampled tokens of the rollout, `count_R`, end its turn.
   """
 
   key_R2: Array

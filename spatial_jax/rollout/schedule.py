@@ -9,7 +9,6 @@ are counted, and a drawing that is due is waited for.
 """
 
 import collections
-import contextlib
 import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from spatial_jax import rng
 from spatial_jax.data.vision import bucket
 from spatial_jax.drawing.executor import Drawing
 from spatial_jax.rollout import rows as rows_lib
-from spatial_jax.rollout.batches import Way, observation_batch, prompt_batch, sampling_batch
+from spatial_jax.rollout.batches import RowSampling, observation_batch, prompt_batch, sampling_batch
 from spatial_jax.rollout.conversation import Piece
 from spatial_jax.rollout.engine import Engine, Mode
 from spatial_jax.rollout.pictures import Known, Pictures, check_room, fitting
@@ -67,33 +66,33 @@ def run_episodes(
   cfg = engine.cfg
   blocks = engine.conversation.policy.vision.window_blocks
   for prompt in prompts:
-    check_room(prompt, cfg.stop, cfg.features, blocks, cfg.vision)
+    check_room(prompt, cfg, blocks)
+  timeline = timeline or Timeline()  # one that is not entered waits for nothing
   run = _Run(engine, params, prompts, seed, step, modes, known, listen, timeline)
-  said = None
+  before = None  # what the chunk before the next one gave: heard while that one runs
   while run.unfinished:
     run.admit()
     run.begin()
     run.observe()
     ahead = run.decode()
-    if said is not None:
-      run.hear(said)
+    if before is not None:
+      run.hear(before)
     if ahead is not None:
       run.note(ahead)
-    said, run.chunk = ahead, run.chunk + 1
+    before, run.chunk = ahead, run.chunk + 1
   run.pictures.finish()
-  if timeline is not None:
-    timeline.pictures_asked, timeline.pictures_seen = run.pictures.asked, run.pictures.seen
+  timeline.pictures_asked, timeline.pictures_seen = run.pictures.asked, run.pictures.seen
   return run.rollouts
 
 
-class _Said(NamedTuple):
+class _Output(NamedTuple):
   """What a chunk gives, on the device: tokens and log-probabilities of the rows `row_R`."""
 
   chunk: int
   row_R: np.ndarray
-  token_RK: Array
-  logp_RK: Array
-  span: Span | None
+  token_RT: Array
+  logp_RT: Array
+  span: Span
 
 
 class _Due(NamedTuple):
@@ -133,9 +132,9 @@ class _Run:
     modes: Sequence[Mode],
     known: Known | None,
     listen: Listener | None,
-    timeline: Timeline | None,
+    timeline: Timeline,
   ):
-    cfg, talk = engine.cfg, engine.conversation
+    cfg, conversation = engine.cfg, engine.conversation
     self.engine, self.params, self.seed, self.step, self.modes = engine, params, seed, step, modes
     self.listen, self.timeline = listen, timeline
     # Rollouts of one mode draw for themselves; other modes draw the same numbers, to be compared.
@@ -143,7 +142,7 @@ class _Run:
     self.key_BG2 = _keys(seed, step, prompts, self.draws)
     self.waiting = collections.deque(enumerate(prompts))
     self.slots: list[_Group | None] = [None] * cfg.slots
-    self.standing: collections.deque[_Seat] = collections.deque()
+    self.queued: collections.deque[_Seat] = collections.deque()
     self.seats: list[_Seat | None] = [None] * cfg.row_count
     self.rollouts: Rollouts = [[] for _ in prompts]
     self.due: list[_Due] = []
@@ -152,7 +151,7 @@ class _Run:
     name = f"tokens in the prompt of {longest.task.task_id}"
     size = bucket(len(longest.token_ids_T), cfg.prompt_buckets, name)
     self.state: SampleState = engine.programs.empty(size)
-    blocks, pool_MYD = talk.policy.vision.window_blocks, engine.programs.pool()
+    blocks, pool_MYD = conversation.policy.vision.window_blocks, engine.programs.pool()
     self.pictures = Pictures(
       engine.programs.see, params, pool_MYD, blocks, cfg.vision, known, timeline
     )
@@ -173,10 +172,10 @@ class _Run:
     assert group is not None
     return group
 
-  def speaking(self) -> list[int]:
+  def active(self) -> list[int]:
     """Rows that sample, as far as was heard."""
     count = len(self.seats)
-    return [r for r in range(count) if (row := self.row(r)) is not None and row.speaking]
+    return [r for r in range(count) if (row := self.row(r)) is not None and row.active]
 
   # --- between chunks ----------------------------------------------------------------------------
 
@@ -193,13 +192,13 @@ class _Run:
       self._prefill(groups, free[:count])
 
   def begin(self) -> None:
-    """Gives free rows to rollouts that stand."""
+    """Gives free rows to rollouts that wait for one."""
     cfg = self.engine.cfg
     everybody = cfg.row_count == cfg.slots * cfg.group
     free = collections.deque(r for r, seat in enumerate(self.seats) if seat is None)
     begins_R = np.zeros(cfg.row_count, bool)
-    while self.standing and free:
-      seat = self.standing.popleft()
+    while self.queued and free:
+      seat = self.queued.popleft()
       r = seat.slot * cfg.group + seat.sample if everybody else free.popleft()
       self.seats[r], begins_R[r] = seat, True
       self.group_of(seat).rows[seat.sample].since = self.chunk
@@ -207,13 +206,15 @@ class _Run:
       return
     rollout_R = np.zeros(cfg.row_count, np.int32)
     row_BG = np.zeros((cfg.slots, cfg.group), np.int32)
-    ways: list[Way | None] = [None] * cfg.row_count
+    samplings: list[RowSampling | None] = [None] * cfg.row_count
     for r, seat in enumerate(self.seats):
       if seat is not None:
         group, (slot, g) = self.group_of(seat), seat
         rollout_R[r], row_BG[slot, g] = slot * cfg.group + g, r
-        ways[r] = Way(self.key_BG2[group.number, g], group.rows[g].limit, self.modes[g])
-    sampling = sampling_batch(ways)
+        samplings[r] = RowSampling(
+          self.key_BG2[group.number, g], group.rows[g].limit, self.modes[g]
+        )
+    sampling = sampling_batch(samplings)
     self.state = self.engine.programs.begin(self.state, begins_R, rollout_R, row_BG, sampling)
 
   def _open(self, number: int, prompt: Prompt) -> _Group:
@@ -228,15 +229,14 @@ class _Run:
     cfg, prompts = self.engine.cfg, [group.prompt for group in groups]
     for slot, group in zip(slots, groups, strict=True):
       self.slots[slot] = group
-      self.standing += [_Seat(slot, g) for g in range(len(self.modes))]
+      self.queued += [_Seat(slot, g) for g in range(len(self.modes))]
     feature_of = self.pictures.look([prompt.images for prompt in prompts])
     batch = prompt_batch(prompts, slots, feature_of, cfg.prefill, cfg.slots, cfg.prompt_buckets)
     self.state, mark = self.engine.programs.admit(
       self.params, self.state, self.pictures.pool_MYD, batch
     )
-    if self.timeline is not None:
-      tokens = sum(len(prompt.token_ids_T) for prompt in prompts)
-      self.timeline.handed_over("prefill", mark, tokens, batch.token_BT.size)
+    tokens = sum(len(prompt.token_ids_T) for prompt in prompts)
+    self.timeline.handed_over("prefill", mark, tokens, batch.token_BT.size)
 
   def observe(self) -> None:
     """Takes up the drawings that are due, and reads them behind their rows."""
@@ -246,8 +246,8 @@ class _Run:
     for due in taken:
       row = self.row(due.row)
       assert row is not None
-      with self.timeline.waiting() if self.timeline is not None else contextlib.nullcontext():
-        drawing = self.engine.executor.result(due.drawing)
+      with self.timeline.waiting():
+        drawing = due.drawing.result()
       observation = rows_lib.look(self.engine, row, drawing, self.chunk)
       if observation is not None:
         observed.append((due.row, row, observation))
@@ -258,7 +258,7 @@ class _Run:
       observed = observed[count:]
 
   def _taken(self) -> list[_Due]:
-    schedule, silent = self.engine.cfg.schedule, not self.speaking()
+    schedule, silent = self.engine.cfg.schedule, not self.active()
     if schedule == "barrier":
       return self.due if silent else []
     if schedule == "logical":
@@ -274,44 +274,40 @@ class _Run:
     self.state, mark = self.engine.programs.observe(
       self.params, self.state, self.pictures.pool_MYD, batch
     )
-    if self.timeline is not None:
-      self.timeline.handed_over("append", mark, int(batch.valid_RT.sum()), batch.token_RT.size)
+    self.timeline.handed_over("append", mark, int(batch.valid_RT.sum()), batch.token_RT.size)
 
   # --- a chunk -----------------------------------------------------------------------------------
 
-  def decode(self) -> _Said | None:
-    """Hands the next chunk to the devices; None where nobody speaks."""
-    cfg, speaking = self.engine.cfg, self.speaking()
-    if not speaking:
+  def decode(self) -> _Output | None:
+    """Hands the next chunk to the devices; None where no row is active."""
+    cfg, active = self.engine.cfg, self.active()
+    if not active:
       return None
     count = cfg.row_count
     halt_R = np.ones(count, bool)
-    halt_R[speaking] = False
-    width = next(width for width in cfg.widths if len(speaking) <= width)
+    halt_R[active] = False
+    width = next(width for width in cfg.widths if len(active) <= width)
     row_R, few = np.arange(count, dtype=np.int32), None
     if width < count:
       row_R = np.full(width, count, np.int32)
-      row_R[: len(speaking)] = speaking
+      row_R[: len(active)] = active
       few = row_R
     truncate = any(mode.truncates for mode in self.modes)
-    self.state, token_RK, logp_RK = self.engine.programs.sample(
+    self.state, token_RT, logp_RT = self.engine.programs.sample(
       self.params, self.state, halt_R, few, truncate
     )
-    timeline = self.timeline
-    span = timeline.handed_over("decode", token_RK, 0, 0) if timeline is not None else None
-    return _Said(self.chunk, row_R, token_RK, logp_RK, span)
+    span = self.timeline.handed_over("decode", token_RT, 0, 0)
+    return _Output(self.chunk, row_R, token_RT, logp_RT, span)
 
-  def note(self, ahead: _Said) -> None:
+  def note(self, ahead: _Output) -> None:
     """Notes who is where during the chunk handed over, now that the one before it was heard."""
-    if self.timeline is None or ahead.span is None:
-      return
 
     def slot_of(r: int) -> int:
       seat = self.seats[r]
       assert seat is not None
       return seat.slot
 
-    speaking = collections.Counter(map(slot_of, self.speaking()))
+    active = collections.Counter(map(slot_of, self.active()))
     drawing = collections.Counter(slot_of(due.row) for due in self.due)
     slots = range(len(self.slots))
     self.timeline.frames.append(
@@ -319,24 +315,23 @@ class _Run:
         ahead.span,
         len(self.seats),
         self.engine.cfg.group,
-        tuple(speaking[slot] for slot in slots),
+        tuple(active[slot] for slot in slots),
         tuple(drawing[slot] for slot in slots),
       )
     )
 
-  def hear(self, said: _Said) -> None:
+  def hear(self, output: _Output) -> None:
     """Takes down what a chunk gave: hands over drawings, frees what has ended."""
-    token_RK, logp_RK = np.asarray(said.token_RK), np.asarray(said.logp_RK)
-    if said.span is not None:
-      steps = int((token_RK >= 0).any(axis=0).sum())
-      said.span.tokens, said.span.places = int((token_RK >= 0).sum()), steps * len(token_RK)
-    for r, token_K, logp_K in zip(said.row_R.tolist(), token_RK, logp_RK, strict=True):
-      row, sampled_K = self.row(r), token_K >= 0
-      if row is None or not row.speaking or row.since > said.chunk:
+    token_RT, logp_RT = np.asarray(output.token_RT), np.asarray(output.logp_RT)
+    steps = int((token_RT >= 0).any(axis=0).sum())
+    output.span.tokens, output.span.places = int((token_RT >= 0).sum()), steps * len(token_RT)
+    for r, token_T, logp_T in zip(output.row_R.tolist(), token_RT, logp_RT, strict=True):
+      row, sampled_T = self.row(r), token_T >= 0
+      if row is None or not row.active or row.since > output.chunk:
         continue
-      assert sampled_K.any(), "a row that speaks has something to say"
+      assert sampled_T.any(), "an active row samples"
       ended = rows_lib.hear(
-        self.engine, row, token_K[sampled_K].tolist(), logp_K[sampled_K].tolist()
+        self.engine, row, token_T[sampled_T].tolist(), logp_T[sampled_T].tolist()
       )
       if self.listen is not None:
         seat = self.seats[r]
@@ -346,7 +341,7 @@ class _Run:
         rows_lib.end_turn(self.engine, row, self.step)
         if row.reason is None:
           drawing = self.engine.executor.submit(row.pictures, row.parsed[-1].operations)
-          self.due.append(_Due(said.chunk + 1 + self.engine.cfg.delay, r, drawing))
+          self.due.append(_Due(output.chunk + 1 + self.engine.cfg.delay, r, drawing))
     self._leave()
 
   def _leave(self) -> None:

@@ -27,8 +27,8 @@ class Span:
   Attributes:
     program: which.
     start_s, end_s: since the timeline began; NaN until it is done.
-    tokens: of use.
-    places: computed, padding included.
+    tokens: that were of use.
+    places: token positions computed, padding included.
   """
 
   program: Program
@@ -44,7 +44,7 @@ class Frame(NamedTuple):
   decode: Span
   rows: int
   group: int
-  speaking: tuple[int, ...]
+  active: tuple[int, ...]
   drawing: tuple[int, ...]
 
 
@@ -95,7 +95,7 @@ class Timeline:
       return sum(s.tokens for s in of) / max(sum(s.end_s - s.start_s for s in of), 1e-9)
 
     frames = [frame for frame in self.frames if frame.decode in done]
-    used_s = sum(sum(f.speaking) * (f.decode.end_s - f.decode.start_s) for f in frames)
+    used_s = sum(sum(f.active) * (f.decode.end_s - f.decode.start_s) for f in frames)
     all_s = sum(f.rows * (f.decode.end_s - f.decode.start_s) for f in frames)
     return {
       "prefill_tokens_per_s": rate("prefill", "append"),
@@ -119,7 +119,7 @@ class Timeline:
           "start_s": frame.decode.start_s,
           "end_s": frame.decode.end_s,
           "group": frame.group,
-          "speaking": frame.speaking,
+          "active": frame.active,
           "drawing": frame.drawing,
         }
         for frame in self.frames

@@ -38,11 +38,11 @@ class GrpoConfig:
   """What one reinforcement-learning stage does.
 
   Attributes:
-    reward, advantage, loss, optimizer: see there.
+    reward, advantage, loss, optimizer: of the four arrows behind the rollouts.
     share: of a step's rollouts that are learned from; see `learn.batch.select`.
-    prefix_buckets: padded lengths of prompts in the update.
-    vision: buckets of its vision tower.
-    micro: how responses go through it.
+    prefix_buckets: padded lengths of prompts in the update, tokens.
+    vision: padded sizes of the update's pictures.
+    micro: rows and padded lengths of the update's microbatches.
     keep_every: every so many steps rollouts are kept for the report; 0: never.
     keep_groups: prompts of such a step whose rollouts are kept, those with most drawings.
   """
@@ -86,14 +86,15 @@ class Learner:
     count: prompts of a step.
     cfg, shapes: the stage and its static shapes.
     steps, seed: of the run.
-    reference: the policy's parameters -> those it is held near; None without a divergence.
+    reference: the policy's parameters -> the reference's, which a divergence keeps it near; None
+      where there is none.
     tower_learns: else each image of a step is seen once, by rollouts and update together.
     workdir: where kept rollouts go.
   """
 
   engine: Engine
   programs: LearnPrograms
-  decode_params: Any
+  decode_params: Callable[[Params], Params]
   tasks_of: Callable[[int, int, int], list[Task]]
   count: int
   cfg: GrpoConfig
@@ -117,7 +118,13 @@ class Learner:
   def step(
     self, state: TrainState, step: int, prompt_iter: Iterator[Prompts]
   ) -> tuple[TrainState, Mapping[str, Any]]:
-    """One step of the sentence at the top of this file."""
+    """Samples, scores and updates once.
+
+    Args:
+      state: donated.
+      step: of the run, from 0.
+      prompt_iter: whose next prompts are this step's.
+    """
     cfg = self.cfg
     modes = [self.engine.cfg.mode] * self.engine.cfg.group
     k = sharpness(step / self.steps, cfg.reward.schedule)
@@ -138,8 +145,8 @@ class Learner:
     kept_BG = select(advantages_BG, cfg.share, self.programs.blocks)
     batch, _ = to_train_batch(rollouts, advantages_BG, self.shapes, kept_BG, known)
     batch = self.programs.place(batch)
-    near = self.reference and self.programs.score(self.reference(state.params), batch)
-    state, metrics = self.programs.update(state, batch, near)
+    ref_logp_RT = self.reference and self.programs.score(self.reference(state.params), batch)
+    state, metrics = self.programs.update(state, batch, ref_logp_RT)
 
     if cfg.keep_every and step % cfg.keep_every == 0:
       groups = groups_of(prompts, rollouts, scores, advantages_BG, step)
@@ -177,7 +184,14 @@ def summarise(rollouts: Rollouts, scores: Scores, advantages_BG: np.ndarray) -> 
     "drawing_share": mean(drawn),
     "turns": mean(turns),
     "response_tokens": mean(lengths),
-    "dead_groups": float(np.mean(np.std(scores.reward_BG, axis=1) < 0.01)),
+    "dead_groups": dead_share(scores),
     "advantage_abs": mean(np.abs(advantages_BG)),
     "faults": float((~usable_BG).sum()),
   }
+
+
+def dead_share(scores: Scores) -> float:
+  """Of the groups with two usable rollouts or more, those whose rewards are all but equal."""
+  groups = zip(np.asarray(scores.reward_BG), scores.usable_BG, strict=True)
+  rewards = [reward_G[usable_G] for reward_G, usable_G in groups if usable_G.sum() > 1]
+  return float(np.mean([np.std(reward_G) < 0.01 for reward_G in rewards])) if rewards else 0.0

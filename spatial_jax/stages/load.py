@@ -76,11 +76,16 @@ def recorded_settings(path: pathlib.Path | str) -> dict[str, Any] | None:
   """The resolved config of the run that saved a policy; None for a Hugging Face folder.
 
   Raises:
-    CheckpointError: I/O, when there is no checkpoint.
+    CheckpointError: I/O, when there is no checkpoint, or it is of a run that does not sample.
   """
   if _is_folder(pathlib.Path(path)):
     return None
-  return checkpoint_lib.read_progress(checkpoint_lib.find(path)).config
+  settings = checkpoint_lib.read_progress(checkpoint_lib.find(path)).config
+  if "rollout" not in settings:
+    raise CheckpointError(
+      f"{path} is of a stage without rollouts; give the Hugging Face folder that it wrote"
+    )
+  return settings
 
 
 def _is_folder(path: pathlib.Path) -> bool:
