@@ -4,6 +4,7 @@ import numpy as np
 
 from spatial_jax.data.vision import VisionBuckets, patch_image
 from spatial_jax.rollout.pictures import Pictures
+from spatial_jax.rollout.timeline import Timeline
 from tests.policy_fixtures import PREPROCESS, picture
 
 COUNT = 8  # images of four tokens each
@@ -21,7 +22,7 @@ def test_who_was_asked_for_longest_ago_goes():
     return pool_MYD, None
 
   pool_MYD = np.zeros((4 * COUNT, 1, 1), np.float32)
-  pictures = Pictures(see, {}, pool_MYD, 2, VisionBuckets((64,), (64,), (16,)), None, None)
+  pictures = Pictures(see, {}, pool_MYD, 2, VisionBuckets((64,), (64,), (16,)), None, Timeline())
   first = pictures.look([images[:COUNT]])
   again = pictures.look([images[3:COUNT], images[:1]])  # the oldest are now 1, 2, then 3, 4, ...
   assert len(calls) == 1

@@ -7,10 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import common
 from spatial_jax import programs, sharding
-from spatial_jax.config import ConfigError
+from spatial_jax.config import ConfigError, build
+from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.stages import engine as engine_lib
+from spatial_jax.stages.load import load_policy
+from spatial_jax.train import GrpoRun, held_beside
 from tests import step_fixtures
 
 KEY = "config.rollout.slots"
@@ -124,3 +128,21 @@ def test_an_engine_that_cannot_fit_is_never_made(monkeypatch):
   monkeypatch.setattr(engine_lib, "memory", lambda mesh: made.total - 1)
   with pytest.raises(ConfigError, match="do not fit; lower config"):
     engine_lib.make_engine(*arguments)
+
+
+def test_an_exam_without_room_is_refused_before_training(monkeypatch):
+  """It has more rows than training, and its key is another."""
+  settings = common.get_config()
+  run = build(GrpoRun, {key: value for key, value in settings.items() if key != "stage"})
+  mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
+  loaded = load_policy(run.init, mesh)
+  optimizer = make_optimizer(run.learn.optimizer)
+  arguments = (run, loaded.policy, optimizer, loaded.params, mesh)
+  monkeypatch.setattr(engine_lib, "memory", lambda mesh: 1 << 40)
+  held = held_beside(*arguments)
+  assert held > 3 * engine_lib.bytes_of(loaded.params), "parameters, their start, two moments"
+  training = engine_lib.planned(loaded.policy, run.rollout, held)
+  engine_lib.check(training._replace(device=training.total), KEY)
+  monkeypatch.setattr(engine_lib, "memory", lambda mesh: training.total)
+  with pytest.raises(ConfigError, match=r"lower config\.evaluation\.slots to \d+$"):
+    held_beside(*arguments)
