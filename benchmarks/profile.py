@@ -1,6 +1,6 @@
 """What the device does while rollouts run, by the profiler's trace, and how long it does nothing.
 
-    python -m benchmarks.profile [--shape=nano] [--case=drawing] [--after=5] [--seconds=10]
+    python -m benchmarks.profile [--shape=nano] --case=drawing [--after=5] [--seconds=10]
 
 A few seconds out of the middle of a call of `benchmarks.rollout`, after one that compiles: the
 share in which no program runs, beside what the run's own timeline says of the whole call, and the

@@ -68,7 +68,7 @@ CURVES = (
   Curve("response_tokens", "Response length", "sampled tokens per rollout"),
   Curve("tokens_per_s", "Speed", "sampled tokens per second"),
   Curve("slot_occupancy", "Slot occupancy", "share of rows that sample, over the time of decoding"),
-  Curve("programs_compiled", "Programs compiled", "shapes of a step that were not met before"),
+  Curve("programs_compiled", "Programs compiled", "new compilations in a step"),
   Curve("sharpness", "Sharpness", "k of the reward"),
   Curve("loss", "Loss", "of the update"),
 )
