@@ -78,7 +78,7 @@ MAY_DIFFER = (
   "shapes",
 )
 
-
+# Kinds of sources, as the report's title names them.
 ROOMS = {"procedural": "procedural rooms", "rooms": "real rooms", "photos": "photographs"}
 
 

@@ -176,7 +176,7 @@ class RolloutPrograms:
       sample no more.
     observe: (params, SampleState donated, pool, ObservationBatch) -> SampleState, mark.
 
-  A mark is a scalar that no later program takes over: it is there when this one is done.
+  A mark is a scalar that no later program takes over, so that one may wait for it.
   """
 
   empty: Callable[[int], SampleState]

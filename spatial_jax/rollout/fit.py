@@ -69,10 +69,8 @@ def _observations(
 
 def _vision(conversation: Conversation, prompt: Prompt) -> VisionBuckets:
   """Of one picture, and of all of the prompt's."""
-  blocks, grids = (
-    conversation.policy.vision.window_blocks,
-    [image.grid_3 for image in prompt.images],
-  )
+  blocks = conversation.policy.vision.window_blocks
+  grids = [image.grid_3 for image in prompt.images]
   windows = [window_layout(grid, blocks).slots for grid in grids] or [1]
   frames = [time for time, _, _ in grids] or [1]
   patches = max((height * width for _, height, width in grids), default=1)
