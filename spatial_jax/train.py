@@ -186,6 +186,7 @@ def grpo(
   optimizer = make_optimizer(dataclasses.replace(cfg.learn.optimizer, frozen=frozen))
   conversation = Conversation(loaded.tokenizer, cfg.text, cfg.preprocess, policy.cfg)
   held = held_beside(cfg, policy, optimizer, loaded.params, mesh)
+  check_exam(cfg, policy, held, mesh)
   with contextlib.ExitStack() as stack:
     executor = stack.enter_context(Executor(cfg.executor, cfg.style))
     learner = Learner(
@@ -217,18 +218,21 @@ def held_beside(
   start: Params,
   mesh: jax.sharding.Mesh,
 ) -> int:
-  """Bytes that training keeps on each device while it samples.
+  """Bytes that training keeps on each device while it samples: its state, and where it started."""
+  state = programs.abstract_state(policy, optimizer, mesh)
+  return bytes_of(state) if cfg.lora.paths else bytes_of(state, start)
+
+
+def check_exam(cfg: GrpoRun, policy: Policy, held: int, mesh: jax.sharding.Mesh) -> None:
+  """Refuses a run whose exam would not fit, `held` bytes beside it, before it is trained.
 
   Raises:
-    ConfigError: on the host, where there would be no room for the exam behind it.
+    ConfigError: on the host.
   """
-  state = programs.abstract_state(policy, optimizer, mesh)
-  held = bytes_of(state) if cfg.lora.paths else bytes_of(state, start)
   exam = exam_config(cfg.rollout, cfg.evaluation, compared=True)
   made = planned(policy, programs.rollout_buckets(exam, mesh), held)
-  both = made._replace(held=held + made.weights)
-  check(both, "config.evaluation.slots")
-  return held
+  other = made.weights  # start and end are asked, each by its own weights
+  check(made._replace(held=held + other), "config.evaluation.slots")
 
 
 def start_of(cfg: GrpoRun, policy: Policy, loaded: Loaded, mesh: jax.sharding.Mesh) -> Params:

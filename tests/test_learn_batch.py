@@ -144,6 +144,19 @@ def test_buckets():
     to_train_batch([[short]], np.zeros((1, 1)), narrow)
 
 
+def test_pictures_without_room_name_the_key_to_raise():
+  """But a batch that shows none is not mended by it."""
+  one = spoken("a", 3)
+  few = dataclasses.replace(SHAPES, vision=dataclasses.replace(SHAPES.vision, windows=(1,)))
+  known = {one.images[0].content_hash: np.zeros((one.images[0].tokens, 1, 8), np.float32)}
+  for seen in (None, known):
+    with pytest.raises(DataError, match=r"exceed .* 1; raise config\.learn\.vision$"):
+      to_train_batch([[one]], np.zeros((1, 1)), few, known=seen)
+  blind = dataclasses.replace(one, images=(), image_start=(), prompt_images=0)
+  with pytest.raises(DataError, match=r"^no images"):
+    to_train_batch([[blind]], np.zeros((1, 1)), few, known={})
+
+
 def test_fault_keeps_its_row_and_trains_nothing():
   batch = batch_of([spoken("a", 3, reason="fault"), spoken("b", 3)])
   assert batch.valid_RT[0].any()

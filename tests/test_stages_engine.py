@@ -14,7 +14,7 @@ from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.stages import engine as engine_lib
 from spatial_jax.stages.load import load_policy
-from spatial_jax.train import GrpoRun, held_beside
+from spatial_jax.train import GrpoRun, check_exam, held_beside
 from tests import step_fixtures
 
 KEY = "config.rollout.slots"
@@ -137,13 +137,13 @@ def test_an_exam_without_room_is_refused_before_training(monkeypatch):
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
   loaded = load_policy(run.init, mesh)
   optimizer = make_optimizer(dataclasses.replace(run.learn.optimizer, frozen=()))
-  arguments = (run, loaded.policy, optimizer, loaded.params, mesh)
+  held = held_beside(run, loaded.policy, optimizer, loaded.params, mesh)
   monkeypatch.setattr(engine_lib, "memory", lambda mesh: 1 << 40)
-  held = held_beside(*arguments)
+  check_exam(run, loaded.policy, held, mesh)
   own = engine_lib.bytes_of(loaded.params)
   assert held == pytest.approx(4 * own, rel=0.01), "parameters, their start, two moments"
   training = engine_lib.planned(loaded.policy, run.rollout, held)
   engine_lib.check(training._replace(device=training.total), KEY)
   monkeypatch.setattr(engine_lib, "memory", lambda mesh: training.total)
   with pytest.raises(ConfigError, match=r"lower config\.evaluation\.slots to \d+$"):
-    held_beside(*arguments)
+    check_exam(run, loaded.policy, held, mesh)

@@ -155,7 +155,9 @@ def _look(
       return plan_images(images_by_row, cfg)
     images = distinct(images_by_row)
     packed = pack_features(list(images.values()), known, cfg.window_blocks, cfg.vision)
-  except DataError as error:  # a run may go on with larger ones
+  except DataError as error:
+    if not any(images_by_row):
+      raise
     raise DataError(f"the images of this step: {error}; raise config.learn.vision") from error
   return FeatureBatch(packed[0]), dict(zip(images, packed[1], strict=True))
 

@@ -83,7 +83,7 @@ class Pictures:
 
   def finish(self) -> None:
     """Brings what is in the pool to those who need it later."""
-    if self._known is not None:
+    if self._known is not None and self._rows.keys() - self._known.keys():
       pool_MYD = np.asarray(self.pool_MYD)
       self._known |= {name: pool_MYD[rows] for name, rows in self._rows.items()}
 
@@ -141,9 +141,8 @@ def check_room(prompt: Prompt, cfg: RolloutConfig, window_blocks: int) -> None:
       f"it is {cfg.features}"
     )
   if drawn:
-    largest = max(image.tokens // image.grid_3[0] for image in prompt.images)
     name = f"tokens of a drawing {where}.observation_buckets: they"
-    bucket(largest + 2, cfg.observation_buckets, name)  # without its words
+    bucket(_largest_drawing(prompt.images) + 2, cfg.observation_buckets, name)  # without its words
 
 
 def most_drawn(images: int, stop: StopLimits) -> int:
@@ -152,7 +151,16 @@ def most_drawn(images: int, stop: StopLimits) -> int:
 
 
 def most_drawn_tokens(images: Sequence[PatchedImage], stop: StopLimits) -> int:
-  """How many visual tokens all that is drawn on these can have: a frame is drawn on whole."""
-  largest = max((image.tokens // image.grid_3[0] for image in images), default=0)
+  """How many visual tokens all the pictures that a rollout draws can have.
+
+  Args:
+    images: of the prompt.
+    stop: when the rollout ends.
+  """
   room = max(stop.image_tokens - sum(image.tokens for image in images), 0)
-  return min(most_drawn(len(images), stop) * largest, room)
+  return min(most_drawn(len(images), stop) * _largest_drawing(images), room)
+
+
+def _largest_drawing(images: Sequence[PatchedImage]) -> int:
+  """Visual tokens: what is drawn on is a whole frame."""
+  return max((image.tokens // image.grid_3[0] for image in images), default=0)
