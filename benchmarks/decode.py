@@ -26,7 +26,7 @@ from rich.table import Table
 from benchmarks import measure, rollout, shapes
 from spatial_jax.evaluate.console import make_console
 from spatial_jax.policy.config import DecoderConfig
-from spatial_jax.rollout.sampler import SampleState
+from spatial_jax.rollout.device import SampleState
 from spatial_jax.types import Params
 
 OWN = flags.DEFINE_integer("own", 64, "tokens that each row has said", lower_bound=0)

@@ -22,9 +22,9 @@ from absl import app, flags
 from rich.console import Console
 
 from benchmarks import measure
-from spatial_jax.policy import weights
-from spatial_jax.policy.names import name_table
-from spatial_jax.policy.released import NAMES, parameters, released
+from spatial_jax.hf import weights
+from spatial_jax.hf.model_zoo import NAMES, parameters, released
+from spatial_jax.hf.name_map import name_table
 from spatial_jax.types import Params
 
 NAME = flags.DEFINE_enum("name", "Qwen2-VL-2B", list(NAMES), "released shape")

@@ -34,8 +34,8 @@ from rich.table import Table
 
 from benchmarks import shapes
 from spatial_jax.evaluate.console import make_console
+from spatial_jax.hf.weights import CONFIG
 from spatial_jax.policy.config import QwenVLConfig
-from spatial_jax.policy.weights import CONFIG
 
 SHAPE = flags.DEFINE_enum("shape", "nano", list(shapes.SHAPES), "size of the model")
 REPEATS = flags.DEFINE_integer("repeats", 5, "timed rounds after the warm-up", lower_bound=1)

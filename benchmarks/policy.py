@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks import measure, peer, shapes
 from benchmarks.measure import Benchmark, Timed
-from spatial_jax.data.vision import plan_vision
-from spatial_jax.policy import weights
+from spatial_jax.data.vision_packing import plan_vision
+from spatial_jax.hf import weights
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.types import Params, VisionBatch
 

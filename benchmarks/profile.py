@@ -25,7 +25,7 @@ from rich.table import Table
 
 from benchmarks import measure, rollout, shapes
 from spatial_jax.evaluate.console import make_console
-from spatial_jax.rollout.timeline import Timeline
+from spatial_jax.rollout.profiling import Timeline
 
 AFTER = flags.DEFINE_float("after", 5.0, "seconds of the call before the trace", lower_bound=0.0)
 SECONDS = flags.DEFINE_float("seconds", 10.0, "of the trace", lower_bound=0.1)

@@ -13,10 +13,10 @@ import time
 
 import numpy as np
 
-from spatial_jax.data.cameras import walk
-from spatial_jax.data.procedural import ProceduralConfig, procedural_scene
-from spatial_jax.data.render import render
-from spatial_jax.data.scenes import Camera, Scene
+from spatial_jax.synthetic.camera_path import walk
+from spatial_jax.synthetic.floorplan import ProceduralConfig, procedural_scene
+from spatial_jax.synthetic.render.renderer import render
+from spatial_jax.synthetic.scene import Camera, Scene
 
 SIZES_PX = (128, 168, 224, 448)
 ROUNDS = 5

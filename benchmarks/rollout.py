@@ -33,19 +33,21 @@ from absl import app, flags
 
 from benchmarks import measure, peer, shapes
 from benchmarks.measure import Benchmark, Timed
-from spatial_jax import programs
-from spatial_jax.data.text import IM_END, TextConfig
-from spatial_jax.data.vision import VisionBuckets
+from spatial_jax import compiled
+from spatial_jax.data.prompt_text import TextConfig
+from spatial_jax.data.tokenizer import IM_END
+from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
-from spatial_jax.drawing.monitor import StopLimits
-from spatial_jax.drawing.protocol import Coordinates, Limits, Parsed
-from spatial_jax.policy import weights
-from spatial_jax.rollout import rows as rows_lib
+from spatial_jax.drawing.parser import Coordinates, Limits, Parsed
+from spatial_jax.drawing.termination import StopLimits
+from spatial_jax.hf import weights
+from spatial_jax.rollout import request as rows_lib
+from spatial_jax.rollout.config import Mode, RolloutConfig
 from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig
-from spatial_jax.rollout.schedule import run_episodes
-from spatial_jax.rollout.timeline import Timeline
+from spatial_jax.rollout.engine import Engine
+from spatial_jax.rollout.profiling import Timeline
+from spatial_jax.rollout.scheduler import run_episodes
 from spatial_jax.types import Operation, Prompt, Rollouts, Task
 
 
@@ -95,10 +97,10 @@ class Ours:
     self._config = rollout_config(case, has)
     conversation = Conversation(shapes.tokenizer(cfg), _text(), shapes.PREPROCESS, cfg)
     stop = shapes.stop_id(cfg)
-    run = programs.rollout_programs(policy, self._config, shapes.forbidden_ids(cfg), (stop,))
+    run = compiled.rollout_programs(policy, self._config, shapes.forbidden_ids(cfg), (stop,))
     executor = Executor(ExecutorConfig(1, 20.0, 1024), STYLE)
     self.engine = Engine(conversation, run, executor, self._config, (stop,))
-    self.weights = programs.decode_params(policy, programs.train_mesh(policy), "compute")(
+    self.weights = compiled.decode_params(policy, compiled.train_mesh(policy), "compute")(
       shapes.load(folder, policy)
     )
     copies = 1 if has.shared else shapes.GROUP

@@ -17,8 +17,9 @@ import tokenizers
 from jax.sharding import NamedSharding
 from tokenizers import models, pre_tokenizers
 
-from spatial_jax import programs, sharding
-from spatial_jax.data.text import (
+from spatial_jax import compiled, sharding
+from spatial_jax.data.image import PreprocessConfig, patch_image
+from spatial_jax.data.tokenizer import (
   IM_END,
   IMAGE_PAD,
   VIDEO_PAD,
@@ -26,12 +27,12 @@ from spatial_jax.data.text import (
   VISION_START,
   Tokenizer,
 )
-from spatial_jax.data.vision import PreprocessConfig, VisionBuckets, patch_image
-from spatial_jax.policy import weights
+from spatial_jax.data.vision_packing import VisionBuckets
+from spatial_jax.hf import weights
+from spatial_jax.hf.model_zoo import tower_2_5
+from spatial_jax.hf.name_map import name_table
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig
-from spatial_jax.policy.names import name_table
 from spatial_jax.policy.qwen_vl import Policy, make_policy
-from spatial_jax.policy.released import tower_2_5
 from spatial_jax.policy.rope import mrope_positions
 from spatial_jax.types import Params, PatchedImage
 
@@ -107,12 +108,12 @@ def write_checkpoint(cfg: QwenVLConfig, directory: pathlib.Path) -> None:
 def policy_of(cfg: QwenVLConfig) -> Policy:
   """The policy's functions on one device, computing in float32 as torch does."""
   policy = make_policy(cfg, jnp.dtype(jnp.float32))
-  return dataclasses.replace(policy, mesh=programs.train_mesh(policy))
+  return dataclasses.replace(policy, mesh=compiled.train_mesh(policy))
 
 
 def load(directory: pathlib.Path, policy: Policy) -> Params:
   """The checkpoint's parameters, stacked, on the policy's device."""
-  mesh = programs.train_mesh(policy)
+  mesh = compiled.train_mesh(policy)
 
   def place(name: str, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, sharding.param_spec(name, shape, mesh))

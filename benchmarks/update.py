@@ -18,12 +18,12 @@ from absl import app, flags
 
 from benchmarks import measure, peer, shapes
 from benchmarks.measure import Benchmark, Timed
-from spatial_jax import programs, sharding
-from spatial_jax.learn.batch import BatchConfig, to_train_batch
-from spatial_jax.learn.loss import LossConfig
+from spatial_jax import compiled, sharding
+from spatial_jax.hf import weights
+from spatial_jax.learn.gradient import Microbatches
+from spatial_jax.learn.losses import LossConfig
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
-from spatial_jax.learn.update import Microbatches
-from spatial_jax.policy import weights
+from spatial_jax.learn.train_batch import BatchConfig, to_train_batch
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.types import Rollouts, TrainState, Trajectory
 
@@ -136,15 +136,15 @@ class Ours:
     batch, _ = to_train_batch(_rollouts(cfg, work), advantage_BG, batch_cfg)
     self._folder = folder
     self._policy = shapes.policy_of(cfg)
-    self._mesh = programs.train_mesh(self._policy)
-    window = programs.window_patches(cfg.vision)
+    self._mesh = compiled.train_mesh(self._policy)
+    window = compiled.window_patches(cfg.vision)
     self._batch = sharding.place_train_batch(batch, window, self._mesh)
     self._optimizer = make_optimizer(OPTIMIZER)
     self._state = self._initial()
 
   def _initial(self) -> TrainState:
     params = shapes.load(self._folder, self._policy)
-    return programs.init_state(self._policy, self._optimizer, params, self._mesh)
+    return compiled.init_state(self._policy, self._optimizer, params, self._mesh)
 
   def restart(self) -> None:
     """Back to the checkpoint, with a new optimizer."""
@@ -157,7 +157,7 @@ class Ours:
       self._policy, remat=variant.remat, logprob_chunk=variant.logprob_chunk
     )
     micro = Microbatches(variant.micro_rows, (OWN_TOKENS,))
-    update = programs.learn_programs(policy, self._optimizer, LOSS, micro).update
+    update = compiled.learn_programs(policy, self._optimizer, LOSS, micro).update
 
     def step() -> Step:
       state, metrics = update(self._state, self._batch, None)

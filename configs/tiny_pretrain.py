@@ -2,7 +2,8 @@
 
 Source: this repository's own recipe (dense targets per visual token, demonstrations that draw).
 Expected: see spatial_jax/assets/tiny/README.md for steps, time and what it scores.
-Command: python -m spatial_jax.train --config=configs/tiny_pretrain.py --workdir=runs/pretrain
+Command: python -m experiments.tiny.pretrain --config=configs/tiny_pretrain.py
+         --workdir=runs/pretrain
 """
 
 from ml_collections import ConfigDict
@@ -35,7 +36,6 @@ def get_config() -> ConfigDict:
   policy = common.policy()
   steps = 6200
   cfg = ConfigDict()
-  cfg.stage = "pretrain"
   cfg.seed = 0
   cfg.loop = common.loop(steps)
   cfg.recipe = recipe()

@@ -3,7 +3,7 @@
 Source: as configs/tiny_pretrain.py; patches of 16 pixels, learned positions, DeepStack.
 Expected: answers in the right form that do not look at the picture yet (sampled 0.20, greedy 0.32):
 what configs/tiny_qwen3.py starts from. Time: 14 minutes on two cores beside other work.
-Command: python -m spatial_jax.train --config=configs/tiny_qwen3_pretrain.py
+Command: python -m experiments.tiny.pretrain --config=configs/tiny_qwen3_pretrain.py
          --workdir=runs/qwen3_pretrain
 """
 

@@ -21,16 +21,17 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from spatial_jax import abstract, programs, sharding
-from spatial_jax.abstract import Program
+from spatial_jax import abstract_inputs, compiled, sharding
+from spatial_jax.abstract_inputs import Program
 from spatial_jax.cli import CONFIG_HELP, launch, no_arguments
 from spatial_jax.config import ConfigError, build
+from spatial_jax.hf import weights
 from spatial_jax.learn.optimizer import make_optimizer
-from spatial_jax.policy import lora, weights
+from spatial_jax.policy import lora
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import make_policy
-from spatial_jax.rollout.engine import RolloutConfig
+from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.stages.grpo import GrpoConfig, batch_config
 
 # Memory of one chip in GiB, by device kind. Source: the Cloud TPU documentation.
@@ -136,12 +137,12 @@ def compile_all(
   """
   frozen = lora.held(adapters, learn.optimizer.frozen)
   optimizer = make_optimizer(dataclasses.replace(learn.optimizer, frozen=frozen))
-  policy = make_policy(policy_cfg, programs.compute_dtype(mesh), mesh, remat)
+  policy = make_policy(policy_cfg, compiled.compute_dtype(mesh), mesh, remat)
   policy = dataclasses.replace(policy, frozen=frozen, lora=adapters)
   island = dataclasses.replace(policy, mesh=host)
-  batch = programs.batch_buckets(batch_config(learn, policy_cfg), mesh)
-  rollout = programs.rollout_buckets(rollout, mesh)
-  found = abstract.all_programs(
+  batch = compiled.batch_buckets(batch_config(learn, policy_cfg), mesh)
+  rollout = compiled.rollout_buckets(rollout, mesh)
+  found = abstract_inputs.all_programs(
     policy, island, optimizer, learn.loss, learn.micro, rollout, batch, learn.share
   )
   return [compile_program(program) for program in found]
@@ -220,12 +221,12 @@ def run(config: Any, topology: Any) -> int:
   if kind not in HBM_GIB:
     raise ConfigError(f"memory of a {kind!r} chip is unknown; add it to HBM_GIB")
   print(f"{topology}: {mesh.size} x {kind}, mesh {dict(mesh.shape)}; bfloat16; largest buckets,")
-  print(f"sequences rounded up to multiples of {programs.TPU_SEQUENCE}; GiB per chip")
+  print(f"sequences rounded up to multiples of {compiled.TPU_SEQUENCE}; GiB per chip")
   host = host_mesh(topology, mesh)
-  compiled = compile_all(policy_cfg, learn, rollout, adapters, mesh, host, config.remat)
+  programs = compile_all(policy_cfg, learn, rollout, adapters, mesh, host, config.remat)
   hbm = int(HBM_GIB[kind] * GIB)
-  print(table(compiled, hbm))
-  return 0 if all(one.fits(hbm) for one in compiled) else 1
+  print(table(programs, hbm))
+  return 0 if all(one.fits(hbm) for one in programs) else 1
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -19,16 +19,17 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from spatial_jax import checkpoint, programs, rng, sharding
+from spatial_jax import checkpoint, compiled, rng, sharding
 from spatial_jax.cli import CONFIG_HELP, keep_compilations, launch, no_arguments
 from spatial_jax.config import ConfigError, build
-from spatial_jax.data.loader import ahead
-from spatial_jax.data.text import TextConfig
-from spatial_jax.data.vision import PreprocessConfig
+from spatial_jax.data.image import PreprocessConfig
+from spatial_jax.data.pipeline import ahead
+from spatial_jax.data.prompt_text import TextConfig
+from spatial_jax.data.source import SourceConfig, make_source
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.evaluate.console import make_console
-from spatial_jax.evaluate.contest import (
+from spatial_jax.evaluate.evaluator import (
   EvaluationConfig,
   Questions,
   ask_source,
@@ -38,21 +39,20 @@ from spatial_jax.evaluate.contest import (
 )
 from spatial_jax.evaluate.results import come_from
 from spatial_jax.learn.optimizer import check_steps, make_optimizer
-from spatial_jax.policy import lora, parts
+from spatial_jax.policy import lora, param_tree
 from spatial_jax.policy.lora import LoraConfig
-from spatial_jax.policy.qwen_vl import Policy
+from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.report.plots import RewardCard
 from spatial_jax.report.report import About, write_report
+from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.rollout.conversation import Conversation, check_preprocess
-from spatial_jax.rollout.engine import RolloutConfig
+from spatial_jax.rollout.memory import bytes_of, check
 from spatial_jax.sharding import MeshConfig
 from spatial_jax.stages import loop
-from spatial_jax.stages.engine import bytes_of, check, make_engine, planned
+from spatial_jax.stages.context import make_engine, planned
 from spatial_jax.stages.grpo import GrpoConfig, Learner, batch_config
 from spatial_jax.stages.load import MODEL_KEY, Loaded, load_policy, read_shape, record
 from spatial_jax.stages.loop import LoopConfig
-from spatial_jax.stages.pretrain import PretrainRun, pretrain
-from spatial_jax.stages.source import SourceConfig, make_source
 from spatial_jax.types import Params
 
 CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP)
@@ -64,8 +64,6 @@ WORKDIR = flags.DEFINE_string(
 # far the update pads, which rounds otherwise; nothing else that a step computes.
 MAY_DIFFER = (
   "loop",
-  "optimizer.total_steps",
-  "optimizer.decay_steps",
   "learn.optimizer.total_steps",
   "learn.optimizer.decay_steps",
   "learn.prefix_buckets",
@@ -74,8 +72,6 @@ MAY_DIFFER = (
   "learn.keep_groups",
   "evaluation",
   "executor",
-  "out",
-  "shapes",
 )
 
 # Kinds of sources, as the report's title names them.
@@ -152,20 +148,15 @@ def main(arguments: Sequence[str]) -> None:
 def run(config: Any, workdir: pathlib.Path) -> None:
   """Checks the config, claims the work directory and runs the stage."""
   keep_compilations()
-  if config.stage not in ("grpo", "pretrain"):
-    raise ConfigError(f"config.stage must be grpo or pretrain, got {config.stage!r}")
+  if config.stage != "grpo":
+    raise ConfigError(f"config.stage must be grpo, got {config.stage!r}")
   settings = {key: value for key, value in config.items() if key != "stage"}
   resolved = json.loads(config.to_json_best_effort())
-  if config.stage == "pretrain":
-    pretrain_run = build(PretrainRun, settings)
-    checkpoint.claim(workdir, resolved, MAY_DIFFER)
-    pretrain(pretrain_run, workdir, resolved)
-    return
   grpo_run = build(GrpoRun, settings)
   mesh = sharding.make_mesh(grpo_run.mesh, jax.devices())
   shape = read_shape(grpo_run.init)
   check_preprocess(grpo_run.preprocess, shape, "config.preprocess")
-  lora.kernels(grpo_run.lora, shape)
+  lora.kernels(grpo_run.lora, make_policy(shape, jax.numpy.float32).kernel_paths)
   loaded = load_policy(grpo_run.init, mesh)  # from here on there is something on the devices
   resolved |= {MODEL_KEY: record(loaded.policy.cfg)}
   checkpoint.claim(workdir, resolved, MAY_DIFFER)
@@ -191,12 +182,12 @@ def grpo(
     executor = stack.enter_context(Executor(cfg.executor, cfg.style))
     learner = Learner(
       engine=make_engine(policy, conversation, executor, cfg.rollout, held, "config.rollout.slots"),
-      programs=programs.learn_programs(policy, optimizer, cfg.learn.loss, cfg.learn.micro),
-      decode_params=programs.decode_params(policy, mesh, cfg.rollout.weights),
+      programs=compiled.learn_programs(policy, optimizer, cfg.learn.loss, cfg.learn.micro),
+      decode_params=compiled.decode_params(policy, mesh, cfg.rollout.weights),
       tasks_of=source.batch,
       count=cfg.rollout.prompts,
       cfg=cfg.learn,
-      shapes=programs.batch_buckets(batch_config(cfg.learn, policy.cfg), mesh),
+      shapes=compiled.batch_buckets(batch_config(cfg.learn, policy.cfg), mesh),
       steps=cfg.loop.steps,
       seed=cfg.seed,
       reference=reference_of(cfg, loaded.params),
@@ -204,7 +195,7 @@ def grpo(
       workdir=workdir,
     )
     print(planned(policy, learner.engine.cfg, held))
-    state = programs.init_state(policy, optimizer, start_of(cfg, policy, loaded, mesh), mesh)
+    state = compiled.init_state(policy, optimizer, start_of(cfg, policy, loaded, mesh), mesh)
     benchmark = source.benchmark or loaded.benchmark
     state = loop.run(workdir, cfg.loop, "grpo", state, learner.step_of, benchmark, resolved)
     before = lora.split(state.params)[0] if cfg.lora.paths else loaded.params
@@ -219,7 +210,7 @@ def held_beside(
   mesh: jax.sharding.Mesh,
 ) -> int:
   """Bytes that training keeps on each device while it samples: its state, and where it started."""
-  state = programs.abstract_state(policy, optimizer, mesh)
+  state = compiled.abstract_state(policy, optimizer, mesh)
   return bytes_of(state) if cfg.lora.paths else bytes_of(state, start)
 
 
@@ -230,7 +221,7 @@ def check_exam(cfg: GrpoRun, policy: Policy, held: int, mesh: jax.sharding.Mesh)
     ConfigError: on the host.
   """
   exam = exam_config(cfg.rollout, cfg.evaluation, compared=True)
-  made = planned(policy, programs.rollout_buckets(exam, mesh), held)
+  made = planned(policy, compiled.rollout_buckets(exam, mesh), held)
   other = made.weights  # start and end are asked, each by its own weights
   check(made._replace(held=held + other), "config.evaluation.slots")
 
@@ -239,8 +230,8 @@ def start_of(cfg: GrpoRun, policy: Policy, loaded: Loaded, mesh: jax.sharding.Me
   """What the loop may donate: a copy of what was loaded, or that itself with adapters beside."""
   if not cfg.lora.paths:
     return jax.tree.map(jax.numpy.copy, loaded.params)
-  fresh = programs.init_adapters(policy, rng.stream(cfg.seed, "adapters"), mesh)
-  return parts.join(loaded.params, fresh)
+  fresh = compiled.init_adapters(policy, rng.stream(cfg.seed, "adapters"), mesh)
+  return param_tree.join(loaded.params, fresh)
 
 
 def reference_of(cfg: GrpoRun, start: Params) -> Callable[[Params], Params] | None:

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
   Array: TypeAlias = jax.Array | np.ndarray
 else:
   Array: TypeAlias = Any  # drawing workers read Operation and must never load JAX
+
 Params: TypeAlias = dict[str, Any]
+
 
 AnswerKind = Literal["number", "choice", "words"]
 
@@ -82,9 +84,6 @@ class Task:
   boxes: tuple[ObjectBox, ...]
 
 
-# --- drawing -----------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class Operation:
   """One drawing operation, already in pixels of the image it refers to.
@@ -105,9 +104,6 @@ class OperationError:
 
   code: str
   detail: str
-
-
-# --- pixels and prompts ------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -154,9 +150,6 @@ class Prompt:
 
 
 Prompts: TypeAlias = list[Prompt]
-
-
-# --- rollouts ----------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,9 +241,6 @@ class Scores(NamedTuple):
   parsed_BG: np.ndarray
 
 
-# --- device structs ----------------------------------------------------------------------------
-
-
 class VisionBatch(NamedTuple):
   """Patches of many images in the vision tower's own order: windows contiguous, in equal slots.
       | slot 0: a whole window       | slot 1: two windows of a border, pad |     W slots
@@ -337,64 +327,3 @@ class TrainState(NamedTuple):
   params: Params
   opt_state: Any
   step: Array
-
-
-# --- results -----------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-  """A mean with its 95 % bootstrap interval."""
-
-  mean: float
-  low: float
-  high: float
-
-
-@dataclasses.dataclass(frozen=True)
-class ResultColumn:
-  """One way of answering all questions: `key` names it in the rows, `label` on the page."""
-
-  key: str
-  label: str
-
-
-@dataclasses.dataclass(frozen=True)
-class ResultRow:
-  """One question type: `n` questions and, by column key, their score in [0, 1]."""
-
-  question_type: str
-  n: int
-  cells: dict[str, Cell]
-
-
-@dataclasses.dataclass(frozen=True)
-class Paired:
-  """A difference between two columns, paired by question.
-
-  `required` is the condition in words ("> 0"), None when the difference is only shown;
-  `met` says whether it holds, None likewise.
-  """
-
-  label: str
-  mean: float
-  low: float
-  high: float
-  required: str | None
-  met: bool | None
-
-
-@dataclasses.dataclass(frozen=True)
-class ResultTable:
-  """What an evaluation found: before and after, per question type and overall.
-
-  `summary` holds other means over all questions or many types, in its own unit each ("reward");
-  `rows` share every question out once.
-  """
-
-  columns: tuple[ResultColumn, ...]
-  rows: tuple[ResultRow, ...]
-  overall: dict[str, Cell]
-  summary: tuple[ResultRow, ...]
-  paired: tuple[Paired, ...]
-  notes: tuple[str, ...]

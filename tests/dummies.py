@@ -7,23 +7,19 @@ import pathlib
 import numpy as np
 from PIL import Image, ImageDraw
 
-from spatial_jax.evaluate.results import write_results
-from spatial_jax.evaluate.statistics import bootstrap_interval, paired_interval
+from spatial_jax.evaluate.bootstrap import bootstrap_interval, paired_interval
+from spatial_jax.evaluate.results import Paired, ResultColumn, ResultRow, ResultTable, write_results
 from spatial_jax.learn.advantage import AdvantageConfig, advantage
-from spatial_jax.report.gallery import groups_of, save_groups
 from spatial_jax.report.plots import RewardCard
-from spatial_jax.reward.score import RewardConfig, score
+from spatial_jax.reward.compose import RewardConfig, score
 from spatial_jax.reward.snra import Schedule
+from spatial_jax.rollout.saved_groups import groups_of, save_groups
 from spatial_jax.types import (
   ObjectBox,
   Operation,
   OperationError,
-  Paired,
   PatchedImage,
   Prompt,
-  ResultColumn,
-  ResultRow,
-  ResultTable,
   Task,
   Trajectory,
   Turn,

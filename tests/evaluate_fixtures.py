@@ -6,9 +6,9 @@ from typing import Any
 
 from configs import common
 from spatial_jax.config import build
-from spatial_jax.data.text import train_tokenizer
-from spatial_jax.evaluate.run import EvaluateRun
-from spatial_jax.policy import weights
+from spatial_jax.data.tokenizer import train_tokenizer
+from spatial_jax.evaluate_main import EvaluateRun
+from spatial_jax.hf import weights
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
 from tests.policy_fixtures import QWEN2_5_TOWER, QWEN2_DECODER, hashed_params, with_ids
 

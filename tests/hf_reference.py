@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import transformers
 
-from spatial_jax.policy import names, weights
+from spatial_jax.hf import name_map, weights
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.types import Params, PatchedImage
 from tests import policy_fixtures as fixtures
@@ -130,9 +130,9 @@ def _greedy_explicit(hf, inputs: dict, row: fixtures.Row) -> torch.Tensor:
 
 def gradients(cfg: QwenVLConfig, hf) -> Params:
   """The gradients that `backward` left, in our layout."""
-  found = {names.short_name(name): weight.grad for name, weight in hf.named_parameters()}
+  found = {name_map.short_name(name): weight.grad for name, weight in hf.named_parameters()}
   ours: Params = {}
-  for entry in names.name_table(cfg):
-    parts = [entry.read(found[names.short_name(name)].numpy()) for name in entry.names]
+  for entry in name_map.name_table(cfg):
+    parts = [entry.read(found[name_map.short_name(name)].numpy()) for name in entry.names]
     weights.insert(ours, entry.path, np.stack(parts) if entry.layers else parts[0])
   return ours

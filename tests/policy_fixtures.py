@@ -11,16 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spatial_jax.data.text import IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START, Tokenizer
-from spatial_jax.data.vision import (
-  PreprocessConfig,
-  VisionBuckets,
-  patch_frames,
-  patch_image,
-  plan_vision,
-)
+from spatial_jax.data.image import PreprocessConfig, patch_frames, patch_image
+from spatial_jax.data.tokenizer import IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START, Tokenizer
+from spatial_jax.data.vision_packing import VisionBuckets, plan_vision
+from spatial_jax.hf import name_map, weights
 from spatial_jax.policy import cache as cache_lib
-from spatial_jax.policy import names, weights
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.policy.rope import VideoRule, mrope_positions
@@ -131,7 +126,7 @@ def hashed_params(cfg: QwenVLConfig, seed: int) -> Params:
   decoding rarely meets a near tie.
   """
   params: Params = {}
-  for number, entry in enumerate(names.name_table(cfg)):
+  for number, entry in enumerate(name_map.name_table(cfg)):
     unit = hashed(entry.full_shape, seed * 1000 + number).astype(np.float64) / 2**31 - 1
     if entry.path.endswith("scale"):
       array = 1 + 0.3 * unit

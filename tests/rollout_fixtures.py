@@ -7,18 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spatial_jax import programs
-from spatial_jax.data.text import IM_END, TextConfig, train_tokenizer
-from spatial_jax.data.vision import VisionBuckets
+from spatial_jax import compiled
+from spatial_jax.data.prompt_text import TextConfig
+from spatial_jax.data.tokenizer import IM_END, train_tokenizer
+from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
-from spatial_jax.drawing.monitor import StopLimits
-from spatial_jax.drawing.protocol import Limits
-from spatial_jax.learn.batch import BatchConfig
+from spatial_jax.drawing.parser import Limits
+from spatial_jax.drawing.termination import StopLimits
+from spatial_jax.learn.train_batch import BatchConfig
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
+from spatial_jax.rollout.config import Mode, RolloutConfig
 from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.rollout.engine import Engine, Mode, RolloutConfig, RolloutPrograms, stop_ids
+from spatial_jax.rollout.engine import Engine, RolloutPrograms, stop_ids
 from spatial_jax.types import ObjectBox, Params, Task
 from tests.policy_fixtures import PREPROCESS, hashed_params, picture, small_config, with_ids
 
@@ -110,7 +112,7 @@ def make_engine(run: RolloutPrograms, cfg: RolloutConfig) -> Engine:
 
 def real_engine(policy: Policy, cfg: RolloutConfig) -> Engine:
   reads = conversation()
-  run = programs.rollout_programs(policy, cfg, reads.forbidden_ids, stop_ids(reads, cfg))
+  run = compiled.rollout_programs(policy, cfg, reads.forbidden_ids, stop_ids(reads, cfg))
   return make_engine(run, cfg)
 
 

@@ -10,25 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spatial_jax import programs, sharding
-from spatial_jax.data.text import train_tokenizer
-from spatial_jax.data.vision import VisionBuckets
+from spatial_jax import compiled, sharding
+from spatial_jax.compiled import LearnPrograms
+from spatial_jax.data.tokenizer import train_tokenizer
+from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
-from spatial_jax.drawing.monitor import StopLimits, end_reason
-from spatial_jax.drawing.protocol import Coordinates, Limits, Parsed
+from spatial_jax.drawing.parser import Coordinates, Limits, Parsed
+from spatial_jax.drawing.termination import StopLimits, end_reason
 from spatial_jax.learn.advantage import advantage
-from spatial_jax.learn.batch import BatchConfig, select, to_train_batch
-from spatial_jax.learn.loss import LossConfig
+from spatial_jax.learn.gradient import Microbatches
+from spatial_jax.learn.losses import LossConfig
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
-from spatial_jax.learn.update import Microbatches
+from spatial_jax.learn.train_batch import BatchConfig, select, to_train_batch
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
-from spatial_jax.programs import LearnPrograms
-from spatial_jax.reward.score import score
-from spatial_jax.rollout import rows, schedule
+from spatial_jax.reward.compose import score
+from spatial_jax.rollout import request, scheduler
+from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.rollout.engine import Engine, RolloutConfig
-from spatial_jax.stages.engine import make_engine
+from spatial_jax.rollout.engine import Engine
+from spatial_jax.stages.context import make_engine
 from spatial_jax.types import Operation, Params, Rollouts, Task, TrainState
 from tests import dummies
 from tests.policy_fixtures import PREPROCESS, hashed_params, picture, small_config, with_ids
@@ -113,10 +114,10 @@ def lab(
   executor = Executor(ExecutorConfig(0, 20.0, 1024), STYLE)
   return Lab(
     engine=make_engine(policy, conversation, executor, rollout, 0, "config.rollout.slots"),
-    learn=programs.learn_programs(policy, optimizer, LOSS, MICRO),
+    learn=compiled.learn_programs(policy, optimizer, LOSS, MICRO),
     policy=policy,
-    decode_params=programs.decode_params(policy, mesh, rollout.weights),
-    state=programs.init_state(policy, optimizer, params, mesh),
+    decode_params=compiled.decode_params(policy, mesh, rollout.weights),
+    state=compiled.init_state(policy, optimizer, params, mesh),
     mesh=mesh,
   )
 
@@ -144,8 +145,8 @@ def everybody_draws(monkeypatch: pytest.MonkeyPatch) -> None:
   def ended(turns, images, tokens, truncated, limits):
     return end_reason(turns, images, tokens, False, limits)
 
-  monkeypatch.setattr(rows, "parse", parse)
-  monkeypatch.setattr(rows, "end_reason", ended)
+  monkeypatch.setattr(request, "parse", parse)
+  monkeypatch.setattr(request, "end_reason", ended)
 
 
 def step(lab: Lab, state: TrainState, number: int) -> Outcome:
@@ -153,7 +154,7 @@ def step(lab: Lab, state: TrainState, number: int) -> Outcome:
   asked = tasks(100 * number)
   prompts = [lab.engine.conversation.prompt(task) for task in asked]
   weights = lab.decode_params(state.params)
-  rollouts = schedule.run_episodes(
+  rollouts = scheduler.run_episodes(
     lab.engine, weights, prompts, 0, number, [SAMPLED] * ROLLOUT.group
   )
   scores = score(rollouts, asked, dummies.REWARD, 2.0)

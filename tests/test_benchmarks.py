@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks import measure, shapes
-from spatial_jax.learn.loss import policy_loss
-from spatial_jax.policy import weights
+from spatial_jax.hf import weights
+from spatial_jax.learn.losses import policy_loss
 from spatial_jax.policy.qwen_vl import make_policy
 
 COUNTS = {  # parameters, those of the vision tower

@@ -11,19 +11,19 @@ import jax.numpy as jnp
 import pytest
 
 from configs import common
-from spatial_jax import abstract, aot, sharding
-from spatial_jax.abstract import Program
+from spatial_jax import abstract_inputs, aot, sharding
+from spatial_jax.abstract_inputs import Program
 from spatial_jax.config import ConfigError, build
-from spatial_jax.data.vision import VisionBuckets
-from spatial_jax.learn.batch import BatchConfig
+from spatial_jax.data.vision_packing import VisionBuckets
+from spatial_jax.hf.config import to_hf
+from spatial_jax.learn.gradient import Microbatches
 from spatial_jax.learn.optimizer import make_optimizer
-from spatial_jax.learn.update import Microbatches
+from spatial_jax.learn.train_batch import BatchConfig
 from spatial_jax.policy import lora
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
-from spatial_jax.policy.hf_config import to_hf
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import make_policy
-from spatial_jax.rollout.engine import RolloutConfig
+from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.stages.grpo import GrpoConfig
 from spatial_jax.types import FeatureBatch
 
@@ -96,7 +96,7 @@ def programs_of(
   island = dataclasses.replace(policy, mesh=aot.host_mesh(topology, mesh))
   batch = BatchConfig((128,), 128, rollout.vision, cfg.vision.window_blocks, cfg.decoder.vocabulary)
   optimizer = make_optimizer(dataclasses.replace(learn.optimizer, frozen=policy.frozen))
-  found = abstract.all_programs(
+  found = abstract_inputs.all_programs(
     policy, island, optimizer, learn.loss, learn.micro, rollout, batch, learn.share
   )
   return {program.name: program for program in found}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spatial_jax.data import video
-from spatial_jax.data.vision import PreprocessConfig, clip_resize, patch_frames
+from spatial_jax.data.image import PreprocessConfig, clip_resize, patch_frames
 from spatial_jax.errors import DataError
 from tests import policy_fixtures as fixtures
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.tiny.dense_loss import init_heads
 from spatial_jax.config import ConfigError
-from spatial_jax.learn.dense import init_heads
 from spatial_jax.learn.optimizer import (
   OptimizerConfig,
   check_steps,

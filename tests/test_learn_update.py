@@ -9,13 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from spatial_jax.data.demonstrations import DemonstrationConfig, demonstrate
-from spatial_jax.data.vision import plan_vision
-from spatial_jax.learn.batch import to_train_batch
-from spatial_jax.learn.loss import LossConfig, effective_share, policy_loss, row_weights, sft_loss
+from spatial_jax.data.vision_packing import plan_vision
+from spatial_jax.learn.gradient import Microbatches, score_batch
+from spatial_jax.learn.losses import LossConfig, effective_share, policy_loss, row_weights, sft_loss
 from spatial_jax.learn.optimizer import make_optimizer
-from spatial_jax.learn.update import Microbatches, policy_update, score_batch, sft_update
+from spatial_jax.learn.train_batch import to_train_batch
+from spatial_jax.learn.update import policy_update, sft_update
 from spatial_jax.rollout.demonstration import play
+from spatial_jax.synthetic.oracle import DemonstrationConfig, demonstrate
 from spatial_jax.types import PrefixBatch, TrainBatch, TrainState, Trajectory
 from tests import rollout_fixtures as fixtures
 from tests.test_learn_optimizer import CFG

@@ -12,7 +12,7 @@ torch = pytest.importorskip(
   "torch", reason="live parity needs torch (extra bench); golden files stand in"
 )
 
-from spatial_jax.data.vision import plan_vision  # noqa: E402
+from spatial_jax.data.vision_packing import plan_vision  # noqa: E402
 from spatial_jax.policy.config import Family  # noqa: E402
 from spatial_jax.policy.qwen_vl import Policy, make_policy  # noqa: E402
 from spatial_jax.types import Params  # noqa: E402

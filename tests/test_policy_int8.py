@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import qwix
 
-from spatial_jax import programs, sharding
-from spatial_jax.policy import int8, parts
+from spatial_jax import compiled, sharding
+from spatial_jax.policy import int8, param_tree
 from spatial_jax.policy.qwen_vl import make_policy
-from spatial_jax.rollout.schedule import run_episodes
+from spatial_jax.rollout.scheduler import run_episodes
 from tests import rollout_fixtures as fixtures
 from tests.policy_fixtures import hashed_params, small_config
 from tests.rollout_fixtures import ROLLOUT, SAMPLED, flat
@@ -25,7 +25,7 @@ def unstacked(cfg):
 def by_path(tree):
   is_leaf = lambda leaf: isinstance(leaf, qwix.QArray)  # noqa: E731
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
-  return {parts.path_name(path): leaf for path, leaf in leaves}
+  return {param_tree.path_name(path): leaf for path, leaf in leaves}
 
 
 def test_every_kernel_of_a_layer_is_rounded_and_nothing_else():
@@ -62,7 +62,7 @@ def test_values_lie_like_the_kernel_and_make_the_same_weights_on_every_mesh():
     mesh = sharding.make_mesh(sharding.MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
     policy = make_policy(cfg, jnp.float32, mesh)
     placed = jax.device_put(params, sharding.param_shardings(params, mesh))
-    found.append(programs.decode_params(policy, mesh, "int8")(placed))
+    found.append(compiled.decode_params(policy, mesh, "int8")(placed))
   one, eight = found
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), one, eight)
   down = eight["decoder"]["layers"][0]["mlp"]["down"]["kernel"]
@@ -73,7 +73,7 @@ def test_values_lie_like_the_kernel_and_make_the_same_weights_on_every_mesh():
 def test_sampling_on_them_is_a_little_off_policy():
   policy, params, exact = lab()
   cfg = dataclasses.replace(ROLLOUT, weights="int8")
-  weights = programs.decode_params(policy, programs.train_mesh(policy), "int8")(params)
+  weights = compiled.decode_params(policy, compiled.train_mesh(policy), "int8")(params)
   engine = fixtures.real_engine(policy, cfg)
   modes = [SAMPLED] * cfg.group
 

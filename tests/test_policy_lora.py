@@ -10,14 +10,15 @@ import numpy as np
 import optax
 import pytest
 
-from spatial_jax import checkpoint, programs, sharding
+from spatial_jax import checkpoint, compiled, sharding
 from spatial_jax.checkpoint import Progress
 from spatial_jax.config import ConfigError
-from spatial_jax.data.vision import plan_vision
-from spatial_jax.learn.loss import LossConfig
+from spatial_jax.data.vision_packing import plan_vision
+from spatial_jax.learn.gradient import Microbatches
+from spatial_jax.learn.losses import LossConfig
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
-from spatial_jax.learn.update import Microbatches, policy_update
-from spatial_jax.policy import lora, parts
+from spatial_jax.learn.update import policy_update
+from spatial_jax.policy import lora, param_tree
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.stages.load import load_policy, record
@@ -35,14 +36,14 @@ def with_adapters(
 ) -> tuple[Policy, Params]:
   """The policy with adapters that all matter."""
   policy = dataclasses.replace(policy, lora=cfg, frozen=lora.held(cfg, ()))
-  fresh = programs.init_adapters(policy, jax.random.key(seed), programs.train_mesh(policy))
+  fresh = compiled.init_adapters(policy, jax.random.key(seed), compiled.train_mesh(policy))
   leaves, tree = jax.tree.flatten(fresh)
   keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
   noise = [
     0.3 * jax.random.normal(key, x.shape) / np.sqrt(x.shape[-2])
     for key, x in zip(keys, leaves, strict=True)
   ]
-  return policy, parts.join(params, jax.tree.unflatten(tree, noise))
+  return policy, param_tree.join(params, jax.tree.unflatten(tree, noise))
 
 
 def outputs(policy: Policy, params: Params, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -71,9 +72,9 @@ def test_every_kernel_has_its_adapter():
   plain, params, *_ = setting("qwen3_vl/tied")
   _, adapted = with_adapters(plain, params, EVERYWHERE)
   base, adapters = lora.split(adapted)
-  there = {parts.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(adapters)}
+  there = {param_tree.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(adapters)}
   kernels = [path for path, _ in jax.tree_util.tree_leaves_with_path(base)]
-  kernels = [name for name in map(parts.path_name, kernels) if name.endswith("/kernel")]
+  kernels = [name for name in map(param_tree.path_name, kernels) if name.endswith("/kernel")]
   assert there == {f"{kernel}_lora_{side}" for kernel in kernels for side in "ab"}
 
 
@@ -104,10 +105,10 @@ def test_merging_is_the_sum_of_products():
 def test_fresh_adapters_change_nothing():
   plain, params, *_ = setting()
   policy = dataclasses.replace(plain, lora=EVERYWHERE)
-  fresh = programs.init_adapters(policy, jax.random.key(5), programs.train_mesh(policy))
+  fresh = compiled.init_adapters(policy, jax.random.key(5), compiled.train_mesh(policy))
   for path, leaf in jax.tree_util.tree_leaves_with_path(fresh):
-    assert bool((leaf == 0).all()) == parts.path_name(path).endswith("_b"), "B is 0, A is not"
-  found = outputs(policy, parts.join(params, fresh), "qwen2_5_vl/tied")
+    assert bool((leaf == 0).all()) == param_tree.path_name(path).endswith("_b"), "B is 0, A is not"
+  found = outputs(policy, param_tree.join(params, fresh), "qwen2_5_vl/tied")
   for one, other in zip(found, outputs(plain, params, "qwen2_5_vl/tied"), strict=True):
     np.testing.assert_array_equal(one, other)
 
@@ -148,12 +149,12 @@ def learned():
   """Policy, the state at the start, and the state and metrics of two steps with adapters."""
   plain, params = lab()
   policy = dataclasses.replace(plain, lora=QUERIES, frozen=lora.held(QUERIES, ()))
-  mesh = programs.train_mesh(policy)
-  fresh = programs.init_adapters(policy, jax.random.key(1), mesh)
+  mesh = compiled.train_mesh(policy)
+  fresh = compiled.init_adapters(policy, jax.random.key(1), mesh)
   optimizer = make_optimizer(ADAM)
-  start = parts.join(jax.tree.map(jnp.copy, params), fresh)
-  run = programs.learn_programs(policy, optimizer, LOSS, MICRO)
-  state, found = programs.init_state(policy, optimizer, start, mesh), []
+  start = param_tree.join(jax.tree.map(jnp.copy, params), fresh)
+  run = compiled.learn_programs(policy, optimizer, LOSS, MICRO)
+  state, found = compiled.init_state(policy, optimizer, start, mesh), []
   batch = run.place(batch_of())
   for _ in range(2):
     state, metrics = run.update(state, batch, run.score(state.params, batch))
@@ -194,8 +195,8 @@ def test_no_room_is_taken_for_gradients_of_the_base():
     lowered = jax.jit(update, donate_argnums=0).lower(state, batch_of(), None)
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
-  fresh = programs.init_adapters(policy, jax.random.key(1), programs.train_mesh(policy))
-  ours = scratch(policy, state._replace(params=parts.join(params, fresh)), (lora.BASE,))
+  fresh = compiled.init_adapters(policy, jax.random.key(1), compiled.train_mesh(policy))
+  ours = scratch(policy, state._replace(params=param_tree.join(params, fresh)), (lora.BASE,))
   full = scratch(everything, state, ())
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   assert full - ours > 0.9 * size, (full, ours, size)

@@ -9,9 +9,11 @@ import pytest
 
 from spatial_jax.errors import CheckpointError, DataError
 from spatial_jax.evaluate.results import come_from, read_results, write_results
-from spatial_jax.report import gallery, plots
+from spatial_jax.report import gallery as gallery_lib
+from spatial_jax.report import plots
 from spatial_jax.report.report import About, interval_scale, not_finite, tiles, write_report
 from spatial_jax.reward.snra import Schedule
+from spatial_jax.rollout import saved_groups
 from tests import dummies
 
 ABOUT = About("A <small> run & more", "What this is.", (("policy", "random"),))
@@ -81,24 +83,26 @@ def test_model_text_is_shown_and_never_markup(text):
 
 
 def test_each_thing_said_of_a_rollout(run, text):
-  group = gallery.load_groups(run, per_step=2)[0][0]
+  group = saved_groups.load_groups(run, per_step=2)[0][0]
   shown = "".join(Page(text).texts)
   for sibling in group.siblings:
     assert f"{sibling.reward:.2f}" in shown
     for turn in sibling.trajectory.turns:
-      for kind, piece in gallery.pieces(turn.text):
+      for kind, piece in gallery_lib.pieces(turn.text):
         assert piece in shown, kind
       for error in turn.errors:
         assert error.detail in shown
   assert "no action" in shown
   drawing = next(s for s in group.siblings if len(s.trajectory.images) == 3)
   assert [
-    image["number"] for turn in gallery.sibling_view(drawing)["turns"] for image in turn["images"]
+    image["number"]
+    for turn in gallery_lib.sibling_view(drawing)["turns"]
+    for image in turn["images"]
   ] == [2, 3]
   pictures = {url for url in Page(text).loads if url.startswith("data:image/webp")}
   trajectories = [
     sibling.trajectory
-    for groups in gallery.load_groups(run, per_step=2)
+    for groups in saved_groups.load_groups(run, per_step=2)
     for each in groups
     for sibling in each.siblings
   ]
@@ -123,7 +127,7 @@ def test_an_empty_work_directory(tmp_path):
 def test_one_step_and_odd_text(tmp_path):
   dummies.finished_run(tmp_path, steps=1, groups=1)
   (tmp_path / "results.json").unlink()
-  [[group]] = gallery.load_groups(tmp_path, 1)[:1]
+  [[group]] = saved_groups.load_groups(tmp_path, 1)[:1]
   strange = "\ud800 \x00 </textarea><!-- \"' &amp; ]]> <think> {{ 7 * 7 }} {% raw %}"
   broken = []
   for sibling in group.siblings:
@@ -131,7 +135,7 @@ def test_one_step_and_odd_text(tmp_path):
     rollout = dataclasses.replace(sibling.trajectory, turns=turns, end_reason="fault")
     broken.append(dataclasses.replace(sibling, trajectory=rollout, usable=False, answer=strange))
   shutil.rmtree(tmp_path / "rollouts")
-  gallery.save_groups([dataclasses.replace(group, siblings=tuple(broken))], tmp_path)
+  saved_groups.save_groups([dataclasses.replace(group, siblings=tuple(broken))], tmp_path)
   text = write_report(tmp_path, ABOUT, dummies.CARD, 2).read_text()
   Page(text)
   assert "{{ 7 * 7 }} {% raw %}" in text
@@ -193,11 +197,11 @@ def test_groups_round_trip_and_replace(tmp_path):
   for _ in range(2):
     rollouts = [dummies.group(generator, task, 3)]
     scores = dummies.score(rollouts, [task], dummies.REWARD, 5.0)
-    saved = gallery.groups_of(
+    saved = saved_groups.groups_of(
       [dummies.prompt(task)], rollouts, scores, scores.reward_BG - 0.5, step=7
     )
-    gallery.save_groups(saved, tmp_path)
-  [[group]] = gallery.load_groups(tmp_path, per_step=4)
+    saved_groups.save_groups(saved, tmp_path)
+  [[group]] = saved_groups.load_groups(tmp_path, per_step=4)
   assert (group.step, group.truth, group.task_id) == (7, task.answer, task.task_id)
   for g, sibling in enumerate(group.siblings):
     assert sibling.reward == scores.reward_BG[0, g]
@@ -212,15 +216,15 @@ def test_groups_with_most_drawings_are_kept():
   rollouts = [dummies.group(generator, task, 4) for task in tasks]
   scores = dummies.score(rollouts, tasks, dummies.REWARD, 5.0)
   prompts = [dummies.prompt(task) for task in tasks]
-  groups = gallery.groups_of(prompts, rollouts, scores, scores.reward_BG, step=0)
+  groups = saved_groups.groups_of(prompts, rollouts, scores, scores.reward_BG, step=0)
 
   def drew(group):
     return sum(any(turn.produced for turn in s.trajectory.turns) for s in group.siblings)
 
   counts = sorted(map(drew, groups), reverse=True)
   assert counts[0] > counts[-1]
-  assert list(map(drew, gallery.drawn_first(groups, 3))) == counts[:3]
-  assert len(gallery.drawn_first(groups, 9)) == 6
+  assert list(map(drew, saved_groups.drawn_first(groups, 3))) == counts[:3]
+  assert len(saved_groups.drawn_first(groups, 9)) == 6
 
 
 def test_answers_of_an_evaluation_are_no_rollouts_of_a_step(tmp_path):
@@ -231,10 +235,10 @@ def test_answers_of_an_evaluation_are_no_rollouts_of_a_step(tmp_path):
   for greedy in (True, False):
     rollouts = [dummies.group(generator, task, 1)]
     scores = dummies.score(rollouts, [task], dummies.REWARD, 5.0)
-    [group] = gallery.groups_of([dummies.prompt(task)], rollouts, scores, None, None, [greedy])
+    [group] = saved_groups.groups_of([dummies.prompt(task)], rollouts, scores, None, None, [greedy])
     siblings += group.siblings
-  gallery.save_groups([dataclasses.replace(group, siblings=tuple(siblings))], tmp_path)
-  [[loaded]] = gallery.load_groups(tmp_path, per_step=4)
+  saved_groups.save_groups([dataclasses.replace(group, siblings=tuple(siblings))], tmp_path)
+  [[loaded]] = saved_groups.load_groups(tmp_path, per_step=4)
   assert loaded.step is None
   assert [(s.advantage, s.greedy) for s in loaded.siblings] == [(None, True), (None, False)]
   text = write_report(tmp_path, ABOUT, None, 1).read_text()
@@ -248,7 +252,7 @@ def test_answers_of_an_evaluation_are_no_rollouts_of_a_step(tmp_path):
 
 def test_pieces_lose_nothing():
   text = "<think> a\n<b> </think> Action: X\n```json\n[1]\n```\nso <answer> 2 </answer> ```json [2"
-  kinds = gallery.pieces(text)
+  kinds = gallery_lib.pieces(text)
   assert [kind for kind, _ in kinds] == ["think", "plain", "code", "plain", "answer", "code"]
   assert "".join("".join(piece.split()) for _, piece in kinds) == "".join(text.split())
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatial_jax.evaluate.scoring import vsi_bench
+from spatial_jax.evaluate.benchmarks.vsi_bench import vsi_bench
 from spatial_jax.reward.accuracy import exact_match, mean_relative_accuracy, ratio
 
 

@@ -8,13 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatial_jax import config
-from spatial_jax.reward.snra import (
-  Schedule,
-  relative_squared_error,
-  sharpness,
-  shifted_tanh,
-  snra,
-)
+from spatial_jax.reward.snra import Schedule, relative_squared_error, sharpness, shifted_tanh, snra
 
 KINDS = ("sigmoid", "linear", "cosine", "geometric", "constant")
 RELATIVE_ERRORS = np.array([0.02, 0.05, 0.10, 0.20, 0.30, 0.50, 1.00, 2.00], np.float32)

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatial_jax import trajectory as trajectory_lib
-from spatial_jax.data.demonstrations import DemonstrationConfig, ScriptTurn, demonstrate
-from spatial_jax.data.text import IM_END, IMAGE_PAD, SPECIAL_TOKENS
-from spatial_jax.drawing.protocol import Coordinates, Limits, parse
+from spatial_jax.data.tokenizer import IM_END, IMAGE_PAD, SPECIAL_TOKENS
+from spatial_jax.drawing.parser import Coordinates, Limits, parse
 from spatial_jax.errors import DataError
 from spatial_jax.policy.rope import mrope_positions
-from spatial_jax.reward.score import score
+from spatial_jax.reward.compose import score
+from spatial_jax.rollout import trajectory as trajectory_lib
 from spatial_jax.rollout.conversation import Episode
 from spatial_jax.rollout.demonstration import play
+from spatial_jax.synthetic.oracle import DemonstrationConfig, ScriptTurn, demonstrate
 from spatial_jax.types import ObjectBox, Operation
 from tests import dummies
 from tests import rollout_fixtures as fixtures

@@ -13,27 +13,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import common
-from spatial_jax import programs, sharding
-from spatial_jax import trajectory as trajectory_lib
+from spatial_jax import compiled, sharding
 from spatial_jax.config import ConfigError, build
-from spatial_jax.data.text import IMAGE_PAD, TextConfig
-from spatial_jax.data.vision import PreprocessConfig
+from spatial_jax.data.image import PreprocessConfig
+from spatial_jax.data.prompt_text import TextConfig
+from spatial_jax.data.source import SourceConfig, make_source
+from spatial_jax.data.tokenizer import IMAGE_PAD
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig, Fault
-from spatial_jax.drawing.monitor import StopLimits
-from spatial_jax.drawing.protocol import Parsed, parse
+from spatial_jax.drawing.parser import Parsed, parse
+from spatial_jax.drawing.termination import StopLimits
 from spatial_jax.errors import DataError
-from spatial_jax.learn.batch import to_train_batch
-from spatial_jax.learn.update import Microbatches, score_batch
-from spatial_jax.rollout import rows as rows_lib
+from spatial_jax.learn.gradient import Microbatches, score_batch
+from spatial_jax.learn.train_batch import to_train_batch
+from spatial_jax.rollout import request as rows_lib
+from spatial_jax.rollout import trajectory as trajectory_lib
+from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.rollout.engine import RolloutConfig
-from spatial_jax.rollout.pictures import most_drawn, most_drawn_tokens
-from spatial_jax.rollout.schedule import run_episodes
-from spatial_jax.stages.engine import make_engine
+from spatial_jax.rollout.image_feature_cache import most_drawn, most_drawn_tokens
+from spatial_jax.rollout.scheduler import run_episodes
+from spatial_jax.stages.context import make_engine
 from spatial_jax.stages.grpo import GrpoConfig, batch_config
 from spatial_jax.stages.load import load_policy
-from spatial_jax.stages.source import SourceConfig, make_source
 from spatial_jax.types import Operation
 from tests import rollout_fixtures as fixtures
 from tests.rollout_fixtures import (
@@ -496,7 +497,7 @@ def test_sampler_equals_trainer_on_real_drawings():
   engine = make_engine(policy, conversation, executor, rollout, 0, "config.rollout.slots")
   tasks = make_source(build(SourceConfig, cfg.source)).held_out(6)
   of = [conversation.prompt(task) for task in tasks]
-  params = programs.decode_params(policy, mesh, "compute")(loaded.params)
+  params = compiled.decode_params(policy, mesh, "compute")(loaded.params)
   rollouts = run_episodes(engine, params, of, 0, 0, [mode(1.2, 1.0, False)] * 4)
   trajectories = flat(rollouts)
   for trajectory in trajectories:

@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spatial_jax import trajectory as trajectory_lib
-from spatial_jax.data.vision import VisionBuckets
+from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.drawing import executor as executor_lib
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
-from spatial_jax.learn.batch import to_train_batch
-from spatial_jax.learn.update import Microbatches, score_batch
-from spatial_jax.rollout import sampler, schedule
+from spatial_jax.learn.gradient import Microbatches, score_batch
+from spatial_jax.learn.train_batch import to_train_batch
+from spatial_jax.rollout import device, scheduler
+from spatial_jax.rollout import trajectory as trajectory_lib
 from spatial_jax.rollout.sampling import scores
-from spatial_jax.rollout.schedule import run_episodes
+from spatial_jax.rollout.scheduler import run_episodes
 from tests import rollout_fixtures as fixtures
 from tests.rollout_fixtures import ANSWER_TURN, BOX_TURN, ROLLOUT, SAMPLED, STOP, TOKENIZER, flat
 from tests.test_rollout_engine import (
@@ -191,8 +191,8 @@ class Forced:
 
   def __init__(self, monkeypatch):
     self.table_BGT = np.zeros((ADVERSE.prompts, ADVERSE.group, ADVERSE.stop.tokens), np.int32)
-    monkeypatch.setattr(sampler, "sample_token", self.sample)
-    monkeypatch.setattr(schedule, "_keys", self.keys)
+    monkeypatch.setattr(device, "sample_token", self.sample)
+    monkeypatch.setattr(scheduler, "_keys", self.keys)
     run = fixtures.real_engine(lab()[0], ADVERSE).programs
     run = dataclasses.replace(run, observe=self.observing(run.observe), sample=self.saying(run))
     engine = fixtures.make_engine(run, ADVERSE)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spatial_jax import abstract, sharding
-from spatial_jax.learn.batch import to_train_batch
+from spatial_jax import abstract_inputs, sharding
 from spatial_jax.learn.optimizer import make_optimizer
-from spatial_jax.rollout.schedule import run_episodes
+from spatial_jax.learn.train_batch import to_train_batch
+from spatial_jax.rollout.scheduler import run_episodes
 from tests import step_fixtures
 from tests.step_fixtures import Lab, Outcome
 
@@ -165,7 +165,7 @@ def test_the_same_buckets_are_traced_once(ran):
 
 def test_abstract_inputs_are_what_a_run_calls_with(ran):
   optimizer = make_optimizer(step_fixtures.OPTIMIZER)
-  x = abstract.largest_inputs(
+  x = abstract_inputs.largest_inputs(
     ran.lab.policy,
     ran.lab.policy,
     optimizer,

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from spatial_jax import abstract, programs, sharding
+from experiments.tiny.dense_loss import init_heads
+from spatial_jax import abstract_inputs, compiled, sharding
 from spatial_jax.config import ConfigError
-from spatial_jax.learn.dense import init_heads
+from spatial_jax.hf import weights
 from spatial_jax.learn.optimizer import make_optimizer
-from spatial_jax.policy import weights
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
 from spatial_jax.policy.qwen_vl import make_policy
 from tests import policy_fixtures, step_fixtures
@@ -50,7 +50,7 @@ def test_every_parameter_and_moment_matches_a_rule():
   name_of = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
   for tied in (True, False):
     policy = make_policy(policy_fixtures.small_config(tied), jnp.float32, mesh)
-    state = programs.abstract_state(policy, make_optimizer(step_fixtures.OPTIMIZER), mesh)
+    state = compiled.abstract_state(policy, make_optimizer(step_fixtures.OPTIMIZER), mesh)
     assert state.params["decoder"]["layers"]["attn"]["q"]["kernel"].sharding.spec == P(
       None, "fsdp", "tensor", None
     )
@@ -149,7 +149,7 @@ def _numpy_batch(prompts, windows, frames):
     step_fixtures.SHAPES,
     vision=dataclasses.replace(step_fixtures.ROLLOUT.vision, windows=(windows,), frames=(frames,)),
   )
-  shapes = abstract.train_batch(vision, prompts, 2 * prompts, cfg)
+  shapes = abstract_inputs.train_batch(vision, prompts, 2 * prompts, cfg)
 
   def fill(x):
     return generator.integers(0, 2, x.shape).astype(x.dtype)

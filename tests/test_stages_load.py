@@ -11,12 +11,12 @@ import pytest
 from configs import common
 from spatial_jax import sharding, train
 from spatial_jax.config import ConfigError
-from spatial_jax.data import processor
-from spatial_jax.data.vision import PreprocessConfig
+from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.errors import DataError, UserError
-from spatial_jax.policy import verify, weights
+from spatial_jax.hf import processor, weights
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.stages.load import load_policy, read_shape
+from spatial_jax.tools import verify
 from tests import evaluate_fixtures as fixtures
 from tests import rollout_fixtures
 

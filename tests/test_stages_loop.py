@@ -13,8 +13,8 @@ from spatial_jax import checkpoint, metrics, train
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.update import apply_gradient
 from spatial_jax.metrics import LogConfig
-from spatial_jax.policy.parts import matches, path_name
-from spatial_jax.reward.score import score
+from spatial_jax.policy.param_tree import matches, path_name
+from spatial_jax.reward.compose import score
 from spatial_jax.stages import grpo, loop
 from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.types import TrainState

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from spatial_jax.rollout.schedule import run_episodes
+from spatial_jax.rollout.scheduler import run_episodes
 from tests import step_fixtures
 from tests.rollout_fixtures import SAMPLED, flat
 

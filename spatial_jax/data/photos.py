@@ -17,12 +17,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from spatial_jax.data import geometry
-from spatial_jax.data.questions import answer_kind, letter
 from spatial_jax.data.records import field, numbers, read_json, read_picture
-from spatial_jax.data.rules import ABS_DISTANCE, CAMERA_DISTANCE, MIN_DISTANCE_M, SIZE, Draft
-from spatial_jax.data.scenes import SceneObject
 from spatial_jax.errors import DataError
+from spatial_jax.synthetic import geometry
+from spatial_jax.synthetic.question_templates import (
+  ABS_DISTANCE,
+  CAMERA_DISTANCE,
+  MIN_DISTANCE_M,
+  SIZE,
+  Draft,
+)
+from spatial_jax.synthetic.questions import answer_kind, letter
+from spatial_jax.synthetic.scene import SceneObject
 from spatial_jax.types import ObjectBox, Task
 
 COUNT = "How many {c}(s) in this image are less than {d} meters away from the camera?"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from spatial_jax.data.text import QWEN_SPLIT, SPECIAL_TOKENS, Tokenizer
+from spatial_jax.data.tokenizer import QWEN_SPLIT, SPECIAL_TOKENS, Tokenizer
 from spatial_jax.errors import DataError
 
 # Behind the special tokens of the text module; the first six are plain text to a decoder.

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from spatial_jax.cli import CHECKPOINT_HELP, CONFIG_HELP, keep_compilations, launch, no_arguments
-from spatial_jax.evaluate.run import evaluate, settings_of
+from spatial_jax.evaluate_main import evaluate, settings_of
 
 CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP)
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, CHECKPOINT_HELP, required=True)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from spatial_jax.evaluate.answers import Answered
+from spatial_jax.evaluate.predictions import Answered
 
 
 def behaviour(answers: Sequence[Answered]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from spatial_jax.types import Cell, Paired, ResultTable
+from spatial_jax.evaluate.results import Cell, Paired, ResultTable
 
 _WIDTH = 118  # where the output is a file, and so has no width of its own
 _CELL = 8  # "sampled" on one line

@@ -8,9 +8,66 @@ from collections.abc import Mapping
 from typing import Any
 
 from spatial_jax.errors import DataError
-from spatial_jax.types import Cell, Paired, ResultColumn, ResultRow, ResultTable
 
 FILE = "results.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """A mean with its 95 % bootstrap interval."""
+
+  mean: float
+  low: float
+  high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultColumn:
+  """One way of answering all questions: `key` names it in the rows, `label` on the page."""
+
+  key: str
+  label: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultRow:
+  """One question type: `n` questions and, by column key, their score in [0, 1]."""
+
+  question_type: str
+  n: int
+  cells: dict[str, Cell]
+
+
+@dataclasses.dataclass(frozen=True)
+class Paired:
+  """A difference between two columns, paired by question.
+
+  `required` is the condition in words ("> 0"), None when the difference is only shown;
+  `met` says whether it holds, None likewise.
+  """
+
+  label: str
+  mean: float
+  low: float
+  high: float
+  required: str | None
+  met: bool | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultTable:
+  """What an evaluation found: before and after, per question type and overall.
+
+  `summary` holds other means over all questions or many types, in its own unit each ("reward");
+  `rows` share every question out once.
+  """
+
+  columns: tuple[ResultColumn, ...]
+  rows: tuple[ResultRow, ...]
+  overall: dict[str, Cell]
+  summary: tuple[ResultRow, ...]
+  paired: tuple[Paired, ...]
+  notes: tuple[str, ...]
 
 
 def write_results(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from spatial_jax.config import ConfigError
-from spatial_jax.policy.parts import matches, path_name
+from spatial_jax.policy.param_tree import matches, path_name
 from spatial_jax.types import Params
 
 # Norm scales, biases and the embedding are not decayed.

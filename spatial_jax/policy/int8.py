@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import qwix
 
-from spatial_jax.policy import parts
+from spatial_jax.policy import param_tree
 from spatial_jax.types import Params
 
 # Axes that the product sums over, of a layer's kernels: outputs are what is left.
@@ -28,7 +28,7 @@ def quantized(params: Params) -> Params:
   """Unstacked parameters with each kernel of the decoder's layers as a `qwix.QArray`."""
 
   def one(path, leaf: jax.Array) -> jax.Array | qwix.QArray:
-    name = parts.path_name(path)
+    name = param_tree.path_name(path)
     summed = next((axes for pattern, axes in _SUMMED if re.search(pattern, name)), None)
     if summed is None:
       return leaf

@@ -17,9 +17,7 @@ import jax.numpy as jnp
 import qwix
 
 from spatial_jax.config import ConfigError
-from spatial_jax.policy import parts
-from spatial_jax.policy.config import QwenVLConfig
-from spatial_jax.policy.names import name_table
+from spatial_jax.policy import param_tree
 from spatial_jax.types import Params
 
 ADAPTERS = r"/kernel_lora_[ab]$"
@@ -48,19 +46,19 @@ class LoraConfig:
 OFF = LoraConfig(paths=(), rank=1, alpha=1.0)
 
 
-def adapted(module: nn.Module, inside: str, cfg: LoraConfig, policy: QwenVLConfig) -> nn.Module:
+def adapted(module: nn.Module, inside: str, cfg: LoraConfig, paths: Sequence[str]) -> nn.Module:
   """The module, with adapters beside those of its kernels that `cfg` names.
 
   Args:
     module: whose parameters' paths begin with `inside`.
     inside: "vision/", or "decoder/layers/" for the stack of layers or one of them.
     cfg: which; nothing changes when it names none of these.
-    policy: lists what there is.
+    paths: of the kernels of the policy.
 
   Raises:
     ConfigError: at trace, for a regex that matches no kernel of the policy.
   """
-  chosen = [path.removeprefix(inside) for path in kernels(cfg, policy) if path.startswith(inside)]
+  chosen = [path.removeprefix(inside) for path in kernels(cfg, paths) if path.startswith(inside)]
   if not chosen:
     return module
   names = "|".join(re.escape(path.removesuffix("/kernel")) for path in chosen)
@@ -68,22 +66,21 @@ def adapted(module: nn.Module, inside: str, cfg: LoraConfig, policy: QwenVLConfi
   return cast(nn.Module, qwix.apply_lora_to_model(module, qwix.LoraProvider(rules=[rule])))
 
 
-def kernels(cfg: LoraConfig, policy: QwenVLConfig) -> list[str]:
-  """Paths of the kernels that get adapters.
+def kernels(cfg: LoraConfig, paths: Sequence[str]) -> list[str]:
+  """Those of the kernels' paths that get adapters.
 
   Raises:
     ConfigError: on the host, for a regex that matches none.
   """
-  there = [entry.path for entry in name_table(policy) if entry.path.endswith("/kernel")]
   for pattern in cfg.paths:
-    if not any(parts.matches(path, (pattern,)) for path in there):
+    if not any(param_tree.matches(path, (pattern,)) for path in paths):
       raise ConfigError(f"config.lora.paths: no kernel's path matches {pattern!r}")
-  return [path for path in there if parts.matches(path, cfg.paths)]
+  return [path for path in paths if param_tree.matches(path, cfg.paths)]
 
 
 def split(params: Params) -> tuple[Params, Params]:
   """(base, adapters): the same arrays, the first the parameters with the adapters off."""
-  adapters, base = parts.split(params, (ADAPTERS,))
+  adapters, base = param_tree.split(params, (ADAPTERS,))
   return base, adapters
 
 
@@ -110,7 +107,9 @@ def _add(base: Params, adapters: Params, scale: float) -> Params:
 def rounded(params: Params, dtype: jnp.dtype) -> Params:
   """Adapters in the compute dtype, as qwix needs them under strict promotion; the base as it is."""
   base, adapters = split(params)
-  return parts.join(base, jax.tree.map(lambda x: x.astype(dtype), adapters)) if adapters else params
+  return (
+    param_tree.join(base, jax.tree.map(lambda x: x.astype(dtype), adapters)) if adapters else params
+  )
 
 
 def held(cfg: LoraConfig, frozen: Sequence[str]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ tokens, positions ────────────┴─prefill─► prefix
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from spatial_jax.policy import cache as cache_lib
-from spatial_jax.policy import int8, lora, parts, rope
+from spatial_jax.policy import int8, lora, param_tree, rope
 from spatial_jax.policy.cache import Cache, Prefix
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.decoder import Angles, CacheView, DecoderLayer, DecoderStack, Seen
@@ -60,7 +61,15 @@ class Policy:
   def tower_learns(self) -> bool:
     """Whether any parameter of the vision tower does; else what it sees of an image stays."""
     tower = jax.eval_shape(self.init, jax.random.key(0))["vision"]
-    return bool(parts.split({"vision": tower}, self.frozen)[1])
+    return bool(param_tree.split({"vision": tower}, self.frozen)[1])
+
+  @functools.cached_property
+  def kernel_paths(self) -> tuple[str, ...]:
+    """Paths of the parameters that adapters can be put beside ("decoder/layers/attn/q/kernel")."""
+    params = jax.eval_shape(self.base.init, jax.random.key(0))
+    flat = jax.tree_util.tree_leaves_with_path(params)
+    paths = (param_tree.path_name(path) for path, _ in flat)
+    return tuple(path for path in paths if path.endswith("/kernel"))
 
   # --- parameters --------------------------------------------------------------------------------
 
@@ -298,17 +307,23 @@ class Policy:
     params = int8.restored(lora.rounded(params, self.compute_dtype))
     return module.apply({"params": params}, *arguments)
 
+  def _adapt(self, module: nn.Module, inside: str) -> nn.Module:
+    """The module with the adapters of those of its kernels that `lora` names."""
+    if not self.lora.paths:
+      return module
+    return lora.adapted(module, inside, self.lora, self.kernel_paths)
+
   def _tower(self) -> nn.Module:
     tower = VisionTower(self.cfg, self.compute_dtype, self.mesh, self.remat)
-    return lora.adapted(tower, "vision/", self.lora, self.cfg)
+    return self._adapt(tower, "vision/")
 
   def _stack(self, keep: bool) -> nn.Module:
     stack = DecoderStack(self.cfg.decoder, self.compute_dtype, self.mesh, keep, self.remat)
-    return lora.adapted(stack, "decoder/layers/", self.lora, self.cfg)
+    return self._adapt(stack, "decoder/layers/")
 
   def _layer(self, keep: bool) -> nn.Module:
     layer = DecoderLayer(self.cfg.decoder, self.compute_dtype, self.mesh, keep)
-    return lora.adapted(layer, "decoder/layers/", self.lora, self.cfg)
+    return self._adapt(layer, "decoder/layers/")
 
   def _seen(self, features_MYD: Array | None, feature_RT: Array | None) -> Seen | None:
     """What DeepStack reads, where there is any."""

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from spatial_jax.learn.advantage import AdvantageConfig, ap_grpo, grpo
 from spatial_jax.reward.accuracy import mean_relative_accuracy
-from spatial_jax.reward.score import Answer, RewardConfig, score_answer
+from spatial_jax.reward.compose import Answer, RewardConfig, score_answer
 from spatial_jax.reward.snra import sharpness
 
 INK, MUTED, PALE, ACCENT, WARM = "#1d2530", "#7a8594", "#c9d0d9", "#1f6f8b", "#c2573a"

@@ -21,15 +21,14 @@ from markupsafe import Markup
 
 from spatial_jax import metrics
 from spatial_jax.errors import DataError
-from spatial_jax.evaluate.results import read_results
+from spatial_jax.evaluate.results import Cell, Paired, ResultTable, read_results
 from spatial_jax.report import plots
-from spatial_jax.report.gallery import Group, group_view, load_groups
+from spatial_jax.report.gallery import group_view
 from spatial_jax.report.plots import RewardCard
-from spatial_jax.rollout.timeline import Timeline
-from spatial_jax.types import Cell, Paired, ResultTable
+from spatial_jax.rollout.profiling import TIMELINE
+from spatial_jax.rollout.saved_groups import Group, load_groups
 
 FILE = "report.html"
-TIMELINE = "timeline.json"
 
 _HERE = pathlib.Path(__file__).parent
 _ENDS = 0.1  # share of the steps at either end that a tile averages
@@ -99,13 +98,6 @@ def write_report(
   # A lone surrogate in model text has no UTF-8 form; the page shows a question mark.
   partial.write_text(page, encoding="utf-8", errors="replace")
   return partial.replace(path)
-
-
-def save_timeline(timeline: Timeline, step: int, workdir: pathlib.Path) -> None:
-  """Keeps the timeline of one step for the page, in place of an earlier one."""
-  partial = workdir / f"{TIMELINE}.partial"
-  partial.write_text(json.dumps({"step": step, **timeline.record()}), encoding="utf-8")
-  partial.replace(workdir / TIMELINE)
 
 
 def tiles(records: Sequence[dict[str, Any]], table: ResultTable | None) -> list[Tile]:

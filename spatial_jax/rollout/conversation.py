@@ -13,10 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from spatial_jax.config import ConfigError
-from spatial_jax.data import text as text_lib
-from spatial_jax.data.chat import ChatConfig, Message, chat_text
-from spatial_jax.data.text import TextConfig, Tokenizer
-from spatial_jax.data.vision import PreprocessConfig, patch_image
+from spatial_jax.data import prompt_text
+from spatial_jax.data import tokenizer as text_lib
+from spatial_jax.data.chat_template import ChatConfig, Message, chat_text
+from spatial_jax.data.image import PreprocessConfig, patch_image
+from spatial_jax.data.prompt_text import TextConfig
+from spatial_jax.data.tokenizer import Tokenizer
 from spatial_jax.errors import DataError
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.rope import VideoRule, mrope_positions
@@ -90,7 +92,7 @@ class Conversation:
     try:
       if images is None:
         images = [patch_image(image, self.preprocess) for image in task.images]
-      read = self._read(text_lib.prompt_text(task, images, self.text), images, (), "max")
+      read = self._read(prompt_text.prompt_text(task, images, self.text), images, (), "max")
     except DataError as error:
       raise DataError(f"task {task.task_id}: {error}") from error
     return Prompt(
@@ -109,7 +111,7 @@ class Conversation:
       closed: the policy ended its turn itself, by <|im_end|>; else that comes first.
     """
     images = tuple(patch_image(picture, self.preprocess) for picture in pictures)
-    text = text_lib.observation_text(first_index, images, last, self.text)
+    text = prompt_text.observation_text(first_index, images, last, self.text)
     return self._read(text if closed else text_lib.IM_END + text, images, (), "max")
 
   def chat(self, messages: Sequence[Message], cfg: ChatConfig, rule: VideoRule = "max") -> Piece:
@@ -131,7 +133,7 @@ class Conversation:
     rule: VideoRule,
   ) -> Piece:
     ids, pads = self.tokenizer.encode(text), (self.policy.image_pad_id, self.policy.video_pad_id)
-    ids_T, starts = text_lib.widen(ids, images, *pads)
+    ids_T, starts = prompt_text.widen(ids, images, *pads)
     grids = [image.grid_3 for image in images]
     position_TA, following = mrope_positions(ids_T, grids, self.policy, seconds, rule)
     return Piece(ids_T, position_TA, following, tuple(images), starts)

@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 
-from spatial_jax.data.demonstrations import ScriptTurn
-from spatial_jax.data.text import IM_END
+from spatial_jax.data.tokenizer import IM_END
 from spatial_jax.drawing.canvas import Picture, Style, draw
-from spatial_jax.drawing.protocol import Coordinates, write_answer, write_turn
+from spatial_jax.drawing.parser import Coordinates, write_answer, write_turn
 from spatial_jax.rollout.conversation import Conversation, Episode
+from spatial_jax.synthetic.oracle import ScriptTurn
 from spatial_jax.types import Operation, Prompt, Trajectory
 
 

@@ -12,23 +12,22 @@ from typing import Any
 import jax
 import numpy as np
 
+from spatial_jax.compiled import LearnPrograms
 from spatial_jax.config import ConfigError
-from spatial_jax.data import loader
-from spatial_jax.data.vision import VisionBuckets
+from spatial_jax.data import pipeline
+from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.learn.advantage import AdvantageConfig, advantage
-from spatial_jax.learn.batch import BatchConfig, select, to_train_batch
-from spatial_jax.learn.loss import LossConfig
+from spatial_jax.learn.gradient import Microbatches
+from spatial_jax.learn.losses import LossConfig
 from spatial_jax.learn.optimizer import OptimizerConfig
-from spatial_jax.learn.update import Microbatches
+from spatial_jax.learn.train_batch import BatchConfig, select, to_train_batch
 from spatial_jax.policy.config import QwenVLConfig
-from spatial_jax.programs import LearnPrograms
-from spatial_jax.report.gallery import drawn_first, groups_of, save_groups
-from spatial_jax.report.report import save_timeline
-from spatial_jax.reward.score import RewardConfig, score
+from spatial_jax.reward.compose import RewardConfig, score
 from spatial_jax.reward.snra import sharpness
 from spatial_jax.rollout.engine import Engine
-from spatial_jax.rollout.schedule import run_episodes
-from spatial_jax.rollout.timeline import Timeline
+from spatial_jax.rollout.profiling import Timeline, save_timeline
+from spatial_jax.rollout.saved_groups import drawn_first, groups_of, save_groups
+from spatial_jax.rollout.scheduler import run_episodes
 from spatial_jax.stages.loop import Step
 from spatial_jax.types import Params, Prompts, Rollouts, Scores, Task, TrainState
 
@@ -112,7 +111,7 @@ class Learner:
 
   def step_of(self, first: int) -> Step:
     """The step function, with prompts of the next steps made while one runs."""
-    prompt_iter = loader.prefetch(self.prompts, first, 2)
+    prompt_iter = pipeline.prefetch(self.prompts, first, 2)
     return lambda state, step: self.step(state, step, prompt_iter)
 
   def step(

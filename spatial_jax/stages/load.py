@@ -10,13 +10,12 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
 from spatial_jax import checkpoint as checkpoint_lib
+from spatial_jax import compiled, sharding
 from spatial_jax import config as config_lib
-from spatial_jax import programs, sharding
 from spatial_jax.checkpoint import Progress
-from spatial_jax.data import processor
-from spatial_jax.data.text import Tokenizer, load_tokenizer
+from spatial_jax.data.tokenizer import Tokenizer, load_tokenizer
 from spatial_jax.errors import CheckpointError
-from spatial_jax.policy import weights
+from spatial_jax.hf import processor, weights
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
@@ -103,7 +102,7 @@ def _load_folder(folder: pathlib.Path, mesh: Mesh) -> Loaded:
     return NamedSharding(mesh, sharding.param_spec(name, shape, mesh))
 
   params = weights.load(folder, cfg, np.dtype(np.float32), place)
-  return Loaded(make_policy(cfg, programs.compute_dtype(mesh), mesh), params, tokenizer, None)
+  return Loaded(make_policy(cfg, compiled.compute_dtype(mesh), mesh), params, tokenizer, None)
 
 
 def _recorded(path: pathlib.Path) -> tuple[epath.Path, QwenVLConfig, Progress]:
@@ -122,7 +121,7 @@ def _recorded(path: pathlib.Path) -> tuple[epath.Path, QwenVLConfig, Progress]:
 def _load_run(path: pathlib.Path, mesh: Mesh) -> Loaded:
   step, cfg, progress = _recorded(path)
   tokenizer = load_tokenizer(pathlib.Path(step).parent.parent)
-  policy = make_policy(cfg, programs.compute_dtype(mesh), mesh)
+  policy = make_policy(cfg, compiled.compute_dtype(mesh), mesh)
   if LORA_KEY in progress.config:
     adapters = config_lib.build(LoraConfig, progress.config[LORA_KEY], f"config.{LORA_KEY}")
     policy = dataclasses.replace(policy, lora=adapters)
@@ -134,5 +133,5 @@ def _load_run(path: pathlib.Path, mesh: Mesh) -> Loaded:
   )
   params = checkpoint_lib.restore_params(step, abstract)
   if policy.lora.paths:
-    params = programs.merge_adapters(policy, params, mesh)
+    params = compiled.merge_adapters(policy, params, mesh)
   return Loaded(policy.base, params, tokenizer, progress.benchmark)

@@ -1,0 +1,61 @@
+"""A question by hand to a policy of full size, in ViLaSR's conversation.
+
+Source: ViLaSR, arXiv:2506.09965: its grammar, limits and drawing sizes, in our words.
+Expected: a policy that was taught the grammar draws; others answer, seldom with a drawing.
+Time: on one accelerator seconds behind the first question, whose programs take minutes to compile.
+Command: python -m spatial_jax.chat --checkpoint=HF_FOLDER --image=a.jpg "How far is the chair?"
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+SYSTEM = """You reason about space, and may draw on the pictures while you think.
+
+### Available tools:
+Object Mapper marks objects with boxes; its input is a JSON list of
+{"index": i, "bbox_2d": [x1, y1, x2, y2], "label": "..."}
+Path Tracer marks ways and distances with lines; its input is a JSON list of
+{"index": i, "start_point_2d": [x1, y1], "end_point_2d": [x2, y2], "label": "..."}
+"index" is that of the picture to draw on, from 1; coordinates are its pixels, (0, 0) top left.
+After each use you are shown the drawing: wait for it.
+
+### Required Output Format:
+<think> ... </think> Action: Object Mapper or Path Tracer
+```json
+[...]
+```
+and in the end
+<think> ... </think> Action: Answer
+<answer> ... </answer>
+
+Look at each drawing critically, correct it where it is wrong, and go back where it led nowhere."""
+
+
+def get_config() -> ConfigDict:
+  """Pictures of up to 448 x 448 pixels, 256 visual tokens each."""
+  cfg = common.get_config()
+  cfg.text = ConfigDict(
+    {
+      "system": SYSTEM,
+      "image_line": "The index of the given image is {index} (width: {width}, height: {height}).\n",
+      "question": "\n### Question:\n{question}\n\nBegin your reasoning. After each tool use, look "
+      "critically at the drawing and correct it if needed:\n",
+      "number_suffix": "\nPlease answer with a single number (e.g., 42 or 3.14).",
+      "choice_suffix": "\nAnswer with the option's letter from the given choices directly.",
+      "observation": "The index of the given image is {index} (width: {width}, height: {height}).",
+      "more": " Continue your reasoning. After each tool use, look critically at the drawing and "
+      "correct it if needed:",
+      "final": " No tool can be used any more. Answer the question in the required format:",
+      "opening": "",
+      "opened": 0.0,
+    }
+  )
+  cfg.preprocess.max_pixels = 448 * 448
+  cfg.style = ConfigDict({"line_px": 4, "dot_px": 4, "font_px": 10, "label_offset_px": (8, 6)})
+  cfg.rollout.turn_tokens = 1024
+  cfg.rollout.stop = ConfigDict(
+    {"turns": 10, "images": 42, "image_tokens": 42 * 256, "tokens": 13312}
+  )
+  cfg.rollout.own_cuts = (1024, 4096)  # the first turns, and most conversations
+  return cfg

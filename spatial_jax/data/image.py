@@ -1,0 +1,185 @@
+"""Image or video frames -> patches: resize, normalise, cut; in NumPy and Pillow.
+
+Bit-equal to the PIL image processor of transformers.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from spatial_jax.errors import DataError
+from spatial_jax.types import PatchedImage
+
+
+@dataclasses.dataclass(frozen=True)
+class PreprocessConfig:
+  """How pictures become patches.
+
+  Attributes:
+    patch_size: side of a patch, pixels.
+    merge_size: patches per side of a merged token; 2.
+    temporal_size: frames per patch; 2.
+    min_pixels, max_pixels: bounds on the area of the resized picture, pixels.
+    mean, std: of each channel, for pixels scaled to [0, 1].
+  """
+
+  patch_size: int
+  merge_size: int
+  temporal_size: int
+  min_pixels: int
+  max_pixels: int
+  mean: tuple[float, float, float]
+  std: tuple[float, float, float]
+
+
+def smart_resize(height: int, width: int, cfg: PreprocessConfig) -> tuple[int, int]:
+  """The size a picture is resized to: multiples of patch x merge, area within bounds, aspect kept.
+
+  Args:
+    height, width: pixels.
+    cfg: bounds and factor.
+
+  Returns:
+    (height, width) in pixels.
+
+  Raises:
+    DataError: on the host, when a side is empty or the aspect ratio is over 200.
+
+  Source: Qwen2VLImageProcessorPil of transformers.
+  """
+  return _fit(height, width, cfg, frames=1, counted=1)
+
+
+def clip_resize(frames: int, height: int, width: int, cfg: PreprocessConfig) -> tuple[int, int]:
+  """`smart_resize` of a clip whose pixels are bounded as a whole, Qwen3-VL's rule.
+
+  Args:
+    frames: how many.
+    height, width: of each, pixels.
+    cfg: bounds on frames x height x width.
+
+  Returns:
+    (height, width) in pixels.
+
+  Raises:
+    DataError: on the host, for fewer than two frames, or as `smart_resize`.
+
+  Source: smart_resize of transformers' Qwen3VLVideoProcessor.
+  """
+  if frames < cfg.temporal_size:
+    raise DataError(f"a clip of {frames} frame is too short; Qwen3-VL looks at 2 or more")
+  factor = cfg.patch_size * cfg.merge_size
+  if 0 < min(height, width) < factor:  # first up to one token
+    scale = max(factor / height, factor / width)
+    height, width = int(height * scale), int(width * scale)
+  counted = round(frames / cfg.temporal_size) * cfg.temporal_size
+  return _fit(height, width, cfg, frames, counted)
+
+
+def _fit(
+  height: int, width: int, cfg: PreprocessConfig, frames: int, counted: int
+) -> tuple[int, int]:
+  """Sides as multiples of a token's; `counted` frames are held against the bounds."""
+  if min(height, width) < 1:
+    raise DataError(f"image of {height} x {width} pixels is empty")
+  if max(height, width) / min(height, width) > 200:
+    raise DataError(f"image of {height} x {width} pixels has an aspect ratio over 200; crop it")
+  factor = cfg.patch_size * cfg.merge_size
+  new_height = round(height / factor) * factor
+  new_width = round(width / factor) * factor
+  if counted * new_height * new_width > cfg.max_pixels:
+    shrink = math.sqrt(frames * height * width / cfg.max_pixels)
+    new_height = max(factor, math.floor(height / shrink / factor) * factor)
+    new_width = max(factor, math.floor(width / shrink / factor) * factor)
+  elif counted * new_height * new_width < cfg.min_pixels:
+    grow = math.sqrt(cfg.min_pixels / (frames * height * width))
+    new_height = math.ceil(height * grow / factor) * factor
+    new_width = math.ceil(width * grow / factor) * factor
+  return new_height, new_width
+
+
+def patch_image(image: np.ndarray, cfg: PreprocessConfig) -> PatchedImage:
+  """Resizes, normalises and cuts one picture; bit-equal to Qwen2VLImageProcessorPil.
+
+  Args:
+    image: uint8 [height, width, 3].
+    cfg: sizes and normalisation.
+
+  Returns:
+    The patches, grid (1, height, width).
+
+  Raises:
+    DataError: on the host, for a wrong dtype or shape or a size `smart_resize` refuses.
+  """
+  # One picture fills all frames of a temporal patch.
+  return patch_frames([image] * cfg.temporal_size, cfg)
+
+
+def patch_frames(
+  frames: Sequence[np.ndarray], cfg: PreprocessConfig, whole_clip: bool = False
+) -> PatchedImage:
+  """Cuts a clip: pairs of frames become temporal patches, the last frame repeated to fill.
+
+  Rows are ordered time, block row, block column, row in block, column in block; a row holds
+  channel, frame, y, x.
+
+  Args:
+    frames: uint8 [height, width, 3] each, all of one size.
+    cfg: sizes and normalisation.
+    whole_clip: the bounds on pixels are those of the clip (Qwen3-VL), else of one frame.
+
+  Returns:
+    The patches, grid (ceil(frames / temporal_size), height, width).
+
+  Raises:
+    DataError: on the host, for no frames, unequal frames, or what `patch_image` refuses.
+  """
+  for frame in frames:
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+      raise DataError(f"image must be uint8 [height, width, 3], got {frame.dtype} {frame.shape}")
+  if len({frame.shape for frame in frames}) != 1:
+    raise DataError(f"a clip needs frames of one size, got {[frame.shape for frame in frames]}")
+  height, width = frames[0].shape[:2]
+  if whole_clip:
+    height, width = clip_resize(len(frames), height, width, cfg)
+  else:
+    height, width = smart_resize(height, width, cfg)
+  distinct = {id(frame): frame for frame in frames}  # an image is the same frame twice: resize once
+  resized = {key: _resize(frame, height, width) for key, frame in distinct.items()}
+  normal = {key: _normalise(frame, cfg) for key, frame in resized.items()}
+  missing = -len(frames) % cfg.temporal_size
+  order = [id(frame) for frame in [*frames, *[frames[-1]] * missing]]
+  video = np.stack([normal[key] for key in order])
+  digest = hashlib.sha256(np.array([len(order), height, width]).tobytes())
+  for key in order:
+    digest.update(resized[key].tobytes())
+  return PatchedImage(
+    content_hash=digest.hexdigest(),
+    patches_PX=_cut(video, cfg),
+    grid_3=(len(order) // cfg.temporal_size, height // cfg.patch_size, width // cfg.patch_size),
+    pixels=resized[order[0]],
+  )
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+  if image.shape[:2] == (height, width):
+    return np.ascontiguousarray(image)
+  return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _normalise(image: np.ndarray, cfg: PreprocessConfig) -> np.ndarray:
+  # The rounding steps of the reference: scale in float64, round to float32, normalise in float32.
+  scaled = (image.astype(np.float64) * (1 / 255)).astype(np.float32)
+  return (scaled - np.asarray(cfg.mean, np.float32)) / np.asarray(cfg.std, np.float32)
+
+
+def _cut(video: np.ndarray, cfg: PreprocessConfig) -> np.ndarray:
+  """float32 [frames, height, width, 3] -> patches_PX, 2x2 blocks contiguous."""
+  frames, height, width, _ = video.shape
+  t, p, m = cfg.temporal_size, cfg.patch_size, cfg.merge_size
+  blocks = video.reshape(frames // t, t, height // p // m, m, p, width // p // m, m, p, 3)
+  return blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3 * t * p * p)

@@ -1,0 +1,240 @@
+"""Patched images -> one batch of the vision tower: windows contiguous, frames in padded rows.
+
+PatchedImage ──plan_vision──► VisionBatch + the index of every image's features
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from spatial_jax.errors import DataError
+from spatial_jax.types import PatchedImage, VisionBatch
+
+MERGE = 2  # patches per side of a merged token
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionBuckets:
+  """Sizes a VisionBatch may take, ascending: the first that fits is taken, one trace per triple.
+
+  Attributes:
+    windows: W, slots of one attention window or several cut by a border.
+    frames: N, rows of frames (an image is one frame, a clip one per pair of pictures); a row of S
+      patches may hold several.
+    patches: S, patches of the largest frame.
+  """
+
+  windows: tuple[int, ...]
+  frames: tuple[int, ...]
+  patches: tuple[int, ...]
+
+
+def bucket(count: int, sizes: Sequence[int], name: str) -> int:
+  """The first of the ascending `sizes` that holds `count`.
+
+  Raises:
+    DataError: on the host, when none does; `name` says what was counted.
+  """
+  for size in sizes:
+    if size >= count:
+      return size
+  raise DataError(f"{count} {name} exceed the largest bucket {sizes[-1]}")
+
+
+def geometric_buckets(smallest: int, largest: int) -> tuple[int, ...]:
+  """Ascending sizes smallest * (1, 1.5, 2, 3, 4, 6, ...), the last one >= largest."""
+  sizes, power = [smallest], smallest
+  while sizes[-1] < largest:
+    middle, power = power * 3 // 2, power * 2
+    sizes += [middle] if sizes[-1] < middle else []
+    sizes += [power] if sizes[-1] < largest else []
+  return tuple(sizes)
+
+
+def distinct(images_by_row: Sequence[Sequence[PatchedImage]]) -> dict[str, PatchedImage]:
+  """Each image once, by content hash, in order of appearance."""
+  return {image.content_hash: image for images in images_by_row for image in images}
+
+
+def plan_vision(
+  images: Sequence[PatchedImage], window_blocks: int, buckets: VisionBuckets
+) -> tuple[VisionBatch, tuple[np.ndarray, ...]]:
+  """Packs images into one VisionBatch, in the order the tower computes (and returns) them.
+
+  One frame of 3 x 5 merged tokens under windows of 2 x 2, and the window each token falls into:
+
+      1 1 | 2 2 | 3        slots    1 1 1 1    2 2 2 2    3 3 4 4    5 5 6 -
+      1 1 | 2 2 | 3
+      ----+-----+--        windows cut by the border share the slots of whole ones;
+      4 4 | 5 5 | 6        a token is 4 patches, so a slot is 16 rows of patches_PX
+
+  Frames are rows for the layers that see all of one; small ones share the row of a large one.
+  Features come out in the order of slots; the second result tells where each image's tokens lie, so
+  that the decoder gathers them by index and nothing is permuted back.
+
+  Args:
+    images: each distinct image once, at least one.
+    window_blocks: side of an attention window in merged tokens.
+    buckets: sizes to round up to.
+
+  Returns:
+    The batch (NumPy), and for each image int32 [tokens]: the rows of features_MYD that hold its
+    tokens, in token order.
+
+  Raises:
+    DataError: on the host, without images or when they exceed the largest bucket.
+  """
+  if not images:
+    raise DataError("no images to plan a vision batch for; a batch of text needs none")
+  window = window_blocks**2 * MERGE**2
+  layouts = [window_layout(image.grid_3, window_blocks) for image in images]
+  first_slot = np.cumsum([0] + [layout.slots for layout in layouts])
+  token_of = tuple(
+    (layout.place_T + first * window_blocks**2).astype(np.int32)
+    for layout, first in zip(layouts, first_slot[:-1], strict=True)
+  )
+  sizes = [h * w for t, h, w in (image.grid_3 for image in images) for _ in range(t)]
+  windows = bucket(int(first_slot[-1]), buckets.windows, "attention windows")
+  patches = bucket(max(sizes), buckets.patches, "patches in one frame")
+  places, rows = first_fit(sizes, patches)
+  frames = bucket(rows, buckets.frames, "frames")
+  batch = _empty_batch(windows * window, frames, patches, images[0].patches_PX.shape[1])
+  frame = 0
+  for image, tokens, layout in zip(images, token_of, layouts, strict=True):
+    end = frame + image.grid_3[0]
+    _place(batch, image, tokens, places[frame:end], frame)
+    batch.window_P.reshape(-1, MERGE**2)[tokens] = layout.window_T[:, None]
+    frame = end
+  return batch, token_of
+
+
+def pack_features(
+  images: Sequence[PatchedImage],
+  known: Mapping[str, np.ndarray],
+  window_blocks: int,
+  buckets: VisionBuckets,
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+  """Features that are known already, of one image behind the other: no tower is run.
+
+  Args:
+    images: each distinct image once, at least one.
+    known: [tokens, Y, D] by content hash.
+    window_blocks, buckets: as in `plan_vision`, which could have given as many features.
+
+  Returns:
+    [M, Y, D], and the rows of each image, as `plan_vision` tells them.
+
+  Raises:
+    DataError: on the host, without images or when they exceed the largest bucket.
+  """
+  if not images:
+    raise DataError("no images to pack features of; a batch of text needs none")
+  parts = [known[image.content_hash] for image in images]
+  ends = np.cumsum([len(part) for part in parts], dtype=np.int32)
+  windows = bucket(-(-int(ends[-1]) // window_blocks**2), buckets.windows, "attention windows")
+  packed_MYD = np.zeros((windows * window_blocks**2, *parts[0].shape[1:]), parts[0].dtype)
+  packed_MYD[: ends[-1]] = np.concatenate(parts)
+  return packed_MYD, tuple(np.split(np.arange(ends[-1], dtype=np.int32), ends[:-1]))
+
+
+def _empty_batch(patches: int, frames: int, frame_patches: int, values: int) -> VisionBatch:
+  return VisionBatch(
+    patches_PX=np.zeros((patches, values), np.float32),
+    position_P4=np.ones((patches, 4), np.int32),
+    window_P=np.zeros(patches, np.int32),
+    frame_P=np.zeros(patches, np.int32),
+    frame_NS=np.full((frames, frame_patches), patches, np.int32),
+    slot_P=np.zeros(patches, np.int32),
+  )
+
+
+def _place(
+  batch: VisionBatch,
+  image: PatchedImage,
+  tokens: np.ndarray,
+  places: Sequence[tuple[int, int]],
+  frame: int,
+) -> None:
+  """Writes one image into the (NumPy) arrays of the batch; `places` are (row, start) per frame."""
+  time, height, width = image.grid_3
+  _, row, column = np.indices((time, height // MERGE, width // MERGE)).reshape(3, -1, 1)
+  inner = np.arange(MERGE**2)  # patch within its 2x2 block
+  index_P = (tokens[:, None] * MERGE**2 + inner).reshape(-1)
+  batch.patches_PX[index_P] = image.patches_PX
+  batch.position_P4[index_P, 0] = (row * MERGE + inner // MERGE).reshape(-1)
+  batch.position_P4[index_P, 1] = (column * MERGE + inner % MERGE).reshape(-1)
+  batch.position_P4[index_P, 2:] = (height, width)
+  patches = height * width
+  for number, (index_S, (at, start)) in enumerate(
+    zip(index_P.reshape(time, patches), places, strict=True), frame + 1
+  ):
+    batch.frame_P[index_S] = number
+    batch.frame_NS[at, start : start + patches] = index_S
+    batch.slot_P[index_S] = at * batch.frame_NS.shape[1] + start + np.arange(patches)
+
+
+# --- windows of one image ----------------------------------------------------------------------
+
+
+def first_fit(sizes: Sequence[int], room: int) -> tuple[list[tuple[int, int]], int]:
+  """Packs things into rows, the largest first, each into the first row that has room for it.
+
+  Args:
+    sizes: of each thing, at most `room`.
+    room: of a row.
+
+  Returns:
+    (row, start) of each thing, and how many rows there are.
+  """
+  places = [(0, 0)] * len(sizes)
+  used: list[int] = []
+  open_rows: list[int] = []
+  for thing in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+    row = next((row for row in open_rows if used[row] + sizes[thing] <= room), len(used))
+    if row == len(used):
+      used.append(0)
+      open_rows.append(row)
+    places[thing] = (row, used[row])
+    used[row] += sizes[thing]
+    if used[row] == room:
+      open_rows.remove(row)
+  return places, len(used)
+
+
+class WindowLayout(NamedTuple):
+  """Where the merged tokens of an image lie, in token order.
+
+  Attributes:
+    place_T: int32, counted over the image's slots.
+    window_T: int32, the window of each, from 1.
+    slots: how many there are.
+  """
+
+  place_T: np.ndarray
+  window_T: np.ndarray
+  slots: int
+
+
+@functools.lru_cache(maxsize=1024)
+def window_layout(grid_3: tuple[int, int, int], window_blocks: int) -> WindowLayout:
+  """Whole windows have a slot each, those cut by a border share some.
+
+  Args:
+    grid_3: (time, height, width) in patches.
+    window_blocks: side of a window in merged tokens; a slot holds its square.
+  """
+  time, height, width = grid_3[0], grid_3[1] // MERGE, grid_3[2] // MERGE
+  columns = -(-width // window_blocks)
+  t, row, column = np.indices((time, height, width)).reshape(3, -1)
+  window_T = (t * -(-height // window_blocks) + row // window_blocks) * columns
+  window_T += column // window_blocks
+  sizes = np.bincount(window_T)
+  places, slots = first_fit(sizes.tolist(), window_blocks**2)
+  start = np.asarray([slot * window_blocks**2 + first for slot, first in places])
+  # Tokens of a window lie behind one another, row by row.
+  window_width = np.minimum(window_blocks, width - column // window_blocks * window_blocks)
+  inside = row % window_blocks * window_width + column % window_blocks
+  return WindowLayout(start[window_T] + inside, (window_T + 1).astype(np.int32), slots)

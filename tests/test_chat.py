@@ -1,0 +1,173 @@
+"""A question by hand: what is said aloud, what is left in the folder, what is refused."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import chat as chat_config
+from configs import tiny
+from spatial_jax import chat as chat_lib
+from spatial_jax.chat import Asking, AskRun, ask, overlay, settings_of
+from spatial_jax.config import ConfigError, build
+from spatial_jax.evaluate.best_of_n import likeliest, mean_logp
+from spatial_jax.rollout.auto_buckets import fitted
+from spatial_jax.rollout.scheduler import run_episodes
+from tests import rollout_fixtures as fixtures
+from tests.dummies import TrajectoryWriter
+
+ASSET = "spatial_jax/assets/tiny"
+GREEDY = Asking(begin="<think> I mark the", samples=1, best=1, temperature=0.0)
+
+
+def room():
+  """A picture of the size that the embedded policy was taught with."""
+  y, x = np.indices((168, 168))
+  shade = np.where((x - 60) ** 2 + (y - 110) ** 2 < 900, 60, 200)
+  return np.stack([shade, shade // 2, shade // 3], axis=-1).astype(np.uint8)
+
+
+def question():
+  task = fixtures.task("asked", question="How far is the chair from the camera (in meters)?")
+  return dataclasses.replace(task, images=(room(),), answer="")
+
+
+def settings():
+  return settings_of(json.loads(tiny.get_config().to_json_best_effort()))
+
+
+def test_what_is_said_is_what_was_sampled_and_drawn(tmp_path, monkeypatch):
+  (tmp_path / "answer_1_image_9.png").touch()  # of a question before
+  words: list[str] = []
+  while_it_ran = []
+
+  def run(*arguments, **more):
+    rollouts = run_episodes(*arguments, **more)
+    while_it_ran.extend(words)
+    return rollouts
+
+  monkeypatch.setattr(chat_lib, "run_episodes", run)
+  (answer,) = ask(settings(), ASSET, question(), GREEDY, tmp_path, "python ...", words.append)
+  paths = sorted(tmp_path.glob("answer_*.png"))
+  assert [path.name for path in paths] == ["answer_1_image_2.png"]
+  np.testing.assert_array_equal(np.asarray(Image.open(paths[0])), answer.images[1].pixels)
+  shown = f"\n[{paths[0]}]\n"
+  assert "".join(words) == shown.join(turn.text for turn in answer.turns)
+  assert len(words) > 4
+  assert words == while_it_ran, "it is said while it is sampled"
+  page = (tmp_path / "report.html").read_text()
+  assert "How far is the chair from the camera" in page
+  assert page.count("data:image/webp") == 2
+  assert "truth" not in page.split("</style>")[1]
+  for turn in answer.turns:
+    assert re.findall(r"[\w .]{6,}", turn.text)[0].strip() in page
+
+
+def test_of_several_answers_the_likeliest_are_kept(tmp_path):
+  how = Asking(begin="", samples=5, best=2, temperature=1.0)
+  words: list[str] = []
+  kept = ask(settings(), ASSET, question(), how, tmp_path, "", words.append)
+  everyone = dataclasses.replace(how, best=5)
+  answers = ask(settings(), ASSET, question(), everyone, tmp_path, "", words.append)
+  assert [t.sample for t in kept] == [t.sample for t in answers[:2]]
+  assert sorted(t.sample for t in answers) == list(range(5))
+  read = [t for t in answers if t.end_reason == "answer"]
+  assert read == answers[: len(read)]
+  assert [mean_logp(t) for t in read] == sorted(map(mean_logp, read), reverse=True)
+
+
+def test_answers_go_before_what_is_likely_but_none():
+  def said(logp, reason):
+    writer = TrajectoryWriter()
+    writer.text([1, 2])
+    writer.text([3, 4], [logp, logp])
+    return writer.finish("room", 0, 2, 0, reason)
+
+  babble, poor, good = said(-0.1, "token_limit"), said(-2.0, "answer"), said(-0.5, "answer")
+  assert likeliest([babble, poor, good], 3) == [good, poor, babble]
+  assert likeliest([babble, poor, good], 1) == [good]
+
+
+@pytest.mark.parametrize(
+  ("samples", "best", "temperature"), [(1, 2, 0.0), (1, 0, 0.0), (3, 1, 0.0), (1, 1, -1.0)]
+)
+def test_how_to_ask_is_checked(samples, best, temperature):
+  with pytest.raises(ConfigError, match=r"^--(best|samples)"):
+    Asking("", samples, best, temperature)
+
+
+def test_the_shapes_hold_the_prompt_and_whatever_is_drawn():
+  conversation = fixtures.conversation()
+  task = fixtures.task("room", sizes=((24, 24), (16, 40)))
+  prompt = conversation.prompt(task)
+  cfg = fitted(fixtures.ROLLOUT, conversation, prompt, 3, 4)
+  assert (cfg.prompts, cfg.group, cfg.slots, cfg.chunk) == (1, 3, 1, 4)
+  assert cfg.prompt_buckets[-1] >= len(prompt.token_ids_T)
+  largest = max((image.pixels for image in prompt.images), key=lambda pixels: pixels.size)
+  look = conversation.observation(
+    3, [largest] * 2, True, closed=False
+  )  # two more images are allowed
+  assert cfg.observation_buckets[-1] >= len(look.token_ids_T)
+
+
+def test_a_full_size_policy_is_asked_in_a_config_that_builds():
+  build(AskRun, settings_of(json.loads(chat_config.get_config().to_json_best_effort())))
+
+
+def command(tmp_path, *more):
+  where = [f"--checkpoint={ASSET}", f"--workdir={tmp_path}"]
+  return subprocess.run(
+    [sys.executable, "-m", "spatial_jax.chat", *where, *more],
+    capture_output=True,
+    text=True,
+    check=False,
+    cwd=_root(),
+  )
+
+
+@pytest.mark.parametrize(
+  ("mistake", "says"),
+  [
+    (("--image=none.png", "What?"), "none.png cannot be read"),
+    (("--config.rollout.bogus=1", "What?"), "the config has no key 'bogus'"),
+    (("--config=none.py", "What?"), "--config cannot be read"),
+    ((), "give one question"),
+  ],
+)
+def test_a_mistake_is_one_line(tmp_path, mistake, says):
+  done = command(tmp_path, *mistake)
+  assert done.returncode == 2
+  line = done.stderr.strip().splitlines()[-1]
+  assert line.startswith("error: ")
+  assert says in line
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_answer_and_leaves_the_page(tmp_path):
+  Image.fromarray(room()).save(tmp_path / "room.png")
+  more = ("--config=configs/tiny.py", "--begin=<think> I mark the")
+  done = command(tmp_path, *more, f"--image={tmp_path / 'room.png'}", "How far is the chair?")
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith("<think> I mark the")
+  assert "\nanswer: " in done.stdout
+  assert (tmp_path / "answer_1_image_2.png").exists()
+  assert "I mark the" in (tmp_path / "report.html").read_text()
+
+
+def test_what_is_set_by_hand_lies_over_what_the_run_recorded():
+  recorded = {"seed": 1, "rollout": {"turn_tokens": 128, "mode": {"top_k": 0}}}
+  changed = overlay(recorded, {"rollout.mode.top_k": 5, "seed": 2})
+  assert changed == {"seed": 2, "rollout": {"turn_tokens": 128, "mode": {"top_k": 5}}}
+  assert recorded["rollout"]["mode"]["top_k"] == 0
+  with pytest.raises(ConfigError, match=r"config\.rollout\.bogus is unknown"):
+    overlay(recorded, {"rollout.bogus": 1})
+
+
+def _root() -> pathlib.Path:
+  return pathlib.Path(__file__).parents[1]

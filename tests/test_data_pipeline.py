@@ -1,0 +1,344 @@
+"""Where tasks come from: functions of seed and step, rooms apart, a thread that comes and goes."""
+
+import dataclasses
+import itertools
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spatial_jax.data import pipeline
+from spatial_jax.data.pipeline import (
+  HELD_OUT_SEED,
+  ahead,
+  batch,
+  held_out,
+  pick,
+  prefetch,
+  types_in_turn,
+)
+from spatial_jax.data.source import SourceConfig, is_held_out, make_source
+from spatial_jax.errors import DataError
+from spatial_jax.synthetic import tasks as tasks_lib
+from spatial_jax.synthetic.floorplan import ProceduralConfig
+from spatial_jax.synthetic.questions import QuestionConfig
+from spatial_jax.synthetic.tasks import LookConfig
+from tests import rollout_fixtures as fixtures
+
+TYPES = ("object_counting", "object_abs_distance", "camera_distance")
+ROOMS = ProceduralConfig(objects=(3, 5), side_m=(3.0, 4.0), l_shape_share=0.0, repeat_share=0.3)
+LOOK = LookConfig(56, 56, 75.0, (1,))
+QUESTIONS = QuestionConfig(TYPES, 3, 10, 0.5, "views", 2.0, "")
+
+
+def made_up(number):
+  """Six tasks of a made-up room: three of one type, two of another, one of a third."""
+  kinds = [TYPES[0]] * 3 + [TYPES[1]] * 2 + [TYPES[2]]
+  return [
+    dataclasses.replace(
+      fixtures.task(f"{number}/{kind}/{i}"), question_type=kind, scene_id=f"room-{number}"
+    )
+    for i, kind in enumerate(kinds)
+  ]
+
+
+def ids(tasks):
+  return [task.task_id for task in tasks]
+
+
+def numbers(tasks):
+  return [int(task.scene_id.removeprefix("room-")) for task in tasks]
+
+
+# --- batches -------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 99), st.integers(0, 10**6), st.integers(1, 20), st.integers(1, 6))
+def test_batch_is_a_function_of_seed_and_step(seed, step, count, per_scene):
+  tasks = batch(made_up, 0, seed, step, count, per_scene, TYPES)
+  assert ids(tasks) == ids(batch(made_up, 0, seed, step, count, per_scene, TYPES))
+  assert len(set(ids(tasks))) == count
+  rooms = numbers(tasks)
+  assert all(0 <= number < HELD_OUT_SEED for number in rooms)
+  assert max(rooms.count(number) for number in rooms) <= per_scene
+
+
+def test_steps_and_seeds_see_other_rooms():
+  seen = [
+    frozenset(numbers(batch(made_up, 0, seed, step, 4, 2, TYPES)))
+    for seed in range(5)
+    for step in range(20)
+  ]
+  assert len(frozenset.union(*seen)) == sum(map(len, seen))
+
+
+def shares(tasks):
+  """How many tasks of each type."""
+  return Counter(dict.fromkeys(TYPES, 0) | Counter(task.question_type for task in tasks))
+
+
+@given(st.integers(0, 99), st.integers(1, 30), st.integers(1, 6), st.booleans())
+def test_question_types_share_evenly(seed, count, per_scene, training):
+  """Whatever each room offers most of."""
+  if training:
+    tasks = batch(made_up, 0, seed, 0, count, per_scene, TYPES)
+  else:
+    tasks = held_out(made_up, seed, count, per_scene, TYPES)
+  assert len(set(ids(tasks))) == count
+  assert max(Counter(numbers(tasks)).values()) <= per_scene
+  counts = shares(tasks).values()
+  assert max(counts) - min(counts) <= 1
+
+
+def test_no_type_has_the_odd_task_of_every_step():
+  odd = shares(batch(made_up, 0, 0, step, 1, 1, TYPES)[0] for step in range(300))
+  assert min(odd.values()) > 70
+
+
+def one_in(period):
+  """Rooms of which one in `period` offers the last type; the list of those that were visited."""
+  visited = []
+
+  def tasks_of(number):
+    visited.append(number)
+    rare = number % period == 0
+    return [t for t in made_up(number) if rare or t.question_type != TYPES[-1]]
+
+  return tasks_of, visited
+
+
+@given(st.integers(0, 99), st.integers(1, 20), st.integers(1, 3))
+def test_a_rare_type_is_waited_for(seed, count, per_scene):
+  tasks_of, visited = one_in(4 // per_scene)
+  counts = shares(batch(tasks_of, 0, seed, 0, count, per_scene, TYPES)).values()
+  assert len(visited) <= 4 * math.ceil(count / per_scene)
+  assert max(counts) - min(counts) <= 1
+
+
+@given(st.integers(0, 99), st.integers(1, 20), st.integers(1, 3), st.integers(1, 3))
+def test_patience_bounds_the_rooms_that_are_looked_at(seed, count, per_scene, patience):
+  tasks_of, visited = one_in(HELD_OUT_SEED * 2)
+  tasks = batch(tasks_of, 0, seed, 0, count, per_scene, TYPES, patience)
+  assert len(tasks) == count
+  assert len(visited) <= (patience + 1) * math.ceil(count / per_scene)
+
+
+@given(st.integers(0, 99), st.integers(1, 40), st.integers(1, 6))
+def test_a_type_that_never_comes_is_given_up(seed, count, per_scene):
+  tasks_of, visited = one_in(HELD_OUT_SEED * 2)
+  tasks = held_out(tasks_of, seed + 1, count, per_scene, TYPES)
+  assert len(set(ids(tasks))) == count
+  assert max(Counter(numbers(tasks)).values()) <= per_scene
+  assert len(visited) <= 5 * math.ceil(count / per_scene)
+  assert min(shares(tasks)[kind] for kind in TYPES[:-1]) >= count // len(TYPES)
+
+
+def test_without_types_rooms_are_taken_as_they_come():
+  tasks_of, visited = one_in(100)
+  assert len(batch(tasks_of, 0, 0, 0, 30, 3, ())) == 30
+  assert len(visited) == 10
+
+
+def test_types_in_turn():
+  tasks = types_in_turn(made_up(0))
+  assert [task.question_type for task in tasks] == [*TYPES, *TYPES[:2], TYPES[0]]
+  assert ids(tasks)[::3] == ids(made_up(0))[:2]
+
+
+@given(st.integers(0, 9), st.integers(0, 2**32 - 1))
+def test_pick(count, seed):
+  chosen = ids(pick(made_up(0), count, np.random.default_rng(seed)))
+  assert len(chosen) == len(set(chosen)) == min(count, 6)
+  assert set(chosen) <= set(ids(made_up(0)))
+
+
+def test_held_out_is_always_the_same():
+  tasks = held_out(made_up, 7, 40, 2, TYPES)
+  assert ids(tasks) == ids(held_out(made_up, 7, 40, 2, TYPES))
+  assert sorted(set(numbers(tasks)))[:20] == list(range(7, 27))
+
+
+def test_rooms_without_questions():
+  def every_third(number):
+    return made_up(number) if number % 3 == 0 else []
+
+  assert all(number % 3 == 0 for number in numbers(batch(every_third, 0, 0, 0, 10, 2, TYPES)))
+  with pytest.raises(DataError, match="32 rooms in a row gave no question; loosen"):
+    batch(lambda number: [], 0, 0, 0, 1, 1, TYPES)
+
+
+# --- real scenes ---------------------------------------------------------------------------------
+
+
+def test_scene_tasks_are_reproducible():
+  tasks_of = tasks_lib.procedural_tasks(ROOMS, LOOK, QUESTIONS)
+  one, again, other = tasks_of(5), tasks_of(5), tasks_of(6)
+  assert ids(one) == ids(again)
+  assert one
+  for task, same in zip(one, again, strict=True):
+    np.testing.assert_array_equal(task.images[0], same.images[0])
+    assert (task.question, task.answer, task.boxes) == (same.question, same.answer, same.boxes)
+  assert not set(ids(one)) & set(ids(other))
+  assert one[0].images[0].shape == (56, 56, 3)
+
+
+def test_held_out_rooms_are_never_trained_on():
+  source = make_source(SourceConfig("procedural", "", ROOMS, LOOK, QUESTIONS, 2, 2))
+  asked = {task.scene_id for task in source.held_out(12)}
+  learned = {task.scene_id for step in range(4) for task in source.batch(0, step, 6)}
+  learned |= {task.scene_id for task in source.examples(0, 24)}
+  assert len(asked) >= 6
+  assert not asked & learned
+  assert {name.split("/")[1] for name in asked} >= {str(HELD_OUT_SEED)}
+
+
+def test_no_training_batch_reaches_the_held_out_numbers(monkeypatch):
+  """At the last number a batch may begin with, too."""
+
+  class Highest:
+    def integers(self, high):
+      return HELD_OUT_SEED // 2 - 1
+
+    def permutation(self, count):
+      return np.arange(count)
+
+  monkeypatch.setattr(pipeline, "_generator", lambda *numbers: Highest())
+  monkeypatch.setattr(pipeline, "pick", lambda tasks, count, rng: tasks[:count])
+  assert max(numbers(batch(made_up, 0, 0, 0, 512, 1, TYPES))) < HELD_OUT_SEED
+
+
+def test_no_two_uses_of_randomness_share_a_stream():
+  """NumPy ignores zeros at the end of a seed: (5,) and (5, 0) are the same."""
+  names = [(n, use) for n in range(4) for use in range(3)]
+  names += [(seed, step, 3) for seed in range(4) for step in range(4)]
+  first = {pipeline._generator(*name).random() for name in names}
+  assert len(first) == len(names)
+  assert len({tasks_lib._WALK, tasks_lib._ASK, pipeline._PICK, pipeline._BATCH}) == 4
+
+
+@given(st.lists(st.text(max_size=8), unique=True))
+def test_real_rooms_are_split_by_name_alone(names):
+  assert [is_held_out(name) for name in names] == [
+    is_held_out(name) for name in [*names[::-1], "more"][-2::-1]
+  ]
+
+
+def test_a_fifth_of_real_rooms_is_held_out():
+  share = np.mean([is_held_out(f"scannet/scene{i:04d}_00") for i in range(2000)])
+  assert 0.17 < share < 0.23
+
+
+# --- prefetch ------------------------------------------------------------------------------------
+
+
+def threads():
+  return [t for t in threading.enumerate() if t.name == "prefetch"]
+
+
+def wait_for(condition, seconds=10.0):
+  deadline = time.monotonic() + seconds
+  while not condition() and time.monotonic() < deadline:
+    time.sleep(0.005)
+  assert condition()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 9), st.integers(1, 4), st.integers(0, 9))
+def test_prefetch_keeps_the_order(first, depth, count):
+  items = prefetch(lambda number: number**2, first, depth)
+  assert list(itertools.islice(items, count)) == [n**2 for n in range(first, first + count)]
+  items.close()
+
+
+def test_prefetch_works_ahead_and_no_further():
+  made = []
+  items = prefetch(lambda number: made.append(number) or number, 0, 2)
+  assert not made, "nothing is made before it is asked for"
+  assert next(items) == 0
+  wait_for(lambda: len(made) == 4)  # two lie ready, one waits for room
+  time.sleep(0.05)
+  assert made == [0, 1, 2, 3]
+  items.close()
+
+
+def test_prefetch_hands_on_errors_in_their_place():
+  def make(number):
+    if number == 3:
+      raise DataError("picture 3 is broken")
+    return number
+
+  items = prefetch(make, 0, 2)
+  assert [next(items) for _ in range(3)] == [0, 1, 2]
+  with pytest.raises(DataError, match="picture 3 is broken"):
+    next(items)
+  wait_for(lambda: not threads())
+
+
+@pytest.mark.parametrize("asked", [1, 3])
+def test_closing_ends_the_thread(asked):
+  items = prefetch(lambda number: number, 0, 2)
+  for _ in range(asked):
+    next(items)
+  items.close()
+  wait_for(lambda: not threads())
+
+
+def test_closing_does_not_wait_for_a_slow_maker():
+  going = threading.Event()
+  items = prefetch(lambda number: number and going.wait(30), 0, 1)
+  next(items)
+  begin = time.monotonic()
+  del items
+  assert time.monotonic() - begin < 5
+  assert threads()
+  going.set()
+  wait_for(lambda: not threads())
+
+
+def test_ahead_works_at_once_and_hands_on_what_it_gives():
+  begun = threading.Event()
+  wanted = ahead(lambda: begun.set() or "questions")
+  assert begun.wait(30), "before anybody asks"
+  assert wanted() == wanted() == "questions"
+
+  def broken():
+    raise DataError("no question")
+
+  wanted = ahead(broken)
+  for _ in range(2):
+    with pytest.raises(DataError, match="no question"):
+      wanted()
+
+
+def test_interrupt_does_not_hang():
+  """Ctrl-C while a maker takes for ever: the program ends at once."""
+  program = (
+    "import signal, time\n"
+    # A shell that starts tests in the background has them ignore the signal.
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from spatial_jax.data.pipeline import prefetch\n"
+    "items = prefetch(lambda n: n and time.sleep(600), 0, 2)\n"
+    "next(items)\n"
+    "print('ready', flush=True)\n"
+    "next(items)\n"
+  )
+  process = subprocess.Popen(
+    [sys.executable, "-c", program],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+  )
+  assert process.stdout.readline() == b"ready\n"
+  process.send_signal(signal.SIGINT)
+  _, errors = process.communicate(timeout=30)
+  assert b"KeyboardInterrupt" in errors
+  assert process.returncode != 0

@@ -1,0 +1,312 @@
+"""Checkpoint to report, and what is said when something is missing."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spatial_jax import checkpoint, sharding
+from spatial_jax.config import ConfigError
+from spatial_jax.data import pipeline
+from spatial_jax.data import source as source_lib
+from spatial_jax.data.source import make_source
+from spatial_jax.errors import CheckpointError, DataError, UserError
+from spatial_jax.evaluate.evaluator import Questions, make_contest, showcase
+from spatial_jax.evaluate.results import read_results
+from spatial_jax.evaluate_main import evaluate, settings_of
+from spatial_jax.sharding import MeshConfig
+from spatial_jax.stages.load import load_policy, record
+from spatial_jax.types import TrainState
+from tests import dummies
+from tests import evaluate_fixtures as fixtures
+from tests.test_data_photos import entry, photo
+from tests.test_evaluate_comparison import answered, turn
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  return sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def policy_folder(tmp_path_factory):
+  return fixtures.save_policy(tmp_path_factory.mktemp("policy"), 0)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+  """The work directory of a run that trained on the benchmark's rooms."""
+  workdir = tmp_path_factory.mktemp("run")
+  state = TrainState(fixtures.random_params(1), {"momentum": jnp.zeros(3)}, jnp.int32(4))
+  progress = checkpoint.Progress(4, 4, {}, "vsi-bench", {"model": record(fixtures.policy_config())})
+  with checkpoint.Saver(workdir, keep=1) as saver:
+    saver.save(state, progress)
+  fixtures.tokenizer().inner.save(str(workdir / "tokenizer.json"))
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory):
+  """One photograph with a dozen questions."""
+  objects = entry("car", -4, 10, (2, 1.5, 4)), entry("car", 4, 20, (2, 1.5, 4)), entry("tree", 0, 6)
+  return photo(tmp_path_factory.mktemp("photos"), *objects)
+
+
+def photo_settings(street, init: object = "", **evaluation):
+  return fixtures.with_settings(
+    init=str(init),
+    source={"kind": "photos", "path": str(street)},
+    evaluation=evaluation,
+  )
+
+
+# --- loading -----------------------------------------------------------------------------------
+
+
+def test_a_policy_loads_from_either_kind_of_folder(policy_folder, run_folder, mesh):
+  for folder, seed, benchmark in ((policy_folder, 0, None), (run_folder, 1, "vsi-bench")):
+    loaded = load_policy(folder, mesh)
+    assert loaded.policy.cfg == fixtures.policy_config()
+    assert loaded.benchmark == benchmark
+    assert loaded.tokenizer.encode("a1") == fixtures.tokenizer().encode("a1")
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, fixtures.random_params(seed))
+  one = load_policy(run_folder / "checkpoints" / "4", mesh)
+  jax.tree.map(np.testing.assert_array_equal, one.params, fixtures.random_params(1))
+
+
+def test_what_cannot_be_loaded_is_named_in_one_line(tmp_path, policy_folder, mesh):
+  with pytest.raises(CheckpointError, match=r"nothing does not exist; give"):
+    load_policy(tmp_path / "nothing", mesh)
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(CheckpointError, match=r"empty holds no complete checkpoint; give"):
+    load_policy(tmp_path / "empty", mesh)
+  bare = fixtures.save_policy(tmp_path / "bare", 0)
+  (bare / "tokenizer.json").unlink()
+  with pytest.raises(DataError, match=r"tokenizer\.json does not exist"):
+    load_policy(bare, mesh)
+  state = TrainState(fixtures.random_params(1), {}, jnp.int32(0))
+  with checkpoint.Saver(tmp_path / "other", keep=1) as saver:
+    saver.save(state, checkpoint.Progress(1, 1, {}, None, {}))
+  with pytest.raises(CheckpointError, match=r"does not say which model.*; give the Hugging Face"):
+    load_policy(tmp_path / "other", mesh)
+
+
+# --- sources -----------------------------------------------------------------------------------
+
+
+def numbered(scenes):
+  """A stand-in for rendering: one task per visit, which names its scene."""
+  plain = dummies.number_task(np.random.default_rng(0))
+
+  def scene_tasks(scene, number, look, questions):
+    task_id = f"{questions.prefix}{scene.scene_id}/{number}"
+    return [dataclasses.replace(plain, task_id=task_id, scene_id=scene.scene_id)]
+
+  return scene_tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+  scene_id: str
+  benchmark: str = "vsi-bench"
+
+
+def source_config(types=("object_abs_distance",), **changes):
+  """Of the one type that `numbered` asks."""
+  source = fixtures.run_config().source
+  questions = dataclasses.replace(source.questions, types=types)
+  return dataclasses.replace(source, questions=questions, **changes)
+
+
+def test_real_rooms_are_split_by_their_names(monkeypatch):
+  rooms = [Room(f"arkitscenes/{i}") for i in range(60)]
+  monkeypatch.setattr(source_lib, "load_rooms", lambda path: rooms)
+  monkeypatch.setattr(pipeline, "scene_tasks", numbered(rooms))
+  source = make_source(source_config(kind="rooms", path="rooms"))
+  held_out = source.held_out(40)
+  trained = [task for step in range(40) for task in source.batch(0, step, 10)]
+  examples = source.examples(0, 50)
+  out = {task.scene_id for task in held_out}
+  assert out.isdisjoint(task.scene_id for task in [*trained, *examples])
+  assert out | {task.scene_id for task in trained} == {room.scene_id for room in rooms}
+  assert 4 <= len(out) <= 20
+  assert len({task.task_id for task in held_out}) == 40  # rooms come again, with another walk
+  assert source.benchmark == "vsi-bench"
+  assert source.held_out(10) == held_out[:10]
+  assert source.types == ("object_abs_distance",)
+
+
+@pytest.mark.parametrize(("rows", "left"), [(0, 0), (5, 5), (200, 12)])
+def test_an_exam_has_no_more_rows_than_it_asks_for(rows, left):
+  """Its 4 slots with 3 samples each, however many the rows of training are."""
+  run = fixtures.run_config()
+  training = dataclasses.replace(run.rollout, rows=rows)
+  task = dummies.number_task(np.random.default_rng(0), "room/1")
+  questions = Questions([task] * 10, [])
+  contest = make_contest(
+    lambda cfg: cfg, training, questions, run.reward, run.evaluation, 0, None, {}
+  )
+  assert contest.engine.rows == left
+
+
+def test_what_no_number_of_views_allows_is_not_waited_for():
+  types = ("camera_distance", "object_counting", "obj_appearance_order")  # of one, any, several
+  for counts, kept in (((1,), types[:2]), ((4, 8), types[1:]), ((1, 4), types)):
+    look = dataclasses.replace(fixtures.run_config().source.look, frame_counts=counts)
+    assert make_source(source_config(types, look=look)).types == kept
+  with pytest.raises(ConfigError, match=r"'camera_distance'.* cannot be asked .*frame_counts"):
+    make_source(source_config(types[:1], look=dataclasses.replace(look, frame_counts=(4,))))
+
+
+def test_procedural_rooms_are_split_by_their_numbers(monkeypatch):
+  monkeypatch.setattr(pipeline, "procedural_scene", lambda number, rooms: Room(f"room-{number}"))
+  monkeypatch.setattr(pipeline, "scene_tasks", numbered(None))
+  source = make_source(source_config())
+  for task in source.held_out(20):
+    assert int(task.scene_id.split("-")[1]) >= pipeline.HELD_OUT_SEED
+  for task in source.examples(3, 20):
+    assert int(task.scene_id.split("-")[1]) < pipeline.HELD_OUT_SEED
+
+
+def test_rooms_without_questions_are_an_error_not_a_wait(monkeypatch):
+  monkeypatch.setattr(pipeline, "procedural_scene", lambda number, rooms: Room("bare"))
+  monkeypatch.setattr(pipeline, "scene_tasks", lambda *_: [])
+  source = make_source(source_config())
+  for give in (source.held_out, lambda count: source.examples(0, count)):
+    with pytest.raises(DataError, match=r"gave no question; loosen"):
+      give(5)
+
+
+def test_photographs_are_for_evaluation(street):
+  source = make_source(source_config(kind="photos", path=str(street)))
+  tasks = source.held_out(1000)
+  assert 5 <= len(tasks) < 100
+  assert source.held_out(3) == tasks[:3]
+  assert len({task.question_type for task in tasks[: len(source.types)]}) == len(source.types) > 3
+  assert {task.task_id for task in source.examples(0, 5)} == {task.task_id for task in tasks}
+  with pytest.raises(ConfigError, match=r"set source\.kind"):
+    source.batch(0, 0, 1)
+  with pytest.raises(ConfigError, match=r"source\.path is empty"):
+    make_source(source_config(kind="photos", path=""))
+
+
+# --- whole runs --------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("default")  # Orbax
+def test_an_evaluation_from_checkpoint_to_report(
+  policy_folder, run_folder, street, tmp_path, capsys
+):
+  workdir = tmp_path / "out"
+  evaluate(photo_settings(street, policy_folder), str(run_folder), workdir)
+  table = read_results(workdir)
+  assert table is not None
+  assert [column.key for column in table.columns] == [
+    "start_sampled", "start_greedy", "start_best", "end_sampled", "end_greedy", "end_best",
+    "median", "grey_sampled", "grey_greedy",
+  ]  # fmt: skip
+  assert sum(row.n for row in table.rows) == 10
+  assert table.overall["median"].mean > 0.3
+  assert any("No constant" in note or "no constant" in note for note in table.notes)
+  lines = map(json.loads, (workdir / "predictions.jsonl").read_text().splitlines())
+  texts: dict[str, list[str]] = {}
+  for line in lines:
+    texts.setdefault(line["column"], []).append(line["text"])
+  assert {len(said) for said in texts.values()} == {10}
+  assert len(set(map(tuple, texts.values()))) == 9  # no two ways of answering say the same
+  origin = json.loads((workdir / "results.json").read_text())["origin"]
+  assert origin["checkpoint"] == str(run_folder)
+  assert origin["config"]["source"]["path"] == str(street)
+  page = (workdir / "report.html").read_text()
+  assert page.count("<article>") == 2
+  assert "<h2>Answers to held-out questions</h2>" in page
+  assert page.count("reward, greedy</span>") == page.count("reward, sampled</span>") == 2
+  assert "paired difference" in capsys.readouterr().out
+  with pytest.raises(ConfigError, match="work directory of another config"):
+    evaluate(photo_settings(street, policy_folder, tasks=4), str(run_folder), workdir)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_policy_is_not_compared_with_itself_nor_with_another_shape(
+  policy_folder, run_folder, street, tmp_path, monkeypatch
+):
+  settings = photo_settings(street, policy_folder, tasks=2, temperatures=())
+  evaluate(settings, str(policy_folder), tmp_path / "alone")
+  table = read_results(tmp_path / "alone")
+  assert table is not None
+  assert [column.label for column in table.columns][:2] == ["sampled", "greedy"]
+  assert {paired.required for paired in table.paired} == {None}
+  shallow = dataclasses.replace(
+    fixtures.policy_config(),
+    decoder=dataclasses.replace(fixtures.policy_config().decoder, layers=1),
+  )
+  monkeypatch.setattr(fixtures, "policy_config", lambda: shallow)
+  other = fixtures.save_policy(tmp_path / "shallow", 0)
+  with pytest.raises(CheckpointError, match=r"different shape; set --config\.init=''"):
+    evaluate(photo_settings(street, other), str(run_folder), tmp_path / "never")
+  assert not (tmp_path / "never").exists()
+
+
+def test_a_training_config_will_do():
+  training = {k: v for k, v in fixtures.SETTINGS.items() if k != "reward"}
+  training |= {"stage": "grpo", "remat": False, "lora": {"paths": ()}, "loop": {"steps": 3}}
+  training |= {"learn": {"reward": fixtures.SETTINGS["reward"], "micro": {"rows": 8}}}
+  assert settings_of(training) == fixtures.SETTINGS
+  assert settings_of(fixtures.SETTINGS) == fixtures.SETTINGS
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"sead": 1}, r"config\.sead is unknown"),
+    ({"source": {"kind": "photos", "path": "missing"}}, r"missing"),
+    ({"mesh": {"data": 3}}, r"does not fit"),
+  ],
+)
+def test_bad_input_is_one_line_and_writes_no_result(changes, message, policy_folder, tmp_path):
+  with pytest.raises(UserError, match=message) as caught:
+    evaluate(fixtures.with_settings(**changes), str(policy_folder), tmp_path / "out")
+  assert "\n" not in str(caught.value)
+  assert not (tmp_path / "out").exists()
+
+
+def test_the_command_exits_with_2_and_one_line(tmp_path):
+  config = tmp_path / "config.py"
+  config.write_text(
+    "from ml_collections import ConfigDict\n"
+    f"def get_config():\n  return ConfigDict({fixtures.SETTINGS!r})\n"
+  )
+  done = subprocess.run(
+    [
+      *(sys.executable, "-m", "spatial_jax.evaluate", f"--config={config}"),
+      *(f"--checkpoint={tmp_path}/none", f"--workdir={tmp_path}/out"),
+    ],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 2, done.stderr
+  assert re.fullmatch(r"error: checkpoint .*none does not exist; give .*\n", done.stderr)
+  assert not (tmp_path / "out").exists()
+
+
+def test_the_gallery_shows_every_type_and_drawings_first():
+  tasks = [
+    dataclasses.replace(
+      dummies.number_task(np.random.default_rng(i), f"task-{i}"), question_type=f"type-{i % 2}"
+    )
+    for i in range(8)
+  ]
+  drawn = {3, 6}
+  given = [
+    answered(i, 0.0, turns=(turn(produced=("a1",)),) if i in drawn else (turn(),)) for i in range(8)
+  ]
+  assert [task.task_id for task in showcase(tasks, given, 4)] == [
+    "task-3", "task-6", "task-0", "task-1",
+  ]  # fmt: skip
