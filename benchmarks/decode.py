@@ -69,7 +69,7 @@ class Ours:
 
 def bare_matmuls(ours: Ours, cfg: DecoderConfig) -> Callable[[], None]:
   """The products of a chunk, in the order of the layers, each fed by the one before."""
-  cache, steps = ours.state.cache, ours.engine.cfg.chunk
+  cache, steps = ours.state.cache, ours.engine.cfg.decode_steps
   groups, rows = cache.prefix.length_B.size, ours.rows
   own = own_read(ours)
   shape = (rows, cfg.kv_heads, own, cfg.head_dim)
@@ -115,10 +115,10 @@ def bare_matmuls(ours: Ours, cfg: DecoderConfig) -> Callable[[], None]:
 def own_read(ours: Ours) -> int:
   """How much of each row's own cache a chunk reads."""
   cfg = ours.engine.cfg
-  ends = itertools.accumulate(cfg.own_sizes)
-  found = next((end for end in ends if end >= OWN.value + cfg.chunk), None)
+  ends = itertools.accumulate(cfg.suffix_block_sizes)
+  found = next((end for end in ends if end >= OWN.value + cfg.decode_steps), None)
   if found is None:
-    raise app.UsageError(f"--own is at most {cfg.stop.tokens - cfg.chunk}")
+    raise app.UsageError(f"--own is at most {cfg.stop.max_response_tokens - cfg.decode_steps}")
   return found
 
 
@@ -158,7 +158,7 @@ def report(seconds: Mapping[str, list[float]], ours: Ours, cfg: DecoderConfig) -
   grid.add_column("one step")
   for name in ("ms", "min - max", "GB/s", "GFLOP/s"):
     grid.add_column(name, justify="right")
-  steps = ours.engine.cfg.chunk
+  steps = ours.engine.cfg.decode_steps
   for name in ("ours", "bare matmuls"):
     ms = [1e3 * value / steps for value in seconds[name]]
     one_s = median[name] / steps

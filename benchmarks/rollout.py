@@ -43,11 +43,11 @@ from spatial_jax.drawing.parser import Coordinates, Limits, Parsed
 from spatial_jax.drawing.termination import StopLimits
 from spatial_jax.hf import weights
 from spatial_jax.rollout import request as rows_lib
-from spatial_jax.rollout.config import Mode, RolloutConfig
+from spatial_jax.rollout.config import RolloutConfig, SamplingParams
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.profiling import Timeline
-from spatial_jax.rollout.scheduler import run_episodes
+from spatial_jax.rollout.scheduler import generate_rollouts
 from spatial_jax.types import Operation, Prompt, Rollouts, Task
 
 
@@ -59,7 +59,7 @@ class Case(NamedTuple):
   side_px: int
   slots: int
   turns: int
-  turn_tokens: int
+  max_tokens_per_turn: int
 
 
 CASES = {
@@ -72,7 +72,9 @@ SHARES = (0.75, 0.5, 0.25)  # of the rows, decoded by themselves
 CUT = 170  # tokens in a block of a row's own cache
 COMPARED = 2  # prompts whose samples torch scores again
 TOLERANCE = 1e-3  # of a log-probability, float32
-MODE = Mode(temperature=1.0, greedy=False, top_k=0, top_p=1.0, min_p=0.0, turn_tokens=0)
+MODE = SamplingParams(
+  temperature=1.0, greedy=False, top_k=0, top_p=1.0, min_p=0.0, max_tokens_per_turn=0
+)
 STYLE = Style(line_px=4, dot_px=4, font_px=10, label_offset_px=(8, 6))
 
 
@@ -119,9 +121,12 @@ class Ours:
     rollouts: Rollouts = []
     with self.engine.executor, forced_turns():
       for first in range(0, len(self._prompts), self._at_once):
-        some, modes = self._prompts[first : first + self._at_once], [MODE] * self._config.group
-        rollouts += run_episodes(
-          self.engine, self.weights, some, self._calls, 0, modes, timeline=timeline
+        some, sampling_params = (
+          self._prompts[first : first + self._at_once],
+          [MODE] * self._config.group,
+        )
+        rollouts += generate_rollouts(
+          self.engine, self.weights, some, self._calls, 0, sampling_params, timeline=timeline
         )
     said = sum(int(t.trained_T.sum()) for group in rollouts for t in group)
     stated = sum(map(sum, all_lengths(CASES[CASE.value])))
@@ -146,21 +151,21 @@ def rollout_config(case: Case, has: Parts) -> RolloutConfig:
     rows=case.slots * shapes.GROUP,
     prefill=tuple(sorted({1, min(case.slots * shapes.GROUP // group, 8)})),
     append=(1, 2),
-    chunk=chunk,
-    narrow=SHARES if case.turns > 1 and has.leave else (),
+    decode_steps=chunk,
+    gather_fractions=SHARES if case.turns > 1 and has.leave else (),
     schedule="logical" if has.beside else "barrier",
-    delay=1,
+    drawing_delay=1,
     weights="compute",
-    mode=MODE,
-    turn_tokens=case.turn_tokens,
+    sampling=MODE,
+    max_tokens_per_turn=case.max_tokens_per_turn,
     stop=StopLimits(case.turns, 8 * case.images, 8 * case.images * tokens, own),
     stop_tokens=(IM_END,),
     stop_strings=(),
     limits=Limits(1, 1, 1, 1, 1, 1),
     prompt_buckets=(size,),
     observation_buckets=(look,),
-    own_cuts=(own // 2,) if case.turns == 1 else tuple(range(CUT, own, CUT)),
-    features=tokens * (case.images * prompts + 64),
+    suffix_block_edges=(own // 2,) if case.turns == 1 else tuple(range(CUT, own, CUT)),
+    feature_buffer_tokens=tokens * (case.images * prompts + 64),
     vision=VisionBuckets((windows, 2 * windows, 8 * windows), (1, 2, 8), (4 * tokens,)),
   )
 
@@ -188,11 +193,11 @@ def _text() -> TextConfig:
 def forced_lengths(case: Case, name: str) -> tuple[int, ...]:
   """Tokens of each turn of a rollout."""
   if case.turns == 1:
-    return (case.turn_tokens,)
+    return (case.max_tokens_per_turn,)
   random = np.random.default_rng(zlib.crc32(name.encode()))
   count = int(random.integers(1, case.turns + 1))
   drawn = np.exp(random.normal(4.0, 1.0, count)).astype(int)
-  return tuple(np.clip(drawn, 1, case.turn_tokens).tolist())
+  return tuple(np.clip(drawn, 1, case.max_tokens_per_turn).tolist())
 
 
 def all_lengths(case: Case) -> list[tuple[int, ...]]:
@@ -248,7 +253,7 @@ class Torch:
     self.model = peer.load(folder).eval()
     self.questions = shapes.questions(cfg, case.prompts, case.images, case.side_px)
     self.inputs = peer.prompt_tensors(cfg, self.questions)
-    self.forbidden_ids, self.length = list(shapes.forbidden_ids(cfg)), case.turn_tokens
+    self.forbidden_ids, self.length = list(shapes.forbidden_ids(cfg)), case.max_tokens_per_turn
 
   def __call__(self) -> np.ndarray:
     """Samples; tokens int64 [R, response]."""
@@ -359,7 +364,7 @@ def main(argv: list[str]) -> None:
     Benchmark(
       title=f"Rollout, {CASE.value}: {case.prompts} prompts x {shapes.GROUP} samples, "
       f"{case.images} x {tokens} visual tokens, "
-      f"up to {case.turns} turns of {case.turn_tokens} tokens",
+      f"up to {case.turns} turns of {case.max_tokens_per_turn} tokens",
       unit="tokens",
       tokens=sum(map(sum, all_lengths(case))),
       sides=tuple(sides()),

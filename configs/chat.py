@@ -47,15 +47,20 @@ def get_config() -> ConfigDict:
       "more": " Continue your reasoning. After each tool use, look critically at the drawing and "
       "correct it if needed:",
       "final": " No tool can be used any more. Answer the question in the required format:",
-      "opening": "",
-      "opened": 0.0,
+      "response_prefix": "",
+      "response_prefix_fraction": 0.0,
     }
   )
   cfg.preprocess.max_pixels = 448 * 448
   cfg.style = ConfigDict({"line_px": 4, "dot_px": 4, "font_px": 10, "label_offset_px": (8, 6)})
-  cfg.rollout.turn_tokens = 1024
+  cfg.rollout.max_tokens_per_turn = 1024
   cfg.rollout.stop = ConfigDict(
-    {"turns": 10, "images": 42, "image_tokens": 42 * 256, "tokens": 13312}
+    {
+      "max_turns": 10,
+      "max_images": 42,
+      "max_image_tokens": 42 * 256,
+      "max_response_tokens": 13312,
+    }
   )
-  cfg.rollout.own_cuts = (1024, 4096)  # the first turns, and most conversations
+  cfg.rollout.suffix_block_edges = (1024, 4096)  # the first turns, and most conversations
   return cfg

@@ -49,7 +49,7 @@ def learn(steps: int) -> ConfigDict:
         },
         "discrete_sharpness": 1.0,  # of a choice, throughout the run
         "strict_mra": False,  # the benchmark's <=; ViLaSR trains with <
-        "hard_threshold": 0.0,  # the hard score that opens the gate: any above it
+        "score_threshold": 0.0,  # the hard score that opens the gate: any above it
         "format_weight": 0.2,  # a tie-breaker among right answers, never a goal
         "gate": "format",
       },
@@ -63,16 +63,16 @@ def learn(steps: int) -> ConfigDict:
         "by_std": False,
       },
       "loss": {"clip_low": 0.2, "clip_high": 0.3, "kl_weight": 0.0, "normalise": "sequence"},
-      "optimizer": calm(optimizer(7e-4, steps)),
-      "share": 0.5,  # holds 95 % of the squared advantages, takes 0.7 of an update's time
+      "optimizer": low_noise(optimizer(7e-4, steps)),
+      "keep_fraction": 0.5,  # holds 95 % of the squared advantages, takes 0.7 of an update's time
       "prefix_buckets": (160, 512),  # few: a trace of the update takes half a minute to compile
       # Prompts and what was drawn on them: 20 to 60 pictures in a default step, one trace.
       "vision": {"windows": (256, 1024, 2048), "frames": (64, 256, 512), "patches": (144,)},
       # Most answers are one number, 27 tokens, or two places, 75; a drawing of a box and then a
       # number are 150.
       "micro": {"rows": 8, "lengths": (32, 80, 160, 256)},
-      "keep_every": 10,  # steps between two whose rollouts the report may show
-      "keep_groups": 3,  # prompts of such a step
+      "save_rollouts_every": 10,  # steps between two whose rollouts the report may show
+      "saved_groups": 3,  # prompts of such a step
     }
   )
 
@@ -117,7 +117,7 @@ def source() -> ConfigDict:
         "l_shape_share": 0.25,
         "repeat_share": 0.5,
       },
-      "look": {
+      "camera": {
         "width_px": 168,
         "height_px": 168,
         "field_of_view_deg": 75.0,  # a phone held wide
@@ -141,8 +141,9 @@ def source() -> ConfigDict:
         "seconds_per_view": 2.0,
         "prefix": "",
       },
-      "per_scene": 2,  # tasks of one room in a batch: pictures cost, variety pays
-      "patience": 2,  # for directions, offered by one room in 20; all rooms are rendered to see
+      "max_tasks_per_scene": 2,  # tasks of one room in a batch: pictures cost, variety pays
+      # For directions, which one room in 20 offers; every room that is tried is rendered.
+      "rare_type_retries": 2,
     }
   )
 
@@ -161,8 +162,8 @@ def text() -> ConfigDict:
       "final": "Now answer:",
       # A drawing earns this small policy nothing, so that it stops drawing unless the response is
       # begun for it. Choices are not: the policy was never taught to draw for one.
-      "opening": "<think> I mark the",
-      "opened": 0.1,
+      "response_prefix": "<think> I mark the",
+      "response_prefix_fraction": 0.1,
     }
   )
 
@@ -197,21 +198,30 @@ def rollout() -> ConfigDict:
       "rows": 0,  # rollouts of these groups that sample at once; 0: all of them
       "prefill": (32,),  # prompts read by one call
       "append": (8,),  # observations read by one call: a batch draws 30 to 60 times
-      "chunk": 16,  # tokens per call; what a row that stopped waits for
-      "narrow": (0.5, 0.25, 0.125),  # half are short answers; second turns and the longest are few
+      "decode_steps": 16,  # tokens per call; what a row that stopped waits for
+      "gather_fractions": (
+        0.5,
+        0.25,
+        0.125,
+      ),  # half are short answers; second turns and the longest are few
       "schedule": "logical",  # repeatable to the bit; "eager" takes drawings as they come
-      "delay": 1,  # chunks that a drawing has time for
+      "drawing_delay": 1,  # chunks that a drawing has time for
       "weights": "compute",  # or "int8": for devices whose memory decoding waits for
-      "mode": {
+      "sampling": {
         "temperature": 1.0,
         "greedy": False,
         "top_k": 0,
         "top_p": 1.0,  # the whole distribution: truncated samples are off-policy
         "min_p": 0.0,
-        "turn_tokens": 0,  # no fewer than below
+        "max_tokens_per_turn": 0,  # no fewer than below
       },
-      "turn_tokens": 128,  # nearly twice a demonstrated turn
-      "stop": {"turns": 2, "images": 8, "image_tokens": 512, "tokens": 255},  # in all
+      "max_tokens_per_turn": 128,  # nearly twice a demonstrated turn
+      "stop": {
+        "max_turns": 2,
+        "max_images": 8,
+        "max_image_tokens": 512,
+        "max_response_tokens": 255,
+      },  # in all
       "stop_tokens": ("<|im_end|>",),
       "stop_strings": (),
       "limits": {  # of one turn; what is beyond them is an error of the turn, not of the run
@@ -224,8 +234,8 @@ def rollout() -> ConfigDict:
       },
       "prompt_buckets": (160, 512),
       "observation_buckets": (64, 128, 256),
-      "own_cuts": (96,),  # a first turn; half a step's time was spent on empty slots
-      "features": 8192,  # 227 pictures of 36 tokens, 6 MiB
+      "suffix_block_edges": (96,),  # a first turn; half a step's time was spent on empty slots
+      "feature_buffer_tokens": 8192,  # 227 pictures of 36 tokens, 6 MiB
       "vision": {
         # One 168-pixel picture is 4 windows of 3 x 3 tokens, one frame of 144 patches.
         # Few sizes: each is a trace, and a trace costs seconds to half a minute.
@@ -293,7 +303,7 @@ def optimizer(learning_rate: float, steps: int) -> ConfigDict:
       "eps": 1e-8,
       "weight_decay": 0.01,
       "max_grad_norm": 1.0,
-      "relative": False,
+      "scale_by_param_rms": False,
       "gains": (),
       "gain_rate": 0.0,
       "frozen": (),
@@ -301,7 +311,7 @@ def optimizer(learning_rate: float, steps: int) -> ConfigDict:
   )
 
 
-def calm(cfg: ConfigDict) -> ConfigDict:
+def low_noise(cfg: ConfigDict) -> ConfigDict:
   """For gradients that are mostly noise, those of 256 rollouts.
 
   Adam moves a parameter whose gradient is noise as fast as any other, at random; a long memory and
@@ -312,7 +322,7 @@ def calm(cfg: ConfigDict) -> ConfigDict:
   inverse temperature; the rest of its gradient is noise.
   """
   cfg.b2 = 0.99
-  cfg.relative = True
+  cfg.scale_by_param_rms = True
   cfg.gains = ("^decoder/norm/",)
   cfg.gain_rate = 0.03
   cfg.decay_steps = cfg.total_steps // 2  # what noise has moved comes to rest

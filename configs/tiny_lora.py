@@ -24,5 +24,5 @@ def get_config() -> ConfigDict:
   optimizer.frozen = ("vision/",)
   optimizer.gains = ()
   optimizer.gain_rate = 0.0
-  optimizer.relative = False  # B begins at 0
+  optimizer.scale_by_param_rms = False  # B begins at 0
   return cfg

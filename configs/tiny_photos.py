@@ -19,5 +19,5 @@ def get_config() -> ConfigDict:
   cfg = common.get_config()
   cfg.source.kind = "photos"
   cfg.source.path = "../shared/data/real3d"
-  cfg.text.opened = 1.0
+  cfg.text.response_prefix_fraction = 1.0
   return cfg

@@ -52,10 +52,10 @@ def get_config() -> ConfigDict:
     }
   )
   cfg.rooms = source.rooms
-  cfg.look = source.look
+  cfg.camera = source.camera
   cfg.questions = source.questions
   cfg.text = common.text()
-  cfg.text.opened = 0.0  # demonstrations speak for themselves
+  cfg.text.response_prefix_fraction = 0.0  # demonstrations speak for themselves
   cfg.preprocess = common.preprocess()
   cfg.style = common.style()
   cfg.family = policy.family
@@ -74,9 +74,9 @@ def recipe() -> ConfigDict:
   drawing = ConfigDict({"scenes": 16, "group": 3, "answer": "number", "draw_share": 1.0})
   return ConfigDict(
     {
-      "see_steps": 900,
-      "see_scenes": 32,
-      "lessons": (numbers, choices, choices, numbers, choices, choices, drawing),
+      "vision_steps": 900,
+      "vision_scenes": 32,
+      "batches": (numbers, choices, choices, numbers, choices, choices, drawing),
       "dense_weight": 0.5,
       "point_layer": 1,  # the second of four: those behind make numbers of what it found
       "point_tokens": 112,

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
   cfg.init = "runs/qwen3_pretrain/policy"
   cfg.loop = common.loop(20)
   cfg.learn = common.learn(20)
-  cfg.source.look.width_px = cfg.source.look.height_px = tiny_qwen3_pretrain.SIDE_PX
+  cfg.source.camera.width_px = cfg.source.camera.height_px = tiny_qwen3_pretrain.SIDE_PX
   cfg.preprocess.update(tiny_qwen3_pretrain.preprocess())
   # Without windows a token is counted as one: 25 a picture, 32 pictures and 256 drawings.
   cfg.rollout.vision = {"windows": (400, 1600, 7200), "frames": (16, 64, 512), "patches": (100,)}

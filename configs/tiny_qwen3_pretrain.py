@@ -22,11 +22,11 @@ def get_config() -> ConfigDict:
   cfg.loop = common.loop(steps)
   cfg.optimizer = common.optimizer(1.5e-3, steps)
   cfg.optimizer.decay_steps = 60
-  cfg.recipe.see_steps = 80
+  cfg.recipe.vision_steps = 80
   cfg.family = "qwen3_vl"
   cfg.vision.update(vision())
   cfg.decoder.update(decoder())
-  cfg.look.width_px = cfg.look.height_px = SIDE_PX
+  cfg.camera.width_px = cfg.camera.height_px = SIDE_PX
   cfg.preprocess.update(preprocess())
   # Without windows a token is counted as one.
   cfg.shapes.vision = {"windows": (400, 800, 1600), "frames": (16, 32, 64), "patches": (100,)}

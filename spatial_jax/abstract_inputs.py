@@ -19,7 +19,7 @@ from spatial_jax.policy.config import VisionConfig
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.rollout.device import ObservationBatch, PromptBatch, SampleState
-from spatial_jax.rollout.sampling import Sampling
+from spatial_jax.rollout.sampling import SamplingArrays
 from spatial_jax.types import FeatureBatch, Params, PrefixBatch, TrainBatch, TrainState, VisionBatch
 
 
@@ -31,7 +31,7 @@ class Inputs:
     state, batch: of the update, on the train mesh.
     weights: decode parameters; like all that follows, on the rollout mesh.
     vision: images of one call of the tower, and the row of the pool of each feature.
-    pool_MYD: features of images.
+    feature_buffer_MYD: features of images.
     prompts: of one call.
     begins: begins_R, rollout_R, row_BG, Sampling.
     rows: SampleState with the whole cache.
@@ -43,9 +43,9 @@ class Inputs:
   batch: TrainBatch
   weights: Params
   vision: tuple[VisionBatch, Any]
-  pool_MYD: Any
+  feature_buffer_MYD: Any
   prompts: PromptBatch
-  begins: tuple[Any, Any, Any, Sampling]
+  begins: tuple[Any, Any, Any, SamplingArrays]
   rows: SampleState
   halt_R: Any
   observations: ObservationBatch
@@ -77,24 +77,24 @@ def all_programs(
   micro: Microbatches,
   rollout: RolloutConfig,
   batch: BatchConfig,
-  share: float,
+  keep_fraction: float,
 ) -> list[Program]:
   """The programs of a reinforcement-learning step, in order, with their largest abstract inputs.
 
-  Of the chunks of a few rows (`config.rollout.narrow`), which copy what these wrote, the widest.
+  The decode program of few rows (`config.rollout.gather_fractions`) is compiled at its widest.
 
   Args:
     policy: its mesh may be of devices that are not there.
     island: the same on the devices of one process; `policy` itself where there is one process.
     optimizer, loss, micro: of the update.
     rollout, batch: shapes; the last of each list of buckets is taken.
-    share: of the rollouts that the update learns from.
+    keep_fraction: of the rollouts that the update learns from.
   """
   run = compiled.rollout_programs(island, rollout, (), (0,))
   learn = compiled.learn_programs(policy, optimizer, loss, micro)
-  x = largest_inputs(policy, island, optimizer, rollout, batch, share)
-  state, weights, rows, pool = x.state, x.weights, x.rows, x.pool_MYD
-  truncates = rollout.mode.truncates
+  x = largest_inputs(policy, island, optimizer, rollout, batch, keep_fraction)
+  state, weights, rows, pool = x.state, x.weights, x.rows, x.feature_buffer_MYD
+  truncates = rollout.sampling.truncates
   calls = [
     (
       "decode_params",
@@ -102,12 +102,12 @@ def all_programs(
       (state.params,),
       (state.opt_state,),
     ),
-    ("see", run.see, (weights, pool, *x.vision), (state, rows)),
-    ("admit", run.admit, (weights, rows, pool, x.prompts), (state,)),
-    ("begin", run.begin, (rows, *x.begins), (state, weights, pool)),
+    ("encode_images", run.encode_images, (weights, pool, *x.vision), (state, rows)),
+    ("admit", run.prefill, (weights, rows, pool, x.prompts), (state,)),
+    ("begin", run.start_rows, (rows, *x.begins), (state, weights, pool)),
     ("sample", run.sample, (weights, rows, x.halt_R, None, truncates), (state, pool)),
     ("sample_few", run.sample, (weights, rows, x.halt_R, x.few_R, truncates), (state, pool)),
-    ("observe", run.observe, (weights, rows, pool, x.observations), (state,)),
+    ("observe", run.append, (weights, rows, pool, x.observations), (state,)),
     ("update", learn.update, (state, x.batch, None), (weights,)),
   ]
   return [
@@ -123,21 +123,21 @@ def largest_inputs(
   optimizer: optax.GradientTransformation,
   rollout: RolloutConfig,
   batch: BatchConfig,
-  share: float,
+  keep_fraction: float,
 ) -> Inputs:
   """See `Inputs`; arguments as in `all_programs`."""
   mesh, cfg = compiled.train_mesh(policy), policy.cfg
   local = sharding.rollout_mesh(compiled.train_mesh(island))
-  everywhere, few = sharding.replicated(local), rollout.widths[:-1]
+  everywhere, few = sharding.replicated(local), rollout.decode_row_counts[:-1]
   state = compiled.abstract_state(policy, optimizer, mesh)
   weights = jax.eval_shape(compiled.reshard(policy, mesh, rollout.weights), state.params)
   weights = compiled.placed(weights, sharding.param_shardings(weights, local))
   run = compiled.rollout_programs(island, rollout, (), (0,))
   rows = jax.eval_shape(lambda: run.empty(rollout.prompt_buckets[-1]))
   asked = rollout.prompts * sharding.island_mesh(mesh).shape["island"]
-  count = kept_rows(asked * rollout.group, share, sharding.row_devices(mesh))
+  count = kept_rows(asked * rollout.group, keep_fraction, sharding.row_devices(mesh))
   learned = train_batch(cfg.vision, asked, count, batch)
-  if not policy.tower_learns:
+  if not policy.vision_trainable:
     learned = learned._replace(vision=FeatureBatch(_features(policy, batch.vision)))
   window = compiled.window_patches(cfg.vision)
   tokens = rollout.vision.windows[-1] * cfg.vision.window_blocks**2
@@ -147,7 +147,7 @@ def largest_inputs(
     batch=compiled.placed(learned, sharding.train_batch_shardings(learned, window, mesh)),
     weights=weights,
     vision=_everywhere(vision, everywhere),
-    pool_MYD=_everywhere(jax.eval_shape(run.pool), everywhere),
+    feature_buffer_MYD=_everywhere(jax.eval_shape(run.feature_buffer), everywhere),
     prompts=_everywhere(_prompts(rollout), everywhere),
     begins=_everywhere(_begins(rollout, rows.sampling), everywhere),
     rows=compiled.placed(rows, sharding.rollout_shardings(rows, local)),
@@ -220,7 +220,7 @@ def _prompts(cfg: RolloutConfig) -> PromptBatch:
   )
 
 
-def _begins(cfg: RolloutConfig, sampling: Sampling) -> tuple[Any, Any, Any, Sampling]:
+def _begins(cfg: RolloutConfig, sampling: SamplingArrays) -> tuple[Any, Any, Any, SamplingArrays]:
   count = (cfg.row_count,)
   row_BG = _struct((cfg.slots, cfg.group), jnp.int32)
   return _struct(count, jnp.bool_), _struct(count, jnp.int32), row_BG, sampling

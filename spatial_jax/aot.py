@@ -135,7 +135,7 @@ def compile_all(
     host: mesh of one process' devices, for the rollout programs.
     remat: recompute layers in the backward pass.
   """
-  frozen = lora.held(adapters, learn.optimizer.frozen)
+  frozen = lora.frozen_paths(adapters, learn.optimizer.frozen)
   optimizer = make_optimizer(dataclasses.replace(learn.optimizer, frozen=frozen))
   policy = make_policy(policy_cfg, compiled.compute_dtype(mesh), mesh, remat)
   policy = dataclasses.replace(policy, frozen=frozen, lora=adapters)
@@ -143,7 +143,7 @@ def compile_all(
   batch = compiled.batch_buckets(batch_config(learn, policy_cfg), mesh)
   rollout = compiled.rollout_buckets(rollout, mesh)
   found = abstract_inputs.all_programs(
-    policy, island, optimizer, learn.loss, learn.micro, rollout, batch, learn.share
+    policy, island, optimizer, learn.loss, learn.micro, rollout, batch, learn.keep_fraction
   )
   return [compile_program(program) for program in found]
 

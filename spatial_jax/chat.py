@@ -26,16 +26,16 @@ from PIL import Image
 from rich.console import Console
 
 from spatial_jax import compiled, sharding
-from spatial_jax.cli import CHECKPOINT_HELP, keep_compilations, launch
+from spatial_jax.cli import CHECKPOINT_HELP, enable_compilation_cache, launch
 from spatial_jax.config import ConfigError, build, parse_flags
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.data.prompt_text import TextConfig
-from spatial_jax.data.records import read_picture
+from spatial_jax.data.records import read_image
 from spatial_jax.data.tokenizer import Tokenizer
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.errors import UserError
-from spatial_jax.evaluate.best_of_n import likeliest, mean_logp
+from spatial_jax.evaluate.best_of_n import mean_logp, most_likely
 from spatial_jax.hf import processor
 from spatial_jax.report.report import About, write_report
 from spatial_jax.reward.format import final_answer, format_reward
@@ -44,8 +44,8 @@ from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.memory import bytes_of
 from spatial_jax.rollout.request import Row
-from spatial_jax.rollout.saved_groups import Group, Sibling, save_groups
-from spatial_jax.rollout.scheduler import run_episodes
+from spatial_jax.rollout.saved_groups import Group, SavedRollout, save_groups
+from spatial_jax.rollout.scheduler import generate_rollouts
 from spatial_jax.sharding import MeshConfig
 from spatial_jax.stages.context import make_engine
 from spatial_jax.stages.load import load_policy, recorded_settings
@@ -118,7 +118,7 @@ def settings_of(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def overlay(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-  """Settings with values of some keys, "rollout.turn_tokens", in their place.
+  """Settings with values of some keys, "rollout.max_tokens_per_turn", in their place.
 
   Raises:
     ConfigError: on the host, for a key that the settings do not have.
@@ -164,23 +164,27 @@ def ask(
   cfg = build(AskRun, settings)
   mesh = sharding.make_mesh(cfg.mesh, jax.devices())
   loaded = load_policy(checkpoint, mesh)
-  text = dataclasses.replace(cfg.text, opening=how.begin, opened=float(bool(how.begin)))
+  text = dataclasses.replace(
+    cfg.text, response_prefix=how.begin, response_prefix_fraction=float(bool(how.begin))
+  )
   conversation = Conversation(loaded.tokenizer, text, _pixels(checkpoint, cfg), loaded.policy.cfg)
   prompt = conversation.prompt(task)
   rollout = fitted(cfg.rollout, conversation, prompt, how.samples, CHUNK)
   greedy, temperature = how.temperature == 0, how.temperature or 1.0
-  mode = dataclasses.replace(rollout.mode, greedy=greedy, temperature=temperature)
+  mode = dataclasses.replace(rollout.sampling, greedy=greedy, temperature=temperature)
   workdir.mkdir(parents=True, exist_ok=True)
   for old in workdir.glob(_drawn("*", "*")):
     old.unlink()
-  aloud = _Aloud(loaded.tokenizer, how.begin, workdir, say)
+  aloud = _Streamer(loaded.tokenizer, how.begin, workdir, say)
   with Executor(cfg.executor, cfg.style) as executor:
-    held = bytes_of(loaded.params)
-    engine = make_engine(loaded.policy, conversation, executor, rollout, held, "--samples")
+    resident = bytes_of(loaded.params)
+    engine = make_engine(loaded.policy, conversation, executor, rollout, resident, "--samples")
     params = compiled.decode_params(loaded.policy, mesh, rollout.weights)(loaded.params)
-    modes = [mode] * how.samples
-    (group,) = run_episodes(engine, params, [prompt], cfg.seed, 0, modes, listen=aloud)
-  kept = likeliest(group, how.best)
+    sampling_params = [mode] * how.samples
+    (group,) = generate_rollouts(
+      engine, params, [prompt], cfg.seed, 0, sampling_params, token_listener=aloud
+    )
+  kept = most_likely(group, how.best)
   save_groups([_group(prompt, kept, greedy)], workdir)
   facts = (("policy", checkpoint), ("command", command))
   write_report(workdir, About("A question by hand", task.question, facts), None, 1)
@@ -204,7 +208,7 @@ def _drawn(sample: int | str, number: int | str) -> str:
   return f"answer_{sample}_image_{number}.png"
 
 
-class _Aloud:
+class _Streamer:
   """Says the first sample's words as they are heard, and keeps every picture that is drawn."""
 
   def __init__(self, tokenizer: Tokenizer, begin: str, workdir: pathlib.Path, say: Say):
@@ -238,15 +242,15 @@ class _Aloud:
 
 def _group(prompt: Prompt, answers: Sequence[Trajectory], greedy: bool) -> Group:
   """For the page, without a truth and so without scores."""
-  siblings = [
-    Sibling(
+  rollouts = [
+    SavedRollout(
       trajectory=trajectory,
       answer=final_answer(trajectory),
       reward=None,
       advantage=None,
-      hard=None,
+      score_=None,
       format=format_reward(trajectory),
-      usable=trajectory.end_reason != "fault",
+      valid=trajectory.end_reason != "fault",
       greedy=greedy,
     )
     for trajectory in answers
@@ -259,7 +263,7 @@ def _group(prompt: Prompt, answers: Sequence[Trajectory], greedy: bool) -> Group
     question=task.question,
     options=task.options or (),
     truth=None,
-    siblings=tuple(siblings),
+    rollouts=tuple(rollouts),
   )
 
 
@@ -273,7 +277,7 @@ def main(arguments: Sequence[str]) -> None:
   """Asks."""
   if len(arguments) != 1 or not arguments[0].strip():
     raise UserError('give one question, in quotes: "How far is the chair from the table?"')
-  keep_compilations()
+  enable_compilation_cache()
   show(arguments[0])
 
 
@@ -329,7 +333,7 @@ def _task(question: str) -> Task:
     options=tuple(options) or None,
     answer="",
     answer_kind=kind,
-    images=tuple(np.asarray(read_picture(pathlib.Path(path))) for path in IMAGE.value),
+    images=tuple(np.asarray(read_image(pathlib.Path(path))) for path in IMAGE.value),
     source="hand",
     scene_id="",
     benchmark=None,

@@ -170,7 +170,7 @@ def restore_params(checkpoint: PathLike, abstract: Params) -> Params:
     return ocp.load(epath.Path(checkpoint), {"params": abstract})["params"]
 
 
-def claim(workdir: PathLike, config: Mapping[str, Any], may_differ: Collection[str]) -> None:
+def bind_workdir(workdir: PathLike, config: Mapping[str, Any], may_differ: Collection[str]) -> None:
   """Makes the work directory that of `config`, or refuses it.
 
   Args:

@@ -18,7 +18,7 @@ CHECKPOINT_HELP = "Hugging Face folder, or work directory of a run"
 _INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 
 
-def keep_compilations() -> None:
+def enable_compilation_cache() -> None:
   """Programs that took long to compile are there for the next run."""
   jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache/spatial_jax"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -29,7 +29,7 @@ from spatial_jax.rollout import device
 from spatial_jax.rollout.config import RolloutConfig, WeightForm
 from spatial_jax.rollout.device import ObservationBatch, PromptBatch, SampleState
 from spatial_jax.rollout.engine import RolloutPrograms
-from spatial_jax.rollout.sampling import Sampling, Vocabulary
+from spatial_jax.rollout.sampling import SamplingArrays, Vocabulary
 from spatial_jax.types import Array, Params, TrainBatch, TrainState, VisionBatch
 
 # The TPU attention kernel reads sequences in blocks.
@@ -91,10 +91,10 @@ def init_adapters(policy: Policy, key: jax.Array, mesh: Mesh) -> Params:
 
 
 def merge_adapters(policy: Policy, params: Params, mesh: Mesh) -> Params:
-  """Parameters of `policy.base` that compute the same; those given are donated."""
+  """Parameters of `policy.without_adapters` that compute the same; those given are donated."""
 
   def merge(base: Params, adapters: Params) -> Params:
-    return lora.merged(param_tree.join(base, adapters), policy.lora)
+    return lora.merged(param_tree.merge(base, adapters), policy.lora)
 
   base, adapters = lora.split(params)
   out = sharding.param_shardings(base, mesh)
@@ -146,7 +146,7 @@ def learn_programs(
     return sft_update(policy, optimizer, micro, state, lay(batch))
 
   def score(params: Params, batch: TrainBatch) -> jax.Array:
-    return score_batch(policy.base, micro, lora.split(params)[0], lay(batch))
+    return score_batch(policy.without_adapters, micro, lora.split(params)[0], lay(batch))
 
   return LearnPrograms(
     place=lambda batch: sharding.place_train_batch(batch, window, mesh),
@@ -170,27 +170,29 @@ def rollout_programs(
   mesh = sharding.rollout_mesh(train_mesh(policy))
   ids = np.arange(policy.cfg.decoder.vocabulary)
   words = Vocabulary(np.isin(ids, list(forbidden_ids)), np.isin(ids, list(stop_ids)))
-  side = _RolloutSide(dataclasses.replace(policy.base, mesh=mesh), cfg, words, mesh)
+  side = _RolloutFunctions(
+    dataclasses.replace(policy.without_adapters, mesh=mesh), cfg, words, mesh
+  )
   state = sharding.rollout_shardings(jax.eval_shape(lambda: side.empty(1)), mesh)
   everywhere = sharding.replicated(mesh)  # tokens gather features by index, from any image
   return RolloutPrograms(
     empty=jax.jit(side.empty, static_argnums=0, out_shardings=state),
-    pool=jax.jit(side.pool, out_shardings=everywhere),
-    see=jax.jit(side.see, donate_argnums=1, out_shardings=everywhere),
-    admit=jax.jit(side.admit, donate_argnums=1, out_shardings=(state, everywhere)),
-    begin=jax.jit(side.begin, donate_argnums=0, out_shardings=state),
+    feature_buffer=jax.jit(side.feature_buffer, out_shardings=everywhere),
+    encode_images=jax.jit(side.encode_images, donate_argnums=1, out_shardings=everywhere),
+    prefill=jax.jit(side.prefill, donate_argnums=1, out_shardings=(state, everywhere)),
+    start_rows=jax.jit(side.start_rows, donate_argnums=0, out_shardings=state),
     sample=jax.jit(
       side.sample,
       static_argnums=4,
       donate_argnums=1,
       out_shardings=(state, everywhere, everywhere),
     ),
-    observe=jax.jit(side.observe, donate_argnums=1, out_shardings=(state, everywhere)),
+    append=jax.jit(side.append, donate_argnums=1, out_shardings=(state, everywhere)),
   )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _RolloutSide:
+class _RolloutFunctions:
   """The functions behind `RolloutPrograms`, `policy` on the rollout mesh."""
 
   policy: Policy
@@ -205,59 +207,61 @@ class _RolloutSide:
 
   def empty(self, prefix_size: int) -> SampleState:
     cfg = self.cfg
-    sizes = (prefix_size, cfg.own_sizes)
+    sizes = (prefix_size, cfg.suffix_block_sizes)
     return device.empty(self.policy, cfg.slots, cfg.group, cfg.row_count, *sizes)
 
-  def pool(self) -> jax.Array:
+  def feature_buffer(self) -> jax.Array:
     cfg = self.policy.cfg
-    shape = (self.cfg.features, cfg.vision.streams, cfg.decoder.width)
+    shape = (self.cfg.feature_buffer_tokens, cfg.vision.streams, cfg.decoder.width)
     return jnp.zeros(shape, self.policy.compute_dtype)
 
-  def see(
-    self, params: Params, pool_MYD: Array, vision: VisionBatch, place_M: Array
+  def encode_images(
+    self, params: Params, feature_buffer_MYD: Array, vision: VisionBatch, place_M: Array
   ) -> tuple[jax.Array, jax.Array]:
     features_MYD = self.policy.encode(params, vision)
-    pool_MYD = jnp.asarray(pool_MYD).at[place_M].set(features_MYD, mode="drop")
-    return pool_MYD, pool_MYD[0, 0, 0]
+    feature_buffer_MYD = jnp.asarray(feature_buffer_MYD).at[place_M].set(features_MYD, mode="drop")
+    return feature_buffer_MYD, feature_buffer_MYD[0, 0, 0]
 
-  def admit(
+  def prefill(
     self,
     params: Params,
     state: SampleState,
-    pool_MYD: Array,
+    feature_buffer_MYD: Array,
     prompts: PromptBatch,
   ) -> tuple[SampleState, jax.Array]:
-    state = device.admit(self.policy, params, self.lay(state), pool_MYD, self.lay(prompts))
+    state = device.prefill(
+      self.policy, params, self.lay(state), feature_buffer_MYD, self.lay(prompts)
+    )
     assert state.start is not None
     return state, state.start.hidden_BD[0, 0]
 
-  def begin(
+  def start_rows(
     self,
     state: SampleState,
     begins_R: Array,
     rollout_R: Array,
     row_BG: Array,
-    sampling: Sampling,
+    sampling: SamplingArrays,
   ) -> SampleState:
     rows = self.lay((begins_R, rollout_R, row_BG, sampling))
-    return device.begin(self.lay(state), *rows)
+    return device.start_rows(self.lay(state), *rows)
 
   def sample(
     self, params: Params, state: SampleState, halt_R: Array, row_R: Array | None, truncate: bool
   ) -> tuple[SampleState, jax.Array, jax.Array]:
     state = self.lay(state._replace(active_R=state.active_R & ~halt_R))
-    steps = self.cfg.chunk
-    few = state if row_R is None else self.lay(device.narrow(state, row_R, steps))
-    few, token_RT, logp_RT = device.decode_chunk(
+    steps = self.cfg.decode_steps
+    few = state if row_R is None else self.lay(device.gather_rows(state, row_R, steps))
+    few, token_RT, logp_RT = device.decode_steps_loop(
       self.policy, params, few, self.words, steps=steps, truncate=truncate
     )
-    state = few if row_R is None else device.widen(state, few, row_R, steps)
+    state = few if row_R is None else device.scatter_rows(state, few, row_R, steps)
     return state, token_RT, logp_RT
 
-  def observe(
-    self, params: Params, state: SampleState, pool_MYD: Array, rows: ObservationBatch
+  def append(
+    self, params: Params, state: SampleState, feature_buffer_MYD: Array, rows: ObservationBatch
   ) -> tuple[SampleState, jax.Array]:
-    state = device.observe(self.policy, params, self.lay(state), pool_MYD, self.lay(rows))
+    state = device.append(self.policy, params, self.lay(state), feature_buffer_MYD, self.lay(rows))
     return state, state.hidden_RD[0, 0]
 
 
@@ -291,9 +295,9 @@ def rollout_buckets(cfg: RolloutConfig, mesh: Mesh) -> RolloutConfig:
   slots = -(-cfg.slots // devices) * devices
   rows = min(-(-cfg.rows // devices) * devices, slots * cfg.group)
   cfg = dataclasses.replace(cfg, slots=slots, rows=rows)
-  widths = {-(-width // devices) * devices for width in cfg.widths}
+  widths = {-(-width // devices) * devices for width in cfg.decode_row_counts}
   shares = tuple(width / cfg.row_count for width in sorted(widths) if width < cfg.row_count)
-  cfg = dataclasses.replace(cfg, narrow=shares)
+  cfg = dataclasses.replace(cfg, gather_fractions=shares)
   if not _is_tpu(mesh):
     return cfg
   vision = dataclasses.replace(cfg.vision, patches=_blocks(cfg.vision.patches))

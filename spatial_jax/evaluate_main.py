@@ -18,10 +18,10 @@ from spatial_jax.data.source import SourceConfig, make_source
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.errors import CheckpointError
-from spatial_jax.evaluate import evaluator as contest_lib
+from spatial_jax.evaluate import evaluator as evaluator_lib
 from spatial_jax.evaluate.behaviour import behaviour
 from spatial_jax.evaluate.benchmarks.summary import heading
-from spatial_jax.evaluate.comparison import END_GREEDY, Sheet
+from spatial_jax.evaluate.comparison import END_GREEDY, PredictionSet
 from spatial_jax.evaluate.console import make_console, show_behaviour
 from spatial_jax.evaluate.evaluator import EvaluationConfig
 from spatial_jax.report.report import About, write_report
@@ -83,7 +83,7 @@ def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -
   after = load_policy(checkpoint, mesh)
   before = _other(cfg.init, checkpoint, after, mesh)
   source = make_source(cfg.source)
-  checkpoint_lib.claim(workdir, settings | {"checkpoint": checkpoint}, ())
+  checkpoint_lib.bind_workdir(workdir, settings | {"checkpoint": checkpoint}, ())
   unstack = compiled.decode_params(after.policy, mesh, cfg.rollout.weights)
   conversation = Conversation(after.tokenizer, cfg.text, cfg.preprocess, after.policy.cfg)
   console = make_console()
@@ -91,11 +91,11 @@ def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -
     executor = stack.enter_context(Executor(cfg.executor, cfg.style))
     asked = [loaded.params for loaded in (before, after) if loaded is not None]
     weights = [unstack(params) for params in asked]
-    held, slots = bytes_of(asked, weights[1:]), "config.evaluation.slots"
-    contest = contest_lib.make_contest(
-      lambda rollout: make_engine(after.policy, conversation, executor, rollout, held, slots),
+    resident, slots = bytes_of(asked, weights[1:]), "config.evaluation.slots"
+    contest = evaluator_lib.make_evaluator(
+      lambda rollout: make_engine(after.policy, conversation, executor, rollout, resident, slots),
       cfg.rollout,
-      contest_lib.ask_source(source, cfg.evaluation, cfg.seed),
+      evaluator_lib.load_questions(source, cfg.evaluation, cfg.seed),
       cfg.reward,
       cfg.evaluation,
       cfg.seed,
@@ -104,10 +104,10 @@ def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -
     )
     command = shlex.join(["python", "-m", "spatial_jax.evaluate", *sys.argv[1:]])
     origin = {"command": command, "seed": cfg.seed, "checkpoint": checkpoint, "config": settings}
-    found = contest_lib.hold(contest, workdir, after.benchmark, origin, console)
-    save_groups(contest_lib.gallery(contest, found), workdir)
-  above = heading(contest.exam.tasks, after.benchmark)
-  show_behaviour(contest_lib.behaviours(found), console)
+    found = evaluator_lib.hold(contest, workdir, after.benchmark, origin, console)
+    save_groups(evaluator_lib.gallery(contest, found), workdir)
+  above = heading(contest.evaluation_set.tasks, after.benchmark)
+  show_behaviour(evaluator_lib.behaviours(found), console)
   report = write_report(
     workdir, _about(checkpoint, cfg, above, found), None, cfg.evaluation.gallery
   )
@@ -127,7 +127,9 @@ def _other(init: str, checkpoint: str, after: Loaded, mesh: jax.sharding.Mesh) -
   return before
 
 
-def _about(checkpoint: str, cfg: EvaluateRun, above: str | None, found: list[Sheet]) -> About:
+def _about(
+  checkpoint: str, cfg: EvaluateRun, above: str | None, found: list[PredictionSet]
+) -> About:
   asked = {a.task_id for a in found[0].answers}
   statistics = behaviour(next(s.answers for s in found if s.column.key == END_GREEDY))
   return About(
@@ -135,7 +137,10 @@ def _about(checkpoint: str, cfg: EvaluateRun, above: str | None, found: list[She
     summary=f"{len(asked)} questions that training never saw. {above or ''}".strip(),
     facts=(
       ("compared with", cfg.init or "nothing"),
-      (f"{cfg.text.opened:.0%} of the numbers had to begin", cfg.text.opening),
+      (
+        f"{cfg.text.response_prefix_fraction:.0%} of the numbers had to begin",
+        cfg.text.response_prefix,
+      ),
       ("answers that can be read", f"{statistics['parsed_share']:.0%}"),
       ("answers with a drawing", f"{statistics['drawing_share']:.0%}"),
       ("drawings without a mistake", f"{statistics['executable_share']:.0%}"),

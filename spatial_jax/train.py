@@ -20,7 +20,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from spatial_jax import checkpoint, compiled, rng, sharding
-from spatial_jax.cli import CONFIG_HELP, keep_compilations, launch, no_arguments
+from spatial_jax.cli import CONFIG_HELP, enable_compilation_cache, launch, no_arguments
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.data.pipeline import ahead
@@ -32,12 +32,12 @@ from spatial_jax.evaluate.console import make_console
 from spatial_jax.evaluate.evaluator import (
   EvaluationConfig,
   Questions,
-  ask_source,
-  exam_config,
+  evaluation_rollout_config,
   hold,
-  make_contest,
+  load_questions,
+  make_evaluator,
 )
-from spatial_jax.evaluate.results import come_from
+from spatial_jax.evaluate.results import is_up_to_date
 from spatial_jax.learn.optimizer import check_steps, make_optimizer
 from spatial_jax.policy import lora, param_tree
 from spatial_jax.policy.lora import LoraConfig
@@ -68,8 +68,8 @@ MAY_DIFFER = (
   "learn.optimizer.decay_steps",
   "learn.prefix_buckets",
   "learn.vision",
-  "learn.keep_every",
-  "learn.keep_groups",
+  "learn.save_rollouts_every",
+  "learn.saved_groups",
   "evaluation",
   "executor",
 )
@@ -109,10 +109,11 @@ class GrpoRun:
     check_steps(learn.optimizer, self.loop.steps)
     if self.lora.paths and learn.optimizer.gains:
       raise ConfigError("config.learn.optimizer.gains must be () where config.lora has paths")
-    if learn.micro.lengths[-1] <= rollout.stop.tokens:
+    if learn.micro.lengths[-1] <= rollout.stop.max_response_tokens:
       raise ConfigError(
         f"config.learn.micro.lengths ends at {learn.micro.lengths[-1]}: it must hold a response "
-        f"and one token before it, config.rollout.stop.tokens {rollout.stop.tokens} + 1"
+        "and one token before it, config.rollout.stop.max_response_tokens "
+        f"{rollout.stop.max_response_tokens} + 1"
       )
     if learn.prefix_buckets[-1] < rollout.prompt_buckets[-1]:
       raise ConfigError(
@@ -129,7 +130,7 @@ class GrpoRun:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Contestants:
+class PolicyPair:
   """The policy at the start and at the end of training, and what both are asked, once."""
 
   policy: Policy
@@ -147,7 +148,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def run(config: Any, workdir: pathlib.Path) -> None:
   """Checks the config, claims the work directory and runs the stage."""
-  keep_compilations()
+  enable_compilation_cache()
   if config.stage != "grpo":
     raise ConfigError(f"config.stage must be grpo, got {config.stage!r}")
   settings = {key: value for key, value in config.items() if key != "stage"}
@@ -159,7 +160,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   lora.kernels(grpo_run.lora, make_policy(shape, jax.numpy.float32).kernel_paths)
   loaded = load_policy(grpo_run.init, mesh)  # from here on there is something on the devices
   resolved |= {MODEL_KEY: record(loaded.policy.cfg)}
-  checkpoint.claim(workdir, resolved, MAY_DIFFER)
+  checkpoint.bind_workdir(workdir, resolved, MAY_DIFFER)
   loaded.tokenizer.inner.save(str(workdir / "tokenizer.json"))
   grpo(grpo_run, loaded, mesh, workdir, resolved)
 
@@ -168,20 +169,22 @@ def grpo(
   cfg: GrpoRun, loaded: Loaded, mesh: jax.sharding.Mesh, workdir: pathlib.Path, resolved: dict
 ) -> None:
   """Reinforcement learning from start to report."""
-  frozen = lora.held(cfg.lora, cfg.learn.optimizer.frozen)
+  frozen = lora.frozen_paths(cfg.lora, cfg.learn.optimizer.frozen)
   policy = dataclasses.replace(loaded.policy, remat=cfg.remat, frozen=frozen, lora=cfg.lora)
   source = make_source(cfg.source)
   # Made while the first programs compile, which leaves cores idle.
-  asked = come_from(workdir, origin_of(cfg))
-  questions = None if asked else ahead(lambda: ask_source(source, cfg.evaluation, cfg.seed))
+  asked = is_up_to_date(workdir, fingerprint(cfg))
+  questions = None if asked else ahead(lambda: load_questions(source, cfg.evaluation, cfg.seed))
   optimizer = make_optimizer(dataclasses.replace(cfg.learn.optimizer, frozen=frozen))
   conversation = Conversation(loaded.tokenizer, cfg.text, cfg.preprocess, policy.cfg)
-  held = held_beside(cfg, policy, optimizer, loaded.params, mesh)
-  check_exam(cfg, policy, held, mesh)
+  resident = resident_bytes(cfg, policy, optimizer, loaded.params, mesh)
+  check_evaluation_memory(cfg, policy, resident, mesh)
   with contextlib.ExitStack() as stack:
     executor = stack.enter_context(Executor(cfg.executor, cfg.style))
     learner = Learner(
-      engine=make_engine(policy, conversation, executor, cfg.rollout, held, "config.rollout.slots"),
+      engine=make_engine(
+        policy, conversation, executor, cfg.rollout, resident, "config.rollout.slots"
+      ),
       programs=compiled.learn_programs(policy, optimizer, cfg.learn.loss, cfg.learn.micro),
       decode_params=compiled.decode_params(policy, mesh, cfg.rollout.weights),
       tasks_of=source.batch,
@@ -191,18 +194,18 @@ def grpo(
       steps=cfg.loop.steps,
       seed=cfg.seed,
       reference=reference_of(cfg, loaded.params),
-      tower_learns=policy.tower_learns,
+      vision_trainable=policy.vision_trainable,
       workdir=workdir,
     )
-    print(planned(policy, learner.engine.cfg, held))
+    print(planned(policy, learner.engine.cfg, resident))
     state = compiled.init_state(policy, optimizer, start_of(cfg, policy, loaded, mesh), mesh)
     benchmark = source.benchmark or loaded.benchmark
     state = loop.run(workdir, cfg.loop, "grpo", state, learner.step_of, benchmark, resolved)
     before = lora.split(state.params)[0] if cfg.lora.paths else loaded.params
-    finish(cfg, learner, Contestants(policy, questions, before, state.params, benchmark), workdir)
+    finish(cfg, learner, PolicyPair(policy, questions, before, state.params, benchmark), workdir)
 
 
-def held_beside(
+def resident_bytes(
   cfg: GrpoRun,
   policy: Policy,
   optimizer: optax.GradientTransformation,
@@ -214,16 +217,18 @@ def held_beside(
   return bytes_of(state) if cfg.lora.paths else bytes_of(state, start)
 
 
-def check_exam(cfg: GrpoRun, policy: Policy, held: int, mesh: jax.sharding.Mesh) -> None:
+def check_evaluation_memory(
+  cfg: GrpoRun, policy: Policy, resident: int, mesh: jax.sharding.Mesh
+) -> None:
   """Refuses a run whose exam would not fit, `held` bytes beside it, before it is trained.
 
   Raises:
     ConfigError: on the host.
   """
-  exam = exam_config(cfg.rollout, cfg.evaluation, compared=True)
-  made = planned(policy, compiled.rollout_buckets(exam, mesh), held)
+  evaluation_set = evaluation_rollout_config(cfg.rollout, cfg.evaluation, compared=True)
+  made = planned(policy, compiled.rollout_buckets(evaluation_set, mesh), resident)
   other = made.weights  # start and end are asked, each by its own weights
-  check(made._replace(held=held + other), "config.evaluation.slots")
+  check(made._replace(resident=resident + other), "config.evaluation.slots")
 
 
 def start_of(cfg: GrpoRun, policy: Policy, loaded: Loaded, mesh: jax.sharding.Mesh) -> Params:
@@ -231,7 +236,7 @@ def start_of(cfg: GrpoRun, policy: Policy, loaded: Loaded, mesh: jax.sharding.Me
   if not cfg.lora.paths:
     return jax.tree.map(jax.numpy.copy, loaded.params)
   fresh = compiled.init_adapters(policy, rng.stream(cfg.seed, "adapters"), mesh)
-  return param_tree.join(loaded.params, fresh)
+  return param_tree.merge(loaded.params, fresh)
 
 
 def reference_of(cfg: GrpoRun, start: Params) -> Callable[[Params], Params] | None:
@@ -241,13 +246,13 @@ def reference_of(cfg: GrpoRun, start: Params) -> Callable[[Params], Params] | No
   return (lambda params: params) if cfg.lora.paths else (lambda _: start)
 
 
-def finish(cfg: GrpoRun, learner: Learner, ends: Contestants, workdir: pathlib.Path) -> None:
+def finish(cfg: GrpoRun, learner: Learner, ends: PolicyPair, workdir: pathlib.Path) -> None:
   """Asks start and end the same held-out questions, once, and writes table and report."""
   console = make_console()
   if ends.questions is None:
     console.print(f"{workdir}/results.json has this evaluation; delete it to evaluate again")
   else:
-    exam(cfg, learner, ends, ends.questions(), workdir, console)
+    evaluation_set(cfg, learner, ends, ends.questions(), workdir, console)
   card = RewardCard(cfg.learn.reward, cfg.learn.advantage, progress=1.0)
   about = About(
     title=f"{'AP-GRPO' if cfg.learn.advantage.alpha else 'GRPO'} on {ROOMS[cfg.source.kind]}",
@@ -261,10 +266,10 @@ def finish(cfg: GrpoRun, learner: Learner, ends: Contestants, workdir: pathlib.P
       ("seed", str(cfg.seed)),
     ),
   )
-  console.print(f"wrote {write_report(workdir, about, card, cfg.learn.keep_groups)}")
+  console.print(f"wrote {write_report(workdir, about, card, cfg.learn.saved_groups)}")
 
 
-def origin_of(cfg: GrpoRun) -> dict[str, Any]:
+def fingerprint(cfg: GrpoRun) -> dict[str, Any]:
   """What makes an exam that was held the one that this run would hold."""
   return {
     "seed": cfg.seed,
@@ -273,10 +278,10 @@ def origin_of(cfg: GrpoRun) -> dict[str, Any]:
   }
 
 
-def exam(
+def evaluation_set(
   cfg: GrpoRun,
   learner: Learner,
-  ends: Contestants,
+  ends: PolicyPair,
   questions: Questions,
   workdir: pathlib.Path,
   console: Console,
@@ -284,10 +289,10 @@ def exam(
   """Asks start and end the same held-out questions."""
   asked, slots = learner.engine, "config.evaluation.slots"
   weights = [learner.decode_params(params) for params in (ends.before, ends.after)]
-  held = bytes_of(ends.before, ends.after, weights[0])
-  contest = make_contest(
+  resident = bytes_of(ends.before, ends.after, weights[0])
+  contest = make_evaluator(
     lambda rollout: make_engine(
-      ends.policy, asked.conversation, asked.executor, rollout, held, slots
+      ends.policy, asked.conversation, asked.executor, rollout, resident, slots
     ),
     cfg.rollout,
     questions,
@@ -296,7 +301,7 @@ def exam(
     cfg.seed,
     *weights,
   )
-  hold(contest, workdir, ends.benchmark, origin_of(cfg), console)
+  hold(contest, workdir, ends.benchmark, fingerprint(cfg), console)
 
 
 if __name__ == "__main__":

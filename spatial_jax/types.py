@@ -227,17 +227,17 @@ class Scores(NamedTuple):
   Attributes:
     reward_BG: what the advantage is computed from.
     accuracy_BG: the smooth (or exact) accuracy part, in [0, 1]: the scale of AP-GRPO.
-    hard_BG: the hard score (MRA or exact match) that gates and is reported.
+    score_BG: the hard score (MRA or exact match) that gates and is reported.
     format_BG: 1 where format and every operation were right.
-    usable_BG: bool, false for a fault: left out of group statistics and update.
+    valid_BG: bool, false for a fault: left out of group statistics and update.
     parsed_BG: bool, whether an answer could be read.
   """
 
   reward_BG: np.ndarray
   accuracy_BG: np.ndarray
-  hard_BG: np.ndarray
+  score_BG: np.ndarray
   format_BG: np.ndarray
-  usable_BG: np.ndarray
+  valid_BG: np.ndarray
   parsed_BG: np.ndarray
 
 

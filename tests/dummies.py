@@ -192,7 +192,7 @@ REWARD = RewardConfig(
   schedule=Schedule("sigmoid", 1.0, 100.0, 0.5, 10.0),
   discrete_sharpness=None,
   strict_mra=False,
-  hard_threshold=0.0,
+  score_threshold=0.0,
   format_weight=0.1,
   gate="format",
 )
@@ -270,7 +270,7 @@ def finished_run(workdir: pathlib.Path, steps: int = 120, groups: int = 2) -> pa
     record = {"step": step, "stage": "grpo", "time_s": 4.1 * (step + 1)}
     record |= {
       "reward": 0.45 + 0.16 * u**0.7 + 0.03 * noise[0],
-      "hard": 0.41 + 0.09 * u**0.7 + 0.03 * noise[1],
+      "score": 0.41 + 0.09 * u**0.7 + 0.03 * noise[1],
       "format": min(1.0, 0.82 + 0.16 * u**0.4 + 0.02 * noise[2]),
       "logp_difference": 2e-5 * float(np.exp(0.3 * noise[3])),
       "response_tokens": 96 - 22 * u + 4 * noise[4],

@@ -284,7 +284,7 @@ def run_case(case: Case, policy: Policy, params: Params) -> tuple[np.ndarray, np
   hidden, prefix = jax.jit(policy.prefill)(
     params, *(x[None, :end] for x in inputs), features_MYD, feature[None, :end]
   )
-  cache = cache_lib.admit(policy.init_cache(1, 1, 1, 96, (32, 64)), prefix, jnp.arange(1))
+  cache = cache_lib.put_prefix(policy.init_cache(1, 1, 1, 96, (32, 64)), prefix, jnp.arange(1))
   if case.live:
     rest, cache = jax.jit(policy.append)(
       params, cache, None, *(x[None, end:] for x in inputs), features_MYD, feature[None, end:]

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 
 from configs import tiny_pretrain
-from experiments.tiny.pretrain import PretrainRun, Teacher
+from experiments.tiny.pretrain import BatchBuilder, PretrainRun
 from spatial_jax.config import build
 from spatial_jax.rollout.conversation import Conversation
 from tests import rollout_fixtures as fixtures
@@ -13,14 +13,14 @@ SEE, STEPS = 1, 4
 
 
 def small_config(out):
-  """`configs/tiny_pretrain.py`, hardly there: one seeing step, then plain and drawing lessons."""
+  """`configs/tiny_pretrain.py`, hardly there: one seeing step, then plain and drawing batches."""
   cfg = tiny_pretrain.get_config()
   cfg.recipe.update(
     {
-      "see_steps": SEE,
-      "see_scenes": 2,
+      "vision_steps": SEE,
+      "vision_scenes": 2,
       "micro": {"rows": 2, "lengths": (256, 1024)},
-      "lessons": (
+      "batches": (
         {"scenes": 1, "group": 2, "answer": "choice", "draw_share": 0.0},
         {"scenes": 2, "group": 2, "answer": "number", "draw_share": 0.0},
         {"scenes": 2, "group": 1, "answer": "number", "draw_share": 1.0},
@@ -48,7 +48,7 @@ def settings(cfg):
 
 
 @functools.cache
-def teacher() -> Teacher:
+def builder() -> BatchBuilder:
   run = build(PretrainRun, settings(small_config("unused")))
   policy = dataclasses.replace(
     fixtures.policy_config(),
@@ -59,6 +59,6 @@ def teacher() -> Teacher:
   shapes = dataclasses.replace(
     run.shapes, prefix_buckets=(512,), tokens=1024, vocabulary=fixtures.VOCABULARY
   )
-  return Teacher(
-    conversation, run.recipe, run.rooms, run.look, run.questions, shapes, run.style, run.seed
+  return BatchBuilder(
+    conversation, run.recipe, run.rooms, run.camera, run.questions, shapes, run.style, run.seed
   )

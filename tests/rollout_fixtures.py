@@ -18,7 +18,7 @@ from spatial_jax.drawing.termination import StopLimits
 from spatial_jax.learn.train_batch import BatchConfig
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
-from spatial_jax.rollout.config import Mode, RolloutConfig
+from spatial_jax.rollout.config import RolloutConfig, SamplingParams
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import Engine, RolloutPrograms, stop_ids
 from spatial_jax.types import ObjectBox, Params, Task
@@ -34,7 +34,9 @@ TOKENIZER = train_tokenizer([BOX_TURN, ANSWER_TURN, "How far is the chair?"] * 4
 STOP = TOKENIZER.id(IM_END)
 WORDS = TextConfig("", "{index}\n", "{question}", " N", " L", "{index}\n", "more", "final", "", 0.0)
 STYLE = Style(line_px=1, dot_px=1, font_px=6, label_offset_px=(1, 1))
-SAMPLED = Mode(temperature=1.0, greedy=False, top_k=0, top_p=1.0, min_p=0.0, turn_tokens=0)
+SAMPLED = SamplingParams(
+  temperature=1.0, greedy=False, top_k=0, top_p=1.0, min_p=0.0, max_tokens_per_turn=0
+)
 GREEDY = dataclasses.replace(SAMPLED, greedy=True)
 ROLLOUT = RolloutConfig(
   prompts=3,
@@ -43,21 +45,21 @@ ROLLOUT = RolloutConfig(
   rows=0,
   prefill=(1, 2),
   append=(1, 4),
-  chunk=3,
-  narrow=(0.5, 0.16),
+  decode_steps=3,
+  gather_fractions=(0.5, 0.16),
   schedule="logical",
-  delay=1,
+  drawing_delay=1,
   weights="compute",
-  mode=SAMPLED,
-  turn_tokens=8,
-  stop=StopLimits(turns=3, images=4, image_tokens=256, tokens=112),
+  sampling=SAMPLED,
+  max_tokens_per_turn=8,
+  stop=StopLimits(max_turns=3, max_images=4, max_image_tokens=256, max_response_tokens=112),
   stop_tokens=(IM_END,),
   stop_strings=(),
   limits=Limits(4, 2000, 8, 8, 40, 6),
   prompt_buckets=(48, 96),
   observation_buckets=(32, 64),
-  own_cuts=(7, 60),
-  features=256,
+  suffix_block_edges=(7, 60),
+  feature_buffer_tokens=256,
   vision=VisionBuckets((8, 32, 128), (2, 8, 32), (64,)),
 )
 
@@ -149,7 +151,7 @@ def scripted(scripts: Sequence[Script], cfg: RolloutConfig) -> RolloutPrograms:
     first_B, of_rows = np.zeros(cfg.slots, int), (np.zeros(rows, int) for _ in range(5))
     return ScriptedState(first_B, *of_rows, np.zeros(rows, bool))
 
-  def admit(params, state, pool_MYD, prompts):
+  def admit(params, state, feature_buffer_MYD, prompts):
     for slot in prompts.slot_B:
       if slot < cfg.slots:
         state.first_B[slot] = admitted[0]
@@ -168,13 +170,13 @@ def scripted(scripts: Sequence[Script], cfg: RolloutConfig) -> RolloutPrograms:
   def sample(params, state, halt_R, row_R, truncate):
     state.active_R &= ~halt_R
     here = np.arange(rows) if row_R is None else row_R
-    shape = (len(here), cfg.chunk)
+    shape = (len(here), cfg.decode_steps)
     token_RT, logp_RT = np.full(shape, -1), np.zeros(shape, np.float32)
     for i, r in enumerate(here):
       if r >= rows or not state.active_R[r]:
         continue
       turn = scripts[state.script_R[r]][state.turn_R[r]]
-      for k in range(cfg.chunk):
+      for k in range(cfg.decode_steps):
         token_RT[i, k], logp_RT[i, k] = turn[state.said_R[r]], -1.0
         state.said_R[r] += 1
         state.count_R[r] += 1
@@ -184,7 +186,7 @@ def scripted(scripts: Sequence[Script], cfg: RolloutConfig) -> RolloutPrograms:
           break
     return state, token_RT, logp_RT
 
-  def observe(params, state, pool_MYD, observations):
+  def observe(params, state, feature_buffer_MYD, observations):
     for i, r in enumerate(observations.row_R):
       if r < rows:
         assert not state.active_R[r], "nobody looks while it samples"
@@ -195,12 +197,12 @@ def scripted(scripts: Sequence[Script], cfg: RolloutConfig) -> RolloutPrograms:
   cfg_D = policy_config().decoder.width
   return RolloutPrograms(
     empty=empty,
-    pool=lambda: np.zeros((cfg.features, 1, cfg_D), np.float32),
-    see=lambda params, pool_MYD, vision, place_M: (pool_MYD, 0),
-    admit=admit,
-    begin=begin,
+    feature_buffer=lambda: np.zeros((cfg.feature_buffer_tokens, 1, cfg_D), np.float32),
+    encode_images=lambda params, feature_buffer_MYD, vision, place_M: (feature_buffer_MYD, 0),
+    prefill=admit,
+    start_rows=begin,
     sample=sample,
-    observe=observe,
+    append=observe,
   )
 
 

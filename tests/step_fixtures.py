@@ -21,7 +21,7 @@ from spatial_jax.learn.advantage import advantage
 from spatial_jax.learn.gradient import Microbatches
 from spatial_jax.learn.losses import LossConfig
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
-from spatial_jax.learn.train_batch import BatchConfig, select, to_train_batch
+from spatial_jax.learn.train_batch import BatchConfig, downsample_rollouts, to_train_batch
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.reward.compose import score
@@ -44,21 +44,21 @@ ROLLOUT = RolloutConfig(
   rows=0,
   prefill=(4,),
   append=(4,),
-  chunk=4,
-  narrow=(0.5,),
+  decode_steps=4,
+  gather_fractions=(0.5,),
   schedule="logical",
-  delay=1,
+  drawing_delay=1,
   weights="compute",
-  mode=SAMPLED,
-  turn_tokens=6,
-  stop=StopLimits(turns=2, images=4, image_tokens=256, tokens=64),
+  sampling=SAMPLED,
+  max_tokens_per_turn=6,
+  stop=StopLimits(max_turns=2, max_images=4, max_image_tokens=256, max_response_tokens=64),
   stop_tokens=("<|im_end|>",),
   stop_strings=(),
   limits=Limits(4, 2000, 8, 8, 40, 6),
   prompt_buckets=(64,),
   observation_buckets=(48,),
-  own_cuts=(5,),
-  features=256,
+  suffix_block_edges=(5,),
+  feature_buffer_tokens=256,
   vision=VisionBuckets((16, 48), (4, 12), (64,)),
 )
 # A small step and a large epsilon: where a gradient is noise, Adam would turn it into a full step.
@@ -139,8 +139,8 @@ def everybody_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 
   def parse(text: str, coordinates: Coordinates, limits: Limits) -> Parsed:
     box = Operation("box", 1, (2.0, 3.0, 15.0, 4.0 + len(text)), "a")
-    draws = len(coordinates.sizes) == 1 and zlib.crc32(text.encode()) % 2 == 0
-    return Parsed((box,) if draws else (), (), None, False)
+    sample_index = len(coordinates.sizes) == 1 and zlib.crc32(text.encode()) % 2 == 0
+    return Parsed((box,) if sample_index else (), (), None, False)
 
   def ended(turns, images, tokens, truncated, limits):
     return end_reason(turns, images, tokens, False, limits)
@@ -154,7 +154,7 @@ def step(lab: Lab, state: TrainState, number: int) -> Outcome:
   asked = tasks(100 * number)
   prompts = [lab.engine.conversation.prompt(task) for task in asked]
   weights = lab.decode_params(state.params)
-  rollouts = scheduler.run_episodes(
+  rollouts = scheduler.generate_rollouts(
     lab.engine, weights, prompts, 0, number, [SAMPLED] * ROLLOUT.group
   )
   scores = score(rollouts, asked, dummies.REWARD, 2.0)
@@ -163,7 +163,7 @@ def step(lab: Lab, state: TrainState, number: int) -> Outcome:
   scores = scores._replace(reward_BG=luck_BG, accuracy_BG=luck_BG)
   advantage_BG = np.asarray(advantage(scores, dummies.ADVANTAGE))
   # By blocks of the largest mesh, on which every other keeps the same rows.
-  kept_BG = select(advantage_BG, SHARE, BLOCKS)
+  kept_BG = downsample_rollouts(advantage_BG, SHARE, BLOCKS)
   batch, _ = to_train_batch(rollouts, advantage_BG, SHAPES, kept_BG)
   state, metrics = lab.learn.update(state, lab.learn.place(batch), None)
   return Outcome(rollouts, state, metrics, weights)

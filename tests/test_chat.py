@@ -16,9 +16,9 @@ from configs import tiny
 from spatial_jax import chat as chat_lib
 from spatial_jax.chat import Asking, AskRun, ask, overlay, settings_of
 from spatial_jax.config import ConfigError, build
-from spatial_jax.evaluate.best_of_n import likeliest, mean_logp
+from spatial_jax.evaluate.best_of_n import mean_logp, most_likely
 from spatial_jax.rollout.auto_buckets import fitted
-from spatial_jax.rollout.scheduler import run_episodes
+from spatial_jax.rollout.scheduler import generate_rollouts
 from tests import rollout_fixtures as fixtures
 from tests.dummies import TrajectoryWriter
 
@@ -48,11 +48,11 @@ def test_what_is_said_is_what_was_sampled_and_drawn(tmp_path, monkeypatch):
   while_it_ran = []
 
   def run(*arguments, **more):
-    rollouts = run_episodes(*arguments, **more)
+    rollouts = generate_rollouts(*arguments, **more)
     while_it_ran.extend(words)
     return rollouts
 
-  monkeypatch.setattr(chat_lib, "run_episodes", run)
+  monkeypatch.setattr(chat_lib, "generate_rollouts", run)
   (answer,) = ask(settings(), ASSET, question(), GREEDY, tmp_path, "python ...", words.append)
   paths = sorted(tmp_path.glob("answer_*.png"))
   assert [path.name for path in paths] == ["answer_1_image_2.png"]
@@ -90,8 +90,8 @@ def test_answers_go_before_what_is_likely_but_none():
     return writer.finish("room", 0, 2, 0, reason)
 
   babble, poor, good = said(-0.1, "token_limit"), said(-2.0, "answer"), said(-0.5, "answer")
-  assert likeliest([babble, poor, good], 3) == [good, poor, babble]
-  assert likeliest([babble, poor, good], 1) == [good]
+  assert most_likely([babble, poor, good], 3) == [good, poor, babble]
+  assert most_likely([babble, poor, good], 1) == [good]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_the_shapes_hold_the_prompt_and_whatever_is_drawn():
   task = fixtures.task("room", sizes=((24, 24), (16, 40)))
   prompt = conversation.prompt(task)
   cfg = fitted(fixtures.ROLLOUT, conversation, prompt, 3, 4)
-  assert (cfg.prompts, cfg.group, cfg.slots, cfg.chunk) == (1, 3, 1, 4)
+  assert (cfg.prompts, cfg.group, cfg.slots, cfg.decode_steps) == (1, 3, 1, 4)
   assert cfg.prompt_buckets[-1] >= len(prompt.token_ids_T)
   largest = max((image.pixels for image in prompt.images), key=lambda pixels: pixels.size)
   look = conversation.observation(
@@ -161,9 +161,9 @@ def test_the_command_prints_the_answer_and_leaves_the_page(tmp_path):
 
 
 def test_what_is_set_by_hand_lies_over_what_the_run_recorded():
-  recorded = {"seed": 1, "rollout": {"turn_tokens": 128, "mode": {"top_k": 0}}}
-  changed = overlay(recorded, {"rollout.mode.top_k": 5, "seed": 2})
-  assert changed == {"seed": 2, "rollout": {"turn_tokens": 128, "mode": {"top_k": 5}}}
+  recorded = {"seed": 1, "rollout": {"max_tokens_per_turn": 128, "mode": {"top_k": 0}}}
+  changed = overlay(recorded, {"rollout.sampling.top_k": 5, "seed": 2})
+  assert changed == {"seed": 2, "rollout": {"max_tokens_per_turn": 128, "mode": {"top_k": 5}}}
   assert recorded["rollout"]["mode"]["top_k"] == 0
   with pytest.raises(ConfigError, match=r"config\.rollout\.bogus is unknown"):
     overlay(recorded, {"rollout.bogus": 1})

@@ -222,38 +222,38 @@ def test_killed_while_saving_leaves_a_whole_checkpoint(tmp_path):
 
 def test_claim_writes_and_accepts_the_same_config(tmp_path):
   run = tmp_path / "run"
-  checkpoint.claim(run, CONFIG, may_differ=())
-  checkpoint.claim(run, json.loads(json.dumps(CONFIG)), may_differ=())
+  checkpoint.bind_workdir(run, CONFIG, may_differ=())
+  checkpoint.bind_workdir(run, json.loads(json.dumps(CONFIG)), may_differ=())
   assert json.loads((run / "config.json").read_text()) == CONFIG
   assert [path.name for path in run.iterdir()] == ["config.json"]
 
 
 def test_claim_compares_values_and_not_their_text(tmp_path):
-  lessons = [{"scenes": 16, "group": 6, "limits": {"turns": 2, "images": 4}}, {"scenes": 8}]
-  (tmp_path / "config.json").write_text(json.dumps({"lessons": lessons, "seed": 0, "rate": 1}))
+  batches = [{"scenes": 16, "group": 6, "limits": {"turns": 2, "images": 4}}, {"scenes": 8}]
+  (tmp_path / "config.json").write_text(json.dumps({"batches": batches, "seed": 0, "rate": 1}))
   turned = {"images": 4, "turns": 2}
   same = [{"limits": turned, "group": 6, "scenes": 16}, {"scenes": 8}]
-  checkpoint.claim(tmp_path, {"seed": 0, "rate": 1.0, "lessons": same}, ())
+  checkpoint.bind_workdir(tmp_path, {"seed": 0, "rate": 1.0, "batches": same}, ())
   for other in (same[::-1], [same[0] | {"group": 7}, same[1]], [same[0] | {"limits": {}}, same[1]]):
-    with pytest.raises(ConfigError, match=r"another config: config\.lessons is .*; use a new"):
-      checkpoint.claim(tmp_path, {"seed": 0, "rate": 1.0, "lessons": other}, ())
+    with pytest.raises(ConfigError, match=r"another config: config\.batches is .*; use a new"):
+      checkpoint.bind_workdir(tmp_path, {"seed": 0, "rate": 1.0, "batches": other}, ())
   with pytest.raises(ConfigError, match=r"config\.seed is not set, workdir has 0; use"):
-    checkpoint.claim(tmp_path, {"rate": 1.0, "lessons": same}, ())
+    checkpoint.bind_workdir(tmp_path, {"rate": 1.0, "batches": same}, ())
 
 
 def test_claim_lets_listed_keys_and_groups_change(tmp_path):
-  checkpoint.claim(tmp_path, CONFIG, ())
+  checkpoint.bind_workdir(tmp_path, CONFIG, ())
   changed = CONFIG | {"steps": 20, "log": {"wandb": True, "every": 5}}
-  checkpoint.claim(tmp_path, changed, may_differ=("steps", "log"))
+  checkpoint.bind_workdir(tmp_path, changed, may_differ=("steps", "log"))
   assert json.loads((tmp_path / "config.json").read_text()) == changed
 
 
 def test_claim_refuses_another_config_and_overwrites_nothing(tmp_path):
-  checkpoint.claim(tmp_path, CONFIG, ())
+  checkpoint.bind_workdir(tmp_path, CONFIG, ())
   before = (tmp_path / "config.json").read_text()
   changed = {"seed": 1, "steps": 20, "log": CONFIG["log"], "advantage": {"clip": 0.2}}
   with pytest.raises(ConfigError) as error:
-    checkpoint.claim(tmp_path, changed, may_differ=("steps",))
+    checkpoint.bind_workdir(tmp_path, changed, may_differ=("steps",))
   assert str(error.value) == (
     "work directory of another config: config.advantage.alpha is not set, workdir has 1.0; "
     "config.advantage.clip is 0.2, workdir has not set; config.seed is 1, workdir has 0; "
@@ -265,4 +265,4 @@ def test_claim_refuses_another_config_and_overwrites_nothing(tmp_path):
 def test_claim_of_a_damaged_work_directory(tmp_path):
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(CheckpointError, match=r"config\.json is not JSON .* use a new --workdir"):
-    checkpoint.claim(tmp_path, CONFIG, ())
+    checkpoint.bind_workdir(tmp_path, CONFIG, ())

@@ -58,12 +58,12 @@ def test_slots_are_padded_to_the_devices_of_a_process():
 def test_rows_are_padded_to_the_devices_of_a_process(rows, padded):
   mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2), jax.devices())
   rollout = dataclasses.replace(
-    step_fixtures.ROLLOUT, slots=4, group=4, rows=rows, narrow=(0.1, 0.3, 0.6)
+    step_fixtures.ROLLOUT, slots=4, group=4, rows=rows, gather_fractions=(0.1, 0.3, 0.6)
   )
   found = compiled.rollout_buckets(rollout, mesh)
   assert found.rows == padded
-  assert all(width % 4 == 0 for width in found.widths)
-  assert found.widths[-1] == found.row_count
+  assert all(width % 4 == 0 for width in found.decode_row_counts)
+  assert found.decode_row_counts[-1] == found.row_count
 
 
 def test_decode_parameters_are_the_compute_dtypes_and_change_no_bit():

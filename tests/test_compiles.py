@@ -59,7 +59,16 @@ def tiny_shapes() -> tuple[GrpoConfig, RolloutConfig]:
   return learn, rollout
 
 
-PROGRAMS = ["decode_params", "see", "admit", "begin", "sample", "sample_few", "observe", "update"]
+PROGRAMS = [
+  "decode_params",
+  "encode_images",
+  "admit",
+  "begin",
+  "sample",
+  "sample_few",
+  "observe",
+  "update",
+]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +89,7 @@ def test_every_program_compiles_and_fits(compiled):
 
 
 @needs_libtpu
-@pytest.mark.parametrize("name", ["see", "admit", "update"])
+@pytest.mark.parametrize("name", ["encode_images", "admit", "update"])
 def test_attention_over_whole_rows_is_the_kernel(compiled, name):
   calls = [line for line in compiled[name].text.splitlines() if "tpu_custom_call" in line]
   assert any("splash" in line for line in calls), f"{len(calls)} kernels, none of them splash"
@@ -92,12 +101,12 @@ def programs_of(
   learn, _ = tiny_shapes()
   mesh = aot.topology_mesh(topology, sharding.MeshConfig(-1, 2, 2))
   policy = make_policy(cfg, jnp.bfloat16, mesh)
-  policy = dataclasses.replace(policy, lora=adapters, frozen=lora.held(adapters, ()))
+  policy = dataclasses.replace(policy, lora=adapters, frozen=lora.frozen_paths(adapters, ()))
   island = dataclasses.replace(policy, mesh=aot.host_mesh(topology, mesh))
   batch = BatchConfig((128,), 128, rollout.vision, cfg.vision.window_blocks, cfg.decoder.vocabulary)
   optimizer = make_optimizer(dataclasses.replace(learn.optimizer, frozen=policy.frozen))
   found = abstract_inputs.all_programs(
-    policy, island, optimizer, learn.loss, learn.micro, rollout, batch, learn.share
+    policy, island, optimizer, learn.loss, learn.micro, rollout, batch, learn.keep_fraction
   )
   return {program.name: program for program in found}
 
@@ -141,7 +150,7 @@ def test_a_slice_of_several_hosts_reshards_to_islands_of_one():
   found = programs_of("v5e:4x4", tiny_policy(), rollout)
   tokens = found["update"].arguments[1].token_RT
   sampled = 4 * found["sample"].arguments[1].position_R.shape[0]
-  assert tokens.shape[0] == learn.share * sampled, "of four islands"
+  assert tokens.shape[0] == learn.keep_fraction * sampled, "of four islands"
   for name in ("decode_params", "sample"):
     one = aot.compile_program(found[name])
     assert one.error is None, f"{name}: {one.error}"

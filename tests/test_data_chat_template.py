@@ -18,11 +18,11 @@ from spatial_jax.data.tokenizer import IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_
 from tests import policy_fixtures, rollout_fixtures
 
 CUT = policy_fixtures.PREPROCESS  # a token is 8 x 8 pixels
-PICTURE = patch_image(policy_fixtures.picture(1, 8, 16), CUT)
+IMAGE_TOKENS = patch_image(policy_fixtures.picture(1, 8, 16), CUT)
 OTHER = patch_image(policy_fixtures.picture(2, 16, 16), CUT)
 FRAMES = [policy_fixtures.picture(3 + i, 8, 8) for i in range(4)]
 CLIP = PatchedClip(patch_frames(FRAMES, CUT), (0.3, 1.5), 1.2)
-QUESTION = [Message("user", (PICTURE, "Here ", CLIP, "moves. And ", OTHER, "?"))]
+QUESTION = [Message("user", (IMAGE_TOKENS, "Here ", CLIP, "moves. And ", OTHER, "?"))]
 SEEN = f"{VISION_START}{IMAGE_PAD}{VISION_END}"
 MOVING = f"{VISION_START}{VIDEO_PAD}{VISION_END}"
 
@@ -34,7 +34,7 @@ def test_the_text_of_qwen2_and_qwen2_5():
     f"<|im_start|>user\n{SEEN}Here {MOVING}moves. And {SEEN}?<|im_end|>\n"
     "<|im_start|>assistant\n"
   )
-  assert chat.pictures == [PICTURE, CLIP.image, OTHER]
+  assert chat.pictures == [IMAGE_TOKENS, CLIP.image, OTHER]
   assert chat.seconds == [1.2]
 
 

@@ -31,12 +31,12 @@ from spatial_jax.errors import DataError
 from spatial_jax.synthetic import tasks as tasks_lib
 from spatial_jax.synthetic.floorplan import ProceduralConfig
 from spatial_jax.synthetic.questions import QuestionConfig
-from spatial_jax.synthetic.tasks import LookConfig
+from spatial_jax.synthetic.tasks import CameraConfig
 from tests import rollout_fixtures as fixtures
 
 TYPES = ("object_counting", "object_abs_distance", "camera_distance")
 ROOMS = ProceduralConfig(objects=(3, 5), side_m=(3.0, 4.0), l_shape_share=0.0, repeat_share=0.3)
-LOOK = LookConfig(56, 56, 75.0, (1,))
+LOOK = CameraConfig(56, 56, 75.0, (1,))
 QUESTIONS = QuestionConfig(TYPES, 3, 10, 0.5, "views", 2.0, "")
 
 
@@ -63,13 +63,13 @@ def numbers(tasks):
 
 
 @given(st.integers(0, 99), st.integers(0, 10**6), st.integers(1, 20), st.integers(1, 6))
-def test_batch_is_a_function_of_seed_and_step(seed, step, count, per_scene):
-  tasks = batch(made_up, 0, seed, step, count, per_scene, TYPES)
-  assert ids(tasks) == ids(batch(made_up, 0, seed, step, count, per_scene, TYPES))
+def test_batch_is_a_function_of_seed_and_step(seed, step, count, max_tasks_per_scene):
+  tasks = batch(made_up, 0, seed, step, count, max_tasks_per_scene, TYPES)
+  assert ids(tasks) == ids(batch(made_up, 0, seed, step, count, max_tasks_per_scene, TYPES))
   assert len(set(ids(tasks))) == count
   rooms = numbers(tasks)
   assert all(0 <= number < HELD_OUT_SEED for number in rooms)
-  assert max(rooms.count(number) for number in rooms) <= per_scene
+  assert max(rooms.count(number) for number in rooms) <= max_tasks_per_scene
 
 
 def test_steps_and_seeds_see_other_rooms():
@@ -87,14 +87,14 @@ def shares(tasks):
 
 
 @given(st.integers(0, 99), st.integers(1, 30), st.integers(1, 6), st.booleans())
-def test_question_types_share_evenly(seed, count, per_scene, training):
+def test_question_types_share_evenly(seed, count, max_tasks_per_scene, training):
   """Whatever each room offers most of."""
   if training:
-    tasks = batch(made_up, 0, seed, 0, count, per_scene, TYPES)
+    tasks = batch(made_up, 0, seed, 0, count, max_tasks_per_scene, TYPES)
   else:
-    tasks = held_out(made_up, seed, count, per_scene, TYPES)
+    tasks = held_out(made_up, seed, count, max_tasks_per_scene, TYPES)
   assert len(set(ids(tasks))) == count
-  assert max(Counter(numbers(tasks)).values()) <= per_scene
+  assert max(Counter(numbers(tasks)).values()) <= max_tasks_per_scene
   counts = shares(tasks).values()
   assert max(counts) - min(counts) <= 1
 
@@ -117,28 +117,30 @@ def one_in(period):
 
 
 @given(st.integers(0, 99), st.integers(1, 20), st.integers(1, 3))
-def test_a_rare_type_is_waited_for(seed, count, per_scene):
-  tasks_of, visited = one_in(4 // per_scene)
-  counts = shares(batch(tasks_of, 0, seed, 0, count, per_scene, TYPES)).values()
-  assert len(visited) <= 4 * math.ceil(count / per_scene)
+def test_a_rare_type_is_waited_for(seed, count, max_tasks_per_scene):
+  tasks_of, visited = one_in(4 // max_tasks_per_scene)
+  counts = shares(batch(tasks_of, 0, seed, 0, count, max_tasks_per_scene, TYPES)).values()
+  assert len(visited) <= 4 * math.ceil(count / max_tasks_per_scene)
   assert max(counts) - min(counts) <= 1
 
 
 @given(st.integers(0, 99), st.integers(1, 20), st.integers(1, 3), st.integers(1, 3))
-def test_patience_bounds_the_rooms_that_are_looked_at(seed, count, per_scene, patience):
+def test_patience_bounds_the_rooms_that_are_looked_at(
+  seed, count, max_tasks_per_scene, rare_type_retries
+):
   tasks_of, visited = one_in(HELD_OUT_SEED * 2)
-  tasks = batch(tasks_of, 0, seed, 0, count, per_scene, TYPES, patience)
+  tasks = batch(tasks_of, 0, seed, 0, count, max_tasks_per_scene, TYPES, rare_type_retries)
   assert len(tasks) == count
-  assert len(visited) <= (patience + 1) * math.ceil(count / per_scene)
+  assert len(visited) <= (rare_type_retries + 1) * math.ceil(count / max_tasks_per_scene)
 
 
 @given(st.integers(0, 99), st.integers(1, 40), st.integers(1, 6))
-def test_a_type_that_never_comes_is_given_up(seed, count, per_scene):
+def test_a_type_that_never_comes_is_given_up(seed, count, max_tasks_per_scene):
   tasks_of, visited = one_in(HELD_OUT_SEED * 2)
-  tasks = held_out(tasks_of, seed + 1, count, per_scene, TYPES)
+  tasks = held_out(tasks_of, seed + 1, count, max_tasks_per_scene, TYPES)
   assert len(set(ids(tasks))) == count
-  assert max(Counter(numbers(tasks)).values()) <= per_scene
-  assert len(visited) <= 5 * math.ceil(count / per_scene)
+  assert max(Counter(numbers(tasks)).values()) <= max_tasks_per_scene
+  assert len(visited) <= 5 * math.ceil(count / max_tasks_per_scene)
   assert min(shares(tasks)[kind] for kind in TYPES[:-1]) >= count // len(TYPES)
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from spatial_jax.data.prompt_text import (
   TextConfig,
+  expand_image_tokens,
   observation_text,
-  opening_of,
   prompt_text,
-  widen,
+  response_prefix_of,
 )
 from spatial_jax.data.tokenizer import (
   IM_END,
@@ -38,8 +38,8 @@ TEXT = TextConfig(
   observation="drawn {index}, {width} x {height}\n",
   more="go on",
   final="answer now",
-  opening="",
-  opened=1.0,
+  response_prefix="",
+  response_prefix_fraction=1.0,
 )
 SPECIAL_IDS = {TOKENIZER.id(token) for token in SPECIAL_TOKENS}
 WILD = st.text() | st.lists(
@@ -111,20 +111,29 @@ def test_prompt_in_full():
 
 
 def test_the_policy_goes_on_from_the_opening():
-  opened = dataclasses.replace(TEXT, opening="<think> I mark")
+  response_prefix_fraction = dataclasses.replace(TEXT, response_prefix="<think> I mark")
   plainly = prompt_text(task("x"), patched([(28, 28)]), TEXT)
-  assert prompt_text(task("x"), patched([(28, 28)]), opened) == plainly + "<think> I mark"
-  said = [observation_text(2, patched([(28, 28)]), True, words) for words in (TEXT, opened)]
+  assert (
+    prompt_text(task("x"), patched([(28, 28)]), response_prefix_fraction)
+    == plainly + "<think> I mark"
+  )
+  said = [
+    observation_text(2, patched([(28, 28)]), True, words)
+    for words in (TEXT, response_prefix_fraction)
+  ]
   assert said[0] == said[1], "first turns only"
-  none, some = (dataclasses.replace(opened, opened=share) for share in (0.0, 0.25))
+  none, some = (
+    dataclasses.replace(response_prefix_fraction, response_prefix_fraction=share)
+    for share in (0.0, 0.25)
+  )
   tasks = [task(f"{number}") for number in range(400)]
-  assert not any(opening_of(t, none) for t in tasks)
-  assert 60 < sum(opening_of(t, some) == "<think> I mark" for t in tasks) < 140
+  assert not any(response_prefix_of(t, none) for t in tasks)
+  assert 60 < sum(response_prefix_of(t, some) == "<think> I mark" for t in tasks) < 140
   choice = dataclasses.replace(task("x"), answer_kind="choice", options=("A. a", "B. b"))
-  most = dataclasses.replace(opened, opened=0.999)
-  assert opening_of(task("x"), most)
-  assert not opening_of(choice, most), "choices only where everything is begun so"
-  assert opening_of(choice, opened)
+  most = dataclasses.replace(response_prefix_fraction, response_prefix_fraction=0.999)
+  assert response_prefix_of(task("x"), most)
+  assert not response_prefix_of(choice, most), "choices only where everything is begun so"
+  assert response_prefix_of(choice, response_prefix_fraction)
 
 
 def test_observation_in_full():
@@ -157,7 +166,7 @@ def test_widen(tokens, data):
   for _ in images:
     ids += [*data.draw(st.lists(st.integers(0, 9), max_size=3)), pad]
   ids += data.draw(st.lists(st.integers(0, 9), max_size=3))
-  wide, starts = widen(ids, images, pad)
+  wide, starts = expand_image_tokens(ids, images, pad)
   assert wide.dtype == np.int32
   assert len(wide) == len(ids) + sum(tokens) - len(tokens)
   narrow = wide.tolist()
@@ -169,4 +178,6 @@ def test_widen(tokens, data):
 
 def test_pads_and_pictures_must_agree():
   with pytest.raises(DataError, match="1 image tokens for 2 images"):
-    widen([1, TOKENIZER.id(IMAGE_PAD)], patched([(28, 28)] * 2), TOKENIZER.id(IMAGE_PAD))
+    expand_image_tokens(
+      [1, TOKENIZER.id(IMAGE_PAD)], patched([(28, 28)] * 2), TOKENIZER.id(IMAGE_PAD)
+    )

@@ -8,7 +8,7 @@ from spatial_jax.drawing.parser import Parsed
 from spatial_jax.drawing.termination import StopLimits, end_reason
 from spatial_jax.types import Operation, OperationError
 
-LIMITS = StopLimits(turns=3, images=6, image_tokens=100, tokens=100)
+LIMITS = StopLimits(max_turns=3, max_images=6, max_image_tokens=100, max_response_tokens=100)
 
 
 def _box(image: int = 1, x: float = 1.0, label: str = "a") -> Operation:

@@ -12,10 +12,10 @@ from rich.console import Console
 from spatial_jax.evaluate import comparison as table_lib
 from spatial_jax.evaluate.behaviour import behaviour
 from spatial_jax.evaluate.benchmarks.summary import heading, vsi_score
-from spatial_jax.evaluate.comparison import Sheet, result_table
+from spatial_jax.evaluate.comparison import PredictionSet, result_table
 from spatial_jax.evaluate.console import show, show_behaviour
 from spatial_jax.evaluate.evaluator import write
-from spatial_jax.evaluate.predictions import Answered
+from spatial_jax.evaluate.predictions import Prediction
 from spatial_jax.evaluate.results import ResultColumn, read_results
 from spatial_jax.types import Operation, OperationError, Turn
 from tests import dummies
@@ -32,9 +32,9 @@ def turn(operations=(), errors=(), produced=(), text="said"):
   return Turn(0, 1, text, operations, errors, not errors, produced)
 
 
-def answered(number, hard, reward=None, **changes):
+def answered(number, score_, reward=None, **changes):
   kind = list(TYPES)[number % len(TYPES)]
-  plain = Answered(
+  plain = Prediction(
     task_id=f"task-{number}",
     question_type=kind,
     answer_kind=TYPES[kind],
@@ -42,8 +42,8 @@ def answered(number, hard, reward=None, **changes):
     truth="2",
     benchmark=None,
     answer="2",
-    hard=hard,
-    reward=hard if reward is None else reward,
+    score_=score_,
+    reward=score_ if reward is None else reward,
     parsed=True,
     end_reason="answer",
     turns=(turn(),),
@@ -54,9 +54,9 @@ def answered(number, hard, reward=None, **changes):
   return dataclasses.replace(plain, **changes)
 
 
-def sheet(key, scores, **changes):
+def prediction_set(key, scores, **changes):
   marked = [answered(i, float(s), **changes) for i, s in enumerate(scores)]
-  return Sheet(ResultColumn(key, key.replace("_", " ")), marked)
+  return PredictionSet(ResultColumn(key, key.replace("_", " ")), marked)
 
 
 def all_sheets(means, count=90):
@@ -64,7 +64,7 @@ def all_sheets(means, count=90):
   generator = np.random.default_rng(0)
   ease = generator.normal(0, 0.05, count)
   return [
-    sheet(key, np.clip(mean + ease + generator.normal(0, 0.02, count), 0, 1))
+    prediction_set(key, np.clip(mean + ease + generator.normal(0, 0.02, count), 0, 1))
     for key, mean in zip(KEYS, means, strict=True)
   ]
 
@@ -72,8 +72,8 @@ def all_sheets(means, count=90):
 @pytest.fixture(scope="module")
 def good():
   """(sheets, table) of a run that kept its promises."""
-  sheets = all_sheets(GOOD)
-  return sheets, result_table(sheets, 10.0, True, ("[mine]",))
+  prediction_sets = all_sheets(GOOD)
+  return prediction_sets, result_table(prediction_sets, 10.0, True, ("[mine]",))
 
 
 def by_label(table):
@@ -84,10 +84,10 @@ GOOD = (0.45, 0.50, 0.48, 0.55, 0.53, 0.44, 0.36, 0.37)
 
 
 def test_means_lie_where_they_belong(good):
-  sheets, table = good
+  prediction_sets, table = good
   assert [column.key for column in table.columns] == list(KEYS)
   assert [(row.question_type, row.n) for row in table.rows] == [(name, 30) for name in TYPES]
-  scores = np.array([a.hard for a in sheets[3].answers])
+  scores = np.array([a.score_ for a in prediction_sets[3].answers])
   assert table.overall["end_sampled"].mean == pytest.approx(scores.mean())
   assert table.rows[1].cells["end_sampled"].mean == pytest.approx(scores[1::3].mean())
   numbers, choices, reward = table.summary
@@ -148,10 +148,16 @@ def test_the_note_says_how_much_is_sharpening(good):
 
 
 def test_a_fault_takes_its_question_out_of_every_sheet():
-  sheets = [sheet("end_sampled", [1, 0, 0.5, 1]), sheet("median", [0, 0, 0, 0])]
-  broken = dataclasses.replace(sheets[0].answers[1], end_reason="fault")
-  sheets[0] = Sheet(sheets[0].column, [sheets[0].answers[0], broken, *sheets[0].answers[2:]])
-  table = result_table(sheets, 10.0, False, ())
+  prediction_sets = [
+    prediction_set("end_sampled", [1, 0, 0.5, 1]),
+    prediction_set("median", [0, 0, 0, 0]),
+  ]
+  broken = dataclasses.replace(prediction_sets[0].answers[1], end_reason="fault")
+  prediction_sets[0] = PredictionSet(
+    prediction_sets[0].column,
+    [prediction_sets[0].answers[0], broken, *prediction_sets[0].answers[2:]],
+  )
+  table = result_table(prediction_sets, 10.0, False, ())
   assert sum(row.n for row in table.rows) == 3
   assert table.overall["end_sampled"].mean == pytest.approx(2.5 / 3)
   assert table.paired[0].mean == pytest.approx(2.5 / 3)
@@ -209,9 +215,9 @@ def test_vsi_score_is_the_benchmarks_own_average():
 
 
 def test_files_hold_the_table_and_every_answer(tmp_path):
-  sheets = all_sheets(GOOD, count=6)
-  table = result_table(sheets, 10.0, True, ("a note",))
-  write(tmp_path / "new", sheets, table, {"seed": 3})
+  prediction_sets = all_sheets(GOOD, count=6)
+  table = result_table(prediction_sets, 10.0, True, ("a note",))
+  write(tmp_path / "new", prediction_sets, table, {"seed": 3})
   assert read_results(tmp_path / "new") == table
   record = json.loads((tmp_path / "new" / "results.json").read_text())
   assert record["origin"] == {"seed": 3}
@@ -226,9 +232,9 @@ def test_files_hold_the_table_and_every_answer(tmp_path):
 
 def test_the_console_shows_means_intervals_and_verdicts(good):
   console = Console(width=118, record=True, file=io.StringIO())
-  sheets, table = good
+  prediction_sets, table = good
   show(table, "Rooms of vsi-bench.", console)
-  show_behaviour({"end_sampled": behaviour(sheets[3].answers)}, console)
+  show_behaviour({"end_sampled": behaviour(prediction_sets[3].answers)}, console)
   text = console.export_text()
   assert text.startswith("Rooms of vsi-bench.")
   assert f"{table.overall['end_sampled'].mean:.3f}" in text

@@ -17,7 +17,7 @@ from spatial_jax.data import pipeline
 from spatial_jax.data import source as source_lib
 from spatial_jax.data.source import make_source
 from spatial_jax.errors import CheckpointError, DataError, UserError
-from spatial_jax.evaluate.evaluator import Questions, make_contest, showcase
+from spatial_jax.evaluate.evaluator import Questions, make_evaluator, showcase
 from spatial_jax.evaluate.results import read_results
 from spatial_jax.evaluate_main import evaluate, settings_of
 from spatial_jax.sharding import MeshConfig
@@ -149,7 +149,7 @@ def test_an_exam_has_no_more_rows_than_it_asks_for(rows, left):
   training = dataclasses.replace(run.rollout, rows=rows)
   task = dummies.number_task(np.random.default_rng(0), "room/1")
   questions = Questions([task] * 10, [])
-  contest = make_contest(
+  contest = make_evaluator(
     lambda cfg: cfg, training, questions, run.reward, run.evaluation, 0, None, {}
   )
   assert contest.engine.rows == left
@@ -158,7 +158,7 @@ def test_an_exam_has_no_more_rows_than_it_asks_for(rows, left):
 def test_what_no_number_of_views_allows_is_not_waited_for():
   types = ("camera_distance", "object_counting", "obj_appearance_order")  # of one, any, several
   for counts, kept in (((1,), types[:2]), ((4, 8), types[1:]), ((1, 4), types)):
-    look = dataclasses.replace(fixtures.run_config().source.look, frame_counts=counts)
+    look = dataclasses.replace(fixtures.run_config().source.camera, frame_counts=counts)
     assert make_source(source_config(types, look=look)).types == kept
   with pytest.raises(ConfigError, match=r"'camera_distance'.* cannot be asked .*frame_counts"):
     make_source(source_config(types[:1], look=dataclasses.replace(look, frame_counts=(4,))))

@@ -11,9 +11,9 @@ from spatial_jax import compiled, sharding
 from spatial_jax.drawing.executor import Executor
 from spatial_jax.evaluate import predictions
 from spatial_jax.evaluate.behaviour import behaviour
-from spatial_jax.evaluate.predictions import Answered, Exam
+from spatial_jax.evaluate.predictions import EvaluationSet, Prediction
 from spatial_jax.policy.qwen_vl import make_policy
-from spatial_jax.rollout.config import Mode
+from spatial_jax.rollout.config import SamplingParams
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.sharding import MeshConfig
 from spatial_jax.stages.context import make_engine
@@ -21,16 +21,16 @@ from tests import dummies
 from tests import evaluate_fixtures as fixtures
 from tests.test_evaluate_comparison import answered
 
-SAMPLED = Mode(1.0, greedy=False, top_k=0, top_p=1.0, min_p=0.0, turn_tokens=0)
+SAMPLED = SamplingParams(1.0, greedy=False, top_k=0, top_p=1.0, min_p=0.0, max_tokens_per_turn=0)
 GREEDY = dataclasses.replace(SAMPLED, greedy=True)
 COOL = dataclasses.replace(SAMPLED, temperature=0.3)
 
 
 @pytest.fixture(scope="module")
-def exam() -> Exam:
+def evaluation_set() -> EvaluationSet:
   generator = np.random.default_rng(0)
   tasks = [dummies.number_task(generator, f"room-{i}/chair.table") for i in range(10)]
-  return Exam(tasks, fixtures.run_config().reward, 10.0, seed=0)
+  return EvaluationSet(tasks, fixtures.run_config().reward, 10.0, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ def asked():
     yield make_engine(policy, words, executor, asking, 0, "config.evaluation.slots"), params
 
 
-def number_and_choice(exam):
-  number = exam.tasks[0]
+def number_and_choice(evaluation_set):
+  number = evaluation_set.tasks[0]
   options = ("A. bed", "B. bin", "C. box")
   choice = dataclasses.replace(
     number, question_type="object_rel_distance", options=options, answer_kind="choice", answer="A"
@@ -55,21 +55,25 @@ def number_and_choice(exam):
   return number, choice
 
 
-def answer(asked, exam: Exam, mode: Mode, grey: bool = False) -> list[Answered]:
+def answer(
+  asked, evaluation_set: EvaluationSet, mode: SamplingParams, grey: bool = False
+) -> list[Prediction]:
   engine, params = asked
-  return predictions.evaluate_policy(engine, params, exam, [mode], grey)[0]
+  return predictions.evaluate_policy(engine, params, evaluation_set, [mode], grey)[0]
 
 
 def said(found):
   return [tuple(turn.text for turn in a.turns) for a in found]
 
 
-def test_every_task_is_answered_in_order_the_last_batch_padded(exam, asked):
-  assert len(exam.tasks) == 10  # the engine takes 8
-  found = answer(asked, exam, SAMPLED)
-  assert [(a.task_id, a.truth) for a in found] == [(t.task_id, t.answer) for t in exam.tasks]
+def test_every_task_is_answered_in_order_the_last_batch_padded(evaluation_set, asked):
+  assert len(evaluation_set.tasks) == 10  # the engine takes 8
+  found = answer(asked, evaluation_set, SAMPLED)
+  assert [(a.task_id, a.truth) for a in found] == [
+    (t.task_id, t.answer) for t in evaluation_set.tasks
+  ]
   assert len({a.task_id for a in found}) == 10
-  assert all(0 <= a.hard <= 1 and a.tokens > 0 and a.turns and a.usable for a in found)
+  assert all(0 <= a.score_ <= 1 and a.tokens > 0 and a.turns and a.valid for a in found)
   statistics = behaviour(found)
   assert sum(
     share for name, share in statistics.items() if name.startswith("end/")
@@ -77,58 +81,62 @@ def test_every_task_is_answered_in_order_the_last_batch_padded(exam, asked):
   assert statistics["tokens"] == np.mean([a.tokens for a in found])
 
 
-def test_an_answer_depends_on_its_task_and_the_seed_alone(exam, asked):
-  first = said(answer(asked, exam, SAMPLED))
-  fewer = dataclasses.replace(exam, tasks=exam.tasks[7:])
+def test_an_answer_depends_on_its_task_and_the_seed_alone(evaluation_set, asked):
+  first = said(answer(asked, evaluation_set, SAMPLED))
+  fewer = dataclasses.replace(evaluation_set, tasks=evaluation_set.tasks[7:])
   assert said(answer(asked, fewer, SAMPLED)) == first[7:]
-  other = dataclasses.replace(exam, seed=1)
+  other = dataclasses.replace(evaluation_set, seed=1)
   assert said(answer(asked, other, SAMPLED)) != first
-  assert said(answer(asked, exam, GREEDY)) != first
+  assert said(answer(asked, evaluation_set, GREEDY)) != first
 
 
-def test_asking_in_several_modes_is_asking_in_each(exam, asked):
+def test_asking_in_several_modes_is_asking_in_each(evaluation_set, asked):
   """Prompts are read once for all; calls are counted as announced."""
   engine, params = asked
   made = []
-  modes = [SAMPLED, GREEDY, COOL]
-  together = predictions.evaluate_policy(engine, params, exam, modes, False, lambda: made.append(1))
-  assert len(made) == predictions.calls(engine, exam) == 2
-  for mode, found in zip(modes, together, strict=True):
-    assert said(found) == said(answer(asked, exam, mode))
+  sampling_params = [SAMPLED, GREEDY, COOL]
+  together = predictions.evaluate_policy(
+    engine, params, evaluation_set, sampling_params, False, lambda: made.append(1)
+  )
+  assert len(made) == predictions.calls(engine, evaluation_set) == 2
+  for mode, found in zip(sampling_params, together, strict=True):
+    assert said(found) == said(answer(asked, evaluation_set, mode))
 
 
-def test_grey_hides_what_tells_two_pictures_apart(exam, asked):
-  one = exam.tasks[0]
+def test_grey_hides_what_tells_two_pictures_apart(evaluation_set, asked):
+  one = evaluation_set.tasks[0]
   black = tuple(np.zeros_like(image) for image in one.images)
   other = dataclasses.replace(one, images=black)
-  two = dataclasses.replace(exam, tasks=[one])
-  changed = dataclasses.replace(exam, tasks=[other])
+  two = dataclasses.replace(evaluation_set, tasks=[one])
+  changed = dataclasses.replace(evaluation_set, tasks=[other])
   seen = [[said(answer(asked, e, SAMPLED, grey)) for e in (two, changed)] for grey in (False, True)]
   assert seen[0][0] != seen[0][1]
   assert seen[1][0] == seen[1][1]
 
 
-def test_greyed_keeps_size_and_question(exam):
-  task = exam.tasks[0]
+def test_greyed_keeps_size_and_question(evaluation_set):
+  task = evaluation_set.tasks[0]
   grey = predictions.greyed(task)
   assert [image.shape for image in grey.images] == [image.shape for image in task.images]
   assert all((image == predictions.GREY).all() and image.dtype == np.uint8 for image in grey.images)
   assert (grey.task_id, grey.question, grey.answer) == (task.task_id, task.question, task.answer)
 
 
-def test_answers_are_scored_against_their_own_task(exam, asked, monkeypatch):
+def test_answers_are_scored_against_their_own_task(evaluation_set, asked, monkeypatch):
   """Rollouts with drawings, scripted; the engine is asked in batches of 8 and 2."""
   generator = np.random.default_rng(0)
-  texts = {task.task_id: (task.answer, "9999", None)[i % 3] for i, task in enumerate(exam.tasks)}
+  texts = {
+    task.task_id: (task.answer, "9999", None)[i % 3] for i, task in enumerate(evaluation_set.tasks)
+  }
 
-  def script(engine, params, prompts, seed, step, modes):
+  def script(engine, params, prompts, seed, step, sampling_params):
     tasks = [prompt.task for prompt in prompts]
     return [[dummies.trajectory(generator, t, answer=texts[t.task_id])] for t in tasks]
 
-  monkeypatch.setattr(predictions, "run_episodes", script)
-  found = answer(asked, exam, SAMPLED)
+  monkeypatch.setattr(predictions, "generate_rollouts", script)
+  found = answer(asked, evaluation_set, SAMPLED)
   assert [a.answer for a in found] == list(texts.values())
-  assert [a.hard for a in found] == [1.0, 0.0, 0.0] * 3 + [1.0]
+  assert [a.score_ for a in found] == [1.0, 0.0, 0.0] * 3 + [1.0]
   assert [a.parsed for a in found] == [True, True, False] * 3 + [True]
   assert all(1.0 <= a.reward <= 1.2001 for a in found[::3])
   drawn = [sum(len(turn.produced) for turn in a.turns) for a in found]
@@ -139,27 +147,27 @@ def test_answers_are_scored_against_their_own_task(exam, asked, monkeypatch):
 # --- typical answers ---------------------------------------------------------------------------
 
 
-def test_typical_answers_are_medians_and_most_frequent_letters(exam):
-  number, choice = number_and_choice(exam)
+def test_typical_answers_are_medians_and_most_frequent_letters(evaluation_set):
+  number, choice = number_and_choice(evaluation_set)
   examples = [dataclasses.replace(number, answer=text) for text in ("1", "3", "2.5", "100")]
   examples += [dataclasses.replace(choice, answer=letter) for letter in "CBACB"]
-  typical = predictions.typical_answers(examples)
+  typical = predictions.baseline_answers(examples)
   assert typical == {number.question_type: "2.75", choice.question_type: "B"}
 
 
-def test_typical_answers_are_marked_as_answers_in_perfect_form(exam):
-  number, choice = number_and_choice(exam)
+def test_typical_answers_are_marked_as_answers_in_perfect_form(evaluation_set):
+  number, choice = number_and_choice(evaluation_set)
   tasks = [
     dataclasses.replace(number, answer="2"),
     dataclasses.replace(number, answer="4"),
     dataclasses.replace(choice, answer="A"),
     dataclasses.replace(number, question_type="never seen"),
   ]
-  small = dataclasses.replace(exam, tasks=tasks)
-  found = predictions.answer_typically(
+  small = dataclasses.replace(evaluation_set, tasks=tasks)
+  found = predictions.baseline_predictions(
     small, {number.question_type: "2", choice.question_type: "B"}
   )
-  assert [a.hard for a in found] == [1.0, pytest.approx(0.1), 0.0, 0.0]
+  assert [a.score_ for a in found] == [1.0, pytest.approx(0.1), 0.0, 0.0]
   assert found[0].reward == pytest.approx(1.2)  # accuracy and form
   assert [a.parsed for a in found] == [True, True, True, False]
   assert [a.answer for a in found] == ["2", "2", "B", None]
@@ -173,11 +181,11 @@ def test_the_best_of_several_samples_is_an_answer_first_and_then_the_likeliest()
   assert predictions.best_of([[poor, babble], [good, poor], [babble, babble]]) == [good, poor]
 
 
-def test_samples_know_how_likely_they_are(exam, asked):
+def test_samples_know_how_likely_they_are(evaluation_set, asked):
   engine, params = asked
-  samples = predictions.evaluate_policy(engine, params, exam, [SAMPLED] * 3, False)
+  samples = predictions.evaluate_policy(engine, params, evaluation_set, [SAMPLED] * 3, False)
   best = predictions.best_of(samples)
-  assert all(a.logp < 0 for sheet in samples for a in sheet)
+  assert all(a.logp < 0 for prediction_set in samples for a in prediction_set)
   for chosen, given in zip(best, zip(*samples, strict=True), strict=True):
     whole = [a for a in given if a.end_reason == "answer"] or given
     assert chosen.logp == max(a.logp for a in whole)

@@ -17,31 +17,31 @@ from spatial_jax.rollout.demonstration import play
 from spatial_jax.synthetic.floorplan import procedural_scene
 from spatial_jax.synthetic.tasks import views_of
 from tests import rollout_fixtures as fixtures
-from tests.pretrain_fixtures import SEE, teacher
+from tests.pretrain_fixtures import SEE, builder
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3])
-def test_lesson_is_a_function_of_the_step(step):
-  one, again = teacher().lesson(step), teacher().lesson(step)
+def test_batch_is_a_function_of_the_step(step):
+  one, again = builder().batch(step), builder().batch(step)
   jax.tree.map(np.testing.assert_array_equal, one, again)
-  assert (one.batch is None) == (step < SEE)
+  assert (one.rows is None) == (step < SEE)
 
 
-def test_lessons_take_turns():
-  plain, drawing, choice = (teacher().lesson(step) for step in (1, 2, 3))
-  assert [x.batch.prefix.token_BT.shape[0] for x in (plain, drawing, choice)] == [2, 2, 1]
-  assert [x.batch.token_RT.shape[0] for x in (plain, drawing, choice)] == [4, 2, 2]
+def test_batches_take_turns():
+  plain, drawing, choice = (builder().batch(step) for step in (1, 2, 3))
+  assert [x.rows.prefix.token_BT.shape[0] for x in (plain, drawing, choice)] == [2, 2, 1]
+  assert [x.rows.token_RT.shape[0] for x in (plain, drawing, choice)] == [4, 2, 2]
   end = fixtures.TOKENIZER.id(IM_END)
 
   def turns(batch):
     return ((batch.token_RT == end) & batch.trained_RT).sum(1)
 
-  assert (turns(plain.batch) == 1).all()
-  assert (turns(drawing.batch) == 2).any()
-  assert (turns(choice.batch) == 1).all()
+  assert (turns(plain.rows) == 1).all()
+  assert (turns(drawing.rows) == 2).any()
+  assert (turns(choice.rows) == 1).all()
 
 
-def test_rooms_of_lessons_are_not_held_out(monkeypatch):
+def test_rooms_of_batches_are_not_held_out(monkeypatch):
   seen = []
 
   def scene_of(number, cfg):
@@ -50,7 +50,7 @@ def test_rooms_of_lessons_are_not_held_out(monkeypatch):
 
   monkeypatch.setattr(batches, "procedural_scene", scene_of)
   for step in range(6):
-    teacher().lesson(step)
+    builder().batch(step)
   assert len(set(seen)) == len(seen) >= 2 * SEE + 2 + 2 + 1
   assert max(seen) < HELD_OUT_SEED
 
@@ -66,9 +66,9 @@ def test_truth_stands_where_its_features_do(step, monkeypatch):
     return views
 
   monkeypatch.setattr(batches, "views_of", look)
-  one = teacher()
-  lesson = one.lesson(step)
-  patches_M4X = lesson.vision.patches_PX.reshape(-1, 4, lesson.vision.patches_PX.shape[1])
+  one = builder()
+  batch = one.batch(step)
+  patches_M4X = batch.vision.patches_PX.reshape(-1, 4, batch.vision.patches_PX.shape[1])
   found = 0
   for scene, view in seen:
     truth = dense_targets(scene, view, one.cfg.categories, 28, one.cfg.share)
@@ -79,28 +79,28 @@ def test_truth_stands_where_its_features_do(step, monkeypatch):
         continue  # its room is not asked about, or two cells look alike
       (index,) = places
       found += 1
-      assert lesson.dense.valid_M[index]
-      assert lesson.dense.category_M[index] == truth.category_M[m]
-      assert lesson.dense.log_depth_M[index] == truth.log_depth_M[m]
-      np.testing.assert_array_equal(lesson.dense.box_M4[index], truth.box_M4[m])
-      np.testing.assert_array_equal(lesson.dense.extent_M2[index], truth.extent_M2[m])
-      np.testing.assert_array_equal(lesson.dense.place_M6[index], truth.place_M6[m])
-      assert lesson.dense.object_M[index] == truth.object_M[m]
+      assert batch.dense.valid_M[index]
+      assert batch.dense.category_M[index] == truth.category_M[m]
+      assert batch.dense.log_depth_M[index] == truth.log_depth_M[m]
+      np.testing.assert_array_equal(batch.dense.box_M4[index], truth.box_M4[m])
+      np.testing.assert_array_equal(batch.dense.extent_M2[index], truth.extent_M2[m])
+      np.testing.assert_array_equal(batch.dense.place_M6[index], truth.place_M6[m])
+      assert batch.dense.object_M[index] == truth.object_M[m]
   assert found > 10
-  shown = (lesson.vision.frame_P > 0).reshape(-1, 4).all(1)
-  assert not (lesson.dense.valid_M & ~shown).any()
+  shown = (batch.vision.frame_P > 0).reshape(-1, 4).all(1)
+  assert not (batch.dense.valid_M & ~shown).any()
   if step == 2:
-    assert (shown & ~lesson.dense.valid_M).any(), "drawn pictures have no truth"
+    assert (shown & ~batch.dense.valid_M).any(), "drawn pictures have no truth"
 
 
-def test_demonstrations_of_lessons_are_sound(monkeypatch):
+def test_demonstrations_of_batches_are_sound(monkeypatch):
   played = []
   monkeypatch.setattr(
     batches, "play", lambda *arguments: played.append(play(*arguments)) or played[-1]
   )
   for step in (1, 2):
-    teacher().lesson(step)
-  pads = (teacher().conversation.policy.image_pad_id,)
+    builder().batch(step)
+  pads = (builder().conversation.policy.image_pad_id,)
   for trajectory in played:
     trajectory_lib.check(trajectory, pads)
   assert len(played) >= 4
@@ -109,7 +109,7 @@ def test_demonstrations_of_lessons_are_sound(monkeypatch):
 def test_rooms_without_questions_are_an_error(monkeypatch):
   monkeypatch.setattr(batches, "_TRIES", 3)
   nothing = dataclasses.replace(
-    teacher(), questions=dataclasses.replace(teacher().questions, min_pixels=10**6)
+    builder(), questions=dataclasses.replace(builder().questions, min_pixels=10**6)
   )
   with pytest.raises(DataError, match="rooms in a row gave no question that a number answers"):
-    nothing.lesson(1)
+    nothing.batch(1)

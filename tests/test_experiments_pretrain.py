@@ -12,18 +12,18 @@ from jax.sharding import SingleDeviceSharding
 from configs import common
 from experiments.tiny import pretrain
 from experiments.tiny.dense_loss import init_heads
-from experiments.tiny.pretrain import PretrainRun, Teacher
+from experiments.tiny.pretrain import BatchBuilder, PretrainRun
 from spatial_jax import rng, train
 from spatial_jax.config import ConfigError, build
 from spatial_jax.errors import DataError
 from spatial_jax.hf import weights
 from spatial_jax.types import TrainState
-from tests.pretrain_fixtures import settings, small_config, teacher
+from tests.pretrain_fixtures import builder, settings, small_config
 
 
 def test_both_kinds_of_lesson_trace():
   """The updates are strict about dtypes and ranks; the slow test below runs them."""
-  one = teacher()
+  one = builder()
   policy = pretrain.make_policy(one.conversation.policy, jnp.dtype("float32"), remat=False)
   optimizer = optax.sgd(1.0)
   heads = init_heads(policy.cfg.decoder.width)
@@ -34,7 +34,7 @@ def test_both_kinds_of_lesson_trace():
   names = tuple((3, 5) for _ in one.cfg.categories)
   update = pretrain.pretrain_programs(policy, optimizer, one.cfg, names)
   for step in (0, 1):
-    after, metrics = jax.eval_shape(functools.partial(update, lesson=one.lesson(step)), state)
+    after, metrics = jax.eval_shape(functools.partial(update, data=one.batch(step)), state)
     same = jax.tree.map(lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype), after, state)
     assert all(jax.tree.leaves(same))
     assert {"dense_loss", "grad_norm"} <= metrics.keys()
@@ -47,17 +47,17 @@ def test_killed_and_resumed_gives_the_same_policy(tmp_path, monkeypatch):
     train.run(small_config(tmp_path / name / "policy"), tmp_path / name)
 
   start("whole")
-  lesson = Teacher.lesson
+  batch = BatchBuilder.batch
 
   def broken(self, step):
     if step == 2:
       raise DataError("the disk is gone")
-    return lesson(self, step)
+    return batch(self, step)
 
-  monkeypatch.setattr(Teacher, "lesson", broken)
+  monkeypatch.setattr(BatchBuilder, "batch", broken)
   with pytest.raises(DataError, match="the disk is gone"):
     start("parts")
-  monkeypatch.setattr(Teacher, "lesson", lesson)
+  monkeypatch.setattr(BatchBuilder, "batch", batch)
   start("parts")
   for name in ("model.safetensors", "tokenizer.json", "config.json"):
     one, other = ((tmp_path / run / "policy" / name).read_bytes() for run in ("whole", "parts"))
@@ -70,16 +70,16 @@ def test_killed_and_resumed_gives_the_same_policy(tmp_path, monkeypatch):
   assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, first)
 
 
-def test_there_must_be_a_lesson():
+def test_there_must_be_a_batch():
   cfg = small_config("unused")
-  cfg.recipe.lessons = ()
-  with pytest.raises(ConfigError, match=r"config\.recipe\.lessons is empty"):
+  cfg.recipe.batches = ()
+  with pytest.raises(ConfigError, match=r"config\.recipe\.batches is empty"):
     build(PretrainRun, settings(cfg))
 
 
 def test_demonstrations_are_not_opened():
   cfg = small_config("unused")
-  cfg.text.opened = 0.5
+  cfg.text.response_prefix_fraction = 0.5
   with pytest.raises(ConfigError, match=r"text\.opened must be 0"):
     build(PretrainRun, settings(cfg))
 
@@ -90,7 +90,7 @@ def test_demonstrations_are_not_opened():
     ({"learn.micro.lengths": (64, 200)}, r"micro\.lengths ends at 200: .* 255 \+ 1"),
     ({"learn.prefix_buckets": (64,)}, r"prefix_buckets ends at 64: .* 512"),
     ({"learn.vision.frames": (64,)}, r"learn\.vision\.frames ends at 64: .* 512"),
-    ({"learn.share": 0.0}, r"learn\.share must lie in \(0, 1\], got 0\.0"),
+    ({"learn.keep_fraction": 0.0}, r"learn\.share must lie in \(0, 1\], got 0\.0"),
   ],
 )
 def test_shapes_of_the_update_must_hold_the_rollouts(changes, message):

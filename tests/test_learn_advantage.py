@@ -88,30 +88,30 @@ def test_a_fault_changes_nothing_in_either_form(sign_safe):
 
 
 def test_a_fault_changes_nothing_for_the_others():
-  usable_BG = np.array([[True, True, False, True]])
+  valid_BG = np.array([[True, True, False, True]])
   rewards_BG = np.array([[0.1, 0.9, 123.0, 0.5]], np.float32)
-  with_fault = grpo(rewards_BG, usable_BG)
+  with_fault = grpo(rewards_BG, valid_BG)
   np.testing.assert_allclose(with_fault[0, [0, 1, 3]], grpo(rewards_BG[:, [0, 1, 3]])[0], rtol=1e-6)
   assert with_fault[0, 2] == 0.0
 
 
 @pytest.mark.parametrize("usable", [[True, False, False], [False, False, False]])
-def test_a_group_without_comparison_has_no_advantage(usable):
+def test_a_group_without_comparison_has_no_advantage(valid):
   rewards_BG = np.array([[0.3, 0.5, np.nan]], np.float32)
-  np.testing.assert_array_equal(grpo(rewards_BG, np.array([usable])), np.zeros((1, 3)))
+  np.testing.assert_array_equal(grpo(rewards_BG, np.array([valid])), np.zeros((1, 3)))
 
 
 def test_format_stays_outside_the_factor():
   accuracy_BG = np.array([[0.9, 0.9, 0.2, 0.0]], np.float32)
   format_BG = np.array([[1.0, 0.0, 1.0, 0.0]], np.float32)
-  usable_BG = np.array([[True, True, True, False]])
+  valid_BG = np.array([[True, True, True, False]])
   reward_BG = accuracy_BG + 0.5 * format_BG
-  scores = Scores(reward_BG, accuracy_BG, accuracy_BG, format_BG, usable_BG, usable_BG)
+  scores = Scores(reward_BG, accuracy_BG, accuracy_BG, format_BG, valid_BG, valid_BG)
   result = advantage(scores, AdvantageConfig(alpha=1.0, sign_safe=False, by_std=True))
-  np.testing.assert_allclose(result, grpo(reward_BG, usable_BG) * accuracy_BG, rtol=1e-6)
+  np.testing.assert_allclose(result, grpo(reward_BG, valid_BG) * accuracy_BG, rtol=1e-6)
   raw = advantage(scores, AdvantageConfig(alpha=1.0, sign_safe=False, by_std=False))
   mean = reward_BG[0, :3].mean()
   np.testing.assert_allclose(raw[0, :3], (reward_BG[0, :3] - mean) * accuracy_BG[0, :3], rtol=1e-5)
   assert raw[0, 3] == 0.0
   safe = advantage(scores, AdvantageConfig(alpha=1.0, sign_safe=True, by_std=True))
-  assert float(safe[0, 2]) == pytest.approx(0.8 * float(grpo(reward_BG, usable_BG)[0, 2]))
+  assert float(safe[0, 2]) == pytest.approx(0.8 * float(grpo(reward_BG, valid_BG)[0, 2]))

@@ -31,7 +31,7 @@ CFG = OptimizerConfig(
   eps=1e-8,
   weight_decay=0.1,
   max_grad_norm=1.0,
-  relative=False,
+  scale_by_param_rms=False,
   gains=(),
   gain_rate=0.02,
   frozen=(),
@@ -123,7 +123,7 @@ def test_relative_steps_grow_with_the_parameter():
   """One gradient, two sizes: the first step of Adam is the learning rate times either size."""
   params = {"small": {"bias": jnp.full(3, -0.02)}, "large": {"scale": jnp.array([0.0, 3.0, -3.0])}}
   grads = jax.tree.map(jnp.ones_like, params)
-  cfg = dataclasses.replace(CFG, warmup_steps=0, relative=True)
+  cfg = dataclasses.replace(CFG, warmup_steps=0, scale_by_param_rms=True)
   optimizer = make_optimizer(cfg)
   updates, _ = optimizer.update(grads, optimizer.init(params), params)
   np.testing.assert_allclose(updates["small"]["bias"], -0.1 * 0.02, rtol=1e-5)

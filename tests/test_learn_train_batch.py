@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatial_jax.errors import DataError
-from spatial_jax.learn.train_batch import kept_rows, select, to_train_batch
+from spatial_jax.learn.train_batch import downsample_rollouts, kept_rows, to_train_batch
 from spatial_jax.rollout.conversation import Episode
 from spatial_jax.rollout.demonstration import play
 from spatial_jax.synthetic.oracle import DemonstrationConfig, demonstrate
@@ -19,10 +19,10 @@ SHAPES = fixtures.shapes()
 SIZES = ((24, 24), (16, 40))
 
 
-def demonstration(name, pictures=1, draws=True):
+def demonstration(name, pictures=1, sample_index=True):
   """A played conversation about the first pictures of `SIZES`."""
   task = fixtures.task(name, SIZES[:pictures])
-  cfg = DemonstrationConfig(float(draws), 2)
+  cfg = DemonstrationConfig(float(sample_index), 2)
   script = demonstrate(task, np.random.default_rng(0), cfg)
   return play(TALK, TALK.prompt(task), script, fixtures.STYLE)
 
@@ -148,13 +148,13 @@ def test_pictures_without_room_name_the_key_to_raise():
   """But a batch that shows none is not mended by it."""
   one = spoken("a", 3)
   few = dataclasses.replace(SHAPES, vision=dataclasses.replace(SHAPES.vision, windows=(1,)))
-  known = {one.images[0].content_hash: np.zeros((one.images[0].tokens, 1, 8), np.float32)}
-  for seen in (None, known):
+  image_features = {one.images[0].content_hash: np.zeros((one.images[0].tokens, 1, 8), np.float32)}
+  for seen in (None, image_features):
     with pytest.raises(DataError, match=r"exceed .* 1; raise config\.learn\.vision$"):
-      to_train_batch([[one]], np.zeros((1, 1)), few, known=seen)
+      to_train_batch([[one]], np.zeros((1, 1)), few, image_features=seen)
   blind = dataclasses.replace(one, images=(), image_start=(), prompt_images=0)
   with pytest.raises(DataError, match=r"^no images"):
-    to_train_batch([[blind]], np.zeros((1, 1)), few, known={})
+    to_train_batch([[blind]], np.zeros((1, 1)), few, image_features={})
 
 
 def test_fault_keeps_its_row_and_trains_nothing():
@@ -198,7 +198,7 @@ def test_the_largest_advantages_are_kept(blocks, prompts, group, share, random):
   shape = (blocks * prompts, group)
   advantage_BG = np.array([random.choice((-2.0, -1.0, 0.0, 0.5)) for _ in range(np.prod(shape))])
   advantage_BG = advantage_BG.reshape(shape)
-  kept_BG = select(advantage_BG, share, blocks)
+  kept_BG = downsample_rollouts(advantage_BG, share, blocks)
   assert kept_BG.shape == shape
   assert kept_BG.sum() == kept_rows(advantage_BG.size, share, blocks) >= share * advantage_BG.size
   size_NR = np.abs(advantage_BG).reshape(blocks, -1)

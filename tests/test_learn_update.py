@@ -348,11 +348,11 @@ def test_features_seen_by_a_frozen_tower_are_those_it_would_see():
   images = {image.content_hash: image for group in told() for t in group for image in t.images}
   alone = [plan_vision([image], cfg.window_blocks, cfg.vision) for image in images.values()]
   encode = jax.jit(policy.encode)
-  known = {
+  image_features = {
     name: np.asarray(encode(params, vision))[plan[0]]
     for name, (vision, plan) in zip(images, alone, strict=True)
   }
-  seen, _ = to_train_batch(told(), ADVANTAGE_BG, cfg, None, known)
+  seen, _ = to_train_batch(told(), ADVANTAGE_BG, cfg, None, image_features)
   seen = seen._replace(old_logp_RT=batch_of().old_logp_RT)
   update = jax.jit(functools.partial(policy_update, held, SGD, LOSS, MICRO))
   expected, _ = update(start(), batch_of(), None)

@@ -91,7 +91,7 @@ def test_prefill_decode_append_equal_the_whole_forward(name, unstacked, sizes):
   for b, length in enumerate(prompt_lengths):
     close(hidden_BTD[b, :length], expected[2 * b, :length])
   cache = policy.init_cache(2, 2, 4, max(prompt_lengths) + 8, sizes)
-  cache = cache_lib.admit(cache, prefix, jnp.arange(2))
+  cache = cache_lib.put_prefix(cache, prefix, jnp.arange(2))
 
   start = np.repeat(prompt_lengths, 2)
   rows, done = np.arange(4), start.copy()
@@ -125,7 +125,7 @@ def test_admit_replaces_one_prompt_and_leaves_the_other():
   cache = policy.init_cache(2, 2, 4, max(prompt_lengths), (8,))
   cache = cache._replace(length_R=jnp.array([3, 4, 0, 0], jnp.int32))
   first = cache_lib.Prefix(jax.tree.map(lambda x: x[:1], prefix.layers), prefix.length_B[:1])
-  cache = cache_lib.admit(cache, first, jnp.array([1]))  # prompt 0 moves into slot 1
+  cache = cache_lib.put_prefix(cache, first, jnp.array([1]))  # prompt 0 moves into slot 1
   np.testing.assert_array_equal(cache.length_R, [3, 4, 0, 0])
   np.testing.assert_array_equal(cache.prefix.length_B, [1, prompt_lengths[0]])
   at = prompt_lengths[0]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatial_jax.policy import attention
-from spatial_jax.policy.cache import Seats
+from spatial_jax.policy.cache import RowAssignment
 
 # Prompts, group, KV heads, queries per KV head, prefix, own tokens: few, each is a compilation.
 SHAPES = (
@@ -73,7 +73,7 @@ def by_hand(case: Case) -> np.ndarray:
 @jax.jit
 def behind(*arrays) -> jax.Array:
   """The fields of a case, to XLA."""
-  return attention.attend_behind(*arrays, None)
+  return attention.attend_with_prefix(*arrays, None)
 
 
 @jax.jit
@@ -81,7 +81,7 @@ def gradient_behind(q_RKQTC, prefix, prefix_length_B, own, valid_RT):
   """Of the squares of what valid queries get, to prefix and own keys and values."""
 
   def total(prefix, own):
-    out = attention.attend_behind(q_RKQTC, prefix, prefix_length_B, own, valid_RT, None)
+    out = attention.attend_with_prefix(q_RKQTC, prefix, prefix_length_B, own, valid_RT, None)
     return jnp.sum(jnp.where(valid_RT[:, None, None, :, None], out, 0.0) ** 2)
 
   return jax.grad(total, argnums=(0, 1))(prefix, own)
@@ -111,7 +111,7 @@ def test_one_row_for_a_kernel_is_the_same(case):
   mesh = types.SimpleNamespace(devices=np.array([device]))
   with pytest.MonkeyPatch.context() as monkeypatch:
     monkeypatch.setattr(attention, "_splash", read)
-    out = attention.attend_behind(
+    out = attention.attend_with_prefix(
       case.q_RKQTC, case.prefix, case.prefix_length_B, case.own, case.valid_RT, mesh
     )
   assert_same(out, case)
@@ -138,14 +138,14 @@ def test_rows_that_share_a_prefix_see_what_a_copy_of_it_would_show(shape, seed):
   start_R = random.integers(0, sum(sizes) - tokens + 1, rows).astype(np.int32)
   q_RKQTC = normal(rows, 2, 3, tokens)
   rollout_R = np.arange(prompts * group, dtype=np.int32)
-  seats = None
+  assignment = None
   if rows < prompts * group:
     rollout_R = random.permutation(rollout_R)[:rows]
     row_BG = np.zeros(prompts * group, np.int32)
     row_BG[rollout_R] = np.arange(rows)
-    seats = Seats(rollout_R, row_BG.reshape(prompts, group))
+    assignment = RowAssignment(rollout_R, row_BG.reshape(prompts, group))
   last = np.int32(start_R.max() + tokens - 1)
-  out = attend_cache(q_RKQTC, prefix, length_B, own, start_R, last, None, seats)
+  out = attend_cache(q_RKQTC, prefix, length_B, own, start_R, last, None, assignment)
   whole = [np.concatenate(parts, axis=2) for parts in zip(*own, strict=True)]
   for r, k, n, t in np.ndindex(rows, 2, 3, tokens):
     b = rollout_R[r] // group

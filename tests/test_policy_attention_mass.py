@@ -17,7 +17,7 @@ def by_hand(name: str, row: int, prompt_length: int) -> np.ndarray:
   policy, params, _, _, features_MYD = setting(name)
   (token_RT, position_RTA, valid_RT, feature_RT), *_ = four_rows(name)
   cfg, layers = policy.cfg.decoder, params["decoder"]["layers"]
-  before, before_params = policy.first_layers(params, LAYER)
+  before, before_params = policy.truncate(params, LAYER)
   hidden_TD = before.hidden(
     before_params, token_RT, position_RTA, valid_RT, features_MYD, feature_RT
   )[row]

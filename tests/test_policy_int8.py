@@ -10,7 +10,7 @@ import qwix
 from spatial_jax import compiled, sharding
 from spatial_jax.policy import int8, param_tree
 from spatial_jax.policy.qwen_vl import make_policy
-from spatial_jax.rollout.scheduler import run_episodes
+from spatial_jax.rollout.scheduler import generate_rollouts
 from tests import rollout_fixtures as fixtures
 from tests.policy_fixtures import hashed_params, small_config
 from tests.rollout_fixtures import ROLLOUT, SAMPLED, flat
@@ -75,10 +75,10 @@ def test_sampling_on_them_is_a_little_off_policy():
   cfg = dataclasses.replace(ROLLOUT, weights="int8")
   weights = compiled.decode_params(policy, compiled.train_mesh(policy), "int8")(params)
   engine = fixtures.real_engine(policy, cfg)
-  modes = [SAMPLED] * cfg.group
+  sampling_params = [SAMPLED] * cfg.group
 
   def difference(weights):
-    rollouts = run_episodes(engine, weights, prompts(), 1, 3, modes)
+    rollouts = generate_rollouts(engine, weights, prompts(), 1, 3, sampling_params)
     assert all(t.trained_T.any() for t in flat(rollouts))
     return largest_difference(rollouts)
 

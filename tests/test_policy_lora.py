@@ -35,7 +35,7 @@ def with_adapters(
   policy: Policy, params: Params, cfg: LoraConfig, seed: int = 0
 ) -> tuple[Policy, Params]:
   """The policy with adapters that all matter."""
-  policy = dataclasses.replace(policy, lora=cfg, frozen=lora.held(cfg, ()))
+  policy = dataclasses.replace(policy, lora=cfg, frozen=lora.frozen_paths(cfg, ()))
   fresh = compiled.init_adapters(policy, jax.random.key(seed), compiled.train_mesh(policy))
   leaves, tree = jax.tree.flatten(fresh)
   keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
@@ -43,7 +43,7 @@ def with_adapters(
     0.3 * jax.random.normal(key, x.shape) / np.sqrt(x.shape[-2])
     for key, x in zip(keys, leaves, strict=True)
   ]
-  return policy, param_tree.join(params, jax.tree.unflatten(tree, noise))
+  return policy, param_tree.merge(params, jax.tree.unflatten(tree, noise))
 
 
 def outputs(policy: Policy, params: Params, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +62,7 @@ def test_merged_adapters_compute_what_they_compute_apart(name):
   plain, params, *_ = setting(name)
   policy, adapted = with_adapters(plain, params, EVERYWHERE)
   apart = outputs(policy, adapted, name)
-  together = outputs(policy.base, lora.merged(adapted, EVERYWHERE), name)
+  together = outputs(policy.without_adapters, lora.merged(adapted, EVERYWHERE), name)
   for one, other, start in zip(apart, together, outputs(plain, params, name), strict=True):
     np.testing.assert_allclose(one, other, atol=2e-4 * other.std())
     assert np.abs(other - start).max() > 0.05 * start.std(), "adapters that matter"
@@ -108,7 +108,7 @@ def test_fresh_adapters_change_nothing():
   fresh = compiled.init_adapters(policy, jax.random.key(5), compiled.train_mesh(policy))
   for path, leaf in jax.tree_util.tree_leaves_with_path(fresh):
     assert bool((leaf == 0).all()) == param_tree.path_name(path).endswith("_b"), "B is 0, A is not"
-  found = outputs(policy, param_tree.join(params, fresh), "qwen2_5_vl/tied")
+  found = outputs(policy, param_tree.merge(params, fresh), "qwen2_5_vl/tied")
   for one, other in zip(found, outputs(plain, params, "qwen2_5_vl/tied"), strict=True):
     np.testing.assert_array_equal(one, other)
 
@@ -148,11 +148,11 @@ ADAM = OptimizerConfig(
 def learned():
   """Policy, the state at the start, and the state and metrics of two steps with adapters."""
   plain, params = lab()
-  policy = dataclasses.replace(plain, lora=QUERIES, frozen=lora.held(QUERIES, ()))
+  policy = dataclasses.replace(plain, lora=QUERIES, frozen=lora.frozen_paths(QUERIES, ()))
   mesh = compiled.train_mesh(policy)
   fresh = compiled.init_adapters(policy, jax.random.key(1), mesh)
   optimizer = make_optimizer(ADAM)
-  start = param_tree.join(jax.tree.map(jnp.copy, params), fresh)
+  start = param_tree.merge(jax.tree.map(jnp.copy, params), fresh)
   run = compiled.learn_programs(policy, optimizer, LOSS, MICRO)
   state, found = compiled.init_state(policy, optimizer, start, mesh), []
   batch = run.place(batch_of())
@@ -186,7 +186,7 @@ def test_the_reference_is_the_policy_with_adapters_off():
 def test_no_room_is_taken_for_gradients_of_the_base():
   policy, params, _, _ = learned()
   state = TrainState(params, (), np.int32(0))
-  everything = dataclasses.replace(policy.base, frozen=())
+  everything = dataclasses.replace(policy.without_adapters, frozen=())
 
   def scratch(policy: Policy, state: TrainState, frozen: tuple[str, ...]) -> int:
     optimizer = make_optimizer(dataclasses.replace(ADAM, frozen=frozen))
@@ -196,7 +196,7 @@ def test_no_room_is_taken_for_gradients_of_the_base():
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
   fresh = compiled.init_adapters(policy, jax.random.key(1), compiled.train_mesh(policy))
-  ours = scratch(policy, state._replace(params=param_tree.join(params, fresh)), (lora.BASE,))
+  ours = scratch(policy, state._replace(params=param_tree.merge(params, fresh)), (lora.BASE,))
   full = scratch(everything, state, ())
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   assert full - ours > 0.9 * size, (full, ours, size)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spatial_jax.errors import CheckpointError, DataError
-from spatial_jax.evaluate.results import come_from, read_results, write_results
+from spatial_jax.evaluate.results import is_up_to_date, read_results, write_results
 from spatial_jax.report import gallery as gallery_lib
 from spatial_jax.report import plots
 from spatial_jax.report.report import About, interval_scale, not_finite, tiles, write_report
@@ -85,7 +85,7 @@ def test_model_text_is_shown_and_never_markup(text):
 def test_each_thing_said_of_a_rollout(run, text):
   group = saved_groups.load_groups(run, per_step=2)[0][0]
   shown = "".join(Page(text).texts)
-  for sibling in group.siblings:
+  for sibling in group.rollouts:
     assert f"{sibling.reward:.2f}" in shown
     for turn in sibling.trajectory.turns:
       for kind, piece in gallery_lib.pieces(turn.text):
@@ -93,10 +93,10 @@ def test_each_thing_said_of_a_rollout(run, text):
       for error in turn.errors:
         assert error.detail in shown
   assert "no action" in shown
-  drawing = next(s for s in group.siblings if len(s.trajectory.images) == 3)
+  drawing = next(s for s in group.rollouts if len(s.trajectory.images) == 3)
   assert [
     image["number"]
-    for turn in gallery_lib.sibling_view(drawing)["turns"]
+    for turn in gallery_lib.rollout_view(drawing)["turns"]
     for image in turn["images"]
   ] == [2, 3]
   pictures = {url for url in Page(text).loads if url.startswith("data:image/webp")}
@@ -104,7 +104,7 @@ def test_each_thing_said_of_a_rollout(run, text):
     sibling.trajectory
     for groups in saved_groups.load_groups(run, per_step=2)
     for each in groups
-    for sibling in each.siblings
+    for sibling in each.rollouts
   ]
   assert len(pictures) == len({i.content_hash for t in trajectories for i in t.images})
 
@@ -130,12 +130,12 @@ def test_one_step_and_odd_text(tmp_path):
   [[group]] = saved_groups.load_groups(tmp_path, 1)[:1]
   strange = "\ud800 \x00 </textarea><!-- \"' &amp; ]]> <think> {{ 7 * 7 }} {% raw %}"
   broken = []
-  for sibling in group.siblings:
+  for sibling in group.rollouts:
     turns = tuple(dataclasses.replace(t, text=strange) for t in sibling.trajectory.turns)
     rollout = dataclasses.replace(sibling.trajectory, turns=turns, end_reason="fault")
-    broken.append(dataclasses.replace(sibling, trajectory=rollout, usable=False, answer=strange))
+    broken.append(dataclasses.replace(sibling, trajectory=rollout, valid=False, answer=strange))
   shutil.rmtree(tmp_path / "rollouts")
-  saved_groups.save_groups([dataclasses.replace(group, siblings=tuple(broken))], tmp_path)
+  saved_groups.save_groups([dataclasses.replace(group, rollouts=tuple(broken))], tmp_path)
   text = write_report(tmp_path, ABOUT, dummies.CARD, 2).read_text()
   Page(text)
   assert "{{ 7 * 7 }} {% raw %}" in text
@@ -203,10 +203,10 @@ def test_groups_round_trip_and_replace(tmp_path):
     saved_groups.save_groups(saved, tmp_path)
   [[group]] = saved_groups.load_groups(tmp_path, per_step=4)
   assert (group.step, group.truth, group.task_id) == (7, task.answer, task.task_id)
-  for g, sibling in enumerate(group.siblings):
+  for g, sibling in enumerate(group.rollouts):
     assert sibling.reward == scores.reward_BG[0, g]
     assert sibling.advantage == np.float32(scores.reward_BG[0, g] - 0.5)
-    assert sibling.answer == saved[0].siblings[g].answer
+    assert sibling.answer == saved[0].rollouts[g].answer
     np.testing.assert_array_equal(sibling.trajectory.token_ids_T, rollouts[0][g].token_ids_T)
 
 
@@ -219,28 +219,28 @@ def test_groups_with_most_drawings_are_kept():
   groups = saved_groups.groups_of(prompts, rollouts, scores, scores.reward_BG, step=0)
 
   def drew(group):
-    return sum(any(turn.produced for turn in s.trajectory.turns) for s in group.siblings)
+    return sum(any(turn.produced for turn in s.trajectory.turns) for s in group.rollouts)
 
   counts = sorted(map(drew, groups), reverse=True)
   assert counts[0] > counts[-1]
-  assert list(map(drew, saved_groups.drawn_first(groups, 3))) == counts[:3]
-  assert len(saved_groups.drawn_first(groups, 9)) == 6
+  assert list(map(drew, saved_groups.most_drawings_first(groups, 3))) == counts[:3]
+  assert len(saved_groups.most_drawings_first(groups, 9)) == 6
 
 
 def test_answers_of_an_evaluation_are_no_rollouts_of_a_step(tmp_path):
   """A greedy and a sampled answer, which nothing was learnt from."""
   generator = np.random.default_rng(1)
   task = dummies.number_task(generator)
-  siblings = []
+  rollouts = []
   for greedy in (True, False):
     rollouts = [dummies.group(generator, task, 1)]
     scores = dummies.score(rollouts, [task], dummies.REWARD, 5.0)
     [group] = saved_groups.groups_of([dummies.prompt(task)], rollouts, scores, None, None, [greedy])
-    siblings += group.siblings
-  saved_groups.save_groups([dataclasses.replace(group, siblings=tuple(siblings))], tmp_path)
+    rollouts += group.rollouts
+  saved_groups.save_groups([dataclasses.replace(group, rollouts=tuple(rollouts))], tmp_path)
   [[loaded]] = saved_groups.load_groups(tmp_path, per_step=4)
   assert loaded.step is None
-  assert [(s.advantage, s.greedy) for s in loaded.siblings] == [(None, True), (None, False)]
+  assert [(s.advantage, s.greedy) for s in loaded.rollouts] == [(None, True), (None, False)]
   text = write_report(tmp_path, ABOUT, None, 1).read_text()
   assert "<h2>Answers to held-out questions</h2>" in text
   assert "reward, greedy</span>" in text
@@ -289,13 +289,13 @@ def test_a_constant_schedule_and_sign_safe_advantages(tmp_path):
 
 def test_tiles_and_flags():
   records = [
-    {"step": s, "time_s": 10.0 * (s % 5 + 1), "reward": 0.1 * s, "hard": None} for s in range(10)
+    {"step": s, "time_s": 10.0 * (s % 5 + 1), "reward": 0.1 * s, "score": None} for s in range(10)
   ]
   records[3]["not_finite"] = ["loss"]
   found = {tile.label: (tile.value, tile.before) for tile in tiles(records, None)}
   assert found == {"reward in training": ("0.90", "from 0.00"), "steps": ("10", "in 1:40")}
   assert not_finite(records) == [("loss", [3])]
-  sharper = [r | {"sharpness": r["step"], "hard": 0.5} for r in records]
+  sharper = [r | {"sharpness": r["step"], "score": 0.5} for r in records]
   assert [t.label for t in tiles(sharper, None)] == ["sampled score in training", "steps"]
   assert tiles([], None) == []
   table = dummies.result_table(np.random.default_rng(0))
@@ -306,11 +306,11 @@ def test_results_say_what_they_come_from(tmp_path):
   """So that a finished run is not examined again, and a changed one is."""
   table = dummies.result_table(np.random.default_rng(0))
   origin = {"seed": 0, "evaluation": {"temperatures": (0.3, 0.5)}}
-  assert not come_from(tmp_path, origin)
+  assert not is_up_to_date(tmp_path, origin)
   write_results(table, tmp_path, {"origin": origin | {"benchmark": None}})
-  assert come_from(tmp_path, origin)
-  assert not come_from(tmp_path, origin | {"seed": 1})
-  assert not come_from(tmp_path, origin | {"steps": 3})
+  assert is_up_to_date(tmp_path, origin)
+  assert not is_up_to_date(tmp_path, origin | {"seed": 1})
+  assert not is_up_to_date(tmp_path, origin | {"steps": 3})
   for broken in ("{", "[]", "{}", '{"origin": 3}'):
     (tmp_path / "results.json").write_text(broken)
-    assert not come_from(tmp_path, origin)
+    assert not is_up_to_date(tmp_path, origin)

@@ -20,7 +20,7 @@ CFG = RewardConfig(
   schedule=SCHEDULE,
   discrete_sharpness=None,
   strict_mra=False,
-  hard_threshold=0.0,
+  score_threshold=0.0,
   format_weight=0.5,
   gate="format",
 )
@@ -138,7 +138,7 @@ def test_a_wild_guess_with_perfect_drawings_earns_no_format_reward():
   ugly = rollout(turn(DRAWS, executable=False), says("4.1"))
   scores = scores_of(wild, near, ugly)
   np.testing.assert_array_equal(scores.format_BG, [1, 1, 0])
-  np.testing.assert_allclose(scores.hard_BG, [0, 1, 0])
+  np.testing.assert_allclose(scores.score_BG, [0, 1, 0])
   assert scores.accuracy_BG[0] == pytest.approx(0.499, abs=1e-3)
   assert scores.reward_BG[0] == scores.accuracy_BG[0] == scores.reward_BG[2]
   assert scores.reward_BG[1] == pytest.approx(scores.accuracy_BG[1] + 0.5)
@@ -157,9 +157,9 @@ def test_gate_all_silences_the_smooth_part_too():
 
 
 def test_the_gate_opens_above_the_threshold():
-  cfg = dataclasses.replace(CFG, hard_threshold=0.6)
+  cfg = dataclasses.replace(CFG, score_threshold=0.6)
   scores = scores_of(rollout(says("2.5")), rollout(says("2.38")), cfg=cfg)  # 25 and 19 % off
-  np.testing.assert_allclose(scores.hard_BG, [0.6, 0.7], atol=1e-6)
+  np.testing.assert_allclose(scores.score_BG, [0.6, 0.7], atol=1e-6)
   np.testing.assert_allclose(scores.reward_BG - scores.accuracy_BG, [0.0, 0.5], atol=1e-6)
 
 
@@ -167,7 +167,7 @@ def test_at_the_least_sharpness_a_wrong_choice_still_gets_054():
   right, wrong = rollout(says("B"), task=NEAREST), rollout(says("A"), task=NEAREST)
   blunt = scores_of(right, wrong, task=NEAREST, k=1.0)
   np.testing.assert_allclose(blunt.reward_BG, [1.5, 0.5379], atol=1e-4)
-  np.testing.assert_array_equal(blunt.hard_BG, [1, 0])
+  np.testing.assert_array_equal(blunt.score_BG, [1, 0])
   sharp = scores_of(right, wrong, task=NEAREST, k=100.0)
   np.testing.assert_allclose(sharp.reward_BG, [1.5, 0.0], atol=1e-6)
 
@@ -202,27 +202,27 @@ def test_kinds_of_accuracy(number, choice, off, wrong):
 def test_what_cannot_be_read_earns_nothing_and_is_counted(text):
   scores = scores_of(rollout(DRAWS, says(text)))
   assert not scores.parsed_BG[0]
-  assert scores.usable_BG[0]
-  assert scores.reward_BG[0] == scores.accuracy_BG[0] == scores.hard_BG[0] == 0.0
+  assert scores.valid_BG[0]
+  assert scores.reward_BG[0] == scores.accuracy_BG[0] == scores.score_BG[0] == 0.0
 
 
 def test_an_early_end_earns_nothing_even_where_a_reading_would_be_right():
   """0 is what an unread answer is filled with, so it must not be taken for a truth of 0."""
   none = dataclasses.replace(DISTANCE, question="How many beds?", answer="0")
   scores = scores_of(rollout(says("0"), task=none, end_reason="token_limit"), task=none)
-  assert scores.reward_BG[0] == scores.hard_BG[0] == 0.0
+  assert scores.reward_BG[0] == scores.score_BG[0] == 0.0
 
 
 def test_a_fault_is_not_usable():
   scores = scores_of(rollout(says("2"), end_reason="fault"), rollout(says("2")))
-  np.testing.assert_array_equal(scores.usable_BG, [False, True])
+  np.testing.assert_array_equal(scores.valid_BG, [False, True])
   np.testing.assert_array_equal(scores.parsed_BG, [False, True])
   assert scores.reward_BG[0] == 0.0
 
 
 def test_units_are_those_of_the_question():
   scores = scores_of(*(rollout(says(text)) for text in ("200 cm", "2", "about 2.0 meters.")))
-  np.testing.assert_array_equal(scores.hard_BG, [1, 1, 1])
+  np.testing.assert_array_equal(scores.score_BG, [1, 1, 1])
 
 
 def test_numbers_and_choices_share_a_batch():

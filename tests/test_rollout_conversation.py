@@ -137,7 +137,7 @@ def test_demonstrations_are_flawless_rollouts(seed, scale, unit):
   trajectory = play(conversation, conversation.prompt(task), script, STYLE)
   trajectory_lib.check(trajectory, PADS)
   scores = score([[trajectory]], [task], dummies.REWARD, 100.0)
-  assert scores.format_BG[0, 0] == scores.hard_BG[0, 0] == 1
+  assert scores.format_BG[0, 0] == scores.score_BG[0, 0] == 1
   sizes = [(image.pixels.shape[1], image.pixels.shape[0]) for image in trajectory.images]
   seen = 2
   for turn in trajectory.turns:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from spatial_jax.policy.cache import KV
 from spatial_jax.rollout import device
 from spatial_jax.rollout.device import PromptBatch
-from spatial_jax.rollout.sampling import Sampling, Vocabulary, draw_token, scores, truncated
+from spatial_jax.rollout.sampling import SamplingArrays, Vocabulary, draw_token, scores, truncated
 from tests import rollout_fixtures as fixtures
 from tests.policy_fixtures import pad_rows
 from tests.rollout_fixtures import STOP, VOCABULARY
@@ -155,7 +155,7 @@ def make_sampling(rows, temperature=1.0, top_p=1.0, limit=100, seed=0, greedy=Fa
   def each(value, dtype):
     return np.full(rows, value, dtype)
 
-  return Sampling(
+  return SamplingArrays(
     key_R2=np.asarray(jax.random.key_data(jax.random.split(jax.random.key(seed), rows))),
     temperature_R=each(temperature, np.float32),
     greedy_R=each(greedy, bool),
@@ -173,16 +173,16 @@ def make_sampling(rows, temperature=1.0, top_p=1.0, limit=100, seed=0, greedy=Fa
 def lab():
   """Policy, its decode parameters, a jitted admission and a jitted chunk."""
   policy, params = fixtures.random_policy()
-  admit = jax.jit(functools.partial(device.admit, policy))
-  begins = jax.jit(device.begin)
+  admit = jax.jit(functools.partial(device.prefill, policy))
+  begins = jax.jit(device.start_rows)
   chunk = jax.jit(
-    functools.partial(device.decode_chunk, policy),
+    functools.partial(device.decode_steps_loop, policy),
     static_argnames=("steps", "truncate"),
   )
   return policy, fixtures.decode_params(policy, params), (admit, begins), chunk
 
 
-def begin(active=(True, True), slots=(0, 1), state=None, own_sizes=(32,), rows=4):
+def begin(active=(True, True), slots=(0, 1), state=None, suffix_block_sizes=(32,), rows=4):
   """Two prompts in slots of two rows."""
   policy, params, (admit, begins), _ = lab()
   conversation = fixtures.conversation()
@@ -199,9 +199,9 @@ def begin(active=(True, True), slots=(0, 1), state=None, own_sizes=(32,), rows=4
     feature_BT=np.full((2, length), -1, np.int32),
     next_position_B=np.array([p.next_position for p in prompts], np.int32),
   )
-  pool_MYD = np.zeros((1, 1, policy.cfg.decoder.width), np.float32)
-  state = state or device.empty(policy, 2, 2, rows, length, own_sizes)
-  state = admit(params, state, pool_MYD, batch)
+  feature_buffer_MYD = np.zeros((1, 1, policy.cfg.decoder.width), np.float32)
+  state = state or device.empty(policy, 2, 2, rows, length, suffix_block_sizes)
+  state = admit(params, state, feature_buffer_MYD, batch)
   begins_BG = np.zeros((2, 2), bool)
   for slot, here in zip(slots, active, strict=True):
     if slot < 2:
@@ -261,7 +261,7 @@ def test_a_chunk_ends_with_its_last_row(monkeypatch):
   policy, params, *_ = lab()
   state = begin()._replace(sampling=make_sampling(4, limit=3))
   words = Vocabulary(np.arange(VOCABULARY) == STOP, np.arange(VOCABULARY) == STOP)
-  whole = jax.jit(functools.partial(device.decode_chunk, policy, steps=12, truncate=False))
+  whole = jax.jit(functools.partial(device.decode_steps_loop, policy, steps=12, truncate=False))
   _, token_RT, _ = whole(params, state, words)
   jax.effects_barrier()
   assert (np.asarray(token_RT) >= 0).sum(axis=1).tolist() == [3] * 4
@@ -271,8 +271,10 @@ def test_a_chunk_ends_with_its_last_row(monkeypatch):
 def test_what_no_row_has_reached_is_not_read():
   """A mask would not do: nothing times NaN is NaN."""
   forbidden_V = np.arange(VOCABULARY) == STOP
-  _, expected_RT, expected_logp_RT = chunk(begin(own_sizes=(10, 22)), 6, forbidden_V=forbidden_V)
-  state = begin(own_sizes=(10, 22))
+  _, expected_RT, expected_logp_RT = chunk(
+    begin(suffix_block_sizes=(10, 22)), 6, forbidden_V=forbidden_V
+  )
+  state = begin(suffix_block_sizes=(10, 22))
   layers = tuple(
     (own[0], KV(*(jnp.full_like(part, jnp.nan) for part in own[1]))) for own in state.cache.layers
   )
@@ -371,7 +373,7 @@ def joined(state):
 def test_where_the_cache_is_cut_does_not_show(sizes):
   forbidden_V = np.arange(VOCABULARY) == STOP  # nobody stops: the last chunk fills the cache
   close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
-  plain, cut = begin(), begin(own_sizes=sizes)
+  plain, cut = begin(), begin(suffix_block_sizes=sizes)
   for steps in (10, 10, 12):
     plain, whole_RT, whole_logp_RT = chunk(plain, steps, forbidden_V=forbidden_V)
     cut, token_RT, logp_RT = chunk(cut, steps, forbidden_V=forbidden_V)
@@ -384,16 +386,16 @@ def test_where_the_cache_is_cut_does_not_show(sizes):
 def test_a_few_rows_by_themselves(sizes):
   """They say what they would have said among all, and the others stay as they are."""
   forbidden_V = np.arange(VOCABULARY) == STOP
-  state, *_ = chunk(begin(own_sizes=sizes), 4, forbidden_V=forbidden_V)
+  state, *_ = chunk(begin(suffix_block_sizes=sizes), 4, forbidden_V=forbidden_V)
   row_R = np.array([3, 1, 4])  # the last is padding
-  few = device.narrow(state, row_R, 5)
+  few = device.gather_rows(state, row_R, 5)
   assert np.asarray(few.active_R).tolist() == [True, True, False]
   whole, whole_RT, whole_logp_RT = chunk(state, 5, forbidden_V=forbidden_V, new=False)
   few, token_RT, logp_RT = chunk(few, 5, forbidden_V=forbidden_V, new=False)
   np.testing.assert_array_equal(token_RT[:2], np.asarray(whole_RT)[[3, 1]])
   np.testing.assert_allclose(logp_RT[:2], np.asarray(whole_logp_RT)[[3, 1]], atol=1e-5)
   assert (np.asarray(token_RT[2]) == -1).all()
-  back = device.widen(state, few, row_R, 5)
+  back = device.scatter_rows(state, few, row_R, 5)
 
   def assert_mixed(mixed, moved, still):
     mixed, moved, still = (np.asarray(x) for x in (mixed, moved, still))

@@ -31,7 +31,7 @@ from spatial_jax.rollout import trajectory as trajectory_lib
 from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.image_feature_cache import most_drawn, most_drawn_tokens
-from spatial_jax.rollout.scheduler import run_episodes
+from spatial_jax.rollout.scheduler import generate_rollouts
 from spatial_jax.stages.context import make_engine
 from spatial_jax.stages.grpo import GrpoConfig, batch_config
 from spatial_jax.stages.load import load_policy
@@ -51,18 +51,20 @@ from tests.rollout_fixtures import (
 
 ROOT = pathlib.Path(__file__).parent.parent
 PADS = (TOKENIZER.id(IMAGE_PAD),)
-ONE = dataclasses.replace(ROLLOUT, prompts=1, slots=1, group=1, turn_tokens=80, chunk=16)
+ONE = dataclasses.replace(
+  ROLLOUT, prompts=1, slots=1, group=1, max_tokens_per_turn=80, decode_steps=16
+)
 OTHER_BOX_TURN = BOX_TURN.replace("[2, 3", "[1, 1")
 SCRATCH = "```json\n[{}]\n```"
 
 
-def hear(*turns: str, cfg=ONE, executor=None, sizes=((24, 24),)):
+def add_tokens(*turns: str, cfg=ONE, executor=None, sizes=((24, 24),)):
   """The one trajectory of a policy that says these turns."""
   engine = fixtures.make_engine(fixtures.scripted([[say(turn) for turn in turns]], cfg), cfg)
   if executor is not None:
     engine = dataclasses.replace(engine, executor=executor)
   prompt = engine.conversation.prompt(fixtures.task("room/one", sizes))
-  ((trajectory,),) = run_episodes(engine, {}, [prompt], 0, 0, [SAMPLED])
+  ((trajectory,),) = generate_rollouts(engine, {}, [prompt], 0, 0, [SAMPLED])
   trajectory_lib.check(trajectory, PADS)
   return trajectory
 
@@ -88,7 +90,7 @@ def stop(**changed):
 
 
 def test_drawing_then_answer():
-  trajectory = hear(BOX_TURN, ANSWER_TURN, cfg=stop())
+  trajectory = add_tokens(BOX_TURN, ANSWER_TURN, cfg=stop())
   assert trajectory.end_reason == "answer"
   drawing, answer = trajectory.turns
   assert [o.label for o in drawing.operations] == ["chair"]
@@ -103,20 +105,24 @@ def test_drawing_then_answer():
 
 
 def test_a_first_turn_that_was_opened_is_read_whole_and_trained_in_part():
-  opening = "<think> I mark"
-  rest, cfg = BOX_TURN.removeprefix(opening), stop()
+  response_prefix = "<think> I mark"
+  rest, cfg = BOX_TURN.removeprefix(response_prefix), stop()
   engine = fixtures.make_engine(fixtures.scripted([[say(rest), say(ANSWER_TURN)]], cfg), cfg)
-  words = dataclasses.replace(fixtures.WORDS, opening=opening, opened=1.0)
+  words = dataclasses.replace(
+    fixtures.WORDS, response_prefix=response_prefix, response_prefix_fraction=1.0
+  )
   conversation = dataclasses.replace(engine.conversation, text=words)
   engine = dataclasses.replace(engine, conversation=conversation)
   prompt = conversation.prompt(fixtures.task("room/one"))
-  ((trajectory,),) = run_episodes(engine, {}, [prompt], 0, 0, [SAMPLED])
+  ((trajectory,),) = generate_rollouts(engine, {}, [prompt], 0, 0, [SAMPLED])
   trajectory_lib.check(trajectory, PADS)
   assert [turn.text for turn in trajectory.turns] == [BOX_TURN, ANSWER_TURN]
   assert [turn.executable for turn in trajectory.turns] == [True, True]
   said = trajectory.token_ids_T[trajectory.trained_T]
   assert said.tolist() == say(rest) + say(ANSWER_TURN)
-  assert TOKENIZER.decode(trajectory.token_ids_T[: trajectory.prompt_length]).endswith(opening)
+  assert TOKENIZER.decode(trajectory.token_ids_T[: trajectory.prompt_length]).endswith(
+    response_prefix
+  )
 
 
 @pytest.mark.parametrize(
@@ -128,8 +134,8 @@ def test_a_first_turn_that_was_opened_is_read_whole_and_trained_in_part():
     ("no_action", [""], stop()),
     ("no_action", [SCRATCH], stop()),
     ("too_many_images", [BOX_TURN], stop(images=1)),
-    ("too_many_images", [BOX_TURN], stop(image_tokens=17)),  # 9 each
-    ("answer", [BOX_TURN, ANSWER_TURN], stop(image_tokens=18)),
+    ("too_many_images", [BOX_TURN], stop(max_image_tokens=17)),  # 9 each
+    ("answer", [BOX_TURN, ANSWER_TURN], stop(max_image_tokens=18)),
     ("repeated_operation", [BOX_TURN, BOX_TURN], stop()),
     ("turn_limit", [BOX_TURN], stop(turns=1)),
     ("turn_limit", [BOX_TURN, OTHER_BOX_TURN], stop(turns=2)),
@@ -139,11 +145,11 @@ def test_a_first_turn_that_was_opened_is_read_whole_and_trained_in_part():
   ],
 )
 def test_every_end_is_reached(reason, turns, cfg):
-  trajectory = hear(*turns, cfg=cfg)
+  trajectory = add_tokens(*turns, cfg=cfg)
   assert trajectory.end_reason == reason
   assert len(trajectory.turns) == len(turns)
-  assert len(trajectory.token_ids_T) - trajectory.prompt_length <= cfg.stop.tokens
-  assert all(turn.end - turn.start <= cfg.turn_tokens for turn in trajectory.turns)
+  assert len(trajectory.token_ids_T) - trajectory.prompt_length <= cfg.stop.max_response_tokens
+  assert all(turn.end - turn.start <= cfg.max_tokens_per_turn for turn in trajectory.turns)
   if trajectory.turns[-1].operations or trajectory.turns[-1].errors:
     assert not trajectory.turns[-1].executable, "what ended the rollout was never drawn"
 
@@ -151,32 +157,34 @@ def test_every_end_is_reached(reason, turns, cfg):
 def test_of_two_drawings_none_is_shown_where_one_has_no_room():
   two = BOX_TURN.replace("}]", '}, {"index": 2, "bbox_2d": [1, 1, 9, 9], "label": "b"}]')
   sizes = ((24, 24), (16, 40))
-  shown = [image.tokens for image in hear(ANSWER_TURN, cfg=stop(), sizes=sizes).images]
-  room = dataclasses.replace(stop(images=9, image_tokens=2 * sum(shown)), turn_tokens=120)
-  assert len(hear(two, ANSWER_TURN, cfg=room, sizes=sizes).images) == 4
-  less = dataclasses.replace(room.stop, image_tokens=2 * sum(shown) - 1)
-  ended = hear(two, cfg=dataclasses.replace(room, stop=less), sizes=sizes)
+  shown = [image.tokens for image in add_tokens(ANSWER_TURN, cfg=stop(), sizes=sizes).images]
+  room = dataclasses.replace(
+    stop(images=9, max_image_tokens=2 * sum(shown)), max_tokens_per_turn=120
+  )
+  assert len(add_tokens(two, ANSWER_TURN, cfg=room, sizes=sizes).images) == 4
+  less = dataclasses.replace(room.stop, max_image_tokens=2 * sum(shown) - 1)
+  ended = add_tokens(two, cfg=dataclasses.replace(room, stop=less), sizes=sizes)
   assert ended.end_reason == "too_many_images"
   assert len(ended.images) == 2
 
 
 def test_the_last_permitted_turn_is_announced_and_may_only_answer():
-  trajectory = hear(BOX_TURN, OTHER_BOX_TURN, ANSWER_TURN, cfg=stop(turns=3, images=9))
+  trajectory = add_tokens(BOX_TURN, OTHER_BOX_TURN, ANSWER_TURN, cfg=stop(turns=3, images=9))
   ids, turns = trajectory.token_ids_T, trajectory.turns
   observed = [
     TOKENIZER.decode(ids[before.end : after.start]) for before, after in itertools.pairwise(turns)
   ]
   assert ["more" in text for text in observed] == [True, False]
   assert ["final" in text for text in observed] == [False, True]
-  assert hear(BOX_TURN, BOX_TURN, cfg=stop(turns=2)).end_reason == "repeated_operation"
+  assert add_tokens(BOX_TURN, BOX_TURN, cfg=stop(turns=2)).end_reason == "repeated_operation"
 
 
 def test_fault_is_left_out_of_the_update():
   executor = BrokenExecutor(ExecutorConfig(0, 20.0, 1024), fixtures.STYLE)
-  broken = hear(BOX_TURN, cfg=stop(), executor=executor)
+  broken = add_tokens(BOX_TURN, cfg=stop(), executor=executor)
   assert broken.end_reason == "fault"
   assert not broken.turns[0].executable
-  sound = hear(ANSWER_TURN, cfg=stop())
+  sound = add_tokens(ANSWER_TURN, cfg=stop())
   shapes = dataclasses.replace(fixtures.shapes(), tokens=512)
   batch, _ = to_train_batch([[broken, sound]], np.ones((1, 2)), shapes)
   assert not batch.trained_RT[0].any()
@@ -208,13 +216,13 @@ def test_no_output_stops_a_run(turns):
   scripts = [[[*turn, STOP] for turn in row] for row in turns]
   engine = fixtures.make_engine(fixtures.scripted(scripts, WILD), WILD)
   prompt = engine.conversation.prompt(fixtures.task("room/wild", ((24, 24), (16, 40))))
-  trajectories = flat(run_episodes(engine, {}, [prompt], 0, 0, [SAMPLED] * 3))
+  trajectories = flat(generate_rollouts(engine, {}, [prompt], 0, 0, [SAMPLED] * 3))
   for trajectory in trajectories:
     trajectory_lib.check(trajectory, PADS)
     assert trajectory.end_reason != "fault"
-    assert len(trajectory.token_ids_T) - trajectory.prompt_length <= WILD.stop.tokens
-    assert len(trajectory.images) <= WILD.stop.images
-    assert len(trajectory.turns) <= WILD.stop.turns
+    assert len(trajectory.token_ids_T) - trajectory.prompt_length <= WILD.stop.max_response_tokens
+    assert len(trajectory.images) <= WILD.stop.max_images
+    assert len(trajectory.turns) <= WILD.stop.max_turns
   shapes = dataclasses.replace(fixtures.shapes(), tokens=512)
   to_train_batch([trajectories], np.zeros((1, 3)), shapes)
 
@@ -236,17 +244,17 @@ def test_most_visual_tokens_drawn():
 
 
 def test_drawings_that_may_not_fit_are_refused_beforehand():
-  cfg = dataclasses.replace(ONE, features=10)
+  cfg = dataclasses.replace(ONE, feature_buffer_tokens=10)
   engine = fixtures.make_engine(fixtures.scripted([[say(ANSWER_TURN)]], cfg), cfg)
   prompt = engine.conversation.prompt(fixtures.task("room/one"))
   with pytest.raises(DataError, match=r"of room/one; raise config\.rollout\.features: it is 10"):
-    run_episodes(engine, {}, [prompt], 0, 0, [SAMPLED])
+    generate_rollouts(engine, {}, [prompt], 0, 0, [SAMPLED])
   short = dataclasses.replace(engine, cfg=dataclasses.replace(ONE, observation_buckets=(10,)))
   with pytest.raises(DataError, match=r"of room/one; raise config\.rollout\.observation_buckets"):
-    run_episodes(short, {}, [prompt], 0, 0, [SAMPLED])
+    generate_rollouts(short, {}, [prompt], 0, 0, [SAMPLED])
   long = engine.conversation.prompt(fixtures.task("room/long", question="word " * 200))
   with pytest.raises(DataError, match="room/long"):
-    run_episodes(dataclasses.replace(engine, cfg=ONE), {}, [long], 0, 0, [SAMPLED])
+    generate_rollouts(dataclasses.replace(engine, cfg=ONE), {}, [long], 0, 0, [SAMPLED])
 
 
 @pytest.mark.parametrize(
@@ -257,15 +265,15 @@ def test_drawings_that_may_not_fit_are_refused_beforehand():
     (SAMPLED, {"top_p": 1.1}),
     (SAMPLED, {"top_k": -1}),
     (SAMPLED, {"min_p": 1.0}),
-    (ROLLOUT, {"chunk": 0}),
+    (ROLLOUT, {"decode_steps": 0}),
     (ROLLOUT, {"group": 0}),
-    (ROLLOUT, {"delay": 0}),
+    (ROLLOUT, {"drawing_delay": 0}),
     (ROLLOUT, {"prefill": ()}),
     (ROLLOUT, {"append": (4, 2)}),
-    (ROLLOUT, {"own_cuts": (0, 8)}),
+    (ROLLOUT, {"suffix_block_edges": (0, 8)}),
     (ROLLOUT, {"prompt_buckets": ()}),
     (ROLLOUT, {"observation_buckets": (64, 32)}),
-    (SAMPLED, {"turn_tokens": -1}),
+    (SAMPLED, {"max_tokens_per_turn": -1}),
   ],
 )
 def test_settings_without_meaning_are_refused(of, wrong):
@@ -297,7 +305,9 @@ def prompts():
 
 
 def roll(mode=SAMPLED, cfg=ROLLOUT, of=None, seed=1, step=3):
-  return run_episodes(engine_of(cfg), lab()[2], of or prompts(), seed, step, [mode] * cfg.group)
+  return generate_rollouts(
+    engine_of(cfg), lab()[2], of or prompts(), seed, step, [mode] * cfg.group
+  )
 
 
 def draw_always(monkeypatch):
@@ -348,13 +358,13 @@ def test_sampler_equals_trainer(everybody_draws, way):
 
 def test_what_had_to_leave_the_pool_is_known_too(everybody_draws):
   """With room for two pictures, most are brought to the host, and some seen again."""
-  known, few = ({}, {})
-  engines = (engine_of(ROLLOUT), engine_of(dataclasses.replace(ROLLOUT, features=72)))
-  for engine, kept in zip(engines, (known, few), strict=True):
-    run_episodes(engine, lab()[2], prompts(), 1, 3, [SAMPLED] * 2, kept)
-  assert known.keys() == few.keys()
-  assert sum(len(features) for features in known.values()) > 72
-  for name, features in known.items():
+  image_features, few = ({}, {})
+  engines = (engine_of(ROLLOUT), engine_of(dataclasses.replace(ROLLOUT, feature_buffer_tokens=72)))
+  for engine, kept in zip(engines, (image_features, few), strict=True):
+    generate_rollouts(engine, lab()[2], prompts(), 1, 3, [SAMPLED] * 2, kept)
+  assert image_features.keys() == few.keys()
+  assert sum(len(features) for features in image_features.values()) > 72
+  for name, features in image_features.items():
     np.testing.assert_allclose(few[name], features, atol=1e-5)
 
 
@@ -363,25 +373,25 @@ def test_known_features_change_nothing_and_each_image_is_seen_once(everybody_dra
   policy, params, weights = lab()
   engine, seen = engine_of(ROLLOUT), []
 
-  def counted(params, pool_MYD, vision, place_M):
+  def counted(params, feature_buffer_MYD, vision, place_M):
     seen.append(int((vision.frame_P > 0).sum()))
-    return engine.programs.see(params, pool_MYD, vision, place_M)
+    return engine.programs.encode_images(params, feature_buffer_MYD, vision, place_M)
 
-  run = dataclasses.replace(engine.programs, see=counted)
-  known: dict[str, np.ndarray] = {}
+  run = dataclasses.replace(engine.programs, encode_images=counted)
+  image_features: dict[str, np.ndarray] = {}
   asked = [*prompts(), *prompts()[:1]]  # one prompt twice: its drawings too
-  rollouts = run_episodes(
-    dataclasses.replace(engine, programs=run), weights, asked, 1, 3, [SAMPLED] * 2, known
+  rollouts = generate_rollouts(
+    dataclasses.replace(engine, programs=run), weights, asked, 1, 3, [SAMPLED] * 2, image_features
   )
   for one, other in zip(flat(rollouts), flat(roll(of=asked)), strict=True):
     np.testing.assert_array_equal(one.token_ids_T, other.token_ids_T)
     np.testing.assert_allclose(one.logp_T, other.logp_T, atol=1e-5)
   images = {image.content_hash: image for t in flat(rollouts) for image in t.images}
-  assert known.keys() == images.keys()
+  assert image_features.keys() == images.keys()
   assert sum(seen) == sum(4 * image.tokens for image in images.values())
   assert any(turn.produced for t in flat(rollouts) for turn in t.turns)
   zero_BG = np.zeros((len(rollouts), len(rollouts[0])))
-  batch, _ = to_train_batch(rollouts, zero_BG, fixtures.shapes(), known=known)
+  batch, _ = to_train_batch(rollouts, zero_BG, fixtures.shapes(), image_features=image_features)
   score = jax.jit(functools.partial(score_batch, policy, Microbatches(2, (256,))))
   logp_RT = np.asarray(score(params, batch))
   assert np.abs(logp_RT - batch.old_logp_RT)[batch.trained_RT].max() < 1e-4
@@ -438,9 +448,9 @@ def test_samples_do_not_depend_on_how_many_are_decoded_together(everybody_draws)
 
   counted = dataclasses.replace(engine.programs, sample=sample)
   counted = dataclasses.replace(engine, programs=counted)
-  plain = dataclasses.replace(ROLLOUT, narrow=(), own_cuts=())
+  plain = dataclasses.replace(ROLLOUT, gather_fractions=(), suffix_block_edges=())
   for seed in range(4):
-    cut = run_episodes(counted, lab()[2], prompts(), seed, 3, [SAMPLED] * 2)
+    cut = generate_rollouts(counted, lab()[2], prompts(), seed, 3, [SAMPLED] * 2)
     whole = roll(cfg=plain, seed=seed)
     assert [said(t) for t in flat(cut)] == [said(t) for t in flat(whole)]
     for one, other in zip(flat(cut), flat(whole), strict=True):
@@ -498,7 +508,7 @@ def test_sampler_equals_trainer_on_real_drawings():
   tasks = make_source(build(SourceConfig, cfg.source)).held_out(6)
   of = [conversation.prompt(task) for task in tasks]
   params = compiled.decode_params(policy, mesh, "compute")(loaded.params)
-  rollouts = run_episodes(engine, params, of, 0, 0, [mode(1.2, 1.0, False)] * 4)
+  rollouts = generate_rollouts(engine, params, of, 0, 0, [mode(1.2, 1.0, False)] * 4)
   trajectories = flat(rollouts)
   for trajectory in trajectories:
     trajectory_lib.check(trajectory, (policy.cfg.image_pad_id,))

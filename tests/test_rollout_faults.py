@@ -24,7 +24,7 @@ from spatial_jax.learn.train_batch import to_train_batch
 from spatial_jax.rollout import device, scheduler
 from spatial_jax.rollout import trajectory as trajectory_lib
 from spatial_jax.rollout.sampling import scores
-from spatial_jax.rollout.scheduler import run_episodes
+from spatial_jax.rollout.scheduler import generate_rollouts
 from tests import rollout_fixtures as fixtures
 from tests.rollout_fixtures import ANSWER_TURN, BOX_TURN, ROLLOUT, SAMPLED, STOP, TOKENIZER, flat
 from tests.test_rollout_engine import (
@@ -75,7 +75,9 @@ def test_a_worker_that_breaks_costs_one_trajectory(monkeypatch, harm):
 
   monkeypatch.setattr(executor_lib, "_start", start)
   stop = dataclasses.replace(ROLLOUT.stop, tokens=400)
-  cfg = dataclasses.replace(ROLLOUT, prompts=2, slots=2, turn_tokens=80, chunk=16, stop=stop)
+  cfg = dataclasses.replace(
+    ROLLOUT, prompts=2, slots=2, max_tokens_per_turn=80, chunk=16, stop=stop
+  )
   fine, broken = [BOX_TURN, ANSWER_TURN], [BOX_TURN.replace("chair", harm), ANSWER_TURN]
   prompts = [fixtures.conversation().prompt(fixtures.task(f"room/{i}")) for i in range(2)]
 
@@ -84,7 +86,7 @@ def test_a_worker_that_breaks_costs_one_trajectory(monkeypatch, harm):
     engine = fixtures.make_engine(fixtures.scripted(scripts, cfg), cfg)
     with Executor(ExecutorConfig(1, 2.0, 1024), fixtures.STYLE) as executor:
       engine = dataclasses.replace(engine, executor=executor)
-      return flat(run_episodes(engine, {}, prompts, 0, 0, [SAMPLED] * cfg.group))
+      return flat(generate_rollouts(engine, {}, prompts, 0, 0, [SAMPLED] * cfg.group))
 
   whole, harmed = roll([fine] * 4), roll([fine, broken, fine, fine])
   assert [t.end_reason for t in harmed] == ["answer", "fault", "answer", "answer"]
@@ -99,7 +101,7 @@ RUN = """
 import os, pathlib
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from tests import rollout_fixtures as fixtures
-from tests.test_rollout_engine import ONE, say, run_episodes, SAMPLED, BOX_TURN, stop
+from tests.test_rollout_engine import ONE, say, generate_rollouts, SAMPLED, BOX_TURN, stop
 import dataclasses
 cfg = stop()
 scripts = [[say(BOX_TURN)] * 2] * 100000
@@ -108,7 +110,7 @@ with Executor(ExecutorConfig(1, 20.0, 1024), fixtures.STYLE) as executor:
   engine = fixtures.make_engine(fixtures.scripted(scripts, cfg), cfg)
   engine = dataclasses.replace(engine, executor=executor)
   while True:
-    run_episodes(engine, {}, [prompt], 0, 0, [SAMPLED])
+    generate_rollouts(engine, {}, [prompt], 0, 0, [SAMPLED])
     tasks = pathlib.Path(f"/proc/{os.getpid()}/task").glob("*/children")  # a thread started it
     print(*(task.read_text() for task in tasks), flush=True)
 """
@@ -144,10 +146,10 @@ ADVERSE = dataclasses.replace(
   slots=5,
   rows=7,
   chunk=7,
-  turn_tokens=80,
+  max_tokens_per_turn=80,
   stop=dataclasses.replace(ROLLOUT.stop, turns=4, images=5, tokens=400),
   observation_buckets=(32, 64, 128),
-  own_cuts=(90, 200),
+  suffix_block_edges=(90, 200),
 )
 WORDS = [
   *FRAGMENTS, BOX_TURN, OTHER_BOX_TURN, BOX_TURN, ANSWER_TURN, '"bbox_2d": [9, 9, 1, 1]',
@@ -190,16 +192,18 @@ class Forced:
   """A real engine whose policy has no say: each rollout says what its table holds."""
 
   def __init__(self, monkeypatch):
-    self.table_BGT = np.zeros((ADVERSE.prompts, ADVERSE.group, ADVERSE.stop.tokens), np.int32)
+    self.table_BGT = np.zeros(
+      (ADVERSE.prompts, ADVERSE.group, ADVERSE.stop.max_response_tokens), np.int32
+    )
     monkeypatch.setattr(device, "sample_token", self.sample)
     monkeypatch.setattr(scheduler, "_keys", self.keys)
     run = fixtures.real_engine(lab()[0], ADVERSE).programs
-    run = dataclasses.replace(run, observe=self.observing(run.observe), sample=self.saying(run))
+    run = dataclasses.replace(run, observe=self.observing(run.append), sample=self.saying(run))
     engine = fixtures.make_engine(run, ADVERSE)
     self.engine = dataclasses.replace(engine, executor=Accidents())
 
-  def keys(self, seed, step, prompts, draws):
-    return np.indices((len(prompts), len(draws))).transpose(1, 2, 0).astype(np.uint32)
+  def keys(self, seed, step, prompts, sample_index):
+    return np.indices((len(prompts), len(sample_index))).transpose(1, 2, 0).astype(np.uint32)
 
   def look_up(self, key_R2, count_R):
     b_R, g_R = np.asarray(key_R2, int).T
@@ -215,14 +219,14 @@ class Forced:
   def observing(self, observe):
     """What is read goes behind exactly what the host knows of, into rows that are silent."""
 
-    def call(params, state, pool_MYD, rows):
+    def call(params, state, feature_buffer_MYD, rows):
       active_R, length_R = np.asarray(state.active_R), np.asarray(state.cache.length_R)
       there = [(i, r) for i, r in enumerate(rows.row_R) if r < len(active_R)]
       assert len({r for _, r in there}) == len(there), "each row once"
       for i, r in there:
         assert not active_R[r]
         assert length_R[r] == rows.start_R[i]
-      return observe(params, state, pool_MYD, rows)
+      return observe(params, state, feature_buffer_MYD, rows)
 
     return call
 
@@ -232,7 +236,7 @@ class Forced:
     def call(params, state, halt_R, row_R, truncate):
       state, token_RT, logp_RT = run.sample(params, state, halt_R, row_R, truncate)
       active_R, length_R = np.asarray(state.active_R), np.asarray(state.cache.length_R)
-      assert (length_R <= ADVERSE.stop.tokens).all()
+      assert (length_R <= ADVERSE.stop.max_response_tokens).all()
       assert not (active_R & halt_R).any()
       count_R, limit_R = np.asarray(state.count_R), np.asarray(state.sampling.limit_R)
       assert (count_R < limit_R)[active_R].all()
@@ -248,29 +252,33 @@ def says_anything(monkeypatch, outputs):
   params = jax.tree.map(lambda x: x * jnp.float32(0.7), params)
   weights = fixtures.decode_params(policy, params)
   vision = VisionBuckets((512,), (256,), (64,))
-  shapes = dataclasses.replace(fixtures.shapes(), tokens=ADVERSE.stop.tokens + 8, vision=vision)
+  shapes = dataclasses.replace(
+    fixtures.shapes(), tokens=ADVERSE.stop.max_response_tokens + 8, vision=vision
+  )
   recompute = jax.jit(functools.partial(score_batch, policy, Microbatches(8, (128, shapes.tokens))))
   sizes = [((24, 24),), ((24, 24), (16, 40)), ((40, 16),)]
   reasons = set()
   for number in range(-(-outputs // (ADVERSE.prompts * ADVERSE.group))):
     random = np.random.default_rng(number)
     forced.table_BGT[:] = [
-      [wild(random, ADVERSE.stop.tokens) for _ in range(ADVERSE.group)]
+      [wild(random, ADVERSE.stop.max_response_tokens) for _ in range(ADVERSE.group)]
       for _ in range(ADVERSE.prompts)
     ]
     tasks = [fixtures.task(f"room/{i}", sizes[i % 3]) for i in range(ADVERSE.prompts)]
     prompts = [forced.engine.conversation.prompt(task) for task in tasks]
-    modes = [SAMPLED] * ADVERSE.group
-    rollouts = run_episodes(forced.engine, weights, prompts, 0, 0, modes)
+    sampling_params = [SAMPLED] * ADVERSE.group
+    rollouts = generate_rollouts(forced.engine, weights, prompts, 0, 0, sampling_params)
     for table_T, trajectory in zip(
-      forced.table_BGT.reshape(-1, ADVERSE.stop.tokens), flat(rollouts), strict=True
+      forced.table_BGT.reshape(-1, ADVERSE.stop.max_response_tokens), flat(rollouts), strict=True
     ):
       trajectory_lib.check(trajectory, PADS)
       ids = trajectory.token_ids_T[trajectory.trained_T]
       np.testing.assert_array_equal(ids, table_T[: len(ids)])
-      assert len(trajectory.token_ids_T) - trajectory.prompt_length <= ADVERSE.stop.tokens
-      assert len(trajectory.images) <= ADVERSE.stop.images
-      assert len(trajectory.turns) <= ADVERSE.stop.turns
+      assert (
+        len(trajectory.token_ids_T) - trajectory.prompt_length <= ADVERSE.stop.max_response_tokens
+      )
+      assert len(trajectory.images) <= ADVERSE.stop.max_images
+      assert len(trajectory.turns) <= ADVERSE.stop.max_turns
       reasons.add(trajectory.end_reason)
     batch, _ = to_train_batch(rollouts, np.zeros((ADVERSE.prompts, ADVERSE.group)), shapes)
     logp_RT = np.asarray(recompute(params, batch))

@@ -4,7 +4,7 @@ import numpy as np
 
 from spatial_jax.data.image import patch_image
 from spatial_jax.data.vision_packing import VisionBuckets
-from spatial_jax.rollout.image_feature_cache import Pictures
+from spatial_jax.rollout.image_feature_cache import ImageFeatureCache
 from spatial_jax.rollout.profiling import Timeline
 from tests.policy_fixtures import PREPROCESS, picture
 
@@ -18,18 +18,20 @@ def test_who_was_asked_for_longest_ago_goes():
   assert {image.tokens for image in images} == {4}
   calls = []
 
-  def see(params, pool_MYD, vision, place_M):
-    calls.append(sorted(place_M[place_M < len(pool_MYD)].tolist()))
-    return pool_MYD, None
+  def see(params, feature_buffer_MYD, vision, place_M):
+    calls.append(sorted(place_M[place_M < len(feature_buffer_MYD)].tolist()))
+    return feature_buffer_MYD, None
 
-  pool_MYD = np.zeros((4 * COUNT, 1, 1), np.float32)
-  pictures = Pictures(see, {}, pool_MYD, 2, VisionBuckets((64,), (64,), (16,)), None, Timeline())
-  first = pictures.look([images[:COUNT]])
-  again = pictures.look([images[3:COUNT], images[:1]])  # the oldest are now 1, 2, then 3, 4, ...
+  feature_buffer_MYD = np.zeros((4 * COUNT, 1, 1), np.float32)
+  pictures = ImageFeatureCache(
+    see, {}, feature_buffer_MYD, 2, VisionBuckets((64,), (64,), (16,)), None, Timeline()
+  )
+  first = pictures.encode([images[:COUNT]])
+  again = pictures.encode([images[3:COUNT], images[:1]])  # the oldest are now 1, 2, then 3, 4, ...
   assert len(calls) == 1
   assert all((first[name] == rows).all() for name, rows in again.items())
-  new = pictures.look([images[COUNT:]])
+  new = pictures.encode([images[COUNT:]])
   taken = {int(row) for rows in new.values() for row in rows}
   assert taken == {int(row) for name in names[1:5] for row in first[name]}
-  pictures.look([images[5:COUNT], images[:1]])
+  pictures.encode([images[5:COUNT], images[:1]])
   assert len(calls) == 2, "those that stayed are seen no second time"

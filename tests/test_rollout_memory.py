@@ -15,7 +15,7 @@ from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout import memory
 from spatial_jax.stages import context
 from spatial_jax.stages.load import load_policy
-from spatial_jax.train import GrpoRun, check_exam, held_beside
+from spatial_jax.train import GrpoRun, check_evaluation_memory, resident_bytes
 from tests import step_fixtures
 
 KEY = "config.rollout.slots"
@@ -34,9 +34,9 @@ def test_the_plan_is_what_lies_there(sizes):
   state = lab.engine.programs.empty(cfg.prompt_buckets[-1])
   assert made.prefixes == on_one_device(state.cache.prefix.layers)
   assert made.rows == on_one_device(state.cache.layers)
-  assert made.features == on_one_device(lab.engine.programs.pool())
+  assert made.features == on_one_device(lab.engine.programs.feature_buffer())
   assert made.weights == on_one_device(lab.decode_params(lab.state.params))
-  few = cfg.widths[-2]
+  few = cfg.decode_row_counts[-2]
   assert made.copies == made.rows * few // cfg.row_count > 0
   parts = (made.prefixes, made.rows, made.copies, made.features, made.weights)
   assert made.total == 7 + sum(parts)
@@ -57,7 +57,12 @@ def test_prompts_take_no_more_room_for_more_samples_of_them():
 def test_decoding_never_holds_a_prompt_for_each_row():
   """Its scratch, most of it scores, stays below half of what copies of one layer would take."""
   cfg = dataclasses.replace(
-    step_fixtures.ROLLOUT, slots=2, group=8, prompt_buckets=(4096,), narrow=(), own_cuts=()
+    step_fixtures.ROLLOUT,
+    slots=2,
+    group=8,
+    prompt_buckets=(4096,),
+    gather_fractions=(),
+    suffix_block_edges=(),
   )
   lab = step_fixtures.lab(1, 1, 1, cfg)
   run = lab.engine.programs
@@ -81,7 +86,7 @@ def test_caches_that_cannot_fit_are_refused_with_what_would():
   memory.check(fewer, KEY)
   with pytest.raises(ConfigError, match=r"slots to 5$"):  # half of the room is somebody else's
     memory.check(
-      made._replace(device=room, held=(made.prefixes + made.rows + made.copies) // 8), KEY
+      made._replace(device=room, resident=(made.prefixes + made.rows + made.copies) // 8), KEY
     )
   with pytest.raises(ConfigError, match=r"lower config\.rollout\.slots, or.*stop\.tokens"):
     memory.check(made._replace(device=made.weights), KEY)
@@ -136,13 +141,13 @@ def test_an_exam_without_room_is_refused_before_training(monkeypatch):
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
   loaded = load_policy(run.init, mesh)
   optimizer = make_optimizer(dataclasses.replace(run.learn.optimizer, frozen=()))
-  held = held_beside(run, loaded.policy, optimizer, loaded.params, mesh)
+  resident = resident_bytes(run, loaded.policy, optimizer, loaded.params, mesh)
   monkeypatch.setattr(memory, "memory", lambda mesh: 1 << 40)
-  check_exam(run, loaded.policy, held, mesh)
+  check_evaluation_memory(run, loaded.policy, resident, mesh)
   own = memory.bytes_of(loaded.params)
-  assert held == pytest.approx(4 * own, rel=0.01), "parameters, their start, two moments"
-  training = context.planned(loaded.policy, run.rollout, held)
+  assert resident == pytest.approx(4 * own, rel=0.01), "parameters, their start, two moments"
+  training = context.planned(loaded.policy, run.rollout, resident)
   memory.check(training._replace(device=training.total), KEY)
   monkeypatch.setattr(memory, "memory", lambda mesh: training.total)
   with pytest.raises(ConfigError, match=r"lower config\.evaluation\.slots to \d+$"):
-    check_exam(run, loaded.policy, held, mesh)
+    check_evaluation_memory(run, loaded.policy, resident, mesh)

@@ -8,7 +8,7 @@ import pytest
 
 from spatial_jax.report import plots
 from spatial_jax.rollout.profiling import Frame, Span, Timeline
-from spatial_jax.rollout.scheduler import run_episodes
+from spatial_jax.rollout.scheduler import generate_rollouts
 from tests.rollout_fixtures import GREEDY, ROLLOUT, SAMPLED, flat
 from tests.test_rollout_engine import engine_of, everybody_draws, lab, said
 from tests.test_rollout_scheduler import LateExecutor, assert_same, counted, prompts
@@ -21,13 +21,20 @@ def watched(everybody_draws):
   """A call with two slots for five prompts: its timeline, its rollouts, the programs it ran."""
   engine, calls = counted(engine_of(dataclasses.replace(ROLLOUT, slots=2)))
   with Timeline() as timeline:
-    rollouts = run_episodes(engine, lab()[2], prompts(), 1, 3, [SAMPLED] * 2, timeline=timeline)
+    rollouts = generate_rollouts(
+      engine, lab()[2], prompts(), 1, 3, [SAMPLED] * 2, timeline=timeline
+    )
   return timeline, rollouts, calls
 
 
 def test_every_program_is_seen_in_its_order(watched):
   timeline, _, calls = watched
-  names = {"see": "see", "admit": "prefill", "sample": "decode", "observe": "append"}
+  names = {
+    "encode_images": "encode_images",
+    "admit": "prefill",
+    "sample": "decode",
+    "observe": "append",
+  }
   expected = [names[name] for name, *_ in calls if name != "begin"]
   assert [span.program for span in timeline.spans] == expected
   ends = [span.end_s for span in timeline.spans]
@@ -46,7 +53,7 @@ def test_tokens_are_those_of_the_rollouts(watched):
   assert heard <= sum(len(said(t)) for t in flat(rollouts)) == tokens("decode")
   assert tokens("prefill") == sum(len(p.token_ids_T) for p in prompts())
   drawn = {i.content_hash: i.tokens for t in flat(rollouts) for i in t.images}
-  assert tokens("see") == sum(drawn.values()), "each image once"
+  assert tokens("encode_images") == sum(drawn.values()), "each image once"
   assert all(span.tokens <= span.places for span in timeline.spans)
   observed = sum(len(t.token_ids_T) - t.prompt_length - len(said(t)) for t in flat(rollouts))
   assert tokens("append") == observed
@@ -62,7 +69,7 @@ def test_the_summary_is_of_shares_and_rates(watched):
   images = [i for t in flat(rollouts) for i in t.images[t.prompt_images :]]
   asked = sum(len(p.images) for p in prompts()) + len(images)
   assert timeline.pictures_asked == asked
-  assert summary["picture_hits"] == pytest.approx(1 - timeline.pictures_seen / asked)
+  assert summary["image_cache_hits"] == pytest.approx(1 - timeline.pictures_seen / asked)
 
 
 def test_the_summary_adds_up():
@@ -81,7 +88,7 @@ def test_the_summary_adds_up():
       "padded_share": 0.5,
       "drawing_wait_share": 0.1,
       "device_idle_share": 0.3,
-      "picture_hits": 0.75,
+      "image_cache_hits": 0.75,
     }
   )
 
@@ -89,18 +96,18 @@ def test_the_summary_adds_up():
 def test_late_drawings_are_waited_for_and_equal_pictures_seen_once(everybody_draws):
   engine = dataclasses.replace(engine_of(ROLLOUT), executor=LateExecutor(0))
   with Timeline() as timeline:
-    rollouts = run_episodes(engine, lab()[2], prompts(), 1, 3, [GREEDY] * 2, timeline=timeline)
+    rollouts = generate_rollouts(engine, lab()[2], prompts(), 1, 3, [GREEDY] * 2, timeline=timeline)
   assert 0 < timeline.waited_s < timeline.total_s
   asked = [i.content_hash for t in flat(rollouts) for i in t.images[t.prompt_images :]]
   asked += [i.content_hash for p in prompts() for i in p.images]
-  assert timeline.pictures_seen == len(set(asked)) < len(asked), "greedy siblings draw the same"
-  assert timeline.summary()["picture_hits"] == pytest.approx(1 - len(set(asked)) / len(asked))
+  assert timeline.pictures_seen == len(set(asked)) < len(asked), "greedy rollouts draw the same"
+  assert timeline.summary()["image_cache_hits"] == pytest.approx(1 - len(set(asked)) / len(asked))
 
 
 def test_watching_changes_nothing(watched):
   _, rollouts, _ = watched
   engine = engine_of(dataclasses.replace(ROLLOUT, slots=2))
-  assert_same(rollouts, run_episodes(engine, lab()[2], prompts(), 1, 3, [SAMPLED] * 2), atol=0)
+  assert_same(rollouts, generate_rollouts(engine, lab()[2], prompts(), 1, 3, [SAMPLED] * 2), atol=0)
 
 
 def test_its_record_is_a_picture(watched):
@@ -118,7 +125,7 @@ def test_its_record_is_a_picture(watched):
 
 def test_a_program_that_never_ended_is_left_out():
   with Timeline() as timeline:
-    span = timeline.handed_over("decode", 0, 5, 10)  # pyright: ignore[reportArgumentType]
+    span = timeline.submitted("decode", 0, 5, 10)  # pyright: ignore[reportArgumentType]
   span.end_s = math.nan
   assert timeline.record()["programs"] == []
   assert timeline.summary()["decode_tokens_per_s"] == 0

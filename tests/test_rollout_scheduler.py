@@ -18,7 +18,7 @@ from spatial_jax.learn.train_batch import to_train_batch
 from spatial_jax.rollout import trajectory as trajectory_lib
 from spatial_jax.rollout.device import SampleState
 from spatial_jax.rollout.sampling import scores
-from spatial_jax.rollout.scheduler import run_episodes
+from spatial_jax.rollout.scheduler import generate_rollouts
 from tests import rollout_fixtures as fixtures
 from tests.rollout_fixtures import (
   ANSWER_TURN,
@@ -49,10 +49,12 @@ def prompts():
   return [fixtures.conversation().prompt(task) for task in tasks]
 
 
-def roll(cfg=ROLLOUT, engine=None, seed=1, modes=None, listen=None):
+def roll(cfg=ROLLOUT, engine=None, seed=1, sampling_params=None, token_listener=None):
   engine = engine or engine_of(cfg)
-  modes = modes or [SAMPLED] * cfg.group
-  return run_episodes(engine, lab()[2], prompts(), seed, 3, modes, listen=listen)
+  sampling_params = sampling_params or [SAMPLED] * cfg.group
+  return generate_rollouts(
+    engine, lab()[2], prompts(), seed, 3, sampling_params, token_listener=token_listener
+  )
 
 
 class LateExecutor(Executor):
@@ -85,7 +87,7 @@ def counted(engine):
 
     return call
 
-  names = ("see", "admit", "begin", "sample", "observe")
+  names = ("encode_images", "admit", "begin", "sample", "observe")
   run = dataclasses.replace(engine.programs, **{name: watch(name) for name in names})
   return dataclasses.replace(engine, programs=run), calls
 
@@ -105,18 +107,20 @@ def assert_same(one, other, atol):
   "changed",
   [
     {"slots": 1, "prefill": (1,)},
-    {"slots": 4, "chunk": 1},
+    {"slots": 4, "decode_steps": 1},
     {"slots": 16, "prefill": (16,), "append": (1,)},
-    {"chunk": 8, "narrow": ()},
-    {"slots": 2, "chunk": 32},
+    {"decode_steps": 8, "gather_fractions": ()},
+    {"slots": 2, "decode_steps": 32},
     {"schedule": "eager"},
     {"schedule": "barrier", "slots": 2},
-    {"delay": 4},
+    {"drawing_delay": 4},
     {"rows": 1},
     {"rows": 4, "slots": 4, "schedule": "eager"},
-    {"rows": 3, "slots": 3, "chunk": 8, "narrow": (0.3, 0.7)},
+    {"rows": 3, "slots": 3, "decode_steps": 8, "gather_fractions": (0.3, 0.7)},
     {"rows": 2, "slots": 2, "schedule": "barrier"},
-    {"features": 72},  # room for hardly more than two pictures: most are looked at again
+    {
+      "feature_buffer_tokens": 72
+    },  # room for hardly more than two pictures: most are looked at again
   ],
   ids=str,
 )
@@ -200,7 +204,7 @@ def test_a_draw_on_the_border_is_told_from_another_draw(everybody_draws):
   )
   weights, of = fixtures.decode_params(policy, noisy), engine_of(ROLLOUT)
   whole = [roll(seed=seed) for seed in range(3)]
-  moved = [run_episodes(of, weights, prompts(), seed, 3, [SAMPLED] * 2) for seed in range(3)]
+  moved = [generate_rollouts(of, weights, prompts(), seed, 3, [SAMPLED] * 2) for seed in range(3)]
   close = [d for seed in range(3) for d in distances(whole[seed], moved[seed], seed)[0]]
   assert close, "nothing moved"
   assert max(close) < 0.02
@@ -209,11 +213,11 @@ def test_a_draw_on_the_border_is_told_from_another_draw(everybody_draws):
 
 SCHEDULES = (
   {"slots": 1, "prefill": (1,)},
-  {"slots": 4, "chunk": 8},
-  {"slots": 16, "prefill": (16,), "chunk": 1},
-  {"slots": 4, "rows": 3, "chunk": 32},
+  {"slots": 4, "decode_steps": 8},
+  {"slots": 16, "prefill": (16,), "decode_steps": 1},
+  {"slots": 4, "rows": 3, "decode_steps": 32},
   {"schedule": "eager", "slots": 2},
-  {"schedule": "barrier", "slots": 2, "narrow": ()},
+  {"schedule": "barrier", "slots": 2, "gather_fractions": ()},
 )
 
 
@@ -244,7 +248,7 @@ def test_late_drawings_change_no_bit_and_no_program(everybody_draws, rows):
     again = roll(cfg, dataclasses.replace(engine, executor=LateExecutor(seed)))
     assert_same(first, again, atol=0)
     assert calls == expected
-  assert {name for name, *_ in expected} == {"see", "admit", "begin", "sample", "observe"}
+  assert {name for name, *_ in expected} == {"encode_images", "admit", "begin", "sample", "observe"}
 
 
 def test_eager_takes_drawings_as_they_come_and_says_the_same(everybody_draws):
@@ -293,9 +297,9 @@ def test_every_process_samples_the_same_bits():
 def test_rollouts_of_one_group_may_sample_each_in_its_way(everybody_draws, rows):
   hot = dataclasses.replace(SAMPLED, temperature=1.7)
   cfg = dataclasses.replace(ROLLOUT, group=3, rows=rows)
-  mixed = roll(cfg, modes=[SAMPLED, GREEDY, hot])
+  mixed = roll(cfg, sampling_params=[SAMPLED, GREEDY, hot])
   for g, mode in enumerate((SAMPLED, GREEDY, hot)):
-    alone = roll(cfg, modes=[mode])
+    alone = roll(cfg, sampling_params=[mode])
     assert_same([[group[g]] for group in mixed], alone, atol=1e-4)
 
 
@@ -303,19 +307,19 @@ def test_what_leaves_one_token_to_draw_is_greedy(everybody_draws):
   """Each row by its own limits, through the whole engine."""
   hot = dataclasses.replace(SAMPLED, temperature=2.0)
   limits = ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 0.999})
-  modes = [GREEDY, *(dataclasses.replace(hot, **limit) for limit in limits)]
-  for group in roll(dataclasses.replace(ROLLOUT, group=4), modes=modes):
+  sampling_params = [GREEDY, *(dataclasses.replace(hot, **limit) for limit in limits)]
+  for group in roll(dataclasses.replace(ROLLOUT, group=4), sampling_params=sampling_params):
     assert [said(t) for t in group] == [said(group[0])] * 4
 
 
 def test_each_rollout_keeps_to_its_own_length(everybody_draws):
   """Others go on: a shorter turn is the front of the longer one."""
-  modes = [dataclasses.replace(SAMPLED, turn_tokens=most) for most in (2, 5, 0)]
+  sampling_params = [dataclasses.replace(SAMPLED, max_tokens_per_turn=most) for most in (2, 5, 0)]
   cfg, lengths = dataclasses.replace(ROLLOUT, group=3), set()
-  for group in roll(cfg, modes=modes):
+  for group in roll(cfg, sampling_params=sampling_params):
     first = [t.token_ids_T[t.turns[0].start : t.turns[0].end].tolist() for t in group]
-    for mode, tokens in zip(modes, first, strict=True):
-      assert tokens == first[-1][: mode.turn_tokens or cfg.turn_tokens]
+    for mode, tokens in zip(sampling_params, first, strict=True):
+      assert tokens == first[-1][: mode.max_tokens_per_turn or cfg.max_tokens_per_turn]
     lengths |= {turn.end - turn.start for t in group[:2] for turn in t.turns}
   assert {2, 5} <= lengths <= {1, 2, 3, 4, 5}
 
@@ -330,12 +334,14 @@ def scripted(scripts, cfg):
 def scripted_roll(engine, count, **more):
   tasks = [fixtures.task(f"room/{i}") for i in range(count)]
   of = [engine.conversation.prompt(task) for task in tasks]
-  return run_episodes(engine, {}, of, 0, 0, [SAMPLED] * engine.cfg.group, **more)
+  return generate_rollouts(engine, {}, of, 0, 0, [SAMPLED] * engine.cfg.group, **more)
 
 
 def test_finished_groups_are_replaced_at_once():
   """One long answer beside three short ones: one slot is enough for all of these."""
-  words = dataclasses.replace(ROLLOUT, group=1, slots=2, chunk=4, turn_tokens=100, narrow=())
+  words = dataclasses.replace(
+    ROLLOUT, group=1, slots=2, chunk=4, max_tokens_per_turn=100, gather_fractions=()
+  )
   stop = dataclasses.replace(ROLLOUT.stop, tokens=200)
   cfg = dataclasses.replace(words, stop=stop, prefill=(1,))
   long, short = ["word " * 40 + ANSWER_TURN], [ANSWER_TURN]
@@ -353,14 +359,14 @@ def test_finished_groups_are_replaced_at_once():
 def test_others_go_on_while_one_draws():
   stop = dataclasses.replace(ROLLOUT.stop, tokens=400)
   cfg = dataclasses.replace(
-    ROLLOUT, group=2, slots=1, chunk=4, turn_tokens=200, stop=stop, narrow=()
+    ROLLOUT, group=2, slots=1, chunk=4, max_tokens_per_turn=200, stop=stop, gather_fractions=()
   )
   engine, calls = counted(scripted([[BOX_TURN, ANSWER_TURN], ["word " * 60 + ANSWER_TURN]], cfg))
   ((drew, _),) = scripted_roll(engine, 1)
   names = [name for name, *_ in calls]
   assert len(drew.turns) == 2
   assert names.count("observe") == 1
-  chunks = -(-len(say("word " * 60 + ANSWER_TURN)) // cfg.chunk)
+  chunks = -(-len(say("word " * 60 + ANSWER_TURN)) // cfg.decode_steps)
   assert names.count("sample") <= chunks + 2, "nobody waited"
 
 
@@ -375,7 +381,14 @@ def test_a_drawing_is_made_while_others_decode():
   """It is finished only by a chunk that begins after it was handed over."""
   stop = dataclasses.replace(ROLLOUT.stop, tokens=400)
   cfg = dataclasses.replace(
-    ROLLOUT, group=2, slots=1, chunk=4, turn_tokens=200, stop=stop, narrow=(), delay=2
+    ROLLOUT,
+    group=2,
+    slots=1,
+    chunk=4,
+    max_tokens_per_turn=200,
+    stop=stop,
+    gather_fractions=(),
+    delay=2,
   )
   engine = scripted([[BOX_TURN, ANSWER_TURN], ["word " * 60 + ANSWER_TURN]], cfg)
   promised = []
@@ -434,7 +447,7 @@ def test_the_cache_is_handed_from_program_to_program(everybody_draws):
 def test_a_stop_string_ends_a_turn_with_the_token_that_completes_it():
   stop = dataclasses.replace(ROLLOUT.stop, tokens=400)
   cfg = dataclasses.replace(
-    ROLLOUT, group=1, slots=1, chunk=5, turn_tokens=200, stop=stop, stop_strings=("chair.",)
+    ROLLOUT, group=1, slots=1, chunk=5, max_tokens_per_turn=200, stop=stop, stop_strings=("chair.",)
   )
   script = [["the chair. and " + ANSWER_TURN]]
   ((trajectory,),) = scripted_roll(scripted(script, cfg), 1)
@@ -460,7 +473,7 @@ def test_what_was_sampled_behind_a_stop_string_is_forgotten(everybody_draws):
   for trajectory in flat(rollouts):
     trajectory_lib.check(trajectory, PADS)
   assert largest_difference(rollouts) < 1e-4
-  assert_same(rollouts, roll(dataclasses.replace(cfg, chunk=8, slots=1)), atol=1e-4)
+  assert_same(rollouts, roll(dataclasses.replace(cfg, decode_steps=8, slots=1)), atol=1e-4)
 
 
 def test_what_is_heard_is_told_in_order(everybody_draws):
@@ -469,7 +482,7 @@ def test_what_is_heard_is_told_in_order(everybody_draws):
   def listen(number, row):
     heard.setdefault((number, row.episode.sample), []).append(row.sampled + len(row.ids))
 
-  rollouts = roll(listen=listen)
+  rollouts = roll(token_listener=listen)
   assert len(heard) == len(flat(rollouts))
   for (number, sample), counts in heard.items():
     assert counts == sorted(counts)

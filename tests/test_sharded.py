@@ -11,7 +11,7 @@ import pytest
 from spatial_jax import abstract_inputs, sharding
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.train_batch import to_train_batch
-from spatial_jax.rollout.scheduler import run_episodes
+from spatial_jax.rollout.scheduler import generate_rollouts
 from tests import step_fixtures
 from tests.step_fixtures import Lab, Outcome
 
@@ -43,11 +43,11 @@ def _kinds(tree) -> list[str]:
 def _watch(lab: Lab) -> tuple[Lab, dict[str, Watched]]:
   run = lab.engine.programs
   watched = {
-    "see": Watched(run.see),
-    "admit": Watched(run.admit),
-    "begin": Watched(run.begin),
+    "encode_images": Watched(run.encode_images),
+    "admit": Watched(run.prefill),
+    "begin": Watched(run.start_rows),
     "sample": Watched(run.sample),
-    "observe": Watched(run.observe),
+    "observe": Watched(run.append),
   }
   update = Watched(lab.learn.update)
   engine = dataclasses.replace(lab.engine, programs=dataclasses.replace(run, **watched))
@@ -101,8 +101,8 @@ def test_rollouts_that_take_turns_in_few_rows_are_the_same(ran):
     lab = step_fixtures.lab(2, 2, 2, few)
     weights = lab.decode_params(lab.state.params)
     prompts = [lab.engine.conversation.prompt(task) for task in step_fixtures.tasks(0)]
-    modes = [step_fixtures.SAMPLED] * few.group
-    rollouts = run_episodes(lab.engine, weights, prompts, 0, 0, modes)
+    sampling_params = [step_fixtures.SAMPLED] * few.group
+    rollouts = generate_rollouts(lab.engine, weights, prompts, 0, 0, sampling_params)
   pairs = zip(itertools.chain(*ran.one.rollouts), itertools.chain(*rollouts), strict=True)
   for one, other in pairs:
     np.testing.assert_array_equal(one.token_ids_T, other.token_ids_T)
@@ -174,11 +174,11 @@ def test_abstract_inputs_are_what_a_run_calls_with(ran):
     step_fixtures.SHARE,
   )
   expected = {
-    "see": (x.weights, x.pool_MYD, *x.vision),
-    "admit": (x.weights, x.rows, x.pool_MYD, x.prompts),
+    "encode_images": (x.weights, x.feature_buffer_MYD, *x.vision),
+    "admit": (x.weights, x.rows, x.feature_buffer_MYD, x.prompts),
     "begin": (x.rows, *x.begins),
     "sample": (x.weights, x.rows, x.halt_R),
-    "observe": (x.weights, x.rows, x.pool_MYD, x.observations),
+    "observe": (x.weights, x.rows, x.feature_buffer_MYD, x.observations),
     "update": (x.state, x.batch),
   }
   for name, arguments in expected.items():

@@ -10,7 +10,7 @@ from spatial_jax import metrics
 from spatial_jax.metrics import LogConfig
 from spatial_jax.report.report import About, write_report
 from spatial_jax.stages import loop
-from spatial_jax.stages.grpo import GrpoConfig, Learner, dead_share
+from spatial_jax.stages.grpo import GrpoConfig, Learner, zero_variance_share
 from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.types import Scores
 from tests import dummies, step_fixtures
@@ -24,12 +24,12 @@ LEARN = GrpoConfig(
   prefix_buckets=step_fixtures.SHAPES.prefix_buckets,
   vision=step_fixtures.SHAPES.vision,
   micro=step_fixtures.MICRO,
-  keep_every=1,
-  keep_groups=2,
+  save_rollouts_every=1,
+  saved_groups=2,
 )
 INSTRUMENTS = {
   "prefill_tokens_per_s", "decode_tokens_per_s", "slot_occupancy", "padded_share",
-  "drawing_wait_share", "device_idle_share", "picture_hits", "programs_compiled",
+  "drawing_wait_share", "device_idle_share", "image_cache_hits", "programs_compiled",
   "logp_difference", "kl_old_k1", "kl_old_k3", "effective_share", "faults", "tokens_per_s",
 }  # fmt: skip
 
@@ -50,7 +50,7 @@ def workdir(tmp_path_factory):
     steps=2,
     seed=0,
     reference=None,
-    tower_learns=True,
+    vision_trainable=True,
     workdir=folder,
   )
   log = LogConfig(False, False)
@@ -78,7 +78,7 @@ def test_the_report_shows_who_was_where(workdir):
   kept = json.loads((workdir / "timeline.json").read_text())
   assert kept["step"] == 1
   programs = {span["program"] for span in kept["programs"]}
-  assert programs == {"see", "prefill", "append", "decode"}
+  assert programs == {"encode_images", "prefill", "append", "decode"}
   page = write_report(workdir, About("a run", "of two steps", ()), None, 2).read_text()
   section = page.split("Rollouts of step 1")[1]
   for word in ("<svg", "decoding", "drawing", "idle", "tower", "prefill", "append"):
@@ -88,9 +88,9 @@ def test_the_report_shows_who_was_where(workdir):
 def test_groups_without_news_are_counted_among_those_that_could_have_some():
   """Equal rewards; different ones; equal but for a fault; a fault leaves one."""
   reward_BG = np.array([[1, 1, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float32)
-  usable_BG = np.array([[1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 0, 0]], bool)
+  valid_BG = np.array([[1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 0, 0]], bool)
   zero_BG = np.zeros_like(reward_BG)
-  scores = Scores(reward_BG, zero_BG, zero_BG, zero_BG, usable_BG, zero_BG)
-  assert dead_share(scores) == pytest.approx(2 / 3)
-  nobody = scores._replace(usable_BG=np.zeros_like(usable_BG))
-  assert dead_share(nobody) == 0.0
+  scores = Scores(reward_BG, zero_BG, zero_BG, zero_BG, valid_BG, zero_BG)
+  assert zero_variance_share(scores) == pytest.approx(2 / 3)
+  nobody = scores._replace(valid_BG=np.zeros_like(valid_BG))
+  assert zero_variance_share(nobody) == 0.0

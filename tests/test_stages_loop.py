@@ -131,7 +131,7 @@ def tiny_run(init, steps):
   for name in ("source", "text", "preprocess", "rollout", "style", "executor"):
     cfg[name].update(SETTINGS[name])
   cfg.rollout.prompts, cfg.rollout.group = 2, 2
-  cfg.learn.micro, cfg.learn.keep_every = {"rows": 2, "lengths": (320,)}, 0
+  cfg.learn.micro, cfg.learn.save_rollouts_every = {"rows": 2, "lengths": (320,)}, 0
   cfg.learn.prefix_buckets = (256,)
   cfg.learn.optimizer.warmup_steps = 0
   cfg.learn.loss.kl_weight = 0.1  # with a reference policy

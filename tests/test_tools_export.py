@@ -103,7 +103,7 @@ def test_what_is_exported_is_what_transformers_computes(tmp_path):
     lambda x: 0.5 * jax.random.normal(jax.random.key(x.shape[-1]), x.shape),
     lora.split(policy.init(jax.random.key(0)))[1],
   )
-  params = param_tree.join(fixtures.small_params(cfg), noise)
+  params = param_tree.merge(fixtures.small_params(cfg), noise)
   config = {"model": record(cfg), "init": "", "lora": dataclasses.asdict(adapters)}
   config |= {"preprocess": dataclasses.asdict(fixtures.PREPROCESS)}
   with checkpoint.Saver(tmp_path / "run", keep=1) as saver:
@@ -119,9 +119,9 @@ def test_what_is_exported_is_what_transformers_computes(tmp_path):
   with torch.no_grad():
     theirs = model(input_ids=torch.asarray(ids[None])).logits[0].float().numpy()
   assert np.abs(ours - theirs).max() < 1e-4 * theirs.std()
-  base = policy.base.logits(
+  base = policy.without_adapters.logits(
     params,
-    policy.base.hidden(
+    policy.without_adapters.hidden(
       lora.split(params)[0], *rows, np.ones((1, 37), bool), features_MYD, np.full((1, 37), -1)
     ),
   )

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from spatial_jax.rollout.scheduler import run_episodes
+from spatial_jax.rollout.scheduler import generate_rollouts
 from tests import step_fixtures
 from tests.rollout_fixtures import SAMPLED, flat
 
@@ -32,7 +32,7 @@ def rounds(lab, numbers):
 
     return call
 
-  names = ("see", "admit", "sample", "observe")
+  names = ("encode_images", "admit", "sample", "observe")
   programs = dataclasses.replace(run, **{name: watched(name) for name in names})
   engine = dataclasses.replace(lab.engine, programs=programs)
   asked = [step_fixtures.tasks(number)[0] for number in numbers]
@@ -41,7 +41,7 @@ def rounds(lab, numbers):
   for step in range(2):
     weights = lab.decode_params(lab.state.params)
     assert all(x.is_fully_addressable for x in jax.tree.leaves(weights))
-    rollouts = run_episodes(engine, weights, prompts, 0, step, [SAMPLED] * engine.cfg.group)
+    rollouts = generate_rollouts(engine, weights, prompts, 0, step, [SAMPLED] * engine.cfg.group)
     said.append([trajectory.token_ids_T.tolist() for trajectory in flat(rollouts)])
   return said, len(calls)
 

@@ -26,14 +26,14 @@ from spatial_jax.synthetic.floorplan import ProceduralConfig, procedural_scene
 from spatial_jax.synthetic.oracle import DemonstrationConfig, demonstrate
 from spatial_jax.synthetic.questions import QuestionConfig, ask
 from spatial_jax.synthetic.scene import Scene, View
-from spatial_jax.synthetic.tasks import LookConfig, views_of
+from spatial_jax.synthetic.tasks import CameraConfig, views_of
 from spatial_jax.types import AnswerKind, PatchedImage, Rollouts, TrainBatch, VisionBatch
 
 _TRIES = 256  # rooms in a row without a question before the configuration is refused
 
 
 @dataclasses.dataclass(frozen=True)
-class LessonConfig:
+class BatchRecipe:
   """One kind of lesson: rows of about the same length, so that little is padding.
 
   Attributes:
@@ -53,9 +53,9 @@ class PretrainConfig:
   """The recipe.
 
   Attributes:
-    see_steps: steps of the vision tower alone.
-    see_scenes: rooms per step while it learns to see.
-    lessons: of the steps afterwards, one after another and again from the first.
+    vision_steps: steps of the vision tower alone.
+    vision_scenes: rooms per step while it learns to see.
+    batches: of the steps afterwards, one after another and again from the first.
     dense_weight: of the dense loss beside the answers' loss.
     point_layer: decoder layer whose first head is shown where to look, 1 or more.
     point_tokens: so many tokens of one row per room take part in that.
@@ -66,9 +66,9 @@ class PretrainConfig:
     micro: how rows go through the decoder.
   """
 
-  see_steps: int
-  see_scenes: int
-  lessons: tuple[LessonConfig, ...]
+  vision_steps: int
+  vision_scenes: int
+  batches: tuple[BatchRecipe, ...]
   dense_weight: float
   point_layer: int
   point_tokens: int
@@ -79,16 +79,16 @@ class PretrainConfig:
   micro: Microbatches
 
   def __post_init__(self):
-    if not self.lessons:
-      raise ConfigError("config.recipe.lessons is empty: name at least one")
+    if not self.batches:
+      raise ConfigError("config.recipe.batches is empty: name at least one")
 
 
-class Lesson(NamedTuple):
+class PretrainBatch(NamedTuple):
   """One step's data: rows are None while the tower learns to see."""
 
   vision: VisionBatch
   dense: DenseBatch
-  batch: TrainBatch | None
+  rows: TrainBatch | None
 
 
 class Room(NamedTuple):
@@ -100,19 +100,19 @@ class Room(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Teacher:
-  """Makes lessons: a pure function of the step."""
+class BatchBuilder:
+  """Makes batches: a pure function of the step."""
 
   conversation: Conversation
   cfg: PretrainConfig
   rooms: ProceduralConfig
-  look: LookConfig
+  camera: CameraConfig
   questions: QuestionConfig
   shapes: BatchConfig
   style: Style
   seed: int
 
-  def lesson(self, step: int) -> Lesson:
+  def batch(self, step: int) -> PretrainBatch:
     """The data of one step; of so many rooms hardly one is seen twice.
 
     Raises:
@@ -120,28 +120,28 @@ class Teacher:
     """
     draw = np.random.default_rng((self.seed, step))
     first = int(draw.integers(2**40)) % (HELD_OUT_SEED // 2)
-    if step < self.cfg.see_steps:
-      return self._see(range(first, first + self.cfg.see_scenes))
-    return self._answer(self.cfg.lessons[step % len(self.cfg.lessons)], first, draw)
+    if step < self.cfg.vision_steps:
+      return self._see(range(first, first + self.cfg.vision_scenes))
+    return self._answer(self.cfg.batches[step % len(self.cfg.batches)], first, draw)
 
-  def _see(self, numbers: Iterable[int]) -> Lesson:
+  def _see(self, numbers: Iterable[int]) -> PretrainBatch:
     """Pictures of rooms and the truth in them."""
     pictures = [picture for number in numbers for picture in self._room(number).pictures]
     vision, feature_of = plan_images([[image for image, _ in pictures]], self.shapes)
-    return Lesson(vision, _dense_batch(vision, feature_of, pictures), None)
+    return PretrainBatch(vision, _dense_batch(vision, feature_of, pictures), None)
 
-  def _answer(self, cfg: LessonConfig, first: int, draw: np.random.Generator) -> Lesson:
+  def _answer(self, cfg: BatchRecipe, first: int, draw: np.random.Generator) -> PretrainBatch:
     """Questions about the rooms from `first` on that give some."""
     demonstration = DemonstrationConfig(cfg.draw_share, self.cfg.max_boxes)
     pictures: list[tuple[PatchedImage, DenseTargets]] = []
     groups: Rollouts = []
-    barren = 0
+    misses = 0
     for number in itertools.count(first):
       room = self._room(number)
       tasks = ask(room.scene, room.views, draw, self.questions)
       tasks = pick([task for task in tasks if task.answer_kind == cfg.answer], cfg.group, draw)
-      barren = 0 if tasks else barren + 1
-      if barren == _TRIES:
+      misses = 0 if tasks else misses + 1
+      if misses == _TRIES:
         raise DataError(
           f"{_TRIES} rooms in a row gave no question that a {cfg.answer} answers; "
           "loosen config.questions"
@@ -167,14 +167,14 @@ class Teacher:
     advantage_BG = np.zeros((cfg.scenes, cfg.group), np.float32)
     batch, feature_of = to_train_batch(groups, advantage_BG, self.shapes)
     assert isinstance(batch.vision, VisionBatch)
-    return Lesson(batch.vision, _dense_batch(batch.vision, feature_of, pictures), batch)
+    return PretrainBatch(batch.vision, _dense_batch(batch.vision, feature_of, pictures), batch)
 
   def _room(self, number: int) -> "Room":
     """Pictures of a walk through one room, and what every cell of them shows."""
     preprocess = self.conversation.preprocess
     cell_px = preprocess.patch_size * preprocess.merge_size
     scene = procedural_scene(number, self.rooms)
-    views = views_of(scene, number, self.look)
+    views = views_of(scene, number, self.camera)
     pictures = [
       (
         patch_image(view.image, preprocess),

@@ -6,7 +6,7 @@ Pretrains the embedded policy from random parameters.
               └► questions ─► demonstrations (drawing, answer) ─► rows ──┴─► one update
 
 Each step looks at some rooms and asks each of them a group of questions: a picture is encoded
-and read once and serves all its rows. The first `see_steps` steps train the vision tower alone.
+and read once and serves all its rows. The first `vision_steps` steps train the vision tower alone.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ import optax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.tiny.batches import Lesson, PretrainConfig, Teacher
+from experiments.tiny.batches import BatchBuilder, PretrainBatch, PretrainConfig
 from experiments.tiny.dense_loss import (
   dense_loss,
   finding_loss,
@@ -32,7 +32,7 @@ from experiments.tiny.dense_loss import (
   subjects,
 )
 from spatial_jax import checkpoint, rng
-from spatial_jax.cli import CONFIG_HELP, keep_compilations, launch, no_arguments
+from spatial_jax.cli import CONFIG_HELP, enable_compilation_cache, launch, no_arguments
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data.image import PreprocessConfig, patch_image
 from spatial_jax.data.pipeline import prefetch
@@ -63,7 +63,7 @@ from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.synthetic.floorplan import ProceduralConfig, procedural_scene
 from spatial_jax.synthetic.oracle import DemonstrationConfig, demonstrate
 from spatial_jax.synthetic.questions import QuestionConfig, ask
-from spatial_jax.synthetic.tasks import LookConfig, views_of
+from spatial_jax.synthetic.tasks import CameraConfig, views_of
 from spatial_jax.types import Array, Params, PatchedImage, Task, TrainState
 
 CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP)
@@ -84,7 +84,7 @@ class PretrainRun:
   Attributes:
     seed: of initialisation and rooms.
     loop, recipe, optimizer, shapes: how long, what, how fast, in which shapes.
-    rooms, look, questions: what is shown and asked.
+    rooms, camera, questions: what is shown and asked.
     text, preprocess, style: how it is put to the policy and drawn.
     family, vision, decoder: the policy's kind and shape.
     tokenizer_rooms: rooms whose conversations the BPE is learned from.
@@ -98,7 +98,7 @@ class PretrainRun:
   optimizer: OptimizerConfig
   shapes: BatchConfig
   rooms: ProceduralConfig
-  look: LookConfig
+  camera: CameraConfig
   questions: QuestionConfig
   text: TextConfig
   preprocess: PreprocessConfig
@@ -112,8 +112,10 @@ class PretrainRun:
 
   def __post_init__(self):
     check_steps(self.optimizer, self.loop.steps)
-    if self.text.opened:
-      raise ConfigError("config.text.opened must be 0: demonstrations speak for themselves")
+    if self.text.response_prefix_fraction:
+      raise ConfigError(
+        "config.text.response_prefix_fraction must be 0: demonstrations speak for themselves"
+      )
 
 
 def pretrain(run: PretrainRun, workdir: pathlib.Path, config: dict[str, Any]) -> None:
@@ -124,11 +126,11 @@ def pretrain(run: PretrainRun, workdir: pathlib.Path, config: dict[str, Any]) ->
   )
   cfg = QwenVLConfig(run.vision, run.decoder, pad, video, start, end, 2, run.family)
   policy = make_policy(cfg, jnp.dtype("float32"), remat=False)
-  teacher = Teacher(
+  builder = BatchBuilder(
     Conversation(tokenizer, run.text, run.preprocess, cfg),
     run.recipe,
     run.rooms,
-    run.look,
+    run.camera,
     run.questions,
     run.shapes,
     run.style,
@@ -144,8 +146,8 @@ def pretrain(run: PretrainRun, workdir: pathlib.Path, config: dict[str, Any]) ->
   update = pretrain_programs(policy, optimizer, run.recipe, names)
 
   def step_of(first: int):
-    lessons = prefetch(teacher.lesson, first, 2)
-    return lambda state, _: update(state, next(lessons))
+    batches = prefetch(builder.batch, first, 2)
+    return lambda state, _: update(state, next(batches))
 
   state = loop.run(workdir, run.loop, "pretrain", state, step_of, None, config)
   publish(state.params["policy"], cfg, tokenizer, run.preprocess, pathlib.Path(run.out))
@@ -158,7 +160,7 @@ def _tokenizer(run: PretrainRun, workdir: pathlib.Path) -> Tokenizer:
     texts = [word for word in run.tokenizer_words for _ in range(8)]
     for number in range(run.tokenizer_rooms):
       scene = procedural_scene(number, run.rooms)
-      views = views_of(scene, number, run.look)
+      views = views_of(scene, number, run.camera)
       images = [patch_image(view.image, run.preprocess) for view in views]
       rng_ = np.random.default_rng(number)
       for task in ask(scene, views, rng_, run.questions):
@@ -188,35 +190,39 @@ def pretrain_programs(
   optimizer: optax.GradientTransformation,
   cfg: PretrainConfig,
   names: Names,
-) -> Callable[[TrainState, Lesson], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, PretrainBatch], tuple[TrainState, Metrics]]:
   """The two jitted updates behind one function; `state.params` is {"policy": ..., "heads": ...}.
 
   Args:
     policy, optimizer, cfg: static.
     names: tokens of each category's name.
   """
-  see = jax.jit(functools.partial(_see, policy, optimizer, cfg, names), donate_argnums=0)
-  learn = jax.jit(functools.partial(_learn, policy, optimizer, cfg, names), donate_argnums=0)
+  vision_step = jax.jit(
+    functools.partial(_vision_step, policy, optimizer, cfg, names), donate_argnums=0
+  )
+  answer_step = jax.jit(
+    functools.partial(_answer_step, policy, optimizer, cfg, names), donate_argnums=0
+  )
 
-  def update(state: TrainState, lesson: Lesson) -> tuple[TrainState, Metrics]:
-    return see(state, lesson) if lesson.batch is None else learn(state, lesson)
+  def update(state: TrainState, data: PretrainBatch) -> tuple[TrainState, Metrics]:
+    return vision_step(state, data) if data.rows is None else answer_step(state, data)
 
   return update
 
 
 def _dense_gradient(
-  policy: Policy, names: Names, params: Params, lesson: Lesson, cfg: PretrainConfig
+  policy: Policy, names: Names, params: Params, data: PretrainBatch, cfg: PretrainConfig
 ) -> tuple[Metrics, Params]:
   """Of what features show and, where there are rows, of where words look."""
 
   def loss(params: Params):
     table_VD = params["policy"]["decoder"]["embed"]["embedding"]
     names_ZD = jnp.stack([jnp.mean(table_VD[np.array(tokens)], axis=0) for tokens in names])
-    features_MYD = policy.encode(params["policy"], lesson.vision)
-    value, metrics = dense_loss(params["heads"]["cell"], features_MYD[:, 0], names_ZD, lesson.dense)
-    if lesson.batch is None:
+    features_MYD = policy.encode(params["policy"], data.vision)
+    value, metrics = dense_loss(params["heads"]["cell"], features_MYD[:, 0], names_ZD, data.dense)
+    if data.rows is None:
       return value, metrics
-    more, words = _words_loss(policy, names, params, features_MYD, lesson, cfg)
+    more, words = _words_loss(policy, names, params, features_MYD, data, cfg)
     return value + more, metrics | words
 
   (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
@@ -228,17 +234,17 @@ def _words_loss(
   names: Names,
   params: Params,
   features_MYD: jax.Array,
-  lesson: Lesson,
+  data: PretrainBatch,
   cfg: PretrainConfig,
 ) -> tuple[jax.Array, Metrics]:
   """Where words look and what they find, in the first row of every room.
 
   A name is known by its last token.
   """
-  batch, dense = lesson.batch, lesson.dense
+  batch, dense = data.rows, data.dense
   assert batch is not None
   prefix = batch.prefix
-  upto, upto_params = policy.first_layers(params["policy"], cfg.point_layer + 1)
+  upto, upto_params = policy.truncate(params["policy"], cfg.point_layer + 1)
   _, keys = upto.prefill(
     upto_params,
     prefix.token_BT,
@@ -256,7 +262,7 @@ def _words_loss(
   rows = (first(batch.token_RT), first(batch.position_RTA), valid_BT)
   rows += (features_MYD, first(batch.feature_RT))
   log_BHTS = log_attention(policy, params["policy"], cfg.point_layer, keys, *rows)
-  hidden_BTD = upto.hidden_behind(upto_params, keys, *rows)
+  hidden_BTD = upto.hidden_with_prefix(upto_params, keys, *rows)
   category_V = np.zeros(policy.cfg.decoder.vocabulary, np.int32)
   category_V[[tokens[-1] for tokens in names]] = 1 + np.arange(len(names))
   name_BT = jnp.where(valid_BT, jnp.take(category_V, rows[0]), 0)
@@ -272,22 +278,22 @@ def _words_loss(
   return pointing + finding, looks | finds
 
 
-def _see(policy, optimizer, cfg, names, state: TrainState, lesson: Lesson):
-  metrics, grads = _dense_gradient(policy, names, state.params, lesson, cfg)
+def _vision_step(policy, optimizer, cfg, names, state: TrainState, data: PretrainBatch):
+  metrics, grads = _dense_gradient(policy, names, state.params, data, cfg)
   return apply_gradient(optimizer, state, grads, metrics)
 
 
-def _learn(policy, optimizer, cfg, names, state: TrainState, lesson: Lesson):
+def _answer_step(policy, optimizer, cfg, names, state: TrainState, data: PretrainBatch):
   def loss_of_rows(logp_RT: jax.Array, rows: Rows) -> tuple[jax.Array, Metrics]:
     return sft_loss(logp_RT, rows.trained_RT, rows.weight_R), {}
 
-  batch = lesson.batch
+  batch = data.rows
   assert batch is not None
   weight_R = row_weights(batch.trained_RT, "token")
   loss, _, grads = gradient(
     policy, state.params["policy"], batch, weight_R, None, loss_of_rows, cfg.micro
   )
-  metrics, dense_grads = _dense_gradient(policy, names, state.params, lesson, cfg)
+  metrics, dense_grads = _dense_gradient(policy, names, state.params, data, cfg)
   scaled = jax.tree.map(lambda g: cfg.dense_weight * g, dense_grads)
   total = {"policy": jax.tree.map(jnp.add, grads, scaled["policy"]), "heads": scaled["heads"]}
   return apply_gradient(optimizer, state, total, {"loss": loss, **metrics})
@@ -296,10 +302,10 @@ def _learn(policy, optimizer, cfg, names, state: TrainState, lesson: Lesson):
 def main(arguments: Sequence[str]) -> None:
   """Builds the config, claims the work directory and pretrains."""
   no_arguments(arguments)
-  keep_compilations()
+  enable_compilation_cache()
   workdir, resolved = pathlib.Path(WORKDIR.value), json.loads(CONFIG.value.to_json_best_effort())
   run = build(PretrainRun, dict(CONFIG.value))
-  checkpoint.claim(workdir, resolved, MAY_DIFFER)
+  checkpoint.bind_workdir(workdir, resolved, MAY_DIFFER)
   pretrain(run, workdir, resolved)
 
 

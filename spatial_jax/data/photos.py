@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from spatial_jax.data.records import field, numbers, read_json, read_picture
+from spatial_jax.data.records import field, numbers, read_image, read_json
 from spatial_jax.errors import DataError
 from spatial_jax.synthetic import geometry
 from spatial_jax.synthetic.question_templates import (
@@ -127,7 +127,7 @@ def _photo_tasks(
 
 def _picture(path: pathlib.Path, size_2: np.ndarray, max_side_px: int) -> tuple[np.ndarray, float]:
   """The picture, uint8 [height, width, 3], at most as large as asked, and how it was scaled."""
-  picture = read_picture(path)
+  picture = read_image(path)
   if picture.size != tuple(size_2):
     raise DataError(
       f"{path} is {picture.width} x {picture.height} px, its annotation says {size_2[0]:.0f} x"

@@ -36,23 +36,23 @@ def batch(
   seed: int,
   step: int,
   count: int,
-  per_scene: int,
+  max_tasks_per_scene: int,
   types: Sequence[str],
-  patience: int = _PATIENCE,
+  rare_type_retries: int = _PATIENCE,
 ) -> list[Task]:
-  """The tasks of one step: `types` share them evenly, at most `per_scene` are from one room.
+  """The tasks of one step: equally many of each of `types`.
 
-  A type that few rooms offer is waited for, over patience * count / per_scene rooms; what is
-  missing then is filled with whatever the next rooms offer.
+  Types that few rooms offer are searched for in rare_type_retries * count / max_tasks_per_scene
+  rooms. What is still missing is filled with any types.
 
   Args:
     tasks_of: scene number -> tasks.
     first_scene: number the run's scenes count from.
     seed, step: with the other arguments they fix the result.
     count: tasks.
-    per_scene: most tasks of one room.
+    max_tasks_per_scene: most tasks of one room.
     types: question types; () takes them as rooms offer them.
-    patience: at 1 nothing is waited for.
+    rare_type_retries: at 1 nothing is waited for.
 
   Raises:
     DataError: on the host, when the rooms give no questions.
@@ -60,7 +60,9 @@ def batch(
   rng = _generator(seed, step, _BATCH)
   number = first_scene + int(rng.integers(2**40)) % (HELD_OUT_SEED // 2)
   mixed = [types[int(i)] for i in rng.permutation(len(types))]
-  return _gather(tasks_of, number, count, per_scene, mixed, patience, lambda _: rng)
+  return _gather(
+    tasks_of, number, count, max_tasks_per_scene, mixed, rare_type_retries, lambda _: rng
+  )
 
 
 def pick(tasks: Sequence[Task], count: int, rng: np.random.Generator) -> list[Task]:
@@ -90,14 +92,14 @@ def types_in_turn(tasks: Sequence[Task]) -> list[Task]:
 
 
 def held_out(
-  tasks_of: TasksOf, first_scene: int, count: int, per_scene: int, types: Sequence[str]
+  tasks_of: TasksOf, first_scene: int, count: int, max_tasks_per_scene: int, types: Sequence[str]
 ) -> list[Task]:
   """`count` tasks of held-out rooms, always the same ones; arguments and errors as in `batch`."""
   return _gather(
     tasks_of,
     first_scene,
     count,
-    per_scene,
+    max_tasks_per_scene,
     types,
     _PATIENCE,
     lambda number: _generator(number, _PICK),
@@ -108,28 +110,28 @@ def _gather(
   tasks_of: TasksOf,
   number: int,
   count: int,
-  per_scene: int,
+  max_tasks_per_scene: int,
   types: Sequence[str],
-  patience: int,
+  rare_type_retries: int,
   generator_of: Callable[[int], np.random.Generator],
 ) -> list[Task]:
-  """`count` tasks, at most `per_scene` of a room, from room `number` on.
+  """`count` tasks, at most `max_tasks_per_scene` of a room, from room `number` on.
 
   Where `count` does not divide, the first of the types get one more.
   """
   share, more = divmod(count, max(1, len(types)))
   left = Counter({name: share + (rank < more) for rank, name in enumerate(types)})
-  free_from = number + (patience * math.ceil(count / per_scene) if types else 0)
+  free_from = number + (rare_type_retries * math.ceil(count / max_tasks_per_scene) if types else 0)
   chosen: list[Task] = []
-  barren = 0
+  misses = 0
   while len(chosen) < count:
     tasks, rng = tasks_of(number), generator_of(number)
-    barren = 0 if tasks else barren + 1
-    if barren == _TRIES:
+    misses = 0 if tasks else misses + 1
+    if misses == _TRIES:
       raise DataError(f"{_TRIES} rooms in a row gave no question; loosen source.questions")
     if number < free_from:
       tasks = _within(tasks, left, rng)
-    tasks = pick(tasks, min(per_scene, count - len(chosen)), rng)
+    tasks = pick(tasks, min(max_tasks_per_scene, count - len(chosen)), rng)
     left.subtract(task.question_type for task in tasks)
     chosen += tasks
     number += 1

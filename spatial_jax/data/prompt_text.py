@@ -20,7 +20,7 @@ from spatial_jax.data.tokenizer import IM_END, IM_START, IMAGE_PAD, VISION_END, 
 from spatial_jax.errors import DataError
 from spatial_jax.types import PatchedImage, Task
 
-PICTURE = f"{VISION_START}{IMAGE_PAD}{VISION_END}"
+IMAGE_TOKENS = f"{VISION_START}{IMAGE_PAD}{VISION_END}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +48,15 @@ class TextConfig:
   observation: str
   more: str
   final: str
-  opening: str
-  opened: float
+  response_prefix: str
+  response_prefix_fraction: float
 
   def __post_init__(self):
-    if not 0 <= self.opened <= 1:
-      raise ConfigError(f"config.text.opened must lie in [0, 1], got {self.opened}")
+    if not 0 <= self.response_prefix_fraction <= 1:
+      raise ConfigError(
+        "config.text.response_prefix_fraction must lie in [0, 1], "
+        f"got {self.response_prefix_fraction}"
+      )
 
 
 def prompt_text(task: Task, images: Sequence[PatchedImage], cfg: TextConfig) -> str:
@@ -64,17 +67,22 @@ def prompt_text(task: Task, images: Sequence[PatchedImage], cfg: TextConfig) -> 
   suffix = {"choice": cfg.choice_suffix, "number": cfg.number_suffix, "words": ""}
   question = cfg.question.format(question="\n".join(lines) + suffix[task.answer_kind])
   pictures = "".join(
-    PICTURE + _image_line(cfg.image_line, index, image) for index, image in enumerate(images, 1)
+    IMAGE_TOKENS + _image_line(cfg.image_line, index, image)
+    for index, image in enumerate(images, 1)
   )
   system = f"{IM_START}system\n{cfg.system}{IM_END}\n" if cfg.system else ""
   asked = f"{system}{IM_START}user\n{pictures}{question}{IM_END}\n"
-  return f"{asked}{IM_START}assistant\n{opening_of(task, cfg)}"
+  return f"{asked}{IM_START}assistant\n{response_prefix_of(task, cfg)}"
 
 
-def opening_of(task: Task, cfg: TextConfig) -> str:
+def response_prefix_of(task: Task, cfg: TextConfig) -> str:
   """What the answer to this task has to begin with, often ""; the task alone decides."""
-  chosen = zlib.crc32(task.task_id.encode()) < cfg.opened * 2**32
-  return cfg.opening if chosen and (task.answer_kind == "number" or cfg.opened == 1) else ""
+  chosen = zlib.crc32(task.task_id.encode()) < cfg.response_prefix_fraction * 2**32
+  return (
+    cfg.response_prefix
+    if chosen and (task.answer_kind == "number" or cfg.response_prefix_fraction == 1)
+    else ""
+  )
 
 
 def observation_text(
@@ -88,14 +96,14 @@ def observation_text(
     last: whether the policy must answer now.
   """
   lines = [
-    PICTURE + _image_line(cfg.observation, index, image)
+    IMAGE_TOKENS + _image_line(cfg.observation, index, image)
     for index, image in enumerate(images, first_index)
   ]
   ending = cfg.final if last else cfg.more
   return f"\n{IM_START}user\n{''.join(lines)}{ending}{IM_END}\n{IM_START}assistant\n"
 
 
-def widen(
+def expand_image_tokens(
   token_ids: Sequence[int], images: Sequence[PatchedImage], *pads: int
 ) -> tuple[np.ndarray, tuple[int, ...]]:
   """Repeats each picture's single pad token once per merged patch.

@@ -54,7 +54,7 @@ def numbers(record: Any, key: str, shape: tuple[int, ...], where: str) -> np.nda
   return array
 
 
-def read_picture(path: pathlib.Path) -> Image.Image:
+def read_image(path: pathlib.Path) -> Image.Image:
   """An RGB picture, upright as its camera says.
 
   Raises:

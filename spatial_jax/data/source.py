@@ -19,7 +19,7 @@ from spatial_jax.data.pipeline import HELD_OUT_SEED, TasksOf
 from spatial_jax.data.vsi_rooms import load_rooms
 from spatial_jax.synthetic.floorplan import ProceduralConfig
 from spatial_jax.synthetic.questions import QuestionConfig, fits
-from spatial_jax.synthetic.tasks import LookConfig, procedural_tasks, room_tasks
+from spatial_jax.synthetic.tasks import CameraConfig, procedural_tasks, room_tasks
 from spatial_jax.types import Task
 
 _PARTS = 5  # one part in so many real rooms is held out
@@ -34,19 +34,19 @@ class SourceConfig:
     kind: procedural rooms, real rooms (VSI-Bench metadata), or photographs.
     path: of the real rooms or photographs; "" for procedural ones.
     rooms: of procedural rooms.
-    look: pictures; photographs get no larger than its longer side.
+    camera: pictures; photographs get no larger than its longer side.
     questions: what is asked; photographs take `max_per_type` alone.
-    per_scene: most tasks of one room in a batch.
-    patience: how long a batch to learn from waits for rare types; see `loader.batch`.
+    max_tasks_per_scene: most tasks of one room in a batch.
+    rare_type_retries: how long a batch to learn from waits for rare types; see `loader.batch`.
   """
 
   kind: Literal["procedural", "rooms", "photos"]
   path: str
   rooms: ProceduralConfig
-  look: LookConfig
+  camera: CameraConfig
   questions: QuestionConfig
-  per_scene: int
-  patience: int
+  max_tasks_per_scene: int
+  rare_type_retries: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ def make_source(cfg: SourceConfig) -> Source:
     raise ConfigError(f"source.path is empty; set it to the folder of the {cfg.kind}")
   match cfg.kind:
     case "procedural":
-      tasks_of = procedural_tasks(cfg.rooms, cfg.look, cfg.questions)
+      tasks_of = procedural_tasks(cfg.rooms, cfg.camera, cfg.questions)
       return _of_rooms(cfg, tasks_of, tasks_of, HELD_OUT_SEED, None)
     case "rooms":
       scenes = load_rooms(cfg.path)
@@ -88,10 +88,10 @@ def make_source(cfg: SourceConfig) -> Source:
       ]
       if not all(parts):
         raise ConfigError(f"{len(scenes)} rooms in {cfg.path} are too few to hold some out")
-      train, out = (room_tasks(part, cfg.look, cfg.questions) for part in parts)
+      train, out = (room_tasks(part, cfg.camera, cfg.questions) for part in parts)
       return _of_rooms(cfg, train, out, 0, scenes[0].benchmark)
     case "photos":
-      side_px = max(cfg.look.width_px, cfg.look.height_px)
+      side_px = max(cfg.camera.width_px, cfg.camera.height_px)
       tasks = load_photo_tasks(cfg.path, 0, side_px, cfg.questions.max_per_type)
       return _of_photos(tasks)
 
@@ -104,18 +104,20 @@ def is_held_out(scene_id: str) -> bool:
 def _of_rooms(
   cfg: SourceConfig, tasks_of: TasksOf, held_out_of: TasksOf, first: int, benchmark: str | None
 ) -> Source:
-  asked, counts = cfg.questions.types, cfg.look.frame_counts
+  asked, counts = cfg.questions.types, cfg.camera.frame_counts
   types = tuple(name for name in asked if any(fits(name, count) for count in counts))
   if not types:
     raise ConfigError(
-      f"source.questions.types {asked} cannot be asked about source.look.frame_counts {counts}"
+      f"source.questions.types {asked} cannot be asked about source.camera.frame_counts {counts}"
     )
 
   def batch(seed: int, step: int, count: int) -> list[Task]:
-    return pipeline.batch(tasks_of, 0, seed, step, count, cfg.per_scene, types, cfg.patience)
+    return pipeline.batch(
+      tasks_of, 0, seed, step, count, cfg.max_tasks_per_scene, types, cfg.rare_type_retries
+    )
 
   def held_out(count: int) -> list[Task]:
-    return pipeline.held_out(held_out_of, first, count, cfg.per_scene, types)
+    return pipeline.held_out(held_out_of, first, count, cfg.max_tasks_per_scene, types)
 
   def examples(seed: int, count: int) -> list[Task]:
     return pipeline.batch(

@@ -113,7 +113,7 @@ def plan_vision(
 
 def pack_features(
   images: Sequence[PatchedImage],
-  known: Mapping[str, np.ndarray],
+  image_features: Mapping[str, np.ndarray],
   window_blocks: int,
   buckets: VisionBuckets,
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
@@ -132,7 +132,7 @@ def pack_features(
   """
   if not images:
     raise DataError("no images to pack features of; a batch of text needs none")
-  parts = [known[image.content_hash] for image in images]
+  parts = [image_features[image.content_hash] for image in images]
   ends = np.cumsum([len(part) for part in parts], dtype=np.int32)
   windows = bucket(-(-int(ends[-1]) // window_blocks**2), buckets.windows, "attention windows")
   packed_MYD = np.zeros((windows * window_blocks**2, *parts[0].shape[1:]), parts[0].dtype)

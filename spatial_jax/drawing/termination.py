@@ -22,16 +22,16 @@ class StopLimits:
   """How long one rollout may go on.
 
   Attributes:
-    turns: turns of the policy.
-    images: images in all, those of the prompt included (ViLaSR: 42).
-    image_tokens: visual tokens of all of them; a drawing that would be more is not shown.
-    tokens: tokens behind the prompt, observations included.
+    max_turns: turns of the policy.
+    max_images: images in all, those of the prompt included (ViLaSR: 42).
+    max_image_tokens: visual tokens of all of them; a drawing that would be more is not shown.
+    max_response_tokens: tokens behind the prompt, observations included.
   """
 
-  turns: int
-  images: int
-  image_tokens: int
-  tokens: int
+  max_turns: int
+  max_images: int
+  max_image_tokens: int
+  max_response_tokens: int
 
 
 def end_reason(
@@ -51,7 +51,7 @@ def end_reason(
   Args:
     turns: all turns so far, at least one.
     images: number of images before the last turn is drawn.
-    tokens: tokens behind the prompt so far.
+    max_response_tokens: tokens behind the prompt so far.
     truncated: the last turn ended at its own token limit, not by its end token.
     limits: counts.
   """
@@ -59,14 +59,14 @@ def end_reason(
   earlier = {operation for turn in turns[:-1] for operation in turn.operations}
   if last.has_answer:
     return "answer"
-  if truncated or tokens >= limits.tokens:
+  if truncated or tokens >= limits.max_response_tokens:
     return "token_limit"
   if not last.operations:
     return "no_action"
   if earlier.intersection(last.operations):
     return "repeated_operation"
-  if images + len(targets(last.operations)) > limits.images:
+  if images + len(targets(last.operations)) > limits.max_images:
     return "too_many_images"
-  if len(turns) >= limits.turns:
+  if len(turns) >= limits.max_turns:
     return "turn_limit"
   return None

@@ -13,7 +13,13 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from spatial_jax.cli import CHECKPOINT_HELP, CONFIG_HELP, keep_compilations, launch, no_arguments
+from spatial_jax.cli import (
+  CHECKPOINT_HELP,
+  CONFIG_HELP,
+  enable_compilation_cache,
+  launch,
+  no_arguments,
+)
 from spatial_jax.evaluate_main import evaluate, settings_of
 
 CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP)
@@ -24,7 +30,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of this evaluation", requ
 def main(arguments: Sequence[str]) -> None:
   """Runs the evaluation."""
   no_arguments(arguments)
-  keep_compilations()
+  enable_compilation_cache()
   settings = settings_of(json.loads(CONFIG.value.to_json_best_effort()))
   evaluate(settings, CHECKPOINT.value, pathlib.Path(WORKDIR.value))
 

@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from spatial_jax.evaluate.predictions import Answered
+from spatial_jax.evaluate.predictions import Prediction
 
 
-def behaviour(answers: Sequence[Answered]) -> dict[str, float]:
+def behaviour(answers: Sequence[Prediction]) -> dict[str, float]:
   """Statistics of one sheet; faults of the machinery are left out but counted.
 
   Returns:
@@ -19,18 +19,18 @@ def behaviour(answers: Sequence[Answered]) -> dict[str, float]:
     faults: answers left out;
     end/REASON: share of answers that ended so, in [0, 1].
   """
-  usable = [a for a in answers if a.usable]
-  count = max(len(usable), 1)
-  turns = [turn for a in usable for turn in a.turns]
+  valid = [a for a in answers if a.valid]
+  count = max(len(valid), 1)
+  turns = [turn for a in valid for turn in a.turns]
   drawing = [turn for turn in turns if turn.operations or turn.errors]
-  ends = Counter(a.end_reason for a in usable)
+  ends = Counter(a.end_reason for a in valid)
   return {
-    "drawing_share": sum(any(t.produced for t in a.turns) for a in usable) / count,
+    "drawing_share": sum(any(t.produced for t in a.turns) for a in valid) / count,
     "operations": sum(len(turn.operations) for turn in turns) / count,
     "executable_share": sum(turn.executable for turn in drawing) / max(len(drawing), 1),
     "turns": len(turns) / count,
-    "tokens": sum(a.tokens for a in usable) / count,
-    "pictures": sum(a.pictures for a in usable) / count,
-    "parsed_share": sum(a.parsed for a in usable) / count,
-    "faults": float(len(answers) - len(usable)),
+    "tokens": sum(a.tokens for a in valid) / count,
+    "pictures": sum(a.pictures for a in valid) / count,
+    "parsed_share": sum(a.parsed for a in valid) / count,
+    "faults": float(len(answers) - len(valid)),
   } | {f"end/{reason}": ends[reason] / count for reason in sorted(ends)}

@@ -18,6 +18,6 @@ def rank(end_reason: str, logp: float) -> tuple[bool, float]:
   return end_reason != "answer", -logp
 
 
-def likeliest(group: Sequence[Trajectory], count: int) -> list[Trajectory]:
+def most_likely(group: Sequence[Trajectory], count: int) -> list[Trajectory]:
   """The `count` best of a group, by `rank`, best first."""
   return sorted(group, key=lambda t: rank(t.end_reason, mean_logp(t)))[:count]

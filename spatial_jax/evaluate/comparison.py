@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from spatial_jax.evaluate.bootstrap import bootstrap_interval, paired_interval
-from spatial_jax.evaluate.predictions import Answered
+from spatial_jax.evaluate.predictions import Prediction
 from spatial_jax.evaluate.results import Cell, Paired, ResultColumn, ResultRow, ResultTable
 
 START, START_GREEDY, START_BEST = "start_sampled", "start_greedy", "start_best"
@@ -22,11 +22,11 @@ Measure = Literal["score", "reward"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Sheet:
+class PredictionSet:
   """One way of answering and its answers, one per task, in the order of the tasks."""
 
   column: ResultColumn
-  answers: Sequence[Answered]
+  answers: Sequence[Prediction]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ COMPARISONS = (
 
 
 def result_table(
-  sheets: Sequence[Sheet], sharpness: float, required: bool, notes: Sequence[str]
+  prediction_sets: Sequence[PredictionSet], sharpness: float, required: bool, notes: Sequence[str]
 ) -> ResultTable:
   """The table of an exam.
 
@@ -89,8 +89,12 @@ def result_table(
   Raises:
     ValueError: on the host, when no question is left.
   """
-  usable = [all(row) for row in zip(*([a.usable for a in s.answers] for s in sheets), strict=True)]
-  kept = [Sheet(s.column, list(itertools.compress(s.answers, usable))) for s in sheets]
+  valid = [
+    all(row) for row in zip(*([a.valid for a in s.answers] for s in prediction_sets), strict=True)
+  ]
+  kept = [
+    PredictionSet(s.column, list(itertools.compress(s.answers, valid))) for s in prediction_sets
+  ]
   first = kept[0].answers
   types = dict.fromkeys(a.question_type for a in first)
   everything = np.ones(len(first), bool)
@@ -101,11 +105,11 @@ def result_table(
   ]
   summary = [_row(name, kept, mask, "score") for name, mask in groups.items() if mask.any()]
   summary += [_row(f"reward (sharpness {sharpness:.3g})", kept, everything, "reward")]
-  faults = usable.count(False)
+  faults = valid.count(False)
   if faults:
     notes = [*notes, f"{faults} questions are left out: the drawing machinery failed."]
   return ResultTable(
-    columns=tuple(sheet.column for sheet in kept),
+    columns=tuple(prediction_set.column for prediction_set in kept),
     rows=tuple(rows),
     overall=_row("overall", kept, everything, "score").cells,
     summary=tuple(summary),
@@ -114,21 +118,25 @@ def result_table(
   )
 
 
-def values(answers: Sequence[Answered], measure: Measure) -> np.ndarray:
+def values(answers: Sequence[Prediction], measure: Measure) -> np.ndarray:
   """float64 [n], one value per question."""
-  return np.array([a.hard if measure == "score" else a.reward for a in answers], np.float64)
+  return np.array([a.score_ if measure == "score" else a.reward for a in answers], np.float64)
 
 
-def _row(name: str, sheets: Sequence[Sheet], mask: np.ndarray, measure: Measure) -> ResultRow:
+def _row(
+  name: str, prediction_sets: Sequence[PredictionSet], mask: np.ndarray, measure: Measure
+) -> ResultRow:
   cells = {
-    sheet.column.key: bootstrap_interval(values(sheet.answers, measure)[mask], _SEED)
-    for sheet in sheets
+    prediction_set.column.key: bootstrap_interval(
+      values(prediction_set.answers, measure)[mask], _SEED
+    )
+    for prediction_set in prediction_sets
   }
   return ResultRow(name, int(mask.sum()), cells)
 
 
-def _compare(sheets: Sequence[Sheet], required: bool) -> list[Paired]:
-  by_key = {sheet.column.key: sheet.answers for sheet in sheets}
+def _compare(prediction_sets: Sequence[PredictionSet], required: bool) -> list[Paired]:
+  by_key = {prediction_set.column.key: prediction_set.answers for prediction_set in prediction_sets}
   return [
     comparison.paired(
       paired_interval(
@@ -143,13 +151,20 @@ def _compare(sheets: Sequence[Sheet], required: bool) -> list[Paired]:
   ]
 
 
-def _sharpening(sheets: Sequence[Sheet]) -> list[str]:
+def _sharpening(prediction_sets: Sequence[PredictionSet]) -> list[str]:
   """How much of the sampled gain a lower temperature at the start gives as well."""
-  mean = {sheet.column.key: values(sheet.answers, "score").mean() for sheet in sheets}
+  mean = {
+    prediction_set.column.key: values(prediction_set.answers, "score").mean()
+    for prediction_set in prediction_sets
+  }
   if not mean.keys() >= {START, START_BEST, END}:
     return []
   gain, cooler = mean[END] - mean[START], mean[START_BEST] - mean[START]
-  label = next(sheet.column.label for sheet in sheets if sheet.column.key == START_BEST)
+  label = next(
+    prediction_set.column.label
+    for prediction_set in prediction_sets
+    if prediction_set.column.key == START_BEST
+  )
   share = f" ({cooler / gain:.0%} of it)" if gain > 0 else ""
   return [
     f"The sampled score rose by {gain:+.3f}. {cooler:+.3f}{share} is had without learning"

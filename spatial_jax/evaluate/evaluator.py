@@ -1,6 +1,6 @@
 """An exam from questions to table: who is asked, in which ways, and what is kept of it.
 
-Source ─► Exam ─► Sheets (sampled, greedy, cooler, on grey; median answer) ─► table
+Source ─► EvaluationSet ─► Sheets (sampled, greedy, cooler, on grey; median answer) ─► table
              └──► a few groups of rollouts for the report
 """
 
@@ -19,24 +19,24 @@ from spatial_jax.errors import DataError
 from spatial_jax.evaluate import comparison as table_lib
 from spatial_jax.evaluate.behaviour import behaviour
 from spatial_jax.evaluate.benchmarks.summary import heading, vsi_score
-from spatial_jax.evaluate.comparison import Sheet
+from spatial_jax.evaluate.comparison import PredictionSet
 from spatial_jax.evaluate.console import show
 from spatial_jax.evaluate.predictions import (
-  Answered,
-  Exam,
-  answer_typically,
+  EvaluationSet,
+  Prediction,
+  baseline_answers,
+  baseline_predictions,
   best_of,
   calls,
   evaluate_policy,
-  typical_answers,
 )
 from spatial_jax.evaluate.results import ResultColumn, ResultTable, write_results
 from spatial_jax.reward.compose import RewardConfig, score
 from spatial_jax.reward.snra import sharpness
-from spatial_jax.rollout.config import Mode, RolloutConfig
+from spatial_jax.rollout.config import RolloutConfig, SamplingParams
 from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.saved_groups import Group, groups_of
-from spatial_jax.rollout.scheduler import run_episodes
+from spatial_jax.rollout.scheduler import generate_rollouts
 from spatial_jax.types import Params, Task
 
 PREDICTIONS = "predictions.jsonl"
@@ -77,7 +77,7 @@ class Questions:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Contest:
+class Evaluator:
   """Everything an exam needs.
 
   Attributes:
@@ -91,12 +91,12 @@ class Contest:
   engine: Engine
   before: Params | None
   after: Params
-  exam: Exam
+  evaluation_set: EvaluationSet
   examples: Sequence[Task]
   cfg: EvaluationConfig
 
 
-def ask_source(source: Source, cfg: EvaluationConfig, seed: int) -> Questions:
+def load_questions(source: Source, cfg: EvaluationConfig, seed: int) -> Questions:
   """The questions of an exam; `seed` chooses those that median answers are taken from.
 
   Raises:
@@ -108,7 +108,9 @@ def ask_source(source: Source, cfg: EvaluationConfig, seed: int) -> Questions:
   return Questions(asked, source.examples(seed, cfg.train_tasks))
 
 
-def exam_config(rollout: RolloutConfig, cfg: EvaluationConfig, compared: bool) -> RolloutConfig:
+def evaluation_rollout_config(
+  rollout: RolloutConfig, cfg: EvaluationConfig, compared: bool
+) -> RolloutConfig:
   """Shapes of an exam: a rollout for each question in each mode.
 
   Args:
@@ -123,7 +125,7 @@ def exam_config(rollout: RolloutConfig, cfg: EvaluationConfig, compared: bool) -
   return dataclasses.replace(rollout, prompts=prompts, slots=slots, group=group, rows=rows)
 
 
-def make_contest(
+def make_evaluator(
   engine: Callable[[RolloutConfig], Engine],
   rollout: RolloutConfig,
   questions: Questions,
@@ -132,31 +134,33 @@ def make_contest(
   seed: int,
   before: Params | None,
   after: Params,
-) -> Contest:
+) -> Evaluator:
   """Held-out questions, and an engine that answers each in every mode.
 
   Args:
     engine: makes one for such a configuration.
-    rollout: as in `exam_config`.
-    questions: from `ask_source`.
+    rollout: as in `evaluation_rollout_config`.
+    questions: from `load_questions`.
     reward: taken at the sharpness of the schedule's end.
     cfg: how much is asked.
     seed: of sampling.
-    before, after: as in `Contest`.
+    before, after: as in `Evaluator`.
   """
-  exam = Exam(questions.asked, reward, float(sharpness(1.0, reward.schedule)), seed)
+  evaluation_set = EvaluationSet(
+    questions.asked, reward, float(sharpness(1.0, reward.schedule)), seed
+  )
   few = dataclasses.replace(cfg, tasks=len(questions.asked))  # there may be less than was asked for
-  asking = exam_config(rollout, few, compared=before is not None)
-  return Contest(engine(asking), before, after, exam, questions.examples, cfg)
+  asking = evaluation_rollout_config(rollout, few, compared=before is not None)
+  return Evaluator(engine(asking), before, after, evaluation_set, questions.examples, cfg)
 
 
 def hold(
-  contest: Contest,
+  contest: Evaluator,
   workdir: pathlib.Path,
   benchmark: str | None,
   origin: dict[str, Any],
   console: Console,
-) -> list[Sheet]:
+) -> list[PredictionSet]:
   """Asks in every way, writes results.json and predictions.jsonl, and shows the table.
 
   Args:
@@ -168,103 +172,111 @@ def hold(
   """
   with Progress(console=console, transient=True) as bar:
     asking = bar.add_task("asking", total=count_calls(contest))
-    found = list(sheets(contest, lambda: bar.advance(asking)))
-  table, above = make_table(contest, found), heading(contest.exam.tasks, benchmark)
+    found = list(prediction_sets(contest, lambda: bar.advance(asking)))
+  table, above = make_table(contest, found), heading(contest.evaluation_set.tasks, benchmark)
   write(workdir, found, table, origin | {"benchmark": above})
   show(table, above, console)
   return found
 
 
-def sheets(contest: Contest, advance: Callable[[], None]) -> Iterator[Sheet]:
+def prediction_sets(contest: Evaluator, advance: Callable[[], None]) -> Iterator[PredictionSet]:
   """All ways of answering, one after another, in the order of the table's columns.
 
   Args:
     contest: questions and who answers.
     advance: called after each call of the engine.
   """
-  engine, exam = contest.engine, contest.exam
-  sampled = engine.cfg.mode
+  engine, evaluation_set = contest.engine, contest.evaluation_set
+  sampled = engine.cfg.sampling
   greedy = dataclasses.replace(sampled, greedy=True)
 
-  def sheet(key: str, label: str, answers: list[Answered]) -> Sheet:
-    return Sheet(ResultColumn(key, label), answers)
+  def prediction_set(key: str, label: str, answers: list[Prediction]) -> PredictionSet:
+    return PredictionSet(ResultColumn(key, label), answers)
 
   if contest.before is not None:
     temperatures = contest.cfg.temperatures
-    modes = [sampled, greedy, *(_at(sampled, t) for t in temperatures)]
-    usual, best, *cooler = evaluate_policy(engine, contest.before, exam, modes, False, advance)
-    yield sheet(table_lib.START, "start, sampled", usual)
-    yield sheet(table_lib.START_GREEDY, "start, greedy", best)
+    sampling_params = [sampled, greedy, *(_at(sampled, t) for t in temperatures)]
+    usual, best, *cooler = evaluate_policy(
+      engine, contest.before, evaluation_set, sampling_params, False, advance
+    )
+    yield prediction_set(table_lib.START, "start, sampled", usual)
+    yield prediction_set(table_lib.START_GREEDY, "start, greedy", best)
     tried = [
-      sheet(table_lib.START_BEST, f"start, sampled at {t:g}", answers)
+      prediction_set(table_lib.START_BEST, f"start, sampled at {t:g}", answers)
       for t, answers in zip(temperatures, cooler, strict=True)
     ]
     if tried:
       yield max(tried, key=lambda s: table_lib.values(s.answers, "score").mean())
   end = "" if contest.before is None else "end, "
-  modes = [sampled, greedy]
-  usual, best = evaluate_policy(engine, contest.after, exam, modes, False, advance)
-  yield sheet(table_lib.END, f"{end}sampled", usual)
-  yield sheet(table_lib.END_GREEDY, f"{end}greedy", best)
+  sampling_params = [sampled, greedy]
+  usual, best = evaluate_policy(
+    engine, contest.after, evaluation_set, sampling_params, False, advance
+  )
+  yield prediction_set(table_lib.END, f"{end}sampled", usual)
+  yield prediction_set(table_lib.END_GREEDY, f"{end}greedy", best)
   if contest.cfg.best_of:
     often = [sampled] * contest.cfg.best_of
-    samples = evaluate_policy(engine, contest.after, exam, often, False, advance)
-    yield sheet(table_lib.END_BEST, f"{end}likeliest of {len(often)}", best_of(samples))
-  typical = answer_typically(exam, typical_answers(contest.examples))
-  yield sheet(table_lib.MEDIAN, "median answer", typical)
-  usual, best = evaluate_policy(engine, contest.after, exam, modes, True, advance)
-  yield sheet(table_lib.GREY, f"{end}sampled on grey", usual)
-  yield sheet(table_lib.GREY_GREEDY, f"{end}greedy on grey", best)
+    samples = evaluate_policy(engine, contest.after, evaluation_set, often, False, advance)
+    yield prediction_set(table_lib.END_BEST, f"{end}likeliest of {len(often)}", best_of(samples))
+  typical = baseline_predictions(evaluation_set, baseline_answers(contest.examples))
+  yield prediction_set(table_lib.MEDIAN, "median answer", typical)
+  usual, best = evaluate_policy(
+    engine, contest.after, evaluation_set, sampling_params, True, advance
+  )
+  yield prediction_set(table_lib.GREY, f"{end}sampled on grey", usual)
+  yield prediction_set(table_lib.GREY_GREEDY, f"{end}greedy on grey", best)
 
 
-def count_calls(contest: Contest) -> int:
+def count_calls(contest: Evaluator) -> int:
   """How often `sheets` calls the engine: the start, the end, its best, and the end on grey."""
   ways = (contest.before is not None) + 2 + bool(contest.cfg.best_of)
-  return ways * calls(contest.engine, contest.exam)
+  return ways * calls(contest.engine, contest.evaluation_set)
 
 
-def make_table(contest: Contest, found: Sequence[Sheet]) -> ResultTable:
+def make_table(contest: Evaluator, found: Sequence[PredictionSet]) -> ResultTable:
   """The table of all sheets."""
-  untold = {t.question_type for t in contest.exam.tasks} - {
+  untold = {t.question_type for t in contest.evaluation_set.tasks} - {
     t.question_type for t in contest.examples
   }
   notes = (
     [f"No example to take a median answer from: {', '.join(sorted(untold))}."] if untold else []
   )
-  if {t.task_id for t in contest.examples} >= {t.task_id for t in contest.exam.tasks}:
+  if {t.task_id for t in contest.examples} >= {t.task_id for t in contest.evaluation_set.tasks}:
     notes.append("The median answers come from the very questions: no constant does better.")
   required = contest.cfg.required and contest.before is not None
-  return table_lib.result_table(found, contest.exam.sharpness, required, notes)
+  return table_lib.result_table(found, contest.evaluation_set.sharpness, required, notes)
 
 
-def gallery(contest: Contest, found: Sequence[Sheet]) -> list[Group]:
+def gallery(contest: Evaluator, found: Sequence[PredictionSet]) -> list[Group]:
   """Rollouts to look at: greedy and sampled answers to a few questions, with drawings if any."""
-  engine, exam = contest.engine, contest.exam
+  engine, evaluation_set = contest.engine, contest.evaluation_set
   answers = next(s.answers for s in found if s.column.key == table_lib.END_GREEDY)
-  tasks = showcase(exam.tasks, answers, min(contest.cfg.gallery, engine.cfg.prompts))
+  tasks = showcase(evaluation_set.tasks, answers, min(contest.cfg.gallery, engine.cfg.prompts))
   if not tasks:
     return []
-  modes = [dataclasses.replace(engine.cfg.mode, greedy=True), engine.cfg.mode]
+  sampling_params = [dataclasses.replace(engine.cfg.sampling, greedy=True), engine.cfg.sampling]
   prompts = [engine.conversation.prompt(task) for task in tasks]
-  rollouts = run_episodes(engine, contest.after, prompts, exam.seed, 0, modes)
-  scores = score(rollouts, tasks, exam.reward, exam.sharpness)
+  rollouts = generate_rollouts(
+    engine, contest.after, prompts, evaluation_set.seed, 0, sampling_params
+  )
+  scores = score(rollouts, tasks, evaluation_set.reward, evaluation_set.sharpness)
   return groups_of(prompts, rollouts, scores, None, None, greedy=(True, False))
 
 
-def showcase(tasks: Sequence[Task], answers: Sequence[Answered], count: int) -> list[Task]:
+def showcase(tasks: Sequence[Task], answers: Sequence[Prediction], count: int) -> list[Task]:
   """`count` tasks, question types in turn, those first in which something was drawn."""
   drawn = [any(turn.produced for turn in answered.turns) for answered in answers]
   order = sorted(range(len(tasks)), key=lambda i: not drawn[i])
   return types_in_turn([tasks[i] for i in order])[:count]
 
 
-def behaviours(found: Sequence[Sheet]) -> dict[str, dict[str, float]]:
+def behaviours(found: Sequence[PredictionSet]) -> dict[str, dict[str, float]]:
   """Column key -> statistics, of the sheets that a policy filled in."""
   return {s.column.key: behaviour(s.answers) for s in found if s.column.key != table_lib.MEDIAN}
 
 
 def write(
-  workdir: pathlib.Path, found: Sequence[Sheet], table: ResultTable, origin: dict[str, Any]
+  workdir: pathlib.Path, found: Sequence[PredictionSet], table: ResultTable, origin: dict[str, Any]
 ) -> None:
   """Writes results.json and predictions.jsonl.
 
@@ -287,11 +299,11 @@ def write(
   write_results(table, workdir, more)
 
 
-def _at(mode: Mode, temperature: float) -> Mode:
+def _at(mode: SamplingParams, temperature: float) -> SamplingParams:
   return dataclasses.replace(mode, temperature=temperature)
 
 
-def _prediction(column: str, answered: Answered) -> str:
+def _prediction(column: str, answered: Prediction) -> str:
   names = [f.name for f in dataclasses.fields(answered) if f.name != "turns"]
   record = {"column": column} | {name: answered.__dict__[name] for name in names}
   return json.dumps(record | {"text": "\n".join(turn.text for turn in answered.turns)})

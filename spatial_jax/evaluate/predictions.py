@@ -1,4 +1,4 @@
-"""Held-out tasks -> answers of a policy, scored: Task ─► Prompt ─► Trajectory ─► Answered."""
+"""Held-out tasks -> answers of a policy, scored: Task ─► Prompt ─► Trajectory ─► Prediction."""
 
 import dataclasses
 import functools
@@ -13,16 +13,16 @@ from spatial_jax.evaluate.best_of_n import mean_logp, rank
 from spatial_jax.reward.compose import Answer, RewardConfig, score, score_answer
 from spatial_jax.reward.format import final_answer
 from spatial_jax.reward.parse import read
-from spatial_jax.rollout.config import Mode
+from spatial_jax.rollout.config import SamplingParams
 from spatial_jax.rollout.engine import Engine
-from spatial_jax.rollout.scheduler import run_episodes
+from spatial_jax.rollout.scheduler import generate_rollouts
 from spatial_jax.types import Params, Scores, Task, Trajectory, Turn
 
 GREY = 128  # of 255
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Exam:
+class EvaluationSet:
   """What is asked and how it is marked: the same for every way of answering.
 
   Attributes:
@@ -39,7 +39,7 @@ class Exam:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answered:
+class Prediction:
   """One question as it was answered, without pictures: thousands of these are kept.
 
   Attributes:
@@ -63,7 +63,7 @@ class Answered:
   truth: str
   benchmark: str | None
   answer: str | None
-  hard: float
+  score_: float
   reward: float
   parsed: bool
   end_reason: str
@@ -73,7 +73,7 @@ class Answered:
   pictures: int
 
   @property
-  def usable(self) -> bool:
+  def valid(self) -> bool:
     """False where machinery broke: says nothing about the policy."""
     return self.end_reason != "fault"
 
@@ -81,11 +81,11 @@ class Answered:
 def evaluate_policy(
   engine: Engine,
   params: Params,
-  exam: Exam,
-  modes: Sequence[Mode],
+  evaluation_set: EvaluationSet,
+  sampling_params: Sequence[SamplingParams],
   grey: bool,
   advance: Callable[[], None] = lambda: None,
-) -> list[list[Answered]]:
+) -> list[list[Prediction]]:
   """Asks every question once in each mode, `engine.cfg.prompts` at a time.
 
   Args:
@@ -99,13 +99,13 @@ def evaluate_policy(
   Returns:
     For each mode one record per task, in order.
   """
-  answered: list[list[Answered]] = [[] for _ in modes]
+  answered: list[list[Prediction]] = [[] for _ in sampling_params]
   size = engine.cfg.prompts
-  for first in range(0, len(exam.tasks), size):
-    tasks = exam.tasks[first : first + size]
+  for first in range(0, len(evaluation_set.tasks), size):
+    tasks = evaluation_set.tasks[first : first + size]
     prompts = [engine.conversation.prompt(greyed(task) if grey else task) for task in tasks]
-    rollouts = run_episodes(engine, params, prompts, exam.seed, 0, modes)
-    scores = score(rollouts, tasks, exam.reward, exam.sharpness)
+    rollouts = generate_rollouts(engine, params, prompts, evaluation_set.seed, 0, sampling_params)
+    scores = score(rollouts, tasks, evaluation_set.reward, evaluation_set.sharpness)
     for b, (task, group) in enumerate(zip(tasks, rollouts, strict=True)):
       for g, (trajectory, records) in enumerate(zip(group, answered, strict=True)):
         records.append(_answered(task, trajectory, scores, b, g))
@@ -113,12 +113,12 @@ def evaluate_policy(
   return answered
 
 
-def calls(engine: Engine, exam: Exam) -> int:
+def calls(engine: Engine, evaluation_set: EvaluationSet) -> int:
   """How often `evaluate_policy` calls the engine."""
-  return math.ceil(len(exam.tasks) / engine.cfg.prompts)
+  return math.ceil(len(evaluation_set.tasks) / engine.cfg.prompts)
 
 
-def best_of(answers: Sequence[Sequence[Answered]]) -> list[Answered]:
+def best_of(answers: Sequence[Sequence[Prediction]]) -> list[Prediction]:
   """Of several answers to each question, the one that the policy finds likeliest.
 
   Args:
@@ -135,7 +135,7 @@ def greyed(task: Task) -> Task:
   return dataclasses.replace(task, images=tuple(np.full_like(image, GREY) for image in task.images))
 
 
-def typical_answers(examples: Sequence[Task]) -> dict[str, str]:
+def baseline_answers(examples: Sequence[Task]) -> dict[str, str]:
   """Question type -> the answer to give when nothing is seen.
 
   The median of its numbers, the most frequent letter of its choices (the first in the alphabet of
@@ -157,45 +157,49 @@ def typical_answers(examples: Sequence[Task]) -> dict[str, str]:
   }
 
 
-def answer_typically(exam: Exam, typical: Mapping[str, str]) -> list[Answered]:
+def baseline_predictions(
+  evaluation_set: EvaluationSet, typical: Mapping[str, str]
+) -> list[Prediction]:
   """The typical answers, marked as if given in perfect form; a type without one earns 0."""
-  given = [typical.get(task.question_type) for task in exam.tasks]
-  readings = [read(answer, task) for answer, task in zip(given, exam.tasks, strict=True)]
+  given = [typical.get(task.question_type) for task in evaluation_set.tasks]
+  readings = [read(answer, task) for answer, task in zip(given, evaluation_set.tasks, strict=True)]
   parsed = np.array([reading.parsed for reading in readings])
-  truths = [read(task.answer, task).value for task in exam.tasks]
+  truths = [read(task.answer, task).value for task in evaluation_set.tasks]
   answers = Answer(
     value=np.array([reading.value for reading in readings], np.float32),
     truth=np.array(truths, np.float32),
     parsed=parsed,
-    is_number=np.array([task.answer_kind == "number" for task in exam.tasks]),
+    is_number=np.array([task.answer_kind == "number" for task in evaluation_set.tasks]),
     format=np.ones(len(given), np.float32),
-    usable=np.ones(len(given), bool),
+    valid=np.ones(len(given), bool),
   )
   mark = functools.partial(
-    score_answer, sharpness=np.array(exam.sharpness, np.float32), cfg=exam.reward
+    score_answer,
+    sharpness=np.array(evaluation_set.sharpness, np.float32),
+    cfg=evaluation_set.reward,
   )
   earned = jax.vmap(mark)(answers)
   return [
-    _record(task, given[i], float(earned.hard[i]), float(earned.reward[i]), bool(parsed[i]), None)
-    for i, task in enumerate(exam.tasks)
+    _record(task, given[i], float(earned.score_[i]), float(earned.reward[i]), bool(parsed[i]), None)
+    for i, task in enumerate(evaluation_set.tasks)
   ]
 
 
-def _answered(task: Task, trajectory: Trajectory, scores: Scores, b: int, g: int) -> Answered:
-  hard, reward = float(scores.hard_BG[b, g]), float(scores.reward_BG[b, g])
+def _answered(task: Task, trajectory: Trajectory, scores: Scores, b: int, g: int) -> Prediction:
+  score_, reward = float(scores.score_BG[b, g]), float(scores.reward_BG[b, g])
   parsed = bool(scores.parsed_BG[b, g])
-  return _record(task, final_answer(trajectory), hard, reward, parsed, trajectory)
+  return _record(task, final_answer(trajectory), score_, reward, parsed, trajectory)
 
 
 def _record(
   task: Task,
   answer: str | None,
-  hard: float,
+  score_: float,
   reward: float,
   parsed: bool,
   trajectory: Trajectory | None,
-) -> Answered:
-  return Answered(
+) -> Prediction:
+  return Prediction(
     task_id=task.task_id,
     question_type=task.question_type,
     answer_kind=task.answer_kind,
@@ -203,7 +207,7 @@ def _record(
     truth=task.answer,
     benchmark=task.benchmark,
     answer=answer,
-    hard=hard,
+    score_=score_,
     reward=reward,
     parsed=parsed,
     end_reason=trajectory.end_reason if trajectory else "answer",

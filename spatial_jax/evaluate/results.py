@@ -94,7 +94,7 @@ def write_results(
   return partial.replace(path)
 
 
-def come_from(workdir: str | os.PathLike[str], origin: Mapping[str, Any]) -> bool:
+def is_up_to_date(workdir: str | os.PathLike[str], origin: Mapping[str, Any]) -> bool:
   """Whether `workdir/results.json` is there and says of itself all that `origin` says."""
   try:
     record = json.loads((pathlib.Path(workdir) / FILE).read_text(encoding="utf-8"))["origin"]

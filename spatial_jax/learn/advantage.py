@@ -43,13 +43,13 @@ def advantage(scores: Scores, cfg: AdvantageConfig) -> jax.Array:
     scores.reward_BG,
     cfg.alpha,
     scores.accuracy_BG,
-    scores.usable_BG,
+    scores.valid_BG,
     sign_safe=cfg.sign_safe,
     by_std=cfg.by_std,
   )
 
 
-def grpo(rewards_BG: Array, usable_BG: Array | None = None, *, by_std: bool = True) -> jax.Array:
+def grpo(rewards_BG: Array, valid_BG: Array | None = None, *, by_std: bool = True) -> jax.Array:
   """Rewards relative to their group.
 
       A = (r - mean r) / (std r + 1e-6)           std with divisor n - 1, over the n usable rollouts
@@ -60,7 +60,7 @@ def grpo(rewards_BG: Array, usable_BG: Array | None = None, *, by_std: bool = Tr
 
   Args:
     rewards_BG: float32.
-    usable_BG: bool, false for a rollout that is left out; None: all are usable.
+    valid_BG: bool, false for a rollout that is left out; None: all are usable.
     by_std: see above.
 
   Returns:
@@ -70,11 +70,11 @@ def grpo(rewards_BG: Array, usable_BG: Array | None = None, *, by_std: bool = Tr
   (arXiv:2506.09965) was trained with; without the deviation: Dr. GRPO (arXiv:2503.20783).
   """
   rewards_BG = jnp.asarray(rewards_BG, jnp.float32)
-  usable_BG = jnp.ones(rewards_BG.shape, bool) if usable_BG is None else jnp.asarray(usable_BG)
-  count_B1 = jnp.sum(usable_BG, axis=-1, keepdims=True).astype(jnp.float32)
-  kept_BG = jnp.where(usable_BG, rewards_BG, 0.0)
+  valid_BG = jnp.ones(rewards_BG.shape, bool) if valid_BG is None else jnp.asarray(valid_BG)
+  count_B1 = jnp.sum(valid_BG, axis=-1, keepdims=True).astype(jnp.float32)
+  kept_BG = jnp.where(valid_BG, rewards_BG, 0.0)
   mean_B1 = jnp.sum(kept_BG, axis=-1, keepdims=True) / jnp.maximum(count_B1, 1.0)
-  deviation_BG = jnp.where(usable_BG, rewards_BG - mean_B1, 0.0)
+  deviation_BG = jnp.where(valid_BG, rewards_BG - mean_B1, 0.0)
   if not by_std:
     return deviation_BG
   squares_B1 = jnp.sum(jnp.square(deviation_BG), axis=-1, keepdims=True)
@@ -86,7 +86,7 @@ def ap_grpo(
   rewards_BG: Array,
   alpha: float | Array,
   scale_BG: Array | None = None,
-  usable_BG: Array | None = None,
+  valid_BG: Array | None = None,
   *,
   sign_safe: bool = False,
   by_std: bool = True,
@@ -104,7 +104,7 @@ def ap_grpo(
     rewards_BG: float32, ranked within the group.
     alpha: >= 0.
     scale_BG: float32 in [0, 1], the accuracy part; None: the rewards, then to lie in [0, 1].
-    usable_BG: bool, as in `grpo`.
+    valid_BG: bool, as in `grpo`.
     sign_safe: see above.
     by_std: as in `grpo`.
 
@@ -114,9 +114,9 @@ def ap_grpo(
   Source: Smooth Operator, arXiv:2601.07695 ("in the form r^alpha"; the product is reconstructed,
   the sign-safe form is ours).
   """
-  advantages_BG = grpo(rewards_BG, usable_BG, by_std=by_std)
+  advantages_BG = grpo(rewards_BG, valid_BG, by_std=by_std)
   scale_BG = jnp.asarray(rewards_BG if scale_BG is None else scale_BG, jnp.float32)
-  used_BG = jnp.ones(scale_BG.shape, bool) if usable_BG is None else jnp.asarray(usable_BG)
+  used_BG = jnp.ones(scale_BG.shape, bool) if valid_BG is None else jnp.asarray(valid_BG)
   scale_BG = jnp.where(used_BG, scale_BG, 0.0)  # what is not usable need not be a number
   if sign_safe:
     scale_BG = jnp.where(advantages_BG < 0.0, 1.0 - scale_BG, scale_BG)

@@ -77,7 +77,7 @@ def token_logprobs(
   forbidden_V: Array,
 ) -> jax.Array:
   """float32 [R, T]: log-probability of each own token given those before it; 0 for the first."""
-  hidden_RTD = policy.hidden_behind(
+  hidden_RTD = policy.hidden_with_prefix(
     params, prefix, rows.token_RT, rows.position_RTA, rows.valid_RT, features_MYD, rows.feature_RT
   )
   logp_RT = policy.logprobs(
@@ -199,8 +199,8 @@ def gradient(
     micro: static.
   """
   order = make_order(policy, batch, micro)
-  held, moving = param_tree.split(params, policy.frozen)
-  whole = functools.partial(param_tree.join, held)
+  frozen, moving = param_tree.partition(params, policy.frozen)
+  whole = functools.partial(param_tree.merge, frozen)
   features_MYD, pull_encode = jax.vjp(lambda p: _features(policy, whole(p), batch.vision), moving)
   prefix, pull_prefill = jax.vjp(
     lambda p, features_MYD: _prefill(policy, batch, whole(p), features_MYD), moving, features_MYD
@@ -226,7 +226,7 @@ def gradient(
   (encode_grads,) = pull_encode(features_grad + more_features_grad)
   grads = jax.tree.map(lambda *terms: sum(terms), grads, prefill_grads, encode_grads)
   # Zeros that XLA folds away: what is held takes no room.
-  return loss_sum, metrics, param_tree.join(jax.tree.map(jnp.zeros_like, held), grads)
+  return loss_sum, metrics, param_tree.merge(jax.tree.map(jnp.zeros_like, frozen), grads)
 
 
 def _summed(one: Callable[[Rows], Any], rows: Rows) -> Any:

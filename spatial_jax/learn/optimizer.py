@@ -49,7 +49,7 @@ class OptimizerConfig:
   eps: float
   weight_decay: float
   max_grad_norm: float
-  relative: bool
+  scale_by_param_rms: bool
   gains: tuple[str, ...]
   gain_rate: float
   frozen: tuple[str, ...]
@@ -101,7 +101,7 @@ def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
   moving = optax.chain(
     optax.clip_by_global_norm(cfg.max_grad_norm),
     optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps),
-    optax.scale_by_param_block_rms() if cfg.relative else optax.identity(),
+    optax.scale_by_param_block_rms() if cfg.scale_by_param_rms else optax.identity(),
     optax.add_decayed_weights(cfg.weight_decay, decayed),
     optax.scale_by_learning_rate(learning_rate(cfg, cfg.learning_rate)),
   )

@@ -67,7 +67,7 @@ def to_train_batch(
   advantage_BG: np.ndarray,
   cfg: BatchConfig,
   kept_BG: np.ndarray | None = None,
-  known: Mapping[str, np.ndarray] | None = None,
+  image_features: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[TrainBatch, dict[str, np.ndarray]]:
   """Pads trajectories to rows; each distinct image (by content) is in the vision batch once.
 
@@ -92,7 +92,7 @@ def to_train_batch(
   kept_BG = np.ones(advantage_BG.shape, bool) if kept_BG is None else kept_BG
   kept, seen = _kept(groups, kept_BG)
   rows = [trajectory for group in kept for trajectory in group]
-  vision, feature_of = _look(seen, known, cfg)
+  vision, feature_of = _look(seen, image_features, cfg)
   prefixes, own = _split(seen, feature_of)
   own = [part for group, parts in zip(kept, own, strict=True) for part in parts[: len(group)]]
   prefix = _pad(prefixes, cfg.prefix_buckets, "prompt tokens", [group[0] for group in seen])
@@ -113,7 +113,7 @@ def to_train_batch(
   ), feature_of
 
 
-def select(advantage_BG: np.ndarray, share: float, blocks: int) -> np.ndarray:
+def downsample_rollouts(advantage_BG: np.ndarray, keep_fraction: float, blocks: int) -> np.ndarray:
   """Which rollouts to learn from: those that say most, since an update costs more than they did.
 
   Half of a step's rollouts hold nearly all of its squared advantages; the gradient of the others
@@ -121,7 +121,7 @@ def select(advantage_BG: np.ndarray, share: float, blocks: int) -> np.ndarray:
 
   Args:
     advantage_BG: float32, 0 for faults.
-    share: of the rollouts, in (0, 1].
+    keep_fraction: of the rollouts, in (0, 1].
     blocks: equal runs of prompts, each of which keeps as many; divides B.
 
   Returns:
@@ -131,15 +131,15 @@ def select(advantage_BG: np.ndarray, share: float, blocks: int) -> np.ndarray:
   variance within each group; here advantages of largest size over all, which skips dull groups.
   """
   size_NR = np.abs(advantage_BG).reshape(blocks, -1)
-  count = kept_rows(size_NR.size, share, blocks) // blocks
+  count = kept_rows(size_NR.size, keep_fraction, blocks) // blocks
   kept_NR = np.zeros(size_NR.shape, bool)
   np.put_along_axis(kept_NR, np.argsort(-size_NR, axis=1, kind="stable")[:, :count], True, axis=1)
   return kept_NR.reshape(advantage_BG.shape)
 
 
-def kept_rows(rollouts: int, share: float, blocks: int) -> int:
-  """How many rollouts `select` keeps."""
-  return math.ceil(share * (rollouts // blocks)) * blocks
+def kept_rows(rollouts: int, keep_fraction: float, blocks: int) -> int:
+  """How many rollouts `downsample_rollouts` keeps."""
+  return math.ceil(keep_fraction * (rollouts // blocks)) * blocks
 
 
 def plan_images(
@@ -152,15 +152,15 @@ def plan_images(
 
 
 def _look(
-  groups: Rollouts, known: Mapping[str, np.ndarray] | None, cfg: BatchConfig
+  groups: Rollouts, image_features: Mapping[str, np.ndarray] | None, cfg: BatchConfig
 ) -> tuple[VisionBatch | FeatureBatch, dict[str, np.ndarray]]:
   """`plan_images` of the rollouts, or what is known of their images."""
   images_by_row = [trajectory.images for group in groups for trajectory in group]
   try:
-    if known is None:
+    if image_features is None:
       return plan_images(images_by_row, cfg)
     images = distinct(images_by_row)
-    packed = pack_features(list(images.values()), known, cfg.window_blocks, cfg.vision)
+    packed = pack_features(list(images.values()), image_features, cfg.window_blocks, cfg.vision)
   except DataError as error:
     if not any(images_by_row):
       raise

@@ -1,7 +1,7 @@
 """Attention behind three functions, with a backend per platform.
 
   attend         whole rows (prefill, vision frames): splash on TPU, cuDNN on GPU, XLA
-  attend_behind  rows behind a shared prefix, differentiable (update): the same
+  attend_with_prefix  rows behind a shared prefix, differentiable (update): the same
   attend_cache   new tokens over a shared prefix and their own cache (append, decode): XLA
 
 The platform is that of the mesh compiled for, which is passed in: `jax.default_backend()` says
@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from spatial_jax import sharding
 from spatial_jax.policy import cache
-from spatial_jax.policy.cache import KV, Seats
+from spatial_jax.policy.cache import KV, RowAssignment
 
 _MASKED = -1e30  # finite, so that a row without any visible key stays finite
 _SPLASH_BLOCK = 128
@@ -69,11 +69,11 @@ def attend(
   return _by_piece(q_RKQTC, k_RKSC, v_RKSC, part_RS, causal)
 
 
-def attend_behind(
+def attend_with_prefix(
   q_RKQTC: jax.Array,
   prefix: tuple[jax.Array, jax.Array],
   prefix_length_B: jax.Array,
-  own: tuple[jax.Array, jax.Array],
+  suffix: tuple[jax.Array, jax.Array],
   valid_RT: jax.Array,
   mesh: Mesh | None,
 ) -> jax.Array:
@@ -97,10 +97,10 @@ def attend_behind(
   platform = None if mesh is None else mesh.devices.flat[0].platform
   if platform not in ("tpu", "gpu"):
     start_R = jnp.zeros(rows, jnp.int32)
-    return attend_cache(q_RKQTC, prefix, prefix_length_B, (own,), start_R, None, None, None)
+    return attend_cache(q_RKQTC, prefix, prefix_length_B, (suffix,), start_R, None, None, None)
   visible_BS = jnp.arange(size)[None] < prefix_length_B[:, None]
   parts = jax.tree.map(lambda x: jnp.repeat(x, rows // prompts, axis=0), (*prefix, visible_BS))
-  k_RKSC, v_RKSC = (jnp.concatenate(pair, axis=2) for pair in zip(parts[:2], own, strict=True))
+  k_RKSC, v_RKSC = (jnp.concatenate(pair, axis=2) for pair in zip(parts[:2], suffix, strict=True))
   valid_RS = jnp.concatenate([parts[2], valid_RT], axis=1)
   return attend(q_RKQTC, k_RKSC, v_RKSC, valid_RS, True, mesh)
 
@@ -183,11 +183,11 @@ def attend_cache(
   q_RKQTC: jax.Array,
   prefix: tuple[jax.Array, jax.Array],
   prefix_length_B: jax.Array,
-  own: Sequence[tuple[jax.Array, jax.Array]],
+  suffix: Sequence[tuple[jax.Array, jax.Array]],
   start_R: jax.Array,
   last: jax.Array | None,
   row_R: jax.Array | None,
-  seats: Seats | None,
+  assignment: RowAssignment | None,
 ) -> jax.Array:
   """Attention of new tokens over their prompt's shared prefix and their row's own cache.
 
@@ -210,7 +210,7 @@ def attend_cache(
     [R, K, Q, T, C] in the dtype of q.
   """
   rows, kv_heads, per_kv, tokens, channels = q_RKQTC.shape
-  seen, first = _to_prefix(q_RKQTC, prefix, prefix_length_B, seats), 0
+  seen, first = _to_prefix(q_RKQTC, prefix, prefix_length_B, assignment), 0
   q_RKTC = q_RKQTC.reshape(rows, kv_heads, per_kv * tokens, channels)
   place_RT = start_R[:, None] + jnp.arange(tokens)[None]
   place_RT = jnp.tile(place_RT, (1, per_kv))  # T runs fastest in Q*T
@@ -219,7 +219,7 @@ def attend_cache(
     visible_RTS = first + jnp.arange(block[0].shape[2])[None, None] <= place_RT[:, :, None]
     return _merge(seen, softmax_part(q_RKTC, *cache.rows(KV(*block), row_R), visible_RTS))
 
-  for block in own:
+  for block in suffix:
     look = functools.partial(more, block=block, first=first)
     if last is None or first == 0:
       seen = look(seen)
@@ -233,14 +233,14 @@ def _to_prefix(
   q_RKQTC: jax.Array,
   prefix: tuple[jax.Array, jax.Array],
   prefix_length_B: jax.Array,
-  seats: Seats | None,
+  assignment: RowAssignment | None,
 ) -> Part:
   """Attention of each group's rows to its prefix, [R, K, Q*T, C]."""
-  if seats is not None:
+  if assignment is not None:
     # As if every rollout had a row: it is the prefix that is large, not its queries.
-    q_RKQTC = jnp.take(q_RKQTC, seats.row_BG.reshape(-1), axis=0, mode="clip")
+    q_RKQTC = jnp.take(q_RKQTC, assignment.row_BG.reshape(-1), axis=0, mode="clip")
     all_of_them = _to_prefix(q_RKQTC, prefix, prefix_length_B, None)
-    return Part(*(jnp.take(x, seats.rollout_R, axis=0, mode="clip") for x in all_of_them))
+    return Part(*(jnp.take(x, assignment.rollout_R, axis=0, mode="clip") for x in all_of_them))
   (rows, kv_heads, per_kv, tokens, channels), prompts = q_RKQTC.shape, prefix[0].shape[0]
   group = rows // prompts
 

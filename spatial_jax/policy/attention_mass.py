@@ -29,15 +29,15 @@ def log_attention(
     policy, params: params stacked.
     layer: 1 or more, static.
     prefix: from `prefill`, of that layer at least.
-    token_RT, position_RTA, valid_RT, features_MYD, feature_RT: as in `Policy.hidden_behind`.
+    token_RT, position_RTA, valid_RT, features_MYD, feature_RT: as in `Policy.hidden_with_prefix`.
 
   Returns:
     float32 [R, H, T, S]; slots behind the prefix are -1e30.
   """
   cfg = policy.cfg.decoder
-  before, before_params = policy.first_layers(params, layer)
+  before, before_params = policy.truncate(params, layer)
   behind = Prefix(prefix.layers[:layer], prefix.length_B)
-  hidden_RTD = before.hidden_behind(
+  hidden_RTD = before.hidden_with_prefix(
     before_params, behind, token_RT, position_RTA, valid_RT, features_MYD, feature_RT
   )
   q_RTHC = _queries(policy, params, layer, hidden_RTD, position_RTA)

@@ -25,7 +25,7 @@ class KV(NamedTuple):
   v_RKSC: jax.Array
 
 
-Own = tuple[KV, ...]  # a layer's blocks, one behind the other along S
+Suffix = tuple[KV, ...]  # a layer's blocks, one behind the other along S
 
 
 class Prefix(NamedTuple):
@@ -35,7 +35,7 @@ class Prefix(NamedTuple):
   length_B: jax.Array
 
 
-class Seats(NamedTuple):
+class RowAssignment(NamedTuple):
   """Which rollout has which row, where there are fewer rows than rollouts of the prompts.
 
   Rollout g of prompt b is b*G + g. A row that nobody has, and a rollout without a row, point
@@ -61,29 +61,29 @@ class Cache(NamedTuple):
   """
 
   prefix: Prefix
-  layers: tuple[Own, ...]
+  layers: tuple[Suffix, ...]
   length_R: jax.Array
-  seats: Seats | None
+  assignment: RowAssignment | None
 
   @property
   def prompt_R(self) -> jax.Array:
     """int32, which prompt each row goes on behind."""
     prompts, count = self.prefix.length_B.shape[0], self.length_R.shape[0]
-    if self.seats is None:
+    if self.assignment is None:
       return jnp.arange(count, dtype=jnp.int32) // (count // prompts)
-    return jnp.clip(self.seats.rollout_R // self.seats.row_BG.shape[1], 0, prompts - 1)
+    return jnp.clip(self.assignment.rollout_R // self.assignment.row_BG.shape[1], 0, prompts - 1)
 
-  def seats_of(self, row_R: jax.Array) -> Seats:
+  def assignment_of(self, row_R: jax.Array) -> RowAssignment:
     """Seats of these rows alone, int32; one that there is not is padding, and nobody's."""
     prompts, count = self.prefix.length_B.shape[0], self.length_R.shape[0]
     rollout_R, group = row_R, count // prompts
-    if self.seats is not None:
-      rollout_R = jnp.take(self.seats.rollout_R, row_R, mode="clip")
-      group = self.seats.row_BG.shape[1]
+    if self.assignment is not None:
+      rollout_R = jnp.take(self.assignment.rollout_R, row_R, mode="clip")
+      group = self.assignment.row_BG.shape[1]
     rollout_R = jnp.where(row_R < count, rollout_R, prompts * group)
     new_R = jnp.arange(row_R.size, dtype=jnp.int32)
     row_BG = jnp.zeros(prompts * group, jnp.int32).at[rollout_R].set(new_R, mode="drop")
-    return Seats(rollout_R, row_BG.reshape(prompts, group))
+    return RowAssignment(rollout_R, row_BG.reshape(prompts, group))
 
 
 def init_cache(
@@ -92,7 +92,7 @@ def init_cache(
   group: int,
   rows: int,
   prefix_size: int,
-  own_sizes: Sequence[int],
+  suffix_block_sizes: Sequence[int],
   dtype: jnp.dtype,
 ) -> Cache:
   """An empty cache.
@@ -101,7 +101,7 @@ def init_cache(
     cfg: of the decoder.
     prompts, group, rows: B, G, and R <= B*G.
     prefix_size: tokens of the longest prompt.
-    own_sizes: of the blocks, tokens; together the longest response, observations included.
+    suffix_block_sizes: of the blocks, tokens; together the longest response, observations included.
     dtype: of keys and values.
 
   Returns:
@@ -112,16 +112,16 @@ def init_cache(
     shape = (count, cfg.kv_heads, size, cfg.head_dim)
     return KV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
-  seats = None
+  assignment = None
   if rows < prompts * group:
-    seats = Seats(jnp.zeros(rows, jnp.int32), jnp.zeros((prompts, group), jnp.int32))
+    assignment = RowAssignment(jnp.zeros(rows, jnp.int32), jnp.zeros((prompts, group), jnp.int32))
   shared = tuple(block(prompts, prefix_size) for _ in range(cfg.layers))
-  own = tuple(tuple(block(rows, size) for size in own_sizes) for _ in range(cfg.layers))
+  suffix = tuple(tuple(block(rows, size) for size in suffix_block_sizes) for _ in range(cfg.layers))
   prefix = Prefix(shared, jnp.ones(prompts, jnp.int32))
-  return Cache(prefix, own, jnp.zeros(rows, jnp.int32), seats)
+  return Cache(prefix, suffix, jnp.zeros(rows, jnp.int32), assignment)
 
 
-def admit(cache: Cache, prefix: Prefix, slot_B: jax.Array) -> Cache:
+def put_prefix(cache: Cache, prefix: Prefix, slot_B: jax.Array) -> Cache:
   """Puts freshly prefilled prompts into slots of the cache.
 
   Args:
@@ -141,8 +141,8 @@ def admit(cache: Cache, prefix: Prefix, slot_B: jax.Array) -> Cache:
 
 
 def write(
-  own: Own, new: KV, row_R: jax.Array | None, start_R: jax.Array, valid_RT: jax.Array
-) -> Own:
+  suffix: Suffix, new: KV, row_R: jax.Array | None, start_R: jax.Array, valid_RT: jax.Array
+) -> Suffix:
   """Writes each row's valid tokens at its own place.
 
   Args:
@@ -164,16 +164,16 @@ def write(
     return old_RKSC.at[row_R[:, None], :, place_RT].set(new_RTKC, mode="drop")
 
   written = []
-  for block, place_RT, inside_RT in _places(own, start_R, tokens):
+  for block, place_RT, inside_RT in _places(suffix, start_R, tokens):
     place_RT = jnp.where(inside_RT & valid_RT, place_RT, block.k_RKSC.shape[2])  # behind: dropped
     written.append(KV(*(put(old, fresh, place_RT) for old, fresh in zip(block, new, strict=True))))
   return tuple(written)
 
 
-def read(own: Own, start_R: jax.Array, tokens: int) -> KV:
+def read(suffix: Suffix, start_R: jax.Array, tokens: int) -> KV:
   """What `write` put there, [R, K, T, C]; behind the end anything."""
-  found_RKTC = [jnp.zeros((), part.dtype) for part in own[0]]
-  for block, place_RT, inside_RT in _places(own, start_R, tokens):
+  found_RKTC = [jnp.zeros((), part.dtype) for part in suffix[0]]
+  for block, place_RT, inside_RT in _places(suffix, start_R, tokens):
     at = jnp.clip(place_RT, 0, block.k_RKSC.shape[2] - 1)[:, None, :, None]
     here_RKTC = [jnp.take_along_axis(part, at, axis=2) for part in block]
     inside = inside_RT[:, None, :, None]
@@ -181,10 +181,12 @@ def read(own: Own, start_R: jax.Array, tokens: int) -> KV:
   return KV(*found_RKTC)
 
 
-def _places(own: Own, start_R: jax.Array, tokens: int) -> Iterator[tuple[KV, jax.Array, jax.Array]]:
+def _places(
+  suffix: Suffix, start_R: jax.Array, tokens: int
+) -> Iterator[tuple[KV, jax.Array, jax.Array]]:
   """Each block, the places in it of a row's tokens [R, T], and whether they are in it."""
   place_RT = start_R[:, None] + jnp.arange(tokens)[None, :]
-  for block in own:
+  for block in suffix:
     size = block.k_RKSC.shape[2]
     yield block, place_RT, (place_RT >= 0) & (place_RT < size)
     place_RT = place_RT - size
@@ -197,7 +199,7 @@ def rows(block: KV, index_R: jax.Array | None) -> KV:
   return KV(*(jnp.take(part, index_R, axis=0, mode="clip") for part in block))
 
 
-def front(own: Own, index_R: jax.Array, end: jax.Array) -> Own:
+def front(suffix: Suffix, index_R: jax.Array, end: jax.Array) -> Suffix:
   """`rows` of a layer's blocks; those that begin at `end`, int32 [], or behind it are 0."""
 
   def taken(block: KV, first: int) -> KV:
@@ -207,5 +209,5 @@ def front(own: Own, index_R: jax.Array, end: jax.Array) -> Own:
 
     return jax.lax.cond(first < end, lambda: rows(block, index_R), nothing)
 
-  ends = itertools.accumulate(block.k_RKSC.shape[2] for block in own)
-  return tuple(taken(block, first) for block, first in zip(own, (0, *ends), strict=False))
+  ends = itertools.accumulate(block.k_RKSC.shape[2] for block in suffix)
+  return tuple(taken(block, first) for block, first in zip(suffix, (0, *ends), strict=False))

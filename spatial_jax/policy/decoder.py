@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from spatial_jax.policy import attention, cache, rope
-from spatial_jax.policy.cache import KV, Own, Seats
+from spatial_jax.policy.cache import KV, RowAssignment, Suffix
 from spatial_jax.policy.config import DecoderConfig
 from spatial_jax.policy.layers import GatedMLP, RMSNorm, scanned
 
@@ -37,7 +37,7 @@ class CacheView(NamedTuple):
   last: jax.Array | None
   prompt_B: jax.Array | None
   row_R: jax.Array | None
-  seats: Seats | None
+  assignment: RowAssignment | None
 
 
 class Seen(NamedTuple):
@@ -77,8 +77,8 @@ class Attention(nn.Module):
     angles: Angles,
     valid_RT: jax.Array,
     view: CacheView | None,
-    layer: tuple[KV, Own | None] | None,
-  ) -> tuple[jax.Array, KV | Own]:
+    layer: tuple[KV, Suffix | None] | None,
+  ) -> tuple[jax.Array, KV | Suffix]:
     """Returns the output and what to keep: k, v of these tokens, or the layer's updated cache."""
     cfg = self.cfg
 
@@ -102,13 +102,13 @@ class Attention(nn.Module):
       out = attention.attend(q_RKQTC, *new, valid_RT, causal=True, mesh=self.mesh)
     elif view.start_R is None or layer[1] is None:
       keep = new
-      out = attention.attend_behind(
+      out = attention.attend_with_prefix(
         q_RKQTC, layer[0], view.prefix_length_B, new, valid_RT, self.mesh
       )
     else:
       prefix = cache.rows(layer[0], view.prompt_B)
       keep = cache.write(layer[1], new, view.row_R, view.start_R, valid_RT)
-      where = (view.start_R, view.last, view.row_R, view.seats)
+      where = (view.start_R, view.last, view.row_R, view.assignment)
       out = attention.attend_cache(q_RKQTC, prefix, view.prefix_length_B, keep, *where)
     out_RTHC = jnp.swapaxes(out.reshape(q_RHTC.shape), 1, 2)
     dense = nn.DenseGeneral(cfg.width, axis=(-2, -1), use_bias=False, dtype=self.dtype, name="o")
@@ -135,9 +135,9 @@ class DecoderLayer(nn.Module):
     valid_RT: jax.Array,
     seen: Seen | None,
     view: CacheView | None,
-    layer: tuple[KV, Own | None] | None,
+    layer: tuple[KV, Suffix | None] | None,
     number: jax.Array,
-  ) -> tuple[jax.Array, KV | Own | None]:
+  ) -> tuple[jax.Array, KV | Suffix | None]:
     cfg = self.cfg
 
     def norm(name: str) -> RMSNorm:
@@ -169,8 +169,8 @@ class DecoderStack(nn.Module):
     valid_RT: jax.Array,
     seen: Seen | None,
     view: CacheView | None,
-    layer: tuple[KV, Own | None] | None,
-  ) -> tuple[jax.Array, KV | Own | None]:
+    layer: tuple[KV, Suffix | None] | None,
+  ) -> tuple[jax.Array, KV | Suffix | None]:
     in_axes = (*(nn.broadcast,) * 4, 0, 0)
     layers = scanned(DecoderLayer, self.cfg.layers, in_axes, self.remat)
     numbers = jnp.arange(self.cfg.layers)

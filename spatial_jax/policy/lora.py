@@ -80,7 +80,7 @@ def kernels(cfg: LoraConfig, paths: Sequence[str]) -> list[str]:
 
 def split(params: Params) -> tuple[Params, Params]:
   """(base, adapters): the same arrays, the first the parameters with the adapters off."""
-  adapters, base = param_tree.split(params, (ADAPTERS,))
+  adapters, base = param_tree.partition(params, (ADAPTERS,))
   return base, adapters
 
 
@@ -108,10 +108,12 @@ def rounded(params: Params, dtype: jnp.dtype) -> Params:
   """Adapters in the compute dtype, as qwix needs them under strict promotion; the base as it is."""
   base, adapters = split(params)
   return (
-    param_tree.join(base, jax.tree.map(lambda x: x.astype(dtype), adapters)) if adapters else params
+    param_tree.merge(base, jax.tree.map(lambda x: x.astype(dtype), adapters))
+    if adapters
+    else params
   )
 
 
-def held(cfg: LoraConfig, frozen: Sequence[str]) -> tuple[str, ...]:
+def frozen_paths(cfg: LoraConfig, frozen: Sequence[str]) -> tuple[str, ...]:
   """What does not learn: with adapters, everything else beside what is frozen anyway."""
   return (*frozen, BASE) if cfg.paths else tuple(frozen)

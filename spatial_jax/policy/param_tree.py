@@ -20,7 +20,7 @@ def path_name(path: Any) -> str:
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def split(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
+def partition(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
   """The parameters that match any of the regexes, and the others, each as a nested dict."""
   parts: tuple[Params, Params] = ({}, {})
   for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
@@ -29,7 +29,7 @@ def split(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
   return one, other
 
 
-def join(one: Params, other: Params) -> Params:
-  """The inverse of `split`."""
+def merge(one: Params, other: Params) -> Params:
+  """The inverse of `partition`."""
   flat = (traverse_util.flatten_dict(part, sep="/") for part in (one, other))
   return traverse_util.unflatten_dict(dict(kv for part in flat for kv in part.items()), sep="/")

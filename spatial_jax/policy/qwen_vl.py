@@ -2,7 +2,7 @@
 
 patches ──encode──► features ─┐
 tokens, positions ────────────┴─prefill─► prefix ─┐
-                          hidden_behind ──────────┼─► hidden ──logprobs──► log-probs    (update)
+                          hidden_with_prefix ─────┼─► hidden ──logprobs──► log-probs    (update)
                           append, decode ─────────┴─► cache, hidden ──logits          (rollout)
 """
 
@@ -53,20 +53,20 @@ class Policy:
   lora: LoraConfig
 
   @property
-  def base(self) -> "Policy":
+  def without_adapters(self) -> "Policy":
     """The same without adapters: for merged parameters, and for those that training began with."""
     return dataclasses.replace(self, lora=lora.OFF)
 
   @property
-  def tower_learns(self) -> bool:
+  def vision_trainable(self) -> bool:
     """Whether any parameter of the vision tower does; else what it sees of an image stays."""
     tower = jax.eval_shape(self.init, jax.random.key(0))["vision"]
-    return bool(param_tree.split({"vision": tower}, self.frozen)[1])
+    return bool(param_tree.partition({"vision": tower}, self.frozen)[1])
 
   @functools.cached_property
   def kernel_paths(self) -> tuple[str, ...]:
     """Paths of the parameters that adapters can be put beside ("decoder/layers/attn/q/kernel")."""
-    params = jax.eval_shape(self.base.init, jax.random.key(0))
+    params = jax.eval_shape(self.without_adapters.init, jax.random.key(0))
     flat = jax.tree_util.tree_leaves_with_path(params)
     paths = (param_tree.path_name(path) for path, _ in flat)
     return tuple(path for path in paths if path.endswith("/kernel"))
@@ -103,11 +103,11 @@ class Policy:
     return {**params, "decoder": {**params["decoder"], "layers": layers}}
 
   def init_cache(
-    self, prompts: int, group: int, rows: int, prefix_size: int, own_sizes: Sequence[int]
+    self, prompts: int, group: int, rows: int, prefix_size: int, suffix_block_sizes: Sequence[int]
   ) -> Cache:
     """An empty cache; see `cache.init_cache`."""
     return cache_lib.init_cache(
-      self.cfg.decoder, prompts, group, rows, prefix_size, own_sizes, self.compute_dtype
+      self.cfg.decoder, prompts, group, rows, prefix_size, suffix_block_sizes, self.compute_dtype
     )
 
   # --- forward -----------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ class Policy:
     x_RTD, _ = self._layers(params, x_RTD, position_RTA, valid_RT, seen, None, None, keep=False)
     return self._last_norm(params, x_RTD)
 
-  def first_layers(self, params: Params, count: int) -> tuple["Policy", Params]:
+  def truncate(self, params: Params, count: int) -> tuple["Policy", Params]:
     """The policy cut behind its first decoder layers, with its parameters (stacked)."""
     decoder = dataclasses.replace(self.cfg.decoder, layers=count)
     cut = dataclasses.replace(self, cfg=dataclasses.replace(self.cfg, decoder=decoder))
@@ -159,14 +159,14 @@ class Policy:
     features_MYD: Array,
     feature_BT: Array,
   ) -> tuple[jax.Array, Prefix]:
-    """`hidden` of prompts, and the prefix their rollouts share (put in place by `cache.admit`)."""
+    """`hidden` of prompts, and the prefix that their rollouts share (see `cache.put_prefix`)."""
     x_BTD = self._embed(params, token_BT, features_MYD, feature_BT)
     seen = self._seen(features_MYD, feature_BT)
     x_BTD, layers = self._layers(params, x_BTD, position_BTA, valid_BT, seen, None, None, keep=True)
     length_B = jnp.sum(jnp.asarray(valid_BT), axis=1, dtype=jnp.int32)
     return self._last_norm(params, x_BTD), Prefix(layers, length_B)
 
-  def hidden_behind(
+  def hidden_with_prefix(
     self,
     params: Params,
     prefix: Prefix,
@@ -357,7 +357,7 @@ class Policy:
 
     length_B, start_R = cache.prefix.length_B, cache.length_R
     if row_R is None:
-      view = CacheView(length_B, start_R, last(start_R), None, None, cache.seats)
+      view = CacheView(length_B, start_R, last(start_R), None, None, cache.assignment)
       return view, start_R + count_R
     prompt_R = jnp.take(cache.prompt_R, row_R, mode="clip")
     start_R = jnp.take(cache.length_R, row_R, mode="clip")

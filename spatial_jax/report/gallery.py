@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from spatial_jax.rollout.saved_groups import Group, Sibling
+from spatial_jax.rollout.saved_groups import Group, SavedRollout
 
 _PIECES = re.compile(r"(<think>.*?</think>|```.*?(?:```|$)|<answer>.*?</answer>)", re.DOTALL)
 
@@ -19,8 +19,8 @@ _KINDS = {"<think>": "think", "```": "code", "<answer>": "answer"}
 
 def group_view(group: Group) -> dict[str, Any]:
   """What the template shows of a group: plain values, pictures as data URIs, texts unescaped."""
-  first = group.siblings[0].trajectory
-  rewards = [s.reward for s in group.siblings if s.usable and s.reward is not None]
+  first = group.rollouts[0].trajectory
+  rewards = [s.reward for s in group.rollouts if s.valid and s.reward is not None]
   return {
     "question_type": group.question_type.replace("_", " "),
     "task_id": group.task_id,
@@ -29,11 +29,11 @@ def group_view(group: Group) -> dict[str, Any]:
     "truth": group.truth,
     "images": [data_uri(image.pixels) for image in first.images[: first.prompt_images]],
     "mean": float(np.mean(rewards)) if rewards and group.step is not None else None,
-    "siblings": [sibling_view(sibling) for sibling in group.siblings],
+    "rollouts": [rollout_view(sibling) for sibling in group.rollouts],
   }
 
 
-def sibling_view(sibling: Sibling) -> dict[str, Any]:
+def rollout_view(sibling: SavedRollout) -> dict[str, Any]:
   """What the template shows of one rollout; its drawn pictures count on from the prompt's."""
   trajectory = sibling.trajectory
   pixels = {image.content_hash: image.pixels for image in trajectory.images}
@@ -57,9 +57,9 @@ def sibling_view(sibling: Sibling) -> dict[str, Any]:
     "reward": sibling.reward,
     "advantage": sibling.advantage,
     "greedy": sibling.greedy,
-    "hard": sibling.hard,
+    "score": sibling.score_,
     "format": sibling.format > 0,
-    "usable": sibling.usable,
+    "usable": sibling.valid,
     "end_reason": trajectory.end_reason.replace("_", " "),
     "tokens": int(trajectory.trained_T.sum()),
     "turns": turns,
@@ -83,7 +83,7 @@ def data_uri(pixels: np.ndarray) -> str:
   return _encode(pixels.tobytes(), pixels.shape[1], pixels.shape[0])
 
 
-@functools.lru_cache(maxsize=256)  # siblings share pictures
+@functools.lru_cache(maxsize=256)  # rollouts share pictures
 def _encode(data: bytes, width: int, height: int) -> str:
   buffer = io.BytesIO()
   Image.frombytes("RGB", (width, height), data).save(buffer, format="webp", quality=88)

@@ -24,7 +24,7 @@ from spatial_jax.reward.snra import sharpness
 INK, MUTED, PALE, ACCENT, WARM = "#1d2530", "#7a8594", "#c9d0d9", "#1f6f8b", "#c2573a"
 # In the timeline: what a slot's rollouts do, and in the strip above, what else the devices run.
 _SLOT = {"decoding": ACCENT, "drawing": WARM, "idle": "#eef1f4"}
-_STRIP = {"see": INK, "prefill": MUTED, "append": "#d9a441"}
+_STRIP = {"encode_images": INK, "prefill": MUTED, "append": "#d9a441"}
 
 EXAMPLE_ERRORS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0)  # relative, of one group's answers
 
@@ -60,7 +60,7 @@ class Curve:
 
 CURVES = (
   Curve("reward", "Reward", "mean over the rollouts of a step"),
-  Curve("hard", "Sampled score", "mean relative accuracy of numbers, exact match of choices"),
+  Curve("score", "Sampled score", "mean relative accuracy of numbers, exact match of choices"),
   Curve("format", "Format", "share of rollouts in the right form, every drawing executed"),
   Curve("logp_difference", "Sampler against trainer", "mean |Δ log-probability| per token, nats"),
   Curve("kl_ref_k3", "Divergence from the reference", "k3 estimate per token, nats"),
@@ -157,7 +157,7 @@ def _draw_timeline(record: dict[str, Any], axes: Axes) -> None:
     of = [span for span in record["programs"] if span["program"] == program]
     spans = [(span["start_s"], span["end_s"] - span["start_s"]) for span in of]
     axes.broken_barh(spans, (slots + 0.5, max(0.05 * slots, 0.8)), color=colour, linewidth=0)
-  names = _SLOT | {("tower" if name == "see" else name): c for name, c in _STRIP.items()}
+  names = _SLOT | {("tower" if name == "encode_images" else name): c for name, c in _STRIP.items()}
   handles = [Patch(color=colour, label=name) for name, colour in names.items()]
   axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 1.25), ncols=6, fontsize=9)
   axes.set(xlim=(0, record["total_s"]), xlabel="seconds", ylabel="slot", yticks=[])

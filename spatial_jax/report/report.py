@@ -68,7 +68,7 @@ def write_report(
       section is left out.
     about: head of the page.
     card: how the run rewards, None to leave the reward card out.
-    groups_per_step: groups of siblings shown of the first and of the last step that were kept, or
+    groups_per_step: groups of rollouts shown of the first and of the last step that were kept, or
       of an evaluation.
 
   Returns:
@@ -111,7 +111,7 @@ def tiles(records: Sequence[dict[str, Any]], table: ResultTable | None) -> list[
     if paired.required
   ][:2]
   moved = len({r.get("sharpness") for r in records}) > 1
-  means = (("hard", "sampled score"), *(() if moved else (("reward", "reward"),)))
+  means = (("score", "sampled score"), *(() if moved else (("reward", "reward"),)))
   for key, label in means:
     if values := [r[key] for r in records if r.get(key) is not None]:
       count = max(1, round(_ENDS * len(values)))

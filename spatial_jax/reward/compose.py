@@ -36,7 +36,7 @@ class RewardConfig:
     discrete_sharpness: a constant sharpness for choices, None to let them follow the schedule. At
       sharpness 1 a wrong choice still gets 0.54.
     strict_mra: the hard score compares with < (ViLaSR's training reward) instead of <=.
-    hard_threshold: beta; the gate is open where hard score > beta.
+    score_threshold: beta; the gate is open where hard score > beta.
     format_weight: w, what format and executability are worth beside an accuracy of 1.
     gate: "format" gates the format part alone, so that smooth accuracy stays a dense signal;
       "all" gates the sum, as ViLaSR's Eq. 2 is written.
@@ -47,7 +47,7 @@ class RewardConfig:
   schedule: Schedule
   discrete_sharpness: float | None
   strict_mra: bool
-  hard_threshold: float
+  score_threshold: float
   format_weight: float
   gate: Literal["format", "all"]
 
@@ -57,7 +57,7 @@ class Reward(NamedTuple):
 
   reward: jax.Array
   accuracy: jax.Array
-  hard: jax.Array
+  score_: jax.Array
 
 
 class Answer(NamedTuple):
@@ -77,7 +77,7 @@ class Answer(NamedTuple):
   parsed: Array
   is_number: Array
   format: Array
-  usable: Array
+  valid: Array
 
 
 def score(
@@ -107,9 +107,9 @@ def score(
   return Scores(
     reward_BG=np.asarray(rewards.reward),
     accuracy_BG=np.asarray(rewards.accuracy),
-    hard_BG=np.asarray(rewards.hard),
+    score_BG=np.asarray(rewards.score_),
     format_BG=np.asarray(answers.format),
-    usable_BG=np.asarray(answers.usable),
+    valid_BG=np.asarray(answers.valid),
     parsed_BG=np.asarray(answers.parsed),
   )
 
@@ -136,16 +136,16 @@ def score_answer(answer: Answer, sharpness: Array, cfg: RewardConfig) -> Reward:
   parsed = jnp.asarray(answer.parsed).astype(jnp.float32)
   exact = exact_match(answer.value, answer.truth)
   mra = mean_relative_accuracy(answer.value, answer.truth, cfg.strict_mra)
-  hard = parsed * jnp.where(answer.is_number, mra, exact)
+  score_ = parsed * jnp.where(answer.is_number, mra, exact)
   accuracy = parsed * jnp.where(
     answer.is_number,
     _number_accuracy(answer, sharpness, mra, cfg),
     _choice_accuracy(exact, sharpness, cfg),
   )
-  gate = (hard > cfg.hard_threshold).astype(jnp.float32)
+  gate = (score_ > cfg.score_threshold).astype(jnp.float32)
   if cfg.gate == "all":
     accuracy = gate * accuracy
-  return Reward(accuracy + gate * cfg.format_weight * answer.format, accuracy, hard)
+  return Reward(accuracy + gate * cfg.format_weight * answer.format, accuracy, score_)
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
@@ -195,5 +195,5 @@ def _answer(trajectory: Trajectory, task: Task) -> Answer:
     parsed=np.array(reading.parsed),
     is_number=np.array(task.answer_kind == "number"),
     format=np.array(format_reward(trajectory), np.float32),
-    usable=np.array(trajectory.end_reason != "fault"),
+    valid=np.array(trajectory.end_reason != "fault"),
   )

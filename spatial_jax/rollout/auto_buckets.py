@@ -36,7 +36,7 @@ def fitted(
     prefill=(1,),
     append=tuple(sorted({1, min(samples, cfg.append[-1])})),
     chunk=chunk,
-    narrow=(),
+    gather_fractions=(),
     prompt_buckets=(_round(tokens),),
     observation_buckets=_observations(cfg, conversation, prompt, drawn),
     features=max(shown + most_drawn_tokens(prompt.images, cfg.stop), 1),

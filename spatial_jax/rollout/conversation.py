@@ -34,7 +34,7 @@ from spatial_jax.types import (
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Piece:
+class TokenSegment:
   """A piece of a conversation as tokens; positions and starts count from its begin."""
 
   token_ids_T: np.ndarray
@@ -101,7 +101,7 @@ class Conversation:
 
   def observation(
     self, first_index: int, pictures: Sequence[np.ndarray], last: bool, closed: bool = True
-  ) -> Piece:
+  ) -> TokenSegment:
     """Drawn pictures (uint8 [h, w, 3]) as the user's next message.
 
     Args:
@@ -114,7 +114,9 @@ class Conversation:
     text = prompt_text.observation_text(first_index, images, last, self.text)
     return self._read(text if closed else text_lib.IM_END + text, images, (), "max")
 
-  def chat(self, messages: Sequence[Message], cfg: ChatConfig, rule: VideoRule = "max") -> Piece:
+  def chat(
+    self, messages: Sequence[Message], cfg: ChatConfig, rule: VideoRule = "max"
+  ) -> TokenSegment:
     """Words, pictures and clips in any order, up to the assistant's own words.
 
     Args:
@@ -131,12 +133,12 @@ class Conversation:
     images: Sequence[PatchedImage],
     seconds: Sequence[float],
     rule: VideoRule,
-  ) -> Piece:
+  ) -> TokenSegment:
     ids, pads = self.tokenizer.encode(text), (self.policy.image_pad_id, self.policy.video_pad_id)
-    ids_T, starts = prompt_text.widen(ids, images, *pads)
+    ids_T, starts = prompt_text.expand_image_tokens(ids, images, *pads)
     grids = [image.grid_3 for image in images]
     position_TA, following = mrope_positions(ids_T, grids, self.policy, seconds, rule)
-    return Piece(ids_T, position_TA, following, tuple(images), starts)
+    return TokenSegment(ids_T, position_TA, following, tuple(images), starts)
 
 
 class Episode:
@@ -189,7 +191,7 @@ class Episode:
     )
     self.next_position += count
 
-  def add_observation(self, observation: Piece) -> None:
+  def add_observation(self, observation: TokenSegment) -> None:
     """Appends drawn pictures and their words; the last turn is credited with them."""
     turn, produced = self.turns[-1], tuple(image.content_hash for image in observation.images)
     self.turns[-1] = dataclasses.replace(turn, produced=produced, executable=not turn.errors)

@@ -1,6 +1,6 @@
 """The device side of rollouts: pure functions from state to state, jitted in `programs`.
 
-empty ──► admit ──► begin ─────► decode_chunk ──┐    prompts in slots, their rollouts in rows
+empty ──► admit ──► begin ─────► decode_steps_loop ──┐    prompts in slots, their rollouts in rows
             ▲         ▲ a free row ▲     │      │
             │         └────────────┼─────┤      │
             └─ a free slot         │     │      │
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from spatial_jax.policy import cache as cache_lib
 from spatial_jax.policy.cache import Cache
 from spatial_jax.policy.qwen_vl import Policy
-from spatial_jax.rollout.sampling import Sampling, Vocabulary, sample_token
+from spatial_jax.rollout.sampling import SamplingArrays, Vocabulary, sample_token
 from spatial_jax.types import Array, Params
 
 
@@ -46,7 +46,7 @@ class SampleState(NamedTuple):
   position_R: Array
   count_R: Array
   active_R: Array
-  sampling: Sampling
+  sampling: SamplingArrays
 
 
 class PromptBatch(NamedTuple):
@@ -82,7 +82,12 @@ class ObservationBatch(NamedTuple):
 
 
 def empty(
-  policy: Policy, slots: int, group: int, rows: int, prefix_size: int, own_sizes: Sequence[int]
+  policy: Policy,
+  slots: int,
+  group: int,
+  rows: int,
+  prefix_size: int,
+  suffix_block_sizes: Sequence[int],
 ) -> SampleState:
   """A state in which nobody samples.
 
@@ -90,11 +95,11 @@ def empty(
     policy: the pure functions.
     slots, group, rows: B, G, and R <= B*G.
     prefix_size: room in tokens for a prompt.
-    own_sizes: for what follows it, in blocks.
+    suffix_block_sizes: for what follows it, in blocks.
   """
   zero_R, one_R = jnp.zeros(rows, jnp.int32), jnp.ones(rows, jnp.float32)
   no_R, width = jnp.zeros(rows, bool), policy.cfg.decoder.width
-  sampling = Sampling(
+  sampling = SamplingArrays(
     key_R2=jnp.zeros((rows, 2), jnp.uint32),
     temperature_R=one_R,
     greedy_R=no_R,
@@ -104,7 +109,7 @@ def empty(
     limit_R=zero_R,
   )
   return SampleState(
-    cache=policy.init_cache(slots, group, rows, prefix_size, own_sizes),
+    cache=policy.init_cache(slots, group, rows, prefix_size, suffix_block_sizes),
     start=Start(jnp.zeros((slots, width), policy.compute_dtype), jnp.zeros(slots, jnp.int32)),
     hidden_RD=jnp.zeros((rows, width), policy.compute_dtype),
     position_R=zero_R,
@@ -114,15 +119,19 @@ def empty(
   )
 
 
-def admit(
-  policy: Policy, params: Params, state: SampleState, pool_MYD: Array, prompts: PromptBatch
+def prefill(
+  policy: Policy,
+  params: Params,
+  state: SampleState,
+  feature_buffer_MYD: Array,
+  prompts: PromptBatch,
 ) -> SampleState:
   """Prefills prompts, each once for all its rollouts, in place of those that were in their slots.
 
   Args:
     policy, params: the pure functions; unstacked or stacked.
     state: with at least as much room for a prompt as these are long.
-    pool_MYD: features of the prompts' images.
+    feature_buffer_MYD: features of the prompts' images.
     prompts: distinct slots.
   """
   hidden_BTD, prefix = policy.prefill(
@@ -130,21 +139,21 @@ def admit(
     prompts.token_BT,
     prompts.position_BTA,
     prompts.valid_BT,
-    pool_MYD,
+    feature_buffer_MYD,
     prompts.feature_BT,
   )
   assert state.start is not None
   new = Start(last_valid(hidden_BTD, prompts.valid_BT), prompts.next_position_B)
   return state._replace(
-    cache=cache_lib.admit(state.cache, prefix, jnp.asarray(prompts.slot_B)),
+    cache=cache_lib.put_prefix(state.cache, prefix, jnp.asarray(prompts.slot_B)),
     start=jax.tree.map(
       lambda old, new: jnp.asarray(old).at[prompts.slot_B].set(new, mode="drop"), state.start, new
     ),
   )
 
 
-def begin(
-  state: SampleState, begins_R: Array, rollout_R: Array, row_BG: Array, sampling: Sampling
+def start_rows(
+  state: SampleState, begins_R: Array, rollout_R: Array, row_BG: Array, sampling: SamplingArrays
 ) -> SampleState:
   """Lets rollouts sample from the end of their prompts on; the other rows stay as they are.
 
@@ -154,10 +163,10 @@ def begin(
     rollout_R, row_BG: who has which row then, as in `cache.Seats`.
     sampling: of the rows that begin.
   """
-  seats = state.cache.seats
-  if seats is not None:
-    seats = cache_lib.Seats(jnp.asarray(rollout_R), jnp.asarray(row_BG))
-  cache = state.cache._replace(seats=seats)
+  assignment = state.cache.assignment
+  if assignment is not None:
+    assignment = cache_lib.RowAssignment(jnp.asarray(rollout_R), jnp.asarray(row_BG))
+  cache = state.cache._replace(assignment=assignment)
   assert state.start is not None
   hidden_RD, position_R = (jnp.asarray(x)[cache.prompt_R] for x in state.start)
 
@@ -177,11 +186,11 @@ def begin(
   )
 
 
-def observe(
+def append(
   policy: Policy,
   params: Params,
   state: SampleState,
-  pool_MYD: Array,
+  feature_buffer_MYD: Array,
   rows: ObservationBatch,
 ) -> SampleState:
   """Reads observations behind some rows and lets them sample on; the others stay as they are."""
@@ -198,7 +207,7 @@ def observe(
     rows.token_RT,
     rows.position_RTA,
     rows.valid_RT,
-    pool_MYD,
+    feature_buffer_MYD,
     rows.feature_RT,
   )
   limit_R = put(state.sampling.limit_R, rows.limit_R)
@@ -213,7 +222,7 @@ def observe(
   )
 
 
-def decode_chunk(
+def decode_steps_loop(
   policy: Policy,
   params: Params,
   state: SampleState,
@@ -268,7 +277,7 @@ def decode_chunk(
 # --- a few rows by themselves --------------------------------------------------------------------
 
 
-def narrow(state: SampleState, row_R: Array, steps: int) -> SampleState:
+def gather_rows(state: SampleState, row_R: Array, steps: int) -> SampleState:
   """Some rows of a state as a state of their own, with copies of what they wrote.
 
   Args:
@@ -281,17 +290,17 @@ def narrow(state: SampleState, row_R: Array, steps: int) -> SampleState:
   def rows(x: Array) -> jax.Array:
     return jnp.take(jnp.asarray(x), index_R, axis=0, mode="clip")
 
-  seats = state.cache.seats_of(index_R)
-  cache = Cache(state.cache.prefix, (), rows(state.cache.length_R), seats)
+  assignment = state.cache.assignment_of(index_R)
+  cache = Cache(state.cache.prefix, (), rows(state.cache.length_R), assignment)
   few = jax.tree.map(rows, state._replace(cache=None, start=None))
   few = few._replace(cache=cache, active_R=few.active_R & (index_R < count))
   end = steps + jnp.max(jnp.where(few.active_R, cache.length_R, 0))
-  layers = tuple(cache_lib.front(own, index_R, end) for own in state.cache.layers)
+  layers = tuple(cache_lib.front(suffix, index_R, end) for suffix in state.cache.layers)
   return few._replace(cache=cache._replace(layers=layers))
 
 
-def widen(state: SampleState, few: SampleState, row_R: Array, steps: int) -> SampleState:
-  """`state` with what the rows that `narrow` took out have done since; arguments as there."""
+def scatter_rows(state: SampleState, few: SampleState, row_R: Array, steps: int) -> SampleState:
+  """`state` with what the rows that `gather_rows` took out have done since; arguments as there."""
 
   def put(old: Array, new: Array) -> jax.Array:
     return jnp.asarray(old).at[row_R].set(new, mode="drop")

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 from spatial_jax.data.vision_packing import bucket
-from spatial_jax.rollout.config import Mode
-from spatial_jax.rollout.conversation import Piece
+from spatial_jax.rollout.config import SamplingParams
+from spatial_jax.rollout.conversation import TokenSegment
 from spatial_jax.rollout.device import ObservationBatch, PromptBatch
 from spatial_jax.rollout.request import Row
-from spatial_jax.rollout.sampling import Sampling
+from spatial_jax.rollout.sampling import SamplingArrays
 from spatial_jax.types import PatchedImage, Prompt
 
 
@@ -58,31 +58,31 @@ class RowSampling(NamedTuple):
 
   key_2: np.ndarray
   limit: int
-  mode: Mode
+  mode: SamplingParams
 
 
-def sampling_batch(samplings: Sequence[RowSampling | None]) -> Sampling:
+def sampling_batch(samplings: Sequence[RowSampling | None]) -> SamplingArrays:
   """Of each row; None where it does not matter."""
   there = [one for one in samplings if one is not None]
   filled = [there[0] if one is None else one for one in samplings]
-  modes = [one.mode for one in filled]
+  sampling_params = [one.mode for one in filled]
 
   def each(values: Iterable[float], dtype: type[np.generic]) -> np.ndarray:
     return np.array(list(values), dtype)
 
-  return Sampling(
+  return SamplingArrays(
     key_R2=np.stack([one.key_2 for one in filled]),
-    temperature_R=each((1.0 if m.greedy else m.temperature for m in modes), np.float32),
-    greedy_R=each((m.greedy for m in modes), np.bool_),
-    top_k_R=each((m.top_k for m in modes), np.int32),
-    top_p_R=each((m.top_p for m in modes), np.float32),
-    min_p_R=each((m.min_p for m in modes), np.float32),
+    temperature_R=each((1.0 if m.greedy else m.temperature for m in sampling_params), np.float32),
+    greedy_R=each((m.greedy for m in sampling_params), np.bool_),
+    top_k_R=each((m.top_k for m in sampling_params), np.int32),
+    top_p_R=each((m.top_p for m in sampling_params), np.float32),
+    min_p_R=each((m.min_p for m in sampling_params), np.float32),
     limit_R=each((one.limit for one in filled), np.int32),
   )
 
 
 def observation_batch(
-  observed: Sequence[tuple[int, Row, Piece]],
+  observed: Sequence[tuple[int, Row, TokenSegment]],
   feature_of: Mapping[str, np.ndarray],
   counts: Sequence[int],
   all_rows: int,

@@ -1,6 +1,6 @@
 """What sampling needs: its shapes and limits, its programs, its drawing workers, its memory.
 
-The loop over them is `schedule.run_episodes`.
+The loop over them is `schedule.generate_rollouts`.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ from spatial_jax.drawing.executor import Executor
 from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.device import ObservationBatch, PromptBatch, SampleState
-from spatial_jax.rollout.sampling import Sampling
+from spatial_jax.rollout.sampling import SamplingArrays
 from spatial_jax.types import Array, Params, VisionBatch
 
-See = Callable[[Params, Array, VisionBatch, np.ndarray], tuple[Array, Array]]
+EncodeImages = Callable[[Params, Array, VisionBatch, np.ndarray], tuple[Array, Array]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,27 +26,27 @@ class RolloutPrograms:
 
   Attributes:
     empty: (room for a prompt, static) -> SampleState of all slots.
-    pool: () -> pool_MYD, empty.
-    see: (params, pool donated, VisionBatch, int32 [M] rows of the pool) -> pool, mark.
-    admit: (params, SampleState donated, pool, PromptBatch) -> SampleState, mark.
-    begin: (SampleState donated, begins_R, rollout_R, row_BG, Sampling) -> SampleState.
+    feature_buffer: () -> feature_buffer_MYD, empty.
+    encode_images: (params, pool donated, VisionBatch, int32 [M] rows of the pool) -> pool, mark.
+    prefill: (params, SampleState donated, pool, PromptBatch) -> SampleState, mark.
+    start_rows: (SampleState donated, begins_R, rollout_R, row_BG, Sampling) -> SampleState.
     sample: (params, SampleState donated, halt_R, row_R or None, truncate)
       -> (SampleState, token_RT, logp_RT) of the rows `row_R`, of all for None; rows of `halt_R`
       sample no more.
-    observe: (params, SampleState donated, pool, ObservationBatch) -> SampleState, mark.
+    append: (params, SampleState donated, pool, ObservationBatch) -> SampleState, mark.
 
   A mark is a scalar that no later program takes over, so that one may wait for it.
   """
 
   empty: Callable[[int], SampleState]
-  pool: Callable[[], Array]
-  see: See
-  admit: Callable[[Params, SampleState, Array, PromptBatch], tuple[SampleState, Array]]
-  begin: Callable[[SampleState, Array, Array, Array, Sampling], SampleState]
+  feature_buffer: Callable[[], Array]
+  encode_images: EncodeImages
+  prefill: Callable[[Params, SampleState, Array, PromptBatch], tuple[SampleState, Array]]
+  start_rows: Callable[[SampleState, Array, Array, Array, SamplingArrays], SampleState]
   sample: Callable[
     [Params, SampleState, Array, Array | None, bool], tuple[SampleState, Array, Array]
   ]
-  observe: Callable[[Params, SampleState, Array, ObservationBatch], tuple[SampleState, Array]]
+  append: Callable[[Params, SampleState, Array, ObservationBatch], tuple[SampleState, Array]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

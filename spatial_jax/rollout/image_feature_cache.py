@@ -1,6 +1,6 @@
-"""What rollouts see: features of each image once, in one buffer on the device.
+"""What rollouts encode_images: features of each image once, in one buffer on the device.
 
-image ──content hash──► seen before? ──no──► tower ──► rows of pool_MYD ◄── tokens point here
+image ──content hash──► in the buffer? ──no──► vision tower ──► rows of feature_buffer_MYD
 """
 
 from collections.abc import Collection, Sequence
@@ -17,50 +17,52 @@ from spatial_jax.data.vision_packing import (
 from spatial_jax.drawing.termination import StopLimits
 from spatial_jax.errors import DataError
 from spatial_jax.rollout.config import RolloutConfig
-from spatial_jax.rollout.engine import See
+from spatial_jax.rollout.engine import EncodeImages
 from spatial_jax.rollout.profiling import Timeline
 from spatial_jax.types import Array, Params, PatchedImage, Prompt
 
-Known = dict[str, np.ndarray]  # [tokens, Y, D] of images seen with one tower, by content hash
+ImageFeatures = dict[
+  str, np.ndarray
+]  # [tokens, Y, D] of images seen with one tower, by content hash
 
 
-class Pictures:
+class ImageFeatureCache:
   """The pool and who lies where in it; when it is full, the image asked for longest ago goes.
 
   Attributes:
-    pool_MYD: features; rows that no image owns mean nothing.
+    feature_buffer_MYD: features; rows that no image owns mean nothing.
     seen, asked: images that went through the tower, and that were asked for.
   """
 
   def __init__(
     self,
-    see: See,
+    encode_images: EncodeImages,
     params: Params,
-    pool_MYD: Array,
+    feature_buffer_MYD: Array,
     window_blocks: int,
     buckets: VisionBuckets,
-    known: Known | None,
+    image_features: ImageFeatures | None,
     timeline: Timeline,
   ):
     """An empty pool.
 
     Args:
-      see: (params, pool donated, VisionBatch, int32 row of the pool of each feature, one behind the
-        end: dropped) -> pool, mark.
+      encode_images: (params, feature buffer donated, VisionBatch, int32 buffer row of each feature;
+        rows beyond the end are dropped) -> feature buffer, ready token.
       params: decode parameters.
-      pool_MYD: donated.
+      feature_buffer_MYD: donated.
       window_blocks, buckets: as in `plan_vision`.
       known: filled with what the tower saw, for whoever needs it later. None: nothing is kept.
       timeline: of the call.
     """
-    self.pool_MYD, self.seen, self.asked = pool_MYD, 0, 0
-    self._see, self._params = see, params
-    self._window_blocks, self._buckets, self._known = window_blocks, buckets, known
+    self.feature_buffer_MYD, self.seen, self.asked = feature_buffer_MYD, 0, 0
+    self._encode_images, self._params = encode_images, params
+    self._window_blocks, self._buckets, self._known = window_blocks, buckets, image_features
     self._timeline = timeline
     self._rows: dict[str, np.ndarray] = {}  # least recently asked for first
-    self._free = list(range(pool_MYD.shape[0]))
+    self._free = list(range(feature_buffer_MYD.shape[0]))
 
-  def look(self, images_by_row: Sequence[Sequence[PatchedImage]]) -> dict[str, np.ndarray]:
+  def encode(self, images_by_row: Sequence[Sequence[PatchedImage]]) -> dict[str, np.ndarray]:
     """Rows of the pool that hold each image's tokens, in token order, by content hash.
 
     They stay until the next call; together the images must fit the pool (see `fitting`).
@@ -79,19 +81,21 @@ class Pictures:
       )
     for part in self._calls(unseen):
       vision, plan = plan_vision(part, self._window_blocks, self._buckets)
-      place_M = np.full(vision.window_P.shape[0] // 4, self.pool_MYD.shape[0], np.int32)
+      place_M = np.full(vision.window_P.shape[0] // 4, self.feature_buffer_MYD.shape[0], np.int32)
       for image, at in zip(part, plan, strict=True):
         place_M[at] = self._rows[image.content_hash]
-      self.pool_MYD, mark = self._see(self._params, self.pool_MYD, vision, place_M)
+      self.feature_buffer_MYD, mark = self._encode_images(
+        self._params, self.feature_buffer_MYD, vision, place_M
+      )
       tokens = sum(image.tokens for image in part)
-      self._timeline.handed_over("see", mark, tokens, len(place_M))
+      self._timeline.submitted("encode_images", mark, tokens, len(place_M))
     return {name: self._rows[name] for name in images}
 
   def finish(self) -> None:
     """Brings what is in the pool to those who need it later."""
     if self._known is not None and self._rows.keys() - self._known.keys():
-      pool_MYD = np.asarray(self.pool_MYD)
-      self._known |= {name: pool_MYD[rows] for name, rows in self._rows.items()}
+      feature_buffer_MYD = np.asarray(self.feature_buffer_MYD)
+      self._known |= {name: feature_buffer_MYD[rows] for name, rows in self._rows.items()}
 
   def _make_room(self, tokens: int, needed: Collection[str]) -> None:
     if len(self._free) < tokens:
@@ -141,10 +145,10 @@ def check_room(prompt: Prompt, cfg: RolloutConfig, window_blocks: int) -> None:
     bucket(height * width, buckets.patches, f"patches in a frame {where}.vision.patches: they")
   shown = sum(image.tokens for image in prompt.images)
   drawn = most_drawn_tokens(prompt.images, cfg.stop)
-  if max(shown, drawn) > cfg.features:
+  if max(shown, drawn) > cfg.feature_buffer_tokens:
     raise DataError(
       f"{shown} visual tokens shown, up to {drawn} drawn in a rollout {where}.features: "
-      f"it is {cfg.features}"
+      f"it is {cfg.feature_buffer_tokens}"
     )
   if drawn:
     name = f"tokens of a drawing {where}.observation_buckets: they"
@@ -153,7 +157,7 @@ def check_room(prompt: Prompt, cfg: RolloutConfig, window_blocks: int) -> None:
 
 def most_drawn(images: int, stop: StopLimits) -> int:
   """How many pictures a rollout can draw: each turn but the last may draw on all there are."""
-  return max(min(stop.images, images * 2 ** (stop.turns - 1)) - images, 0)
+  return max(min(stop.max_images, images * 2 ** (stop.max_turns - 1)) - images, 0)
 
 
 def most_drawn_tokens(images: Sequence[PatchedImage], stop: StopLimits) -> int:
@@ -163,7 +167,7 @@ def most_drawn_tokens(images: Sequence[PatchedImage], stop: StopLimits) -> int:
     images: of the prompt.
     stop: when the rollout ends.
   """
-  room = max(stop.image_tokens - sum(image.tokens for image in images), 0)
+  room = max(stop.max_image_tokens - sum(image.tokens for image in images), 0)
   return min(most_drawn(len(images), stop) * _largest_drawing(images), room)
 
 

@@ -17,7 +17,7 @@ class Plan(NamedTuple):
   """Bytes on each device while rollouts run; scratch of the programs is left out.
 
   Attributes:
-    held: what lies there besides: training's state, other policies.
+    resident: what lies there besides: training's state, other policies.
     weights: parameters, merged and in the compute dtype.
     prefixes, rows: caches of the prompts, and of what each row says behind its prompt.
     copies: of the most rows that are decoded by themselves.
@@ -27,7 +27,7 @@ class Plan(NamedTuple):
     device: bytes that one has.
   """
 
-  held: int
+  resident: int
   weights: int
   prefixes: int
   rows: int
@@ -40,11 +40,11 @@ class Plan(NamedTuple):
   @property
   def total(self) -> int:
     """All of them."""
-    return self.held + self.weights + self.prefixes + self.rows + self.copies + self.features
+    return self.resident + self.weights + self.prefixes + self.rows + self.copies + self.features
 
   def __str__(self) -> str:
     parts = (
-      ("held besides", self.held),
+      ("held besides", self.resident),
       ("weights", self.weights),
       (f"prompts of {self.cfg.slots} slots", self.prefixes),
       ("their rows", self.rows),
@@ -69,7 +69,7 @@ def check(made: Plan, slots: str) -> None:
   """
   if made.total <= made.device:
     return
-  cfg, room = made.cfg, made.device - made.held - made.weights - made.features
+  cfg, room = made.cfg, made.device - made.resident - made.weights - made.features
   own = made.rows + made.copies
   if cfg.rows:  # as many, whatever the slots
     fit = (room - own) * cfg.slots // made.prefixes
@@ -78,8 +78,8 @@ def check(made: Plan, slots: str) -> None:
   fit = fit // made.devices * made.devices
   if fit * cfg.group < max(cfg.rows, 1):
     mend = (
-      f"lower {slots}, or config.rollout: rows, features, stop.tokens, prompt_buckets; or raise "
-      "config.mesh.fsdp or .tensor"
+      f"lower {slots}, or config.rollout: rows, feature_buffer_tokens, stop.max_response_tokens, "
+      "prompt_buckets; or raise config.mesh.fsdp or .tensor"
     )
   else:
     mend = f"lower {slots} to {fit}"

@@ -21,7 +21,7 @@ from spatial_jax.types import Array
 
 TIMELINE = "timeline.json"
 
-Program = Literal["see", "prefill", "append", "decode"]
+Program = Literal["encode_images", "prefill", "append", "decode"]
 
 
 @dataclasses.dataclass(eq=False)
@@ -74,7 +74,7 @@ class Timeline:
     self._thread.join()
     self.total_s = self._now()
 
-  def handed_over(self, program: Program, mark: Array, tokens: int, places: int) -> Span:
+  def submitted(self, program: Program, mark: Array, tokens: int, places: int) -> Span:
     """Notes a program that was given to the devices; `mark` is a result that none takes over."""
     span = Span(program, self._now(), float("nan"), tokens, places)
     self.spans.append(span)
@@ -108,7 +108,7 @@ class Timeline:
       "padded_share": 1 - sum(span.tokens for span in done) / max(places, 1),
       "drawing_wait_share": self.waited_s / max(self.total_s, 1e-9),
       "device_idle_share": 1 - busy_s / max(self.total_s, 1e-9),
-      "picture_hits": 1 - self.pictures_seen / max(self.pictures_asked, 1),
+      "image_cache_hits": 1 - self.pictures_seen / max(self.pictures_asked, 1),
     }
 
   def record(self) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 
-from spatial_jax.data.prompt_text import opening_of
+from spatial_jax.data.prompt_text import response_prefix_of
 from spatial_jax.data.tokenizer import IM_END
 from spatial_jax.drawing.canvas import Picture
 from spatial_jax.drawing.executor import Fault
 from spatial_jax.drawing.parser import Coordinates, Parsed, parse
 from spatial_jax.drawing.termination import end_reason
-from spatial_jax.rollout.config import Mode
-from spatial_jax.rollout.conversation import Episode, Piece
+from spatial_jax.rollout.config import SamplingParams
+from spatial_jax.rollout.conversation import Episode, TokenSegment
 from spatial_jax.rollout.engine import Engine
 from spatial_jax.types import Prompt
 
@@ -26,14 +26,14 @@ class Row:
     reason: why it ended, None while it goes on.
     active: whether its turn goes on, as far as the host has heard.
     since: the chunk that its turn begins with.
-    turn_tokens: most tokens of any of its turns.
+    max_tokens_per_turn: most tokens of any of its turns.
     limit: most tokens of this turn.
     ids, logps: of this turn so far.
   """
 
   episode: Episode
   pictures: list[Picture]
-  turn_tokens: int
+  max_tokens_per_turn: int
   parsed: list[Parsed] = dataclasses.field(default_factory=list)
   reason: str | None = None
   active: bool = True
@@ -54,24 +54,24 @@ class Row:
 
 
 def open_row(
-  engine: Engine, prompt: Prompt, sample: int, seed_path: tuple[int, ...], mode: Mode
+  engine: Engine, prompt: Prompt, sample: int, seed_path: tuple[int, ...], mode: SamplingParams
 ) -> Row:
   """A rollout that samples once it has a row; `since` is set then."""
   temperature = 1.0 if mode.greedy else mode.temperature
   episode = Episode(prompt, sample, seed_path, temperature, engine.conversation.forbidden_ids)
   pictures = [Picture(image.pixels, ()) for image in prompt.images]
-  most = engine.cfg.turn_tokens
-  row = Row(episode, pictures, min(mode.turn_tokens or most, most))
+  most = engine.cfg.max_tokens_per_turn
+  row = Row(episode, pictures, min(mode.max_tokens_per_turn or most, most))
   row.limit = turn_limit(engine, row)
   return row
 
 
 def turn_limit(engine: Engine, row: Row) -> int:
   """Most tokens of the turn that begins."""
-  return min(row.turn_tokens, engine.cfg.stop.tokens - row.tokens)
+  return min(row.max_tokens_per_turn, engine.cfg.stop.max_response_tokens - row.tokens)
 
 
-def hear(engine: Engine, row: Row, ids: Sequence[int], logps: Sequence[float]) -> bool:
+def add_tokens(engine: Engine, row: Row, ids: Sequence[int], logps: Sequence[float]) -> bool:
   """Takes down tokens of a turn; returns whether it ended with them."""
   row.ids += ids
   row.logps += logps
@@ -86,7 +86,7 @@ def hear(engine: Engine, row: Row, ids: Sequence[int], logps: Sequence[float]) -
 def end_turn(engine: Engine, row: Row, step: int) -> None:
   """Takes down the turn that was said, and decides whether the rollout ends with it."""
   conversation, cfg = engine.conversation, engine.cfg
-  words = "" if row.parsed else opening_of(row.episode.prompt.task, conversation.text)
+  words = "" if row.parsed else response_prefix_of(row.episode.prompt.task, conversation.text)
   said = conversation.tokenizer.decode(row.ids)
   text = words + said
   sizes = tuple((p.pixels.shape[1], p.pixels.shape[0]) for p in row.pictures)
@@ -100,25 +100,25 @@ def end_turn(engine: Engine, row: Row, step: int) -> None:
   row.ids, row.logps = [], []
 
 
-def look(
+def add_observation(
   engine: Engine, row: Row, drawing: tuple[Picture, ...] | Fault, since: int
-) -> Piece | None:
+) -> TokenSegment | None:
   """Puts drawn pictures behind the turn; None where the rollout ends here instead."""
   if isinstance(drawing, Fault):
     row.reason = "fault"
     return None
   cfg, conversation = engine.cfg, engine.conversation
-  last = len(row.parsed) == cfg.stop.turns - 1
+  last = len(row.parsed) == cfg.stop.max_turns - 1
   closed = row.episode.last_id == conversation.tokenizer.id(IM_END)
   observation = conversation.observation(
     len(row.pictures) + 1, [picture.pixels for picture in drawing], last, closed
   )
   # Whole pictures or none: a drawing that does not fit a budget ends the rollout.
   seen = sum(image.tokens for image in (*row.episode.images, *observation.images))
-  if seen > cfg.stop.image_tokens:
+  if seen > cfg.stop.max_image_tokens:
     row.reason = "too_many_images"
     return None
-  room = min(cfg.stop.tokens - row.tokens - 1, cfg.observation_buckets[-1])
+  room = min(cfg.stop.max_response_tokens - row.tokens - 1, cfg.observation_buckets[-1])
   if len(observation.token_ids_T) > room:
     row.reason = "token_limit"
     return None

@@ -11,7 +11,7 @@ _BLOCK = 128  # ids that a draw looks at together: the width of a TPU's register
 _BELOW_ONE = 1 - 2.0**-24
 
 
-class Sampling(NamedTuple):
+class SamplingArrays(NamedTuple):
   """How each row samples: arrays, so that none of it recompiles.
 
   Attributes:
@@ -41,7 +41,7 @@ class Vocabulary(NamedTuple):
 
 
 def sample_token(
-  logits_RV: Array, count_R: Array, sampling: Sampling, forbidden_V: Array, truncate: bool
+  logits_RV: Array, count_R: Array, sampling: SamplingArrays, forbidden_V: Array, truncate: bool
 ) -> tuple[jax.Array, jax.Array]:
   """One token per row and its log-probability, before truncation; int32 and float32 [R].
 

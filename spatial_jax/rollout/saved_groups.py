@@ -26,7 +26,7 @@ EVALUATION = "evaluation"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Sibling:
+class SavedRollout:
   """One rollout of a group with what it earned; fields as in `Scores`.
 
   Attributes:
@@ -39,9 +39,9 @@ class Sibling:
   answer: str | None
   reward: float | None
   advantage: float | None
-  hard: float | None
+  score_: float | None
   format: float
-  usable: bool
+  valid: bool
   greedy: bool = False
 
 
@@ -60,7 +60,7 @@ class Group:
   question: str
   options: tuple[str, ...]
   truth: str | None
-  siblings: tuple[Sibling, ...]
+  rollouts: tuple[SavedRollout, ...]
 
 
 def groups_of(
@@ -73,7 +73,7 @@ def groups_of(
 ) -> list[Group]:
   """One group per prompt, of a training step or (without advantages and step) an evaluation.
 
-  `greedy` says which siblings took no chances; (): none.
+  `greedy` says which rollouts took no chances; (): none.
   """
   return [
     Group(
@@ -83,15 +83,15 @@ def groups_of(
       question=prompt.task.question,
       options=prompt.task.options or (),
       truth=prompt.task.answer,
-      siblings=tuple(
-        Sibling(
+      rollouts=tuple(
+        SavedRollout(
           trajectory=trajectory,
           answer=final_answer(trajectory),
           reward=float(scores.reward_BG[b, g]),
           advantage=None if advantages_BG is None else float(advantages_BG[b, g]),
-          hard=float(scores.hard_BG[b, g]),
+          score_=float(scores.score_BG[b, g]),
           format=float(scores.format_BG[b, g]),
-          usable=bool(scores.usable_BG[b, g]),
+          valid=bool(scores.valid_BG[b, g]),
           greedy=g < len(greedy) and greedy[g],
         )
         for g, trajectory in enumerate(rollouts[b])
@@ -101,10 +101,10 @@ def groups_of(
   ]
 
 
-def drawn_first(groups: list[Group], count: int) -> list[Group]:
-  """The groups in which most siblings drew, `count` of them: what is worth looking at."""
+def most_drawings_first(groups: list[Group], count: int) -> list[Group]:
+  """The groups in which most rollouts drew, `count` of them: what is worth looking at."""
   drew = [
-    sum(any(turn.produced for turn in s.trajectory.turns) for s in group.siblings)
+    sum(any(turn.produced for turn in s.trajectory.turns) for s in group.rollouts)
     for group in groups
   ]
   order = sorted(range(len(groups)), key=lambda i: -drew[i])
@@ -116,10 +116,10 @@ def save_groups(groups: list[Group], workdir: str | os.PathLike[str]) -> None:
   for number, group in enumerate(groups):
     name = EVALUATION if group.step is None else f"{group.step:06d}"
     folder = pathlib.Path(workdir) / FOLDER / name
-    for index, sibling in enumerate(group.siblings):
+    for index, sibling in enumerate(group.rollouts):
       trajectory_lib.save(sibling.trajectory, folder / f"{number}_sample_{index}.json")
-    record = vars(group) | {"siblings": [dict(vars(sibling)) for sibling in group.siblings]}
-    for sibling in record["siblings"]:
+    record = vars(group) | {"rollouts": [dict(vars(sibling)) for sibling in group.rollouts]}
+    for sibling in record["rollouts"]:
       del sibling["trajectory"]
     (folder / f"{number}.json").write_text(json.dumps(record), encoding="utf-8")
 
@@ -147,10 +147,10 @@ def _load(folder: pathlib.Path, number: int) -> Group:
   path = folder / f"{number}.json"
   try:
     record = json.loads(path.read_text(encoding="utf-8"))
-    siblings = tuple(
-      Sibling(trajectory_lib.load(folder / f"{number}_sample_{index}.json"), **fields)
-      for index, fields in enumerate(record["siblings"])
+    rollouts = tuple(
+      SavedRollout(trajectory_lib.load(folder / f"{number}_sample_{index}.json"), **fields)
+      for index, fields in enumerate(record["rollouts"])
     )
-    return Group(**record | {"siblings": siblings, "options": tuple(record["options"])})
+    return Group(**record | {"rollouts": rollouts, "options": tuple(record["options"])})
   except (ValueError, KeyError, TypeError) as error:
     raise DataError(f"{path} is not a group of rollouts ({error}); remove {folder}") from error

@@ -17,14 +17,14 @@ def make_engine(
   conversation: Conversation,
   executor: Executor,
   cfg: RolloutConfig,
-  held: int,
+  resident: int,
   slots: str,
 ) -> Engine:
   """An engine on the policy's mesh, its buckets such that the mesh's kernels can read them.
 
   Args:
     policy, conversation, executor, cfg: what samples, reads and draws, and how.
-    held: bytes on each device that are others', from `bytes_of`.
+    resident: bytes on each device that are others', from `bytes_of`.
     slots: what to lower where the caches do not fit: the key that `cfg.slots` is from.
 
   Raises:
@@ -32,18 +32,18 @@ def make_engine(
   """
   mesh = compiled.train_mesh(policy)
   cfg = compiled.rollout_buckets(cfg, mesh)
-  memory.check(planned(policy, cfg, held), slots)
+  memory.check(planned(policy, cfg, resident), slots)
   stops = stop_ids(conversation, cfg)
   run = compiled.rollout_programs(policy, cfg, conversation.forbidden_ids, stops)
   return Engine(conversation, run, executor, cfg, stops)
 
 
-def planned(policy: Policy, cfg: RolloutConfig, held: int) -> Plan:
+def planned(policy: Policy, cfg: RolloutConfig, resident: int) -> Plan:
   """`plan` for the devices that there are."""
-  return plan(policy, cfg, held, memory.device_bytes(compiled.train_mesh(policy)))
+  return plan(policy, cfg, resident, memory.device_bytes(compiled.train_mesh(policy)))
 
 
-def plan(policy: Policy, cfg: RolloutConfig, held: int, device: int) -> Plan:
+def plan(policy: Policy, cfg: RolloutConfig, resident: int, device: int) -> Plan:
   """What lies on each device of `device` bytes while rollouts run; nothing is made."""
   mesh = compiled.train_mesh(policy)
   local = sharding.rollout_mesh(mesh)
@@ -52,14 +52,14 @@ def plan(policy: Policy, cfg: RolloutConfig, held: int, device: int) -> Plan:
   params = jax.eval_shape(policy.init, jax.random.key(0))
   weights = jax.eval_shape(compiled.reshard(policy, mesh, cfg.weights), params)
   layout = sharding.rollout_shardings(state.cache, local)
-  rows, few = memory.tree_bytes(state.cache.layers, layout.layers), cfg.widths[:-1]
+  rows, few = memory.tree_bytes(state.cache.layers, layout.layers), cfg.decode_row_counts[:-1]
   return Plan(
-    held=held,
+    resident=resident,
     weights=memory.tree_bytes(weights, sharding.param_shardings(weights, local)),
     prefixes=memory.tree_bytes(state.cache.prefix.layers, layout.prefix.layers),
     rows=rows,
     copies=rows * few[-1] // cfg.row_count if few else 0,
-    features=memory.tree_bytes(jax.eval_shape(run.pool), sharding.replicated(local)),
+    features=memory.tree_bytes(jax.eval_shape(run.feature_buffer), sharding.replicated(local)),
     cfg=cfg,
     devices=local.shape["data"],
     device=device,

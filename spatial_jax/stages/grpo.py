@@ -20,14 +20,14 @@ from spatial_jax.learn.advantage import AdvantageConfig, advantage
 from spatial_jax.learn.gradient import Microbatches
 from spatial_jax.learn.losses import LossConfig
 from spatial_jax.learn.optimizer import OptimizerConfig
-from spatial_jax.learn.train_batch import BatchConfig, select, to_train_batch
+from spatial_jax.learn.train_batch import BatchConfig, downsample_rollouts, to_train_batch
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.reward.compose import RewardConfig, score
 from spatial_jax.reward.snra import sharpness
 from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.profiling import Timeline, save_timeline
-from spatial_jax.rollout.saved_groups import drawn_first, groups_of, save_groups
-from spatial_jax.rollout.scheduler import run_episodes
+from spatial_jax.rollout.saved_groups import groups_of, most_drawings_first, save_groups
+from spatial_jax.rollout.scheduler import generate_rollouts
 from spatial_jax.stages.loop import Step
 from spatial_jax.types import Params, Prompts, Rollouts, Scores, Task, TrainState
 
@@ -38,28 +38,28 @@ class GrpoConfig:
 
   Attributes:
     reward, advantage, loss, optimizer: of the four arrows behind the rollouts.
-    share: of a step's rollouts that are learned from; see `learn.batch.select`.
+    keep_fraction: fraction of the rollouts that the update uses; see `downsample_rollouts`.
     prefix_buckets: padded lengths of prompts in the update, tokens.
     vision: padded sizes of the update's pictures.
     micro: rows and padded lengths of the update's microbatches.
-    keep_every: every so many steps rollouts are kept for the report; 0: never.
-    keep_groups: prompts of such a step whose rollouts are kept, those with most drawings.
+    save_rollouts_every: every so many steps rollouts are kept for the report; 0: never.
+    saved_groups: prompts of such a step whose rollouts are kept, those with most drawings.
   """
 
   reward: RewardConfig
   advantage: AdvantageConfig
   loss: LossConfig
   optimizer: OptimizerConfig
-  share: float
+  keep_fraction: float
   prefix_buckets: tuple[int, ...]
   vision: VisionBuckets
   micro: Microbatches
-  keep_every: int
-  keep_groups: int
+  save_rollouts_every: int
+  saved_groups: int
 
   def __post_init__(self):
-    if not 0 < self.share <= 1:
-      raise ConfigError(f"config.learn.share must lie in (0, 1], got {self.share}")
+    if not 0 < self.keep_fraction <= 1:
+      raise ConfigError(f"config.learn.keep_fraction must lie in (0, 1], got {self.keep_fraction}")
 
 
 def batch_config(learn: GrpoConfig, policy: QwenVLConfig) -> BatchConfig:
@@ -87,7 +87,7 @@ class Learner:
     steps, seed: of the run.
     reference: the policy's parameters -> the reference's, which a divergence keeps it near; None
       where there is none.
-    tower_learns: else each image of a step is seen once, by rollouts and update together.
+    vision_trainable: else each image of a step is seen once, by rollouts and update together.
     workdir: where kept rollouts go.
   """
 
@@ -101,7 +101,7 @@ class Learner:
   steps: int
   seed: int
   reference: Callable[[Params], Params] | None
-  tower_learns: bool
+  vision_trainable: bool
   workdir: pathlib.Path
 
   def prompts(self, step: int) -> Prompts:
@@ -125,31 +125,38 @@ class Learner:
       prompt_iter: whose next prompts are this step's.
     """
     cfg = self.cfg
-    modes = [self.engine.cfg.mode] * self.engine.cfg.group
+    sampling_params = [self.engine.cfg.sampling] * self.engine.cfg.group
     k = sharpness(step / self.steps, cfg.reward.schedule)
 
     prompts = next(prompt_iter)
     begin = time.monotonic()
     weights = self.decode_params(state.params)
-    known = None if self.tower_learns else {}
+    image_features = None if self.vision_trainable else {}
     with Timeline() as timeline:
-      rollouts = run_episodes(
-        self.engine, weights, prompts, self.seed, step, modes, known, timeline=timeline
+      rollouts = generate_rollouts(
+        self.engine,
+        weights,
+        prompts,
+        self.seed,
+        step,
+        sampling_params,
+        image_features,
+        timeline=timeline,
       )
     del weights  # the update needs the room
     rollout_s = time.monotonic() - begin
 
     scores = score(rollouts, [prompt.task for prompt in prompts], cfg.reward, k)
     advantages_BG = np.asarray(advantage(scores, cfg.advantage))
-    kept_BG = select(advantages_BG, cfg.share, self.programs.blocks)
-    batch, _ = to_train_batch(rollouts, advantages_BG, self.shapes, kept_BG, known)
+    kept_BG = downsample_rollouts(advantages_BG, cfg.keep_fraction, self.programs.blocks)
+    batch, _ = to_train_batch(rollouts, advantages_BG, self.shapes, kept_BG, image_features)
     batch = self.programs.place(batch)
     ref_logp_RT = self.reference and self.programs.score(self.reference(state.params), batch)
     state, metrics = self.programs.update(state, batch, ref_logp_RT)
 
-    if cfg.keep_every and step % cfg.keep_every == 0:
+    if cfg.save_rollouts_every and step % cfg.save_rollouts_every == 0:
       groups = groups_of(prompts, rollouts, scores, advantages_BG, step)
-      save_groups(drawn_first(groups, cfg.keep_groups), self.workdir)
+      save_groups(most_drawings_first(groups, cfg.saved_groups), self.workdir)
       save_timeline(timeline, step, self.workdir)
     metrics = jax.device_get(metrics)
     update_s = time.monotonic() - begin - rollout_s
@@ -166,31 +173,31 @@ class Learner:
 
 def summarise(rollouts: Rollouts, scores: Scores, advantages_BG: np.ndarray) -> dict[str, float]:
   """Means over the usable rollouts of one step."""
-  usable_BG = scores.usable_BG
+  valid_BG = scores.valid_BG
   turns = [[len(t.turns) for t in group] for group in rollouts]
   drawn = [[any(turn.produced for turn in t.turns) for t in group] for group in rollouts]
   lengths = [[t.trained_T.sum() for t in group] for group in rollouts]
 
   def mean(values_BG: Any) -> float:
-    return float(np.asarray(values_BG, np.float32)[usable_BG].mean()) if usable_BG.any() else 0.0
+    return float(np.asarray(values_BG, np.float32)[valid_BG].mean()) if valid_BG.any() else 0.0
 
   return {
     "reward": mean(scores.reward_BG),
     "accuracy": mean(scores.accuracy_BG),
-    "hard": mean(scores.hard_BG),
+    "score": mean(scores.score_BG),
     "format": mean(scores.format_BG),
     "parsed": mean(scores.parsed_BG),
     "drawing_share": mean(drawn),
     "turns": mean(turns),
     "response_tokens": mean(lengths),
-    "dead_groups": dead_share(scores),
+    "zero_variance_groups": zero_variance_share(scores),
     "advantage_abs": mean(np.abs(advantages_BG)),
-    "faults": float((~usable_BG).sum()),
+    "faults": float((~valid_BG).sum()),
   }
 
 
-def dead_share(scores: Scores) -> float:
+def zero_variance_share(scores: Scores) -> float:
   """Of the groups with two usable rollouts or more, those whose rewards are all but equal."""
-  groups = zip(np.asarray(scores.reward_BG), scores.usable_BG, strict=True)
+  groups = zip(np.asarray(scores.reward_BG), scores.valid_BG, strict=True)
   rewards = [reward_G[usable_G] for reward_G, usable_G in groups if usable_G.sum() > 1]
   return float(np.mean([np.std(reward_G) < 0.01 for reward_G in rewards])) if rewards else 0.0

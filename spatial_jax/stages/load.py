@@ -134,4 +134,4 @@ def _load_run(path: pathlib.Path, mesh: Mesh) -> Loaded:
   params = checkpoint_lib.restore_params(step, abstract)
   if policy.lora.paths:
     params = compiled.merge_adapters(policy, params, mesh)
-  return Loaded(policy.base, params, tokenizer, progress.benchmark)
+  return Loaded(policy.without_adapters, params, tokenizer, progress.benchmark)

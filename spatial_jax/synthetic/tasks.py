@@ -16,7 +16,7 @@ _WALK, _ASK = 0, 1  # uses of randomness; 2 and 3 are those of data/pipeline.py
 
 
 @dataclasses.dataclass(frozen=True)
-class LookConfig:
+class CameraConfig:
   """How a room is looked at.
 
   Attributes:
@@ -32,36 +32,38 @@ class LookConfig:
 
 
 def procedural_tasks(
-  rooms: ProceduralConfig, look: LookConfig, questions: QuestionConfig
+  rooms: ProceduralConfig, camera: CameraConfig, questions: QuestionConfig
 ) -> Callable[[int], list[Task]]:
   """Scene number -> tasks of that procedural room; from HELD_OUT_SEED on for evaluation."""
-  return lambda number: scene_tasks(procedural_scene(number, rooms), number, look, questions)
+  return lambda number: scene_tasks(procedural_scene(number, rooms), number, camera, questions)
 
 
 def scene_tasks(
-  scene: Scene, number: int, look: LookConfig, questions: QuestionConfig
+  scene: Scene, number: int, camera: CameraConfig, questions: QuestionConfig
 ) -> list[Task]:
   """Walks through the room, renders it and asks."""
-  return ask(scene, views_of(scene, number, look), np.random.default_rng((number, _ASK)), questions)
+  return ask(
+    scene, views_of(scene, number, camera), np.random.default_rng((number, _ASK)), questions
+  )
 
 
-def views_of(scene: Scene, number: int, look: LookConfig) -> list[View]:
+def views_of(scene: Scene, number: int, camera: CameraConfig) -> list[View]:
   """The pictures of one walk."""
   rng = np.random.default_rng((number, _WALK))
-  frames = int(rng.choice(look.frame_counts))
-  size = (look.width_px, look.height_px)
-  cameras = walk(scene, rng, frames, *size, look.field_of_view_deg)
+  frames = int(rng.choice(camera.frame_counts))
+  size = (camera.width_px, camera.height_px)
+  cameras = walk(scene, rng, frames, *size, camera.field_of_view_deg)
   return [render(scene, camera) for camera in cameras]
 
 
 def room_tasks(
-  scenes: Sequence[Scene], look: LookConfig, questions: QuestionConfig
+  scenes: Sequence[Scene], camera: CameraConfig, questions: QuestionConfig
 ) -> Callable[[int], list[Task]]:
   """Scene number -> tasks of a real room, another walk (named in the task ids) each time."""
 
   def tasks_of(number: int) -> list[Task]:
     turn, index = divmod(number, len(scenes))
     named = dataclasses.replace(questions, prefix=f"{questions.prefix}walk-{turn}/")
-    return scene_tasks(scenes[index], number, look, named)
+    return scene_tasks(scenes[index], number, camera, named)
 
   return tasks_of

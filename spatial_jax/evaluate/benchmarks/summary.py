@@ -8,7 +8,7 @@ from spatial_jax.evaluate.benchmarks.vsi_bench import (
   vsi_bench,
   vsi_bench_average,
 )
-from spatial_jax.evaluate.predictions import Answered
+from spatial_jax.evaluate.predictions import Prediction
 from spatial_jax.types import Task
 
 VSI_BENCH = "vsi-bench"
@@ -26,7 +26,7 @@ def heading(tasks: Sequence[Task], trained_on: str | None) -> str | None:
   return f"Rooms of {names}. This policy was {trained}, as far as its checkpoint records."
 
 
-def vsi_score(answers: Sequence[Answered]) -> float | None:
+def vsi_score(answers: Sequence[Prediction]) -> float | None:
   """VSI-Bench's own average, in [0, 100], over those of its question types that were asked.
 
   Answers are read by the benchmark's code, which is laxer and stricter than ours in places. Its
@@ -37,7 +37,7 @@ def vsi_score(answers: Sequence[Answered]) -> float | None:
   """
   scores: dict[str, list[float]] = {}
   for a in answers:
-    if a.benchmark == VSI_BENCH and a.usable and a.question_type in NUMBER_TYPES + CHOICE_TYPES:
+    if a.benchmark == VSI_BENCH and a.valid and a.question_type in NUMBER_TYPES + CHOICE_TYPES:
       score = vsi_bench(a.answer or "", a.truth, a.question_type)
       scores.setdefault(a.question_type, []).append(score)
   return vsi_bench_average(scores) if scores else None
