@@ -83,7 +83,7 @@ class BrokenExecutor(Executor):
 
 
 def stop(**changed):
-  return dataclasses.replace(ONE, stop=dataclasses.replace(ROLLOUT.stop, tokens=400, **changed))
+  return dataclasses.replace(ONE, stop=dataclasses.replace(ROLLOUT.stop, max_response_tokens=400, **changed))
 
 
 # --- how a rollout ends --------------------------------------------------------------------------
@@ -133,12 +133,12 @@ def test_a_first_turn_that_was_opened_is_read_whole_and_trained_in_part():
     ("no_action", ["<think> I see nothing. </think> Action: Answer"], stop()),
     ("no_action", [""], stop()),
     ("no_action", [SCRATCH], stop()),
-    ("too_many_images", [BOX_TURN], stop(images=1)),
+    ("too_many_images", [BOX_TURN], stop(max_images=1)),
     ("too_many_images", [BOX_TURN], stop(max_image_tokens=17)),  # 9 each
     ("answer", [BOX_TURN, ANSWER_TURN], stop(max_image_tokens=18)),
     ("repeated_operation", [BOX_TURN, BOX_TURN], stop()),
-    ("turn_limit", [BOX_TURN], stop(turns=1)),
-    ("turn_limit", [BOX_TURN, OTHER_BOX_TURN], stop(turns=2)),
+    ("turn_limit", [BOX_TURN], stop(max_turns=1)),
+    ("turn_limit", [BOX_TURN, OTHER_BOX_TURN], stop(max_turns=2)),
     ("token_limit", ["word " * 200], stop()),
     ("token_limit", [BOX_TURN], dataclasses.replace(ONE, stop=StopLimits(3, 4, 999, 50))),
     ("token_limit", [BOX_TURN], dataclasses.replace(stop(), observation_buckets=(12,))),
@@ -159,7 +159,7 @@ def test_of_two_drawings_none_is_shown_where_one_has_no_room():
   sizes = ((24, 24), (16, 40))
   shown = [image.tokens for image in add_tokens(ANSWER_TURN, cfg=stop(), sizes=sizes).images]
   room = dataclasses.replace(
-    stop(images=9, max_image_tokens=2 * sum(shown)), max_tokens_per_turn=120
+    stop(max_images=9, max_image_tokens=2 * sum(shown)), max_tokens_per_turn=120
   )
   assert len(add_tokens(two, ANSWER_TURN, cfg=room, sizes=sizes).images) == 4
   less = dataclasses.replace(room.stop, max_image_tokens=2 * sum(shown) - 1)
@@ -169,14 +169,14 @@ def test_of_two_drawings_none_is_shown_where_one_has_no_room():
 
 
 def test_the_last_permitted_turn_is_announced_and_may_only_answer():
-  trajectory = add_tokens(BOX_TURN, OTHER_BOX_TURN, ANSWER_TURN, cfg=stop(turns=3, images=9))
+  trajectory = add_tokens(BOX_TURN, OTHER_BOX_TURN, ANSWER_TURN, cfg=stop(max_turns=3, max_images=9))
   ids, turns = trajectory.token_ids_T, trajectory.turns
   observed = [
     TOKENIZER.decode(ids[before.end : after.start]) for before, after in itertools.pairwise(turns)
   ]
   assert ["more" in text for text in observed] == [True, False]
   assert ["final" in text for text in observed] == [False, True]
-  assert add_tokens(BOX_TURN, BOX_TURN, cfg=stop(turns=2)).end_reason == "repeated_operation"
+  assert add_tokens(BOX_TURN, BOX_TURN, cfg=stop(max_turns=2)).end_reason == "repeated_operation"
 
 
 def test_fault_is_left_out_of_the_update():
@@ -207,7 +207,7 @@ TURN = st.one_of(
     lambda parts: TOKENIZER.encode("".join(parts))
   ),
 )
-WILD = dataclasses.replace(stop(images=5), group=3)
+WILD = dataclasses.replace(stop(max_images=5), group=3)
 
 
 @settings(max_examples=60, deadline=None)
@@ -247,7 +247,7 @@ def test_drawings_that_may_not_fit_are_refused_beforehand():
   cfg = dataclasses.replace(ONE, feature_buffer_tokens=10)
   engine = fixtures.make_engine(fixtures.scripted([[say(ANSWER_TURN)]], cfg), cfg)
   prompt = engine.conversation.prompt(fixtures.task("room/one"))
-  with pytest.raises(DataError, match=r"of room/one; raise config\.rollout\.features: it is 10"):
+  with pytest.raises(DataError, match=r"of room/one; raise config\.rollout\.feature_buffer_tokens: it is 10"):
     generate_rollouts(engine, {}, [prompt], 0, 0, [SAMPLED])
   short = dataclasses.replace(engine, cfg=dataclasses.replace(ONE, observation_buckets=(10,)))
   with pytest.raises(DataError, match=r"of room/one; raise config\.rollout\.observation_buckets"):
@@ -430,7 +430,7 @@ def test_samples_belong_to_the_task_wherever_it_stands(everybody_draws):
 
 def test_samples_do_not_depend_on_group_or_chunk(everybody_draws):
   wide = dataclasses.replace(
-    ROLLOUT, group=3, chunk=5, vision=dataclasses.replace(ROLLOUT.vision, frames=(2, 8, 32))
+    ROLLOUT, group=3, decode_steps=5, vision=dataclasses.replace(ROLLOUT.vision, frames=(2, 8, 32))
   )
   for small, large in zip(roll(), roll(cfg=wide), strict=True):
     assert [said(t) for t in small] == [said(t) for t in large[:2]]

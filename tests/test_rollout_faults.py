@@ -74,9 +74,9 @@ def test_a_worker_that_breaks_costs_one_trajectory(monkeypatch, harm):
     )
 
   monkeypatch.setattr(executor_lib, "_start", start)
-  stop = dataclasses.replace(ROLLOUT.stop, tokens=400)
+  stop = dataclasses.replace(ROLLOUT.stop, max_response_tokens=400)
   cfg = dataclasses.replace(
-    ROLLOUT, prompts=2, slots=2, max_tokens_per_turn=80, chunk=16, stop=stop
+    ROLLOUT, prompts=2, slots=2, max_tokens_per_turn=80, decode_steps=16, stop=stop
   )
   fine, broken = [BOX_TURN, ANSWER_TURN], [BOX_TURN.replace("chair", harm), ANSWER_TURN]
   prompts = [fixtures.conversation().prompt(fixtures.task(f"room/{i}")) for i in range(2)]
@@ -145,9 +145,9 @@ ADVERSE = dataclasses.replace(
   group=2,
   slots=5,
   rows=7,
-  chunk=7,
+  decode_steps=7,
   max_tokens_per_turn=80,
-  stop=dataclasses.replace(ROLLOUT.stop, turns=4, images=5, tokens=400),
+  stop=dataclasses.replace(ROLLOUT.stop, max_turns=4, max_images=5, max_response_tokens=400),
   observation_buckets=(32, 64, 128),
   suffix_block_edges=(90, 200),
 )
@@ -198,7 +198,7 @@ class Forced:
     monkeypatch.setattr(device, "sample_token", self.sample)
     monkeypatch.setattr(scheduler, "_keys", self.keys)
     run = fixtures.real_engine(lab()[0], ADVERSE).programs
-    run = dataclasses.replace(run, observe=self.observing(run.append), sample=self.saying(run))
+    run = dataclasses.replace(run, append=self.observing(run.append), sample=self.saying(run))
     engine = fixtures.make_engine(run, ADVERSE)
     self.engine = dataclasses.replace(engine, executor=Accidents())
 

@@ -88,11 +88,11 @@ def test_caches_that_cannot_fit_are_refused_with_what_would():
     memory.check(
       made._replace(device=room, resident=(made.prefixes + made.rows + made.copies) // 8), KEY
     )
-  with pytest.raises(ConfigError, match=r"lower config\.rollout\.slots, or.*stop\.tokens"):
+  with pytest.raises(ConfigError, match=r"lower config\.rollout\.slots, or.*stop\.max_response_tokens"):
     memory.check(made._replace(device=made.weights), KEY)
 
 
-@pytest.mark.parametrize(("share", "mend"), [(0.3, r"slots to 12$"), (0.05, "rows, features")])
+@pytest.mark.parametrize(("share", "mend"), [(0.3, r"slots to 12$"), (0.05, "rows, feature_buffer_tokens")])
 def test_of_rows_without_a_slot_each_only_the_prompts_shrink(share, mend):
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
   policy = make_policy(step_fixtures.step_config(), jnp.float32, mesh)
@@ -127,9 +127,9 @@ def test_an_engine_that_cannot_fit_is_never_made(monkeypatch):
   made = context.plan(lab.policy, cfg, 1000, 1 << 40)
   engine = lab.engine
   arguments = (lab.policy, engine.conversation, engine.executor, cfg, 1000, KEY)
-  monkeypatch.setattr(memory, "memory", lambda mesh: made.total)
+  monkeypatch.setattr(memory, "device_bytes", lambda mesh: made.total)
   context.make_engine(*arguments)
-  monkeypatch.setattr(memory, "memory", lambda mesh: made.total - 1)
+  monkeypatch.setattr(memory, "device_bytes", lambda mesh: made.total - 1)
   with pytest.raises(ConfigError, match="do not fit; lower config"):
     context.make_engine(*arguments)
 
@@ -142,12 +142,12 @@ def test_an_exam_without_room_is_refused_before_training(monkeypatch):
   loaded = load_policy(run.init, mesh)
   optimizer = make_optimizer(dataclasses.replace(run.learn.optimizer, frozen=()))
   resident = resident_bytes(run, loaded.policy, optimizer, loaded.params, mesh)
-  monkeypatch.setattr(memory, "memory", lambda mesh: 1 << 40)
+  monkeypatch.setattr(memory, "device_bytes", lambda mesh: 1 << 40)
   check_evaluation_memory(run, loaded.policy, resident, mesh)
   own = memory.bytes_of(loaded.params)
   assert resident == pytest.approx(4 * own, rel=0.01), "parameters, their start, two moments"
   training = context.planned(loaded.policy, run.rollout, resident)
   memory.check(training._replace(device=training.total), KEY)
-  monkeypatch.setattr(memory, "memory", lambda mesh: training.total)
+  monkeypatch.setattr(memory, "device_bytes", lambda mesh: training.total)
   with pytest.raises(ConfigError, match=r"lower config\.evaluation\.slots to \d+$"):
     check_evaluation_memory(run, loaded.policy, resident, mesh)

@@ -31,11 +31,11 @@ def test_every_program_is_seen_in_its_order(watched):
   timeline, _, calls = watched
   names = {
     "encode_images": "encode_images",
-    "admit": "prefill",
+    "prefill": "prefill",
     "sample": "decode",
-    "observe": "append",
+    "append": "append",
   }
-  expected = [names[name] for name, *_ in calls if name != "begin"]
+  expected = [names[name] for name, *_ in calls if name != "start_rows"]
   assert [span.program for span in timeline.spans] == expected
   ends = [span.end_s for span in timeline.spans]
   assert ends == sorted(ends)

@@ -78,16 +78,16 @@ def counted(engine):
     program = getattr(engine.programs, name)
 
     def call(*arguments):
-      given = arguments[1:] if name == "begin" else arguments[2:]
+      given = arguments[1:] if name == "start_rows" else arguments[2:]
       shapes = [np.shape(x) for x in given if not isinstance(x, tuple)]
       shapes += [np.shape(leaf) for x in given if isinstance(x, tuple) for leaf in x]
-      taken = [np.asarray(x).tolist() for x in given[:2]] if name == "begin" else []
+      taken = [np.asarray(x).tolist() for x in given[:2]] if name == "start_rows" else []
       calls.append((name, *map(str, shapes + taken)))
       return program(*arguments)
 
     return call
 
-  names = ("encode_images", "admit", "begin", "sample", "observe")
+  names = ("encode_images", "prefill", "start_rows", "sample", "append")
   run = dataclasses.replace(engine.programs, **{name: watch(name) for name in names})
   return dataclasses.replace(engine, programs=run), calls
 
@@ -248,7 +248,7 @@ def test_late_drawings_change_no_bit_and_no_program(everybody_draws, rows):
     again = roll(cfg, dataclasses.replace(engine, executor=LateExecutor(seed)))
     assert_same(first, again, atol=0)
     assert calls == expected
-  assert {name for name, *_ in expected} == {"encode_images", "admit", "begin", "sample", "observe"}
+  assert {name for name, *_ in expected} == {"encode_images", "prefill", "start_rows", "sample", "append"}
 
 
 def test_eager_takes_drawings_as_they_come_and_says_the_same(everybody_draws):
@@ -266,7 +266,7 @@ def test_eager_takes_drawings_as_they_come_and_says_the_same(everybody_draws):
 PROCESS = """
 import dataclasses, hashlib, pytest
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
-from tests import rollout_fixtures as fixtures, test_rollout_engine, test_rollout_schedule as ours
+from tests import rollout_fixtures as fixtures, test_rollout_engine, test_rollout_scheduler as ours
 with pytest.MonkeyPatch.context() as monkeypatch:
   test_rollout_engine.draw_always(monkeypatch)
   with Executor(ExecutorConfig(2, 20.0, 1024), fixtures.STYLE) as executor:
@@ -340,9 +340,9 @@ def scripted_roll(engine, count, **more):
 def test_finished_groups_are_replaced_at_once():
   """One long answer beside three short ones: one slot is enough for all of these."""
   words = dataclasses.replace(
-    ROLLOUT, group=1, slots=2, chunk=4, max_tokens_per_turn=100, gather_fractions=()
+    ROLLOUT, group=1, slots=2, decode_steps=4, max_tokens_per_turn=100, gather_fractions=()
   )
-  stop = dataclasses.replace(ROLLOUT.stop, tokens=200)
+  stop = dataclasses.replace(ROLLOUT.stop, max_response_tokens=200)
   cfg = dataclasses.replace(words, stop=stop, prefill=(1,))
   long, short = ["word " * 40 + ANSWER_TURN], [ANSWER_TURN]
   engine, calls = counted(scripted([long, *[short] * 3], cfg))
@@ -357,15 +357,15 @@ def test_finished_groups_are_replaced_at_once():
 
 
 def test_others_go_on_while_one_draws():
-  stop = dataclasses.replace(ROLLOUT.stop, tokens=400)
+  stop = dataclasses.replace(ROLLOUT.stop, max_response_tokens=400)
   cfg = dataclasses.replace(
-    ROLLOUT, group=2, slots=1, chunk=4, max_tokens_per_turn=200, stop=stop, gather_fractions=()
+    ROLLOUT, group=2, slots=1, decode_steps=4, max_tokens_per_turn=200, stop=stop, gather_fractions=()
   )
   engine, calls = counted(scripted([[BOX_TURN, ANSWER_TURN], ["word " * 60 + ANSWER_TURN]], cfg))
   ((drew, _),) = scripted_roll(engine, 1)
   names = [name for name, *_ in calls]
   assert len(drew.turns) == 2
-  assert names.count("observe") == 1
+  assert names.count("append") == 1
   chunks = -(-len(say("word " * 60 + ANSWER_TURN)) // cfg.decode_steps)
   assert names.count("sample") <= chunks + 2, "nobody waited"
 
@@ -379,16 +379,16 @@ class Promised(Future):
 
 def test_a_drawing_is_made_while_others_decode():
   """It is finished only by a chunk that begins after it was handed over."""
-  stop = dataclasses.replace(ROLLOUT.stop, tokens=400)
+  stop = dataclasses.replace(ROLLOUT.stop, max_response_tokens=400)
   cfg = dataclasses.replace(
     ROLLOUT,
     group=2,
     slots=1,
-    chunk=4,
+    decode_steps=4,
     max_tokens_per_turn=200,
     stop=stop,
     gather_fractions=(),
-    delay=2,
+    drawing_delay=2,
   )
   engine = scripted([[BOX_TURN, ANSWER_TURN], ["word " * 60 + ANSWER_TURN]], cfg)
   promised = []
@@ -434,7 +434,7 @@ def test_the_cache_is_handed_from_program_to_program(everybody_draws):
 
     return call
 
-  names = ("admit", "begin", "sample", "observe")
+  names = ("prefill", "start_rows", "sample", "append")
   run = dataclasses.replace(engine.programs, **{name: watch(name) for name in names})
   roll(engine=dataclasses.replace(engine, programs=run))
   assert {name for name, _ in moved} == set(names)
@@ -445,9 +445,9 @@ def test_the_cache_is_handed_from_program_to_program(everybody_draws):
 
 
 def test_a_stop_string_ends_a_turn_with_the_token_that_completes_it():
-  stop = dataclasses.replace(ROLLOUT.stop, tokens=400)
+  stop = dataclasses.replace(ROLLOUT.stop, max_response_tokens=400)
   cfg = dataclasses.replace(
-    ROLLOUT, group=1, slots=1, chunk=5, max_tokens_per_turn=200, stop=stop, stop_strings=("chair.",)
+    ROLLOUT, group=1, slots=1, decode_steps=5, max_tokens_per_turn=200, stop=stop, stop_strings=("chair.",)
   )
   script = [["the chair. and " + ANSWER_TURN]]
   ((trajectory,),) = scripted_roll(scripted(script, cfg), 1)

@@ -32,7 +32,7 @@ def rounds(lab, numbers):
 
     return call
 
-  names = ("encode_images", "admit", "sample", "observe")
+  names = ("encode_images", "prefill", "sample", "append")
   programs = dataclasses.replace(run, **{name: watched(name) for name in names})
   engine = dataclasses.replace(lab.engine, programs=programs)
   asked = [step_fixtures.tasks(number)[0] for number in numbers]

@@ -35,11 +35,11 @@ def fitted(
     rows=0,
     prefill=(1,),
     append=tuple(sorted({1, min(samples, cfg.append[-1])})),
-    chunk=chunk,
+    decode_steps=chunk,
     gather_fractions=(),
     prompt_buckets=(_round(tokens),),
     observation_buckets=_observations(cfg, conversation, prompt, drawn),
-    features=max(shown + most_drawn_tokens(prompt.images, cfg.stop), 1),
+    feature_buffer_tokens=max(shown + most_drawn_tokens(prompt.images, cfg.stop), 1),
     vision=_vision(conversation, prompt),
   )
 

@@ -147,7 +147,7 @@ def check_room(prompt: Prompt, cfg: RolloutConfig, window_blocks: int) -> None:
   drawn = most_drawn_tokens(prompt.images, cfg.stop)
   if max(shown, drawn) > cfg.feature_buffer_tokens:
     raise DataError(
-      f"{shown} visual tokens shown, up to {drawn} drawn in a rollout {where}.features: "
+      f"{shown} visual tokens shown, up to {drawn} drawn in a rollout {where}.feature_buffer_tokens: "
       f"it is {cfg.feature_buffer_tokens}"
     )
   if drawn:
