@@ -18,6 +18,29 @@ class ConfigError(UserError):
   """The configuration cannot be used; the message names every wrong key and the mend."""
 
 
+class FieldError(ConfigError):
+  """A field of one dataclass has a value outside its range; the message starts with its name.
+
+  `build` puts the name of the mapping before it, so that the message names the full key.
+  """
+
+
+def check_field(config: object, name: str, valid: bool, rule: str) -> None:
+  """Checks one field of a dataclass in its `__post_init__`.
+
+  Args:
+    config: the dataclass.
+    name: the field.
+    valid: whether its value can be used; a comparison with NaN is False.
+    rule: the allowed range, after "must": "be at least 1".
+
+  Raises:
+    FieldError: if not `valid`: "width_px is 0 and must be at least 1".
+  """
+  if not valid:
+    raise FieldError(f"{name} is {vars(config)[name]!r} and must {rule}")
+
+
 def parse_flags(argv: list[str]) -> list[str]:
   """Reads a command line with a --config; a mistake in it is one line and exit code 2.
 
@@ -73,6 +96,7 @@ def build(cls: type[T], config: Mapping[str, Any], name: str = "config") -> T:
 def _build(cls: Any, config: Mapping[str, Any], name: str, problems: list[str]) -> Any:
   hints = typing.get_type_hints(cls)
   fields = [field.name for field in dataclasses.fields(cls)]
+  before = len(problems)
   problems += [f"{name}.{key} is missing" for key in fields if key not in config]
   problems += [
     f"{name}.{key} is unknown (known: {', '.join(fields)})" for key in config if key not in fields
@@ -82,7 +106,13 @@ def _build(cls: Any, config: Mapping[str, Any], name: str, problems: list[str]) 
     for key in fields
     if key in config
   }
-  return None if problems else cls(**values)
+  if len(problems) > before:
+    return None
+  try:
+    return cls(**values)
+  except FieldError as error:
+    problems.append(f"{name}.{error}")
+    return None
 
 
 def _convert(hint: Any, value: Any, name: str, problems: list[str]) -> Any:

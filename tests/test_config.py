@@ -117,6 +117,33 @@ def test_all_mistakes_at_once(missing, unknown):
   assert {p.split()[0] for p in problems} == {f"config.{key}" for key in missing | unknown}
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+  share: float
+
+  def __post_init__(self):
+    config_lib.check_field(self, "share", 0 <= self.share <= 1, "be at least 0 and at most 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+  first: Share
+  others: tuple[Share, ...]
+
+
+def test_values_out_of_range_are_named_by_their_full_keys():
+  config = {"first": {"share": 2.0}, "others": ({"share": 0.5}, {"share": float("nan")})}
+  rule = "and must be at least 0 and at most 1"
+  with pytest.raises(ConfigError) as caught:
+    build(Shares, config, "config.learn")
+  assert str(caught.value).split("; ") == [
+    f"config.learn.first.share is 2.0 {rule}",
+    f"config.learn.others[1].share is nan {rule}",
+  ]
+  with pytest.raises(ConfigError, match=r"^share is -1.0 and must"):
+    Share(-1.0)
+
+
 # --- the command line ----------------------------------------------------------------------------
 
 old_loader = pytest.mark.filterwarnings("ignore:the load_module")  # ml_collections reads files so
