@@ -1,7 +1,12 @@
-"""AP-GRPO from the embedded policy on procedural rooms: the default run.
+"""A new camera: AP-GRPO calibrates the embedded policy to a lens that pretraining never used.
 
-Source: Smooth Operator (arXiv:2601.07695: SNRA, AP-GRPO); ViLaSR (arXiv:2506.09965: drawing).
-Expected: see the table in README.md. Time: 7 minutes on two CPU cores.
+Pretraining rendered every room with a horizontal field of view of 75 degrees. This run uses 50
+degrees, so that objects look closer than they are, and distances are underestimated. Only rewards
+tell the policy so. What it learns is a calibration of metric scale: the table shows the start times
+one fitted constant per question type beside it.
+
+Source: Smooth Operator (arXiv:2601.07695: SNRA, AP-GRPO; reconstructed).
+Expected: README.md, "What the default run shows". Time: 7 minutes on two CPU cores.
 Command: ./launch/local.sh
 """
 
@@ -11,7 +16,8 @@ from configs import common
 
 
 def get_config() -> ConfigDict:
-  """The defaults are this run; its table says whether it kept its promises."""
+  """Three numeric question types at 50 degrees."""
   cfg = common.get_config()
-  cfg.evaluation.required = True
+  cfg.source.camera.field_of_view_deg = 50.0
+  cfg.source.questions.types = ("object_abs_distance", "object_size_estimation", "camera_distance")
   return cfg

@@ -1,17 +1,17 @@
 """Entry point: python -m spatial_jax.chat --checkpoint=A --image=a.jpg "How far is the chair?"
 
-Puts a question about pictures to a policy (a Hugging Face folder or the work directory of a run),
-prints what it says while it says it, and leaves the pictures that it drew and report.html, the
-conversation on one page, in the work directory.
+Answers one question about images with a policy (a Hugging Face folder or the work directory of a
+run). Streams the answer, and writes the drawn images and report.html into the work directory.
 
-A run knows which words and limits its policy was taught with. For a Hugging Face folder they are
-those of --config, by default configs/chat.py: ViLaSR's conversation, for policies of full size. The
-embedded policy wants --config=configs/tiny.py.
+The work directory of a run records its prompt texts and limits. For a Hugging Face folder they come
+from --config, by default configs/chat.py: ViLaSR's conversation, for full-size policies. The
+embedded policy needs --config=configs/tiny.py.
 """
 
 import copy
 import dataclasses
 import json
+import math
 import pathlib
 import shlex
 import sys
@@ -25,7 +25,7 @@ from ml_collections import config_flags
 from PIL import Image
 from rich.console import Console
 
-from spatial_jax import compiled, sharding
+from spatial_jax import sharding
 from spatial_jax.cli import CHECKPOINT_HELP, enable_compilation_cache, launch
 from spatial_jax.config import ConfigError, build, parse_flags
 from spatial_jax.data.image import PreprocessConfig
@@ -33,7 +33,7 @@ from spatial_jax.data.prompt_text import TextConfig
 from spatial_jax.data.records import read_image
 from spatial_jax.data.tokenizer import Tokenizer
 from spatial_jax.drawing.canvas import Style
-from spatial_jax.drawing.executor import Executor, ExecutorConfig
+from spatial_jax.drawing.executor import ExecutorConfig
 from spatial_jax.errors import UserError
 from spatial_jax.evaluate.best_of_n import mean_logp, most_likely
 from spatial_jax.hf import processor
@@ -41,40 +41,39 @@ from spatial_jax.report.report import About, write_report
 from spatial_jax.reward.format import final_answer, format_reward
 from spatial_jax.rollout.auto_buckets import fitted
 from spatial_jax.rollout.config import RolloutConfig
-from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.memory import bytes_of
 from spatial_jax.rollout.request import Row
 from spatial_jax.rollout.saved_groups import Group, SavedRollout, save_groups
 from spatial_jax.rollout.scheduler import generate_rollouts
 from spatial_jax.sharding import MeshConfig
-from spatial_jax.stages.context import make_engine
+from spatial_jax.stages.context import open_context
 from spatial_jax.stages.load import load_policy, recorded_settings
 from spatial_jax.types import Prompt, Task, Trajectory
 
 _DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "chat.py"
 
 CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "words and limits (default: those of the run, else configs/chat.py)"
+  "config", None, "prompt texts and limits (default: of the run, else configs/chat.py)"
 )
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, CHECKPOINT_HELP, required=True)
-IMAGE = flags.DEFINE_multi_string("image", [], "picture; several in the order they are shown")
-OPTION = flags.DEFINE_multi_string("option", [], "answer to choose from; several become A, B, ...")
+IMAGE = flags.DEFINE_multi_string("image", [], "image file; repeat for several images")
+OPTION = flags.DEFINE_multi_string("option", [], "answer option; repeat for A, B, ...")
 WORDS = flags.DEFINE_bool("words", False, "ask for an answer in words, not for a number")
-BEGIN = flags.DEFINE_string("begin", "", "words that the response is made to begin with")
-SAMPLES = flags.DEFINE_integer("samples", 1, "answers to sample", lower_bound=1)
-BEST = flags.DEFINE_integer("best", None, "show the N likeliest of --samples (default: all)")
+BEGIN = flags.DEFINE_string("begin", "", "text that the response starts with")
+SAMPLES = flags.DEFINE_integer("samples", 1, "number of answers", lower_bound=1)
+BEST = flags.DEFINE_integer("best", None, "show only the N most likely of --samples (default: all)")
 TEMPERATURE = flags.DEFINE_float(
-  "temperature", None, "of sampling; 0 is greedy (default: 0, or 1 where --samples is over 1)"
+  "temperature", None, "of sampling; 0: greedy (default: 0, and 1 if --samples is above 1)"
 )
-WORKDIR = flags.DEFINE_string("workdir", "runs/chat", "folder of drawn pictures and report.html")
+WORKDIR = flags.DEFINE_string("workdir", "runs/chat", "folder of drawn images and report.html")
 
-CHUNK = 8  # tokens that appear at once
-Say = Callable[[str], None]
+DECODE_STEPS = 8  # tokens between two updates of the streamed answer
+Stream = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class AskRun:
-  """What of a config a question needs; see `configs/common.py`."""
+class ChatRunConfig:
+  """The config of a chat; see `configs/common.py`."""
 
   seed: int
   mesh: MeshConfig
@@ -86,14 +85,14 @@ class AskRun:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asking:
-  """How one question is put.
+class ChatOptions:
+  """How one question is answered.
 
   Attributes:
-    begin: words put into the policy's mouth, which it goes on from.
-    samples: answers; a single one is greedy where `temperature` is 0.
-    best: of them, the likeliest so many are kept.
-    temperature: of sampling; 0: the likeliest token each time.
+    begin: text that the response starts with; the policy continues it.
+    samples: number of answers; at most 1 if `temperature` is 0.
+    best: number of answers that are kept, the most likely ones.
+    temperature: of sampling; 0: greedy.
   """
 
   begin: str
@@ -102,26 +101,25 @@ class Asking:
   temperature: float
 
   def __post_init__(self):
-    if not 1 <= self.best <= self.samples or self.temperature < 0:
-      raise ConfigError(
-        f"--best {self.best} must lie between 1 and --samples {self.samples}, and --temperature "
-        f"{self.temperature:g} must not be negative"
-      )
+    if not 1 <= self.best <= self.samples:
+      raise ConfigError(f"--best is {self.best} and must be from 1 to --samples {self.samples}")
+    if not (math.isfinite(self.temperature) and self.temperature >= 0):
+      raise ConfigError(f"--temperature is {self.temperature:g} and must be at least 0")
     if self.samples > 1 and self.temperature == 0:
-      raise ConfigError("--samples over 1 needs a --temperature over 0: greedy answers are equal")
+      raise ConfigError("--samples above 1 needs --temperature above 0: greedy answers are equal")
 
 
 def settings_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-  """The keys of `AskRun`, from a config of any kind."""
-  names = {field.name for field in dataclasses.fields(AskRun)}
+  """The values of the keys of `ChatRunConfig`, from the config of any entry point."""
+  names = {field.name for field in dataclasses.fields(ChatRunConfig)}
   return {name: value for name, value in settings.items() if name in names}
 
 
 def overlay(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-  """Settings with values of some keys, "rollout.max_tokens_per_turn", in their place.
+  """A copy of the settings with some values replaced ("rollout.max_tokens_per_turn": 64).
 
   Raises:
-    ConfigError: on the host, for a key that the settings do not have.
+    ConfigError: if a key is not in the settings.
   """
   changed = copy.deepcopy(dict(settings))
   for path, value in overrides.items():
@@ -135,64 +133,74 @@ def overlay(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
   return changed
 
 
-def ask(
+def chat(
   settings: Mapping[str, Any],
   checkpoint: str,
   task: Task,
-  how: Asking,
+  how: ChatOptions,
   workdir: pathlib.Path,
   command: str,
-  say: Say,
+  stream: Stream,
 ) -> list[Trajectory]:
-  """From checkpoint to page.
+  """Answers a question, saves the drawn images and writes the page.
 
   Args:
-    settings: as `AskRun`.
+    settings: as `ChatRunConfig`.
     checkpoint: as for `load_policy`.
-    task: the question; nobody knows its answer.
-    how: samples and temperature.
-    workdir: of drawn pictures and page.
-    command: for the page.
-    say: is given the words of the first answer as they come.
+    task: the question; its true answer is unknown.
+    how: number of samples, temperature.
+    workdir: of the drawn images and the page.
+    command: shown on the page.
+    stream: called with the text of the first answer as it is sampled.
 
   Returns:
-    The answers, likeliest first.
+    The kept answers, the most likely first.
 
   Raises:
-    UserError: on the host or I/O, for what the user has to mend.
+    UserError: if settings, checkpoint or images cannot be used.
   """
-  cfg = build(AskRun, settings)
+  cfg = build(ChatRunConfig, settings)
   mesh = sharding.make_mesh(cfg.mesh, jax.devices())
   loaded = load_policy(checkpoint, mesh)
   text = dataclasses.replace(
     cfg.text, response_prefix=how.begin, response_prefix_fraction=float(bool(how.begin))
   )
-  conversation = Conversation(loaded.tokenizer, text, _pixels(checkpoint, cfg), loaded.policy.cfg)
-  prompt = conversation.prompt(task)
-  rollout = fitted(cfg.rollout, conversation, prompt, how.samples, CHUNK)
-  greedy, temperature = how.temperature == 0, how.temperature or 1.0
-  mode = dataclasses.replace(rollout.sampling, greedy=greedy, temperature=temperature)
-  workdir.mkdir(parents=True, exist_ok=True)
-  for old in workdir.glob(_drawn("*", "*")):
-    old.unlink()
-  aloud = _Streamer(loaded.tokenizer, how.begin, workdir, say)
-  with Executor(cfg.executor, cfg.style) as executor:
-    resident = bytes_of(loaded.params)
-    engine = make_engine(loaded.policy, conversation, executor, rollout, resident, "--samples")
-    params = compiled.decode_params(loaded.policy, mesh, rollout.weights)(loaded.params)
-    sampling_params = [mode] * how.samples
+  with open_context(
+    loaded.policy,
+    loaded.tokenizer,
+    text,
+    _preprocess(checkpoint, cfg),
+    cfg.style,
+    cfg.executor,
+    cfg.rollout.weights,
+    None,
+  ) as context:
+    prompt = context.conversation.prompt(task)
+    rollout = fitted(cfg.rollout, context.conversation, prompt, how.samples, DECODE_STEPS)
+    greedy, temperature = how.temperature == 0, how.temperature or 1.0
+    sampling = dataclasses.replace(rollout.sampling, greedy=greedy, temperature=temperature)
+    workdir.mkdir(parents=True, exist_ok=True)
+    for old in workdir.glob(_image_name("*", "*")):
+      old.unlink()
+    engine = context.engine(rollout, bytes_of(loaded.params), "--samples")
     (group,) = generate_rollouts(
-      engine, params, [prompt], cfg.seed, 0, sampling_params, token_listener=aloud
+      engine,
+      context.decode_params(loaded.params),
+      [prompt],
+      cfg.seed,
+      0,
+      [sampling] * how.samples,
+      token_listener=_Streamer(loaded.tokenizer, how.begin, workdir, stream),
     )
   kept = most_likely(group, how.best)
   save_groups([_group(prompt, kept, greedy)], workdir)
   facts = (("policy", checkpoint), ("command", command))
-  write_report(workdir, About("A question by hand", task.question, facts), None, 1)
+  write_report(workdir, About("One question", task.question, facts), None, 1)
   return kept
 
 
-def _pixels(checkpoint: str, cfg: AskRun) -> PreprocessConfig:
-  """How the checkpoint's own processor cuts pictures, within the config's bounds on their size."""
+def _preprocess(checkpoint: str, cfg: ChatRunConfig) -> PreprocessConfig:
+  """Preprocessing of the checkpoint's own processor, with the pixel bounds of the config."""
   folder = pathlib.Path(checkpoint)
   if not (folder / processor.IMAGES).exists():
     return cfg.preprocess
@@ -203,36 +211,36 @@ def _pixels(checkpoint: str, cfg: AskRun) -> PreprocessConfig:
   )
 
 
-def _drawn(sample: int | str, number: int | str) -> str:
-  """Name of the file with image `number` of the conversation."""
+def _image_name(sample: int | str, number: int | str) -> str:
+  """File name of image `number` of the conversation."""
   return f"answer_{sample}_image_{number}.png"
 
 
 class _Streamer:
-  """Says the first sample's words as they are heard, and keeps every picture that is drawn."""
+  """Streams the text of the first sample, and saves every drawn image."""
 
-  def __init__(self, tokenizer: Tokenizer, begin: str, workdir: pathlib.Path, say: Say):
-    self._tokenizer, self._begin, self._workdir, self._say = tokenizer, begin, workdir, say
+  def __init__(self, tokenizer: Tokenizer, begin: str, workdir: pathlib.Path, stream: Stream):
+    self._tokenizer, self._begin, self._workdir, self._stream = tokenizer, begin, workdir, stream
     self._kept: set[pathlib.Path] = set()
-    self._turn, self._said = -1, ""
+    self._turn, self._streamed = -1, ""
 
   def __call__(self, number: int, row: Row) -> None:
     fresh = self._keep(row)
     if row.episode.sample > 0:
       return
     if len(row.parsed) != self._turn:
-      self._turn, self._said = len(row.parsed), ""
-      self._say("".join(f"\n[{path}]" for path in fresh) + "\n" if fresh else self._begin)
+      self._turn, self._streamed = len(row.parsed), ""
+      self._stream("".join(f"\n[{path}]" for path in fresh) + "\n" if fresh else self._begin)
     # A character may end with the next token.
     text = self._tokenizer.decode(row.ids).rstrip("\N{REPLACEMENT CHARACTER}")
-    self._say(text[len(self._said) :])
-    self._said = text
+    self._stream(text[len(self._streamed) :])
+    self._streamed = text
 
   def _keep(self, row: Row) -> list[pathlib.Path]:
-    """Writes the pictures of the row that are new."""
+    """Saves the new images of the row."""
     shown, fresh = len(row.episode.prompt.images), []
     for number, picture in enumerate(row.pictures[shown:], shown + 1):
-      path = self._workdir / _drawn(row.episode.sample + 1, number)
+      path = self._workdir / _image_name(row.episode.sample + 1, number)
       if path not in self._kept:
         Image.fromarray(picture.pixels).save(path)
         fresh.append(path)
@@ -241,7 +249,7 @@ class _Streamer:
 
 
 def _group(prompt: Prompt, answers: Sequence[Trajectory], greedy: bool) -> Group:
-  """For the page, without a truth and so without scores."""
+  """The group for the page; without a true answer there are no scores."""
   rollouts = [
     SavedRollout(
       trajectory=trajectory,
@@ -268,13 +276,13 @@ def _group(prompt: Prompt, answers: Sequence[Trajectory], greedy: bool) -> Group
 
 
 def read_flags(argv: list[str]) -> list[str]:
-  """Flags, with the default --config read only where there is no other."""
+  """Parses the flags; without --config the default config is read."""
   given = any(argument.partition("=")[0] in ("--config", "-config") for argument in argv)
   return parse_flags(argv if given else [argv[0], f"--config={_DEFAULT}", *argv[1:]])
 
 
 def main(arguments: Sequence[str]) -> None:
-  """Asks."""
+  """Answers the question on the command line."""
   if len(arguments) != 1 or not arguments[0].strip():
     raise UserError('give one question, in quotes: "How far is the chair from the table?"')
   enable_compilation_cache()
@@ -282,9 +290,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def show(question: str) -> None:
-  """Asks and prints."""
+  """Answers a question and prints the answers."""
   samples, temperature = SAMPLES.value, TEMPERATURE.value
-  how = Asking(
+  how = ChatOptions(
     begin=BEGIN.value,
     samples=samples,
     best=samples if BEST.value is None else BEST.value,
@@ -293,28 +301,28 @@ def show(question: str) -> None:
   workdir = pathlib.Path(WORKDIR.value)
   command = shlex.join(["python", "-m", "spatial_jax.chat", *sys.argv[1:]])
   settings, task = _settings(), _task(question)
-  with Console(stderr=True).status(
-    f"reading {CHECKPOINT.value}, compiling for the question"
-  ) as bar:
+  if not task.images:
+    print("no --image: the policy answers without seeing anything", file=sys.stderr)
+  with Console(stderr=True).status(f"reading {CHECKPOINT.value} and compiling") as bar:
 
-    def say(words: str) -> None:
+    def stream(text: str) -> None:
       bar.stop()
-      print(words, end="", flush=True)
+      print(text, end="", flush=True)
 
-    kept = ask(settings, CHECKPOINT.value, task, how, workdir, command, say)
+    kept = chat(settings, CHECKPOINT.value, task, how, workdir, command, stream)
   print("\n")
   for trajectory in kept:
     answer = final_answer(trajectory)
     if answer is None:
       reason = trajectory.end_reason.replace("_", " ")
-      answer = "none that can be read" if reason == "answer" else f"none, ended by {reason}"
-    likely = f" (sample {trajectory.sample + 1}, {mean_logp(trajectory):.2f} nats a token)"
-    print(f"answer: {answer}{likely if samples > 1 else ''}")
+      answer = "cannot be read" if reason == "answer" else f"none (the rollout ended: {reason})"
+    likelihood = f" (sample {trajectory.sample + 1}, {mean_logp(trajectory):.2f} nats a token)"
+    print(f"answer: {answer}{likelihood if samples > 1 else ''}")
   print(f"wrote {workdir / 'report.html'}")
 
 
 def _settings() -> dict[str, Any]:
-  """Of --config where it was given, else of the run, else of the default; what is set, over it."""
+  """Of --config if given, else of the run, else of the default config; with --config.KEY=V set."""
   flag = flags.FLAGS["config"]
   default = pathlib.Path(config_flags.get_config_filename(flag)) == _DEFAULT
   recorded = recorded_settings(CHECKPOINT.value) if default else None

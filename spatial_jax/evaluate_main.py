@@ -1,6 +1,5 @@
-"""One evaluation from config to report: what `python -m spatial_jax.evaluate` does."""
+"""`python -m spatial_jax.evaluate`: one evaluation from config to report."""
 
-import contextlib
 import dataclasses
 import pathlib
 import shlex
@@ -10,44 +9,43 @@ from typing import Any
 import jax
 
 from spatial_jax import checkpoint as checkpoint_lib
-from spatial_jax import compiled, sharding
+from spatial_jax import sharding
 from spatial_jax.config import build
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.data.prompt_text import TextConfig
 from spatial_jax.data.source import SourceConfig, make_source
 from spatial_jax.drawing.canvas import Style
-from spatial_jax.drawing.executor import Executor, ExecutorConfig
+from spatial_jax.drawing.executor import ExecutorConfig
 from spatial_jax.errors import CheckpointError
 from spatial_jax.evaluate import evaluator as evaluator_lib
 from spatial_jax.evaluate.behaviour import behaviour
 from spatial_jax.evaluate.benchmarks.summary import heading
 from spatial_jax.evaluate.comparison import END_GREEDY, PredictionSet
 from spatial_jax.evaluate.console import make_console, show_behaviour
-from spatial_jax.evaluate.evaluator import EvaluationConfig
+from spatial_jax.evaluate.evaluator import EvaluationConfig, PolicyPair
 from spatial_jax.report.report import About, write_report
 from spatial_jax.reward.compose import RewardConfig
 from spatial_jax.rollout.config import RolloutConfig
-from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.memory import bytes_of
 from spatial_jax.rollout.saved_groups import save_groups
 from spatial_jax.sharding import MeshConfig
-from spatial_jax.stages.context import make_engine
+from spatial_jax.stages.context import open_context
 from spatial_jax.stages.load import Loaded, load_policy
 
-# Keys of a training config that an evaluation has no use for.
-TRAINING_ONLY = ("stage", "remat", "loop", "learn", "lora")
+# Keys of a training config that an evaluation does not use.
+TRAINING_ONLY = ("stages", "remat", "loop", "learn", "lora")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateRun:
-  """Everything an evaluation config says; see `configs/common.py`.
+  """The config of an evaluation; see `configs/common.py`.
 
   Attributes:
     seed: of sampling.
-    init: the policy to compare with, as for --checkpoint; "" for none.
+    init: policy to compare with, as --checkpoint; "" for none.
     mesh, source, text, preprocess, rollout, style, executor: as in training.
-    reward: what is rewarded.
-    evaluation: how much is asked.
+    reward: how answers are scored.
+    evaluation: the size of the evaluation.
   """
 
   seed: int
@@ -73,76 +71,87 @@ def settings_of(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -> None:
-  """From checkpoint to report.
+  """Evaluates a policy: results.json, predictions.jsonl, saved rollouts, report.html.
+
+  Args:
+    settings: as `EvaluateRun`.
+    checkpoint: Hugging Face folder or work directory of a run.
+    workdir: created if missing.
 
   Raises:
-    UserError: on the host or I/O, before any result is written, for what the user has to mend.
+    UserError: if config, policy or work directory cannot be used; nothing was written.
   """
   cfg = build(EvaluateRun, settings)
   mesh = sharding.make_mesh(cfg.mesh, jax.devices())
-  after = load_policy(checkpoint, mesh)
-  before = _other(cfg.init, checkpoint, after, mesh)
+  end = load_policy(checkpoint, mesh)
+  start = _start(cfg.init, checkpoint, end, mesh)
   source = make_source(cfg.source)
   checkpoint_lib.bind_workdir(workdir, settings | {"checkpoint": checkpoint}, ())
-  unstack = compiled.decode_params(after.policy, mesh, cfg.rollout.weights)
-  conversation = Conversation(after.tokenizer, cfg.text, cfg.preprocess, after.policy.cfg)
   console = make_console()
-  with contextlib.ExitStack() as stack:
-    executor = stack.enter_context(Executor(cfg.executor, cfg.style))
-    asked = [loaded.params for loaded in (before, after) if loaded is not None]
-    weights = [unstack(params) for params in asked]
-    resident, slots = bytes_of(asked, weights[1:]), "config.evaluation.slots"
-    contest = evaluator_lib.make_evaluator(
-      lambda rollout: make_engine(after.policy, conversation, executor, rollout, resident, slots),
+  command = shlex.join(["python", "-m", "spatial_jax.evaluate", *sys.argv[1:]])
+  fingerprint = {"command": command, "seed": cfg.seed, "checkpoint": checkpoint, "config": settings}
+  with open_context(
+    end.policy,
+    end.tokenizer,
+    cfg.text,
+    cfg.preprocess,
+    cfg.style,
+    cfg.executor,
+    cfg.rollout.weights,
+    end.benchmark,
+  ) as context:
+    policies = PolicyPair(
+      None if start is None else context.decode_params(start.params),
+      context.decode_params(end.params),
+    )
+    del start
+    resident = bytes_of(end.params, policies.start or {})
+    evaluator = evaluator_lib.make_evaluator(
+      lambda rollout: context.engine(rollout, resident, "config.evaluation.slots"),
       cfg.rollout,
       evaluator_lib.load_questions(source, cfg.evaluation, cfg.seed),
       cfg.reward,
       cfg.evaluation,
       cfg.seed,
-      weights[0] if before else None,
-      weights[-1],
+      policies,
     )
-    command = shlex.join(["python", "-m", "spatial_jax.evaluate", *sys.argv[1:]])
-    origin = {"command": command, "seed": cfg.seed, "checkpoint": checkpoint, "config": settings}
-    found = evaluator_lib.hold(contest, workdir, after.benchmark, origin, console)
-    save_groups(evaluator_lib.gallery(contest, found), workdir)
-  above = heading(contest.evaluation_set.tasks, after.benchmark)
+    found = evaluator_lib.run_evaluation(evaluator, workdir, end.benchmark, fingerprint, console)
+    save_groups(evaluator_lib.gallery(evaluator, found), workdir)
+  above = heading(evaluator.evaluation_set.tasks, end.benchmark)
   show_behaviour(evaluator_lib.behaviours(found), console)
-  report = write_report(
-    workdir, _about(checkpoint, cfg, above, found), None, cfg.evaluation.gallery
-  )
-  console.print(f"wrote {report}")
+  about = _about(checkpoint, cfg, above, found)
+  console.print(f"wrote {write_report(workdir, about, None, cfg.evaluation.gallery)}")
 
 
-def _other(init: str, checkpoint: str, after: Loaded, mesh: jax.sharding.Mesh) -> Loaded | None:
-  """The policy to compare with, None where there is none or it is the same."""
+def _start(init: str, checkpoint: str, end: Loaded, mesh: jax.sharding.Mesh) -> Loaded | None:
+  """The policy to compare with; None if there is none or it is the same one."""
   if not init or pathlib.Path(init).resolve() == pathlib.Path(checkpoint).resolve():
     return None
-  before = load_policy(init, mesh)
-  if before.policy.cfg != after.policy.cfg:
+  start = load_policy(init, mesh)
+  if start.policy.cfg != end.policy.cfg:
     raise CheckpointError(
-      f"config.init {init} and --checkpoint {checkpoint} are policies of different shape; "
-      "set --config.init='' to ask the second alone"
+      f"config.init {init} and --checkpoint {checkpoint} have different shapes; "
+      "set --config.init='' to evaluate the checkpoint alone"
     )
-  return before
+  return start
 
 
 def _about(
   checkpoint: str, cfg: EvaluateRun, above: str | None, found: list[PredictionSet]
 ) -> About:
-  asked = {a.task_id for a in found[0].answers}
-  statistics = behaviour(next(s.answers for s in found if s.column.key == END_GREEDY))
+  questions = {prediction.task_id for prediction in found[0].predictions}
+  statistics = behaviour(next(s.predictions for s in found if s.column.key == END_GREEDY))
+  facts = [("compared with", cfg.init or "nothing")]
+  if cfg.text.response_prefix_fraction:
+    share = f"{cfg.text.response_prefix_fraction:.0%} of numeric answers start with"
+    facts.append((share, cfg.text.response_prefix))
   return About(
     title=f"{checkpoint} on {cfg.source.kind}",
-    summary=f"{len(asked)} questions that training never saw. {above or ''}".strip(),
+    summary=f"{len(questions)} questions that training never used. {above or ''}".strip(),
     facts=(
-      ("compared with", cfg.init or "nothing"),
-      (
-        f"{cfg.text.response_prefix_fraction:.0%} of the numbers had to begin",
-        cfg.text.response_prefix,
-      ),
-      ("answers that can be read", f"{statistics['parsed_share']:.0%}"),
+      *facts,
+      ("answers parsed", f"{statistics['parsed_share']:.0%}"),
       ("answers with a drawing", f"{statistics['drawing_share']:.0%}"),
-      ("drawings without a mistake", f"{statistics['executable_share']:.0%}"),
+      ("drawings without an error", f"{statistics['executable_share']:.0%}"),
     ),
   )

@@ -16,7 +16,7 @@ VOCABULARY = 288
 SIDE_PX = 56  # 2 x 2 merged tokens
 EVALUATED = tuple(f.name for f in dataclasses.fields(EvaluateRun) if f.name != "reward")
 
-# What a small policy and short tests need otherwise than `configs/common.py` says.
+# Values of a small policy and short tests that differ from `configs/common.py`.
 SMALLER = {
   "init": "",
   "source.rooms": {
@@ -41,7 +41,12 @@ SMALLER = {
   "preprocess.max_pixels": SIDE_PX**2,
   "rollout.max_tokens_per_turn": 8,
   "rollout.decode_steps": 8,
-  "rollout.stop": {"turns": 2, "images": 4, "max_image_tokens": 64, "tokens": 32},
+  "rollout.stop": {
+    "max_turns": 2,
+    "max_images": 4,
+    "max_image_tokens": 64,
+    "max_response_tokens": 32,
+  },
   "rollout.prompt_buckets": (256,),
   "rollout.observation_buckets": (64,),
   "rollout.prefill": (4,),
@@ -56,13 +61,13 @@ SMALLER = {
     "prompts": 8,
     "slots": 4,
     "gallery": 2,
-    "required": True,
+    "other_images": True,
   },
 }
 
 
 def _settings() -> dict[str, Any]:
-  """The defaults, made smaller, as an evaluation is given them."""
+  """The settings of an evaluation: the defaults, made smaller."""
   cfg = common.get_config()
   cfg.update_from_flattened_dict(SMALLER)
   training = cfg.to_dict()
@@ -78,12 +83,12 @@ def run_config() -> EvaluateRun:
 
 
 def tokenizer():
-  """Bytes and special tokens, and no merges to speak of."""
+  """A byte tokenizer with the special tokens."""
   return train_tokenizer(["<answer> 2 </answer>"], VOCABULARY)
 
 
 def policy_config() -> QwenVLConfig:
-  """One layer of everything."""
+  """A very small policy."""
   vision = VisionConfig(2, 16, 2, 24, 14, 2, 2, SIDE_PX, (1,), 1e-6, *QWEN2_5_TOWER)
   decoder = DecoderConfig(
     2, 16, 2, 1, 8, 32, VOCABULARY, 1e4, (2, 1, 1), 1e-6, True, *QWEN2_DECODER
@@ -92,7 +97,7 @@ def policy_config() -> QwenVLConfig:
 
 
 def random_params(seed: int):
-  """Weights under which pictures matter."""
+  """Random weights; logits depend on the images."""
   return hashed_params(policy_config(), seed)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint to report, and what is said when something is missing."""
+"""`python -m spatial_jax.evaluate`: from checkpoint to report, and its errors."""
 
 import dataclasses
 import json
@@ -17,16 +17,17 @@ from spatial_jax.data import pipeline
 from spatial_jax.data import source as source_lib
 from spatial_jax.data.source import make_source
 from spatial_jax.errors import CheckpointError, DataError, UserError
-from spatial_jax.evaluate.evaluator import Questions, make_evaluator, showcase
+from spatial_jax.evaluate.evaluator import PolicyPair, Questions, gallery_tasks, make_evaluator
 from spatial_jax.evaluate.results import read_results
 from spatial_jax.evaluate_main import evaluate, settings_of
 from spatial_jax.sharding import MeshConfig
 from spatial_jax.stages.load import load_policy, record
+from spatial_jax.synthetic import tasks as tasks_lib
 from spatial_jax.types import TrainState
 from tests import dummies
 from tests import evaluate_fixtures as fixtures
 from tests.test_data_photos import entry, photo
-from tests.test_evaluate_comparison import answered, turn
+from tests.test_evaluate_comparison import make_prediction, turn
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def source_config(types=("object_abs_distance",), **changes):
 def test_real_rooms_are_split_by_their_names(monkeypatch):
   rooms = [Room(f"arkitscenes/{i}") for i in range(60)]
   monkeypatch.setattr(source_lib, "load_rooms", lambda path: rooms)
-  monkeypatch.setattr(pipeline, "scene_tasks", numbered(rooms))
+  monkeypatch.setattr(tasks_lib, "scene_tasks", numbered(rooms))
   source = make_source(source_config(kind="rooms", path="rooms"))
   held_out = source.held_out(40)
   trained = [task for step in range(40) for task in source.batch(0, step, 10)]
@@ -143,16 +144,16 @@ def test_real_rooms_are_split_by_their_names(monkeypatch):
 
 
 @pytest.mark.parametrize(("rows", "left"), [(0, 0), (5, 5), (200, 12)])
-def test_an_exam_has_no_more_rows_than_it_asks_for(rows, left):
-  """Its 4 slots with 3 samples each, however many the rows of training are."""
+def test_an_evaluation_has_no_more_rows_than_rollouts(rows, left):
+  """4 slots with 3 samples each, whatever the number of rows of training."""
   run = fixtures.run_config()
   training = dataclasses.replace(run.rollout, rows=rows)
   task = dummies.number_task(np.random.default_rng(0), "room/1")
   questions = Questions([task] * 10, [])
-  contest = make_evaluator(
-    lambda cfg: cfg, training, questions, run.reward, run.evaluation, 0, None, {}
+  evaluator = make_evaluator(
+    lambda cfg: cfg, training, questions, run.reward, run.evaluation, 0, PolicyPair(None, {})
   )
-  assert contest.engine.rows == left
+  assert evaluator.engine.rows == left
 
 
 def test_what_no_number_of_views_allows_is_not_waited_for():
@@ -165,8 +166,8 @@ def test_what_no_number_of_views_allows_is_not_waited_for():
 
 
 def test_procedural_rooms_are_split_by_their_numbers(monkeypatch):
-  monkeypatch.setattr(pipeline, "procedural_scene", lambda number, rooms: Room(f"room-{number}"))
-  monkeypatch.setattr(pipeline, "scene_tasks", numbered(None))
+  monkeypatch.setattr(tasks_lib, "procedural_scene", lambda number, rooms: Room(f"room-{number}"))
+  monkeypatch.setattr(tasks_lib, "scene_tasks", numbered(None))
   source = make_source(source_config())
   for task in source.held_out(20):
     assert int(task.scene_id.split("-")[1]) >= pipeline.HELD_OUT_SEED
@@ -175,8 +176,8 @@ def test_procedural_rooms_are_split_by_their_numbers(monkeypatch):
 
 
 def test_rooms_without_questions_are_an_error_not_a_wait(monkeypatch):
-  monkeypatch.setattr(pipeline, "procedural_scene", lambda number, rooms: Room("bare"))
-  monkeypatch.setattr(pipeline, "scene_tasks", lambda *_: [])
+  monkeypatch.setattr(tasks_lib, "procedural_scene", lambda number, rooms: Room("bare"))
+  monkeypatch.setattr(tasks_lib, "scene_tasks", lambda *_: [])
   source = make_source(source_config())
   for give in (source.held_out, lambda count: source.examples(0, count)):
     with pytest.raises(DataError, match=r"gave no question; loosen"):
@@ -208,18 +209,19 @@ def test_an_evaluation_from_checkpoint_to_report(
   table = read_results(workdir)
   assert table is not None
   assert [column.key for column in table.columns] == [
-    "start_sampled", "start_greedy", "start_best", "end_sampled", "end_greedy", "end_best",
-    "median", "grey_sampled", "grey_greedy",
+    "start_greedy", "start_sampled", "start_best_temperature", "end_greedy", "end_sampled",
+    "end_best_of_n", "median", "start_fitted_factor",
   ]  # fmt: skip
   assert sum(row.n for row in table.rows) == 10
   assert table.overall["median"].mean > 0.3
-  assert any("No constant" in note or "no constant" in note for note in table.notes)
+  assert any("of these very questions" in note for note in table.notes)
   lines = map(json.loads, (workdir / "predictions.jsonl").read_text().splitlines())
   texts: dict[str, list[str]] = {}
   for line in lines:
     texts.setdefault(line["column"], []).append(line["text"])
-  assert {len(said) for said in texts.values()} == {10}
-  assert len(set(map(tuple, texts.values()))) == 9  # no two ways of answering say the same
+  assert {len(answers) for answers in texts.values()} == {10}
+  policies = [tuple(texts[key]) for key in texts if key not in ("median", "start_fitted_factor")]
+  assert len(set(policies)) == 6  # no two columns of a policy are the same
   origin = json.loads((workdir / "results.json").read_text())["origin"]
   assert origin["checkpoint"] == str(run_folder)
   assert origin["config"]["source"]["path"] == str(street)
@@ -227,7 +229,7 @@ def test_an_evaluation_from_checkpoint_to_report(
   assert page.count("<article>") == 2
   assert "<h2>Answers to held-out questions</h2>" in page
   assert page.count("reward, greedy</span>") == page.count("reward, sampled</span>") == 2
-  assert "paired difference" in capsys.readouterr().out
+  assert "difference, paired by question" in capsys.readouterr().out
   with pytest.raises(ConfigError, match="work directory of another config"):
     evaluate(photo_settings(street, policy_folder, tasks=4), str(run_folder), workdir)
 
@@ -240,22 +242,22 @@ def test_a_policy_is_not_compared_with_itself_nor_with_another_shape(
   evaluate(settings, str(policy_folder), tmp_path / "alone")
   table = read_results(tmp_path / "alone")
   assert table is not None
-  assert [column.label for column in table.columns][:2] == ["sampled", "greedy"]
-  assert {paired.required for paired in table.paired} == {None}
+  assert [column.label for column in table.columns][:2] == ["greedy", "sampled"]
+  assert not any("start" in paired.label for paired in table.paired)
   shallow = dataclasses.replace(
     fixtures.policy_config(),
     decoder=dataclasses.replace(fixtures.policy_config().decoder, layers=1),
   )
   monkeypatch.setattr(fixtures, "policy_config", lambda: shallow)
   other = fixtures.save_policy(tmp_path / "shallow", 0)
-  with pytest.raises(CheckpointError, match=r"different shape; set --config\.init=''"):
+  with pytest.raises(CheckpointError, match=r"different shapes; set --config\.init=''"):
     evaluate(photo_settings(street, other), str(run_folder), tmp_path / "never")
   assert not (tmp_path / "never").exists()
 
 
-def test_a_training_config_will_do():
+def test_a_training_config_is_accepted():
   training = {k: v for k, v in fixtures.SETTINGS.items() if k != "reward"}
-  training |= {"stage": "grpo", "remat": False, "lora": {"paths": ()}, "loop": {"steps": 3}}
+  training |= {"stages": ("grpo",), "remat": False, "lora": {"paths": ()}, "loop": {"steps": 3}}
   training |= {"learn": {"reward": fixtures.SETTINGS["reward"], "micro": {"rows": 8}}}
   assert settings_of(training) == fixtures.SETTINGS
   assert settings_of(fixtures.SETTINGS) == fixtures.SETTINGS
@@ -305,8 +307,9 @@ def test_the_gallery_shows_every_type_and_drawings_first():
   ]
   drawn = {3, 6}
   given = [
-    answered(i, 0.0, turns=(turn(produced=("a1",)),) if i in drawn else (turn(),)) for i in range(8)
+    make_prediction(i, 0.0, turns=(turn(produced=("a1",) if i in drawn else ()),)) for i in range(8)
   ]
-  assert [task.task_id for task in showcase(tasks, given, 4)] == [
+  ]
+  assert [task.task_id for task in gallery_tasks(tasks, given, 4)] == [
     "task-3", "task-6", "task-0", "task-1",
   ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""A policy of random weights is asked held-out questions, in a real loop."""
+"""Predictions of a random policy on held-out questions, and the baselines."""
 
 import dataclasses
 
@@ -6,20 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from spatial_jax import compiled, sharding
-from spatial_jax.drawing.executor import Executor
-from spatial_jax.evaluate import predictions
+from spatial_jax import sharding
+from spatial_jax.evaluate import baselines, predictions
 from spatial_jax.evaluate.behaviour import behaviour
 from spatial_jax.evaluate.predictions import EvaluationSet, Prediction
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout.config import SamplingParams
-from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.sharding import MeshConfig
-from spatial_jax.stages.context import make_engine
+from spatial_jax.stages.context import open_context
 from tests import dummies
 from tests import evaluate_fixtures as fixtures
-from tests.test_evaluate_comparison import answered
+from tests.test_evaluate_comparison import make_prediction
 
 SAMPLED = SamplingParams(1.0, greedy=False, top_k=0, top_p=1.0, min_p=0.0, max_tokens_per_turn=0)
 GREEDY = dataclasses.replace(SAMPLED, greedy=True)
@@ -34,16 +34,17 @@ def evaluation_set() -> EvaluationSet:
 
 
 @pytest.fixture(scope="module")
-def asked():
-  """(engine, decode parameters) of a random policy on one device."""
+def engine_and_params():
+  """A random policy on one device."""
   cfg = fixtures.run_config()
   mesh = sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
   policy = make_policy(fixtures.policy_config(), jnp.dtype("float32"), mesh)
-  words = Conversation(fixtures.tokenizer(), cfg.text, cfg.preprocess, policy.cfg)
-  params = compiled.decode_params(policy, mesh, "compute")(fixtures.random_params(0))
-  with Executor(cfg.executor, cfg.style) as executor:
-    asking = dataclasses.replace(cfg.rollout, prompts=8, slots=8, group=3)
-    yield make_engine(policy, words, executor, asking, 0, "config.evaluation.slots"), params
+  with open_context(
+    policy, fixtures.tokenizer(), cfg.text, cfg.preprocess, cfg.style, cfg.executor, "compute", None
+  ) as context:
+    shapes = dataclasses.replace(cfg.rollout, prompts=8, slots=8, group=3)
+    params = context.decode_params(fixtures.random_params(0))
+    yield context.engine(shapes, 0, "config.evaluation.slots"), params
 
 
 def number_and_choice(evaluation_set):
@@ -55,137 +56,175 @@ def number_and_choice(evaluation_set):
   return number, choice
 
 
-def answer(
-  asked, evaluation_set: EvaluationSet, mode: SamplingParams, grey: bool = False
-) -> list[Prediction]:
-  engine, params = asked
-  return predictions.evaluate_policy(engine, params, evaluation_set, [mode], grey)[0]
+def predict(engine_and_params, evaluation_set, sampling: SamplingParams) -> list[Prediction]:
+  engine, params = engine_and_params
+  return predictions.predict(engine, params, evaluation_set, [sampling])[0]
 
 
-def said(found):
-  return [tuple(turn.text for turn in a.turns) for a in found]
+def texts(found):
+  return [tuple(turn.text for turn in prediction.turns) for prediction in found]
 
 
-def test_every_task_is_answered_in_order_the_last_batch_padded(evaluation_set, asked):
-  assert len(evaluation_set.tasks) == 10  # the engine takes 8
-  found = answer(asked, evaluation_set, SAMPLED)
-  assert [(a.task_id, a.truth) for a in found] == [
-    (t.task_id, t.answer) for t in evaluation_set.tasks
+def test_every_task_has_one_prediction_in_order(evaluation_set, engine_and_params):
+  assert len(evaluation_set.tasks) == 10  # a batch of the engine has 8
+  found = predict(engine_and_params, evaluation_set, SAMPLED)
+  assert [(p.task_id, p.truth) for p in found] == [
+    (task.task_id, task.answer) for task in evaluation_set.tasks
   ]
-  assert len({a.task_id for a in found}) == 10
-  assert all(0 <= a.score_ <= 1 and a.tokens > 0 and a.turns and a.valid for a in found)
+  assert all(0 <= p.score <= 1 and p.tokens > 0 and p.turns and p.valid for p in found)
+  assert all(p.logp < 0 for p in found)
   statistics = behaviour(found)
-  assert sum(
-    share for name, share in statistics.items() if name.startswith("end/")
-  ) == pytest.approx(1)
-  assert statistics["tokens"] == np.mean([a.tokens for a in found])
+  ends = [share for name, share in statistics.items() if name.startswith("end/")]
+  assert sum(ends) == pytest.approx(1)
+  assert statistics["tokens"] == np.mean([p.tokens for p in found])
 
 
-def test_an_answer_depends_on_its_task_and_the_seed_alone(evaluation_set, asked):
-  first = said(answer(asked, evaluation_set, SAMPLED))
+def test_a_prediction_depends_on_its_task_and_the_seed_alone(evaluation_set, engine_and_params):
+  first = texts(predict(engine_and_params, evaluation_set, SAMPLED))
   fewer = dataclasses.replace(evaluation_set, tasks=evaluation_set.tasks[7:])
-  assert said(answer(asked, fewer, SAMPLED)) == first[7:]
+  assert texts(predict(engine_and_params, fewer, SAMPLED)) == first[7:]
   other = dataclasses.replace(evaluation_set, seed=1)
-  assert said(answer(asked, other, SAMPLED)) != first
-  assert said(answer(asked, evaluation_set, GREEDY)) != first
+  assert texts(predict(engine_and_params, other, SAMPLED)) != first
+  assert texts(predict(engine_and_params, evaluation_set, GREEDY)) != first
 
 
-def test_asking_in_several_modes_is_asking_in_each(evaluation_set, asked):
-  """Prompts are read once for all; calls are counted as announced."""
-  engine, params = asked
-  made = []
-  sampling_params = [SAMPLED, GREEDY, COOL]
-  together = predictions.evaluate_policy(
-    engine, params, evaluation_set, sampling_params, False, lambda: made.append(1)
+def test_several_sampling_settings_equal_separate_calls(evaluation_set, engine_and_params):
+  engine, params = engine_and_params
+  batches = []
+  settings_ = [SAMPLED, GREEDY, COOL]
+  together = predictions.predict(
+    engine, params, evaluation_set, settings_, lambda: batches.append(1)
   )
-  assert len(made) == predictions.calls(engine, evaluation_set) == 2
-  for mode, found in zip(sampling_params, together, strict=True):
-    assert said(found) == said(answer(asked, evaluation_set, mode))
+  assert len(batches) == predictions.batches(engine, evaluation_set) == 2
+  for sampling, found in zip(settings_, together, strict=True):
+    assert texts(found) == texts(predict(engine_and_params, evaluation_set, sampling))
 
 
-def test_grey_hides_what_tells_two_pictures_apart(evaluation_set, asked):
-  one = evaluation_set.tasks[0]
-  black = tuple(np.zeros_like(image) for image in one.images)
-  other = dataclasses.replace(one, images=black)
-  two = dataclasses.replace(evaluation_set, tasks=[one])
-  changed = dataclasses.replace(evaluation_set, tasks=[other])
-  seen = [[said(answer(asked, e, SAMPLED, grey)) for e in (two, changed)] for grey in (False, True)]
-  assert seen[0][0] != seen[0][1]
-  assert seen[1][0] == seen[1][1]
-
-
-def test_greyed_keeps_size_and_question(evaluation_set):
-  task = evaluation_set.tasks[0]
-  grey = predictions.greyed(task)
-  assert [image.shape for image in grey.images] == [image.shape for image in task.images]
-  assert all((image == predictions.GREY).all() and image.dtype == np.uint8 for image in grey.images)
-  assert (grey.task_id, grey.question, grey.answer) == (task.task_id, task.question, task.answer)
-
-
-def test_answers_are_scored_against_their_own_task(evaluation_set, asked, monkeypatch):
-  """Rollouts with drawings, scripted; the engine is asked in batches of 8 and 2."""
+def test_answers_are_scored_against_their_own_task(evaluation_set, engine_and_params, monkeypatch):
+  """Scripted rollouts with drawings; the engine works in batches of 8 and 2."""
   generator = np.random.default_rng(0)
-  texts = {
+  answers = {
     task.task_id: (task.answer, "9999", None)[i % 3] for i, task in enumerate(evaluation_set.tasks)
   }
 
-  def script(engine, params, prompts, seed, step, sampling_params):
+  def script(engine, params, prompts, *_):
     tasks = [prompt.task for prompt in prompts]
-    return [[dummies.trajectory(generator, t, answer=texts[t.task_id])] for t in tasks]
+    return [[dummies.trajectory(generator, t, answer=answers[t.task_id])] for t in tasks]
 
   monkeypatch.setattr(predictions, "generate_rollouts", script)
-  found = answer(asked, evaluation_set, SAMPLED)
-  assert [a.answer for a in found] == list(texts.values())
-  assert [a.score_ for a in found] == [1.0, 0.0, 0.0] * 3 + [1.0]
-  assert [a.parsed for a in found] == [True, True, False] * 3 + [True]
-  assert all(1.0 <= a.reward <= 1.2001 for a in found[::3])
-  drawn = [sum(len(turn.produced) for turn in a.turns) for a in found]
-  assert [a.pictures for a in found] == [1 + count for count in drawn]
+  found = predict(engine_and_params, evaluation_set, SAMPLED)
+  assert [p.answer for p in found] == list(answers.values())
+  assert [p.score for p in found] == [1.0, 0.0, 0.0] * 3 + [1.0]
+  assert [p.parsed for p in found] == [True, True, False] * 3 + [True]
+  assert all(1.0 <= p.reward <= 1.2001 for p in found[::3])
+  drawn = [sum(len(turn.produced) for turn in p.turns) for p in found]
+  assert [p.images for p in found] == [1 + count for count in drawn]
   assert any(drawn)
 
 
-# --- typical answers ---------------------------------------------------------------------------
+# --- other images ------------------------------------------------------------------------------
 
 
-def test_typical_answers_are_medians_and_most_frequent_letters(evaluation_set):
+def test_other_images_come_from_another_scene_of_the_same_type(evaluation_set):
+  number, choice = number_and_choice(evaluation_set)
+  tasks = [
+    dataclasses.replace(task, scene_id=f"room-{i // 2}", question_type=kind.question_type)
+    for i, (task, kind) in enumerate(
+      zip(evaluation_set.tasks[:8], [number, choice] * 4, strict=True)
+    )
+  ]
+  changed = baselines.other_image_tasks(tasks)
+  assert changed is not None
+  owner = {id(task.images): task for task in tasks}
+  for task, other in zip(tasks, changed, strict=True):
+    source = owner[id(other.images)]
+    assert source.scene_id != task.scene_id
+    assert source.question_type == task.question_type
+    assert (other.question, other.answer, other.boxes) == (task.question, task.answer, ())
+
+
+def test_without_another_scene_there_are_no_other_images(evaluation_set):
+  tasks = [dataclasses.replace(task, scene_id="one") for task in evaluation_set.tasks]
+  assert baselines.other_image_tasks(tasks) is None
+
+
+def test_other_images_change_the_predictions(evaluation_set, engine_and_params):
+  tasks = [dataclasses.replace(t, scene_id=t.task_id) for t in evaluation_set.tasks]
+  changed = baselines.other_image_tasks(tasks)
+  other = dataclasses.replace(evaluation_set, tasks=changed)
+  assert texts(predict(engine_and_params, other, GREEDY)) != texts(
+    predict(engine_and_params, evaluation_set, GREEDY)
+  )
+
+
+# --- constants ---------------------------------------------------------------------------------
+
+
+def test_constant_answers_are_medians_and_most_frequent_letters(evaluation_set):
   number, choice = number_and_choice(evaluation_set)
   examples = [dataclasses.replace(number, answer=text) for text in ("1", "3", "2.5", "100")]
   examples += [dataclasses.replace(choice, answer=letter) for letter in "CBACB"]
-  typical = predictions.baseline_answers(examples)
-  assert typical == {number.question_type: "2.75", choice.question_type: "B"}
+  answers = baselines.constant_answers(examples)
+  assert answers == {number.question_type: "2.75", choice.question_type: "B"}
 
 
-def test_typical_answers_are_marked_as_answers_in_perfect_form(evaluation_set):
+def test_constant_answers_are_scored_with_the_right_format(evaluation_set):
   number, choice = number_and_choice(evaluation_set)
   tasks = [
     dataclasses.replace(number, answer="2"),
     dataclasses.replace(number, answer="4"),
     dataclasses.replace(choice, answer="A"),
-    dataclasses.replace(number, question_type="never seen"),
+    dataclasses.replace(number, question_type="a type without examples"),
   ]
   small = dataclasses.replace(evaluation_set, tasks=tasks)
-  found = predictions.baseline_predictions(
-    small, {number.question_type: "2", choice.question_type: "B"}
-  )
-  assert [a.score_ for a in found] == [1.0, pytest.approx(0.1), 0.0, 0.0]
-  assert found[0].reward == pytest.approx(1.2)  # accuracy and form
-  assert [a.parsed for a in found] == [True, True, True, False]
-  assert [a.answer for a in found] == ["2", "2", "B", None]
+  answers = {number.question_type: "2", choice.question_type: "B"}
+  found = baselines.predict_constant(small, answers)
+  assert [p.score for p in found] == [1.0, pytest.approx(0.1), 0.0, 0.0]
+  assert found[0].reward == pytest.approx(1.2)  # accuracy and format
+  assert [p.parsed for p in found] == [True, True, True, False]
+  assert [p.answer for p in found] == ["2", "2", "B", None]
 
 
-def test_the_best_of_several_samples_is_an_answer_first_and_then_the_likeliest():
-  def given(reason, logp):
-    return dataclasses.replace(answered(0, 1.0), end_reason=reason, logp=logp)
+@given(st.floats(0.3, 3.0), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_the_best_factor_undoes_a_wrong_scale(scale, seed):
+  truth_Z = np.random.default_rng(seed).uniform(0.5, 5, 40).astype(np.float32)
+  factor = baselines.best_factor(truth_Z / np.float32(scale), truth_Z)
+  assert factor == pytest.approx(scale, rel=0.06)  # MRA cannot tell errors below 5 % apart
+  assert baselines.best_factor(truth_Z, truth_Z) == pytest.approx(1, abs=1e-6)
 
-  babble, poor, good = given("token_limit", -0.1), given("answer", -2.0), given("answer", -0.5)
-  assert predictions.best_of([[poor, babble], [good, poor], [babble, babble]]) == [good, poor]
+
+def test_the_fitted_factor_is_cross_fitted_per_type(evaluation_set):
+  """Type one is 1.5 times too short; type two is right; a choice and an unread answer stay."""
+  number, choice = number_and_choice(evaluation_set)
+  short = [dataclasses.replace(number, answer=f"{1 + i / 4}") for i in range(20)]
+  right = [dataclasses.replace(t, question_type="other_type") for t in short]
+  small = dataclasses.replace(evaluation_set, tasks=[*short, *right, choice, short[0]])
+  texts_ = [*(f"{float(t.answer) / 1.5:g}" for t in short), *(t.answer for t in right), "B", None]
+  start = baselines.score_texts(small, texts_)
+  found = baselines.predict_fitted_factor(small, start)
+  assert np.mean([p.score for p in start[:20]]) < 0.5
+  assert np.mean([p.score for p in found[:20]]) > 0.9
+  assert [p.score for p in found[20:40]] == [1.0] * 20
+  assert [(p.answer, p.parsed) for p in found[40:]] == [("B", True), (None, False)]
 
 
-def test_samples_know_how_likely_they_are(evaluation_set, asked):
-  engine, params = asked
-  samples = predictions.evaluate_policy(engine, params, evaluation_set, [SAMPLED] * 3, False)
-  best = predictions.best_of(samples)
-  assert all(a.logp < 0 for prediction_set in samples for a in prediction_set)
-  for chosen, given in zip(best, zip(*samples, strict=True), strict=True):
-    whole = [a for a in given if a.end_reason == "answer"] or given
-    assert chosen.logp == max(a.logp for a in whole)
+def test_no_question_fits_its_own_factor(evaluation_set):
+  """Two questions of one type: each uses the factor of the other."""
+  number, _ = number_and_choice(evaluation_set)
+  tasks = [dataclasses.replace(number, answer=answer) for answer in ("2", "9")]
+  small = dataclasses.replace(evaluation_set, tasks=tasks)
+  start = baselines.score_texts(small, ["1", "3"])
+  found = baselines.predict_fitted_factor(small, start)
+  first, second = (float(p.answer or "nan") for p in found)
+  assert first / 1 == pytest.approx(3, rel=0.06)
+  assert second / 3 == pytest.approx(2, rel=0.06)
+
+
+def test_the_most_likely_sample_has_an_answer_first():
+  def sample(reason, logp):
+    return dataclasses.replace(make_prediction(0, 1.0), end_reason=reason, logp=logp)
+
+  endless, poor, good = sample("token_limit", -0.1), sample("answer", -2.0), sample("answer", -0.5)
+  samples = [[poor, endless], [good, poor], [endless, endless]]
+  assert predictions.most_likely_prediction(samples) == [good, poor]

@@ -1,4 +1,4 @@
-"""The table of an exam for the terminal."""
+"""The result table for the terminal."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,10 +6,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from spatial_jax.evaluate.results import Cell, Paired, ResultTable
+from spatial_jax.evaluate.results import Cell, Paired, ResultTable, headline
 
-_WIDTH = 118  # where the output is a file, and so has no width of its own
-_CELL = 8  # "sampled" on one line
+_WIDTH = 118  # of the output to a file, which has no width of its own
+_CELL = 9  # "sampled" on one line
 
 
 def make_console() -> Console:
@@ -19,7 +19,7 @@ def make_console() -> Console:
 
 
 def show(table: ResultTable, heading: str | None, console: Console) -> None:
-  """Prints what stands above the table, the table, its differences and its notes."""
+  """Prints heading, table, differences, notes, and last the headline."""
   if heading:
     console.print(heading, style="bold")
   console.print(_scores(table))
@@ -27,10 +27,12 @@ def show(table: ResultTable, heading: str | None, console: Console) -> None:
     console.print(_differences(table.paired))
   for note in table.notes:
     console.print(note, markup=False)
+  if sentence := headline(table):
+    console.print(sentence, style="bold", markup=False)
 
 
 def show_behaviour(found: Mapping[str, Mapping[str, float]], console: Console) -> None:
-  """Prints a few of the behaviour statistics, one line per way of answering."""
+  """Prints some behaviour statistics, one line per column of the table."""
   names = ("parsed_share", "drawing_share", "operations", "executable_share", "turns", "tokens")
   grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
   grid.add_column("behaviour")
@@ -56,6 +58,7 @@ def _scores(table: ResultTable) -> Table:
   grid.add_row("overall", str(sum(row.n for row in table.rows)), *_means(overall), style="bold")
   grid.add_row("95 % interval, from", "", *(f"{cell.low:.3f}" for cell in overall))
   grid.add_row("to", "", *(f"{cell.high:.3f}" for cell in overall))
+  grid.add_row("answers parsed", "", *(f"{table.parsed[key]:.0%}" for key in keys))
   for row in table.summary:
     grid.add_row(row.question_type, str(row.n), *_means([row.cells[key] for key in keys]))
   return grid
@@ -67,14 +70,9 @@ def _means(cells: Sequence[Cell]) -> list[str]:
 
 def _differences(paired: Sequence[Paired]) -> Table:
   grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-  grid.add_column("paired difference")
+  grid.add_column("difference, paired by question")
   for name in ("mean", "95 % interval"):
     grid.add_column(name, justify="right")
-  grid.add_column("required")
   for line in paired:
-    interval = f"{line.low:+.3f} to {line.high:+.3f}"
-    verdict = ""
-    if line.met is not None:
-      verdict = " [green]met[/]" if line.met else " [red]not met[/]"
-    grid.add_row(line.label, f"{line.mean:+.3f}", interval, f"{line.required or ''}{verdict}")
+    grid.add_row(line.label, f"{line.mean:+.3f}", f"{line.low:+.3f} to {line.high:+.3f}")
   return grid

@@ -1,11 +1,12 @@
-"""An exam from questions to table: who is asked, in which ways, and what is kept of it.
+"""One evaluation: held-out questions, policies and baselines that answer them, the result table.
 
-Source ─► EvaluationSet ─► Sheets (sampled, greedy, cooler, on grey; median answer) ─► table
-             └──► a few groups of rollouts for the report
+TaskSource ─► Questions ─► PredictionSets (start, end, baselines, controls) ─► ResultTable
+                 └──► a few groups of rollouts for the report
 """
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,22 +14,21 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from spatial_jax.config import ConfigError
 from spatial_jax.data.pipeline import types_in_turn
 from spatial_jax.data.source import Source
 from spatial_jax.errors import DataError
-from spatial_jax.evaluate import comparison as table_lib
+from spatial_jax.evaluate import baselines, comparison
 from spatial_jax.evaluate.behaviour import behaviour
 from spatial_jax.evaluate.benchmarks.summary import heading, vsi_score
-from spatial_jax.evaluate.comparison import PredictionSet
+from spatial_jax.evaluate.comparison import PredictionSet, result_table
 from spatial_jax.evaluate.console import show
 from spatial_jax.evaluate.predictions import (
   EvaluationSet,
   Prediction,
-  baseline_answers,
-  baseline_predictions,
-  best_of,
-  calls,
-  evaluate_policy,
+  batches,
+  most_likely_prediction,
+  predict,
 )
 from spatial_jax.evaluate.results import ResultColumn, ResultTable, write_results
 from spatial_jax.reward.compose import RewardConfig, score
@@ -44,266 +44,327 @@ PREDICTIONS = "predictions.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-  """How much is asked.
+  """The size of an evaluation.
 
   Attributes:
-    tasks: held-out questions; fewer where the source has fewer.
-    train_tasks: questions that the median answer per type is taken from.
-    temperatures: below that of sampling, tried on the start of training to measure sharpening.
-    best_of: samples of which the likeliest counts, as one more way of answering; 0: no such way.
-    prompts: questions per call of the engine.
-    slots: of them, worked on at once.
-    gallery: questions whose rollouts are kept for the report.
-    required: the differences must come out as promised for the default run; false: only shown,
-      as they are where there is no start to compare with.
+    tasks: held-out questions; fewer if the source has fewer.
+    train_tasks: questions of the training split that the median answers are computed from.
+    temperatures: at which the start policy is sampled too: how much does sharpening alone give?
+    best_of: number of samples of the end policy, of which the most likely one counts; 0: none.
+    other_images: whether both policies also answer with the images of another scene.
+    prompts: questions per call of the rollout engine.
+    slots: of them, questions that are worked on at once.
+    gallery: questions whose rollouts are saved for the report.
   """
 
   tasks: int
   train_tasks: int
   temperatures: tuple[float, ...]
   best_of: int
+  other_images: bool
   prompts: int
   slots: int
   gallery: int
-  required: bool
+
+  def __post_init__(self):
+    for name in ("tasks", "train_tasks", "prompts", "slots"):
+      if vars(self)[name] < 1:
+        raise ConfigError(f"config.evaluation.{name} is {vars(self)[name]} and must be at least 1")
+    for name in ("best_of", "gallery"):
+      if vars(self)[name] < 0:
+        raise ConfigError(f"config.evaluation.{name} is {vars(self)[name]} and must be at least 0")
+    if not all(math.isfinite(t) and t > 0 for t in self.temperatures):
+      raise ConfigError(
+        f"config.evaluation.temperatures is {self.temperatures}: each must be above 0"
+      )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Questions:
-  """Held-out tasks, and others that the median answer of each type is taken from."""
+  """Held-out tasks, and tasks of the training split for the median answers."""
 
-  asked: Sequence[Task]
+  tasks: Sequence[Task]
   examples: Sequence[Task]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class PolicyPair:
+  """Decode parameters of the policies to compare; `start` is None if there is only one."""
+
+  start: Params | None
+  end: Params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Evaluator:
-  """Everything an exam needs.
+  """Everything that an evaluation needs.
 
   Attributes:
-    engine: a rollout per prompt in each of the modes.
-    before, after: decode parameters; before is None when there is nothing to compare with.
-    exam: questions and marks.
-    examples: tasks the median answers are taken from.
-    cfg: how much is asked.
+    engine: generates one rollout per prompt and sampling setting.
+    policies: that answer.
+    evaluation_set: questions and scoring.
+    examples: tasks that the median answers are computed from.
+    cfg: the size.
   """
 
   engine: Engine
-  before: Params | None
-  after: Params
+  policies: PolicyPair
   evaluation_set: EvaluationSet
   examples: Sequence[Task]
   cfg: EvaluationConfig
 
 
 def load_questions(source: Source, cfg: EvaluationConfig, seed: int) -> Questions:
-  """The questions of an exam; `seed` chooses those that median answers are taken from.
+  """The questions of an evaluation; `seed` chooses the examples for the median answers.
 
   Raises:
-    DataError: on the host, when there is no question.
+    DataError: if the source has no held-out question.
   """
-  asked = source.held_out(cfg.tasks)
-  if not asked:
-    raise DataError("the source gives no question; loosen source.questions or see source.path")
-  return Questions(asked, source.examples(seed, cfg.train_tasks))
+  tasks = source.held_out(cfg.tasks)
+  if not tasks:
+    raise DataError("the source has no held-out question; see config.source.questions and .path")
+  return Questions(tasks, source.examples(seed, cfg.train_tasks))
 
 
 def evaluation_rollout_config(
-  rollout: RolloutConfig, cfg: EvaluationConfig, compared: bool
+  rollout: RolloutConfig, cfg: EvaluationConfig, has_start: bool
 ) -> RolloutConfig:
-  """Shapes of an exam: a rollout for each question in each mode.
+  """The rollout shapes of an evaluation: one rollout per question and sampling setting.
 
   Args:
     rollout: of training: limits, temperature, buckets.
-    cfg: how much is asked.
-    compared: whether there is a policy to compare with, which is asked in more modes.
+    cfg: the size.
+    has_start: whether a start policy is sampled at several temperatures.
   """
   prompts = min(cfg.prompts, cfg.tasks)
-  group = max(2 + len(cfg.temperatures) if compared else 2, cfg.best_of)
+  group = max(2 + len(cfg.temperatures) if has_start else 2, cfg.best_of)
   slots = min(cfg.slots, prompts)
   rows = min(rollout.rows, slots * group)
   return dataclasses.replace(rollout, prompts=prompts, slots=slots, group=group, rows=rows)
 
 
 def make_evaluator(
-  engine: Callable[[RolloutConfig], Engine],
+  make_engine: Callable[[RolloutConfig], Engine],
   rollout: RolloutConfig,
   questions: Questions,
   reward: RewardConfig,
   cfg: EvaluationConfig,
   seed: int,
-  before: Params | None,
-  after: Params,
+  policies: PolicyPair,
 ) -> Evaluator:
-  """Held-out questions, and an engine that answers each in every mode.
+  """An evaluator with an engine of the right shapes.
 
   Args:
-    engine: makes one for such a configuration.
+    make_engine: of a rollout config.
     rollout: as in `evaluation_rollout_config`.
     questions: from `load_questions`.
-    reward: taken at the sharpness of the schedule's end.
-    cfg: how much is asked.
+    reward: scored at the sharpness of the end of its schedule.
+    cfg: the size.
     seed: of sampling.
-    before, after: as in `Evaluator`.
+    policies: that answer.
   """
-  evaluation_set = EvaluationSet(
-    questions.asked, reward, float(sharpness(1.0, reward.schedule)), seed
-  )
-  few = dataclasses.replace(cfg, tasks=len(questions.asked))  # there may be less than was asked for
-  asking = evaluation_rollout_config(rollout, few, compared=before is not None)
-  return Evaluator(engine(asking), before, after, evaluation_set, questions.examples, cfg)
+  final_sharpness = float(sharpness(1.0, reward.schedule))
+  evaluation_set = EvaluationSet(questions.tasks, reward, final_sharpness, seed)
+  available = dataclasses.replace(cfg, tasks=len(questions.tasks))
+  shapes = evaluation_rollout_config(rollout, available, has_start=policies.start is not None)
+  return Evaluator(make_engine(shapes), policies, evaluation_set, questions.examples, cfg)
 
 
-def hold(
-  contest: Evaluator,
+def run_evaluation(
+  evaluator: Evaluator,
   workdir: pathlib.Path,
-  benchmark: str | None,
-  origin: dict[str, Any],
+  trained_on: str | None,
+  fingerprint: dict[str, Any],
   console: Console,
 ) -> list[PredictionSet]:
-  """Asks in every way, writes results.json and predictions.jsonl, and shows the table.
+  """Answers all questions, writes results.json and predictions.jsonl, and prints the table.
 
   Args:
-    contest: questions and who answers.
+    evaluator: questions and policies.
     workdir: of the results.
-    benchmark: whose rooms the policy was trained on, None when on nobody's.
-    origin: as in `write`.
-    console: where progress and table go.
+    trained_on: benchmark whose rooms the policy was trained on, None without one.
+    fingerprint: as in `write`.
+    console: for progress and table.
   """
   with Progress(console=console, transient=True) as bar:
-    asking = bar.add_task("asking", total=count_calls(contest))
-    found = list(prediction_sets(contest, lambda: bar.advance(asking)))
-  table, above = make_table(contest, found), heading(contest.evaluation_set.tasks, benchmark)
-  write(workdir, found, table, origin | {"benchmark": above})
+    progress = bar.add_task("evaluating", total=count_batches(evaluator))
+    found = list(prediction_sets(evaluator, lambda: bar.advance(progress)))
+  table, above = make_table(evaluator, found), heading(evaluator.evaluation_set.tasks, trained_on)
+  write(workdir, found, table, fingerprint | {"benchmark": above})
   show(table, above, console)
   return found
 
 
-def prediction_sets(contest: Evaluator, advance: Callable[[], None]) -> Iterator[PredictionSet]:
-  """All ways of answering, one after another, in the order of the table's columns.
+def prediction_sets(evaluator: Evaluator, on_batch: Callable[[], None]) -> Iterator[PredictionSet]:
+  """All columns of the table, the most important first.
 
   Args:
-    contest: questions and who answers.
-    advance: called after each call of the engine.
+    evaluator: questions and policies.
+    on_batch: called after each batch of questions.
   """
-  engine, evaluation_set = contest.engine, contest.evaluation_set
-  sampled = engine.cfg.sampling
+  start, end = evaluator.policies.start, evaluator.policies.end
+  tasks = evaluator.evaluation_set.tasks
+  others = baselines.other_image_tasks(tasks) if evaluator.cfg.other_images else None
+  prefix = "" if start is None else "end, "
+  sampled = evaluator.engine.cfg.sampling
   greedy = dataclasses.replace(sampled, greedy=True)
+  before: list[PredictionSet] = []
+  if start is not None:
+    yield from (before := _start_columns(evaluator, start, on_batch))
+  end_greedy, end_sampled = _answer(evaluator, end, tasks, [greedy, sampled], on_batch)
+  yield _column(comparison.END_GREEDY, f"{prefix}greedy", end_greedy)
+  yield _column(comparison.END_SAMPLED, f"{prefix}sampled", end_sampled)
+  if evaluator.cfg.best_of:
+    settings = [sampled] * evaluator.cfg.best_of
+    samples = _answer(evaluator, end, tasks, settings, on_batch)
+    label = f"{prefix}most likely of {len(settings)}"
+    yield _column(comparison.END_BEST_OF_N, label, most_likely_prediction(samples))
+  answers = baselines.constant_answers(evaluator.examples)
+  constant = baselines.predict_constant(evaluator.evaluation_set, answers)
+  yield _column(comparison.MEDIAN, "median answer", constant)
+  if before:
+    fitted = baselines.predict_fitted_factor(evaluator.evaluation_set, before[0].predictions)
+    yield _column(comparison.START_FITTED, "start greedy x fitted factor", fitted)
+  if others is not None:
+    if start is not None:
+      (found,) = _answer(evaluator, start, others, [greedy], on_batch)
+      yield _column(comparison.START_OTHER_IMAGE, "start greedy, other images", found)
+    (found,) = _answer(evaluator, end, others, [greedy], on_batch)
+    yield _column(comparison.END_OTHER_IMAGE, f"{prefix}greedy, other images", found)
 
-  def prediction_set(key: str, label: str, answers: list[Prediction]) -> PredictionSet:
-    return PredictionSet(ResultColumn(key, label), answers)
 
-  if contest.before is not None:
-    temperatures = contest.cfg.temperatures
-    sampling_params = [sampled, greedy, *(_at(sampled, t) for t in temperatures)]
-    usual, best, *cooler = evaluate_policy(
-      engine, contest.before, evaluation_set, sampling_params, False, advance
+def count_batches(evaluator: Evaluator) -> int:
+  """The number of batches of questions of `prediction_sets`."""
+  policies = 1 + (evaluator.policies.start is not None)
+  others = evaluator.cfg.other_images
+  if others:
+    others = baselines.other_image_tasks(evaluator.evaluation_set.tasks) is not None
+  passes = policies * (1 + others) + bool(evaluator.cfg.best_of)
+  return passes * batches(evaluator.engine, evaluator.evaluation_set)
+
+
+def make_table(evaluator: Evaluator, found: Sequence[PredictionSet]) -> ResultTable:
+  """The table of all columns, with notes about the baselines."""
+  tasks = evaluator.evaluation_set.tasks
+  without = {t.question_type for t in tasks} - {t.question_type for t in evaluator.examples}
+  notes = []
+  if without:
+    notes.append(f"No training question gives a median answer for: {', '.join(sorted(without))}.")
+  if {t.task_id for t in evaluator.examples} >= {t.task_id for t in tasks}:
+    notes.append("The median answers are those of these very questions: the best constants.")
+  keys = {s.column.key for s in found}
+  if comparison.START_FITTED in keys:
+    notes.append(
+      "The fitted factor is one constant per question type, cross-fitted with the true answers: "
+      "what the end gains over it is more than a calibration of scale."
     )
-    yield prediction_set(table_lib.START, "start, sampled", usual)
-    yield prediction_set(table_lib.START_GREEDY, "start, greedy", best)
-    tried = [
-      prediction_set(table_lib.START_BEST, f"start, sampled at {t:g}", answers)
-      for t, answers in zip(temperatures, cooler, strict=True)
-    ]
-    if tried:
-      yield max(tried, key=lambda s: table_lib.values(s.answers, "score").mean())
-  end = "" if contest.before is None else "end, "
-  sampling_params = [sampled, greedy]
-  usual, best = evaluate_policy(
-    engine, contest.after, evaluation_set, sampling_params, False, advance
+  if comparison.START_BEST_TEMPERATURE in keys:
+    notes.append(
+      "The best temperature was chosen on these questions, which favours the start: what the "
+      "sampled end gains over it is more than sharpening."
+    )
+  return result_table(found, evaluator.evaluation_set.sharpness, notes)
+
+
+def gallery(evaluator: Evaluator, found: Sequence[PredictionSet]) -> list[Group]:
+  """Rollouts for the report: greedy and sampled answers to a few questions, drawings first."""
+  engine, evaluation_set = evaluator.engine, evaluator.evaluation_set
+  answers = next(s.predictions for s in found if s.column.key == comparison.END_GREEDY)
+  tasks = gallery_tasks(
+    evaluation_set.tasks, answers, min(evaluator.cfg.gallery, engine.cfg.prompts)
   )
-  yield prediction_set(table_lib.END, f"{end}sampled", usual)
-  yield prediction_set(table_lib.END_GREEDY, f"{end}greedy", best)
-  if contest.cfg.best_of:
-    often = [sampled] * contest.cfg.best_of
-    samples = evaluate_policy(engine, contest.after, evaluation_set, often, False, advance)
-    yield prediction_set(table_lib.END_BEST, f"{end}likeliest of {len(often)}", best_of(samples))
-  typical = baseline_predictions(evaluation_set, baseline_answers(contest.examples))
-  yield prediction_set(table_lib.MEDIAN, "median answer", typical)
-  usual, best = evaluate_policy(
-    engine, contest.after, evaluation_set, sampling_params, True, advance
-  )
-  yield prediction_set(table_lib.GREY, f"{end}sampled on grey", usual)
-  yield prediction_set(table_lib.GREY_GREEDY, f"{end}greedy on grey", best)
-
-
-def count_calls(contest: Evaluator) -> int:
-  """How often `sheets` calls the engine: the start, the end, its best, and the end on grey."""
-  ways = (contest.before is not None) + 2 + bool(contest.cfg.best_of)
-  return ways * calls(contest.engine, contest.evaluation_set)
-
-
-def make_table(contest: Evaluator, found: Sequence[PredictionSet]) -> ResultTable:
-  """The table of all sheets."""
-  untold = {t.question_type for t in contest.evaluation_set.tasks} - {
-    t.question_type for t in contest.examples
-  }
-  notes = (
-    [f"No example to take a median answer from: {', '.join(sorted(untold))}."] if untold else []
-  )
-  if {t.task_id for t in contest.examples} >= {t.task_id for t in contest.evaluation_set.tasks}:
-    notes.append("The median answers come from the very questions: no constant does better.")
-  required = contest.cfg.required and contest.before is not None
-  return table_lib.result_table(found, contest.evaluation_set.sharpness, required, notes)
-
-
-def gallery(contest: Evaluator, found: Sequence[PredictionSet]) -> list[Group]:
-  """Rollouts to look at: greedy and sampled answers to a few questions, with drawings if any."""
-  engine, evaluation_set = contest.engine, contest.evaluation_set
-  answers = next(s.answers for s in found if s.column.key == table_lib.END_GREEDY)
-  tasks = showcase(evaluation_set.tasks, answers, min(contest.cfg.gallery, engine.cfg.prompts))
   if not tasks:
     return []
-  sampling_params = [dataclasses.replace(engine.cfg.sampling, greedy=True), engine.cfg.sampling]
+  settings = [dataclasses.replace(engine.cfg.sampling, greedy=True), engine.cfg.sampling]
   prompts = [engine.conversation.prompt(task) for task in tasks]
   rollouts = generate_rollouts(
-    engine, contest.after, prompts, evaluation_set.seed, 0, sampling_params
+    engine, evaluator.policies.end, prompts, evaluation_set.seed, 0, settings
   )
   scores = score(rollouts, tasks, evaluation_set.reward, evaluation_set.sharpness)
   return groups_of(prompts, rollouts, scores, None, None, greedy=(True, False))
 
 
-def showcase(tasks: Sequence[Task], answers: Sequence[Prediction], count: int) -> list[Task]:
-  """`count` tasks, question types in turn, those first in which something was drawn."""
-  drawn = [any(turn.produced for turn in answered.turns) for answered in answers]
+def gallery_tasks(
+  tasks: Sequence[Task], predictions: Sequence[Prediction], count: int
+) -> list[Task]:
+  """`count` tasks, question types in turn, those with drawings first."""
+  drawn = [any(turn.produced for turn in prediction.turns) for prediction in predictions]
   order = sorted(range(len(tasks)), key=lambda i: not drawn[i])
   return types_in_turn([tasks[i] for i in order])[:count]
 
 
 def behaviours(found: Sequence[PredictionSet]) -> dict[str, dict[str, float]]:
-  """Column key -> statistics, of the sheets that a policy filled in."""
-  return {s.column.key: behaviour(s.answers) for s in found if s.column.key != table_lib.MEDIAN}
+  """Column key -> statistics, of the columns that a policy answered."""
+  baselines_ = (comparison.MEDIAN, comparison.START_FITTED)
+  return {s.column.key: behaviour(s.predictions) for s in found if s.column.key not in baselines_}
 
 
 def write(
-  workdir: pathlib.Path, found: Sequence[PredictionSet], table: ResultTable, origin: dict[str, Any]
+  workdir: pathlib.Path,
+  found: Sequence[PredictionSet],
+  table: ResultTable,
+  fingerprint: dict[str, Any],
 ) -> None:
   """Writes results.json and predictions.jsonl.
 
   Args:
-    workdir: made when missing.
-    found: all sheets.
+    workdir: created if missing.
+    found: all columns.
     table: made of them.
-    origin: command, config, seed, ...: JSON values that say how to get the same table again.
+    fingerprint: command, config, seed, ...: JSON values that reproduce the table.
   """
   workdir.mkdir(parents=True, exist_ok=True)
   more = {
-    "origin": origin,
+    "origin": fingerprint,
     "behaviour": behaviours(found),
-    "vsi_bench": {s.column.key: vsi_score(s.answers) for s in found},
+    "vsi_bench": {s.column.key: vsi_score(s.predictions) for s in found},
   }
-  lines = [_prediction(s.column.key, answered) for s in found for answered in s.answers]
+  lines = [_json(s.column.key, prediction) for s in found for prediction in s.predictions]
   partial = workdir / f"{PREDICTIONS}.partial"
   partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
   partial.replace(workdir / PREDICTIONS)
   write_results(table, workdir, more)
 
 
-def _at(mode: SamplingParams, temperature: float) -> SamplingParams:
-  return dataclasses.replace(mode, temperature=temperature)
+def _start_columns(
+  evaluator: Evaluator, start: Params, on_batch: Callable[[], None]
+) -> list[PredictionSet]:
+  """The start policy, greedy first; of the other temperatures only the best one."""
+  sampled, tasks = evaluator.engine.cfg.sampling, evaluator.evaluation_set.tasks
+  temperatures = evaluator.cfg.temperatures
+  settings = [dataclasses.replace(sampled, greedy=True), sampled]
+  settings += [dataclasses.replace(sampled, temperature=t) for t in temperatures]
+  greedy, usual, *tried = _answer(evaluator, start, tasks, settings, on_batch)
+  columns = [
+    _column(comparison.START_GREEDY, "start, greedy", greedy),
+    _column(comparison.START_SAMPLED, "start, sampled", usual),
+  ]
+  candidates = [
+    _column(comparison.START_BEST_TEMPERATURE, f"start, sampled at {t:g}", predictions)
+    for t, predictions in zip(temperatures, tried, strict=True)
+  ]
+  if candidates:
+    best = max(candidates, key=lambda s: comparison.values(s.predictions, "score").mean())
+    columns.append(best)
+  return columns
 
 
-def _prediction(column: str, answered: Prediction) -> str:
-  names = [f.name for f in dataclasses.fields(answered) if f.name != "turns"]
-  record = {"column": column} | {name: answered.__dict__[name] for name in names}
-  return json.dumps(record | {"text": "\n".join(turn.text for turn in answered.turns)})
+def _answer(
+  evaluator: Evaluator,
+  params: Params,
+  tasks: Sequence[Task],
+  sampling_params: Sequence[SamplingParams],
+  on_batch: Callable[[], None],
+) -> list[list[Prediction]]:
+  evaluation_set = dataclasses.replace(evaluator.evaluation_set, tasks=tasks)
+  return predict(evaluator.engine, params, evaluation_set, sampling_params, on_batch)
+
+
+def _column(key: str, label: str, predictions: list[Prediction]) -> PredictionSet:
+  return PredictionSet(ResultColumn(key, label), predictions)
+
+
+def _json(column: str, prediction: Prediction) -> str:
+  names = [f.name for f in dataclasses.fields(prediction) if f.name != "turns"]
+  record = {"column": column} | {name: vars(prediction)[name] for name in names}
+  return json.dumps(record | {"text": "\n".join(turn.text for turn in prediction.turns)})

@@ -1,4 +1,4 @@
-"""results.json: the table of an evaluation and where it comes from, written and read."""
+"""results.json: the result table of an evaluation and its fingerprint, written and read."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class ResultColumn:
-  """One way of answering all questions: `key` names it in the rows, `label` on the page."""
+  """A policy or baseline that answered all questions: `key` in the rows, `label` for people."""
 
   key: str
   label: str
@@ -31,7 +31,7 @@ class ResultColumn:
 
 @dataclasses.dataclass(frozen=True)
 class ResultRow:
-  """One question type: `n` questions and, by column key, their score in [0, 1]."""
+  """One question type: `n` questions and, by column key, their mean score in [0, 1]."""
 
   question_type: str
   n: int
@@ -40,34 +40,67 @@ class ResultRow:
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-  """A difference between two columns, paired by question.
+  """The mean of `after - before` over questions, paired by question, with its 95 % interval.
 
-  `required` is the condition in words ("> 0"), None when the difference is only shown;
-  `met` says whether it holds, None likewise.
+  Attributes:
+    label: names the difference.
+    after, before: column keys.
+    measure: "score" or "reward".
+    mean, low, high: of the difference.
   """
 
   label: str
+  after: str
+  before: str
+  measure: str
   mean: float
   low: float
   high: float
-  required: str | None
-  met: bool | None
+
+  @property
+  def verb(self) -> str:
+    """ "rose", "fell", or "did not change" if the interval covers 0."""
+    if self.low > 0:
+      return "rose"
+    return "fell" if self.high < 0 else "did not change"
 
 
 @dataclasses.dataclass(frozen=True)
 class ResultTable:
-  """What an evaluation found: before and after, per question type and overall.
+  """The result of an evaluation.
 
-  `summary` holds other means over all questions or many types, in its own unit each ("reward");
-  `rows` share every question out once.
+  Attributes:
+    columns: policies and baselines, the most important first.
+    rows: one per question type; every question is in one row.
+    overall: mean score over all questions, by column key.
+    parsed: share of answers that could be read, by column key, in [0, 1].
+    summary: other means (numbers, choices, reward), each in its own unit.
+    paired: differences between columns; the first one is the headline.
+    notes: sentences below the table.
   """
 
   columns: tuple[ResultColumn, ...]
   rows: tuple[ResultRow, ...]
   overall: dict[str, Cell]
+  parsed: dict[str, float]
   summary: tuple[ResultRow, ...]
   paired: tuple[Paired, ...]
   notes: tuple[str, ...]
+
+
+def headline(table: ResultTable) -> str | None:
+  """The first difference as one sentence, None without one.
+
+  "greedy score, end - start: rose from 0.521 to 0.637, +0.116 (95 % interval +0.076 to +0.156)."
+  """
+  if not table.paired:
+    return None
+  first = table.paired[0]
+  before, after = (table.overall[key].mean for key in (first.before, first.after))
+  return (
+    f"{first.label}: {first.verb} from {before:.3f} to {after:.3f}, {first.mean:+.3f} "
+    f"(95 % interval {first.low:+.3f} to {first.high:+.3f})."
+  )
 
 
 def write_results(
@@ -76,15 +109,15 @@ def write_results(
   """Writes the table to `workdir/results.json`, in one rename.
 
   Args:
-    table: what was found.
-    workdir: made when missing.
-    more: written before it; JSON values, such as how to get the same table again.
+    table: the result.
+    workdir: created if missing.
+    more: further JSON values that are written first, such as the config of the evaluation.
 
   Returns:
     The file.
 
   Raises:
-    ValueError: on the host, when a number is NaN or infinite.
+    ValueError: if a number is NaN or infinite.
   """
   path = pathlib.Path(workdir) / FILE
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,19 +128,19 @@ def write_results(
 
 
 def is_up_to_date(workdir: str | os.PathLike[str], origin: Mapping[str, Any]) -> bool:
-  """Whether `workdir/results.json` is there and says of itself all that `origin` says."""
+  """Whether `workdir/results.json` exists and its fingerprint has all values of `origin`."""
   try:
     record = json.loads((pathlib.Path(workdir) / FILE).read_text(encoding="utf-8"))["origin"]
     return record | json.loads(json.dumps(origin)) == record
   except (OSError, ValueError, KeyError, TypeError):
-    return False  # whatever it is, it is written anew
+    return False  # an unreadable file is written anew
 
 
 def read_results(workdir: str | os.PathLike[str]) -> ResultTable | None:
-  """The table of `workdir/results.json`, None where nothing was evaluated.
+  """The table of `workdir/results.json`, None if the file does not exist.
 
   Raises:
-    DataError: I/O, when the file is not such a table.
+    DataError: I/O: if the file is not such a table.
   """
   path = pathlib.Path(workdir) / FILE
   if not path.exists():
@@ -115,7 +148,9 @@ def read_results(workdir: str | os.PathLike[str]) -> ResultTable | None:
   try:
     return _table(json.loads(path.read_text(encoding="utf-8")))
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise DataError(f"{path} is not a table of results ({error}); evaluate again") from error
+    raise DataError(
+      f"{path} is not a result table ({error}); delete it and evaluate again"
+    ) from error
 
 
 def _table(record: dict[str, Any]) -> ResultTable:
@@ -123,6 +158,7 @@ def _table(record: dict[str, Any]) -> ResultTable:
     columns=tuple(ResultColumn(**column) for column in record["columns"]),
     rows=_rows(record["rows"]),
     overall=_cells(record["overall"]),
+    parsed=dict(record["parsed"]),
     summary=_rows(record["summary"]),
     paired=tuple(Paired(**paired) for paired in record["paired"]),
     notes=tuple(record["notes"]),

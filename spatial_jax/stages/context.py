@@ -1,15 +1,79 @@
-"""What the stages and entry points share: the rollout engine of a policy, and its memory plan."""
+"""What every stage and entry point needs, built once from a config and a policy."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
 
 import jax
 
 from spatial_jax import compiled, sharding
-from spatial_jax.drawing.executor import Executor
+from spatial_jax.data.image import PreprocessConfig
+from spatial_jax.data.prompt_text import TextConfig
+from spatial_jax.data.tokenizer import Tokenizer
+from spatial_jax.drawing.canvas import Style
+from spatial_jax.drawing.executor import Executor, ExecutorConfig
+from spatial_jax.policy.cache import rollout_shardings
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout import memory
-from spatial_jax.rollout.config import RolloutConfig
+from spatial_jax.rollout.config import RolloutConfig, WeightForm
 from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.rollout.engine import Engine, stop_ids
+from spatial_jax.rollout.engine import Engine, forbidden_ids, stop_ids
 from spatial_jax.rollout.memory import Plan
+from spatial_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunContext:
+  """Policy, conversation, drawing workers and the resharding of weights; shared by all stages.
+
+  Attributes:
+    policy: pure functions, on the train mesh; with frozen paths and adapters.
+    conversation: tokenizer, prompt texts, image preprocessing.
+    executor: drawing workers.
+    decode_params: train parameters -> parameters on the rollout mesh; jitted once.
+    trained_on: benchmark whose rooms the policy was trained on ("vsi-bench"), None without one.
+  """
+
+  policy: Policy
+  conversation: Conversation
+  executor: Executor
+  decode_params: Callable[[Params], Params]
+  trained_on: str | None
+
+  @property
+  def mesh(self) -> jax.sharding.Mesh:
+    """The train mesh."""
+    return compiled.train_mesh(self.policy)
+
+  def engine(self, cfg: RolloutConfig, resident: int, slots_key: str) -> Engine:
+    """A rollout engine whose caches fit the devices; arguments as in `make_engine`."""
+    return make_engine(self.policy, self.conversation, self.executor, cfg, resident, slots_key)
+
+
+@contextlib.contextmanager
+def open_context(
+  policy: Policy,
+  tokenizer: Tokenizer,
+  text: TextConfig,
+  preprocess: PreprocessConfig,
+  style: Style,
+  executor: ExecutorConfig,
+  weights: WeightForm,
+  trained_on: str | None,
+) -> Iterator[RunContext]:
+  """Builds a RunContext and stops its drawing workers at the end.
+
+  Args:
+    policy: on its train mesh, with frozen paths, adapters and remat.
+    tokenizer: of the policy.
+    text, preprocess, style, executor: of the config.
+    weights: dtype of the decode parameters.
+    trained_on: as in `RunContext`.
+  """
+  conversation = Conversation(tokenizer, text, preprocess, policy.cfg)
+  decode_params = compiled.decode_params(policy, compiled.train_mesh(policy), weights)
+  with Executor(executor, style) as workers:
+    yield RunContext(policy, conversation, workers, decode_params, trained_on)
 
 
 def make_engine(
@@ -20,38 +84,39 @@ def make_engine(
   resident: int,
   slots: str,
 ) -> Engine:
-  """An engine on the policy's mesh, its buckets such that the mesh's kernels can read them.
+  """A rollout engine on the policy's mesh, with buckets that the kernels of the mesh can read.
 
   Args:
-    policy, conversation, executor, cfg: what samples, reads and draws, and how.
-    resident: bytes on each device that are others', from `bytes_of`.
-    slots: what to lower where the caches do not fit: the key that `cfg.slots` is from.
+    policy, conversation, executor: of the run.
+    cfg: shapes and limits.
+    resident: bytes per device that other arrays occupy meanwhile, from `bytes_of`.
+    slots: config key of `cfg.slots`, to be lowered if the caches do not fit.
 
   Raises:
-    ConfigError: on the host, before anything runs, for caches that cannot fit.
+    ConfigError: if the caches do not fit; nothing was allocated.
   """
   mesh = compiled.train_mesh(policy)
   cfg = compiled.rollout_buckets(cfg, mesh)
   memory.check(planned(policy, cfg, resident), slots)
   stops = stop_ids(conversation, cfg)
-  run = compiled.rollout_programs(policy, cfg, conversation.forbidden_ids, stops)
+  run = compiled.rollout_programs(policy, cfg, forbidden_ids(conversation, stops), stops)
   return Engine(conversation, run, executor, cfg, stops)
 
 
 def planned(policy: Policy, cfg: RolloutConfig, resident: int) -> Plan:
-  """`plan` for the devices that there are."""
+  """`plan` for the devices of the policy's mesh."""
   return plan(policy, cfg, resident, memory.device_bytes(compiled.train_mesh(policy)))
 
 
 def plan(policy: Policy, cfg: RolloutConfig, resident: int, device: int) -> Plan:
-  """What lies on each device of `device` bytes while rollouts run; nothing is made."""
+  """Bytes on each device of `device` bytes during rollouts; nothing is allocated."""
   mesh = compiled.train_mesh(policy)
   local = sharding.rollout_mesh(mesh)
   run = compiled.rollout_programs(policy, cfg, (), ())
   state = jax.eval_shape(lambda: run.empty(cfg.prompt_buckets[-1]))
   params = jax.eval_shape(policy.init, jax.random.key(0))
   weights = jax.eval_shape(compiled.reshard(policy, mesh, cfg.weights), params)
-  layout = sharding.rollout_shardings(state.cache, local)
+  layout = rollout_shardings(state.cache, local)
   rows, few = memory.tree_bytes(state.cache.layers, layout.layers), cfg.decode_row_counts[:-1]
   return Plan(
     resident=resident,

@@ -1,6 +1,6 @@
-"""Reinforcement learning on verifiable answers: GRPO and AP-GRPO.
+"""Reinforcement learning from verifiable rewards: GRPO and AP-GRPO.
 
-tasks ─► prompts ─► rollouts (drawing inside) ─► scores ─► advantages ─► batch ─► update
+tasks ─► prompts ─► rollouts (with drawing) ─► scores ─► advantages ─► batch ─► update
 """
 
 import dataclasses
@@ -28,22 +28,23 @@ from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.profiling import Timeline, save_timeline
 from spatial_jax.rollout.saved_groups import groups_of, most_drawings_first, save_groups
 from spatial_jax.rollout.scheduler import generate_rollouts
+from spatial_jax.stages.context import RunContext
 from spatial_jax.stages.loop import Step
 from spatial_jax.types import Params, Prompts, Rollouts, Scores, Task, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
 class GrpoConfig:
-  """What one reinforcement-learning stage does.
+  """The config of a GRPO stage.
 
   Attributes:
-    reward, advantage, loss, optimizer: of the four arrows behind the rollouts.
+    reward, advantage, loss, optimizer: of the steps after the rollouts.
     keep_fraction: fraction of the rollouts that the update uses; see `downsample_rollouts`.
     prefix_buckets: padded lengths of prompts in the update, tokens.
-    vision: padded sizes of the update's pictures.
-    micro: rows and padded lengths of the update's microbatches.
-    save_rollouts_every: every so many steps rollouts are kept for the report; 0: never.
-    saved_groups: prompts of such a step whose rollouts are kept, those with most drawings.
+    vision: padded sizes of the images in the update.
+    micro: rows and padded lengths of the microbatches of the update.
+    save_rollouts_every: steps between two steps whose rollouts are saved for the report; 0: never.
+    saved_groups: number of groups that are saved, those with the most drawings.
   """
 
   reward: RewardConfig
@@ -59,11 +60,16 @@ class GrpoConfig:
 
   def __post_init__(self):
     if not 0 < self.keep_fraction <= 1:
-      raise ConfigError(f"config.learn.keep_fraction must lie in (0, 1], got {self.keep_fraction}")
+      raise ConfigError(
+        f"config.learn.keep_fraction is {self.keep_fraction} and must be above 0 and at most 1"
+      )
+    for name in ("save_rollouts_every", "saved_groups"):
+      if vars(self)[name] < 0:
+        raise ConfigError(f"config.learn.{name} is {vars(self)[name]} and must be at least 0")
 
 
 def batch_config(learn: GrpoConfig, policy: QwenVLConfig) -> BatchConfig:
-  """Shapes of the update of a run."""
+  """The static shapes of the update."""
   return BatchConfig(
     prefix_buckets=learn.prefix_buckets,
     tokens=learn.micro.lengths[-1],
@@ -74,55 +80,53 @@ def batch_config(learn: GrpoConfig, policy: QwenVLConfig) -> BatchConfig:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Learner:
-  """Everything a step needs besides state and step number.
+class GrpoStage:
+  """Everything that a GRPO step needs besides the train state and the step number.
 
   Attributes:
-    engine: sampling and drawing.
+    context: policy, conversation, drawing workers.
+    engine: generates rollouts.
     programs: the jitted update.
-    decode_params: train parameters -> rollout mesh.
     tasks_of: (seed, step, count) -> tasks.
-    count: prompts of a step.
-    cfg, shapes: the stage and its static shapes.
+    cfg, shapes: of the stage, and its static shapes.
     steps, seed: of the run.
-    reference: the policy's parameters -> the reference's, which a divergence keeps it near; None
-      where there is none.
-    vision_trainable: else each image of a step is seen once, by rollouts and update together.
-    workdir: where kept rollouts go.
+    reference: train parameters -> parameters of the reference policy; None without a KL term.
+    workdir: of the saved rollouts.
   """
 
+  context: RunContext
   engine: Engine
   programs: LearnPrograms
-  decode_params: Callable[[Params], Params]
   tasks_of: Callable[[int, int, int], list[Task]]
-  count: int
   cfg: GrpoConfig
   shapes: BatchConfig
   steps: int
   seed: int
   reference: Callable[[Params], Params] | None
-  vision_trainable: bool
   workdir: pathlib.Path
 
   def prompts(self, step: int) -> Prompts:
     """The prompts of one step: a function of seed and step."""
-    tasks = self.tasks_of(self.seed, step, self.count)
+    tasks = self.tasks_of(self.seed, step, self.engine.cfg.prompts)
     return [self.engine.conversation.prompt(task) for task in tasks]
 
-  def step_of(self, first: int) -> Step:
-    """The step function, with prompts of the next steps made while one runs."""
+  def step_function(self, first: int) -> Step:
+    """The function of one step; a thread prepares the prompts of the next two steps."""
     prompt_iter = pipeline.prefetch(self.prompts, first, 2)
     return lambda state, step: self.step(state, step, prompt_iter)
 
   def step(
     self, state: TrainState, step: int, prompt_iter: Iterator[Prompts]
   ) -> tuple[TrainState, Mapping[str, Any]]:
-    """Samples, scores and updates once.
+    """One step: prompts, rollouts, scores, advantages, batch, update.
 
     Args:
       state: donated.
-      step: of the run, from 0.
-      prompt_iter: whose next prompts are this step's.
+      step: from 0.
+      prompt_iter: yields the prompts of this step next.
+
+    Returns:
+      The next state and the metrics of the step.
     """
     cfg = self.cfg
     sampling_params = [self.engine.cfg.sampling] * self.engine.cfg.group
@@ -130,8 +134,9 @@ class Learner:
 
     prompts = next(prompt_iter)
     begin = time.monotonic()
-    weights = self.decode_params(state.params)
-    image_features = None if self.vision_trainable else {}
+    weights = self.context.decode_params(state.params)
+    # A frozen vision tower encodes each image once, for the rollouts and for the update.
+    image_features = None if self.context.policy.vision_trainable else {}
     with Timeline() as timeline:
       rollouts = generate_rollouts(
         self.engine,
@@ -143,7 +148,7 @@ class Learner:
         image_features,
         timeline=timeline,
       )
-    del weights  # the update needs the room
+    del weights  # the update needs the memory
     rollout_s = time.monotonic() - begin
 
     scores = score(rollouts, [prompt.task for prompt in prompts], cfg.reward, k)
@@ -172,7 +177,7 @@ class Learner:
 
 
 def summarise(rollouts: Rollouts, scores: Scores, advantages_BG: np.ndarray) -> dict[str, float]:
-  """Means over the usable rollouts of one step."""
+  """Means over the valid rollouts of one step."""
   valid_BG = scores.valid_BG
   turns = [[len(t.turns) for t in group] for group in rollouts]
   drawn = [[any(turn.produced for turn in t.turns) for t in group] for group in rollouts]
@@ -197,7 +202,7 @@ def summarise(rollouts: Rollouts, scores: Scores, advantages_BG: np.ndarray) -> 
 
 
 def zero_variance_share(scores: Scores) -> float:
-  """Of the groups with two usable rollouts or more, those whose rewards are all but equal."""
+  """Share of the groups with at least two valid rollouts whose rewards are (nearly) equal."""
   groups = zip(np.asarray(scores.reward_BG), scores.valid_BG, strict=True)
   rewards = [reward_G[usable_G] for reward_G, usable_G in groups if usable_G.sum() > 1]
   return float(np.mean([np.std(reward_G) < 0.01 for reward_G in rewards])) if rewards else 0.0

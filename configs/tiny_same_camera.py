@@ -1,0 +1,16 @@
+"""The null beside configs/tiny.py: the same run with the camera and questions of pretraining.
+
+Source: as configs/tiny.py. Expected: the sampled score rises because sampling gets sharper; the
+greedy score does not change, because pretraining has taught what these rewards could teach.
+Time: 8 minutes on two CPU cores.
+Command: python -m spatial_jax.train --config=configs/tiny_same_camera.py --workdir=runs/same_camera
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+  """The defaults: 75 degrees, all eight question types."""
+  return common.get_config()

@@ -1,0 +1,147 @@
+"""Baselines that need no training: constants, fitted constants, and images of another scene."""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from spatial_jax.evaluate.predictions import EvaluationSet, Prediction, constant_prediction
+from spatial_jax.reward.accuracy import mean_relative_accuracy
+from spatial_jax.reward.compose import Answer, score_answer
+from spatial_jax.reward.parse import read
+from spatial_jax.types import Task
+
+# Factors that a fitted constant may be, a ratio of 1.02 apart.
+FACTORS_Z = np.exp(np.linspace(-np.log(4.0), np.log(4.0), 141)).astype(np.float32)
+
+
+def constant_answers(examples: Sequence[Task]) -> dict[str, str]:
+  """Question type -> the best answer without an image.
+
+  The median of numbers; the most frequent letter of choices (of equally frequent letters the
+  first in the alphabet).
+
+  Args:
+    examples: tasks of the training split.
+  """
+  answers: dict[str, list[str]] = collections.defaultdict(list)
+  kinds = {}
+  for task in examples:
+    answers[task.question_type].append(task.answer)
+    kinds[task.question_type] = task.answer_kind
+  return {
+    name: f"{np.median(np.array(values, np.float64)):g}"
+    if kinds[name] == "number"
+    else min(collections.Counter(values).items(), key=lambda item: (-item[1], item[0]))[0]
+    for name, values in answers.items()
+  }
+
+
+def predict_constant(evaluation_set: EvaluationSet, answers: Mapping[str, str]) -> list[Prediction]:
+  """Predictions of `constant_answers`; a question type without an answer scores 0."""
+  given = [answers.get(task.question_type) for task in evaluation_set.tasks]
+  return score_texts(evaluation_set, given)
+
+
+def predict_fitted_factor(
+  evaluation_set: EvaluationSet, predictions: Sequence[Prediction]
+) -> list[Prediction]:
+  """Numeric answers of a policy times one constant factor per question type; choices unchanged.
+
+  The factor maximises the mean score (MRA). It is cross-fitted: each half of the questions of a
+  type uses the factor of the other half, so that no question is used to fit its own factor. What
+  training gains over this baseline is more than a calibration of scale.
+
+  Args:
+    evaluation_set: with the true answers.
+    predictions: of the policy before training, in the order of the tasks.
+
+  Returns:
+    One prediction per task.
+  """
+  tasks = evaluation_set.tasks
+  readings = [read(p.answer, task) for p, task in zip(predictions, tasks, strict=True)]
+  value_Z = np.array([reading.value for reading in readings], np.float32)
+  truth_Z = np.array([read(task.answer, task).value for task in tasks], np.float32)
+  factor_Z = np.ones(len(tasks), np.float32)
+  by_type = collections.defaultdict(list)
+  for i, (task, reading) in enumerate(zip(tasks, readings, strict=True)):
+    if task.answer_kind == "number" and reading.parsed:
+      by_type[task.question_type].append(i)
+  for indices in by_type.values():
+    halves = np.array(indices[::2], int), np.array(indices[1::2], int)
+    for half, other in (halves, halves[::-1]):
+      factor_Z[half] = best_factor(value_Z[other], truth_Z[other])
+  given = [
+    f"{value * factor:g}" if factor != 1 else prediction.answer
+    for prediction, value, factor in zip(predictions, value_Z, factor_Z, strict=True)
+  ]
+  return score_texts(evaluation_set, given)
+
+
+def best_factor(value_Z: np.ndarray, truth_Z: np.ndarray) -> float:
+  """The factor in [1/4, 4] that maximises the mean MRA of factor * value; 1 without values."""
+  if not len(value_Z):
+    return 1.0
+  scaled_FZ = FACTORS_Z[:, None] * value_Z[None]
+  score_FZ = np.asarray(
+    mean_relative_accuracy(scaled_FZ, np.broadcast_to(truth_Z, scaled_FZ.shape))
+  )
+  score_F = score_FZ.mean(axis=1)
+  best = np.flatnonzero(score_F >= score_F.max() - 1e-6)
+  return float(FACTORS_Z[best[np.argmin(np.abs(np.log(FACTORS_Z[best])))]])
+
+
+def other_image_tasks(tasks: Sequence[Task]) -> list[Task] | None:
+  """The same questions, each with the images of another scene, to measure the use of the image.
+
+  The images come from the next task of the same question type, scene apart and with as many
+  images; if there is none, from the next task of any type.
+
+  Returns:
+    One task per task, or None if a task has no such partner.
+  """
+  changed = []
+  for i, task in enumerate(tasks):
+    following = [*tasks[i + 1 :], *tasks[:i]]
+    partners = [
+      other
+      for other in following
+      if other.scene_id != task.scene_id and len(other.images) == len(task.images)
+    ]
+    same_type = [other for other in partners if other.question_type == task.question_type]
+    if not partners:
+      return None
+    partner = (same_type or partners)[0]
+    changed.append(dataclasses.replace(task, images=partner.images, boxes=()))
+  return changed
+
+
+def score_texts(evaluation_set: EvaluationSet, texts: Sequence[str | None]) -> list[Prediction]:
+  """Predictions of given answer texts, scored as if their format were right."""
+  tasks = evaluation_set.tasks
+  readings = [read(text, task) for text, task in zip(texts, tasks, strict=True)]
+  parsed_Z = np.array([reading.parsed for reading in readings])
+  answers = Answer(
+    value=np.array([reading.value for reading in readings], np.float32),
+    truth=np.array([read(task.answer, task).value for task in tasks], np.float32),
+    parsed=parsed_Z,
+    is_number=np.array([task.answer_kind == "number" for task in tasks]),
+    format=np.ones(len(tasks), np.float32),
+    valid=np.ones(len(tasks), bool),
+  )
+  one = functools.partial(
+    score_answer,
+    sharpness=np.array(evaluation_set.sharpness, np.float32),
+    cfg=evaluation_set.reward,
+  )
+  rewards = jax.vmap(one)(answers)
+  return [
+    constant_prediction(
+      task, texts[i], float(rewards.score[i]), float(rewards.reward[i]), bool(parsed_Z[i])
+    )
+    for i, task in enumerate(tasks)
+  ]
