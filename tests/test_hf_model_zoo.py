@@ -1,4 +1,4 @@
-"""Released shapes: their counts, against the README and against transformers' own classes."""
+"""Released shapes: their counts, against docs/policies.md and transformers' own classes."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ from spatial_jax.hf import config
 from spatial_jax.hf.model_zoo import NAMES, parameters, released
 from spatial_jax.policy.qwen_vl import make_policy
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+DOCS = pathlib.Path(__file__).parent.parent / "docs" / "policies.md"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -23,7 +23,7 @@ def test_abstract_parameters_are_as_many_as_the_table_says(name):
 
 
 def test_the_readme_lists_every_released_shape():
-  rows = re.findall(r"^\| (Qwen\S+) \| ([\d,]+) \|", README.read_text(), re.MULTILINE)
+  rows = re.findall(r"^\| (Qwen\S+) \| ([\d,]+) \|", DOCS.read_text(), re.MULTILINE)
   assert {name: int(count.replace(",", "")) for name, count in rows} == {
     name: parameters(released(name)) for name in NAMES
   }
