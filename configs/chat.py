@@ -1,8 +1,8 @@
-"""A question by hand to a policy of full size, in ViLaSR's conversation.
+"""One question to a full-size policy in ViLaSR's conversation.
 
-Source: ViLaSR, arXiv:2506.09965: its grammar, limits and drawing sizes, in our words.
-Expected: a policy that was taught the grammar draws; others answer, seldom with a drawing.
-Time: on one accelerator seconds behind the first question, whose programs take minutes to compile.
+Source: ViLaSR, arXiv:2506.09965: its grammar, limits and drawing sizes; the wording is ours.
+Expected: a policy that was trained on the grammar draws; other policies answer, rarely with a
+drawing. Time: minutes to compile, then seconds per question on one accelerator.
 Command: python -m spatial_jax.chat --checkpoint=HF_FOLDER --image=a.jpg "How far is the chair?"
 """
 
@@ -10,14 +10,14 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-SYSTEM = """You reason about space, and may draw on the pictures while you think.
+SYSTEM = """You reason about space, and may draw on the images while you think.
 
 ### Available tools:
 Object Mapper marks objects with boxes; its input is a JSON list of
 {"index": i, "bbox_2d": [x1, y1, x2, y2], "label": "..."}
 Path Tracer marks ways and distances with lines; its input is a JSON list of
 {"index": i, "start_point_2d": [x1, y1], "end_point_2d": [x2, y2], "label": "..."}
-"index" is that of the picture to draw on, from 1; coordinates are its pixels, (0, 0) top left.
+"index" is that of the image to draw on, from 1; coordinates are its pixels, (0, 0) top left.
 After each use you are shown the drawing: wait for it.
 
 ### Required Output Format:
@@ -33,7 +33,7 @@ Look at each drawing critically, correct it where it is wrong, and go back where
 
 
 def get_config() -> ConfigDict:
-  """Pictures of up to 448 x 448 pixels, 256 visual tokens each."""
+  """Images of up to 448 x 448 pixels, 256 visual tokens each."""
   cfg = common.get_config()
   cfg.text = ConfigDict(
     {

@@ -124,11 +124,11 @@ def source() -> ConfigDict:
           "camera_distance",
         ),
         "max_per_type": 4,
-        "min_pixels": 200,  # of 168 x 168: a quarter of a 28-pixel cell
-        "min_fraction": 0.5,
-        "scope": "views",  # an image of a procedural room need not show all of it
+        "min_visible_pixels": 200,  # of 168 x 168: a quarter of a 28-pixel cell
+        "min_visible_fraction": 0.5,
+        "instance_scope": "views",  # an image of a procedural room need not show all of it
         "seconds_per_view": 2.0,
-        "prefix": "",
+        "task_id_prefix": "",
       },
       "max_tasks_per_scene": 2,  # in a batch: rendering costs time, variety of rooms helps
       # For directions, which one room in 20 offers; every room that is tried is rendered.

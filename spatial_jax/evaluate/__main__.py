@@ -7,7 +7,6 @@ one of training.
 """
 
 import json
-import pathlib
 from collections.abc import Sequence
 
 from absl import flags
@@ -21,6 +20,7 @@ from spatial_jax.cli import (
   no_arguments,
 )
 from spatial_jax.evaluate_main import evaluate, settings_of
+from spatial_jax.workdir import to_path
 
 CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP)
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, CHECKPOINT_HELP, required=True)
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
   no_arguments(arguments)
   enable_compilation_cache()
   settings = settings_of(json.loads(CONFIG.value.to_json_best_effort()))
-  evaluate(settings, CHECKPOINT.value, pathlib.Path(WORKDIR.value))
+  evaluate(settings, CHECKPOINT.value, to_path(WORKDIR.value))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,22 @@ import numpy as np
 
 from spatial_jax.evaluate.bootstrap import bootstrap_interval, paired_interval
 from spatial_jax.evaluate.predictions import Prediction
-from spatial_jax.evaluate.results import Cell, Paired, ResultColumn, ResultRow, ResultTable
-
-START_GREEDY, END_GREEDY = "start_greedy", "end_greedy"
-START_SAMPLED, END_SAMPLED = "start_sampled", "end_sampled"
-START_BEST_TEMPERATURE, END_BEST_OF_N = "start_best_temperature", "end_best_of_n"
-START_FITTED, MEDIAN = "start_fitted_factor", "median"
-START_OTHER_IMAGE, END_OTHER_IMAGE = "start_other_image", "end_other_image"
+from spatial_jax.evaluate.results import (
+  END_GREEDY,
+  END_OTHER_IMAGE,
+  END_SAMPLED,
+  MEDIAN,
+  START_BEST_TEMPERATURE,
+  START_FITTED,
+  START_GREEDY,
+  START_OTHER_IMAGE,
+  START_SAMPLED,
+  Cell,
+  Paired,
+  ResultColumn,
+  ResultRow,
+  ResultTable,
+)
 
 _SEED = 0  # of the bootstrap: the same scores always give the same table
 

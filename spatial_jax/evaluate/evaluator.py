@@ -14,11 +14,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from spatial_jax.config import ConfigError
+from spatial_jax.config import check_field
 from spatial_jax.data.pipeline import types_in_turn
 from spatial_jax.data.source import Source
 from spatial_jax.errors import DataError
-from spatial_jax.evaluate import baselines, comparison
+from spatial_jax.evaluate import baselines, comparison, results
 from spatial_jax.evaluate.behaviour import behaviour
 from spatial_jax.evaluate.benchmarks.summary import heading, vsi_score
 from spatial_jax.evaluate.comparison import PredictionSet, result_table
@@ -30,7 +30,7 @@ from spatial_jax.evaluate.predictions import (
   most_likely_prediction,
   predict,
 )
-from spatial_jax.evaluate.results import ResultColumn, ResultTable, write_results
+from spatial_jax.evaluate.results import PREDICTIONS, ResultColumn, ResultTable, write_results
 from spatial_jax.reward.compose import RewardConfig, score
 from spatial_jax.reward.snra import sharpness
 from spatial_jax.rollout.config import RolloutConfig, SamplingParams
@@ -38,8 +38,6 @@ from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.saved_groups import Group, groups_of
 from spatial_jax.rollout.scheduler import generate_rollouts
 from spatial_jax.types import Params, Task
-
-PREDICTIONS = "predictions.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,15 +66,11 @@ class EvaluationConfig:
 
   def __post_init__(self):
     for name in ("tasks", "train_tasks", "prompts", "slots"):
-      if vars(self)[name] < 1:
-        raise ConfigError(f"config.evaluation.{name} is {vars(self)[name]} and must be at least 1")
+      check_field(self, name, vars(self)[name] >= 1, "be at least 1")
     for name in ("best_of", "gallery"):
-      if vars(self)[name] < 0:
-        raise ConfigError(f"config.evaluation.{name} is {vars(self)[name]} and must be at least 0")
-    if not all(math.isfinite(t) and t > 0 for t in self.temperatures):
-      raise ConfigError(
-        f"config.evaluation.temperatures is {self.temperatures}: each must be above 0"
-      )
+      check_field(self, name, vars(self)[name] >= 0, "be at least 0")
+    valid = all(0 < t < math.inf for t in self.temperatures)
+    check_field(self, "temperatures", valid, "have values above 0 only")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -212,25 +206,25 @@ def prediction_sets(evaluator: Evaluator, on_batch: Callable[[], None]) -> Itera
   if start is not None:
     yield from (before := _start_columns(evaluator, start, on_batch))
   end_greedy, end_sampled = _answer(evaluator, end, tasks, [greedy, sampled], on_batch)
-  yield _column(comparison.END_GREEDY, f"{prefix}greedy", end_greedy)
-  yield _column(comparison.END_SAMPLED, f"{prefix}sampled", end_sampled)
+  yield _column(results.END_GREEDY, f"{prefix}greedy", end_greedy)
+  yield _column(results.END_SAMPLED, f"{prefix}sampled", end_sampled)
   if evaluator.cfg.best_of:
     settings = [sampled] * evaluator.cfg.best_of
     samples = _answer(evaluator, end, tasks, settings, on_batch)
     label = f"{prefix}most likely of {len(settings)}"
-    yield _column(comparison.END_BEST_OF_N, label, most_likely_prediction(samples))
+    yield _column(results.END_BEST_OF_N, label, most_likely_prediction(samples))
   answers = baselines.constant_answers(evaluator.examples)
   constant = baselines.predict_constant(evaluator.evaluation_set, answers)
-  yield _column(comparison.MEDIAN, "median answer", constant)
+  yield _column(results.MEDIAN, "median answer", constant)
   if before:
     fitted = baselines.predict_fitted_factor(evaluator.evaluation_set, before[0].predictions)
-    yield _column(comparison.START_FITTED, "start greedy x fitted factor", fitted)
+    yield _column(results.START_FITTED, "start greedy x fitted factor", fitted)
   if others is not None:
     if start is not None:
       (found,) = _answer(evaluator, start, others, [greedy], on_batch)
-      yield _column(comparison.START_OTHER_IMAGE, "start greedy, other images", found)
+      yield _column(results.START_OTHER_IMAGE, "start greedy, other images", found)
     (found,) = _answer(evaluator, end, others, [greedy], on_batch)
-    yield _column(comparison.END_OTHER_IMAGE, f"{prefix}greedy, other images", found)
+    yield _column(results.END_OTHER_IMAGE, f"{prefix}greedy, other images", found)
 
 
 def count_batches(evaluator: Evaluator) -> int:
@@ -253,12 +247,12 @@ def make_table(evaluator: Evaluator, found: Sequence[PredictionSet]) -> ResultTa
   if {t.task_id for t in evaluator.examples} >= {t.task_id for t in tasks}:
     notes.append("The median answers are those of these very questions: the best constants.")
   keys = {s.column.key for s in found}
-  if comparison.START_FITTED in keys:
+  if results.START_FITTED in keys:
     notes.append(
       "The fitted factor is one constant per question type, cross-fitted with the true answers: "
       "what the end gains over it is more than a calibration of scale."
     )
-  if comparison.START_BEST_TEMPERATURE in keys:
+  if results.START_BEST_TEMPERATURE in keys:
     notes.append(
       "The best temperature was chosen on these questions, which favours the start: what the "
       "sampled end gains over it is more than sharpening."
@@ -269,7 +263,7 @@ def make_table(evaluator: Evaluator, found: Sequence[PredictionSet]) -> ResultTa
 def gallery(evaluator: Evaluator, found: Sequence[PredictionSet]) -> list[Group]:
   """Rollouts for the report: greedy and sampled answers to a few questions, drawings first."""
   engine, evaluation_set = evaluator.engine, evaluator.evaluation_set
-  answers = next(s.predictions for s in found if s.column.key == comparison.END_GREEDY)
+  answers = next(s.predictions for s in found if s.column.key == results.END_GREEDY)
   tasks = gallery_tasks(
     evaluation_set.tasks, answers, min(evaluator.cfg.gallery, engine.cfg.prompts)
   )
@@ -295,7 +289,7 @@ def gallery_tasks(
 
 def behaviours(found: Sequence[PredictionSet]) -> dict[str, dict[str, float]]:
   """Column key -> statistics, of the columns that a policy answered."""
-  baselines_ = (comparison.MEDIAN, comparison.START_FITTED)
+  baselines_ = (results.MEDIAN, results.START_FITTED)
   return {s.column.key: behaviour(s.predictions) for s in found if s.column.key not in baselines_}
 
 
@@ -336,11 +330,11 @@ def _start_columns(
   settings += [dataclasses.replace(sampled, temperature=t) for t in temperatures]
   greedy, usual, *tried = _answer(evaluator, start, tasks, settings, on_batch)
   columns = [
-    _column(comparison.START_GREEDY, "start, greedy", greedy),
-    _column(comparison.START_SAMPLED, "start, sampled", usual),
+    _column(results.START_GREEDY, "start, greedy", greedy),
+    _column(results.START_SAMPLED, "start, sampled", usual),
   ]
   candidates = [
-    _column(comparison.START_BEST_TEMPERATURE, f"start, sampled at {t:g}", predictions)
+    _column(results.START_BEST_TEMPERATURE, f"start, sampled at {t:g}", predictions)
     for t, predictions in zip(temperatures, tried, strict=True)
   ]
   if candidates:

@@ -10,6 +10,14 @@ from typing import Any
 from spatial_jax.errors import DataError
 
 FILE = "results.json"
+PREDICTIONS = "predictions.jsonl"  # one line per column and question
+
+# Keys of the columns.
+START_GREEDY, END_GREEDY = "start_greedy", "end_greedy"
+START_SAMPLED, END_SAMPLED = "start_sampled", "end_sampled"
+START_BEST_TEMPERATURE, END_BEST_OF_N = "start_best_temperature", "end_best_of_n"
+START_FITTED, MEDIAN = "start_fitted_factor", "median"
+START_OTHER_IMAGE, END_OTHER_IMAGE = "start_other_image", "end_other_image"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from spatial_jax.compiled import LearnPrograms
-from spatial_jax.config import ConfigError
+from spatial_jax.config import check_field
 from spatial_jax.data import pipeline
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.learn.advantage import AdvantageConfig, advantage
@@ -59,13 +59,10 @@ class GrpoConfig:
   saved_groups: int
 
   def __post_init__(self):
-    if not 0 < self.keep_fraction <= 1:
-      raise ConfigError(
-        f"config.learn.keep_fraction is {self.keep_fraction} and must be above 0 and at most 1"
-      )
+    valid = 0 < self.keep_fraction <= 1
+    check_field(self, "keep_fraction", valid, "be above 0 and at most 1")
     for name in ("save_rollouts_every", "saved_groups"):
-      if vars(self)[name] < 0:
-        raise ConfigError(f"config.learn.{name} is {vars(self)[name]} and must be at least 0")
+      check_field(self, name, vars(self)[name] >= 0, "be at least 0")
 
 
 def batch_config(learn: GrpoConfig, policy: QwenVLConfig) -> BatchConfig:
