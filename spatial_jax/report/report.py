@@ -1,11 +1,14 @@
-"""One self-contained HTML file about a run: a function of what lies in its work directory.
+"""One self-contained HTML file about a run, made from the files of its work directory.
 
-    metrics.jsonl ─► tiles, curves     results.json ─► table     rollouts/ ─► gallery
-    config.json   ─► last section      RewardCard   ─► the reward card
-    timeline.json ─► what slots and devices did in one step
+    results.json, predictions.jsonl ─► example, scores, differences
+    metrics.jsonl                   ─► key figures, training curves
+    rollouts/                       ─► example, gallery
+    timeline.json                   ─► programs on the devices during one step
+    config.json                     ─► last section
+    RewardCard                      ─► reward and advantage
 
-Everything a model or a data set wrote is escaped by the template engine; the page loads nothing
-from outside and runs no script.
+The template engine escapes every text of a model or a data set; the page loads nothing from
+outside and runs no script.
 """
 
 import dataclasses
@@ -13,7 +16,7 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -21,17 +24,26 @@ from markupsafe import Markup
 
 from spatial_jax import metrics
 from spatial_jax.errors import DataError
-from spatial_jax.evaluate.results import Cell, Paired, ResultTable, read_results
-from spatial_jax.report import plots
-from spatial_jax.report.gallery import group_view
-from spatial_jax.report.plots import RewardCard
+from spatial_jax.evaluate.results import (
+  END_GREEDY,
+  END_SAMPLED,
+  MEDIAN,
+  START_GREEDY,
+  START_SAMPLED,
+  ResultTable,
+  read_results,
+)
+from spatial_jax.report import curves, result_plots, timeline_plot, wording
+from spatial_jax.report.example import choose_example
+from spatial_jax.report.gallery import step_view
+from spatial_jax.report.predictions import read_answers
+from spatial_jax.report.reward_card import RewardCard, card_view
 from spatial_jax.rollout.profiling import TIMELINE
-from spatial_jax.rollout.saved_groups import Group, load_groups
+from spatial_jax.rollout.saved_groups import load_groups
 
 FILE = "report.html"
 
 _HERE = pathlib.Path(__file__).parent
-_ENDS = 0.1  # share of the steps at either end that a tile averages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +51,8 @@ class About:
   """The head of the page.
 
   Attributes:
-    title: what was done, one line.
-    summary: what this is and how to read it, a few sentences of plain text.
+    title: of the run, one line.
+    summary: what the run is, a few sentences of plain text.
     facts: ("policy", "Qwen2.5-VL, 4.1 M parameters"), ...
   """
 
@@ -49,48 +61,65 @@ class About:
   facts: tuple[tuple[str, str], ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Tile:
-  """One number at the top: `value` large, `before` (where it came from) small."""
+class Figure(NamedTuple):
+  """A plot in two layouts: for a wide page and for a phone."""
+
+  wide: Markup
+  narrow: Markup
+
+
+class KeyFigure(NamedTuple):
+  """One number at the head of the page: `value` is large, `context` is small."""
 
   label: str
   value: str
-  before: str
+  context: str
 
 
 def write_report(
   workdir: str | os.PathLike[str], about: About, card: RewardCard | None, groups_per_step: int
 ) -> pathlib.Path:
-  """Writes `workdir/report.html` from whatever the work directory holds.
+  """Writes `workdir/report.html` from the files of the work directory.
 
   Args:
-    workdir: with metrics.jsonl, results.json, rollouts/, config.json; each may be missing, and its
-      section is left out.
+    workdir: with metrics.jsonl, results.json, predictions.jsonl, rollouts/, timeline.json and
+      config.json; the section of a missing file is left out.
     about: head of the page.
-    card: how the run rewards, None to leave the reward card out.
-    groups_per_step: groups of rollouts shown of the first and of the last step that were kept, or
-      of an evaluation.
+    card: how the run rewards; None leaves the section out.
+    groups_per_step: number of groups shown of the first saved step, of the last saved step, and of
+      the evaluation.
 
   Returns:
-    The file.
+    The path of the page.
 
   Raises:
-    UserError: I/O, naming a file of the work directory that cannot be read.
+    UserError: I/O: if a file of the work directory cannot be read; names the file.
   """
   workdir = pathlib.Path(workdir)
   records, table = metrics.read(workdir), read_results(workdir)
+  answers = read_answers(workdir)
+  steps = [groups for groups in load_groups(workdir, groups_per_step) if groups]
+  steps.sort(key=lambda groups: groups[0].step is not None)  # the evaluation first
   config = workdir / "config.json"
+  config = config.read_text(encoding="utf-8") if config.exists() else None
   page = _template().render(
     about=about,
-    tiles=tiles(records, table),
+    example=choose_example(steps, answers, wording.headline_verb(table) if table else None),
+    result=wording.headline(table) if table else None,
+    key_figures=key_figures(records, table),
     table=table,
-    scale=interval_scale(table) if table else None,
-    curves=plots.curves(records),
+    few=wording.FEW,
+    findings=wording.findings(table) if table else [],
+    dots=_dots(table) if table else None,
+    forest=_forest(table) if table else None,
+    curves=curves.main_panels(records),
+    further_curves=curves.further_panels(records),
     not_finite=not_finite(records),
+    schedule=_schedule(config),
+    card=card_view(card) if card else None,
+    gallery=[step_view(groups, card, answers.start) for groups in steps],
     timeline=_timeline_view(workdir),
-    card=_card_view(card) if card else None,
-    gallery=[_step_view(groups) for groups in load_groups(workdir, groups_per_step) if groups],
-    config=config.read_text(encoding="utf-8") if config.exists() else None,
+    config=config,
     css=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
   )
   path = workdir / FILE
@@ -100,47 +129,38 @@ def write_report(
   return partial.replace(path)
 
 
-def tiles(records: Sequence[dict[str, Any]], table: ResultTable | None) -> list[Tile]:
-  """The numbers at the top: required differences, then means of the first and the last tenth.
-
-  Rewards of different sharpness do not compare: theirs is left out where it moved.
-  """
-  found = [
-    Tile(paired.label, _signed(paired.mean), f"95 % {_range(paired)}")
-    for paired in (table.paired if table else ())
-    if paired.required
-  ][:2]
-  moved = len({r.get("sharpness") for r in records}) > 1
-  means = (("score", "sampled score"), *(() if moved else (("reward", "reward"),)))
-  for key, label in means:
-    if values := [r[key] for r in records if r.get(key) is not None]:
-      count = max(1, round(_ENDS * len(values)))
-      first, last = np.mean(values[:count]), np.mean(values[-count:])
-      found.append(Tile(f"{label} in training", f"{last:.2f}", f"from {first:.2f}"))
+def key_figures(records: Sequence[dict[str, Any]], table: ResultTable | None) -> list[KeyFigure]:
+  """The numbers at the head: held-out scores, else the score in training; speed and duration."""
+  found = []
+  overall = table.overall if table else {}
+  for label, key, start in (
+    ("greedy score", END_GREEDY, START_GREEDY),
+    ("sampled score", END_SAMPLED, START_SAMPLED),
+  ):
+    if key in overall:
+      before = overall.get(start)
+      context = f"from {before.mean:.2f} at the start" if before else "held-out questions"
+      found.append(KeyFigure(label, f"{overall[key].mean:.2f}", context))
+  if MEDIAN in overall:
+    found.append(
+      KeyFigure("median answer", f"{overall[MEDIAN].mean:.2f}", "baseline without images")
+    )
+  if not overall and (score := wording.ends(records, "score")):
+    found.append(KeyFigure("score in training", f"{score[1]:.2f}", f"from {score[0]:.2f}, sampled"))
   if speeds := [r["tokens_per_s"] for r in records if r.get("tokens_per_s") is not None]:
-    found.append(Tile("tokens per second", f"{np.median(speeds):,.0f}", "sampled, median step"))
+    found.append(KeyFigure("tokens per second", f"{np.median(speeds):,.0f}", "median of the steps"))
   if records:
-    found.append(Tile("steps", str(records[-1]["step"] + 1), _hours(records)))
+    found.append(KeyFigure("steps", f"{records[-1]['step'] + 1:,}", _duration(records)))
   return found
 
 
 def not_finite(records: Sequence[dict[str, Any]]) -> list[tuple[str, list[int]]]:
-  """(name, steps) of every metric that was NaN or infinite somewhere."""
+  """(name, steps) of every metric that was NaN or infinite in a step."""
   found: dict[str, list[int]] = {}
   for record in records:
     for name in record.get(metrics.NOT_FINITE, ()):
       found.setdefault(name, []).append(record["step"])
   return sorted(found.items())
-
-
-def interval_scale(table: ResultTable) -> tuple[float, float]:
-  """(low, high) of all intervals in the table, a little widened: the axis of its small plots."""
-  rows = [row.cells for row in (*table.rows, *table.summary)] + [table.overall]
-  cells = [cell for cells in rows for cell in cells.values()]
-  low = min((cell.low for cell in cells), default=0.0)
-  high = max((cell.high for cell in cells), default=1.0)
-  margin = 0.05 * (high - low) + 1e-6
-  return low - margin, high + margin
 
 
 def _template() -> jinja2.Template:
@@ -151,58 +171,53 @@ def _template() -> jinja2.Template:
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  environment.filters |= {"signed": _signed, "range": _range, "place": _place}
+  environment.filters |= {
+    "signed": wording.signed,
+    "interval": wording.interval,
+    "typeset": wording.typeset,
+    "type_name": wording.type_name,
+  }
   return environment.get_template("report.html.jinja")
 
 
-def _card_view(card: RewardCard) -> dict[str, Any]:
-  schedule = card.reward.schedule
-  ends = {"k_min": schedule.k_min, "now": card.sharpness, "k_max": schedule.k_max}
-  wrong = [(name, float(k), card.wrong_choice(float(k))) for name, k in ends.items()]
-  return {
-    "reward": plots.reward_figure(card),
-    "advantage": plots.advantage_figure(card),
-    "wrong_choice": wrong[1:] if schedule.kind == "constant" else wrong,
-    "constant": card.reward.discrete_sharpness is not None or card.reward.choice == "exact",
-    "alpha": card.advantage.alpha,
-    "sharpness": card.sharpness,
-  }
+def _dots(table: ResultTable) -> Figure | None:
+  keys = result_plots.plot_keys(table)
+  if keys is None:
+    return None
+  wide, narrow = result_plots.WIDE, result_plots.NARROW
+  return Figure(*(result_plots.dot_plot(table, keys, layout) for layout in (wide, narrow)))
+
+
+def _forest(table: ResultTable) -> Figure | None:
+  if not table.paired:
+    return None
+  wide, narrow = result_plots.WIDE, result_plots.NARROW
+  return Figure(*(result_plots.forest_plot(table.paired, layout) for layout in (wide, narrow)))
+
+
+def _schedule(config: str | None) -> str | None:
+  """A remark on schedules that did not end with the run."""
+  try:
+    return wording.schedule_sentence(json.loads(config)) if config else None
+  except (ValueError, AttributeError, TypeError):
+    return None  # another form of config, which is shown as text
 
 
 def _timeline_view(workdir: pathlib.Path) -> dict[str, Any] | None:
-  """The rollouts of the last step whose timeline was kept."""
+  """The rollouts of the last step with a saved timeline."""
   path = workdir / TIMELINE
   if not path.exists():
     return None
   try:
     record = json.loads(path.read_text(encoding="utf-8"))
-    return {"step": record["step"], "figure": plots.timeline_figure(record)}
-  except (KeyError, ValueError) as error:
+    figure = Figure(*(timeline_plot.timeline_figure(record, width_in) for width_in in (10.0, 3.7)))
+    return {"step": record["step"], "figure": figure}
+  except (KeyError, TypeError, ValueError) as error:
     raise DataError(f"{path} cannot be read ({error!r}); delete it") from error
 
 
-def _step_view(groups: Sequence[Group]) -> dict[str, Any]:
-  scored = groups[0].truth is not None
-  return {"step": groups[0].step, "scored": scored, "groups": [group_view(g) for g in groups]}
-
-
-def _signed(value: float, digits: int = 3) -> str:
-  rounded = round(value, digits) + 0.0  # never "-0.00"
-  return f"{rounded:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _range(cell: Cell | Paired) -> str:
-  ends = (f"{value:.2f}".replace("-", "\N{MINUS SIGN}") for value in (cell.low, cell.high))
-  return " to ".join(ends)
-
-
-def _place(value: float, scale: tuple[float, float]) -> str:
-  """Where `value` lies on the scale, as a CSS percentage."""
-  return f"{100 * (value - scale[0]) / (scale[1] - scale[0]):.2f}%"
-
-
-def _hours(records: Sequence[dict[str, Any]]) -> str:
-  """The time of all sittings: `time_s` starts anew with each."""
+def _duration(records: Sequence[dict[str, Any]]) -> str:
+  """The time of the run; `time_s` starts anew each time the run is resumed."""
   times = [record["time_s"] for record in records if "time_s" in record]
   ends = [a for a, b in zip(times, [*times[1:], 0.0], strict=True) if b < a]
   return f"in {metrics.duration(sum(ends))}" if ends else ""

@@ -1,0 +1,193 @@
+"""Plots of the result table: scores per question type, and differences paired by question.
+
+Every plot has two layouts: names left of the rows for a wide page, above the rows for a phone.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from spatial_jax.evaluate import results
+from spatial_jax.evaluate.results import Cell, Paired, ResultTable
+from spatial_jax.report import svg, wording
+
+_ARROW_FROM = 0.02  # a shorter change has no arrow
+
+
+class Keys(NamedTuple):
+  """Column keys of one dot plot, None if the table lacks the column."""
+
+  start: str | None
+  end: str
+  median: str | None
+  other_image: str | None
+
+
+class Layout(NamedTuple):
+  """One of the two layouts of a plot.
+
+  Attributes:
+    narrow: names above the rows.
+    width_in: of the figure, inches.
+  """
+
+  narrow: bool
+  width_in: float
+
+
+class _RowText(NamedTuple):
+  """The words of one row; `two_lines`: on a phone the numbers are below the name."""
+
+  name: str
+  numbers: str
+  tooltip: str
+  colour: str
+  weight: str
+  two_lines: bool
+
+
+WIDE, NARROW = Layout(narrow=False, width_in=10.0), Layout(narrow=True, width_in=3.7)
+
+
+def plot_keys(table: ResultTable) -> Keys | None:
+  """The columns that the dot plot compares: greedy answers, else sampled ones, else None."""
+  available = {column.key for column in table.columns}
+
+  def present(key: str) -> str | None:
+    return key if key in available else None
+
+  for start, end in (
+    (results.START_GREEDY, results.END_GREEDY),
+    (results.START_SAMPLED, results.END_SAMPLED),
+  ):
+    if end in available:
+      other = present(results.END_OTHER_IMAGE)
+      return Keys(present(start), end, present(results.MEDIAN), other)
+  return None
+
+
+def dot_plot(table: ResultTable, keys: Keys, layout: Layout) -> Markup:
+  """Scores per question type: an arrow from start to end, a tick for the median answer.
+
+      all questions       1,024     |   o────►●══        ◦ other images    | median answer
+
+  Args:
+    table: the result.
+    keys: the columns to draw.
+    layout: `WIDE` or `NARROW`.
+  """
+  rows = [("all questions", "", sum(row.n for row in table.rows), table.overall)]
+  rows += [(wording.type_name(r.question_type), r.question_type, r.n, r.cells) for r in table.rows]
+  height_in = 0.48 * len(rows) + 1.15 if layout.narrow else 0.33 * len(rows) + 0.85
+  draw = functools.partial(_draw_dots, rows, keys, layout)
+  return svg.axes_svg(draw, layout.width_in, height_in, "scores per question type")
+
+
+def forest_plot(paired: Sequence[Paired], layout: Layout) -> Markup:
+  """Differences with their 95 % intervals around the line at 0.
+
+  Args:
+    paired: at least one.
+    layout: `WIDE` or `NARROW`.
+  """
+  height_in = 0.62 * len(paired) + 0.5 if layout.narrow else 0.33 * len(paired) + 0.5
+  draw = functools.partial(_draw_forest, paired, layout)
+  return svg.axes_svg(draw, layout.width_in, height_in, "differences paired by question")
+
+
+def _draw_dots(
+  rows: Sequence[tuple[str, str, int, Mapping[str, Cell]]], keys: Keys, layout: Layout, axes: Axes
+) -> None:
+  for y, (name, question_type, n, cells) in enumerate(rows):
+    few = n < wording.FEW
+    colour, weight = svg.MUTED if few else svg.INK, "bold" if y == 0 else "normal"
+    text = _RowText(name, f"n = {n:,}", question_type, colour, weight, two_lines=False)
+    _write_row(axes, y, text, layout)
+    _draw_row(axes, y, keys, cells, svg.PALE if few else svg.ACCENT)
+  axes.set(xlim=(0, 1), xlabel="score")
+  _finish(axes, len(rows), layout)
+  columns = 2 if layout.narrow else 5
+  axes.figure.legend(handles=_dot_legend(keys), loc="outside upper left", ncols=columns)
+
+
+def _draw_row(axes: Axes, y: int, keys: Keys, cells: Mapping[str, Cell], colour: str) -> None:
+  """One question type; a column without a cell leaves a gap."""
+  pale = svg.PALE if colour == svg.PALE else svg.MUTED
+  if median := cells.get(keys.median or ""):
+    axes.plot([median.mean] * 2, [y - 0.27, y + 0.27], color=pale, linewidth=1.6)
+  if other := cells.get(keys.other_image or ""):
+    axes.plot(other.mean, y, "o", color="white", markeredgecolor=pale, markersize=6, clip_on=False)
+  start, end = cells.get(keys.start or ""), cells.get(keys.end)
+  if end:
+    axes.plot(
+      [end.low, end.high], [y, y], color=colour, linewidth=7, alpha=0.28, solid_capstyle="butt"
+    )
+  if start and end and abs(end.mean - start.mean) >= _ARROW_FROM:
+    style: Any = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.4, "shrinkA": 0}
+    axes.annotate("", (end.mean, y), (start.mean, y), arrowprops=style | {"shrinkB": 3})
+  if start:
+    axes.plot(start.mean, y, "o", color=colour, markersize=3.2, clip_on=False)
+  if end:
+    axes.plot(end.mean, y, "o", color=colour, markersize=6.5, clip_on=False)
+
+
+def _dot_legend(keys: Keys) -> list[Line2D]:
+  mark: Any = {"linestyle": "none", "color": svg.ACCENT}
+  handles = []
+  if keys.start:
+    handles.append(Line2D([], [], marker="o", markersize=3.2, label="start", **mark))
+  handles += [
+    Line2D([], [], marker="o", markersize=6.5, label="end" if keys.start else "policy", **mark),
+    Line2D([], [], color=svg.WASH, linewidth=7, label="95 % interval"),
+  ]
+  if keys.median:
+    tick: Any = {"marker": "|", "markersize": 10, "markeredgewidth": 1.6, "linestyle": "none"}
+    handles.append(Line2D([], [], color=svg.MUTED, label="median answer", **tick))
+  if keys.other_image:
+    hollow: Any = mark | {"color": "white", "markeredgecolor": svg.MUTED, "marker": "o"}
+    handles.append(Line2D([], [], markersize=6, label="images of other rooms", **hollow))
+  return handles
+
+
+def _draw_forest(paired: Sequence[Paired], layout: Layout, axes: Axes) -> None:
+  for y, difference in enumerate(paired):
+    colour = svg.MUTED if difference.verb == "did not change" else svg.ACCENT
+    label, ends = wording.typeset(difference.label), wording.interval(difference)
+    numbers = f"{wording.signed(difference.mean)}  ({ends})"
+    text = _RowText(label, numbers, "", svg.INK, "normal", two_lines=True)
+    _write_row(axes, y, text, layout)
+    axes.plot([difference.low, difference.high], [y, y], color=colour, linewidth=1.8)
+    axes.plot(difference.mean, y, "o", color=colour, markersize=6.5)
+  low = min(0.0, *(d.low for d in paired))
+  high = max(0.0, *(d.high for d in paired))
+  margin = 0.06 * (high - low) + 1e-3
+  axes.axvline(0, color=svg.INK, linewidth=1)
+  axes.set(xlim=(low - margin, high + margin), xlabel="difference, 95 % interval")
+  _finish(axes, len(paired), layout)
+
+
+def _write_row(axes: Axes, y: float, text: _RowText, layout: Layout) -> None:
+  """Writes the name of a row on the left and its numbers on the right, or both above the row."""
+  place: Any = {"transform": axes.get_yaxis_transform(), "va": "center"}
+  name: Any = {"color": text.colour, "fontweight": text.weight, "gid": svg.tooltip(text.tooltip)}
+  numbers: Any = {"color": svg.MUTED, "fontsize": svg.SMALL_PT}
+  if not layout.narrow:
+    axes.text(-0.02, y, text.name, ha="right", **place, **name)
+    axes.text(1.02, y, text.numbers, ha="left", **place, **numbers)
+    return
+  axes.text(0, y - (0.52 if text.two_lines else 0.42), text.name, ha="left", **place, **name)
+  if text.two_lines:
+    axes.text(0, y - 0.24, text.numbers, ha="left", **place, **numbers)
+  else:
+    axes.text(1, y - 0.42, text.numbers, ha="right", **place, **numbers)
+
+
+def _finish(axes: Axes, count: int, layout: Layout) -> None:
+  """Rows from top to bottom, no frame on the left."""
+  axes.set(ylim=(count - 0.5, -0.8 if layout.narrow else -0.5), yticks=[])
+  axes.grid(visible=False, axis="y")
+  axes.spines["left"].set_visible(False)

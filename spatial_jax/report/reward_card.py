@@ -1,0 +1,140 @@
+"""The reward card: what an answer earns at one point of a run, and the advantages of a group."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from spatial_jax.learn.advantage import AdvantageConfig, ap_grpo, grpo
+from spatial_jax.report import svg
+from spatial_jax.reward.accuracy import mean_relative_accuracy
+from spatial_jax.reward.compose import RewardConfig, score_example
+from spatial_jax.reward.example import Example
+from spatial_jax.reward.snra import sharpness
+
+EXAMPLE_ERRORS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0)  # relative, of a group of answers
+_SIZE_IN = (4.6, 3.2)
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardCard:
+  """The reward of a run at `progress` in [0, 1] of its schedule."""
+
+  reward: RewardConfig
+  advantage: AdvantageConfig
+  progress: float
+
+  @property
+  def sharpness(self) -> float:
+    """k at `progress`."""
+    return float(sharpness(self.progress, self.reward.schedule))
+
+  @property
+  def constant(self) -> bool:
+    """Whether the sharpness never changes."""
+    return self.reward.schedule.kind == "constant"
+
+  def accuracy(self, error_Z: np.ndarray, k: float) -> np.ndarray:
+    """Accuracy part of the reward of numbers with relative error `error_Z`, float32."""
+    ones = np.ones_like(error_Z, np.float32)
+    example = Example(
+      (1 + error_Z).astype(np.float32), ones, ones > 0, ones > 0, 0 * ones, ones > 0
+    )
+    earn = functools.partial(score_example, sharpness=np.array(k, np.float32), cfg=self.reward)
+    return np.asarray(jax.vmap(earn)(example).accuracy)
+
+  def wrong_choice(self, k: float) -> float:
+    """Accuracy part of the reward of a wrong option."""
+    zero, one = np.array(0, np.float32), np.array(1, np.float32)
+    example = Example(zero, one, one > 0, zero > 0, zero, one > 0)
+    return float(score_example(example, np.array(k, np.float32), self.reward).accuracy)
+
+  def format_part(self, format_: float, score: float) -> float:
+    """The part of a reward that is not accuracy, as in `reward.compose.combine`."""
+    return self.reward.format_weight * format_ * (score > self.reward.score_threshold)
+
+
+class CardView(NamedTuple):
+  """What the template shows of a card.
+
+  Attributes:
+    reward, advantage: figures.
+    wrong_choice: ("at the start, k = 10", reward) of a wrong option, one or several.
+    sharpness: now.
+    format_weight, score_threshold: of the format part.
+  """
+
+  reward: Markup
+  advantage: Markup
+  wrong_choice: list[tuple[str, float]]
+  sharpness: float
+  format_weight: float
+  score_threshold: float
+
+
+def card_view(card: RewardCard) -> CardView:
+  """Figures and numbers of the card."""
+  schedule = card.reward.schedule
+  points = {"at the start": schedule.k_min, "now": card.sharpness, "at the end": schedule.k_max}
+  if card.constant:
+    points = {"now": card.sharpness}
+  wrong = [
+    (f"{name}, k = {float(k):.3g}", card.wrong_choice(float(k))) for name, k in points.items()
+  ]
+  if card.reward.discrete_sharpness is not None or card.reward.choice == "exact":
+    wrong = [("throughout the run", wrong[0][1])]
+  return CardView(
+    reward=svg.axes_svg(functools.partial(_draw_reward, card), *_SIZE_IN, "reward against error"),
+    advantage=svg.axes_svg(functools.partial(_draw_advantage, card), *_SIZE_IN, "advantages"),
+    wrong_choice=wrong,
+    sharpness=card.sharpness,
+    format_weight=card.reward.format_weight,
+    score_threshold=card.reward.score_threshold,
+  )
+
+
+def _draw_reward(card: RewardCard, axes: Axes) -> None:
+  """The end of the schedule is a wide line, so that it stays visible below the line of now."""
+  schedule, now = card.reward.schedule, card.sharpness
+  error_Z = np.linspace(0, 1, 201)
+  mra_Z = jax.vmap(lambda error: mean_relative_accuracy(1 + error, np.array(1, np.float32)))(
+    error_Z.astype(np.float32)
+  )
+  if not card.constant:
+    for name, k, colour, width in (
+      ("start", float(schedule.k_min), svg.MUTED, 1.2),
+      ("end", float(schedule.k_max), svg.WASH, 7),
+    ):
+      label = f"{name} of the schedule, k = {k:g}"
+      axes.plot(error_Z, card.accuracy(error_Z, k), color=colour, linewidth=width, label=label)
+  label = f"now, k = {now:.3g}"
+  axes.plot(error_Z, card.accuracy(error_Z, now), color=svg.ACCENT, linewidth=2, label=label)
+  axes.plot(error_Z, mra_Z, ":", color=svg.INK, linewidth=1.2, label="score (MRA)")
+  axes.set(xlim=(0, 1), ylim=(-0.02, 1.04), xlabel="relative error of the answer")
+  axes.set_ylabel("accuracy part of the reward")
+  axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+  axes.figure.legend(loc="outside upper left", ncols=2)
+
+
+def _draw_advantage(card: RewardCard, axes: Axes) -> None:
+  reward_BG = card.accuracy(np.array(EXAMPLE_ERRORS), card.sharpness)[None]
+  cfg, x_Z = card.advantage, np.arange(len(EXAMPLE_ERRORS))
+  plain_Z = np.asarray(grpo(reward_BG, by_std=cfg.by_std))[0]
+  shaped_BG = ap_grpo(reward_BG, cfg.alpha, sign_safe=cfg.sign_safe, by_std=cfg.by_std)
+  shaped_Z = np.asarray(shaped_BG)[0]
+  form = "sign-safe AP-GRPO" if cfg.sign_safe else "AP-GRPO"
+  undivided = "" if cfg.by_std else ", not divided by the deviation"
+  label = f"{form}, alpha = {cfg.alpha:g}{undivided}"
+  axes.axhline(0, color=svg.MUTED, linewidth=0.8)
+  axes.vlines(x_Z, 0, shaped_Z, color=svg.ACCENT, linewidth=2)
+  axes.plot(x_Z, shaped_Z, "o", color=svg.ACCENT, markersize=6, label=label)
+  axes.plot(x_Z, plain_Z, "o", markerfacecolor="none", color=svg.INK, markersize=8, label="GRPO")
+  axes.set_xticks(x_Z, [f"{100 * error:.0f} %" for error in EXAMPLE_ERRORS])
+  axes.set(xlabel="relative errors of eight answers to one question", ylabel="advantage")
+  axes.margins(y=0.12)
+  axes.figure.legend(loc="outside upper left", ncols=2)
