@@ -2,16 +2,15 @@
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 
 from spatial_jax.evaluate.predictions import EvaluationSet, Prediction, constant_prediction
 from spatial_jax.reward.accuracy import mean_relative_accuracy
-from spatial_jax.reward.compose import Answer, score_answer
-from spatial_jax.reward.parse import read
+from spatial_jax.reward.compose import score_examples
+from spatial_jax.reward.example import example_of_answer, stack
+from spatial_jax.reward.parse import expected_of, read
 from spatial_jax.types import Task
 
 # Factors that a fitted constant may be, a ratio of 1.02 apart.
@@ -123,25 +122,19 @@ def other_image_tasks(tasks: Sequence[Task]) -> list[Task] | None:
 def score_texts(evaluation_set: EvaluationSet, texts: Sequence[str | None]) -> list[Prediction]:
   """Predictions of given answer texts, scored as if their format were right."""
   tasks = evaluation_set.tasks
-  readings = [read(text, task) for text, task in zip(texts, tasks, strict=True)]
-  parsed_Z = np.array([reading.parsed for reading in readings])
-  answers = Answer(
-    value=np.array([reading.value for reading in readings], np.float32),
-    truth=np.array([read(task.answer, task).value for task in tasks], np.float32),
-    parsed=parsed_Z,
-    is_number=np.array([task.answer_kind == "number" for task in tasks]),
-    format=np.ones(len(tasks), np.float32),
-    valid=np.ones(len(tasks), bool),
-  )
-  one = functools.partial(
-    score_answer,
-    sharpness=np.array(evaluation_set.sharpness, np.float32),
-    cfg=evaluation_set.reward,
-  )
-  rewards = jax.vmap(one)(answers)
+  examples = [
+    example_of_answer(text, read(task.answer, task), expected_of(task), 1.0, True)
+    for text, task in zip(texts, tasks, strict=True)
+  ]
+  batch = stack([stack([example]) for example in examples])
+  scores = score_examples(batch, evaluation_set.reward, evaluation_set.sharpness)
   return [
     constant_prediction(
-      task, texts[i], float(rewards.score[i]), float(rewards.reward[i]), bool(parsed_Z[i])
+      task,
+      texts[i],
+      float(scores.score_BG[i, 0]),
+      float(scores.reward_BG[i, 0]),
+      bool(scores.parsed_BG[i, 0]),
     )
     for i, task in enumerate(tasks)
   ]

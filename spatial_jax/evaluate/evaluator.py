@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from spatial_jax.config import check_field
-from spatial_jax.data.pipeline import types_in_turn
+from spatial_jax.data.pipeline import interleave_types
 from spatial_jax.data.source import Source
 from spatial_jax.errors import DataError
 from spatial_jax.evaluate import baselines, comparison, results
@@ -35,8 +35,8 @@ from spatial_jax.reward.compose import RewardConfig, score
 from spatial_jax.reward.snra import sharpness
 from spatial_jax.rollout.config import RolloutConfig, SamplingParams
 from spatial_jax.rollout.engine import Engine
-from spatial_jax.rollout.saved_groups import Group, groups_of
-from spatial_jax.rollout.scheduler import generate_rollouts
+from spatial_jax.rollout.saved_groups import SavedGroup, make_saved_groups
+from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
 from spatial_jax.types import Params, Task
 
 
@@ -260,7 +260,7 @@ def make_table(evaluator: Evaluator, found: Sequence[PredictionSet]) -> ResultTa
   return result_table(found, evaluator.evaluation_set.sharpness, notes)
 
 
-def gallery(evaluator: Evaluator, found: Sequence[PredictionSet]) -> list[Group]:
+def gallery(evaluator: Evaluator, found: Sequence[PredictionSet]) -> list[SavedGroup]:
   """Rollouts for the report: greedy and sampled answers to a few questions, drawings first."""
   engine, evaluation_set = evaluator.engine, evaluator.evaluation_set
   answers = next(s.predictions for s in found if s.column.key == results.END_GREEDY)
@@ -271,11 +271,10 @@ def gallery(evaluator: Evaluator, found: Sequence[PredictionSet]) -> list[Group]
     return []
   settings = [dataclasses.replace(engine.cfg.sampling, greedy=True), engine.cfg.sampling]
   prompts = [engine.conversation.prompt(task) for task in tasks]
-  rollouts = generate_rollouts(
-    engine, evaluator.policies.end, prompts, evaluation_set.seed, 0, settings
-  )
+  job = RolloutJob(prompts, evaluation_set.seed, 0, settings)
+  rollouts = generate_rollouts(engine, evaluator.policies.end, job)
   scores = score(rollouts, tasks, evaluation_set.reward, evaluation_set.sharpness)
-  return groups_of(prompts, rollouts, scores, None, None, greedy=(True, False))
+  return make_saved_groups(prompts, rollouts, scores, None, None, greedy=(True, False))
 
 
 def gallery_tasks(
@@ -284,7 +283,7 @@ def gallery_tasks(
   """`count` tasks, question types in turn, those with drawings first."""
   drawn = [any(turn.produced for turn in prediction.turns) for prediction in predictions]
   order = sorted(range(len(tasks)), key=lambda i: not drawn[i])
-  return types_in_turn([tasks[i] for i in order])[:count]
+  return interleave_types([tasks[i] for i in order])[:count]
 
 
 def behaviours(found: Sequence[PredictionSet]) -> dict[str, dict[str, float]]:

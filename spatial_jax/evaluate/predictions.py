@@ -9,7 +9,7 @@ from spatial_jax.reward.compose import RewardConfig, score
 from spatial_jax.reward.format import final_answer
 from spatial_jax.rollout.config import SamplingParams
 from spatial_jax.rollout.engine import Engine
-from spatial_jax.rollout.scheduler import generate_rollouts
+from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
 from spatial_jax.types import Params, Scores, Task, Trajectory, Turn
 
 
@@ -93,7 +93,8 @@ def predict(
   for first in range(0, len(evaluation_set.tasks), size):
     tasks = evaluation_set.tasks[first : first + size]
     prompts = [engine.conversation.prompt(task) for task in tasks]
-    rollouts = generate_rollouts(engine, params, prompts, evaluation_set.seed, 0, sampling_params)
+    job = RolloutJob(prompts, evaluation_set.seed, 0, sampling_params)
+    rollouts = generate_rollouts(engine, params, job)
     scores = score(rollouts, tasks, evaluation_set.reward, evaluation_set.sharpness)
     for b, (task, group) in enumerate(zip(tasks, rollouts, strict=True)):
       for g, (trajectory, column) in enumerate(zip(group, predictions, strict=True)):

@@ -1,43 +1,47 @@
-"""What a score on a published benchmark is worth: its own scoring, and who was trained on it."""
+"""The heading of the result table and the VSI-Bench score of an evaluation."""
 
 from collections.abc import Sequence
 
-from spatial_jax.evaluate.benchmarks.vsi_bench import (
-  CHOICE_TYPES,
-  NUMBER_TYPES,
-  vsi_bench,
-  vsi_bench_average,
-)
+from spatial_jax.evaluate.benchmarks import vsi_bench
 from spatial_jax.evaluate.predictions import Prediction
 from spatial_jax.types import Task
 
-VSI_BENCH = "vsi-bench"
+VSI_BENCH = "vsi-bench"  # as in `Task.benchmark`
 
 
 def heading(tasks: Sequence[Task], trained_on: str | None) -> str | None:
-  """One line to stand above a table of benchmark questions, None when there is none among them."""
-  asked = {task.benchmark for task in tasks} - {None}
-  if not asked:
+  """Returns one line for the top of the result table, or None without benchmark questions.
+
+  Args:
+    tasks: the questions of the evaluation.
+    trained_on: the benchmark with which the policy was trained; None without one.
+  """
+  benchmarks = {task.benchmark for task in tasks if task.benchmark}
+  if not benchmarks:
     return None
-  names = ", ".join(sorted(name for name in asked if name))
-  if trained_on in asked:
+  names = ", ".join(sorted(benchmarks))
+  if trained_on in benchmarks:
     return f"Rooms of {names}. This policy was TRAINED on other rooms of {trained_on}."
-  trained = f"trained on {trained_on}" if trained_on else "not trained on a benchmark's rooms"
-  return f"Rooms of {names}. This policy was {trained}, as far as its checkpoint records."
+  trained = f"trained on {trained_on}" if trained_on else "not trained on rooms of a benchmark"
+  return f"Rooms of {names}. According to its checkpoint, this policy was {trained}."
 
 
-def vsi_score(answers: Sequence[Prediction]) -> float | None:
-  """VSI-Bench's own average, in [0, 100], over those of its question types that were asked.
+def vsi_score(predictions: Sequence[Prediction]) -> float | None:
+  """Returns VSI-Bench's own average, in [0, 100], over its question types in the evaluation.
 
-  Answers are read by the benchmark's code, which is laxer and stricter than ours in places. Its
-  rooms are rendered here, so this compares runs with one another, not with published figures.
+  The answers are read by the benchmark's rules, which differ from `reward.parse`. The rooms are
+  rendered here, so the score compares runs with each other, not with published figures.
+
+  Args:
+    predictions: other benchmarks, other question types and faults are ignored.
 
   Returns:
-    None when no answer is to a question of its kind.
+    None if no prediction counts.
   """
   scores: dict[str, list[float]] = {}
-  for a in answers:
-    if a.benchmark == VSI_BENCH and a.valid and a.question_type in NUMBER_TYPES + CHOICE_TYPES:
-      score = vsi_bench(a.answer or "", a.truth, a.question_type)
-      scores.setdefault(a.question_type, []).append(score)
-  return vsi_bench_average(scores) if scores else None
+  for p in predictions:
+    known = p.question_type in (*vsi_bench.NUMBER_TYPES, *vsi_bench.CHOICE_TYPES)
+    if p.benchmark == VSI_BENCH and p.valid and known:
+      value = vsi_bench.score(p.answer or "", p.truth, p.question_type)
+      scores.setdefault(p.question_type, []).append(value)
+  return vsi_bench.average(scores) if scores else None
