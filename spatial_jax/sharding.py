@@ -1,11 +1,11 @@
-"""Where arrays live: the meshes, one table from parameter path to spec, and the specs of batches.
+"""Placement of arrays on devices: meshes, one table from parameter path to spec, specs of batches.
 
     train mesh     data x fsdp x tensor        rows over (data, fsdp); matrices over fsdp and tensor
-    island mesh    island x data x tensor      the same devices; one island is what a process owns
-    rollout mesh   data x tensor               one island alone: sampling runs here on its own
+    island mesh    island x data x tensor      the same devices; an island is one process
+    rollout mesh   data x tensor               the devices of one island, for sampling
 
-The only importer of PartitionSpec. Parameters carry no sharding of their own; the table below is
-matched against their path, first match wins, and a leaf no line matches is an error.
+No other module imports PartitionSpec. Parameters carry no sharding of their own: exactly one rule
+of PARAM_RULES must match the path of each parameter.
 """
 
 import dataclasses
@@ -19,8 +19,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from spatial_jax.config import ConfigError
-from spatial_jax.types import Array, FeatureBatch, Params, PrefixBatch, TrainBatch, VisionBatch
+from spatial_jax.checks import is_whole
+from spatial_jax.config import ConfigError, check_field
+from spatial_jax.errors import UserError
+from spatial_jax.types import Array, FeatureBatch, Params, TrainBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,38 +30,61 @@ class MeshConfig:
   """Sizes of the train mesh; their product is the number of devices.
 
   Attributes:
-    data: replicas; -1: whatever is left.
-    fsdp: shards of every matrix and of the optimizer.
-    tensor: shards of heads and feed-forward; at most the KV heads.
+    data: replicas of the parameters; -1: all remaining devices.
+    fsdp: shards of every matrix and of the optimizer state.
+    tensor: shards of heads and feed-forward width; at most the number of KV heads.
   """
 
   data: int
   fsdp: int
   tensor: int
 
+  def __post_init__(self):
+    valid = is_whole(self.data, 1) or is_whole(self.data, -1, -1)
+    check_field(self, "data", valid, "be a whole number, at least 1, or -1 for all other devices")
+    for name in ("fsdp", "tensor"):
+      check_field(self, name, is_whole(vars(self)[name], 1), "be a whole number, at least 1")
 
-# (path regex, spec of the last axes). An axis before them, the layers of a stacked parameter, is
-# never sharded, so that one line serves stacked and unstacked parameters.
+
+# (path regex, spec of the last axes). The axes before them are not sharded: the layer axis of a
+# stacked parameter, so that one rule serves stacked and unstacked parameters.
 PARAM_RULES: tuple[tuple[str, P], ...] = (
   (r"decoder/(embed|head)/embedding$", P("tensor", "fsdp")),  # V, D
-  (r"decoder/layers/.*[qkv]/kernel$", P("fsdp", "tensor", None)),  # D, H, C
-  (r"decoder/layers/.*[qkv]/bias$", P("tensor", None)),  # H, C
-  (r"decoder/layers/.*o/kernel$", P("tensor", None, "fsdp")),  # H, C, D
-  (r"vision/blocks/qkv/kernel$", P("fsdp", None, "tensor", None)),  # E, 3, H, C
-  (r"vision/blocks/qkv/bias$", P(None, "tensor", None)),  # 3, H, C
-  (r"vision/blocks/proj/kernel$", P("tensor", None, "fsdp")),  # H, C, E
+  (r"attn/[qkv]/kernel$", P("fsdp", "tensor", None)),  # D, H, C
+  (r"attn/[qkv]/bias$", P("tensor", None)),  # H, C
+  (r"attn/o/kernel$", P("tensor", None, "fsdp")),  # H, C, D
+  (r"blocks/qkv/kernel$", P("fsdp", None, "tensor", None)),  # E, 3, H, C
+  (r"blocks/qkv/bias$", P(None, "tensor", None)),  # 3, H, C
+  (r"blocks/proj/kernel$", P("tensor", None, "fsdp")),  # H, C, E
   (r"mlp/(gate|up)/kernel$", P("fsdp", "tensor")),  # D or E, F; in the mergers 4E, 4E
   (r"mlp/down/kernel$", P("tensor", "fsdp")),  # F, D or E; 4E, D
   (r"mlp/(gate|up)/bias$", P("tensor")),  # F, in the mergers 4E
-  (r"(o|proj|down)/kernel_lora_a$", P("tensor", None)),  # H*C or F, rank of the adapter
-  (r"(o|proj|down)/kernel_lora_b$", P(None, "fsdp")),
-  (r"kernel_lora_a$", P("fsdp", None)),  # D or E, rank
-  (r"kernel_lora_b$", P(None, "tensor")),  # rank, H*C or F
+  (r"/(o|proj|down)/kernel_lora_a$", P("tensor", None)),  # H*C or F, rank of the adapter
+  (r"/(o|proj|down)/kernel_lora_b$", P(None, "fsdp")),  # rank, D or E
+  (r"/(q|k|v|qkv|gate|up|patch)/kernel_lora_a$", P("fsdp", None)),  # D or E, rank
+  (r"/(q|k|v|qkv|gate|up|patch)/kernel_lora_b$", P(None, "tensor")),  # rank, H*C or F
   (r"vision/patch/kernel$", P(None, "fsdp")),  # X = 3 * 2 * 14 * 14 divides by 8 only; E
-  (r"vision/position/embedding$", P(None, "fsdp")),  # table of learned positions, E
-  (r"(scale|bias)$", P()),  # norms, and biases of sums over `tensor`: replicated
-  (r"heads/\w+/kernel$", P()),  # the temporary heads of pretraining
+  (r"vision/position/embedding$", P(None, "fsdp")),  # learned positions, E
+  (r"/scale$", P()),  # of norms, and of kernels in 8 bits: replicated
+  (r"(norm|proj|down|patch)/bias$", P()),  # of norms, and of sums over `tensor`: replicated
+  (r"heads/\w+/(kernel|bias)$", P()),  # the temporary heads of pretraining
 )
+
+
+# --- processes ---------------------------------------------------------------------------------
+
+
+def refuse_several_processes() -> None:
+  """Refuses training if this process is one of several.
+
+  Raises:
+    UserError: if jax.process_count() is larger than 1.
+  """
+  if jax.process_count() > 1:
+    raise UserError(
+      "training in several processes is not supported yet; run one process per job "
+      f"(this job has {jax.process_count()})"
+    )
 
 
 # --- meshes ------------------------------------------------------------------------------------
@@ -69,17 +94,17 @@ def make_mesh(
   cfg: MeshConfig,
   devices: Sequence[jax.Device],  # pyright: ignore[reportInvalidTypeForm]  (a type made at import)
 ) -> Mesh:
-  """The train mesh, the devices of a process next to one another.
+  """The train mesh; the devices of each process are adjacent.
 
   Raises:
-    ConfigError: on the host, naming both sides, when the sizes do not fit the devices.
+    ConfigError: if the product of the sizes is not the number of devices.
   """
   fixed = cfg.fsdp * cfg.tensor
   data = len(devices) // fixed if cfg.data == -1 else cfg.data
   if data < 1 or data * fixed != len(devices):
     raise ConfigError(
-      f"mesh data={cfg.data} x fsdp={cfg.fsdp} x tensor={cfg.tensor} does not fit "
-      f"{len(devices)} devices; set config.mesh so that the product is {len(devices)}"
+      f"config.mesh is data={cfg.data} x fsdp={cfg.fsdp} x tensor={cfg.tensor} and does not fit "
+      f"{len(devices)} devices; set sizes whose product is {len(devices)}"
     )
   by_process = sorted(devices, key=lambda device: device.process_index)
   return Mesh(
@@ -88,30 +113,30 @@ def make_mesh(
 
 
 def island_mesh(train_mesh: Mesh) -> Mesh:
-  """All devices of the train mesh, in its order, as island x data x tensor.
+  """The devices of the train mesh, in the same order, as island x data x tensor.
 
   Raises:
-    ConfigError: on the host, when `tensor` does not divide the devices of a process.
+    ConfigError: if `tensor` does not divide the number of devices of a process.
   """
   devices, tensor = train_mesh.devices.reshape(-1), train_mesh.shape["tensor"]
   islands = len({device.process_index for device in devices})
   if len(devices) // islands % tensor:
     raise ConfigError(
-      f"mesh tensor={tensor} does not divide the {len(devices) // islands} devices of a process, "
-      "which sample on their own; set config.mesh.tensor to a divisor"
+      f"config.mesh.tensor is {tensor} and does not divide the {len(devices) // islands} devices "
+      "of a process, which samples on its own devices; set a divisor"
     )
   return Mesh(devices.reshape(islands, -1, tensor), ("island", "data", "tensor"))
 
 
 def rollout_mesh(train_mesh: Mesh) -> Mesh:
-  """This process' island as data x tensor."""
+  """The island of this process as data x tensor."""
   islands = island_mesh(train_mesh)
   owners = [island.flat[0].process_index for island in islands.devices]
   return Mesh(islands.devices[owners.index(jax.process_index())], ("data", "tensor"))
 
 
 def row_devices(mesh: Mesh) -> int:
-  """Over how many devices rows lie."""
+  """The number of shards that rows are divided into."""
   return math.prod(mesh.shape[axis] for axis in _row_axes(mesh))
 
 
@@ -125,67 +150,110 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def rows(mesh: Mesh) -> NamedSharding:
-  """Leading axis over all data axes of the mesh."""
+  """The leading axis over all data axes of the mesh."""
   return NamedSharding(mesh, P(_row_axes(mesh)))
 
 
 def attention_specs(mesh: Mesh, rows: int, kv_heads: int) -> tuple[P, P]:
-  """Specs of [R, K, ...] and [R, ...] arrays for a kernel that runs per device.
+  """Specs of [R, K, ...] and [R, ...] arrays: R over the data axes, K over `tensor`.
 
-  Rows lie over the data axes and heads over `tensor`, each only where it divides; else every device
-  computes all of them.
+  An axis that does not divide is replicated.
   """
   row = _row_axes(mesh) if rows % row_devices(mesh) == 0 else None
   head = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
   return P(row, head), P(row)
 
 
+def row_sharding(mesh: Mesh, rows: int) -> NamedSharding:
+  """Sharding of [R, ...] arrays, see `attention_specs`."""
+  return NamedSharding(mesh, attention_specs(mesh, rows, 1)[1])
+
+
+def kv_sharding(mesh: Mesh, rows: int, kv_heads: int) -> NamedSharding:
+  """Sharding of [R, K, ...] arrays, see `attention_specs`."""
+  return NamedSharding(mesh, attention_specs(mesh, rows, kv_heads)[0])
+
+
 # --- parameters --------------------------------------------------------------------------------
 
 
 def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-  """The spec of one parameter: its line of the table, without axes the mesh cannot give.
+  """The spec of one parameter: the spec of its rule, without the axes that the mesh cannot shard.
 
   Args:
-    path: "decoder/layers/attn/q/kernel"; what stands before is ignored.
+    path: "decoder/layers/attn/q/kernel"; anything may precede it.
     shape: of the parameter.
-    mesh: any of the three; an axis it lacks, or that does not divide, is left out.
+    mesh: any of the three meshes. An axis that the mesh lacks, or that does not divide, is
+      replicated; `replication_report` lists the latter.
 
   Raises:
-    ValueError: on the host, when no line matches.
+    ValueError: if not exactly one rule matches, or its spec has more axes than the parameter.
   """
-  for pattern, spec in PARAM_RULES:
-    if re.search(pattern, path) and len(spec) <= len(shape):
-      break
-  else:
-    raise ValueError(f"no sharding rule matches parameter {path} {shape}; add it to PARAM_RULES")
 
-  def kept(axis: Any, size: int) -> Any:
+  def divided(axis: Any, size: int) -> Any:
     return axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None
 
-  padded = (None,) * (len(shape) - len(spec)) + tuple(spec)
-  return P(*(kept(axis, size) for axis, size in zip(padded, shape, strict=True)))
+  rule = _rule_axes(path, shape)
+  return P(*(divided(axis, size) for axis, size in zip(rule, shape, strict=True)))
+
+
+def _rule_axes(path: str, shape: tuple[int, ...]) -> tuple[Any, ...]:
+  """The mesh axis, or None, that PARAM_RULES gives to each axis of a parameter."""
+  found = [(pattern, spec) for pattern, spec in PARAM_RULES if re.search(pattern, path)]
+  if len(found) != 1:
+    patterns = ", ".join(pattern for pattern, _ in found) or "none"
+    raise ValueError(
+      f"exactly one rule of PARAM_RULES must match parameter {path} {shape}; matching: {patterns}"
+    )
+  pattern, spec = found[0]
+  if len(spec) > len(shape):
+    raise ValueError(f"parameter {path} {shape} has fewer axes than its rule {pattern} {spec}")
+  return (None,) * (len(shape) - len(spec)) + tuple(spec)
 
 
 def param_shardings(params: Params, mesh: Mesh) -> Params:
-  """The shardings of a parameter tree (arrays or abstract) or of anything shaped like one inside.
+  """The shardings of a tree of parameters (arrays or abstract arrays), or of a tree of such trees.
 
-  A TrainState or an optimizer state holds copies of the tree; their paths end like the parameters'
-  own, and scalars are replicated. Of a kernel in 8 bits, the values lie like the kernel, and its
-  few scales everywhere.
+  A TrainState or an optimizer state contains copies of the tree: their paths end like the paths of
+  the parameters. Scalars are replicated. The values of a kernel in 8 bits are sharded like the
+  kernel, its scales are replicated.
   """
 
   def one(path: Any, leaf: Any) -> NamedSharding:
     if len(leaf.shape) == 0:
       return replicated(mesh)
-    name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/qvalue")
-    return NamedSharding(mesh, param_spec(name, leaf.shape, mesh))
+    return NamedSharding(mesh, param_spec(_path_name(path), leaf.shape, mesh))
 
   return jax.tree_util.tree_map_with_path(one, params)
 
 
+def _path_name(path: Any) -> str:
+  name = jax.tree_util.keystr(path, simple=True, separator="/")
+  return name.removesuffix("/qvalue")  # a kernel in 8 bits
+
+
+def replication_report(params: Params, mesh: Mesh) -> str | None:
+  """One line that names each parameter axis that a rule shards but the mesh does not divide.
+
+  Args:
+    params: arrays or abstract arrays.
+    mesh: train mesh.
+
+  Returns:
+    "replicated, because the axis does not divide: decoder/layers/attn/k/kernel (2 over tensor=4)";
+    None if every axis divides.
+  """
+  found = []
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    name = _path_name(path)
+    for axis, size in zip(_rule_axes(name, leaf.shape), leaf.shape, strict=True):
+      if axis in mesh.shape and size % mesh.shape[axis]:
+        found.append(f"{name} ({size} over {axis}={mesh.shape[axis]})")
+  return f"replicated, because the axis does not divide: {', '.join(found)}" if found else None
+
+
 def local_view(tree: Params, mesh: Mesh) -> Params:
-  """Arrays of the island mesh as arrays of this process' rollout mesh: the same buffers."""
+  """Arrays of the island mesh as arrays of this process' rollout mesh; buffers are not copied."""
 
   def one(x: jax.Array) -> jax.Array:
     assert isinstance(x.sharding, NamedSharding)
@@ -201,66 +269,52 @@ def local_view(tree: Params, mesh: Mesh) -> Params:
 
 
 def check_rows(count: int, name: str, mesh: Mesh) -> None:
-  """Raises ConfigError (trace or host) when `count` rows do not divide over the mesh."""
+  """Refuses a number of rows that does not divide over the mesh.
+
+  Raises:
+    ConfigError: if `count` is not a multiple of data x fsdp.
+  """
   if count % row_devices(mesh):
     raise ConfigError(
-      f"{name} is {count}: not a multiple of data x fsdp = {row_devices(mesh)} devices"
+      f"{name} is {count} and must be a multiple of data x fsdp = {row_devices(mesh)} devices"
     )
 
 
 def train_batch_shardings(batch: TrainBatch, window: int, mesh: Mesh) -> TrainBatch:
-  """Rows and prefixes over data and fsdp; patches (by whole windows), frames and features likewise.
+  """Shardings of a batch: rows, prefixes, patches (by whole windows), frames and features.
+
+  All are sharded over data x fsdp; images that do not divide are replicated.
 
   Args:
-    batch: arrays or abstract.
+    batch: arrays or abstract arrays.
     window: patches in one attention window of the vision tower.
     mesh: train mesh.
 
   Raises:
-    ConfigError: at trace or on the host, when the prompts do not divide over the mesh.
+    ConfigError: if the number of prompts does not divide over the mesh.
   """
   check_rows(batch.prefix.token_BT.shape[0], "prompts of an update (config.rollout.prompts)", mesh)
-  shards = row_devices(mesh)
   row: Any = rows(mesh)
   everywhere: Any = replicated(mesh)
 
   def spread(count: int, unit: int) -> Any:
-    return row if count % (unit * shards) == 0 else everywhere
+    return row if count % (unit * row_devices(mesh)) == 0 else everywhere
 
   if isinstance(batch.vision, FeatureBatch):
     vision = FeatureBatch(spread(batch.vision.features_MYD.shape[0], 1))
   else:
     patch = spread(batch.vision.window_P.shape[0], window)
     frame = spread(batch.vision.frame_NS.shape[0], 1)
-    vision = VisionBatch(
-      patches_PX=patch,
-      position_P4=patch,
-      window_P=patch,
-      frame_P=patch,
-      frame_NS=frame,
-      slot_P=patch,
-    )
-  return TrainBatch(
-    prefix=PrefixBatch(token_BT=row, position_BTA=row, valid_BT=row, feature_BT=row),
-    prompt_R=row,
-    token_RT=row,
-    position_RTA=row,
-    valid_RT=row,
-    trained_RT=row,
-    old_logp_RT=row,
-    advantage_R=row,
-    feature_RT=row,
-    temperature_R=row,
-    forbidden_V=everywhere,
-    vision=vision,
-  )
+    vision = jax.tree.map(lambda _: patch, batch.vision)._replace(frame_NS=frame)
+  by_row = jax.tree.map(lambda _: row, batch._replace(vision=None))
+  return by_row._replace(forbidden_V=everywhere, vision=vision)
 
 
 def place_train_batch(batch: TrainBatch, window: int, mesh: Mesh) -> TrainBatch:
-  """NumPy rows on the host -> global arrays on the train mesh.
+  """A NumPy batch as global arrays on the train mesh.
 
-  With several processes each gives its own rows and its own windows, equally many; indices into
-  patches, frames and features must then count over all processes.
+  With several processes, each process passes its own rows and its own windows, the same number in
+  every process. Indices into patches, frames and features must then count over all processes.
 
   Args:
     batch: NumPy.
@@ -272,19 +326,3 @@ def place_train_batch(batch: TrainBatch, window: int, mesh: Mesh) -> TrainBatch:
     return jax.make_array_from_process_local_data(sharding, np.asarray(x))
 
   return jax.tree.map(put, shardings, batch)
-
-
-def rollout_shardings(tree: Any, mesh: Mesh) -> Any:
-  """Prompts and rows over `data`, KV heads of caches [R, K, S, C] over `tensor`, where they divide.
-
-  Args:
-    tree: arrays or abstract, each with prompts or rows in front.
-    mesh: rollout mesh.
-  """
-
-  def one(leaf: Any) -> NamedSharding:
-    if leaf.ndim == 4:
-      return NamedSharding(mesh, attention_specs(mesh, leaf.shape[0], leaf.shape[1])[0])
-    return NamedSharding(mesh, attention_specs(mesh, leaf.shape[0], 1)[1])
-
-  return jax.tree.map(one, tree)

@@ -1,4 +1,4 @@
-"""Axis glossary and every struct that crosses a stage.
+"""Axis letters, and every struct that passes from one stage to the next.
 
     Task ──► Prompts ──► Rollouts ──► Scores ──► advantages ──► TrainBatch ──► TrainState
 
@@ -10,14 +10,15 @@ Suffix order is array order, one letter per axis, digits are literal sizes:
   T tokens (queries)    X values in one patch            K key/value heads  C channels of one head
   S key positions       E vision width                   Q heads per KV head (H = K*Q)
   V vocabulary          W vision windows                 A rotary axes (time, height, width) = 3
-  Y streams of features: the tower's last layer, and those that DeepStack adds
+  Y feature streams: the last layer of the vision tower, then the DeepStack layers
 
-`valid_*` means "not padding"; `trained_*` means "sampled by the policy". Host records (Task,
-Prompt, Trajectory) hold NumPy arrays; device structs (VisionBatch, TrainBatch) are pytrees.
+`valid_*` means "not padding"; `trained_*` means "sampled by the policy". Records on the host (Task,
+Prompt, Trajectory) contain NumPy arrays; structs on devices (VisionBatch, TrainBatch) are pytrees.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
   Array: TypeAlias = jax.Array | np.ndarray
 else:
-  Array: TypeAlias = Any  # drawing workers read Operation and must never load JAX
+  Array: TypeAlias = Any  # drawing workers import this module and must not load JAX
 
 Params: TypeAlias = dict[str, Any]
 
@@ -37,12 +38,15 @@ AnswerKind = Literal["number", "choice", "words"]
 
 @dataclasses.dataclass(frozen=True)
 class ObjectBox:
-  """Where one object of the question is to be seen: the truth behind a drawing.
+  """The true position of one object of the question in one image.
 
-  `image` counts from 0; `box_4` is (x1, y1, x2, y2) in pixels of that image, top-left origin.
-  `distance_m` is from that camera to the closest point of the object, NaN where unknown.
-  `place_m` is where its middle stands on the floor as that camera sees it: (right, ahead), NaN
-  where unknown.
+  Attributes:
+    label: name of the object.
+    image: index of the image, from 0.
+    box_4: (x1, y1, x2, y2) in pixels of that image, origin at the top left.
+    distance_m: metres from the camera to the closest point of the object; NaN if unknown.
+    place_m: position of the object's centre on the floor relative to the camera, metres (right,
+      ahead); NaN if unknown.
   """
 
   label: str
@@ -54,21 +58,21 @@ class ObjectBox:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """One question with its pictures and its verifiable answer.
+  """One question about images, with its answer.
 
   Attributes:
-    task_id: unique and stable; sampling keys and resume rest on it.
-    question_type: a VSI-Bench type ("object_abs_distance", ...) or one of ours
+    task_id: unique and stable; sampling keys and resuming depend on it.
+    question_type: a VSI-Bench type ("object_abs_distance", ...) or a type of this project
       ("camera_distance", ...).
-    question: the wording, without options and without prompt decoration.
-    options: "A. chair", ... for a choice, else None.
-    answer: the truth as text: a number ("2.4") or an option letter ("A"); "" where nobody knows it.
+    question: text of the question, without options and without the rest of the prompt.
+    options: "A. chair", ... for a multiple-choice question, else None.
+    answer: the true answer as text: a number ("2.4") or an option letter ("A"); "" if unknown.
     answer_kind: "number", "choice", or "words", which no reward reads yet.
-    images: uint8 [height, width, 3] each; several are frames of one walk through the room.
-    source: "procedural", "vsi-rooms", "photos", or "hand" for a question put by `ask`.
-    scene_id: rooms are split into train and held-out by this.
-    benchmark: "vsi-bench" when the room belongs to that benchmark, else None.
-    boxes: where the objects of the question are visible (may be empty).
+    images: uint8 [height, width, 3] each; several images are frames of one walk through the room.
+    source: "procedural", "vsi-rooms", "photos", or "hand" for a question typed by a user.
+    scene_id: the training and held-out splits have no scene in common.
+    benchmark: "vsi-bench" if the scene belongs to that benchmark, else None.
+    boxes: positions of the question's objects in the images (may be empty).
   """
 
   task_id: str
@@ -86,10 +90,14 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-  """One drawing operation, already in pixels of the image it refers to.
+  """One drawing operation, in pixels of its image.
 
-  `tool` is "box" (points_4 = x1, y1, x2, y2) or "line" (points_4 = start x, y, end x, y).
-  `image` is 1-based as the model writes it: images of the prompt first, drawn ones after them.
+  Attributes:
+    tool: "box" or "line".
+    image: index of the image from 1, as the policy writes it: the images of the prompt, then the
+      drawn images.
+    points_4: x1, y1, x2, y2 of a box; start x, start y, end x, end y of a line.
+    label: text that is drawn beside the box or line.
   """
 
   tool: Literal["box", "line"]
@@ -100,7 +108,7 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True)
 class OperationError:
-  """Why a piece of model output was not executed: a short stable `code`, a `detail` for people."""
+  """Why a part of a response was not executed: a short stable `code`, and a `detail` to read."""
 
   code: str
   detail: str
@@ -108,13 +116,13 @@ class OperationError:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PatchedImage:
-  """One image (or video clip) cut into patches, in the Hugging Face order (2x2 blocks contiguous).
+  """One image or video clip as patches, in the Hugging Face order (2x2 blocks contiguous).
 
   Attributes:
     content_hash: hex digest of pixels and size; equal images share their features.
     patches_PX: float32, normalised, P = time * height * width of the grid.
     grid_3: (time, height, width) in patches, before merging.
-    pixels: uint8 [height, width, 3], the resized picture the policy sees (first frame of a clip).
+    pixels: uint8 [height, width, 3], the resized image (of a clip, its first frame).
   """
 
   content_hash: str
@@ -124,21 +132,22 @@ class PatchedImage:
 
   @property
   def tokens(self) -> int:
-    """Number of merged visual tokens, t*h*w/4."""
+    """The number of merged visual tokens, t*h*w/4."""
     t, h, w = self.grid_3
     return t * h * w // 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompt:
-  """A task as the policy reads it.
+  """The tokens, positions and images of one task.
 
   Attributes:
-    token_ids_T: int32, image pads already expanded to one token per merged patch.
+    task: the question.
+    token_ids_T: int32; one image pad token for every merged patch.
     position_TA: int32 rotary positions (time, height, width).
-    next_position: the text position of the token after the prompt.
+    next_position: rotary position of the first token after the prompt.
     images: in order of appearance.
-    image_start: first token of each image's span; the span is `images[i].tokens` long.
+    image_start: index of the first pad token of each image; image i has `images[i].tokens` of them.
   """
 
   task: Task
@@ -154,11 +163,15 @@ Prompts: TypeAlias = list[Prompt]
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """What the policy said between two observations, and what came of it.
+  """One turn of the policy: its sampled text, and the result of its drawing operations.
 
-  `start`, `end` are token indices into the trajectory (the sampled tokens of this turn).
-  `executable`: every item of every block was valid and was drawn; true where there is none.
-  `produced`: content hashes of the images this turn drew.
+  Attributes:
+    start, end: the sampled tokens of the turn are `token_ids_T[start:end]` of the trajectory.
+    text: the decoded tokens.
+    operations: valid drawing operations of the text.
+    errors: reasons for all operations that were not executed.
+    executable: all operations of the text were valid and were drawn; true without operations.
+    produced: content hashes of the images that the turn drew.
   """
 
   start: int
@@ -172,27 +185,28 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trajectory:
-  """One rollout: an append-only record of ids, masks, log-probabilities, images and turns.
-
-  Prompt, sampled turns and observations lie behind one another:
+  """One rollout: the tokens of prompt, sampled turns and observations, in order.
 
       tokens   | prompt ........ | turn 1 ...... | observation ... | turn 2 ... |
       trained  | 0 ............. | 1 ........... | 0 ............. | 1 ........ |
 
   Attributes:
+    task_id: of the task.
     sample: index in the group, 0..G-1.
-    seed_path: (seed, step, prompt number, how many samples before it have its mode): of its keys.
-    temperature: of sampling; greedy records 1.
-    forbidden_ids: token ids at -inf while sampling.
+    seed_path: the numbers folded into its sampling keys: (seed, step, number of the prompt, number
+      of earlier samples of the group with equal sampling parameters).
+    temperature: of sampling; 1 for greedy decoding.
+    forbidden_ids: token ids with logit -inf during sampling.
     token_ids_T: int32.
     position_TA: int32 rotary positions.
-    trained_T: bool, true exactly for what the policy sampled, its <|im_end|> included.
-    logp_T: float32 log-probability of the token where trained, else 0.
-    policy_step_T: int32, the policy step that sampled it, -1 where not trained.
-    images, image_start: as in Prompt, drawn images included, in order of appearance.
-    prompt_length, prompt_images: how much of tokens and images is the prompt.
+    trained_T: bool, true for exactly the sampled tokens, including <|im_end|>.
+    logp_T: float32 log-probability of each sampled token, else 0.
+    policy_step_T: int32, step of the policy that sampled the token, else -1.
+    images, image_start: as in Prompt, followed by the drawn images in order of appearance.
+    prompt_length, prompt_images: the number of tokens and of images of the prompt.
+    turns: in order.
     end_reason: "answer", "no_action", "too_many_images", "repeated_operation", "turn_limit",
-      "token_limit" or "fault" (machinery broke: left out of statistics and update).
+      "token_limit", or "fault" (a program failed: excluded from statistics and update).
   """
 
   task_id: str
@@ -214,7 +228,7 @@ class Trajectory:
 
   @property
   def text(self) -> str:
-    """Everything the policy said, turn after turn."""
+    """The text of all turns, one per line."""
     return "\n".join(turn.text for turn in self.turns)
 
 
@@ -222,15 +236,18 @@ Rollouts: TypeAlias = list[list[Trajectory]]  # [B][G]
 
 
 class Scores(NamedTuple):
-  """What the rewards say of each rollout, float32 [B, G] unless noted.
+  """The rewards of each rollout, float32 [B, G] unless noted.
 
   Attributes:
-    reward_BG: what the advantage is computed from.
-    accuracy_BG: the smooth (or exact) accuracy part, in [0, 1]: the scale of AP-GRPO.
-    score_BG: the hard score (MRA or exact match) that gates and is reported.
-    format_BG: 1 where format and every operation were right.
-    valid_BG: bool, false for a fault: left out of group statistics and update.
+    reward_BG: the advantage is computed from it.
+    accuracy_BG: the accuracy part of the reward, in [0, 1]: the scale of AP-GRPO.
+    score_BG: the hard score (MRA or exact match), which gates and is reported.
+    format_BG: 1 if the format and every drawing operation are right, else 0.
+    valid_BG: bool, false for a fault or a reward that is not finite: left out of group statistics
+      and update.
     parsed_BG: bool, whether an answer could be read.
+    components: name of a reward signal ("accuracy", "score", "format") -> its value before weights
+      and gate.
   """
 
   reward_BG: np.ndarray
@@ -239,24 +256,26 @@ class Scores(NamedTuple):
   format_BG: np.ndarray
   valid_BG: np.ndarray
   parsed_BG: np.ndarray
+  components: dict[str, np.ndarray]
 
 
 class VisionBatch(NamedTuple):
-  """Patches of many images in the vision tower's own order: windows contiguous, in equal slots.
-      | slot 0: a whole window       | slot 1: two windows of a border, pad |     W slots
-      window_P   1 1 1 1 1 1 1 1 1 1   2 2 2 2 2 3 3 3 3 0
+  """Patches of many images in the order of the vision tower: windows contiguous, in equal slots.
 
-  P = W * patches of a whole window. Two static forms share the array: slots are rows by reshape;
-  frames are gathered to rows, one or several in each, by `frame_NS`, and put back by `slot_P`.
-  Within a row a patch sees those of its own number.
+                 | slot 0: a whole window | slot 1: two border windows, padding |     W slots
+      window_P     1 1 1 1 1 1 1 1 1 1      2 2 2 2 2 3 3 3 3 0
+
+  P = W * patches of a whole window. Window attention reshapes the slots to rows. Frame attention
+  gathers frames to rows, one or several in a row, by `frame_NS` and scatters them back by `slot_P`.
+  A patch attends to the patches of its row that have the same window or frame number.
 
   Attributes:
     patches_PX: float32 normalised pixels.
-    position_P4: int32 (row, column) of the patch in its frame, and the frame's (height, width), in
-      patches.
-    window_P, frame_P: int32, the window and the frame a patch belongs to, from 1; 0: padding.
-    frame_NS: int32 index into P, P where padded. N rows, S patches (both bucketed).
-    slot_P: int32 index into the flattened [N * S] rows, 0 where padded.
+    position_P4: int32, row and column of the patch in its frame, then height and width of the
+      frame, all in patches.
+    window_P, frame_P: int32, number of the patch's window and frame, from 1; 0 for padding.
+    frame_NS: int32 index into P, the value P for padding. N rows, S patches (both bucketed).
+    slot_P: int32 index into the flattened [N * S] rows, 0 for padding.
   """
 
   patches_PX: Array
@@ -266,15 +285,34 @@ class VisionBatch(NamedTuple):
   frame_NS: Array
   slot_P: Array
 
+  @classmethod
+  def build(
+    cls,
+    make: Callable[[tuple[int, ...], Any], Any],
+    patches: int,
+    patch_values: int,
+    frames: int,
+    frame_patches: int,
+  ) -> "VisionBatch":
+    """A batch of the given sizes (P, X, N, S); each field is `make(shape, dtype)`."""
+    return cls(
+      patches_PX=make((patches, patch_values), np.float32),
+      position_P4=make((patches, 4), np.int32),
+      window_P=make((patches,), np.int32),
+      frame_P=make((patches,), np.int32),
+      frame_NS=make((frames, frame_patches), np.int32),
+      slot_P=make((patches,), np.int32),
+    )
+
 
 class FeatureBatch(NamedTuple):
-  """What the tower saw of many images, where it stays as it is: [M, Y, D], compute dtype."""
+  """Features of many images, [M, Y, D] in the compute dtype, if the vision tower is frozen."""
 
   features_MYD: Array
 
 
 class PrefixBatch(NamedTuple):
-  """What the rows of each group have in common, left-aligned; fields as in TrainBatch."""
+  """The tokens that all rows of a group have in common, left-aligned; fields as in TrainBatch."""
 
   token_BT: Array
   position_BTA: Array
@@ -283,28 +321,28 @@ class PrefixBatch(NamedTuple):
 
 
 class TrainBatch(NamedTuple):
-  """Rows for the update: the only padded form of a trajectory.
+  """Padded rows for the update; no other padded form of trajectories exists.
 
-  What the rollouts of a group have in common is there once; its rows go on behind it:
+  The tokens that the rollouts of a group have in common are stored once, as its prefix:
 
-      prefix of b | prompt ...... |      own part of its rows | last prompt token, response ...
-                                                             | last prompt token, response ...
+      prefix b | prompt ...... |      suffixes of its rows | last prompt token, response ...
+                                                           | last prompt token, response ...
 
-  The last common token belongs to the rows: what stands behind it predicts their first own one.
+  The last common token belongs to the rows: its hidden state predicts their first response token.
 
   Attributes:
     prefix: of B groups.
-    prompt_R: int32 b, ascending; the rows of one device read prefixes of that device.
-    token_RT: int32, like all of [R, T] the rows' own part.
+    prompt_R: int32, group of each row, ascending; a row and its prefix are on the same device.
+    token_RT: int32, suffixes, like all fields [R, T].
     position_RTA: int32.
     valid_RT: bool.
-    trained_RT: bool; trained_RT[r, t] says token t was sampled, predicted from t - 1; never t = 0.
+    trained_RT: bool; token t was sampled, its distribution comes from t - 1; false at t = 0.
     old_logp_RT: float32 as recorded by the sampler, 0 where not trained.
     advantage_R: float32.
-    feature_RT: int32 index of the visual feature that replaces the embedding, -1 for text.
+    feature_RT: int32, row of the image feature that replaces the embedding, -1 for text.
     temperature_R: float32 > 0.
-    forbidden_V: bool, true where a token could not be sampled.
-    vision: the images of all rows, each distinct image once, or their features.
+    forbidden_V: bool, true for tokens that could not be sampled.
+    vision: the distinct images of all rows, or their features.
   """
 
   prefix: PrefixBatch
@@ -322,7 +360,7 @@ class TrainBatch(NamedTuple):
 
 
 class TrainState(NamedTuple):
-  """Parameters, optimizer state and step: what the update donates and a checkpoint holds."""
+  """Parameters, optimizer state and step; the update donates it, a checkpoint stores it."""
 
   params: Params
   opt_state: Any

@@ -141,14 +141,10 @@ def pack_features(
 
 
 def _empty_batch(patches: int, frames: int, frame_patches: int, values: int) -> VisionBatch:
-  return VisionBatch(
-    patches_PX=np.zeros((patches, values), np.float32),
-    position_P4=np.ones((patches, 4), np.int32),
-    window_P=np.zeros(patches, np.int32),
-    frame_P=np.zeros(patches, np.int32),
-    frame_NS=np.full((frames, frame_patches), patches, np.int32),
-    slot_P=np.zeros(patches, np.int32),
-  )
+  batch = VisionBatch.build(np.zeros, patches, values, frames, frame_patches)
+  batch.position_P4[:] = 1
+  batch.frame_NS[:] = patches
+  return batch
 
 
 def _place(

@@ -1,4 +1,4 @@
-"""Where a layer looks: the attention of rows over the prompt they stand behind."""
+"""Attention weights of one decoder layer from response tokens to prompt tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -21,24 +21,24 @@ def log_attention(
   features_MYD: Array,
   feature_RT: Array,
 ) -> jax.Array:
-  """Log of the attention of one decoder layer over the prefix alone, differentiable.
+  """Log attention weights of one decoder layer, normalised over the prefix alone; differentiable.
 
       log softmax_s ( q_t . k_s / sqrt(C) ),   s in the prefix of the row's prompt
 
   Args:
     policy, params: params stacked.
-    layer: 1 or more, static.
-    prefix: from `prefill`, of that layer at least.
+    layer: index of the layer, >= 1, static.
+    prefix: from `prefill`, with more than `layer` layers.
     token_RT, position_RTA, valid_RT, features_MYD, feature_RT: as in `Policy.hidden_with_prefix`.
 
   Returns:
-    float32 [R, H, T, S]; slots behind the prefix are -1e30.
+    float32 [R, H, T, S]; -1e30 for padding of the prefix.
   """
   cfg = policy.cfg.decoder
-  before, before_params = policy.truncate(params, layer)
-  behind = Prefix(prefix.layers[:layer], prefix.length_B)
-  hidden_RTD = before.hidden_with_prefix(
-    before_params, behind, token_RT, position_RTA, valid_RT, features_MYD, feature_RT
+  lower, lower_params = policy.truncate(params, layer)
+  lower_prefix = Prefix(prefix.layers[:layer], prefix.length_B)
+  hidden_RTD = lower.hidden_with_prefix(
+    lower_params, lower_prefix, token_RT, position_RTA, valid_RT, features_MYD, feature_RT
   )
   q_RTHC = _queries(policy, params, layer, hidden_RTD, position_RTA)
   k_BKSC = prefix.layers[layer].k_RKSC.astype(jnp.float32)
@@ -57,9 +57,12 @@ def log_attention(
 def _queries(
   policy: Policy, params: Params, layer: int, hidden_RTD: jax.Array, position_RTA: Array
 ) -> jax.Array:
-  """float32 [R, T, H, C], rotated, of a layer behind whose predecessors the last norm stood."""
+  """Rotated queries of a layer, float32 [R, T, H, C], from the output of the layers before it.
+
+  `hidden_RTD` went through the last norm of the truncated policy, not through the layer's own norm.
+  """
   cfg = policy.cfg.decoder
-  # Every norm divides by the same root mean square; only the scales differ.
+  # Both norms divide by the same root mean square; only their scales differ.
   weights = jax.tree.map(lambda x: x[layer], params["decoder"]["layers"])
   scale_D = weights["attn_norm"]["scale"] / params["decoder"]["norm"]["scale"]
   query = weights["attn"]["q"]

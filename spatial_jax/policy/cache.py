@@ -1,49 +1,51 @@
-"""The key/value cache: one prefix per prompt, shared by its G rollouts, and one tail per row.
+"""The key/value cache: one prefix per prompt, shared by its G rollouts, and one suffix per row.
 
-    prefix   k_BKSC  | prompt of b ........ pad |            written by prefill, read by G rows
-    own      k_RKSC  | turn | observation ¦ turn ... ¦ free |  written by append, decode at length_R
+    prefix   k_BKSC  | prompt b ........ pad |                  prefill writes it, G rows read it
+    suffix   k_RKSC  | turn | observation ¦ turn ... ¦ free |   append, decode write at length_R
 
-A row's own part is cut into blocks (¦), so that nobody reads what no row has reached. Layers are a
-tuple, so that a decode step updates each layer in place. S and C stand last: with S, K, C the TPU
-compiler keeps a second copy of the cache.
+A row's suffix is stored in blocks (¦) along S, so that a decode step skips the blocks that no row
+has reached. Layers are a tuple, so that a decode step updates each layer in place. S and C are the
+last axes: with S, K, C the TPU compiler keeps a second copy of the cache.
 """
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from spatial_jax import sharding
 from spatial_jax.policy.config import DecoderConfig
 
 
 class KV(NamedTuple):
-  """Keys (rotated) and values of one layer."""
+  """Rotated keys and values of one layer: of whole prompts, or of one block of suffixes."""
 
   k_RKSC: jax.Array
   v_RKSC: jax.Array
 
 
-Suffix = tuple[KV, ...]  # a layer's blocks, one behind the other along S
+Suffix = tuple[KV, ...]  # the blocks of one layer, consecutive along S
 
 
 class Prefix(NamedTuple):
-  """Keys and values of prompts; `length_B` int32 of the S places are valid."""
+  """Keys and values of prompts in every layer; the first `length_B` (int32) of S are valid."""
 
   layers: tuple[KV, ...]
   length_B: jax.Array
 
 
 class RowAssignment(NamedTuple):
-  """Which rollout has which row, where there are fewer rows than rollouts of the prompts.
+  """Which row holds which rollout, when there are fewer rows than rollouts.
 
-  Rollout g of prompt b is b*G + g. A row that nobody has, and a rollout without a row, point
-  anywhere.
+  Rollout g of prompt b has the number b*G + g. Entries of unused rows and of rollouts without a row
+  are arbitrary.
 
   Attributes:
-    rollout_R: int32, of each row.
-    row_BG: int32, of each rollout.
+    rollout_R: int32, the rollout of each row.
+    row_BG: int32, the row of each rollout.
   """
 
   rollout_R: jax.Array
@@ -51,13 +53,13 @@ class RowAssignment(NamedTuple):
 
 
 class Cache(NamedTuple):
-  """What decoding reads and writes.
+  """The keys and values that decoding reads and extends.
 
   Attributes:
-    prefix: the prompts.
-    layers: per layer, what each row wrote behind its prompt.
-    length_R: int32, own tokens of each row.
-    seats: None where row r is rollout r: R = B*G, rows ordered by prompt.
+    prefix: of the prompts.
+    layers: for each layer, the suffixes of the rows.
+    length_R: int32, tokens in the suffix of each row.
+    assignment: None if row r holds rollout r (R = B*G rows, ordered by prompt).
   """
 
   prefix: Prefix
@@ -67,14 +69,14 @@ class Cache(NamedTuple):
 
   @property
   def prompt_R(self) -> jax.Array:
-    """int32, which prompt each row goes on behind."""
+    """int32, the prompt of each row."""
     prompts, count = self.prefix.length_B.shape[0], self.length_R.shape[0]
     if self.assignment is None:
       return jnp.arange(count, dtype=jnp.int32) // (count // prompts)
     return jnp.clip(self.assignment.rollout_R // self.assignment.row_BG.shape[1], 0, prompts - 1)
 
   def assignment_of(self, row_R: jax.Array) -> RowAssignment:
-    """Seats of these rows alone, int32; one that there is not is padding, and nobody's."""
+    """The assignment of the given rows (int32); an index >= R is padding without a rollout."""
     prompts, count = self.prefix.length_B.shape[0], self.length_R.shape[0]
     rollout_R, group = row_R, count // prompts
     if self.assignment is not None:
@@ -98,14 +100,15 @@ def init_cache(
   """An empty cache.
 
   Args:
-    cfg: of the decoder.
+    cfg: shape of the decoder.
     prompts, group, rows: B, G, and R <= B*G.
     prefix_size: tokens of the longest prompt.
-    suffix_block_sizes: of the blocks, tokens; together the longest response, observations included.
+    suffix_block_sizes: tokens of each block; their sum is the longest response, including
+      observations.
     dtype: of keys and values.
 
   Returns:
-    The cache; a prefix length of 1 keeps the softmax of rows nobody uses finite.
+    The cache. Prefix lengths are 1, which keeps the softmax of unused rows finite.
   """
 
   def block(count: int, size: int) -> KV:
@@ -121,12 +124,33 @@ def init_cache(
   return Cache(prefix, suffix, jnp.zeros(rows, jnp.int32), assignment)
 
 
+def rollout_shardings(tree: Any, mesh: Mesh) -> Any:
+  """Shardings of rollout arrays: rows over `data`, KV heads over `tensor`, each only if it divides.
+
+  Args:
+    tree: arrays or abstract arrays; the leading axis of each is prompts or rows. Keys and values
+      are recognised by their type, `KV`.
+    mesh: rollout mesh.
+
+  Returns:
+    A tree of NamedSharding of the same structure.
+  """
+
+  def one(node: Any) -> Any:
+    if isinstance(node, KV):
+      place: Any = sharding.kv_sharding(mesh, *node.k_RKSC.shape[:2])
+      return KV(place, place)
+    return sharding.row_sharding(mesh, node.shape[0])
+
+  return jax.tree.map(one, tree, is_leaf=lambda node: isinstance(node, KV))
+
+
 def put_prefix(cache: Cache, prefix: Prefix, slot_B: jax.Array) -> Cache:
-  """Puts freshly prefilled prompts into slots of the cache.
+  """The cache with new prompts in some of its slots.
 
   Args:
     cache: with B slots.
-    prefix: of b <= B prompts, of at most as many tokens as the cache has room for.
+    prefix: of b <= B prompts, not longer than the cache's prefix size.
     slot_B: int32 [b], distinct; a slot >= B is dropped (padding of the prefill batch).
   """
 
@@ -143,71 +167,72 @@ def put_prefix(cache: Cache, prefix: Prefix, slot_B: jax.Array) -> Cache:
 def write(
   suffix: Suffix, new: KV, row_R: jax.Array | None, start_R: jax.Array, valid_RT: jax.Array
 ) -> Suffix:
-  """Writes each row's valid tokens at its own place.
+  """The suffixes of one layer with new tokens written at each row's own offset.
 
   Args:
-    own: a layer of the cache, blocks of [rows, K, S, C].
+    suffix: blocks of [rows, K, S, C].
     new: k, v of the new tokens, [R, K, T, C].
-    row_R: int32, the cache row of each new row, distinct; None for all in order; beyond the end is
-      dropped.
-    start_R: int32, where the first token goes.
-    valid_RT: bool, left-aligned; others are not written.
-
-  Returns:
-    The layer.
+    row_R: int32, the cache row of each new row, distinct; an index beyond the cache is dropped.
+      None: all rows in order.
+    start_R: int32, offset of the first new token in its row's suffix.
+    valid_RT: bool, left-aligned; only valid tokens are written, and none beyond the last block.
   """
   rows, tokens = valid_RT.shape
   row_R = jnp.arange(rows) if row_R is None else row_R
 
-  def put(old_RKSC: jax.Array, new_RKTC: jax.Array, place_RT: jax.Array) -> jax.Array:
+  def put(old_RKSC: jax.Array, new_RKTC: jax.Array, offset_RT: jax.Array) -> jax.Array:
     new_RTKC = jnp.swapaxes(new_RKTC, 1, 2).astype(old_RKSC.dtype)
-    return old_RKSC.at[row_R[:, None], :, place_RT].set(new_RTKC, mode="drop")
+    return old_RKSC.at[row_R[:, None], :, offset_RT].set(new_RTKC, mode="drop")
 
   written = []
-  for block, place_RT, inside_RT in _places(suffix, start_R, tokens):
-    place_RT = jnp.where(inside_RT & valid_RT, place_RT, block.k_RKSC.shape[2])  # behind: dropped
-    written.append(KV(*(put(old, fresh, place_RT) for old, fresh in zip(block, new, strict=True))))
+  for block, offset_RT, inside_RT in _offsets_in_blocks(suffix, start_R, tokens):
+    size = block.k_RKSC.shape[2]
+    offset_RT = jnp.where(inside_RT & valid_RT, offset_RT, size)  # out of range: dropped
+    written.append(KV(*(put(old, part, offset_RT) for old, part in zip(block, new, strict=True))))
   return tuple(written)
 
 
 def read(suffix: Suffix, start_R: jax.Array, tokens: int) -> KV:
-  """What `write` put there, [R, K, T, C]; behind the end anything."""
+  """Keys and values of each row at offsets `start_R` + t, [R, K, T, C]: the inverse of `write`.
+
+  Beyond the last block they are arbitrary.
+  """
   found_RKTC = [jnp.zeros((), part.dtype) for part in suffix[0]]
-  for block, place_RT, inside_RT in _places(suffix, start_R, tokens):
-    at = jnp.clip(place_RT, 0, block.k_RKSC.shape[2] - 1)[:, None, :, None]
-    here_RKTC = [jnp.take_along_axis(part, at, axis=2) for part in block]
+  for block, offset_RT, inside_RT in _offsets_in_blocks(suffix, start_R, tokens):
+    at = jnp.clip(offset_RT, 0, block.k_RKSC.shape[2] - 1)[:, None, :, None]
+    block_RKTC = [jnp.take_along_axis(part, at, axis=2) for part in block]
     inside = inside_RT[:, None, :, None]
-    found_RKTC = [jnp.where(inside, *pair) for pair in zip(here_RKTC, found_RKTC, strict=True)]
+    found_RKTC = [jnp.where(inside, *pair) for pair in zip(block_RKTC, found_RKTC, strict=True)]
   return KV(*found_RKTC)
 
 
-def _places(
+def _offsets_in_blocks(
   suffix: Suffix, start_R: jax.Array, tokens: int
 ) -> Iterator[tuple[KV, jax.Array, jax.Array]]:
-  """Each block, the places in it of a row's tokens [R, T], and whether they are in it."""
-  place_RT = start_R[:, None] + jnp.arange(tokens)[None, :]
+  """Each block, the offsets in it of a row's tokens [R, T], and which of them are inside it."""
+  offset_RT = start_R[:, None] + jnp.arange(tokens)[None, :]
   for block in suffix:
     size = block.k_RKSC.shape[2]
-    yield block, place_RT, (place_RT >= 0) & (place_RT < size)
-    place_RT = place_RT - size
+    yield block, offset_RT, (offset_RT >= 0) & (offset_RT < size)
+    offset_RT = offset_RT - size
 
 
-def rows(block: KV, index_R: jax.Array | None) -> KV:
-  """The given rows (int32, clipped to those that there are); all of them, uncopied, for None."""
-  if index_R is None:
+def take_rows(block: KV, row_R: jax.Array | None) -> KV:
+  """The given rows (int32, clipped to the valid range); None: all rows, without a copy."""
+  if row_R is None:
     return block
-  return KV(*(jnp.take(part, index_R, axis=0, mode="clip") for part in block))
+  return KV(*(jnp.take(part, row_R, axis=0, mode="clip") for part in block))
 
 
-def front(suffix: Suffix, index_R: jax.Array, end: jax.Array) -> Suffix:
-  """`rows` of a layer's blocks; those that begin at `end`, int32 [], or behind it are 0."""
+def take_rows_until(suffix: Suffix, row_R: jax.Array, end: jax.Array) -> Suffix:
+  """`take_rows` of every block of a layer; blocks that start at or after `end` (int32 []) are 0."""
 
-  def taken(block: KV, first: int) -> KV:
-    def nothing() -> KV:
-      like = jax.eval_shape(rows, block, index_R)
+  def take(block: KV, first: int) -> KV:
+    def zeros() -> KV:
+      like = jax.eval_shape(take_rows, block, row_R)
       return KV(*(jnp.zeros(x.shape, x.dtype) for x in like))
 
-    return jax.lax.cond(first < end, lambda: rows(block, index_R), nothing)
+    return jax.lax.cond(first < end, lambda: take_rows(block, row_R), zeros)
 
   ends = itertools.accumulate(block.k_RKSC.shape[2] for block in suffix)
-  return tuple(taken(block, first) for block, first in zip(suffix, (0, *ends), strict=False))
+  return tuple(take(block, first) for block, first in zip(suffix, (0, *ends), strict=False))

@@ -1,10 +1,10 @@
-"""Decoder kernels in 8 bits, through qwix: half the bytes that a decode step reads.
+"""Decoder kernels in 8 bits, with qwix: a decode step reads half the bytes.
 
     W ≈ q * scale        q int8; scale = max |W| / 127, one for each output channel
 
-Weights alone: q * scale is made in the compute dtype where it is multiplied, so that nothing is
-rounded but the weights. A policy that samples so is not quite the one that learns; the difference
-is among the metrics of a step.
+Only weights are rounded: q * scale is computed in the compute dtype where it is multiplied. The
+policy that samples then differs slightly from the policy that is trained; a metric of every step
+measures the difference.
 """
 
 import re
@@ -16,7 +16,7 @@ import qwix
 from spatial_jax.policy import param_tree
 from spatial_jax.types import Params
 
-# Axes that the product sums over, of a layer's kernels: outputs are what is left.
+# (path regex, axes that the matrix product sums over). The other axes are output channels.
 _SUMMED = (
   (r"decoder/layers/.*[qkv]/kernel$", (0,)),  # D, H, C
   (r"decoder/layers/.*o/kernel$", (0, 1)),  # H, C, D
@@ -25,21 +25,21 @@ _SUMMED = (
 
 
 def quantized(params: Params) -> Params:
-  """Unstacked parameters with each kernel of the decoder's layers as a `qwix.QArray`."""
+  """The parameters (unstacked) with every kernel of the decoder layers as a `qwix.QArray`."""
 
   def one(path, leaf: jax.Array) -> jax.Array | qwix.QArray:
     name = param_tree.path_name(path)
     summed = next((axes for pattern, axes in _SUMMED if re.search(pattern, name)), None)
     if summed is None:
       return leaf
-    kept = [axis for axis in range(leaf.ndim) if axis not in summed]
-    return qwix.quantize(leaf, jnp.int8, channelwise_axes=kept)
+    channels = [axis for axis in range(leaf.ndim) if axis not in summed]
+    return qwix.quantize(leaf, jnp.int8, channelwise_axes=channels)
 
   return jax.tree_util.tree_map_with_path(one, params)
 
 
 def restored(params: Params) -> Params:
-  """The inverse, but for rounding; of any part of the tree, quantized or not."""
+  """The inverse of `quantized` up to rounding, for any subtree; other arrays do not change."""
 
   def one(leaf: jax.Array | qwix.QArray) -> jax.Array:
     return qwix.dequantize(leaf) if isinstance(leaf, qwix.QArray) else leaf

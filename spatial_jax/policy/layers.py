@@ -1,4 +1,4 @@
-"""Norms, feed-forwards and scans that the decoder and the vision tower share."""
+"""Norms, feed-forward layers and the scan over layers, for decoder and vision tower."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -26,7 +26,7 @@ class RMSNorm(nn.Module):
 class LayerNorm(nn.Module):
   """(x - mean) / sqrt(variance + eps) * scale + bias in float32, rounded to the compute dtype.
 
-  Flax's own does not trace in bfloat16 under strict promotion.
+  `flax.linen.LayerNorm` does not trace in bfloat16 under strict promotion.
   """
 
   eps: float
@@ -45,7 +45,7 @@ class LayerNorm(nn.Module):
 
 
 def make_norm(kind: Literal["rms", "layer"], eps: float, dtype: jnp.dtype, name: str) -> nn.Module:
-  """RMSNorm (scale), or the norm of mean and variance (scale and bias)."""
+  """RMSNorm for "rms", LayerNorm for "layer"."""
   if kind == "rms":
     return RMSNorm(eps, dtype, name=name)
   return LayerNorm(eps, dtype, name=name)
@@ -68,7 +68,7 @@ class GatedMLP(nn.Module):
 
 
 class PlainMLP(nn.Module):
-  """down(act(up(x))), with biases; "gelu" is the exact one, by the error function."""
+  """down(act(up(x))) with biases; "gelu" is the exact form with the error function."""
 
   mlp_width: int
   width: int
@@ -87,7 +87,7 @@ class PlainMLP(nn.Module):
 
 
 def _in_float32(act: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-  """Rounded once, not behind each of the activation's steps."""
+  """act(x), rounded once at the end instead of after each of its operations."""
   return act(x.astype(jnp.float32)).astype(x.dtype)
 
 

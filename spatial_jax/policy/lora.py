@@ -1,9 +1,9 @@
-"""Low-rank adapters beside chosen kernels, through qwix.
+"""Low-rank adapters of chosen kernels, with qwix.
 
-    y = W x + alpha / rank * B A x        W as it was loaded, B = 0 at first
+    y = W x + alpha / rank * B A x        W as it was loaded, B = 0 at the start
 
-Adapters are parameters beside their kernel ("decoder/layers/attn/q/kernel_lora_a"). Without them
-the same tree is the policy that training began with: a reference that needs no second copy.
+An adapter is stored next to its kernel ("decoder/layers/attn/q/kernel_lora_a"). The same parameters
+without their adapters are the initial policy, so that a reference policy needs no second copy.
 """
 
 import dataclasses
@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import qwix
 
-from spatial_jax.config import ConfigError
+from spatial_jax.checks import is_finite, is_whole
+from spatial_jax.config import ConfigError, check_field
 from spatial_jax.policy import param_tree
 from spatial_jax.types import Params
 
@@ -26,12 +27,12 @@ BASE = r"(?<!_lora_[ab])$"  # every other parameter
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-  """Which kernels get adapters.
+  """Which kernels get adapters, and of which size.
 
   Attributes:
-    paths: regexes of kernels' paths ("^decoder/layers/attn/[qkvo]/kernel"); (): no adapters.
-    rank: of each adapter.
-    alpha: adapters count alpha / rank.
+    paths: regexes of kernel paths ("^decoder/layers/attn/[qkvo]/kernel"); (): no adapters.
+    rank: of each adapter, >= 1.
+    alpha: > 0; the product of an adapter is scaled by alpha / rank.
   """
 
   paths: tuple[str, ...]
@@ -39,26 +40,37 @@ class LoraConfig:
   alpha: float
 
   def __post_init__(self):
-    if self.rank < 1:
-      raise ConfigError(f"config.lora.rank must be at least 1, got {self.rank}")
+    check_field(self, "rank", is_whole(self.rank, 1), "be a whole number, at least 1")
+    scale = is_finite(self.alpha) and self.alpha > 0
+    check_field(self, "alpha", scale, "be finite and above 0")
+    check_field(self, "paths", isinstance(self.paths, tuple), "be a list of regexes")
+    for pattern in self.paths:
+      check_field(self, "paths", _is_regex(pattern), f"hold regexes; {pattern!r} is not one")
+
+
+def _is_regex(pattern: object) -> bool:
+  try:
+    return isinstance(pattern, str) and bool(re.compile(pattern))
+  except re.error:
+    return False
 
 
 OFF = LoraConfig(paths=(), rank=1, alpha=1.0)
 
 
-def adapted(module: nn.Module, inside: str, cfg: LoraConfig, paths: Sequence[str]) -> nn.Module:
-  """The module, with adapters beside those of its kernels that `cfg` names.
+def adapted(module: nn.Module, prefix: str, cfg: LoraConfig, paths: Sequence[str]) -> nn.Module:
+  """The module with adapters for the kernels that `cfg` names.
 
   Args:
-    module: whose parameters' paths begin with `inside`.
-    inside: "vision/", or "decoder/layers/" for the stack of layers or one of them.
-    cfg: which; nothing changes when it names none of these.
-    paths: of the kernels of the policy.
+    module: a part of the policy.
+    prefix: of its parameter paths: "vision/", or "decoder/layers/" for one layer or all of them.
+    cfg: if it names no kernel of the module, the module is returned unchanged.
+    paths: of all kernels of the policy.
 
   Raises:
-    ConfigError: at trace, for a regex that matches no kernel of the policy.
+    ConfigError: if a regex matches no kernel of the policy.
   """
-  chosen = [path.removeprefix(inside) for path in kernels(cfg, paths) if path.startswith(inside)]
+  chosen = [path.removeprefix(prefix) for path in kernels(cfg, paths) if path.startswith(prefix)]
   if not chosen:
     return module
   names = "|".join(re.escape(path.removesuffix("/kernel")) for path in chosen)
@@ -67,29 +79,31 @@ def adapted(module: nn.Module, inside: str, cfg: LoraConfig, paths: Sequence[str
 
 
 def kernels(cfg: LoraConfig, paths: Sequence[str]) -> list[str]:
-  """Those of the kernels' paths that get adapters.
+  """The kernel paths that get adapters.
 
   Raises:
-    ConfigError: on the host, for a regex that matches none.
+    ConfigError: if a regex matches no path.
   """
   for pattern in cfg.paths:
     if not any(param_tree.matches(path, (pattern,)) for path in paths):
-      raise ConfigError(f"config.lora.paths: no kernel's path matches {pattern!r}")
+      raise ConfigError(
+        f"config.lora.paths: {pattern!r} matches no kernel path; the paths look like {paths[0]}"
+      )
   return [path for path in paths if param_tree.matches(path, cfg.paths)]
 
 
 def split(params: Params) -> tuple[Params, Params]:
-  """(base, adapters): the same arrays, the first the parameters with the adapters off."""
+  """(base, adapters): the parameters without adapters, and the adapters; no array is copied."""
   adapters, base = param_tree.partition(params, (ADAPTERS,))
   return base, adapters
 
 
 def merged(params: Params, cfg: LoraConfig) -> Params:
-  """Parameters without adapters that compute the same: W + alpha / rank * A B for each.
+  """Equivalent parameters without adapters: W + alpha / rank * A B for every adapted kernel.
 
   Args:
     params: stacked, with or without adapters.
-    cfg: of the adapters.
+    cfg: scale of the adapters.
   """
   base, adapters = split(params)
   return _add(base, adapters, cfg.alpha / cfg.rank) if adapters else base
@@ -105,7 +119,7 @@ def _add(base: Params, adapters: Params, scale: float) -> Params:
 
 
 def rounded(params: Params, dtype: jnp.dtype) -> Params:
-  """Adapters in the compute dtype, as qwix needs them under strict promotion; the base as it is."""
+  """The parameters with adapters in the compute dtype, which qwix needs under strict promotion."""
   base, adapters = split(params)
   return (
     param_tree.merge(base, jax.tree.map(lambda x: x.astype(dtype), adapters))
@@ -115,5 +129,5 @@ def rounded(params: Params, dtype: jnp.dtype) -> Params:
 
 
 def frozen_paths(cfg: LoraConfig, frozen: Sequence[str]) -> tuple[str, ...]:
-  """What does not learn: with adapters, everything else beside what is frozen anyway."""
+  """Regexes of the parameters that are not trained; with adapters, all other parameters."""
   return (*frozen, BASE) if cfg.paths else tuple(frozen)

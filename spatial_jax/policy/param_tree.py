@@ -1,4 +1,4 @@
-"""Parts of a parameter tree, chosen by the paths of its parameters ("vision/blocks/qkv/kernel")."""
+"""Subtrees of a parameter tree, chosen by parameter paths ("vision/blocks/qkv/kernel")."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from spatial_jax.types import Params
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:
-  """Whether any of the regexes is found in the path."""
+  """Whether any of the regexes matches somewhere in the path."""
   return any(re.search(pattern, path) for pattern in patterns)
 
 
@@ -21,7 +21,7 @@ def path_name(path: Any) -> str:
 
 
 def partition(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
-  """The parameters that match any of the regexes, and the others, each as a nested dict."""
+  """(parameters that match any of the regexes, all other parameters), each a nested dict."""
   parts: tuple[Params, Params] = ({}, {})
   for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
     parts[not matches(path, patterns)][path] = leaf

@@ -1,4 +1,4 @@
-"""The policy: pure functions of parameters, shared by sampler and trainer.
+"""The policy as pure functions of its parameters; sampler and trainer share them.
 
 patches ──encode──► features ─┐
 tokens, positions ────────────┴─prefill─► prefix ─┐
@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from spatial_jax.policy import attention_modes, int8, lora, param_tree, rope
 from spatial_jax.policy import cache as cache_lib
-from spatial_jax.policy import int8, lora, param_tree, rope
+from spatial_jax.policy.attention_modes import AttentionMode, CausalAttention
 from spatial_jax.policy.cache import Cache, Prefix
 from spatial_jax.policy.config import QwenVLConfig
-from spatial_jax.policy.decoder import Angles, CacheView, DecoderLayer, DecoderStack, Seen
+from spatial_jax.policy.decoder import Angles, DecoderLayer, DecoderStack, DeepStackFeatures
 from spatial_jax.policy.layers import RMSNorm
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.vision import VisionTower
@@ -29,19 +30,19 @@ from spatial_jax.types import Array, Params, VisionBatch
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """A Qwen-VL as pure functions; every array argument may be NumPy.
+  """A Qwen-VL model as pure functions; every array argument may be NumPy.
 
-  Rows are left-aligned: `valid_RT` is true, then false; where false, outputs mean nothing (but are
-  finite). Parameters may be stacked (layers are scanned) or unstacked (layers are unrolled).
+  Rows are left-aligned: `valid_RT` is true, then false. Outputs of invalid tokens are finite and
+  meaningless. Parameters may be stacked (layers are scanned) or unstacked (layers are unrolled).
 
   Attributes:
-    cfg: shapes and ids.
-    compute_dtype: of activations and caches; parameters keep their own.
-    mesh: what is compiled for; its platform chooses the attention kernel. None: one device, XLA.
+    cfg: shapes and token ids.
+    compute_dtype: of activations and caches; parameters keep their own dtype.
+    mesh: mesh of the program; its platform chooses the attention kernel. None: one device, XLA.
     remat: recompute each layer in the backward pass.
     logprob_chunk: tokens per row whose logits exist at once in `logprobs`.
-    frozen: regexes of parameter paths ("^vision/") that do not learn.
-    lora: kernels with adapters, which parameters then hold.
+    frozen: regexes of parameter paths ("^vision/") that are not trained.
+    lora: the kernels with adapters; the parameters then contain the adapters.
   """
 
   cfg: QwenVLConfig
@@ -54,18 +55,18 @@ class Policy:
 
   @property
   def without_adapters(self) -> "Policy":
-    """The same without adapters: for merged parameters, and for those that training began with."""
+    """The policy without adapters: for merged parameters and for the initial parameters."""
     return dataclasses.replace(self, lora=lora.OFF)
 
   @property
   def vision_trainable(self) -> bool:
-    """Whether any parameter of the vision tower does; else what it sees of an image stays."""
+    """Whether any vision parameter is trained; if not, the features of an image never change."""
     tower = jax.eval_shape(self.init, jax.random.key(0))["vision"]
     return bool(param_tree.partition({"vision": tower}, self.frozen)[1])
 
   @functools.cached_property
   def kernel_paths(self) -> tuple[str, ...]:
-    """Paths of the parameters that adapters can be put beside ("decoder/layers/attn/q/kernel")."""
+    """Paths of the parameters that can have adapters ("decoder/layers/attn/q/kernel")."""
     params = jax.eval_shape(self.without_adapters.init, jax.random.key(0))
     flat = jax.tree_util.tree_leaves_with_path(params)
     paths = (param_tree.path_name(path) for path, _ in flat)
@@ -76,26 +77,26 @@ class Policy:
   def init(self, key: jax.Array) -> Params:
     """Random float32 parameters, layers stacked: kernels LeCun-normal, embeddings normal 0.02."""
     cfg = self.cfg.decoder
-    # One token is too short for a kernel; fresh adapters are of the dtype they are made in.
+    # The attention kernels refuse one token; new adapters get the compute dtype.
     plain = dataclasses.replace(self, mesh=None, compute_dtype=jnp.dtype("float32"))
     keys = jax.random.split(key, 4)
     x_RTD = jnp.zeros((1, 1, cfg.width), jnp.float32)
     angles = self.angles(jnp.zeros((1, 1, 3), jnp.int32))
-    arguments = (x_RTD, angles, jnp.ones((1, 1), bool), None, None, None)
+    arguments = (x_RTD, angles, None, CausalAttention(jnp.ones((1, 1), bool)))
     table = nn.initializers.normal(0.02)
     decoder = {
       "embed": {"embedding": table(keys[0], (cfg.vocabulary, cfg.width), jnp.float32)},
-      "layers": plain._stack(keep=False).init(keys[1], *arguments)["params"]["layers"],
+      "layers": plain._stack(return_kv=False).init(keys[1], *arguments)["params"]["layers"],
       "norm": {"scale": jnp.ones(cfg.width, jnp.float32)},
     }
     if not cfg.tied:
       head = table(keys[2], (cfg.vocabulary, cfg.width), jnp.float32)
       decoder["head"] = {"embedding": head}
-    vision = plain._tower().init(keys[3], self._smallest_batch())["params"]
+    vision = plain._tower().init(keys[3], self._one_window())["params"]
     return {"decoder": decoder, "vision": vision}
 
   def unstack(self, params: Params) -> Params:
-    """The same parameters with a tuple at decoder/layers: the form `decode` is fast with."""
+    """The same parameters with a tuple of layers at decoder/layers; `decode` is fastest with it."""
     layers = params["decoder"]["layers"]
     layers = tuple(
       jax.tree.map(lambda x, i=i: x[i], layers) for i in range(self.cfg.decoder.layers)
@@ -113,7 +114,7 @@ class Policy:
   # --- forward -----------------------------------------------------------------------------------
 
   def encode(self, params: Params, vision: VisionBatch) -> jax.Array:
-    """Features of all images, [M, Y, D] in the batch's own order (M = P / 4)."""
+    """Features of all images, [M, Y, D] in the order of the batch (M = P / 4)."""
     return self._apply(self._tower(), params["vision"], vision)
 
   def hidden(
@@ -125,26 +126,27 @@ class Policy:
     features_MYD: Array,
     feature_RT: Array,
   ) -> jax.Array:
-    """Hidden states behind the last norm of whole rows, causal.
+    """Hidden states of whole rows after the last norm, causal.
 
     Args:
       params: stacked or unstacked.
       token_RT: int32.
       position_RTA: int32.
       valid_RT: bool, left-aligned.
-      features_MYD: visual features, of every stream.
-      feature_RT: int32, the feature that replaces the token's embedding, -1 for text.
+      features_MYD: image features of every stream.
+      feature_RT: int32, row of the feature that replaces the token's embedding, -1 for text.
 
     Returns:
       [R, T, D] in the compute dtype.
     """
     x_RTD = self._embed(params, token_RT, features_MYD, feature_RT)
-    seen = self._seen(features_MYD, feature_RT)
-    x_RTD, _ = self._layers(params, x_RTD, position_RTA, valid_RT, seen, None, None, keep=False)
+    deepstack = _deepstack(features_MYD, feature_RT)
+    modes = attention_modes.causal(valid_RT, self.cfg.decoder.layers)
+    x_RTD, _ = self._layers(params, x_RTD, position_RTA, deepstack, modes, return_kv=False)
     return self._last_norm(params, x_RTD)
 
   def truncate(self, params: Params, count: int) -> tuple["Policy", Params]:
-    """The policy cut behind its first decoder layers, with its parameters (stacked)."""
+    """The policy with its first `count` decoder layers alone, and its parameters (stacked)."""
     decoder = dataclasses.replace(self.cfg.decoder, layers=count)
     cut = dataclasses.replace(self, cfg=dataclasses.replace(self.cfg, decoder=decoder))
     layers = jax.tree.map(lambda x: x[:count], params["decoder"]["layers"])
@@ -161,8 +163,9 @@ class Policy:
   ) -> tuple[jax.Array, Prefix]:
     """`hidden` of prompts, and the prefix that their rollouts share (see `cache.put_prefix`)."""
     x_BTD = self._embed(params, token_BT, features_MYD, feature_BT)
-    seen = self._seen(features_MYD, feature_BT)
-    x_BTD, layers = self._layers(params, x_BTD, position_BTA, valid_BT, seen, None, None, keep=True)
+    deepstack = _deepstack(features_MYD, feature_BT)
+    modes = attention_modes.causal(valid_BT, self.cfg.decoder.layers)
+    x_BTD, layers = self._layers(params, x_BTD, position_BTA, deepstack, modes, return_kv=True)
     length_B = jnp.sum(jnp.asarray(valid_BT), axis=1, dtype=jnp.int32)
     return self._last_norm(params, x_BTD), Prefix(layers, length_B)
 
@@ -176,12 +179,11 @@ class Policy:
     features_MYD: Array,
     feature_RT: Array,
   ) -> jax.Array:
-    """`hidden` of rows that go on behind a prefix: R = B*G, ordered by prompt; differentiable."""
+    """`hidden` of rows that continue a prefix: R = B*G, ordered by prompt; differentiable."""
     x_RTD = self._embed(params, token_RT, features_MYD, feature_RT)
-    view = CacheView(prefix.length_B, None, None, None, None, None)
-    layers = tuple((kv, None) for kv in prefix.layers)
-    seen = self._seen(features_MYD, feature_RT)
-    x_RTD, _ = self._layers(params, x_RTD, position_RTA, valid_RT, seen, view, layers, keep=False)
+    deepstack = _deepstack(features_MYD, feature_RT)
+    modes = attention_modes.with_prefix(valid_RT, prefix)
+    x_RTD, _ = self._layers(params, x_RTD, position_RTA, deepstack, modes, return_kv=False)
     return self._last_norm(params, x_RTD)
 
   def append(
@@ -195,34 +197,30 @@ class Policy:
     features_MYD: Array | None,
     feature_RT: Array | None,
   ) -> tuple[jax.Array, Cache]:
-    """Reads tokens behind what some rows of the cache already hold (observations, drawn images).
+    """Appends tokens to some rows of the cache (observations, drawn images).
 
     Args:
       params: unstacked or stacked.
-      cache: read and extended at each row's own length.
-      row_R: int32, the cache row of each row given, distinct; a slot beyond the cache is padding.
-        None: all rows of the cache in order (cheaper: prefixes are then read in place).
-      token_RT, position_RTA, valid_RT, features_MYD, feature_RT: as in `hidden`, the last two None
-        for text; only valid tokens are written, and none behind the end of the cache: the caller
-        sees that they fit.
+      cache: read, and extended at the length of each row.
+      row_R: int32, the cache row of each given row, distinct; an index beyond the cache is padding.
+        None: all rows of the cache in order (cheaper, because prefixes are read in place).
+      token_RT, position_RTA, valid_RT, features_MYD, feature_RT: as in `hidden`; the last two are
+        None for text. Only valid tokens are written, and none beyond the end of the cache: the
+        caller checks that they fit.
 
     Returns:
       hidden_RTD of the given rows, and the cache.
     """
-    count_R = jnp.sum(jnp.asarray(valid_RT), axis=1, dtype=jnp.int32)
-    view, length_R = self._view(cache, row_R, count_R)
+    modes, length_R = attention_modes.with_cache(valid_RT, cache, row_R)
     x_RTD = self._embed(params, token_RT, features_MYD, feature_RT)
-    layers = tuple(zip(cache.prefix.layers, cache.layers, strict=True))
-    seen = self._seen(features_MYD, feature_RT)
-    x_RTD, layers = self._layers(
-      params, x_RTD, position_RTA, valid_RT, seen, view, layers, keep=True
-    )
+    deepstack = _deepstack(features_MYD, feature_RT)
+    x_RTD, layers = self._layers(params, x_RTD, position_RTA, deepstack, modes, return_kv=True)
     return self._last_norm(params, x_RTD), cache._replace(layers=layers, length_R=length_R)
 
   def decode(
     self, params: Params, cache: Cache, token_R: Array, position_RA: Array, active_R: Array
   ) -> tuple[jax.Array, Cache]:
-    """Reads one token per row of the cache; rows that are not active stay as they are.
+    """Appends one token to every active row of the cache; the other rows do not change.
 
     Args:
       params: unstacked, for speed.
@@ -234,8 +232,8 @@ class Policy:
     Returns:
       hidden_RD and the cache.
     """
-    of_one = (token_R[:, None], position_RA[:, None], active_R[:, None])
-    hidden_RTD, cache = self.append(params, cache, None, *of_one, None, None)
+    tokens = (token_R[:, None], position_RA[:, None], active_R[:, None])
+    hidden_RTD, cache = self.append(params, cache, None, *tokens, None, None)
     return hidden_RTD[:, 0], cache
 
   def angles(self, position_RTA: Array) -> Angles:
@@ -267,7 +265,7 @@ class Policy:
     temperature_R: Array,
     forbidden_V: Array,
   ) -> jax.Array:
-    """Log-probability of each target under the policy's distribution, in chunks of T under remat.
+    """Log-probability of each target under the policy, in chunks of T under remat.
 
     logp = log_softmax(where(forbidden, -inf, logits) / temperature)[target]
 
@@ -276,18 +274,18 @@ class Policy:
       hidden_RTD: hidden_RTD[r, t] predicts target_RT[r, t].
       target_RT: int32.
       temperature_R: float32 > 0.
-      forbidden_V: bool, tokens that cannot be sampled; as a target they give -inf.
+      forbidden_V: bool, tokens that cannot be sampled; such a target gives -inf.
 
     Returns:
-      float32 [R, T]; float32 [R, T, V] never exists at once.
+      float32 [R, T]. Logits [R, T, V] never exist at once.
     """
     rows, tokens, _ = hidden_RTD.shape
     chunk = min(self.logprob_chunk, tokens)
     padding = -tokens % chunk
 
     @jax.checkpoint
-    def one_chunk(_, chunk_of):
-      hidden, target = chunk_of
+    def one_chunk(_, inputs):
+      hidden, target = inputs
       logits = jnp.where(forbidden_V[None, None], -jnp.inf, self.logits(params, hidden))
       logits = logits / temperature_R[:, None, None]
       hit = jnp.arange(logits.shape[-1])[None, None] == target[..., None]
@@ -301,94 +299,75 @@ class Policy:
     _, logp = jax.lax.scan(one_chunk, None, (split(hidden_RTD), split(target_RT)))
     return jnp.swapaxes(logp, 0, 1).reshape(rows, -1)[:, :tokens]
 
-  # --- inside ------------------------------------------------------------------------------------
+  # --- private -----------------------------------------------------------------------------------
 
   def _apply(self, module: nn.Module, params: Params, *arguments: Any) -> Any:
     params = int8.restored(lora.rounded(params, self.compute_dtype))
     return module.apply({"params": params}, *arguments)
 
-  def _adapt(self, module: nn.Module, inside: str) -> nn.Module:
-    """The module with the adapters of those of its kernels that `lora` names."""
+  def _adapt(self, module: nn.Module, path: str) -> nn.Module:
+    """The module at `path`, with the adapters that `lora` names."""
     if not self.lora.paths:
       return module
-    return lora.adapted(module, inside, self.lora, self.kernel_paths)
+    return lora.adapted(module, path, self.lora, self.kernel_paths)
 
   def _tower(self) -> nn.Module:
     tower = VisionTower(self.cfg, self.compute_dtype, self.mesh, self.remat)
     return self._adapt(tower, "vision/")
 
-  def _stack(self, keep: bool) -> nn.Module:
-    stack = DecoderStack(self.cfg.decoder, self.compute_dtype, self.mesh, keep, self.remat)
+  def _stack(self, return_kv: bool) -> nn.Module:
+    stack = DecoderStack(self.cfg.decoder, self.compute_dtype, self.mesh, return_kv, self.remat)
     return self._adapt(stack, "decoder/layers/")
 
-  def _layer(self, keep: bool) -> nn.Module:
-    layer = DecoderLayer(self.cfg.decoder, self.compute_dtype, self.mesh, keep)
+  def _layer(self, return_kv: bool) -> nn.Module:
+    layer = DecoderLayer(self.cfg.decoder, self.compute_dtype, self.mesh, return_kv)
     return self._adapt(layer, "decoder/layers/")
 
-  def _seen(self, features_MYD: Array | None, feature_RT: Array | None) -> Seen | None:
-    """What DeepStack reads, where there is any."""
-    if features_MYD is None or features_MYD.shape[1] == 1:
-      return None
-    return Seen(jnp.asarray(features_MYD), jnp.asarray(feature_RT))
-
-  def _layers(self, params, x_RTD, position_RTA, valid_RT, seen, view, layers, keep):
-    """All decoder layers, `layers` None or (prefix, own) of each; returns x and KV of each."""
-    cfg, weights = self.cfg.decoder, params["decoder"]["layers"]
-    shared = (self.angles(position_RTA), jnp.asarray(valid_RT), seen, view)
-    kept: list[Any] = []
+  def _layers(
+    self,
+    params: Params,
+    x_RTD: jax.Array,
+    position_RTA: Array,
+    deepstack: DeepStackFeatures | None,
+    modes: Sequence[AttentionMode],
+    return_kv: bool,
+  ) -> tuple[jax.Array, tuple[Any, ...]]:
+    """All decoder layers, `modes` one for each; returns x and the keys and values of each layer."""
+    weights, angles = params["decoder"]["layers"], self.angles(position_RTA)
     if isinstance(weights, tuple):
-      layer = self._layer(keep)
-      for index, weight in enumerate(weights):
-        kv = layers[index] if layers else None
-        x_RTD, new = self._apply(layer, weight, x_RTD, *shared, kv, jnp.int32(index))
-        kept.append(new)
-      return x_RTD, tuple(kept)
-    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *layers) if layers else None
-    x_RTD, new = self._apply(self._stack(keep), {"layers": weights}, x_RTD, *shared, stacked)
-    return x_RTD, tuple(jax.tree.map(lambda part, i=i: part[i], new) for i in range(cfg.layers))
-
-  def _view(
-    self, cache: Cache, row_R: Array | None, count_R: jax.Array
-  ) -> tuple[CacheView, jax.Array]:
-    """How the rows of a call lie in the cache, and its lengths afterwards."""
-
-    def last(start_R: jax.Array) -> jax.Array:
-      return jnp.max(jnp.where(count_R > 0, start_R + count_R - 1, 0))
-
-    length_B, start_R = cache.prefix.length_B, cache.length_R
-    if row_R is None:
-      view = CacheView(length_B, start_R, last(start_R), None, None, cache.assignment)
-      return view, start_R + count_R
-    prompt_R = jnp.take(cache.prompt_R, row_R, mode="clip")
-    start_R = jnp.take(cache.length_R, row_R, mode="clip")
-    length_R = cache.length_R.at[row_R].add(count_R, mode="drop")
-    prefix_length_R, row_R = length_B[prompt_R], jnp.asarray(row_R)
-    return CacheView(prefix_length_R, start_R, last(start_R), prompt_R, row_R, None), length_R
+      layer, layers = self._layer(return_kv), []
+      for index, (weight, mode) in enumerate(zip(weights, modes, strict=True)):
+        x_RTD, kv = self._apply(layer, weight, x_RTD, angles, deepstack, mode, jnp.int32(index))
+        layers.append(kv)
+      return x_RTD, tuple(layers)
+    arguments = (x_RTD, angles, deepstack, attention_modes.stack_layers(modes))
+    x_RTD, kv = self._apply(self._stack(return_kv), {"layers": weights}, *arguments)
+    return x_RTD, tuple(jax.tree.map(lambda x, i=i: x[i], kv) for i in range(len(modes)))
 
   def _embed(self, params, token_RT, features_MYD, feature_RT) -> jax.Array:
     table_VD = params["decoder"]["embed"]["embedding"]
     x_RTD = jnp.take(table_VD, token_RT, axis=0, mode="clip").astype(self.compute_dtype)
     if features_MYD is None or feature_RT is None:
       return x_RTD
-    seen_RTD = jnp.take(jnp.asarray(features_MYD[:, 0]), feature_RT, axis=0, mode="clip")
-    return jnp.where(feature_RT[..., None] >= 0, seen_RTD.astype(self.compute_dtype), x_RTD)
+    image_RTD = jnp.take(jnp.asarray(features_MYD[:, 0]), feature_RT, axis=0, mode="clip")
+    return jnp.where(feature_RT[..., None] >= 0, image_RTD.astype(self.compute_dtype), x_RTD)
 
   def _last_norm(self, params, x_RTD) -> jax.Array:
     norm = RMSNorm(self.cfg.decoder.norm_eps, self.compute_dtype)
     return self._apply(norm, params["decoder"]["norm"], x_RTD)
 
-  def _smallest_batch(self) -> VisionBatch:
-    """One window and one frame of it, for `init`."""
+  def _one_window(self) -> VisionBatch:
+    """The smallest batch of images, for `init`."""
     vision = self.cfg.vision
     patches = (vision.window_blocks * vision.merge_size) ** 2
-    return VisionBatch(
-      patches_PX=jnp.zeros((patches, vision.patch_values), jnp.float32),
-      position_P4=jnp.ones((patches, 4), jnp.int32),
-      window_P=jnp.ones(patches, jnp.int32),
-      frame_P=jnp.ones(patches, jnp.int32),
-      frame_NS=jnp.arange(patches, dtype=jnp.int32)[None],
-      slot_P=jnp.arange(patches, dtype=jnp.int32),
-    )
+    return VisionBatch.build(jnp.zeros, patches, vision.patch_values, 1, patches)
+
+
+def _deepstack(features_MYD: Array | None, feature_RT: Array | None) -> DeepStackFeatures | None:
+  """The features for DeepStack; None if there is only one stream."""
+  if features_MYD is None or features_MYD.shape[1] == 1:
+    return None
+  return DeepStackFeatures(jnp.asarray(features_MYD), jnp.asarray(feature_RT))
 
 
 def make_policy(

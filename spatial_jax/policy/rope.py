@@ -1,6 +1,6 @@
-"""Rotary positions: three axes (time, height, width) for the decoder, two for the vision tower.
+"""Rotary positions: axes time, height, width in the decoder; row, column in the vision tower.
 
-Positions of prompts are computed on the host (NumPy), angles on the device.
+Positions of prompts are computed with NumPy on the host, angles on the device.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,33 +24,34 @@ def mrope_positions(
   second_per_grid: Sequence[float],
   rule: VideoRule,
 ) -> tuple[np.ndarray, int]:
-  """Rotary positions: text counts on, an image or clip spans a box of (time, height, width).
+  """Rotary positions: text counts up by 1, an image or clip spans a (time, height, width) box.
 
       text text | image of 2 x 3 tokens | text        (rule "max")
       t  0  1     2  2  2  2  2  2        5
       h  0  1     2  2  2  3  3  3        5
       w  0  1     2  3  4  2  3  4        5
 
-  After a clip, rule "max" continues behind the largest position so far (the paper, transformers
-  < 5.3); rule "hf5" behind max(height, width) only (transformers >= 5.3). For images both agree.
+  After a clip, rule "max" continues after its largest position (the paper, transformers < 5.3).
+  Rule "hf5" continues after max(height, width), without time (transformers >= 5.3). The rules agree
+  for images.
 
   Args:
     token_ids: int [T], pads expanded to one per merged token.
     grids: (time, height, width) in patches of each image and clip, in order of appearance.
     cfg: ids, merge size and tokens per second.
-    second_per_grid: seconds per temporal patch of each clip, where `video_time` is "seconds".
+    second_per_grid: seconds per temporal patch of each clip; read if `cfg.video_time` is "seconds".
     rule: see above.
 
   Returns:
     int32 [T, 3] and the position of the next text token.
 
   Raises:
-    ValueError: on the host, when pads, grids and second_per_grid do not match.
+    ValueError: if pad tokens, grids and second_per_grid do not match.
 
   Source: Qwen2.5-VL, arXiv:2502.13923; get_rope_index of transformers' three families.
   """
   seconds = iter(second_per_grid)
-  if cfg.video_time == "text":  # written times stand between the frames: each is a grid of its own
+  if cfg.video_time == "text":  # text with the time precedes every frame: one grid per frame
     grids = [(1, h, w) for t, h, w in grids for _ in range(t)]
   parts, cursor, position = [], 0, 0
   is_pad = (token_ids == cfg.image_pad_id) | (token_ids == cfg.video_pad_id)
@@ -64,16 +65,19 @@ def mrope_positions(
     position = int(parts[-1].max()) + 1 if rule == "max" else position + max(h, w)
     cursor = start + t * h * w
   if is_pad[cursor:].any():
-    raise ValueError(f"{is_pad[cursor:].sum()} pad tokens behind the last of {len(grids)} grids")
+    raise ValueError(
+      f"{is_pad[cursor:].sum()} pad tokens follow the last of {len(grids)} grids; "
+      "pass one grid for every image and clip"
+    )
   parts.append(_text(position, len(token_ids) - cursor))
   return np.concatenate(parts).astype(np.int32), position + len(token_ids) - cursor
 
 
 def _run_of_pads(is_pad: np.ndarray, cursor: int, length: int, name: str) -> int:
-  """Where the next pads start; there must be `length` of them."""
+  """Index of the next pad token; it must start a run of `length` pad tokens."""
   start = cursor + int(np.argmax(np.append(is_pad[cursor:], True)))
   if start + length > len(is_pad) or not is_pad[start : start + length].all():
-    raise ValueError(f"{name} has no run of {length} pad tokens")
+    raise ValueError(f"{name} needs {length} consecutive pad tokens, the ids do not contain them")
   return start
 
 
@@ -84,7 +88,7 @@ def _time_step(is_video: bool, seconds: Iterator[float], cfg: QwenVLConfig) -> n
   try:
     return np.float32(cfg.tokens_per_second) * np.float32(next(seconds))
   except StopIteration as error:
-    raise ValueError("second_per_grid has fewer entries than there are clips") from error
+    raise ValueError("second_per_grid needs one entry for every clip, it has fewer") from error
 
 
 def _text(start: int, length: int) -> np.ndarray:
@@ -92,7 +96,7 @@ def _text(start: int, length: int) -> np.ndarray:
 
 
 def _box(t: int, h: int, w: int, step: np.float32) -> np.ndarray:
-  """Positions of t x h x w tokens from 0, time scaled by `step` and floored, in float32."""
+  """Positions of t x h x w tokens from 0; time is multiplied by `step` and floored in float32."""
   box = np.indices((t, h, w)).reshape(3, -1).T
   box[:, 0] = np.floor(box[:, 0].astype(np.float32) * step)
   return box
@@ -103,15 +107,16 @@ def mrope_angles(
 ) -> tuple[jax.Array, jax.Array]:
   """Cosine and sine of the decoder's rotary angles.
 
-  Frequency j of C/2 is theta^(-2j/C) and turns with one axis, for sections (4, 2, 2):
+  Frequency j of C/2 is theta^(-2j/C) and multiplies the position on one axis. For sections
+  (4, 2, 2) the axes are:
 
-      in runs        t t t t h h w w
-      interleaved    t h w t h w t t
+      interleaved false   t t t t h h w w
+      interleaved true    t h w t h w t t
 
   Args:
     position_RTA: int32 [..., 3].
     theta: base of the frequencies.
-    sections: frequencies per axis.
+    sections: number of frequencies of each axis.
     interleaved: see above.
 
   Returns:
@@ -129,7 +134,7 @@ def mrope_angles(
 
 
 def vision_angles(position_P2: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
-  """Cosine and sine of the vision tower's angles: half turn with the row, half with the column.
+  """Cosine and sine of the vision tower's angles: half for the row, half for the column.
 
   Args:
     position_P2: int32 [..., 2], row and column in patches.

@@ -1,0 +1,177 @@
+"""The three modes of a decoder layer's attention, one type each.
+
+    CausalAttention   whole rows                              prefill, hidden
+    PrefixAttention   rows that continue a shared prefix      hidden_with_prefix (the update)
+    CacheAttention    new tokens of rows that are cached      append, decode
+
+A mode holds what the attention of one layer reads besides the queries, keys and values of its new
+tokens. `causal`, `with_prefix` and `with_cache` make the modes of all layers. `attend` chooses the
+computation by the type of the mode; no other code does.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from spatial_jax.policy import attention
+from spatial_jax.policy import cache as cache_lib
+from spatial_jax.policy.cache import KV, Cache, Prefix, RowAssignment, Suffix
+from spatial_jax.types import Array
+
+
+class CausalAttention(NamedTuple):
+  """Rows are whole sequences: query t attends to keys s <= t of its own row.
+
+  Attributes:
+    valid_RT: bool, left-aligned.
+  """
+
+  valid_RT: jax.Array
+
+  @property
+  def layer_axes(self) -> Any:
+    """See `AttentionMode`."""
+    return CausalAttention(nn.broadcast)  # pyright: ignore[reportArgumentType]
+
+
+class PrefixAttention(NamedTuple):
+  """Rows continue the prefix of their group and attend to it and to themselves; differentiable.
+
+  Attributes:
+    valid_RT: bool, left-aligned; R = B*G rows, ordered by prompt.
+    prefix: of this layer.
+    prefix_length_B: int32, valid keys of each prefix.
+  """
+
+  valid_RT: jax.Array
+  prefix: KV
+  prefix_length_B: jax.Array
+
+  @property
+  def layer_axes(self) -> Any:
+    """See `AttentionMode`."""
+    every: Any = nn.broadcast
+    return PrefixAttention(every, prefix=0, prefix_length_B=every)  # pyright: ignore
+
+
+class CacheAttention(NamedTuple):
+  """New tokens are written to the suffix of their row and attend to it and to the prefix.
+
+  Attributes:
+    valid_RT: bool, left-aligned; only valid tokens are written.
+    prefix, suffix: of this layer; all prompts and all rows of the cache.
+    prefix_length_B: int32, valid keys of each prefix that is read.
+    start_R: int32, tokens in each suffix before the new ones.
+    last_offset: int32 [], largest offset of a new token in a suffix.
+    prompt_R, row_R: int32, the prompt and the cache row of each row. None: all rows of the cache in
+      order, which reads the prefixes in place.
+    assignment: rollouts of all rows of the cache. None: row r holds rollout r, or `row_R` is given.
+  """
+
+  valid_RT: jax.Array
+  prefix: KV
+  prefix_length_B: jax.Array
+  suffix: Suffix
+  start_R: jax.Array
+  last_offset: jax.Array
+  prompt_R: jax.Array | None
+  row_R: jax.Array | None
+  assignment: RowAssignment | None
+
+  @property
+  def layer_axes(self) -> Any:
+    """See `AttentionMode`."""
+    every: Any = nn.broadcast
+    return CacheAttention(*[every] * len(self._fields))._replace(prefix=0, suffix=0)
+
+
+# `layer_axes` has the form of the mode: 0 for fields that differ from layer to layer, `broadcast`
+# for fields that all layers share.
+AttentionMode = CausalAttention | PrefixAttention | CacheAttention
+
+
+def causal(valid_RT: Array, layers: int) -> tuple[CausalAttention, ...]:
+  """The mode of every layer for whole rows."""
+  return (CausalAttention(jnp.asarray(valid_RT)),) * layers
+
+
+def with_prefix(valid_RT: Array, prefix: Prefix) -> tuple[PrefixAttention, ...]:
+  """The mode of every layer for rows that continue a prefix."""
+  valid_RT = jnp.asarray(valid_RT)
+  return tuple(PrefixAttention(valid_RT, kv, prefix.length_B) for kv in prefix.layers)
+
+
+def with_cache(
+  valid_RT: Array, cache: Cache, row_R: Array | None
+) -> tuple[tuple[CacheAttention, ...], jax.Array]:
+  """The mode of every layer for tokens that are appended to rows of a cache.
+
+  Args:
+    valid_RT: bool, left-aligned.
+    cache: before the tokens are written.
+    row_R: int32, the cache row of each given row. None: all rows in order.
+
+  Returns:
+    The modes, and `cache.length_R` after the tokens are written.
+  """
+  valid_RT = jnp.asarray(valid_RT)
+  count_R = jnp.sum(valid_RT, axis=1, dtype=jnp.int32)
+  prefix_length_B, start_R = cache.prefix.length_B, cache.length_R
+  prompt_R, assignment = None, cache.assignment
+  if row_R is None:
+    length_R = start_R + count_R
+  else:
+    row_R, assignment = jnp.asarray(row_R), None
+    prompt_R = jnp.take(cache.prompt_R, row_R, mode="clip")
+    start_R = jnp.take(cache.length_R, row_R, mode="clip")
+    length_R = cache.length_R.at[row_R].add(count_R, mode="drop")
+    prefix_length_B = prefix_length_B[prompt_R]
+  last_offset = jnp.max(jnp.where(count_R > 0, start_R + count_R - 1, 0))
+  shared = (start_R, last_offset, prompt_R, row_R, assignment)
+  modes = tuple(
+    CacheAttention(valid_RT, kv, prefix_length_B, suffix, *shared)
+    for kv, suffix in zip(cache.prefix.layers, cache.layers, strict=True)
+  )
+  return modes, length_R
+
+
+def stack_layers(modes: Sequence[AttentionMode]) -> Any:
+  """One mode for a scan over layers: fields that differ from layer to layer are stacked."""
+
+  def one(axis: Any, *fields: Any) -> Any:
+    if axis is nn.broadcast:
+      return fields[0]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *fields)
+
+  return jax.tree.map(one, modes[0].layer_axes, *modes)
+
+
+def attend(
+  mode: AttentionMode, q_RKQTC: jax.Array, new: KV, mesh: Mesh | None
+) -> tuple[jax.Array, KV | Suffix]:
+  """Attention of new tokens in one layer.
+
+  Args:
+    mode: of this layer.
+    q_RKQTC: rotated queries of the new tokens, not yet scaled.
+    new: their rotated keys and values.
+    mesh: as in `attention.attend`.
+
+  Returns:
+    [R, K, Q, T, C]; and `new`, or for CacheAttention the updated suffix.
+  """
+  if isinstance(mode, CausalAttention):
+    return attention.attend(q_RKQTC, *new, mode.valid_RT, causal=True, mesh=mesh), new
+  if isinstance(mode, PrefixAttention):
+    out = attention.attend_with_prefix(
+      q_RKQTC, mode.prefix, mode.prefix_length_B, new, mode.valid_RT, mesh
+    )
+    return out, new
+  prefix = cache_lib.take_rows(mode.prefix, mode.prompt_R)
+  suffix = cache_lib.write(mode.suffix, new, mode.row_R, mode.start_R, mode.valid_RT)
+  rows = (mode.start_R, mode.last_offset, mode.row_R, mode.assignment)
+  return attention.attend_cache(q_RKQTC, prefix, mode.prefix_length_B, suffix, *rows), suffix
