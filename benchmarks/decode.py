@@ -41,14 +41,14 @@ class Ours:
     side = rollout.Ours(folder)
     self.engine, self.weights = side.engine, side.weights
     cfg = self.engine.cfg
-    state = self.engine.programs.empty(cfg.prompt_buckets[-1])
+    state = self.engine.programs.empty_state(cfg.prompt_buckets[-1])
     self.rows = state.active_R.size
     self.state = state
 
   def __call__(self) -> None:
     """Samples `chunk` tokens in every row."""
     run = self.engine.programs
-    state, token_RT, _ = run.sample(self.weights, self._full(), self._nobody(), None, False)
+    state, token_RT, _ = run.decode(self.weights, self._full(), self._nobody(), None, False)
     assert bool((jax.block_until_ready(token_RT) >= 0).all()), "every row samples every token"
     self.state = state
 

@@ -15,7 +15,7 @@ from absl import app, flags
 from rich import box
 from rich.table import Table
 
-from spatial_jax.drawing.canvas import Picture, Style
+from spatial_jax.drawing.canvas import DrawnImage, Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig, Fault
 from spatial_jax.evaluate.console import make_console
 from spatial_jax.types import Operation
@@ -30,7 +30,7 @@ def drawings_per_s(workers: int) -> list[float]:
   """Of each round."""
   random = np.random.default_rng(0)
   pixels = random.integers(0, 256, (SIDE_PX.value, SIDE_PX.value, 3), np.uint8)
-  picture, rates = Picture(pixels, ()), []
+  picture, rates = DrawnImage(pixels, ()), []
   with Executor(ExecutorConfig(workers, 20.0, 1024), STYLE) as executor:
     for _ in range(REPEATS.value + 1):
       begin = time.perf_counter()

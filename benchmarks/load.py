@@ -23,7 +23,7 @@ from rich.console import Console
 
 from benchmarks import measure
 from spatial_jax.hf import weights
-from spatial_jax.hf.model_zoo import NAMES, parameters, released
+from spatial_jax.hf.model_zoo import NAMES, parameter_count, released
 from spatial_jax.hf.name_map import name_table
 from spatial_jax.types import Params
 
@@ -90,7 +90,8 @@ def report(folder: pathlib.Path) -> bool:
   ratio, gib = found["beside"] / found["largest"], 1 << 30
   console = Console()
   console.print(
-    f"{NAME.value}: {parameters(released(NAME.value)):,} parameters, {on_disk / gib:.2f} GiB in "
+    f"{NAME.value}: {parameter_count(released(NAME.value)):,} parameters, "
+    f"{on_disk / gib:.2f} GiB in "
     f"{len(list(folder.glob('*.safetensors')))} files, loaded as {DTYPE.value} in "
     f"{found['seconds']:.1f} s",
     highlight=False,

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from spatial_jax.synthetic.camera_path import walk
+from spatial_jax.synthetic.camera_path import make_camera_path
 from spatial_jax.synthetic.floorplan import ProceduralConfig, procedural_scene
 from spatial_jax.synthetic.render.renderer import render
 from spatial_jax.synthetic.scene import Camera, Scene
@@ -35,7 +35,8 @@ def main() -> None:
   print(f"{len(scenes)} rooms, {parts:.0f} primitives each\n  size  shadows  images/s")
   for size_px in SIZES_PX:
     cameras = [
-      walk(s, np.random.default_rng(i), 1, size_px, size_px, 70.0)[0] for i, s in enumerate(scenes)
+      make_camera_path(scene, np.random.default_rng(i), 1, size_px, size_px, 70.0)[0]
+      for i, scene in enumerate(scenes)
     ]
     for shadows in (True, False):
       rate = images_per_second(scenes, cameras, shadows)

@@ -157,7 +157,7 @@ class Ours:
       self._policy, remat=variant.remat, logprob_chunk=variant.logprob_chunk
     )
     micro = Microbatches(variant.micro_rows, (OWN_TOKENS,))
-    update = compiled.learn_programs(policy, self._optimizer, LOSS, micro).update
+    update = compiled.LearnPrograms(policy, self._optimizer, LOSS, micro).update
 
     def step() -> Step:
       state, metrics = update(self._state, self._batch, None)

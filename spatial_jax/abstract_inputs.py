@@ -1,10 +1,10 @@
-"""What the programs of a run are called with: shapes, dtypes and shardings, enough to compile.
+"""Abstract inputs of the programs of a run: shapes, dtypes and shardings, enough to compile.
 
-Every size is the last of its list of buckets: what is compiled is the largest that can occur.
+Every size is the last of its list of buckets, so the programs are compiled at their largest.
 """
 
 import dataclasses
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.learn.gradient import Microbatches
 from spatial_jax.learn.losses import LossConfig
 from spatial_jax.learn.train_batch import BatchConfig, kept_rows
+from spatial_jax.policy.cache import rollout_shardings
 from spatial_jax.policy.config import VisionConfig
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout.config import RolloutConfig
@@ -24,32 +25,33 @@ from spatial_jax.types import FeatureBatch, Params, PrefixBatch, TrainBatch, Tra
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Inputs:
-  """What the programs of a step are called with at their largest: trees of ShapeDtypeStruct.
+class ProgramInputs:
+  """The largest inputs of the programs of a step: trees of ShapeDtypeStruct with shardings.
 
   Attributes:
-    state, batch: of the update, on the train mesh.
-    weights: decode parameters; like all that follows, on the rollout mesh.
-    vision: images of one call of the tower, and the row of the pool of each feature.
+    train_state, train_batch: of the update, on the train mesh.
+    weights: decode parameters; this and all others are on the rollout mesh.
+    vision: images of one call of the vision tower, and the buffer row of each feature.
     feature_buffer_MYD: features of images.
-    prompts: of one call.
-    begins: begins_R, rollout_R, row_BG, Sampling.
-    rows: SampleState with the whole cache.
-    halt_R, observations: of one call.
-    few_R: the most rows that are decoded by themselves; None: never any.
+    prompts: of one call of prefill.
+    starts: starts_R, rollout_R, row_BG and SamplingArrays of start_rows.
+    state: SampleState with the whole cache.
+    halt_R: rows that stop.
+    observations: of one call of append.
+    gathered_R: the most rows that are gathered to be decoded; None if rows are never gathered.
   """
 
-  state: TrainState
-  batch: TrainBatch
+  train_state: TrainState
+  train_batch: TrainBatch
   weights: Params
   vision: tuple[VisionBatch, Any]
   feature_buffer_MYD: Any
   prompts: PromptBatch
-  begins: tuple[Any, Any, Any, SamplingArrays]
-  rows: SampleState
+  starts: tuple[Any, Any, Any, SamplingArrays]
+  state: SampleState
   halt_R: Any
   observations: ObservationBatch
-  few_R: Any
+  gathered_R: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,16 +59,16 @@ class Program:
   """A jitted function and one call of it.
 
   Attributes:
-    name: of the step of a run.
+    name: of the program.
     function: jitted.
     arguments: trees of ShapeDtypeStruct with shardings, and static values.
-    beside: trees that lie on the same chips meanwhile and are none of the arguments.
+    resident: trees that are in memory while the program runs and are not arguments.
   """
 
   name: str
   function: jax.stages.Wrapped
   arguments: tuple[Any, ...]
-  beside: tuple[Any, ...]
+  resident: tuple[Any, ...]
 
 
 def all_programs(
@@ -79,42 +81,36 @@ def all_programs(
   batch: BatchConfig,
   keep_fraction: float,
 ) -> list[Program]:
-  """The programs of a reinforcement-learning step, in order, with their largest abstract inputs.
+  """Returns the programs of a GRPO step in order, with their largest inputs.
 
-  The decode program of few rows (`config.rollout.gather_fractions`) is compiled at its widest.
+  "decode_gathered" decodes the most rows that are gathered (`config.rollout.gather_fractions`).
 
   Args:
-    policy: its mesh may be of devices that are not there.
-    island: the same on the devices of one process; `policy` itself where there is one process.
+    policy: on the train mesh, whose devices need not exist.
+    island: the policy on the devices of one process; `policy` itself if there is one process.
     optimizer, loss, micro: of the update.
-    rollout, batch: shapes; the last of each list of buckets is taken.
-    keep_fraction: of the rollouts that the update learns from.
+    rollout, batch: shapes; the last of each list of buckets is used.
+    keep_fraction: fraction of the rollouts that the update uses.
   """
   run = compiled.rollout_programs(island, rollout, (), (0,))
-  learn = compiled.learn_programs(policy, optimizer, loss, micro)
+  learn = compiled.LearnPrograms(policy, optimizer, loss, micro)
+  reshard = compiled.reshard(policy, compiled.train_mesh(policy), rollout.weights)
   x = largest_inputs(policy, island, optimizer, rollout, batch, keep_fraction)
-  state, weights, rows, pool = x.state, x.weights, x.rows, x.feature_buffer_MYD
+  train, weights, state, buffer = x.train_state, x.weights, x.state, x.feature_buffer_MYD
   truncates = rollout.sampling.truncates
-  calls = [
-    (
-      "decode_params",
-      compiled.reshard(policy, compiled.train_mesh(policy), rollout.weights),
-      (state.params,),
-      (state.opt_state,),
-    ),
-    ("encode_images", run.encode_images, (weights, pool, *x.vision), (state, rows)),
-    ("admit", run.prefill, (weights, rows, pool, x.prompts), (state,)),
-    ("begin", run.start_rows, (rows, *x.begins), (state, weights, pool)),
-    ("sample", run.sample, (weights, rows, x.halt_R, None, truncates), (state, pool)),
-    ("sample_few", run.sample, (weights, rows, x.halt_R, x.few_R, truncates), (state, pool)),
-    ("observe", run.append, (weights, rows, pool, x.observations), (state,)),
-    ("update", learn.update, (state, x.batch, None), (weights,)),
+  decode = (weights, state, x.halt_R, None, truncates)
+  gathered = (weights, state, x.halt_R, x.gathered_R, truncates)
+  programs = [
+    Program("decode_params", reshard, (train.params,), (train.opt_state,)),
+    Program("encode_images", run.encode_images_jit, (weights, buffer, *x.vision), (train, state)),
+    Program("prefill", run.prefill_jit, (weights, state, buffer, x.prompts), (train,)),
+    Program("start_rows", run.start_rows_jit, (state, *x.starts), (train, weights, buffer)),
+    Program("decode", run.decode_jit, decode, (train, buffer)),
+    Program("decode_gathered", run.decode_jit, gathered, (train, buffer)),
+    Program("append", run.append_jit, (weights, state, buffer, x.observations), (train,)),
+    Program("update", learn.update_jit, (train, x.train_batch, None), ()),
   ]
-  return [
-    Program(name, cast(jax.stages.Wrapped, function), arguments, beside)
-    for name, function, arguments, beside in calls
-    if name != "sample_few" or x.few_R is not None
-  ]
+  return [p for p in programs if p.name != "decode_gathered" or x.gathered_R is not None]
 
 
 def largest_inputs(
@@ -124,41 +120,49 @@ def largest_inputs(
   rollout: RolloutConfig,
   batch: BatchConfig,
   keep_fraction: float,
-) -> Inputs:
-  """See `Inputs`; arguments as in `all_programs`."""
+) -> ProgramInputs:
+  """Returns the largest inputs of the programs; arguments as in `all_programs`."""
   mesh, cfg = compiled.train_mesh(policy), policy.cfg
   local = sharding.rollout_mesh(compiled.train_mesh(island))
-  everywhere, few = sharding.replicated(local), rollout.decode_row_counts[:-1]
-  state = compiled.abstract_state(policy, optimizer, mesh)
-  weights = jax.eval_shape(compiled.reshard(policy, mesh, rollout.weights), state.params)
+  everywhere, gathered = sharding.replicated(local), rollout.decode_row_counts[:-1]
+  train_state = compiled.abstract_state(policy, optimizer, mesh)
+  weights = jax.eval_shape(compiled.reshard(policy, mesh, rollout.weights), train_state.params)
   weights = compiled.placed(weights, sharding.param_shardings(weights, local))
   run = compiled.rollout_programs(island, rollout, (), (0,))
-  rows = jax.eval_shape(lambda: run.empty(rollout.prompt_buckets[-1]))
-  asked = rollout.prompts * sharding.island_mesh(mesh).shape["island"]
-  count = kept_rows(asked * rollout.group, keep_fraction, sharding.row_devices(mesh))
-  learned = train_batch(cfg.vision, asked, count, batch)
+  state = jax.eval_shape(lambda: run.empty_state(rollout.prompt_buckets[-1]))
+  prompts = rollout.prompts * sharding.island_mesh(mesh).shape["island"]
+  count = kept_rows(prompts * rollout.group, keep_fraction, sharding.row_devices(mesh))
+  learned = train_batch(cfg.vision, prompts, count, batch)
   if not policy.vision_trainable:
     learned = learned._replace(vision=FeatureBatch(_features(policy, batch.vision)))
   window = compiled.window_patches(cfg.vision)
   tokens = rollout.vision.windows[-1] * cfg.vision.window_blocks**2
   vision = (_vision(cfg.vision, rollout.vision), _struct((tokens,), jnp.int32))
-  return Inputs(
-    state=state,
-    batch=compiled.placed(learned, sharding.train_batch_shardings(learned, window, mesh)),
+  gathered_R = _struct((gathered[-1],), jnp.int32) if gathered else None
+  return ProgramInputs(
+    train_state=train_state,
+    train_batch=compiled.placed(learned, sharding.train_batch_shardings(learned, window, mesh)),
     weights=weights,
     vision=_everywhere(vision, everywhere),
-    feature_buffer_MYD=_everywhere(jax.eval_shape(run.feature_buffer), everywhere),
+    feature_buffer_MYD=_everywhere(jax.eval_shape(run.empty_feature_buffer), everywhere),
     prompts=_everywhere(_prompts(rollout), everywhere),
-    begins=_everywhere(_begins(rollout, rows.sampling), everywhere),
-    rows=compiled.placed(rows, sharding.rollout_shardings(rows, local)),
-    halt_R=_everywhere(_struct(rows.active_R.shape, jnp.bool_), everywhere),
+    starts=_everywhere(_starts(rollout, state.sampling), everywhere),
+    state=compiled.placed(state, rollout_shardings(state, local)),
+    halt_R=_everywhere(_struct(state.active_R.shape, jnp.bool_), everywhere),
     observations=_everywhere(_observations(rollout), everywhere),
-    few_R=_everywhere(_struct((few[-1],), jnp.int32), everywhere) if few else None,
+    gathered_R=_everywhere(gathered_R, everywhere),
   )
 
 
 def train_batch(vision: VisionConfig, prompts: int, count: int, cfg: BatchConfig) -> TrainBatch:
-  """`count` rows behind `prompts` prefixes, ShapeDtypeStruct: the last of each list of buckets."""
+  """Returns a TrainBatch of ShapeDtypeStruct at its largest buckets.
+
+  Args:
+    vision: shape of the vision tower.
+    prompts: number of prefixes.
+    count: number of rows.
+    cfg: buckets.
+  """
   size, prefix_size = cfg.tokens, cfg.prefix_buckets[-1]
   return TrainBatch(
     prefix=PrefixBatch(
@@ -191,18 +195,12 @@ def _everywhere(tree: Any, place: jax.sharding.Sharding) -> Any:
 
 def _vision(cfg: VisionConfig, buckets: VisionBuckets) -> VisionBatch:
   patches = buckets.windows[-1] * compiled.window_patches(cfg)
-  return VisionBatch(
-    patches_PX=_struct((patches, cfg.patch_values), jnp.float32),
-    position_P4=_struct((patches, 4), jnp.int32),
-    window_P=_struct((patches,), jnp.int32),
-    frame_P=_struct((patches,), jnp.int32),
-    frame_NS=_struct((buckets.frames[-1], buckets.patches[-1]), jnp.int32),
-    slot_P=_struct((patches,), jnp.int32),
-  )
+  frames = (buckets.frames[-1], buckets.patches[-1])
+  return VisionBatch.build(_struct, patches, cfg.patch_values, *frames)
 
 
 def _features(policy: Policy, buckets: VisionBuckets) -> Any:
-  """features_MYD of the largest vision batch."""
+  """Features [M, Y, D] of the largest vision batch."""
   cfg = policy.cfg
   tokens = buckets.windows[-1] * cfg.vision.window_blocks**2
   return _struct((tokens, cfg.vision.streams, cfg.decoder.width), policy.compute_dtype)
@@ -220,7 +218,7 @@ def _prompts(cfg: RolloutConfig) -> PromptBatch:
   )
 
 
-def _begins(cfg: RolloutConfig, sampling: SamplingArrays) -> tuple[Any, Any, Any, SamplingArrays]:
+def _starts(cfg: RolloutConfig, sampling: SamplingArrays) -> tuple[Any, Any, Any, SamplingArrays]:
   count = (cfg.row_count,)
   row_BG = _struct((cfg.slots, cfg.group), jnp.int32)
   return _struct(count, jnp.bool_), _struct(count, jnp.int32), row_BG, sampling

@@ -1,7 +1,7 @@
 """Entry point: python -m spatial_jax.aot --config=configs/NAME.py --topology=v5e:8x8
 
-Compiles every program of a run for TPUs that are not there, and says what each needs of a chip's
-memory. Exit code 0: all fit; 1: something does not; 2: the configuration cannot be used.
+Compiles every program of a training run for TPUs that this machine does not have, and prints the
+memory of a chip that each needs. Exit code 0: all fit; 1: one does not; 2: the config is wrong.
 """
 
 import contextlib
@@ -10,8 +10,8 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -34,7 +34,7 @@ from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.stages.grpo import GrpoConfig, batch_config
 
-# Memory of one chip in GiB, by device kind. Source: the Cloud TPU documentation.
+# Memory of one chip, GiB, by device kind. Source: the Cloud TPU documentation.
 HBM_GIB = {
   "TPU v4": 32.0,
   "TPU v5 lite": 16.0,
@@ -44,7 +44,7 @@ HBM_GIB = {
 }
 GIB = 1 << 30
 
-# Read when libtpu is loaded: ask no metadata server, let several processes compile, print nothing.
+# Read when libtpu is loaded: no request to the metadata server, several processes may compile.
 LIBTPU_ENVIRONMENT = {
   "TPU_SKIP_MDS_QUERY": "1",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -54,17 +54,34 @@ LIBTPU_ENVIRONMENT = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Compiled:
-  """One program compiled.
+class AotConfig:
+  """The part of a training config that decides which programs are compiled.
+
+  Attributes:
+    stages, init, remat, lora, mesh, rollout, learn: as in the config of a training run.
+  """
+
+  stages: tuple[Literal["grpo"], ...]
+  init: str
+  remat: bool
+  lora: LoraConfig
+  mesh: sharding.MeshConfig
+  rollout: RolloutConfig
+  learn: GrpoConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledProgram:
+  """A compiled program and its memory.
 
   Attributes:
     name: of the program.
     seconds: to lower and compile.
-    arguments, temporaries, program_total, beside: bytes per chip: of arguments; of scratch; of all
-      the program needs (arguments, results in memory of their own, scratch, code); of what lies
-      there besides.
+    arguments, temporaries: bytes per chip of its arguments, and of its scratch memory.
+    program_total: bytes per chip of arguments, results, scratch and code.
+    resident: bytes per chip of other arrays that are in memory meanwhile.
     text: the optimised program.
-    error: why it did not compile, else None; the numbers are then 0.
+    error: why it did not compile, or None; the sizes are then 0.
   """
 
   name: str
@@ -72,32 +89,32 @@ class Compiled:
   arguments: int
   temporaries: int
   program_total: int
-  beside: int
+  resident: int
   text: str
   error: str | None
 
   def fits(self, hbm: int) -> bool:
-    """Whether it compiled and `hbm` bytes hold it and what lies beside it."""
-    return self.error is None and self.program_total + self.beside <= hbm
+    """Whether it compiled and fits into `hbm` bytes together with the resident arrays."""
+    return self.error is None and self.program_total + self.resident <= hbm
 
 
 def topology_mesh(topology: str, mesh: sharding.MeshConfig) -> Mesh:
-  """The train mesh over a TPU topology ("v5e:8x8").
+  """Returns the train mesh over a TPU topology ("v5e:8x8").
 
   Raises:
-    ConfigError: on the host, without libtpu, or when name or mesh do not fit.
+    ConfigError: if libtpu is not installed, the topology does not exist, or the mesh does not fit.
   """
   return sharding.make_mesh(mesh, _devices(topology))
 
 
 def host_mesh(topology: str, mesh: Mesh) -> Mesh:
-  """The mesh of one process of a topology as a slice of its own: four chips, 2x2 or 2x2x1.
+  """Returns the mesh of one process as a slice of its own: four chips, 2x2 or 2x2x1.
 
-  The compiler takes no part of a slice; one process' devices are therefore a slice themselves.
+  The compiler does not accept a part of a slice, so the devices of one process are a slice.
 
   Args:
-    topology: of the whole.
-    mesh: train mesh over it.
+    topology: of all processes.
+    mesh: train mesh over the topology.
   """
   if len({device.process_index for device in mesh.devices.flat}) == 1:
     return mesh
@@ -110,13 +127,17 @@ def _devices(topology: str) -> Sequence[Any]:
   os.environ.update(LIBTPU_ENVIRONMENT)
   try:
     return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-  except Exception as error:
+  except Exception as error:  # the plugin raises several types
     if "libtpu" in str(error).lower():
       raise ConfigError("libtpu is not installed: pip install 'spatial_jax[tpu]'") from error
-    raise ConfigError(f"topology {topology!r}: {str(error).splitlines()[0]}") from error
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    raise ConfigError(
+      f"--topology={topology} is not a TPU topology ({reason}); use one such as v5e:2x2, v5e:8x8 "
+      "or v5p:2x2x1"
+    ) from error
 
 
-def compile_all(
+def programs_to_compile(
   policy_cfg: QwenVLConfig,
   learn: GrpoConfig,
   rollout: RolloutConfig,
@@ -124,15 +145,15 @@ def compile_all(
   mesh: Mesh,
   host: Mesh,
   remat: bool,
-) -> list[Compiled]:
-  """Compiles the programs of a reinforcement-learning step at their largest shapes.
+) -> list[Program]:
+  """Returns the programs of a GRPO step at their largest shapes.
 
   Args:
-    policy_cfg: of the policy.
-    learn, rollout: optimizer, loss and shapes; buckets are fitted to the platform.
+    policy_cfg: shape of the policy.
+    learn, rollout: optimizer, loss and shapes; buckets are rounded up for the platform.
     adapters: of the policy.
     mesh: train mesh.
-    host: mesh of one process' devices, for the rollout programs.
+    host: mesh of the devices of one process, for the rollout programs.
     remat: recompute layers in the backward pass.
   """
   frozen = lora.frozen_paths(adapters, learn.optimizer.frozen)
@@ -142,40 +163,39 @@ def compile_all(
   island = dataclasses.replace(policy, mesh=host)
   batch = compiled.batch_buckets(batch_config(learn, policy_cfg), mesh)
   rollout = compiled.rollout_buckets(rollout, mesh)
-  found = abstract_inputs.all_programs(
+  return abstract_inputs.all_programs(
     policy, island, optimizer, learn.loss, learn.micro, rollout, batch, learn.keep_fraction
   )
-  return [compile_program(program) for program in found]
 
 
-def compile_program(program: Program) -> Compiled:
-  """Compiles one program; what the compiler refuses (memory, above all) is part of the answer."""
+def compile_program(program: Program) -> CompiledProgram:
+  """Compiles one program; if the compiler refuses it, for memory above all, `error` says why."""
   begin = time.monotonic()
-  beside = sum(bytes_per_chip(tree) for tree in program.beside)
+  resident = sum(bytes_per_chip(tree) for tree in program.resident)
   try:
     with _no_compilation_cache():
-      compiled = program.function.lower(*program.arguments).compile()
+      result = program.function.lower(*program.arguments).compile()
   except jax.errors.JaxRuntimeError as error:
-    reason = str(error).splitlines()[0]
-    return Compiled(program.name, time.monotonic() - begin, 0, 0, 0, beside, "", reason)
-  memory: Any = compiled.memory_analysis()
+    reason, seconds = str(error).splitlines()[0], time.monotonic() - begin
+    return CompiledProgram(program.name, seconds, 0, 0, 0, resident, "", reason)
+  memory: Any = result.memory_analysis()
   results = memory.output_size_in_bytes - memory.alias_size_in_bytes
   total = memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
-  return Compiled(
+  return CompiledProgram(
     name=program.name,
     seconds=time.monotonic() - begin,
     arguments=memory.argument_size_in_bytes,
     temporaries=memory.temp_size_in_bytes,
     program_total=total + memory.generated_code_size_in_bytes,
-    beside=beside,
-    text=compiled.as_text() or "",
+    resident=resident,
+    text=result.as_text() or "",
     error=None,
   )
 
 
 @contextlib.contextmanager
 def _no_compilation_cache() -> Iterator[None]:
-  """A program for absent devices can be written to JAX's persistent cache, but not read back."""
+  """Turns the persistent cache off: it can write a program for absent devices, but not read it."""
   before = jax.config.values["jax_enable_compilation_cache"]
   jax.config.update("jax_enable_compilation_cache", False)
   compilation_cache.reset_cache()
@@ -187,50 +207,72 @@ def _no_compilation_cache() -> Iterator[None]:
 
 
 def bytes_per_chip(tree: Any) -> int:
-  """Bytes of one device's shards of a tree of ShapeDtypeStruct with shardings."""
+  """Returns the bytes of one chip's shards of a tree of ShapeDtypeStruct with shardings."""
   return sum(
     int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )
 
 
-def table(compiled: Sequence[Compiled], hbm: int) -> str:
-  """The result as text, one line per program."""
+def table(programs: Sequence[CompiledProgram], hbm: int) -> str:
+  """Returns the result as text, one line per program."""
   lines = [
-    f"{'program':<14} {'seconds':>8} {'arguments':>10} {'scratch':>9} {'program':>9} "
-    f"{'beside':>9} {'total':>9}  of {hbm / GIB:.0f} GiB per chip"
+    f"{'program':<15} {'seconds':>8} {'arguments':>10} {'scratch':>9} {'program':>9} "
+    f"{'resident':>9} {'total':>9}  of {hbm / GIB:.0f} GiB per chip"
   ]
-  for one in compiled:
-    sizes = (one.arguments, one.temporaries, one.program_total, one.beside)
-    total = one.program_total + one.beside
-    cells = " ".join(f"{size / GIB:9.3f}" for size in (*sizes[1:], total))
+  for one in programs:
+    total = one.program_total + one.resident
+    sizes = (one.temporaries, one.program_total, one.resident, total)
+    cells = " ".join(f"{size / GIB:9.3f}" for size in sizes)
     verdict = "fits" if one.fits(hbm) else one.error or "DOES NOT FIT"
-    lines.append(f"{one.name:<14} {one.seconds:8.1f} {sizes[0] / GIB:10.3f} {cells}  {verdict}")
+    arguments = f"{one.arguments / GIB:10.3f}"
+    lines.append(f"{one.name:<15} {one.seconds:8.1f} {arguments} {cells}  {verdict}")
   return "\n".join(lines)
 
 
-def run(config: Any, topology: Any) -> int:
-  """Compiles what a config describes, prints the table; returns the exit code."""
-  if config.stage != "grpo":
-    raise ConfigError(f"only stage grpo is compiled ahead of time, config.stage is {config.stage}")
-  rollout = build(RolloutConfig, config.rollout, "config.rollout")
-  learn = build(GrpoConfig, config.learn, "config.learn")
-  adapters = build(LoraConfig, config.lora, "config.lora")
-  mesh = topology_mesh(topology, build(sharding.MeshConfig, config.mesh, "config.mesh"))
-  policy_cfg = weights.read_config(pathlib.Path(config.init))
+def read_config(config: Mapping[str, Any]) -> AotConfig:
+  """Reads what is compiled from a training config.
+
+  Raises:
+    ConfigError: if the config is not for training or has wrong values; the message names all keys.
+  """
+  names = [field.name for field in dataclasses.fields(AotConfig)]
+  return build(AotConfig, {name: config[name] for name in names if name in config})
+
+
+def run(config: Mapping[str, Any], topology: str) -> int:
+  """Compiles the programs of a config and prints progress and table.
+
+  Args:
+    config: of a training run.
+    topology: "v5e:2x2".
+
+  Returns:
+    The exit code: 0 if all programs fit, else 1.
+  """
+  cfg = read_config(config)
+  mesh = topology_mesh(topology, cfg.mesh)
+  policy_cfg = weights.read_config(pathlib.Path(cfg.init))
   kind = mesh.devices.flat[0].device_kind
   if kind not in HBM_GIB:
     raise ConfigError(f"memory of a {kind!r} chip is unknown; add it to HBM_GIB")
   print(f"{topology}: {mesh.size} x {kind}, mesh {dict(mesh.shape)}; bfloat16; largest buckets,")
   print(f"sequences rounded up to multiples of {compiled.TPU_SEQUENCE}; GiB per chip")
   host = host_mesh(topology, mesh)
-  programs = compile_all(policy_cfg, learn, rollout, adapters, mesh, host, config.remat)
+  programs = programs_to_compile(
+    policy_cfg, cfg.learn, cfg.rollout, cfg.lora, mesh, host, cfg.remat
+  )
+  done = []
+  for number, program in enumerate(programs, 1):
+    print(f"[{number}/{len(programs)}] {program.name} ...", end="", flush=True)
+    done.append(compile_program(program))
+    print(f" {done[-1].seconds:.1f} s", flush=True)
   hbm = int(HBM_GIB[kind] * GIB)
-  print(table(programs, hbm))
-  return 0 if all(one.fits(hbm) for one in programs) else 1
+  print(table(done, hbm))
+  return 0 if all(one.fits(hbm) for one in done) else 1
 
 
 def main(arguments: Sequence[str]) -> None:
-  """Compiles and exits with 1 where something does not fit."""
+  """Compiles and exits with the code of `run`."""
   no_arguments(arguments)
   jax.config.update("jax_platforms", "cpu")  # the host traces; nothing runs
   sys.exit(run(CONFIG.value, TOPOLOGY.value))

@@ -26,8 +26,8 @@ from PIL import Image
 from rich.console import Console
 
 from spatial_jax import sharding
-from spatial_jax.cli import CHECKPOINT_HELP, enable_compilation_cache, launch
-from spatial_jax.config import ConfigError, build, parse_flags
+from spatial_jax.cli import CHECKPOINT_HELP, enable_compilation_cache, launch, parse_flags
+from spatial_jax.config import ConfigError, build
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.data.prompt_text import TextConfig
 from spatial_jax.data.records import read_image
@@ -39,16 +39,17 @@ from spatial_jax.evaluate.best_of_n import mean_logp, most_likely
 from spatial_jax.hf import processor
 from spatial_jax.report.report import About, write_report
 from spatial_jax.reward.format import final_answer, format_reward
-from spatial_jax.rollout.auto_buckets import fitted
+from spatial_jax.rollout.auto_buckets import fit_rollout_config
 from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.rollout.memory import bytes_of
-from spatial_jax.rollout.request import Row
-from spatial_jax.rollout.saved_groups import Group, SavedRollout, save_groups
-from spatial_jax.rollout.scheduler import generate_rollouts
+from spatial_jax.rollout.request import Request
+from spatial_jax.rollout.saved_groups import SavedGroup, SavedRollout, save_groups
+from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
 from spatial_jax.sharding import MeshConfig
 from spatial_jax.stages.context import open_context
-from spatial_jax.stages.load import load_policy, recorded_settings
+from spatial_jax.stages.load import check_normalisation, load_policy, recorded_settings
 from spatial_jax.types import Prompt, Task, Trajectory
+from spatial_jax.workdir import find_path, to_path
 
 _DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "chat.py"
 
@@ -176,22 +177,23 @@ def chat(
     None,
   ) as context:
     prompt = context.conversation.prompt(task)
-    rollout = fitted(cfg.rollout, context.conversation, prompt, how.samples, DECODE_STEPS)
+    rollout = fit_rollout_config(
+      cfg.rollout, context.conversation, prompt, how.samples, DECODE_STEPS
+    )
     greedy, temperature = how.temperature == 0, how.temperature or 1.0
     sampling = dataclasses.replace(rollout.sampling, greedy=greedy, temperature=temperature)
     workdir.mkdir(parents=True, exist_ok=True)
     for old in workdir.glob(_image_name("*", "*")):
       old.unlink()
     engine = context.engine(rollout, bytes_of(loaded.params), "--samples")
-    (group,) = generate_rollouts(
-      engine,
-      context.decode_params(loaded.params),
-      [prompt],
-      cfg.seed,
-      0,
-      [sampling] * how.samples,
+    job = RolloutJob(
+      prompts=[prompt],
+      seed=cfg.seed,
+      step=0,
+      sampling_params=[sampling] * how.samples,
       token_listener=_Streamer(loaded.tokenizer, how.begin, workdir, stream),
     )
+    (group,) = generate_rollouts(engine, context.decode_params(loaded.params), job)
   kept = most_likely(group, how.best)
   save_groups([_group(prompt, kept, greedy)], workdir)
   facts = (("policy", checkpoint), ("command", command))
@@ -201,8 +203,9 @@ def chat(
 
 def _preprocess(checkpoint: str, cfg: ChatRunConfig) -> PreprocessConfig:
   """Preprocessing of the checkpoint's own processor, with the pixel bounds of the config."""
-  folder = pathlib.Path(checkpoint)
-  if not (folder / processor.IMAGES).exists():
+  folder = find_path(checkpoint)
+  if processor.processor_file(folder) is None:
+    check_normalisation(cfg.preprocess, folder, "config.preprocess")
     return cfg.preprocess
   return dataclasses.replace(
     processor.read_processor(folder),
@@ -224,31 +227,31 @@ class _Streamer:
     self._kept: set[pathlib.Path] = set()
     self._turn, self._streamed = -1, ""
 
-  def __call__(self, number: int, row: Row) -> None:
-    fresh = self._keep(row)
-    if row.episode.sample > 0:
+  def __call__(self, number: int, request: Request) -> None:
+    fresh = self._keep(request)
+    if request.builder.sample > 0:
       return
-    if len(row.parsed) != self._turn:
-      self._turn, self._streamed = len(row.parsed), ""
+    if len(request.parsed) != self._turn:
+      self._turn, self._streamed = len(request.parsed), ""
       self._stream("".join(f"\n[{path}]" for path in fresh) + "\n" if fresh else self._begin)
     # A character may end with the next token.
-    text = self._tokenizer.decode(row.ids).rstrip("\N{REPLACEMENT CHARACTER}")
+    text = self._tokenizer.decode(request.turn_ids).rstrip("\N{REPLACEMENT CHARACTER}")
     self._stream(text[len(self._streamed) :])
     self._streamed = text
 
-  def _keep(self, row: Row) -> list[pathlib.Path]:
-    """Saves the new images of the row."""
-    shown, fresh = len(row.episode.prompt.images), []
-    for number, picture in enumerate(row.pictures[shown:], shown + 1):
-      path = self._workdir / _image_name(row.episode.sample + 1, number)
+  def _keep(self, request: Request) -> list[pathlib.Path]:
+    """Saves the new images of the request."""
+    shown, fresh = len(request.builder.prompt.images), []
+    for number, image in enumerate(request.images[shown:], shown + 1):
+      path = self._workdir / _image_name(request.builder.sample + 1, number)
       if path not in self._kept:
-        Image.fromarray(picture.pixels).save(path)
+        Image.fromarray(image.pixels).save(path)
         fresh.append(path)
     self._kept.update(fresh)
     return fresh
 
 
-def _group(prompt: Prompt, answers: Sequence[Trajectory], greedy: bool) -> Group:
+def _group(prompt: Prompt, answers: Sequence[Trajectory], greedy: bool) -> SavedGroup:
   """The group for the page; without a true answer there are no scores."""
   rollouts = [
     SavedRollout(
@@ -256,7 +259,7 @@ def _group(prompt: Prompt, answers: Sequence[Trajectory], greedy: bool) -> Group
       answer=final_answer(trajectory),
       reward=None,
       advantage=None,
-      score_=None,
+      score=None,
       format=format_reward(trajectory),
       valid=trajectory.end_reason != "fault",
       greedy=greedy,
@@ -264,7 +267,7 @@ def _group(prompt: Prompt, answers: Sequence[Trajectory], greedy: bool) -> Group
     for trajectory in answers
   ]
   task = prompt.task
-  return Group(
+  return SavedGroup(
     step=None,
     task_id=task.task_id,
     question_type=task.question_type,
@@ -298,7 +301,7 @@ def show(question: str) -> None:
     best=samples if BEST.value is None else BEST.value,
     temperature=float(samples > 1) if temperature is None else temperature,
   )
-  workdir = pathlib.Path(WORKDIR.value)
+  workdir = to_path(WORKDIR.value)
   command = shlex.join(["python", "-m", "spatial_jax.chat", *sys.argv[1:]])
   settings, task = _settings(), _task(question)
   if not task.images:

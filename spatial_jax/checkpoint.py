@@ -1,41 +1,51 @@
-"""Checkpoints of a run: TrainState, and where in data and schedule it stands.
+"""Checkpoints of a run: its TrainState and its progress, written by Orbax.
 
-    workdir/config.json              the resolved config; a resumed run must agree with it
-    workdir/checkpoints/120/         one step: TrainState (Orbax) and its Progress (JSON)
+    workdir/checkpoints/120/state/        TrainState
+    workdir/checkpoints/120/progress/     Progress as JSON
+    workdir/checkpoints/120/files.json    size and CRC-32 of every file above
 
-A step is written beside its place and renamed when it is complete, so a run killed at any time
-leaves the last complete step.
+A step is written to a temporary folder and renamed when it is complete, so a run that is killed at
+any time keeps its last complete step. A step with files that differ from files.json is damaged; it
+is named in one line, and the step before it is used.
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
+import functools
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any, TypeAlias
+import pathlib
+import re
+import shutil
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
+import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint import v1 as ocp
 
-from spatial_jax.config import ConfigError
-from spatial_jax.errors import CheckpointError
+from spatial_jax.errors import CheckpointError, system_error
 from spatial_jax.types import Params, TrainState
-
-PathLike: TypeAlias = str | os.PathLike[str]
+from spatial_jax.workdir import PathLike, find_path, to_path
 
 FOLDER = "checkpoints"
+STATE, PROGRESS, FILES = "state", "progress", "files.json"
+_CHUNK = 1 << 24  # bytes read at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """Where a run stands, next to its TrainState.
+  """The progress of a run, saved with its TrainState.
 
   Attributes:
-    step: updates done over all stages of the run, so the number of the next one.
-    schedule_step: updates done under the current schedule (sharpness, learning rate).
-    data: position in the data, as the loader gives and takes it; JSON values.
-    benchmark: whose rooms it was trained on ("vsi-bench"), None when on nobody's.
-    config: the resolved config, so that evaluation can rebuild the policy.
+    step: number of updates done in all stages of the run, and the number of the next one.
+    schedule_step: number of updates done under the current schedule (sharpness, learning rate).
+    data: position in the data, JSON values.
+    benchmark: benchmark whose rooms the policy was trained on ("vsi-bench"), None without one.
+    config: the resolved config, from which evaluation builds the policy again.
   """
 
   step: int
@@ -49,42 +59,54 @@ class Saver:
   """Writes checkpoints in the background and keeps the last few; close it, or use it in `with`."""
 
   def __init__(self, workdir: PathLike, keep: int):
-    """Opens (and makes) the checkpoint folder, clearing what an interrupted save left there.
+    """Opens the checkpoint folder and removes what an interrupted save left there.
 
     Args:
-      workdir: of the run.
-      keep: number of checkpoints that stay, >= 1.
+      workdir: of the run; created if missing.
+      keep: number of checkpoints to keep, >= 1.
     """
-    # Orbax's own annotations of its policies disagree with each other, hence Any.
-    last: Any = ocp.training.preservation_policies.LatestN(keep)
-    self._checkpointer = ocp.training.Checkpointer(
-      epath.Path(workdir).resolve() / FOLDER,  # Orbax refuses a relative path, in the background
-      preservation_policy=last,
+    self._folder = epath.Path(to_path(workdir).resolve() / FOLDER)
+    self._step = 0  # of the last save
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=ocp.checkpoint_managers.LatestN(keep),
       cleanup_tmp_directories=True,
+      lightweight_initialize=True,
+      # Runs before the rename, so that a complete step always has its list of files.
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._list_files),
     )
+    with self._one_line_errors():
+      self._manager = ocp.CheckpointManager(self._folder, options=options)
 
   def save(self, state: TrainState, progress: Progress) -> None:
-    """Copies the state to the host and returns; the files are written meanwhile.
+    """Copies the state to the host and returns; the files are written in the background.
 
-    A save that is still under way is waited for.
+    Waits for the save before it. Damaged checkpoints of this or a later step are removed.
 
     Args:
       state: may be donated to the next update as soon as this returns.
       progress: `progress.step` names the checkpoint.
 
     Raises:
-      CheckpointError: on the host, when this step is there already.
+      CheckpointError: if a whole checkpoint of this or a later step exists, or if this save or the
+        one before it cannot be written, e.g. because the disk is full.
     """
-    if any(found.step == progress.step for found in self._checkpointer.checkpoints):
-      folder = self._checkpointer.directory / str(progress.step)
-      raise CheckpointError(f"{folder} exists; resume from it instead of saving it again")
-    self._checkpointer.save_async(
-      progress.step, state, force=True, custom_metadata=dataclasses.asdict(progress)
-    )
+    with self._one_line_errors():
+      self._manager.wait_until_finished()
+      self._remove_damaged(progress.step)
+      self._step = progress.step
+      self._manager.save(
+        progress.step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+        ),
+        force=True,
+      )
 
   def close(self) -> None:
-    """Waits until the last checkpoint is complete."""
-    self._checkpointer.close()
+    """Waits until the last checkpoint is complete; errors as in `save`."""
+    with self._one_line_errors():
+      self._manager.close()
 
   def __enter__(self) -> "Saver":
     return self
@@ -92,33 +114,77 @@ class Saver:
   def __exit__(self, *_: object) -> None:
     self.close()
 
+  def _remove_damaged(self, first: int) -> None:
+    for step in self._manager.all_steps():
+      folder = self._folder / str(step)
+      if step >= first and _damage(folder) is None:
+        raise CheckpointError(f"{folder} exists; resume from it instead of saving it again")
+      if step >= first:
+        self._manager.delete(step)
+
+  def _list_files(self) -> None:
+    """Writes files.json into the temporary folder of the step that is being saved."""
+    for temporary in ocp.utils.tmp_checkpoints(self._folder):
+      folder = pathlib.Path(temporary.get())
+      paths = [p for item in (STATE, PROGRESS) for p in (folder / item).rglob("*") if p.is_file()]
+      names = [path.relative_to(folder).as_posix() for path in paths]
+      files = dict(zip(names, _in_threads(_checksum, paths), strict=True))
+      (folder / FILES).write_text(json.dumps(files))
+
+  @contextlib.contextmanager
+  def _one_line_errors(self) -> Iterator[None]:
+    """After a failed save, removes its partial folder and raises one line."""
+    try:
+      yield
+    except CheckpointError:
+      raise
+    except Exception as error:
+      for temporary in self._folder.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(temporary, ignore_errors=True)
+      reason = _reason(error)
+      if reason is None:
+        raise
+      raise CheckpointError(
+        f"checkpoint {self._step} cannot be written to {self._folder}: {reason}; "
+        "older checkpoints are kept"
+      ) from error
+
 
 def latest(path: PathLike) -> epath.Path | None:
-  """The newest complete checkpoint.
+  """The newest whole checkpoint; damaged ones after it are named on standard error.
 
   Args:
     path: a work directory, its `checkpoints` folder, or one checkpoint.
 
   Returns:
-    The folder of that step, None when there is none.
+    The folder of that step, None if there is none.
+
+  Raises:
+    CheckpointError: if every checkpoint is damaged.
   """
-  root = epath.Path(path).resolve()
-  if _is_complete(root):
-    return root
-  folder = root / FOLDER if (root / FOLDER).is_dir() else root
-  complete = [step for step in folder.glob("*") if _is_complete(step)]
-  return max(complete, key=lambda step: int(step.name), default=None)
+  steps = _steps(find_path(path).resolve())
+  damaged = []
+  for step in steps:
+    problem = _damage(step)
+    if problem is None:
+      for line in damaged:
+        print(f"warning: {line}; using {step}", file=sys.stderr)
+      return step
+    damaged.append(f"checkpoint {step} is damaged: {problem}")
+  if damaged:
+    raise CheckpointError(_advice(damaged, steps))
+  return None
 
 
 def find(path: PathLike) -> epath.Path:
-  """`latest`, where a checkpoint has to be.
+  """`latest`, for a path that must have a checkpoint.
 
   Raises:
-    CheckpointError: on the host, naming the path.
+    CheckpointError: naming the path, if it has no checkpoint or only damaged ones.
   """
   found = latest(path)
   if found is None:
-    what = "holds no complete checkpoint" if epath.Path(path).exists() else "does not exist"
+    what = "holds no complete checkpoint" if find_path(path).exists() else "does not exist"
     raise CheckpointError(
       f"checkpoint {os.fspath(path)} {what}; give the --workdir of a run that has saved one"
     )
@@ -126,21 +192,24 @@ def find(path: PathLike) -> epath.Path:
 
 
 def read_progress(checkpoint: PathLike) -> Progress:
-  """What was saved beside the TrainState.
+  """The Progress saved with a TrainState.
 
   Args:
     checkpoint: a folder that `find` returned.
 
   Raises:
-    CheckpointError: on the host, when another program wrote the checkpoint.
+    CheckpointError: if another program wrote the checkpoint.
   """
-  saved = ocp.metadata(epath.Path(checkpoint)).custom_metadata
+  restored = _reader().restore(
+    epath.Path(checkpoint), args=ocp.args.Composite(progress=ocp.args.JsonRestore())
+  )
+  saved = restored[PROGRESS]
   names = {field.name for field in dataclasses.fields(Progress)}
   if not isinstance(saved, dict) or saved.keys() != names:
     raise CheckpointError(
       f"{os.fspath(checkpoint)} has no record of its progress; give a checkpoint of this program"
     )
-  return Progress(**saved)  # pyright: ignore[reportArgumentType]: JSON, written from a Progress
+  return Progress(**saved)
 
 
 def restore(checkpoint: PathLike, abstract: TrainState) -> TrainState:
@@ -154,66 +223,110 @@ def restore(checkpoint: PathLike, abstract: TrainState) -> TrainState:
     The state; the mesh may differ from the one it was saved on.
 
   Raises:
-    CheckpointError: on the host, listing every missing, unknown or differently shaped leaf.
+    CheckpointError: listing every missing, unknown or differently shaped leaf.
   """
   _check_leaves(checkpoint, abstract, _saved_leaves(checkpoint))
-  return ocp.load(epath.Path(checkpoint), abstract)
+  return _restore_tree(checkpoint, abstract)
 
 
 def restore_params(checkpoint: PathLike, abstract: Params) -> Params:
   """Reads the parameters alone, for sampling; arguments and errors as in `restore`."""
-  saved = {name: leaf for name, leaf in _saved_leaves(checkpoint).items() if _is_param(name)}
-  _check_leaves(checkpoint, {"params": abstract}, saved)
-  context = ocp.Context()
-  context.pytree.loading.partial_load = True
-  with context:
-    return ocp.load(epath.Path(checkpoint), {"params": abstract})["params"]
+  saved = _saved_leaves(checkpoint)
+  params = {name: leaf for name, leaf in saved.items() if name.startswith("params/")}
+  _check_leaves(checkpoint, {"params": abstract}, params)
+  return _restore_tree(checkpoint, {"params": abstract})["params"]
 
 
-def bind_workdir(workdir: PathLike, config: Mapping[str, Any], may_differ: Collection[str]) -> None:
-  """Makes the work directory that of `config`, or refuses it.
-
-  Args:
-    workdir: made when it is not there; `config.json` is written into it.
-    config: the resolved config, JSON values.
-    may_differ: keys ("steps") and groups of keys ("log") that a resumed run may change.
-
-  Raises:
-    ConfigError: on the host, naming every other key that differs; nothing is written.
-    CheckpointError: I/O, when the `config.json` that is there cannot be read.
-  """
-  path = epath.Path(workdir) / "config.json"
-  text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-  if path.exists():
-    try:
-      there = dict(_flat(json.loads(path.read_text())))
-    except ValueError as error:
-      raise CheckpointError(f"{path} is not JSON ({error}); use a new --workdir") from error
-    here = dict(_flat(json.loads(text)))
-    differing = [
-      f"config.{key} is {_show(here, key)}, workdir has {_show(there, key)}"
-      for key in sorted(here.keys() | there.keys())
-      if not _same(here, there, key) and not _covered(key, may_differ)
-    ]
-    if differing:
-      raise ConfigError(
-        f"work directory of another config: {'; '.join(differing)}; use a new --workdir"
-      )
-  if jax.process_index() == 0:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name("config.json.partial")
-    partial.write_text(text)
-    partial.replace(path)
+def _restore_tree(checkpoint: PathLike, abstract: Any) -> Any:
+  """The leaves of `abstract`; the checkpoint may have more."""
+  arguments = ocp.args.PyTreeRestore(
+    item=abstract,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+    partial_restore=True,
+  )
+  restored = _reader().restore(epath.Path(checkpoint), args=ocp.args.Composite(state=arguments))
+  return restored[STATE]
 
 
-def _is_complete(path: epath.Path) -> bool:
-  """Whether this is the folder of one step, with the file that Orbax writes last."""
-  return path.name.isdecimal() and (path / "commit_success.txt").exists()
+def _reader() -> ocp.Checkpointer:
+  handlers = {STATE: ocp.PyTreeCheckpointHandler(), PROGRESS: ocp.JsonCheckpointHandler()}
+  return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers))
+
+
+def _steps(root: pathlib.Path) -> list[epath.Path]:
+  """The folders of all steps, newest first; temporary ones are left out."""
+  folder = root / FOLDER if (root / FOLDER).is_dir() else root
+  if folder.name == FOLDER and folder.is_dir():
+    found = ocp.path.step.standard_name_format().find_all(folder)
+    steps = sorted(found, key=lambda step: step.step, reverse=True)
+    return [step.path for step in steps if step.path.is_dir()]
+  single = root.name.isdecimal() and any((root / name).exists() for name in (STATE, FILES))
+  return [epath.Path(root)] if single else []
+
+
+def _advice(damaged: list[str], steps: list[epath.Path]) -> str:
+  """One line for a path that has only damaged checkpoints."""
+  step = steps[0]
+  if step.parent.name != FOLDER:
+    return f"{damaged[0]}; use another one"
+  others = [other for other in _steps(pathlib.Path(step.parent)) if other not in steps]
+  whole = next((other for other in others if _damage(other) is None), None)
+  if whole is not None:
+    return f"{damaged[0]}; use {whole}"
+  more = f"; {len(damaged) - 1} older ones are damaged too" if len(damaged) > 1 else ""
+  return f"{damaged[0]}{more}; delete {step.parent} to start again"
+
+
+def _damage(step: epath.Path) -> str | None:
+  """The first difference between the files of a step and files.json, None if there is none."""
+  folder = pathlib.Path(step)
+  try:
+    files = json.loads((folder / FILES).read_text())
+    expected = {folder / name: [int(size), int(crc)] for name, (size, crc) in files.items()}
+  except FileNotFoundError:
+    return f"{FILES} is missing"
+  except (OSError, ValueError, TypeError, AttributeError):
+    return f"{FILES} cannot be read"
+  for path, (size, _) in expected.items():
+    if not path.is_file():
+      return f"{path.relative_to(folder)} is missing"
+    if path.stat().st_size != size:
+      return f"{path.relative_to(folder)} has {path.stat().st_size:,} of {size:,} bytes"
+  for path, found in zip(expected, _in_threads(_checksum, list(expected)), strict=True):
+    if found != expected[path]:
+      return f"{path.relative_to(folder)} has other bytes than were written"
+  return None
+
+
+def _checksum(path: pathlib.Path) -> list[int]:
+  """[size, CRC-32] of a file; [-1, 0] if it cannot be read."""
+  size = crc = 0
+  try:
+    with path.open("rb") as file:
+      for block in iter(functools.partial(file.read, _CHUNK), b""):
+        size, crc = size + len(block), zlib.crc32(block, crc)
+  except OSError:
+    return [-1, 0]
+  return [size, crc]
+
+
+def _in_threads(function: Any, items: list[Any]) -> list[Any]:
+  with concurrent.futures.ThreadPoolExecutor() as threads:
+    return list(threads.map(function, items))
+
+
+def _reason(error: Exception) -> str | None:
+  """Why the file system refused, as one line; None if it is not the cause of `error`."""
+  if not isinstance(error, OSError):  # TensorStore raises a ValueError with the code in its text
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    error = OSError(int(code[1]) if code else 0, "")
+  line = system_error(error)
+  return None if line is None else str(line)
 
 
 def _saved_leaves(checkpoint: PathLike) -> dict[str, Any]:
-  """Name -> array metadata. The TrainState's fields and tuples come back as dicts and lists."""
-  return _leaves(ocp.metadata(epath.Path(checkpoint)).metadata)
+  """Name -> array metadata. Tuples and fields come back as lists and dicts."""
+  return _leaves(_reader().metadata(epath.Path(checkpoint)).item_metadata[STATE].tree)
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
@@ -221,10 +334,6 @@ def _leaves(tree: Any) -> dict[str, Any]:
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
-
-
-def _is_param(name: str) -> bool:
-  return name.startswith("params/")
 
 
 def _check_leaves(checkpoint: PathLike, abstract: Any, saved: Mapping[str, Any]) -> None:
@@ -245,26 +354,3 @@ def _check_leaves(checkpoint: PathLike, abstract: Any, saved: Mapping[str, Any])
 
 def _form(leaf: Any) -> str:
   return f"{leaf.dtype}{list(leaf.shape)}"
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-  """("advantage.alpha", 1.0), ...; an empty group is a value of its own."""
-  for key, value in config.items():
-    if isinstance(value, Mapping) and value:
-      yield from _flat(value, f"{prefix}{key}.")
-    else:
-      yield f"{prefix}{key}", value
-
-
-def _same(here: Mapping[str, Any], there: Mapping[str, Any], key: str) -> bool:
-  return key in here and key in there and here[key] == there[key]
-
-
-def _show(flat: Mapping[str, Any], key: str) -> str:
-  return json.dumps(flat[key], sort_keys=True) if key in flat else "not set"
-
-
-def _covered(key: str, may_differ: Collection[str]) -> bool:
-  """Whether `key` or a group that holds it may differ."""
-  parts = key.split(".")
-  return any(".".join(parts[:length]) in may_differ for length in range(1, len(parts) + 1))

@@ -1,13 +1,12 @@
-"""Turns a ConfigDict into frozen dataclasses, strictly: where configuration is checked."""
+"""Builds frozen dataclasses from a ConfigDict and checks every key, type and value."""
 
 import dataclasses
-import sys
+import difflib
+import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
-
-from absl import flags
 
 from spatial_jax.errors import UserError
 
@@ -15,7 +14,7 @@ T = TypeVar("T")
 
 
 class ConfigError(UserError):
-  """The configuration cannot be used; the message names every wrong key and the mend."""
+  """The config cannot be used; the message names every wrong key and the fix."""
 
 
 class FieldError(ConfigError):
@@ -41,39 +40,11 @@ def check_field(config: object, name: str, valid: bool, rule: str) -> None:
     raise FieldError(f"{name} is {vars(config)[name]!r} and must {rule}")
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-  """Reads a command line with a --config; a mistake in it is one line and exit code 2.
-
-  Args:
-    argv: as `absl.app.run` gives it to its `flags_parser`.
-
-  Returns:
-    What is no flag.
-  """
-  try:
-    rest = flags.FLAGS(argv)
-    found = flags.FLAGS["config"].value
-    if found is not None:
-      found.items  # noqa: B018  a file that could not be read says so when it is first used
-    return rest
-  except OSError as error:
-    reason = str(error.__cause__ or error).split()
-    print(f"error: --config cannot be read: {' '.join(reason)}", file=sys.stderr)
-  except flags.Error as error:
-    print(f"error: {error}", file=sys.stderr)
-  except (AttributeError, KeyError, IndexError) as error:
-    overrides = [argument for argument in argv if argument.startswith("--config.")]
-    if not overrides:
-      raise  # a bug of the config file itself
-    key = str(error).strip("\"'")
-    print(f"error: {' '.join(overrides)}: the config has no key {key!r}", file=sys.stderr)
-  sys.exit(2)
-
-
 def build(cls: type[T], config: Mapping[str, Any], name: str = "config") -> T:
   """Builds the dataclass `cls` from a mapping whose keys are exactly its fields.
 
-  Nested dataclasses are built from nested mappings, lists become tuples, an int may be a float.
+  Nested dataclasses are built from nested mappings, lists become tuples, integers become floats
+  if the field is a float. NaN and infinity are refused.
 
   Args:
     cls: a dataclass without defaults.
@@ -84,7 +55,7 @@ def build(cls: type[T], config: Mapping[str, Any], name: str = "config") -> T:
     An instance of `cls`.
 
   Raises:
-    ConfigError: on the host, listing all missing, unknown and mistyped keys at once.
+    ConfigError: listing all missing, unknown and mistyped keys at once.
   """
   problems: list[str] = []
   value = _build(cls, config, name, problems)
@@ -93,13 +64,20 @@ def build(cls: type[T], config: Mapping[str, Any], name: str = "config") -> T:
   return value
 
 
+def suggestion(key: str, known: Iterable[str]) -> str:
+  """The known key that `key` may be a misspelling of, else all known keys."""
+  known = list(known)
+  close = difflib.get_close_matches(key, known, 1)
+  return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+
+
 def _build(cls: Any, config: Mapping[str, Any], name: str, problems: list[str]) -> Any:
   hints = typing.get_type_hints(cls)
   fields = [field.name for field in dataclasses.fields(cls)]
   before = len(problems)
   problems += [f"{name}.{key} is missing" for key in fields if key not in config]
   problems += [
-    f"{name}.{key} is unknown (known: {', '.join(fields)})" for key in config if key not in fields
+    f"{name}.{key} is unknown ({suggestion(key, fields)})" for key in config if key not in fields
   ]
   values = {
     key: _convert(hints[key], config[key], f"{name}.{key}", problems)
@@ -128,7 +106,7 @@ def _convert(hint: Any, value: Any, name: str, problems: list[str]) -> Any:
       return None
     return _convert(next(a for a in arguments if a is not type(None)), value, name, problems)
   if origin is typing.Literal:
-    if value not in arguments:
+    if not any(value == a and type(value) is type(a) for a in arguments):  # True is not 1
       problems.append(f"{name} must be one of {', '.join(map(str, arguments))}, got {value!r}")
     return value
   if origin is tuple:
@@ -145,7 +123,9 @@ def _convert(hint: Any, value: Any, name: str, problems: list[str]) -> Any:
       for i, (k, v) in enumerate(zip(kinds, value, strict=True))
     )
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
+    value = float(value) if abs(value) < 2**1023 else math.inf
   if not isinstance(value, hint) or (hint in (int, float) and isinstance(value, bool)):
     problems.append(f"{name} must be {hint.__name__}, got {value!r}")
+  elif isinstance(value, float) and not math.isfinite(value):
+    problems.append(f"{name} must be a finite number, got {value!r}")
   return value

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 
-from spatial_jax import checkpoint as checkpoint_lib
 from spatial_jax import sharding
 from spatial_jax.config import build
 from spatial_jax.data.image import PreprocessConfig
@@ -20,9 +19,10 @@ from spatial_jax.errors import CheckpointError
 from spatial_jax.evaluate import evaluator as evaluator_lib
 from spatial_jax.evaluate.behaviour import behaviour
 from spatial_jax.evaluate.benchmarks.summary import heading
-from spatial_jax.evaluate.comparison import END_GREEDY, PredictionSet
+from spatial_jax.evaluate.comparison import PredictionSet
 from spatial_jax.evaluate.console import make_console, show_behaviour
 from spatial_jax.evaluate.evaluator import EvaluationConfig, PolicyPair
+from spatial_jax.evaluate.results import END_GREEDY
 from spatial_jax.report.report import About, write_report
 from spatial_jax.reward.compose import RewardConfig
 from spatial_jax.rollout.config import RolloutConfig
@@ -30,7 +30,8 @@ from spatial_jax.rollout.memory import bytes_of
 from spatial_jax.rollout.saved_groups import save_groups
 from spatial_jax.sharding import MeshConfig
 from spatial_jax.stages.context import open_context
-from spatial_jax.stages.load import Loaded, load_policy
+from spatial_jax.stages.load import Loaded, check_normalisation, load_policy
+from spatial_jax.workdir import bind_workdir, find_path, lock_workdir
 
 # Keys of a training config that an evaluation does not use.
 TRAINING_ONLY = ("stages", "remat", "loop", "learn", "lora")
@@ -83,10 +84,13 @@ def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -
   """
   cfg = build(EvaluateRun, settings)
   mesh = sharding.make_mesh(cfg.mesh, jax.devices())
+  lock_workdir(workdir)
+  for path in (checkpoint, cfg.init) if cfg.init else (checkpoint,):
+    check_normalisation(cfg.preprocess, path, "config.preprocess")
   end = load_policy(checkpoint, mesh)
   start = _start(cfg.init, checkpoint, end, mesh)
   source = make_source(cfg.source)
-  checkpoint_lib.bind_workdir(workdir, settings | {"checkpoint": checkpoint}, ())
+  bind_workdir(workdir, settings | {"checkpoint": checkpoint}, ())
   console = make_console()
   command = shlex.join(["python", "-m", "spatial_jax.evaluate", *sys.argv[1:]])
   fingerprint = {"command": command, "seed": cfg.seed, "checkpoint": checkpoint, "config": settings}
@@ -125,7 +129,7 @@ def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -
 
 def _start(init: str, checkpoint: str, end: Loaded, mesh: jax.sharding.Mesh) -> Loaded | None:
   """The policy to compare with; None if there is none or it is the same one."""
-  if not init or pathlib.Path(init).resolve() == pathlib.Path(checkpoint).resolve():
+  if not init or find_path(init).resolve() == find_path(checkpoint).resolve():
     return None
   start = load_policy(init, mesh)
   if start.policy.cfg != end.policy.cfg:

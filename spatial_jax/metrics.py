@@ -1,4 +1,4 @@
-"""What a run shows and records of itself, on the host: console, metrics.jsonl, TensorBoard, W&B.
+"""The records of a run: console, metrics.jsonl, TensorBoard, Weights & Biases.
 
 {"step": 12, "stage": "grpo", "time_s": 95.1, "reward": 0.41, "loss": null, "not_finite": ["loss"]}
 """
@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,9 +22,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from spatial_jax.errors import CheckpointError, UserError
 from spatial_jax.types import Array
+from spatial_jax.workdir import one_line_errors, write_text
 
 FILE = "metrics.jsonl"
-_ETA_STEPS = 20  # the time left is judged by so many last steps: the first ones compile
+WANDB_ID = "wandb_id"  # file with the id of the Weights & Biases run of a work directory
+_ETA_STEPS = 20  # the remaining time is estimated from the last 20 steps: the first ones compile
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 NOT_FINITE = "not_finite"  # key of the names whose value was NaN or infinite
 
@@ -34,7 +37,7 @@ class LogConfig:
 
   Attributes:
     tensorboard: event files in `workdir/tensorboard`; needs tensorboardX.
-    wandb: a Weights & Biases run named after the work directory; needs wandb and its login.
+    wandb: a Weights & Biases run per work directory; needs wandb and its login.
   """
 
   tensorboard: bool
@@ -42,24 +45,24 @@ class LogConfig:
 
 
 def programs_compiled() -> int:
-  """Programs compiled, or found on disk, since this was first asked."""
+  """The number of programs compiled, or read from the cache on disk, since the first call."""
   return _compilations()[0]
 
 
 @functools.cache
 def _compilations() -> list[int]:
-  """The count, kept by a listener; JAX keeps listeners for good, so there is one."""
+  """The count, kept by one listener: JAX never removes a listener."""
   count = [0]
 
-  def heard(event: str, duration_secs: float, **_: str | int) -> None:
+  def listener(event: str, duration_secs: float, **_: str | int) -> None:
     count[0] += event == _COMPILED
 
-  jax.monitoring.register_event_duration_secs_listener(heard)
+  jax.monitoring.register_event_duration_secs_listener(listener)
   return count
 
 
 class _Sink(NamedTuple):
-  """A further output: called with the step and its finite values, and closed at the end."""
+  """Another output: called with each step and its finite values, and closed at the end."""
 
   write: Callable[[int, Mapping[str, float]], None]
   close: Callable[[], None]
@@ -80,19 +83,19 @@ class Metrics:
     console: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
   ):
-    """Opens the outputs; lines of metrics.jsonl from `first_step` on are dropped (they are re-run).
+    """Opens the outputs. Drops lines of metrics.jsonl from `first_step` on: those steps run again.
 
     Args:
-      workdir: of the run; made when missing.
+      workdir: of the run; created if missing.
       first_step: the next step to run, 0 or the resumed one.
-      steps: total steps of the run.
+      steps: number of steps of the whole run.
       config: further outputs.
-      console: standard output by default; a test gives its own.
+      console: standard output by default.
       clock: seconds.
 
     Raises:
-      UserError: on the host, when TensorBoard or W&B is asked for and not installed.
-      CheckpointError: I/O, when metrics.jsonl holds a broken line before its last.
+      UserError: if TensorBoard or W&B is configured and not installed, or a file cannot be written.
+      CheckpointError: I/O, if metrics.jsonl has a broken line before its last.
     """
     self._active = jax.process_index() == 0
     self._steps, self._clock = steps, clock
@@ -100,12 +103,13 @@ class Metrics:
     self._ends = collections.deque([self._start], maxlen=_ETA_STEPS + 1)
     if not self._active:
       return
-    path = pathlib.Path(workdir) / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    self._sinks = [_tensorboard(path.parent)] if config.tensorboard else []
-    self._sinks += [_wandb(path.parent)] if config.wandb else []
-    _truncate(path, first_step)
-    self._file = path.open("a", encoding="utf-8")
+    self._path = pathlib.Path(workdir) / FILE
+    with one_line_errors(self._path):
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      self._sinks = [_tensorboard(self._path.parent, first_step)] if config.tensorboard else []
+      self._sinks += [_wandb(self._path.parent)] if config.wandb else []
+      recorded = _truncate(self._path, first_step)
+      self._file = self._path.open("a", encoding="utf-8")
     self._console = console or Console(highlight=False)
     self._bar = Progress(
       TextColumn("{task.fields[stage]}", markup=False),
@@ -118,15 +122,20 @@ class Metrics:
     )
     self._task = self._bar.add_task("", total=steps, completed=first_step, stage="", summary="")
     self._bar.start()
+    if recorded < first_step:
+      self.print_line(f"{self._path} has no records of steps {recorded} to {first_step - 1}")
 
   def write(self, step: int, stage: str, values: Mapping[str, float | int | Array]) -> None:
     """Records one finished step.
 
     Args:
-      step: its number in the run, from 0, counted on over stages.
-      stage: "grpo" or "pretrain", in front of the line.
-      values: scalars by name; NaN and infinity become null and are named. "reward", "loss" and
-        "tokens_per_s" are shown on the console when they are there.
+      step: its number in the run, from 0, over all stages.
+      stage: "grpo" or "pretrain", the first word of the line.
+      values: scalars by name; NaN and infinity become null and are named. The console shows
+        "reward", "loss" and "tokens_per_s".
+
+    Raises:
+      UserError: I/O, e.g. if the disk is full.
     """
     if not self._active:
       return
@@ -137,13 +146,15 @@ class Metrics:
     elapsed = self._ends[-1] - self._start
     record = {"step": step, "stage": stage, "time_s": round(elapsed, 3), **finite}
     record |= {NOT_FINITE: bad} if bad else {}
-    self._file.write(json.dumps(record, allow_nan=False) + "\n")
-    self._file.flush()
+    with one_line_errors(self._path):
+      self._file.write(json.dumps(record, allow_nan=False) + "\n")
+      self._file.flush()
+      os.fsync(self._file.fileno())  # a checkpoint must not outlive the records before it
     for sink in self._sinks:
       sink.write(step, {name: value for name, value in numbers.items() if name not in bad})
     self._show(step, stage, numbers, bad)
 
-  def note(self, text: str) -> None:
+  def print_line(self, text: str) -> None:
     """Prints a line above the progress bar."""
     if self._active:
       self._console.print(text, markup=False)
@@ -152,9 +163,10 @@ class Metrics:
     """Ends the progress bar and closes the files."""
     if self._active:
       self._bar.stop()
-      self._file.close()
       for sink in self._sinks:
         sink.close()
+      with one_line_errors(self._path):
+        self._file.close()
 
   def __enter__(self) -> "Metrics":
     return self
@@ -180,13 +192,14 @@ class Metrics:
 
 
 def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """The records of metrics.jsonl in order, without a last line that a kill cut short.
+  """The records of metrics.jsonl in order; a last line without an end is left out.
 
   Raises:
     CheckpointError: I/O, naming a broken line before the last.
   """
   path = pathlib.Path(workdir) / FILE
-  lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
+  text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+  lines = text.split("\n")
   records = []
   for number, line in enumerate(lines[:-1], 1):  # a complete line ends in a newline
     try:
@@ -206,20 +219,21 @@ def duration(seconds: float) -> str:
   return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
-def _truncate(path: pathlib.Path, first_step: int) -> None:
-  """Drops the records from `first_step` on, in one rename."""
-  kept = [record for record in read(path.parent) if record["step"] < first_step]
-  partial = path.with_suffix(".partial")
-  partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-  partial.replace(path)
+def _truncate(path: pathlib.Path, first_step: int) -> int:
+  """Drops the records from `first_step` on and repeated ones; returns the next step to record."""
+  by_step = {record["step"]: record for record in read(path.parent) if record["step"] < first_step}
+  kept = [by_step[step] for step in sorted(by_step)]
+  write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+  return kept[-1]["step"] + 1 if kept else 0
 
 
 def _plain(value: float) -> float | int:
   return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
-def _tensorboard(workdir: pathlib.Path) -> _Sink:
-  writer = _module("tensorboardX", "log.tensorboard").SummaryWriter(str(workdir / "tensorboard"))
+def _tensorboard(workdir: pathlib.Path, first_step: int) -> _Sink:
+  tensorboard = _module("tensorboardX", "log.tensorboard")
+  writer = tensorboard.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
 
   def write(step: int, values: Mapping[str, float]) -> None:
     for name, value in values.items():
@@ -230,8 +244,15 @@ def _tensorboard(workdir: pathlib.Path) -> _Sink:
 
 
 def _wandb(workdir: pathlib.Path) -> _Sink:
-  run = _module("wandb", "log.wandb").init(
-    project="spatial_jax", name=workdir.name, dir=str(workdir), id=workdir.name, resume="allow"
+  wandb, path = _module("wandb", "log.wandb"), workdir / WANDB_ID
+  if not path.exists():
+    write_text(path, uuid.uuid4().hex)
+  run = wandb.init(
+    project="spatial_jax",
+    name=workdir.resolve().name,
+    dir=str(workdir),
+    id=path.read_text(encoding="utf-8").strip(),
+    resume="allow",
   )
   return _Sink(lambda step, values: run.log(dict(values), step=step), run.finish)
 

@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from spatial_jax import checkpoint, compiled, rng, sharding
+from spatial_jax import compiled, rng, sharding
 from spatial_jax.cli import CONFIG_HELP, enable_compilation_cache, launch, no_arguments
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data.image import PreprocessConfig
@@ -54,9 +54,16 @@ from spatial_jax.sharding import MeshConfig
 from spatial_jax.stages import loop
 from spatial_jax.stages.context import RunContext, open_context, planned
 from spatial_jax.stages.grpo import GrpoConfig, GrpoStage, batch_config
-from spatial_jax.stages.load import MODEL_KEY, load_policy, read_shape, record
+from spatial_jax.stages.load import (
+  MODEL_KEY,
+  check_normalisation,
+  load_policy,
+  read_shape,
+  record,
+)
 from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.types import Params
+from spatial_jax.workdir import bind_workdir, lock_workdir, to_path
 
 CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP)
 WORKDIR = flags.DEFINE_string(
@@ -141,7 +148,7 @@ def main(arguments: Sequence[str]) -> None:
   """Trains, evaluates and writes the report."""
   no_arguments(arguments)
   enable_compilation_cache()
-  run(CONFIG.value, pathlib.Path(WORKDIR.value))
+  run(CONFIG.value, to_path(WORKDIR.value))
 
 
 def run(config: Any, workdir: pathlib.Path) -> None:
@@ -158,10 +165,12 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   mesh = sharding.make_mesh(cfg.mesh, jax.devices())
   shape = read_shape(cfg.init)
   check_preprocess(cfg.preprocess, shape, "config.preprocess")
+  check_normalisation(cfg.preprocess, cfg.init, "config.preprocess")
   lora.kernels(cfg.lora, make_policy(shape, jax.numpy.float32).kernel_paths)
+  lock_workdir(workdir)
   loaded = load_policy(cfg.init, mesh)  # from here on arrays are on the devices
   resolved = json.loads(config.to_json_best_effort()) | {MODEL_KEY: record(loaded.policy.cfg)}
-  checkpoint.bind_workdir(workdir, resolved, MAY_DIFFER)
+  bind_workdir(workdir, resolved, MAY_DIFFER)
   loaded.tokenizer.inner.save(str(workdir / "tokenizer.json"))
   source = make_source(cfg.source)
   frozen = lora.frozen_paths(cfg.lora, cfg.learn.optimizer.frozen)
@@ -207,7 +216,7 @@ def train(
   stage = GrpoStage(
     context=context,
     engine=context.engine(cfg.rollout, resident, "config.rollout.slots"),
-    programs=compiled.learn_programs(context.policy, optimizer, cfg.learn.loss, cfg.learn.micro),
+    programs=compiled.LearnPrograms(context.policy, optimizer, cfg.learn.loss, cfg.learn.micro),
     tasks_of=source.batch,
     cfg=cfg.learn,
     shapes=compiled.batch_buckets(batch_config(cfg.learn, context.policy.cfg), context.mesh),

@@ -28,7 +28,7 @@ SMALLER = {
   "source.camera.width_px": SIDE_PX,
   "source.camera.height_px": SIDE_PX,
   "source.questions.types": ("object_counting", "object_rel_distance", "camera_distance"),
-  "source.questions.min_pixels": 10,
+  "source.questions.min_visible_pixels": 10,
   "source.max_tasks_per_scene": 3,
   "text.image_line": "",
   "text.question": "{question}\n",

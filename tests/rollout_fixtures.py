@@ -1,27 +1,33 @@
-"""Rollouts in small: a tokenizer of the protocol, a policy of random weights, a scripted one."""
+"""Small rollouts: a trained tokenizer, a policy of random weights, and a scripted policy."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from spatial_jax import compiled
 from spatial_jax.data.prompt_text import TextConfig
-from spatial_jax.data.tokenizer import IM_END, train_tokenizer
+from spatial_jax.data.tokenizer import IM_END, IMAGE_PAD, train_tokenizer
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
-from spatial_jax.drawing.parser import Limits
+from spatial_jax.drawing.parser import Limits, Parsed, parse
 from spatial_jax.drawing.termination import StopLimits
-from spatial_jax.learn.train_batch import BatchConfig
+from spatial_jax.learn.gradient import Microbatches, score_batch
+from spatial_jax.learn.train_batch import BatchConfig, to_train_batch
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
+from spatial_jax.rollout import request as request_lib
 from spatial_jax.rollout.config import RolloutConfig, SamplingParams
 from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.rollout.engine import Engine, RolloutPrograms, stop_ids
-from spatial_jax.types import ObjectBox, Params, Task
+from spatial_jax.rollout.engine import Engine, forbidden_ids, stop_ids
+from spatial_jax.rollout.programs import RolloutPrograms
+from spatial_jax.types import ObjectBox, Operation, Params, Rollouts, Task, Trajectory
 from tests.policy_fixtures import PREPROCESS, hashed_params, picture, small_config, with_ids
 
 VOCABULARY = 384  # the last rows of the embedding belong to no token
@@ -32,6 +38,7 @@ BOX_TURN = (
 ANSWER_TURN = "<think> chair 2.1 m. </think> Action: Answer\n<answer> 2.1 </answer>"
 TOKENIZER = train_tokenizer([BOX_TURN, ANSWER_TURN, "How far is the chair?"] * 4, VOCABULARY - 8)
 STOP = TOKENIZER.id(IM_END)
+PADS = (TOKENIZER.id(IMAGE_PAD),)
 WORDS = TextConfig("", "{index}\n", "{question}", " N", " L", "{index}\n", "more", "final", "", 0.0)
 STYLE = Style(line_px=1, dot_px=1, font_px=6, label_offset_px=(1, 1))
 SAMPLED = SamplingParams(
@@ -65,14 +72,14 @@ ROLLOUT = RolloutConfig(
 
 
 def policy_config() -> QwenVLConfig:
-  """The small policy with the tokenizer's ids."""
+  """The small policy with the ids of the tokenizer."""
   cfg = small_config(tied=False)
   decoder = dataclasses.replace(cfg.decoder, vocabulary=VOCABULARY, layers=2)
   return with_ids(dataclasses.replace(cfg.vision, layers=2), decoder, TOKENIZER)
 
 
 def random_policy() -> tuple[Policy, Params]:
-  """Weights under which every third turn or so ends by its end token."""
+  """Weights with which about every third turn ends by its stop token."""
   cfg = policy_config()
   params = hashed_params(cfg, 3)
   head_VD = params["decoder"]["head"]["embedding"] * 1.5
@@ -81,7 +88,7 @@ def random_policy() -> tuple[Policy, Params]:
 
 
 def task(name: str, sizes: Sequence[tuple[int, int]] = ((24, 24),), question: str = "") -> Task:
-  """A question about noise: (height, width) of each picture, no larger than the policy sees."""
+  """A question about noise images of the given (height, width), which are not resized."""
   images = tuple(picture(len(name) + 7 * i, h, w) for i, (h, w) in enumerate(sizes))
   return Task(
     task_id=name,
@@ -107,108 +114,194 @@ def shapes() -> BatchConfig:
   return BatchConfig((96, 256), 256, ROLLOUT.vision, blocks, VOCABULARY)
 
 
-def make_engine(run: RolloutPrograms, cfg: RolloutConfig) -> Engine:
-  reads, executor = conversation(), Executor(ExecutorConfig(0, 20.0, 1024), STYLE)
-  return Engine(reads, run, executor, cfg, stop_ids(reads, cfg))
+def make_engine(programs: RolloutPrograms, cfg: RolloutConfig) -> Engine:
+  encodes, executor = conversation(), Executor(ExecutorConfig(0, 20.0, 1024), STYLE)
+  return Engine(encodes, programs, executor, cfg, stop_ids(encodes, cfg))
 
 
 def real_engine(policy: Policy, cfg: RolloutConfig) -> Engine:
-  reads = conversation()
-  run = compiled.rollout_programs(policy, cfg, reads.forbidden_ids, stop_ids(reads, cfg))
-  return make_engine(run, cfg)
+  encodes = conversation()
+  stops = stop_ids(encodes, cfg)
+  programs = compiled.rollout_programs(policy, cfg, forbidden_ids(encodes, stops), stops)
+  return make_engine(programs, cfg)
 
 
-# --- a policy that says what it is told ----------------------------------------------------------
+def flat(rollouts: Rollouts) -> list[Trajectory]:
+  return [trajectory for group in rollouts for trajectory in group]
+
+
+def sampled_ids(trajectory: Trajectory) -> list[int]:
+  return trajectory.token_ids_T[trajectory.trained_T].tolist()
+
+
+def decode_params(policy: Policy, params: Params) -> Params:
+  return jax.jit(policy.unstack)(params)
+
+
+# --- the random policy, made once ----------------------------------------------------------------
+
+
+@functools.cache
+def policy_and_params() -> tuple[Policy, Params, Params]:
+  """The random policy, its train parameters and its decode parameters."""
+  policy, params = random_policy()
+  return policy, params, decode_params(policy, params)
+
+
+@functools.cache
+def engine_for(cfg: RolloutConfig) -> Engine:
+  """The engine of the random policy; its programs are compiled once per config."""
+  return real_engine(policy_and_params()[0], cfg)
+
+
+def draw_in_all_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Random weights write no protocol: a turn that ends by itself draws boxes, by its text."""
+
+  def boxes(text, coordinates, limits) -> Parsed:
+    parsed = parse(text, coordinates, limits)
+    images = range(1, 1 + min(len(coordinates.sizes), 1 + len(text) % 2))
+    box = (1.0, 2.0, 9.0, 3.0 + len(text.encode()) % 11)
+    operations = tuple(Operation("box", i, box, text[:3]) for i in images)
+    return dataclasses.replace(parsed, operations=operations, answer_text=None)
+
+  monkeypatch.setattr(request_lib, "parse", boxes)
+
+
+def largest_difference(rollouts: Rollouts) -> float:
+  """Between the recorded log-probabilities and those of the trainer, nats."""
+  policy, params, _ = policy_and_params()
+  advantage_BG = np.zeros((len(rollouts), len(rollouts[0])))
+  batch, _ = to_train_batch(rollouts, advantage_BG, shapes())
+  micro = Microbatches(2, (64, batch.token_RT.shape[1]))
+  logp_RT = np.asarray(jax.jit(functools.partial(score_batch, policy, micro))(params, batch))
+  assert batch.trained_RT.sum() == sum(t.trained_T.sum() for t in flat(rollouts))
+  assert np.isfinite(logp_RT).all()
+  assert (logp_RT[~batch.trained_RT] == 0).all()
+  return float(np.abs(logp_RT - batch.old_logp_RT)[batch.trained_RT].max())
+
+
+# --- programs of tests ---------------------------------------------------------------------------
+
+Around = Callable[..., Any]  # (name, program, *arguments) -> result of the program
+
+
+class WatchedPrograms(RolloutPrograms):
+  """Programs whose calls go through a function of the test."""
+
+  def __init__(self, programs: RolloutPrograms, around: Around):
+    self._programs, self._around = programs, around
+
+  def empty_state(self, *arguments):
+    return self._programs.empty_state(*arguments)
+
+  def empty_feature_buffer(self):
+    return self._programs.empty_feature_buffer()
+
+  def encode_images(self, *arguments):
+    return self._around("encode_images", self._programs.encode_images, *arguments)
+
+  def prefill(self, *arguments):
+    return self._around("prefill", self._programs.prefill, *arguments)
+
+  def start_rows(self, *arguments):
+    return self._around("start_rows", self._programs.start_rows, *arguments)
+
+  def decode(self, *arguments):
+    return self._around("decode", self._programs.decode, *arguments)
+
+  def append(self, *arguments):
+    return self._around("append", self._programs.append, *arguments)
+
+
+def watch(engine: Engine, around: Around) -> Engine:
+  """The engine with the calls of its programs going through `around`."""
+  return dataclasses.replace(engine, programs=WatchedPrograms(engine.programs, around))
+
 
 Script = Sequence[Sequence[int]]  # the turns of one rollout, as token ids
 
 
-def say(text: str) -> list[int]:
-  """A turn that ends of itself."""
+def turn_ids(text: str) -> list[int]:
+  """A turn that ends by its stop token."""
   return [*TOKENIZER.encode(text), STOP]
 
 
 @dataclasses.dataclass(eq=False)
 class ScriptedState:
-  """Of each slot: its first script. Of each row: its script, the turn it is at, what was said."""
+  """For each slot its first script; for each row its script, turn, and position in the turn."""
 
   first_B: np.ndarray
   script_R: np.ndarray
   turn_R: np.ndarray
-  said_R: np.ndarray
+  position_R: np.ndarray
   count_R: np.ndarray
   limit_R: np.ndarray
   active_R: np.ndarray
 
 
-def scripted(scripts: Sequence[Script], cfg: RolloutConfig) -> RolloutPrograms:
-  """Programs without a policy: rollout i, in the order of prompts, says `scripts[i]`."""
-  rows = cfg.row_count
-  admitted = [0]
+class ScriptedPrograms(RolloutPrograms):
+  """Programs without a policy: rollout i, in the order of prompts, writes `scripts[i]`."""
 
-  def empty(size) -> ScriptedState:
-    admitted[0] = 0
-    first_B, of_rows = np.zeros(cfg.slots, int), (np.zeros(rows, int) for _ in range(5))
+  def __init__(self, scripts: Sequence[Script], cfg: RolloutConfig):
+    self._scripts, self._cfg, self._prefilled = scripts, cfg, 0
+
+  def empty_state(self, prefix_size) -> Any:
+    self._prefilled, rows = 0, self._cfg.row_count
+    first_B, of_rows = np.zeros(self._cfg.slots, int), (np.zeros(rows, int) for _ in range(5))
     return ScriptedState(first_B, *of_rows, np.zeros(rows, bool))
 
-  def admit(params, state, feature_buffer_MYD, prompts):
+  def empty_feature_buffer(self):
+    width = policy_config().decoder.width
+    return np.zeros((self._cfg.feature_buffer_tokens, 1, width), np.float32)
+
+  def encode_images(self, params, feature_buffer_MYD, vision, buffer_row_M) -> Any:
+    return feature_buffer_MYD, 0
+
+  def prefill(self, params, state: Any, feature_buffer_MYD, prompts) -> Any:
     for slot in prompts.slot_B:
-      if slot < cfg.slots:
-        state.first_B[slot] = admitted[0]
-        admitted[0] += cfg.group
+      if slot < self._cfg.slots:
+        state.first_B[slot] = self._prefilled
+        self._prefilled += self._cfg.group
     return state, 0
 
-  def begin(state, begins_R, rollout_R, row_BG, sampling):
-    assert not state.active_R[begins_R].any(), "the row is not free"
-    slot_R, sample_R = np.divmod(rollout_R[begins_R], cfg.group)
-    state.script_R[begins_R] = state.first_B[slot_R] + sample_R
-    state.turn_R[begins_R] = state.said_R[begins_R] = state.count_R[begins_R] = 0
-    state.limit_R[begins_R] = sampling.limit_R[begins_R]
-    state.active_R[begins_R] = True
+  def start_rows(self, state: Any, starts_R, rollout_R, row_BG, sampling) -> Any:
+    assert not state.active_R[starts_R].any(), "the row is not free"
+    slot_R, sample_R = np.divmod(rollout_R[starts_R], self._cfg.group)
+    state.script_R[starts_R] = state.first_B[slot_R] + sample_R
+    state.turn_R[starts_R] = state.position_R[starts_R] = state.count_R[starts_R] = 0
+    state.limit_R[starts_R] = sampling.limit_R[starts_R]
+    state.active_R[starts_R] = True
     return state
 
-  def sample(params, state, halt_R, row_R, truncate):
+  def decode(self, params, state: Any, halt_R, row_R, truncate) -> Any:
     state.active_R &= ~halt_R
-    here = np.arange(rows) if row_R is None else row_R
-    shape = (len(here), cfg.decode_steps)
+    rows = np.arange(len(halt_R)) if row_R is None else row_R
+    shape = (len(rows), self._cfg.decode_steps)
     token_RT, logp_RT = np.full(shape, -1), np.zeros(shape, np.float32)
-    for i, r in enumerate(here):
-      if r >= rows or not state.active_R[r]:
+    for i, r in enumerate(rows):
+      if r >= len(halt_R) or not state.active_R[r]:
         continue
-      turn = scripts[state.script_R[r]][state.turn_R[r]]
-      for k in range(cfg.decode_steps):
-        token_RT[i, k], logp_RT[i, k] = turn[state.said_R[r]], -1.0
-        state.said_R[r] += 1
+      turn = self._scripts[state.script_R[r]][state.turn_R[r]]
+      for k in range(self._cfg.decode_steps):
+        token_RT[i, k], logp_RT[i, k] = turn[state.position_R[r]], -1.0
+        state.position_R[r] += 1
         state.count_R[r] += 1
         if token_RT[i, k] == STOP or state.count_R[r] == state.limit_R[r]:
-          state.active_R[r], state.said_R[r] = False, 0
+          state.active_R[r], state.position_R[r] = False, 0
           state.turn_R[r] += 1
           break
     return state, token_RT, logp_RT
 
-  def observe(params, state, feature_buffer_MYD, observations):
+  def append(self, params, state: Any, feature_buffer_MYD, observations) -> Any:
     for i, r in enumerate(observations.row_R):
-      if r < rows:
-        assert not state.active_R[r], "nobody looks while it samples"
+      if r < len(state.active_R):
+        assert not state.active_R[r], "observations are appended to rows that do not sample"
         assert state.count_R[r] == observations.count_R[i]
         state.active_R[r], state.limit_R[r] = True, observations.limit_R[i]
     return state, 0
 
-  cfg_D = policy_config().decoder.width
-  return RolloutPrograms(
-    empty=empty,
-    feature_buffer=lambda: np.zeros((cfg.feature_buffer_tokens, 1, cfg_D), np.float32),
-    encode_images=lambda params, feature_buffer_MYD, vision, place_M: (feature_buffer_MYD, 0),
-    prefill=admit,
-    start_rows=begin,
-    sample=sample,
-    append=observe,
-  )
 
-
-def flat(rollouts) -> list:
-  return [trajectory for group in rollouts for trajectory in group]
-
-
-def decode_params(policy: Policy, params: Params) -> Params:
-  return jax.jit(policy.unstack)(params)
+def scripted_engine(scripts: Sequence[Sequence[str]], cfg: RolloutConfig) -> Engine:
+  """An engine in which rollout i writes the turns `scripts[i]`."""
+  ids = [[turn_ids(turn) for turn in script] for script in scripts]
+  return make_engine(ScriptedPrograms(ids, cfg), cfg)

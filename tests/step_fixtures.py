@@ -114,7 +114,7 @@ def lab(
   executor = Executor(ExecutorConfig(0, 20.0, 1024), STYLE)
   return Lab(
     engine=make_engine(policy, conversation, executor, rollout, 0, "config.rollout.slots"),
-    learn=compiled.learn_programs(policy, optimizer, LOSS, MICRO),
+    learn=compiled.LearnPrograms(policy, optimizer, LOSS, MICRO),
     policy=policy,
     decode_params=compiled.decode_params(policy, mesh, rollout.weights),
     state=compiled.init_state(policy, optimizer, params, mesh),
@@ -154,9 +154,8 @@ def step(lab: Lab, state: TrainState, number: int) -> Outcome:
   asked = tasks(100 * number)
   prompts = [lab.engine.conversation.prompt(task) for task in asked]
   weights = lab.decode_params(state.params)
-  rollouts = scheduler.generate_rollouts(
-    lab.engine, weights, prompts, 0, number, [SAMPLED] * ROLLOUT.group
-  )
+  job = scheduler.RolloutJob(prompts, 0, number, [SAMPLED] * ROLLOUT.group)
+  rollouts = scheduler.generate_rollouts(lab.engine, weights, job)
   scores = score(rollouts, asked, dummies.REWARD, 2.0)
   # Random weights never answer; rewards that differ make the update move.
   luck_BG = np.random.default_rng(number).random(scores.reward_BG.shape, np.float32)

@@ -17,7 +17,7 @@ from spatial_jax import chat as chat_lib
 from spatial_jax.chat import Asking, AskRun, ask, overlay, settings_of
 from spatial_jax.config import ConfigError, build
 from spatial_jax.evaluate.best_of_n import mean_logp, most_likely
-from spatial_jax.rollout.auto_buckets import fitted
+from spatial_jax.rollout.auto_buckets import fit_rollout_config
 from spatial_jax.rollout.scheduler import generate_rollouts
 from tests import rollout_fixtures as fixtures
 from tests.dummies import TrajectoryWriter
@@ -106,12 +106,12 @@ def test_the_shapes_hold_the_prompt_and_whatever_is_drawn():
   conversation = fixtures.conversation()
   task = fixtures.task("room", sizes=((24, 24), (16, 40)))
   prompt = conversation.prompt(task)
-  cfg = fitted(fixtures.ROLLOUT, conversation, prompt, 3, 4)
+  cfg = fit_rollout_config(fixtures.ROLLOUT, conversation, prompt, 3, 4)
   assert (cfg.prompts, cfg.group, cfg.slots, cfg.decode_steps) == (1, 3, 1, 4)
   assert cfg.prompt_buckets[-1] >= len(prompt.token_ids_T)
   largest = max((image.pixels for image in prompt.images), key=lambda pixels: pixels.size)
   look = conversation.observation(
-    3, [largest] * 2, True, closed=False
+    3, [largest] * 2, True, has_im_end=False
   )  # two more images are allowed
   assert cfg.observation_buckets[-1] >= len(look.token_ids_T)
 

@@ -1,4 +1,4 @@
-"""Programs of a run: buckets, casts, refusals; whole steps are run by test_sharded."""
+"""Rounding of buckets and the dtype of the programs; test_sharded runs whole steps."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def _fake_mesh(platform: str) -> jax.sharding.Mesh:
   return sharding.make_mesh(sharding.MeshConfig(1, 1, 1), [FakeDevice(platform)])
 
 
-def test_cpu_computes_in_float32():
+def test_only_cpu_computes_in_float32():
   assert compiled.compute_dtype(_fake_mesh("cpu")) == jnp.float32
   assert compiled.compute_dtype(_fake_mesh("tpu")) == jnp.bfloat16
   assert compiled.compute_dtype(_fake_mesh("gpu")) == jnp.bfloat16
@@ -47,7 +47,7 @@ def test_tpu_buckets_are_multiples_of_128():
   assert rollout.vision.windows == step_fixtures.ROLLOUT.vision.windows
 
 
-def test_slots_are_padded_to_the_devices_of_a_process():
+def test_slots_are_rounded_up_to_the_devices_of_a_process():
   mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2), jax.devices())
   for slots, padded in ((1, 4), (4, 4), (5, 8)):
     rollout = dataclasses.replace(step_fixtures.ROLLOUT, slots=slots)
@@ -55,18 +55,18 @@ def test_slots_are_padded_to_the_devices_of_a_process():
 
 
 @pytest.mark.parametrize(("rows", "padded"), [(0, 0), (3, 4), (10, 12), (15, 16), (16, 16)])
-def test_rows_are_padded_to_the_devices_of_a_process(rows, padded):
+def test_rows_are_rounded_up_to_the_devices_of_a_process(rows, padded):
   mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2), jax.devices())
   rollout = dataclasses.replace(
     step_fixtures.ROLLOUT, slots=4, group=4, rows=rows, gather_fractions=(0.1, 0.3, 0.6)
   )
   found = compiled.rollout_buckets(rollout, mesh)
   assert found.rows == padded
-  assert all(width % 4 == 0 for width in found.decode_row_counts)
+  assert all(count % 4 == 0 for count in found.decode_row_counts)
   assert found.decode_row_counts[-1] == found.row_count
 
 
-def test_decode_parameters_are_the_compute_dtypes_and_change_no_bit():
+def test_decode_params_are_in_the_compute_dtype_and_change_no_bit():
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 2), jax.devices()[:2])
   cfg = policy_fixtures.small_config(True)
   policy = make_policy(cfg, jnp.bfloat16, mesh)
@@ -85,6 +85,6 @@ def test_decode_parameters_are_the_compute_dtypes_and_change_no_bit():
   np.testing.assert_array_equal(hidden(weights, *inputs, *none), hidden(unstacked, *inputs, *none))
 
 
-def test_programs_of_a_policy_without_a_mesh_run_on_one_device():
+def test_policy_without_a_mesh_is_compiled_for_one_device():
   mesh = compiled.train_mesh(policy_fixtures.small_policy())
   assert mesh.devices.flatten().tolist() == jax.devices()[:1]

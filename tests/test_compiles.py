@@ -6,8 +6,11 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import common
@@ -53,7 +56,7 @@ def tiny_shapes() -> tuple[GrpoConfig, RolloutConfig]:
     prefill=(4,),
     prompt_buckets=(128,),
     observation_buckets=(64,),
-    features=256,
+    feature_buffer_tokens=256,
     vision=vision,
   )
   return learn, rollout
@@ -62,11 +65,11 @@ def tiny_shapes() -> tuple[GrpoConfig, RolloutConfig]:
 PROGRAMS = [
   "decode_params",
   "encode_images",
-  "admit",
-  "begin",
-  "sample",
-  "sample_few",
-  "observe",
+  "prefill",
+  "start_rows",
+  "decode",
+  "decode_gathered",
+  "append",
   "update",
 ]
 
@@ -75,8 +78,8 @@ PROGRAMS = [
 def compiled():
   learn, rollout = tiny_shapes()
   mesh = aot.topology_mesh("v5e:2x2", sharding.MeshConfig(1, 2, 2))
-  found = aot.compile_all(tiny_policy(), learn, rollout, lora.OFF, mesh, mesh, True)
-  return {one.name: one for one in found}
+  programs = aot.programs_to_compile(tiny_policy(), learn, rollout, lora.OFF, mesh, mesh, True)
+  return {program.name: aot.compile_program(program) for program in programs}
 
 
 @needs_libtpu
@@ -85,11 +88,11 @@ def test_every_program_compiles_and_fits(compiled):
   for one in compiled.values():
     assert one.error is None, f"{one.name}: {one.error}"
     assert one.fits(16 << 30)
-    assert not one.fits(one.program_total), "what lies beside the program counts"
+    assert not one.fits(one.program_total), "resident arrays count"
 
 
 @needs_libtpu
-@pytest.mark.parametrize("name", ["encode_images", "admit", "update"])
+@pytest.mark.parametrize("name", ["encode_images", "prefill", "update"])
 def test_attention_over_whole_rows_is_the_kernel(compiled, name):
   calls = [line for line in compiled[name].text.splitlines() if "tpu_custom_call" in line]
   assert any("splash" in line for line in calls), f"{len(calls)} kernels, none of them splash"
@@ -117,17 +120,17 @@ def test_decoding_needs_little_beside_its_cache():
   cfg = tiny_policy()
   decoder = dataclasses.replace(cfg.decoder, head_dim=128, rope_sections=(16, 24, 24))
   rollout = tiny_shapes()[1]
-  stop = dataclasses.replace(rollout.stop, tokens=2048)
+  stop = dataclasses.replace(rollout.stop, max_response_tokens=2048)
   rollout = dataclasses.replace(rollout, prompt_buckets=(512,), stop=stop)
   found = programs_of("v5e:2x2", dataclasses.replace(cfg, decoder=decoder), rollout)
-  cache = aot.bytes_per_chip(found["sample"].arguments[1].cache)
+  cache = aot.bytes_per_chip(found["decode"].arguments[1].cache)
   assert cache > 60 << 20
-  one = aot.compile_program(found["sample"])
+  one = aot.compile_program(found["decode"])
   assert one.error is None, one.error
   assert one.temporaries <= 0.1 * cache
-  few = aot.compile_program(found["sample_few"])
+  few = aot.compile_program(found["decode_gathered"])
   assert few.error is None, few.error
-  own = aot.bytes_per_chip(found["sample"].arguments[1].cache.layers)
+  own = aot.bytes_per_chip(found["decode"].arguments[1].cache.layers)
   assert few.temporaries <= 0.1 * cache + 0.6 * own, "half of the rows' own, and of no prompt"
 
 
@@ -149,16 +152,16 @@ def test_a_slice_of_several_hosts_reshards_to_islands_of_one():
   learn, rollout = tiny_shapes()
   found = programs_of("v5e:4x4", tiny_policy(), rollout)
   tokens = found["update"].arguments[1].token_RT
-  sampled = 4 * found["sample"].arguments[1].position_R.shape[0]
+  sampled = 4 * found["decode"].arguments[1].position_R.shape[0]
   assert tokens.shape[0] == learn.keep_fraction * sampled, "of four islands"
-  for name in ("decode_params", "sample"):
+  for name in ("decode_params", "decode"):
     one = aot.compile_program(found[name])
     assert one.error is None, f"{name}: {one.error}"
 
 
 @needs_libtpu
 def test_what_cannot_be_compiled_for_is_one_line():
-  with pytest.raises(ConfigError, match="topology 'v5e:1x99'"):
+  with pytest.raises(ConfigError, match="--topology=v5e:1x99 is not a TPU topology"):
     aot.topology_mesh("v5e:1x99", sharding.MeshConfig(-1, 1, 1))
   with pytest.raises(ConfigError, match="does not fit 4 devices"):
     aot.topology_mesh("v5e:2x2", sharding.MeshConfig(3, 1, 1))
@@ -174,12 +177,46 @@ def test_without_libtpu_the_error_names_the_extra(monkeypatch):
 
 
 def test_the_table_says_what_does_not_fit():
-  good = aot.Compiled("sample", 1.0, 1 << 30, 0, 2 << 30, 1 << 30, "", None)
+  good = aot.CompiledProgram("decode", 1.0, 1 << 30, 0, 2 << 30, 1 << 30, "", None)
   bad = dataclasses.replace(good, name="update", error="RESOURCE_EXHAUSTED: 20 GiB")
   lines = aot.table([good, bad], 4 << 30).splitlines()
   assert lines[1].endswith("3.000  fits")
   assert lines[2].endswith("RESOURCE_EXHAUSTED: 20 GiB")
   assert aot.table([good], 2 << 30).splitlines()[1].endswith("DOES NOT FIT")
+
+
+@pytest.mark.parametrize(
+  ("missing", "message"),
+  [
+    (("learn",), r"^config\.learn is missing$"),
+    (("stages", "mesh"), r"^config\.stages is missing; config\.mesh is missing$"),
+  ],
+)
+def test_config_that_is_not_for_training_is_one_line(missing, message):
+  settings = {key: value for key, value in common.get_config().items() if key not in missing}
+  with pytest.raises(ConfigError, match=message):
+    aot.run(settings, "v5e:2x2")
+
+
+def test_progress_is_printed_for_each_program(monkeypatch, capsys, tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps(to_hf(tiny_policy())))
+  device = types.SimpleNamespace(device_kind="TPU v5 lite", process_index=0)
+  mesh = types.SimpleNamespace(devices=np.array([device]), size=1, shape={"data": 1})
+  monkeypatch.setattr(aot, "topology_mesh", lambda *_: mesh)
+  programs = [Program(name, jax.jit(abs), (), ()) for name in ("decode", "update")]
+  monkeypatch.setattr(aot, "programs_to_compile", lambda *_: programs)
+  done = {
+    "decode": aot.CompiledProgram("decode", 1.5, 0, 0, 1 << 30, 0, "", None),
+    "update": aot.CompiledProgram("update", 2.5, 0, 0, 99 << 30, 0, "", None),
+  }
+  monkeypatch.setattr(aot, "compile_program", lambda program: done[program.name])
+  cfg = common.get_config()
+  cfg.init = str(tmp_path)
+  assert aot.run(cfg, "v5e:1x1") == 1
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[2:4] == ["[1/2] decode ... 1.5 s", "[2/2] update ... 2.5 s"]
+  assert lines[5].endswith("fits")
+  assert lines[6].endswith("DOES NOT FIT")
 
 
 @needs_libtpu
@@ -193,7 +230,9 @@ def test_the_command_line(tmp_path):
 
   done = run(f"--config.init={tmp_path}", "--topology=v5e:2x2")
   assert done.returncode == 0, done.stderr
-  table = done.stdout.splitlines()[3:]
+  lines = done.stdout.splitlines()[2:]
+  progress, table = lines[: len(PROGRAMS)], lines[len(PROGRAMS) + 1 :]
+  assert [line.split()[1] for line in progress] == PROGRAMS
   assert [line.split()[0] for line in table] == PROGRAMS
   assert all(line.endswith("  fits") for line in table)
   done = run(f"--config.init={tmp_path}/nowhere", "--topology=v5e:2x2")

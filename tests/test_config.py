@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict, config_flags
 
+from spatial_jax import cli
 from spatial_jax import config as config_lib
-from spatial_jax.config import ConfigError, build, parse_flags
+from spatial_jax.cli import parse_flags
+from spatial_jax.config import ConfigError, build
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -159,7 +161,7 @@ def command(monkeypatch, tmp_path):
   values = flags.FlagValues()
   config_flags.DEFINE_config_file("config", None, "", flag_values=values)
   flags.DEFINE_string("workdir", None, "", flag_values=values)
-  monkeypatch.setattr(config_lib.flags, "FLAGS", values)
+  monkeypatch.setattr(cli.flags, "FLAGS", values)
 
   def parse(*arguments, path="small.py"):
     argv = ["program", f"--config={tmp_path / path}", *arguments]

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from spatial_jax.data import pipeline
 from spatial_jax.data.pipeline import (
   HELD_OUT_SEED,
-  ahead,
-  batch,
-  held_out,
-  pick,
+  compute_async,
+  held_out_tasks,
+  interleave_types,
   prefetch,
-  types_in_turn,
+  sample_tasks,
+  training_batch,
 )
 from spatial_jax.data.source import SourceConfig, is_held_out, make_source
 from spatial_jax.errors import DataError
@@ -64,8 +64,10 @@ def numbers(tasks):
 
 @given(st.integers(0, 99), st.integers(0, 10**6), st.integers(1, 20), st.integers(1, 6))
 def test_batch_is_a_function_of_seed_and_step(seed, step, count, max_tasks_per_scene):
-  tasks = batch(made_up, 0, seed, step, count, max_tasks_per_scene, TYPES)
-  assert ids(tasks) == ids(batch(made_up, 0, seed, step, count, max_tasks_per_scene, TYPES))
+  tasks = training_batch(made_up, 0, seed, step, count, max_tasks_per_scene, TYPES)
+  assert ids(tasks) == ids(
+    training_batch(made_up, 0, seed, step, count, max_tasks_per_scene, TYPES)
+  )
   assert len(set(ids(tasks))) == count
   rooms = numbers(tasks)
   assert all(0 <= number < HELD_OUT_SEED for number in rooms)
@@ -74,7 +76,7 @@ def test_batch_is_a_function_of_seed_and_step(seed, step, count, max_tasks_per_s
 
 def test_steps_and_seeds_see_other_rooms():
   seen = [
-    frozenset(numbers(batch(made_up, 0, seed, step, 4, 2, TYPES)))
+    frozenset(numbers(training_batch(made_up, 0, seed, step, 4, 2, TYPES)))
     for seed in range(5)
     for step in range(20)
   ]
@@ -90,9 +92,9 @@ def shares(tasks):
 def test_question_types_share_evenly(seed, count, max_tasks_per_scene, training):
   """Whatever each room offers most of."""
   if training:
-    tasks = batch(made_up, 0, seed, 0, count, max_tasks_per_scene, TYPES)
+    tasks = training_batch(made_up, 0, seed, 0, count, max_tasks_per_scene, TYPES)
   else:
-    tasks = held_out(made_up, seed, count, max_tasks_per_scene, TYPES)
+    tasks = held_out_tasks(made_up, seed, count, max_tasks_per_scene, TYPES)
   assert len(set(ids(tasks))) == count
   assert max(Counter(numbers(tasks)).values()) <= max_tasks_per_scene
   counts = shares(tasks).values()
@@ -100,7 +102,7 @@ def test_question_types_share_evenly(seed, count, max_tasks_per_scene, training)
 
 
 def test_no_type_has_the_odd_task_of_every_step():
-  odd = shares(batch(made_up, 0, 0, step, 1, 1, TYPES)[0] for step in range(300))
+  odd = shares(training_batch(made_up, 0, 0, step, 1, 1, TYPES)[0] for step in range(300))
   assert min(odd.values()) > 70
 
 
@@ -119,7 +121,7 @@ def one_in(period):
 @given(st.integers(0, 99), st.integers(1, 20), st.integers(1, 3))
 def test_a_rare_type_is_waited_for(seed, count, max_tasks_per_scene):
   tasks_of, visited = one_in(4 // max_tasks_per_scene)
-  counts = shares(batch(tasks_of, 0, seed, 0, count, max_tasks_per_scene, TYPES)).values()
+  counts = shares(training_batch(tasks_of, 0, seed, 0, count, max_tasks_per_scene, TYPES)).values()
   assert len(visited) <= 4 * math.ceil(count / max_tasks_per_scene)
   assert max(counts) - min(counts) <= 1
 
@@ -129,7 +131,7 @@ def test_patience_bounds_the_rooms_that_are_looked_at(
   seed, count, max_tasks_per_scene, rare_type_retries
 ):
   tasks_of, visited = one_in(HELD_OUT_SEED * 2)
-  tasks = batch(tasks_of, 0, seed, 0, count, max_tasks_per_scene, TYPES, rare_type_retries)
+  tasks = training_batch(tasks_of, 0, seed, 0, count, max_tasks_per_scene, TYPES, rare_type_retries)
   assert len(tasks) == count
   assert len(visited) <= (rare_type_retries + 1) * math.ceil(count / max_tasks_per_scene)
 
@@ -137,7 +139,7 @@ def test_patience_bounds_the_rooms_that_are_looked_at(
 @given(st.integers(0, 99), st.integers(1, 40), st.integers(1, 6))
 def test_a_type_that_never_comes_is_given_up(seed, count, max_tasks_per_scene):
   tasks_of, visited = one_in(HELD_OUT_SEED * 2)
-  tasks = held_out(tasks_of, seed + 1, count, max_tasks_per_scene, TYPES)
+  tasks = held_out_tasks(tasks_of, seed + 1, count, max_tasks_per_scene, TYPES)
   assert len(set(ids(tasks))) == count
   assert max(Counter(numbers(tasks)).values()) <= max_tasks_per_scene
   assert len(visited) <= 5 * math.ceil(count / max_tasks_per_scene)
@@ -146,26 +148,26 @@ def test_a_type_that_never_comes_is_given_up(seed, count, max_tasks_per_scene):
 
 def test_without_types_rooms_are_taken_as_they_come():
   tasks_of, visited = one_in(100)
-  assert len(batch(tasks_of, 0, 0, 0, 30, 3, ())) == 30
+  assert len(training_batch(tasks_of, 0, 0, 0, 30, 3, ())) == 30
   assert len(visited) == 10
 
 
-def test_types_in_turn():
-  tasks = types_in_turn(made_up(0))
+def test_interleave_types():
+  tasks = interleave_types(made_up(0))
   assert [task.question_type for task in tasks] == [*TYPES, *TYPES[:2], TYPES[0]]
   assert ids(tasks)[::3] == ids(made_up(0))[:2]
 
 
 @given(st.integers(0, 9), st.integers(0, 2**32 - 1))
 def test_pick(count, seed):
-  chosen = ids(pick(made_up(0), count, np.random.default_rng(seed)))
+  chosen = ids(sample_tasks(made_up(0), count, np.random.default_rng(seed)))
   assert len(chosen) == len(set(chosen)) == min(count, 6)
   assert set(chosen) <= set(ids(made_up(0)))
 
 
 def test_held_out_is_always_the_same():
-  tasks = held_out(made_up, 7, 40, 2, TYPES)
-  assert ids(tasks) == ids(held_out(made_up, 7, 40, 2, TYPES))
+  tasks = held_out_tasks(made_up, 7, 40, 2, TYPES)
+  assert ids(tasks) == ids(held_out_tasks(made_up, 7, 40, 2, TYPES))
   assert sorted(set(numbers(tasks)))[:20] == list(range(7, 27))
 
 
@@ -173,9 +175,11 @@ def test_rooms_without_questions():
   def every_third(number):
     return made_up(number) if number % 3 == 0 else []
 
-  assert all(number % 3 == 0 for number in numbers(batch(every_third, 0, 0, 0, 10, 2, TYPES)))
+  assert all(
+    number % 3 == 0 for number in numbers(training_batch(every_third, 0, 0, 0, 10, 2, TYPES))
+  )
   with pytest.raises(DataError, match="32 rooms in a row gave no question; loosen"):
-    batch(lambda number: [], 0, 0, 0, 1, 1, TYPES)
+    training_batch(lambda number: [], 0, 0, 0, 1, 1, TYPES)
 
 
 # --- real scenes ---------------------------------------------------------------------------------
@@ -214,8 +218,8 @@ def test_no_training_batch_reaches_the_held_out_numbers(monkeypatch):
       return np.arange(count)
 
   monkeypatch.setattr(pipeline, "_generator", lambda *numbers: Highest())
-  monkeypatch.setattr(pipeline, "pick", lambda tasks, count, rng: tasks[:count])
-  assert max(numbers(batch(made_up, 0, 0, 0, 512, 1, TYPES))) < HELD_OUT_SEED
+  monkeypatch.setattr(pipeline, "sample_tasks", lambda tasks, count, rng: tasks[:count])
+  assert max(numbers(training_batch(made_up, 0, 0, 0, 512, 1, TYPES))) < HELD_OUT_SEED
 
 
 def test_no_two_uses_of_randomness_share_a_stream():
@@ -224,7 +228,17 @@ def test_no_two_uses_of_randomness_share_a_stream():
   names += [(seed, step, 3) for seed in range(4) for step in range(4)]
   first = {pipeline._generator(*name).random() for name in names}
   assert len(first) == len(names)
-  assert len({tasks_lib._WALK, tasks_lib._ASK, pipeline._PICK, pipeline._BATCH}) == 4
+  assert (
+    len(
+      {
+        tasks_lib._CAMERA_STREAM,
+        tasks_lib._QUESTION_STREAM,
+        pipeline._HELD_OUT_STREAM,
+        pipeline._BATCH_STREAM,
+      }
+    )
+    == 4
+  )
 
 
 @given(st.lists(st.text(max_size=8), unique=True))
@@ -308,14 +322,14 @@ def test_closing_does_not_wait_for_a_slow_maker():
 
 def test_ahead_works_at_once_and_hands_on_what_it_gives():
   begun = threading.Event()
-  wanted = ahead(lambda: begun.set() or "questions")
+  wanted = compute_async(lambda: begun.set() or "questions")
   assert begun.wait(30), "before anybody asks"
   assert wanted() == wanted() == "questions"
 
   def broken():
     raise DataError("no question")
 
-  wanted = ahead(broken)
+  wanted = compute_async(broken)
   for _ in range(2):
     with pytest.raises(DataError, match="no question"):
       wanted()

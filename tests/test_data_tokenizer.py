@@ -1,4 +1,4 @@
-"""Text to tokens: a small BPE, a template that user text cannot break, pads widened to pictures."""
+"""Text to tokens: a small BPE, the prompt template, and the expansion of image tokens."""
 
 import dataclasses
 import unicodedata
@@ -9,6 +9,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spatial_jax.config import ConfigError
 from spatial_jax.data.prompt_text import (
   TextConfig,
   expand_image_tokens,
@@ -21,8 +22,8 @@ from spatial_jax.data.tokenizer import (
   IMAGE_PAD,
   SPECIAL_TOKENS,
   Tokenizer,
+  escape_special_tokens,
   load_tokenizer,
-  plain,
   train_tokenizer,
 )
 from spatial_jax.errors import DataError
@@ -31,7 +32,7 @@ from tests.rollout_fixtures import TOKENIZER, task
 
 TEXT = TextConfig(
   system="Be brief.",
-  image_line="picture {index}, {width} x {height}\n",
+  image_line="image {index}, {width} x {height}\n",
   question="Q: {question}\nA:",
   number_suffix="\nnumber",
   choice_suffix="\nletter",
@@ -51,19 +52,19 @@ WILD = st.text() | st.lists(
 
 
 @given(st.text(st.characters(exclude_categories=("Cs",))))
-def test_text_comes_back(text):
-  ids = TOKENIZER.encode(plain(text))
-  assert TOKENIZER.decode(ids) == unicodedata.normalize("NFC", plain(text))
+def test_decode_inverts_encode(text):
+  ids = TOKENIZER.encode(escape_special_tokens(text))
+  assert TOKENIZER.decode(ids) == unicodedata.normalize("NFC", escape_special_tokens(text))
   assert not SPECIAL_IDS & set(ids)
 
 
-def test_digits_stand_alone():
+def test_each_digit_is_a_token():
   tokenizer = train_tokenizer(["12.5 125 1255 12 55"] * 50, 320)
   ids = tokenizer.encode(" 1255.5")
   assert [tokenizer.decode([i]) for i in ids] == [" ", "1", "2", "5", "5", ".", "5"]
 
 
-def test_special_tokens_are_one_id_and_left_out_of_text():
+def test_a_special_token_is_one_id_and_not_part_of_the_decoded_text():
   ids = TOKENIZER.encode(f"a{IM_END}b")
   assert ids.count(TOKENIZER.id(IM_END)) == 1
   assert TOKENIZER.decode(ids) == "ab"
@@ -72,24 +73,79 @@ def test_special_tokens_are_one_id_and_left_out_of_text():
   assert set(TOKENIZER.forbidden_ids()) == SPECIAL_IDS - {TOKENIZER.id(IM_END)}
 
 
-def test_training_is_reproducible_and_within_its_vocabulary():
+def test_training_a_tokenizer_is_reproducible_and_keeps_its_vocabulary_size():
   corpus = ["the chair stands by the table"] * 3
-  one, other = train_tokenizer(corpus, 290), train_tokenizer(corpus, 290)
-  assert one.inner.to_str() == other.inner.to_str()
-  assert 270 < one.inner.get_vocab_size() <= 290
+  first, second = train_tokenizer(corpus, 290), train_tokenizer(corpus, 290)
+  assert first.inner.to_str() == second.inner.to_str()
+  assert 270 < first.inner.get_vocab_size() <= 290
 
 
-def test_loading(tmp_path):
+def test_an_unusable_tokenizer_is_named(tmp_path):
   with pytest.raises(DataError, match=r"tokenizer\.json does not exist"):
     load_tokenizer(tmp_path)
   (tmp_path / "tokenizer.json").write_text('{"version": "1.0"')
   with pytest.raises(DataError, match=r"tokenizer\.json cannot be read"):
     load_tokenizer(tmp_path)
-  TOKENIZER.inner.save(str(tmp_path / "tokenizer.json"))
-  assert load_tokenizer(tmp_path).encode("a chair") == TOKENIZER.encode("a chair")
   foreign = Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE()))
   with pytest.raises(DataError, match=r"no token '<\|im_end\|>'"):
     foreign.id(IM_END)
+
+
+def reloaded(folder, change):
+  """TOKENIZER after `change` of its file and a load."""
+  inner = tokenizers.Tokenizer.from_str(TOKENIZER.inner.to_str())
+  change(inner)
+  inner.save(str(folder / "tokenizer.json"))
+  return load_tokenizer(folder)
+
+
+def set_dropout(inner):
+  inner.model.dropout = 0.9
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    lambda inner: None,
+    lambda inner: inner.enable_truncation(8),
+    lambda inner: inner.enable_padding(length=400),
+    set_dropout,
+  ],
+  ids=["unchanged", "truncation", "padding", "dropout"],
+)
+def test_settings_that_training_left_in_the_file_change_no_token(change, tmp_path):
+  text = "How far is the chair from the table? " * 9
+  tokenizer = reloaded(tmp_path, change)
+  assert tokenizer.encode(text) == TOKENIZER.encode(text)
+  tokenizer.inner.save(str(tmp_path / "tokenizer.json"))
+  assert load_tokenizer(tmp_path).encode(text) == TOKENIZER.encode(text), "nor after saving it"
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_tags_are_decoded_whether_or_not_the_file_calls_them_special(special, tmp_path):
+  """And the tokens of the chat template are not, whatever the file calls them."""
+  tags = ("<think>", "</think>", "<answer>", "</answer>")
+
+  def add(inner):
+    add_tokens = inner.add_special_tokens if special else inner.add_tokens
+    add_tokens([tokenizers.AddedToken(tag, special=special, normalized=False) for tag in tags])
+
+  tokenizer = reloaded(tmp_path, add)
+  text = "<think> near </think> Action: Answer\n<answer> 4 </answer>"
+  ids = tokenizer.encode(text + IM_END)
+  assert {tokenizer.id(tag) for tag in tags} <= set(ids)
+  assert tokenizer.decode(ids) == text
+  assert tokenizer.forbidden_ids() == TOKENIZER.forbidden_ids()
+
+
+def test_template_tokens_without_the_special_flag_are_not_decoded(tmp_path):
+  inner = tokenizers.Tokenizer.from_str(
+    TOKENIZER.inner.to_str().replace('"special":true', '"special":false')
+  )
+  inner.save(str(tmp_path / "tokenizer.json"))
+  tokenizer = load_tokenizer(tmp_path)
+  assert tokenizer.decode(tokenizer.encode(f"4{IM_END}")) == "4"
+  assert tokenizer.forbidden_ids() == TOKENIZER.forbidden_ids()
 
 
 # --- conversation --------------------------------------------------------------------------------
@@ -105,50 +161,75 @@ def test_prompt_in_full():
   )
   assert prompt_text(choice, patched([(28, 56)]), TEXT) == (
     "<|im_start|>system\nBe brief.<|im_end|>\n"
-    "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>picture 1, 56 x 28\n"
+    "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>image 1, 56 x 28\n"
     "Q: Which?\nA. chair\nB. sofa\nletter\nA:<|im_end|>\n<|im_start|>assistant\n"
   )
 
 
-def test_the_policy_goes_on_from_the_opening():
-  response_prefix_fraction = dataclasses.replace(TEXT, response_prefix="<think> I mark")
-  plainly = prompt_text(task("x"), patched([(28, 28)]), TEXT)
-  assert (
-    prompt_text(task("x"), patched([(28, 28)]), response_prefix_fraction)
-    == plainly + "<think> I mark"
-  )
-  said = [
-    observation_text(2, patched([(28, 28)]), True, words)
-    for words in (TEXT, response_prefix_fraction)
+def test_the_response_prefix_follows_the_prompt_of_the_chosen_tasks():
+  with_prefix = dataclasses.replace(TEXT, response_prefix="<think> I mark")
+  without = prompt_text(task("x"), patched([(28, 28)]), TEXT)
+  assert prompt_text(task("x"), patched([(28, 28)]), with_prefix) == without + "<think> I mark"
+  observations = [
+    observation_text(2, patched([(28, 28)]), True, cfg) for cfg in (TEXT, with_prefix)
   ]
-  assert said[0] == said[1], "first turns only"
+  assert observations[0] == observations[1], "first turns only"
   none, some = (
-    dataclasses.replace(response_prefix_fraction, response_prefix_fraction=share)
-    for share in (0.0, 0.25)
+    dataclasses.replace(with_prefix, response_prefix_fraction=fraction) for fraction in (0.0, 0.25)
   )
   tasks = [task(f"{number}") for number in range(400)]
   assert not any(response_prefix_of(t, none) for t in tasks)
   assert 60 < sum(response_prefix_of(t, some) == "<think> I mark" for t in tasks) < 140
   choice = dataclasses.replace(task("x"), answer_kind="choice", options=("A. a", "B. b"))
-  most = dataclasses.replace(response_prefix_fraction, response_prefix_fraction=0.999)
+  most = dataclasses.replace(with_prefix, response_prefix_fraction=0.999)
   assert response_prefix_of(task("x"), most)
-  assert not response_prefix_of(choice, most), "choices only where everything is begun so"
-  assert response_prefix_of(choice, response_prefix_fraction)
+  assert not response_prefix_of(choice, most), "choices only at a fraction of 1"
+  assert response_prefix_of(choice, with_prefix)
 
 
 def test_observation_in_full():
-  said = observation_text(3, patched([(28, 56), (28, 28)]), True, TEXT)
-  picture = "<|vision_start|><|image_pad|><|vision_end|>"
-  assert said == (
-    f"\n<|im_start|>user\n{picture}drawn 3, 56 x 28\n{picture}drawn 4, 28 x 28\n"
+  text = observation_text(3, patched([(28, 56), (28, 28)]), True, TEXT)
+  image = "<|vision_start|><|image_pad|><|vision_end|>"
+  assert text == (
+    f"\n<|im_start|>user\n{image}drawn 3, 56 x 28\n{image}drawn 4, 28 x 28\n"
     "answer now<|im_end|>\n<|im_start|>assistant\n"
   )
   assert "go on" in observation_text(3, patched([(28, 28)]), False, TEXT)
 
 
+@pytest.mark.parametrize(
+  ("key", "template", "problem"),
+  [
+    ("question", 'Answer as {"answer": 4}. {question}', r"unknown field \{\"answer\"\}"),
+    ("question", "{question} {index}", r"unknown field \{index\}"),
+    ("question", "{question.real}", r"unknown field \{question\.real\}"),
+    ("question", "{question[0]}", r"unknown field \{question\[0\]\}"),
+    ("question", "Which one?", r"has no field \{question\}"),
+    ("question", "{{question}}", r"has no field \{question\}"),
+    ("question", "{question:.2f}", "is not a template"),
+    ("image_line", "image {number}\n", r"unknown field \{number\}"),
+    ("image_line", "image {}\n", r"unknown field \{\}"),
+    ("image_line", "image {index:{places}}\n", "is not a template"),
+    ("image_line", "image {index!x}\n", "is not a template"),
+    ("observation", "{", "is not a template"),
+    ("observation", "image {index}}", "is not a template"),
+    ("observation", "image {0}", r"unknown field \{0\}"),
+  ],
+)
+def test_a_template_that_cannot_be_filled_is_refused_by_its_key(key, template, problem):
+  with pytest.raises(ConfigError, match=rf"^config\.text\.{key} {problem}") as caught:
+    dataclasses.replace(TEXT, **{key: template})
+  assert "\n" not in str(caught.value)
+
+
+def test_doubled_braces_are_braces_of_the_text():
+  cfg = dataclasses.replace(TEXT, question='{{"answer": 4}} {question}', image_line="{index:>3}")
+  assert '  1{"answer": 4} How far' in prompt_text(task("x"), patched([(28, 28)]), cfg)
+
+
 @given(WILD, st.lists(WILD, max_size=3))
-def test_no_question_can_speak_for_the_template(question, options):
-  """Whatever a data set holds, roles, turns and pictures stay as the template has them."""
+def test_a_question_cannot_add_special_tokens_to_its_prompt(question, options):
+  """Roles, turns and images stay as in the template, whatever the data contain."""
   harmless = dataclasses.replace(task("x"), question="?", options=("?",) * len(options))
   wild = dataclasses.replace(harmless, question=question, options=tuple(options))
   special = [
@@ -159,24 +240,24 @@ def test_no_question_can_speak_for_the_template(question, options):
 
 
 @given(st.lists(st.integers(1, 5), max_size=4), st.data())
-def test_widen(tokens, data):
+def test_image_tokens_are_repeated_once_per_merged_patch(tokens, data):
   pad = TOKENIZER.id(IMAGE_PAD)
   images = [dummies.patched(np.zeros((2, 2, 3), np.uint8), (1, 2, 2 * n)) for n in tokens]
   ids = []
   for _ in images:
     ids += [*data.draw(st.lists(st.integers(0, 9), max_size=3)), pad]
   ids += data.draw(st.lists(st.integers(0, 9), max_size=3))
-  wide, starts = expand_image_tokens(ids, images, pad)
-  assert wide.dtype == np.int32
-  assert len(wide) == len(ids) + sum(tokens) - len(tokens)
-  narrow = wide.tolist()
+  expanded, starts = expand_image_tokens(ids, images, pad)
+  assert expanded.dtype == np.int32
+  assert len(expanded) == len(ids) + sum(tokens) - len(tokens)
+  contracted = expanded.tolist()
   for start, count in zip(reversed(starts), reversed(tokens), strict=True):
-    assert narrow[start : start + count] == [pad] * count
-    narrow[start : start + count] = [pad]
-  assert narrow == ids
+    assert contracted[start : start + count] == [pad] * count
+    contracted[start : start + count] = [pad]
+  assert contracted == ids
 
 
-def test_pads_and_pictures_must_agree():
+def test_more_images_than_image_tokens_are_refused():
   with pytest.raises(DataError, match="1 image tokens for 2 images"):
     expand_image_tokens(
       [1, TOKENIZER.id(IMAGE_PAD)], patched([(28, 28)] * 2), TOKENIZER.id(IMAGE_PAD)

@@ -1,5 +1,6 @@
-"""Worker processes: they draw as the canvas does, break alone, and leave nothing behind."""
+"""Worker processes: they draw as the canvas does, fail one by one, and end with the executor."""
 
+import dataclasses
 import os
 import pathlib
 import signal
@@ -10,20 +11,20 @@ import time
 import numpy as np
 import pytest
 
-from spatial_jax.config import ConfigError
+from spatial_jax.config import ConfigError, build
 from spatial_jax.drawing import wire
-from spatial_jax.drawing.canvas import Picture, Style, draw
+from spatial_jax.drawing.canvas import DrawnImage, Style, draw
 from spatial_jax.drawing.executor import Executor, ExecutorConfig, Fault
 from spatial_jax.types import Operation
 
 STYLE = Style(line_px=2, dot_px=2, font_px=8, label_offset_px=(4, 3))
 RANDOM = np.random.default_rng(0)
 IMAGES = [
-  Picture(RANDOM.integers(0, 256, shape, dtype=np.uint8), ())
+  DrawnImage(RANDOM.integers(0, 256, shape, dtype=np.uint8), ())
   for shape in ((84, 112, 3), (56, 56, 3))
 ]
-IMAGES.append(Picture(IMAGES[0].pixels, (Operation("box", 1, (1, 1, 9, 9), "old"),)))
-CONFIG = ExecutorConfig(workers=1, timeout_s=20.0, memory_mib=1024)
+IMAGES.append(DrawnImage(IMAGES[0].pixels, (Operation("box", 1, (1, 1, 9, 9), "old"),)))
+CONFIG = ExecutorConfig(workers=1, timeout_s=100.0, memory_mib=1024)  # far above its normal time
 
 
 def _operations(number: int) -> list[Operation]:
@@ -33,13 +34,13 @@ def _operations(number: int) -> list[Operation]:
 
 def _equal(drawn, expected) -> None:
   assert not isinstance(drawn, Fault), drawn
-  assert [picture.drawn for picture in drawn] == [picture.drawn for picture in expected]
+  assert [image.operations for image in drawn] == [image.operations for image in expected]
   for one, other in zip(drawn, expected, strict=True):
     np.testing.assert_array_equal(one.pixels, other.pixels)
 
 
-def _draws(executor: Executor, number: int) -> None:
-  """The executor does its work."""
+def _check_drawing(executor: Executor, number: int) -> None:
+  """Draws once and compares the result with the canvas."""
   drawing = executor.submit(IMAGES, _operations(number))
   _equal(drawing.result(), draw(IMAGES, _operations(number), STYLE))
 
@@ -54,11 +55,11 @@ def _children() -> list[int]:
         if parent == os.getpid() and "spatial_jax.drawing.worker" in command.read():
           pids.append(int(name))
     except OSError:
-      continue  # it ended while we looked
+      continue  # it ended meanwhile
   return pids
 
 
-def _until(condition, seconds: float = 20.0) -> bool:
+def _wait_for(condition, seconds: float = 20.0) -> bool:
   end = time.monotonic() + seconds
   while not condition() and time.monotonic() < end:
     time.sleep(0.02)
@@ -66,29 +67,29 @@ def _until(condition, seconds: float = 20.0) -> bool:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_draws_as_the_canvas_does_and_each_handle_is_its_own(workers):
-  with Executor(ExecutorConfig(workers, 20.0, 1024), STYLE) as executor:
-    handles = [executor.submit(IMAGES, _operations(number)) for number in range(12)]
+def test_each_future_has_its_own_drawing_equal_to_the_canvas(workers):
+  with Executor(dataclasses.replace(CONFIG, workers=workers), STYLE) as executor:
+    futures = [executor.submit(IMAGES, _operations(number)) for number in range(12)]
     for number in (*range(1, 12, 2), *range(0, 12, 2)):
-      _equal(handles[number].result(), draw(IMAGES, _operations(number), STYLE))
+      _equal(futures[number].result(), draw(IMAGES, _operations(number), STYLE))
     assert executor.submit(IMAGES, []).result() == ()
   assert _children() == []
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_impossible_drawing_is_a_fault_and_the_next_one_is_drawn(workers):
-  with Executor(ExecutorConfig(workers, 20.0, 1024), STYLE) as executor:
-    nowhere = executor.submit(IMAGES, [Operation("box", 9, (1, 2, 3, 4), "a")])
-    fine = executor.submit(IMAGES, _operations(1))
-    assert isinstance(nowhere.result(), Fault)
-    _equal(fine.result(), draw(IMAGES, _operations(1), STYLE))
+def test_a_failed_drawing_is_a_fault_and_the_next_one_is_drawn(workers):
+  with Executor(dataclasses.replace(CONFIG, workers=workers), STYLE) as executor:
+    impossible = executor.submit(IMAGES, [Operation("box", 9, (1, 2, 3, 4), "a")])
+    possible = executor.submit(IMAGES, _operations(1))
+    assert isinstance(impossible.result(), Fault)
+    _equal(possible.result(), draw(IMAGES, _operations(1), STYLE))
 
 
-def test_a_killed_worker_is_a_fault_of_its_drawing_alone():
+def test_a_killed_worker_is_a_fault_of_its_current_drawing_only():
   with Executor(CONFIG, STYLE) as executor:
-    _draws(executor, 0)
+    _check_drawing(executor, 0)
     (worker,) = _children()
-    os.kill(worker, signal.SIGSTOP)  # so that it dies while it has something to do
+    os.kill(worker, signal.SIGSTOP)  # so that it dies during a drawing
     broken, waiting = (executor.submit(IMAGES, _operations(number)) for number in (1, 2))
     time.sleep(0.2)
     os.kill(worker, signal.SIGKILL)
@@ -99,40 +100,42 @@ def test_a_killed_worker_is_a_fault_of_its_drawing_alone():
     assert worker not in _children()
 
 
-def test_a_worker_killed_while_idle_costs_nothing():
+def test_an_idle_worker_that_is_killed_causes_no_fault():
   with Executor(CONFIG, STYLE) as executor:
     executor.submit(IMAGES, _operations(0)).result()
     (worker,) = _children()
     os.kill(worker, signal.SIGKILL)
-    assert _until(lambda: "(zombie)" in pathlib.Path(f"/proc/{worker}/status").read_text())
-    _draws(executor, 1)
+    assert _wait_for(lambda: "(zombie)" in pathlib.Path(f"/proc/{worker}/status").read_text())
+    _check_drawing(executor, 1)
 
 
 def test_a_hanging_worker_is_killed_and_replaced():
-  with Executor(ExecutorConfig(1, 3.0, 1024), STYLE) as executor:
+  with Executor(CONFIG, STYLE) as executor:
     executor.submit(IMAGES, _operations(0)).result()
     (worker,) = _children()
     os.kill(worker, signal.SIGSTOP)
+    executor.config = dataclasses.replace(CONFIG, timeout_s=1.0)
     fault = executor.submit(IMAGES, _operations(1)).result()
     assert isinstance(fault, Fault)
     assert "hung" in fault.detail
-    _draws(executor, 2)
+    executor.config = CONFIG  # a new worker needs time to start
+    _check_drawing(executor, 2)
     assert worker not in _children()
 
 
 def test_too_much_memory_is_a_fault():
-  with Executor(ExecutorConfig(1, 20.0, 400), STYLE) as executor:
-    huge = [Picture(np.zeros((7000, 7000, 3), np.uint8), ())]
+  with Executor(dataclasses.replace(CONFIG, memory_mib=400), STYLE) as executor:
+    huge = [DrawnImage(np.zeros((7000, 7000, 3), np.uint8), ())]
     fault = executor.submit(huge, _operations(0)[:1]).result()
     assert isinstance(fault, Fault)
     assert "MemoryError" in fault.detail
-    _draws(executor, 1)
+    _check_drawing(executor, 1)
 
 
-def test_leaving_early_ends_workers_and_answers_every_handle():
+def test_closing_early_ends_workers_and_resolves_every_future():
   with Executor(CONFIG, STYLE) as executor:
-    handles = [executor.submit(IMAGES, _operations(number)) for number in range(50)]
-  outcomes = [handle.result(timeout=0) for handle in handles]
+    futures = [executor.submit(IMAGES, _operations(number)) for number in range(50)]
+  outcomes = [future.result(timeout=0) for future in futures]
   assert isinstance(outcomes[-1], Fault)
   assert _children() == []
 
@@ -140,13 +143,13 @@ def test_leaving_early_ends_workers_and_answers_every_handle():
 WORKER = [sys.executable, "-m", "spatial_jax.drawing.worker", "1024", "20"]
 
 
-def test_worker_never_imports_jax():
-  """A real worker that has drawn: the interpreter lists on stderr all that it imported."""
+def test_a_worker_never_imports_jax():
+  """The interpreter lists all imports of a real worker on stderr."""
   command = [sys.executable, "-X", "importtime", *WORKER[1:]]
   pipe = subprocess.PIPE
   with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as worker:
     wire.send(
-      worker.stdin, *wire.request([Picture(IMAGES[0].pixels, tuple(_operations(0)))], STYLE)
+      worker.stdin, *wire.request([DrawnImage(IMAGES[0].pixels, tuple(_operations(0)))], STYLE)
     )
     worker.stdin.close()
     header, _ = wire.receive(worker.stdout)
@@ -159,15 +162,15 @@ def test_worker_never_imports_jax():
   assert not roots & {"jax", "jaxlib", "flax", "torch"}
 
 
-def test_worker_ends_with_its_parent():
-  """A parent that is killed outright has no time to say goodbye: the closed pipe says it."""
+def test_a_worker_ends_with_its_parent():
+  """A killed parent cannot end its workers; the closed pipe ends them."""
   script = (
     "import sys, time, numpy as np\n"
-    "from spatial_jax.drawing.canvas import Picture, Style\n"
+    "from spatial_jax.drawing.canvas import DrawnImage, Style\n"
     "from spatial_jax.drawing.executor import Executor, ExecutorConfig\n"
     "from spatial_jax.types import Operation\n"
     "with Executor(ExecutorConfig(1, 20.0, 1024), Style(2, 2, 8, (4, 3))) as executor:\n"
-    "  image = Picture(np.zeros((9, 9, 3), np.uint8), ())\n"
+    "  image = DrawnImage(np.zeros((9, 9, 3), np.uint8), ())\n"
     "  executor.submit([image], [Operation('box', 1, (1, 1, 5, 5), '')]).result()\n"
     "  import os, pathlib\n"
     "  tasks = pathlib.Path(f'/proc/{os.getpid()}/task').glob('*/children')  # a thread's child\n"
@@ -178,11 +181,11 @@ def test_worker_ends_with_its_parent():
     line = parent.stdout.readline().split()
     parent.kill()
   assert line
-  assert _until(lambda: not any(os.path.exists(f"/proc/{int(pid)}/exe") for pid in line))
+  assert _wait_for(lambda: not any(os.path.exists(f"/proc/{int(pid)}/exe") for pid in line))
 
 
-def test_worker_ends_by_its_own_alarm():
-  """Should nobody be there to kill it, a worker that hangs in a drawing ends itself."""
+def test_a_worker_ends_by_its_own_alarm():
+  """A worker that hangs in a drawing ends itself, even without its executor."""
   script = (
     "import sys, time\n"
     "from spatial_jax.drawing import worker\n"
@@ -196,7 +199,22 @@ def test_worker_ends_by_its_own_alarm():
     worker.stdin.close()
 
 
-@pytest.mark.parametrize("wrong", [(-1, 20.0, 64), (1, 0.0, 64), (1, 20.0, 0)])
-def test_an_executor_that_could_not_draw_is_refused(wrong):
-  with pytest.raises(ConfigError, match=r"config\.executor: workers >= 0"):
-    ExecutorConfig(*wrong)
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("workers", -1), ("workers", 1.0), ("workers", True), ("workers", None), ("timeout_s", 0.0),
+    ("timeout_s", -1.0), ("timeout_s", float("nan")), ("timeout_s", float("inf")),
+    ("timeout_s", "20"), ("memory_mib", 0), ("memory_mib", 64), ("memory_mib", 512.0),
+  ],
+)  # fmt: skip
+def test_an_executor_config_out_of_range_is_refused(field, value):
+  with pytest.raises(ConfigError, match=f"^{field} is .* and must be "):
+    dataclasses.replace(CONFIG, **{field: value})
+
+
+def test_the_full_key_of_a_wrong_value_is_named():
+  mapping = dataclasses.asdict(CONFIG) | {"memory_mib": 64}
+  with pytest.raises(
+    ConfigError, match=r"^config\.executor\.memory_mib is 64 and must be at least"
+  ):
+    build(ExecutorConfig, mapping, "config.executor")

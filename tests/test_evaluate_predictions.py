@@ -107,8 +107,8 @@ def test_answers_are_scored_against_their_own_task(evaluation_set, engine_and_pa
     task.task_id: (task.answer, "9999", None)[i % 3] for i, task in enumerate(evaluation_set.tasks)
   }
 
-  def script(engine, params, prompts, *_):
-    tasks = [prompt.task for prompt in prompts]
+  def script(engine, params, job):
+    tasks = [prompt.task for prompt in job.prompts]
     return [[dummies.trajectory(generator, t, answer=answers[t.task_id])] for t in tasks]
 
   monkeypatch.setattr(predictions, "generate_rollouts", script)

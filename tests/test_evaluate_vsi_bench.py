@@ -6,14 +6,14 @@ import pytest
 from spatial_jax.evaluate.benchmarks.vsi_bench import (
   CHOICE_TYPES,
   NUMBER_TYPES,
-  vsi_bench,
-  vsi_bench_average,
-  vsi_bench_tasks,
+  average,
+  score,
+  task_scores,
 )
 
 
 @pytest.mark.parametrize(
-  ("prediction", "truth", "score"),
+  ("prediction", "truth", "expected"),
   [
     ("A", "A", 1.0),
     ("a", "A", 1.0),
@@ -31,16 +31,18 @@ from spatial_jax.evaluate.benchmarks.vsi_bench import (
   ],
 )
 @pytest.mark.parametrize("question_type", ["object_rel_distance", "obj_appearance_order"])
-def test_choices(prediction, truth, score, question_type):
-  assert vsi_bench(prediction, truth, question_type) == score
+def test_a_choice_scores_by_its_first_word(prediction, truth, expected, question_type):
+  assert score(prediction, truth, question_type) == expected
 
 
 @pytest.mark.parametrize(
-  ("prediction", "truth", "score"),
+  ("prediction", "truth", "expected"),
   [
     ("4", "4", 1.0),
     ("4.", "4", 1.0),
     ("4 meters", "4", 1.0),
+    ("4 chairs", "4", 1.0),
+    ("There are 4", "4", 0.0),
     ("4\n", "4", 1.0),
     ("4\nmeters", "4", 0.0),
     ("4m", "4", 0.0),
@@ -58,49 +60,54 @@ def test_choices(prediction, truth, score, question_type):
   ],
 )
 @pytest.mark.parametrize("question_type", NUMBER_TYPES)
-def test_numbers(prediction, truth, score, question_type):
-  assert vsi_bench(prediction, truth, question_type) == pytest.approx(score)
+def test_a_number_scores_the_mra_of_its_first_word(prediction, truth, expected, question_type):
+  assert score(prediction, truth, question_type) == pytest.approx(expected)
 
 
-def test_the_ten_confidences_are_those_of_the_benchmark():
+def test_the_benchmark_has_ten_confidences():
   assert int((0.95 - 0.5) / 0.05 + 2) == 10
 
 
-def test_an_unknown_type_is_named():
+def test_an_error_names_the_unknown_question_type():
   with pytest.raises(ValueError, match="camera_distance"):
-    vsi_bench("1", "1", "camera_distance")
+    score("1", "1", "camera_distance")
   with pytest.raises(ValueError, match="camera_distance"):
-    vsi_bench_average({"camera_distance": 1.0})
+    average({"camera_distance": 1.0})
   with pytest.raises(ValueError, match="no scores"):
-    vsi_bench_average({"object_counting": []})
+    average({"object_counting": []})
   with pytest.raises(ValueError, match="no VSI-Bench scores"):
-    vsi_bench_average({})
+    average({})
 
 
-def test_the_average_counts_tasks_not_rows_and_directions_once():
+def test_a_truth_of_zero_is_named():
+  with pytest.raises(ZeroDivisionError, match="object_counting is 0"):
+    score("0", "0", "object_counting")
+
+
+def test_tasks_have_equal_weight_and_directions_are_one_task():
   scores = {name: [0.5, 0.5] for name in (*NUMBER_TYPES, *CHOICE_TYPES)}
   scores["object_counting"] = [1.0] * 100
   scores["object_rel_direction_easy"] = [1.0] * 50
   scores["object_rel_direction_medium"] = [0.0]
   scores["object_rel_direction_hard"] = [0.5, 0.0]
   direction = (1.0 + 0.0 + 0.25) / 3
-  assert vsi_bench_average(scores) == pytest.approx(100 * (1.0 + 6 * 0.5 + direction) / 8)
+  assert average(scores) == pytest.approx(100 * (1.0 + 6 * 0.5 + direction) / 8)
   means = {name: float(np.mean(values)) for name, values in scores.items()}
-  assert vsi_bench_average(means) == pytest.approx(vsi_bench_average(scores))
+  assert average(means) == pytest.approx(average(scores))
 
 
-def test_a_published_row_averages_to_its_published_score():
+def test_the_average_of_a_published_row_is_its_published_score():
   """ViLaSR-7B on VSI-Bench: 45.4 overall with appearance order at 49.3."""
   row = [0.635, 0.344, 0.606, 0.309, 0.489, 0.304, 0.493]
   names = (*NUMBER_TYPES, "object_rel_distance", "route_planning", "obj_appearance_order")
   scores = dict(zip(names, row, strict=True)) | {
     name: 0.452 for name in CHOICE_TYPES if "direction" in name
   }
-  assert vsi_bench_average(scores) == pytest.approx(45.4, abs=0.05)
+  assert average(scores) == pytest.approx(45.4, abs=0.05)
 
 
-def test_tasks_are_reported_in_the_order_of_the_benchmark():
-  tasks = vsi_bench_tasks(
+def test_tasks_have_the_order_of_the_benchmark():
+  tasks = task_scores(
     {"route_planning": 0.2, "object_rel_direction_hard": 0.4, "object_counting": 1}
   )
   assert list(tasks.items()) == [

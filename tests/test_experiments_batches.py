@@ -13,9 +13,9 @@ from spatial_jax.data.pipeline import HELD_OUT_SEED
 from spatial_jax.data.tokenizer import IM_END
 from spatial_jax.errors import DataError
 from spatial_jax.rollout import trajectory as trajectory_lib
-from spatial_jax.rollout.demonstration import play
+from spatial_jax.rollout.demonstration import demonstration_trajectory
 from spatial_jax.synthetic.floorplan import procedural_scene
-from spatial_jax.synthetic.tasks import views_of
+from spatial_jax.synthetic.tasks import render_views
 from tests import rollout_fixtures as fixtures
 from tests.pretrain_fixtures import SEE, builder
 
@@ -61,11 +61,11 @@ def test_truth_stands_where_its_features_do(step, monkeypatch):
   seen = []
 
   def look(scene, number, cfg):
-    views = views_of(scene, number, cfg)
+    views = render_views(scene, number, cfg)
     seen.extend((scene, view) for view in views)
     return views
 
-  monkeypatch.setattr(batches, "views_of", look)
+  monkeypatch.setattr(batches, "render_views", look)
   one = builder()
   batch = one.batch(step)
   patches_M4X = batch.vision.patches_PX.reshape(-1, 4, batch.vision.patches_PX.shape[1])
@@ -95,9 +95,12 @@ def test_truth_stands_where_its_features_do(step, monkeypatch):
 
 def test_demonstrations_of_batches_are_sound(monkeypatch):
   played = []
-  monkeypatch.setattr(
-    batches, "play", lambda *arguments: played.append(play(*arguments)) or played[-1]
-  )
+
+  def record(*arguments):
+    played.append(demonstration_trajectory(*arguments))
+    return played[-1]
+
+  monkeypatch.setattr(batches, "demonstration_trajectory", record)
   for step in (1, 2):
     builder().batch(step)
   pads = (builder().conversation.policy.image_pad_id,)
@@ -109,7 +112,7 @@ def test_demonstrations_of_batches_are_sound(monkeypatch):
 def test_rooms_without_questions_are_an_error(monkeypatch):
   monkeypatch.setattr(batches, "_TRIES", 3)
   nothing = dataclasses.replace(
-    builder(), questions=dataclasses.replace(builder().questions, min_pixels=10**6)
+    builder(), questions=dataclasses.replace(builder().questions, min_visible_pixels=10**6)
   )
   with pytest.raises(DataError, match="rooms in a row gave no question that a number answers"):
     nothing.batch(1)

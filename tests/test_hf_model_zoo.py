@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from spatial_jax.hf import config
-from spatial_jax.hf.model_zoo import NAMES, parameters, released
+from spatial_jax.hf.model_zoo import NAMES, parameter_count, released
 from spatial_jax.policy.qwen_vl import make_policy
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs" / "policies.md"
@@ -19,13 +19,13 @@ DOCS = pathlib.Path(__file__).parent.parent / "docs" / "policies.md"
 def test_abstract_parameters_are_as_many_as_the_table_says(name):
   policy = make_policy(released(name), jnp.float32)
   leaves = jax.tree.leaves(jax.eval_shape(policy.init, jax.random.key(0)))
-  assert sum(leaf.size for leaf in leaves) == parameters(policy.cfg)
+  assert sum(leaf.size for leaf in leaves) == parameter_count(policy.cfg)
 
 
 def test_the_readme_lists_every_released_shape():
   rows = re.findall(r"^\| (Qwen\S+) \| ([\d,]+) \|", DOCS.read_text(), re.MULTILINE)
   assert {name: int(count.replace(",", "")) for name, count in rows} == {
-    name: parameters(released(name)) for name in NAMES
+    name: parameter_count(released(name)) for name in NAMES
   }
 
 
@@ -40,4 +40,4 @@ def test_transformers_counts_the_same(name, tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(config.to_hf(cfg)))
   with torch.device("meta"):
     model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(tmp_path))
-  assert sum(weight.numel() for weight in model.parameters()) == parameters(cfg)
+  assert sum(weight.numel() for weight in model.parameters()) == parameter_count(cfg)

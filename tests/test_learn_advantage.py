@@ -106,7 +106,7 @@ def test_format_stays_outside_the_factor():
   format_BG = np.array([[1.0, 0.0, 1.0, 0.0]], np.float32)
   valid_BG = np.array([[True, True, True, False]])
   reward_BG = accuracy_BG + 0.5 * format_BG
-  scores = Scores(reward_BG, accuracy_BG, accuracy_BG, format_BG, valid_BG, valid_BG)
+  scores = Scores(reward_BG, accuracy_BG, accuracy_BG, format_BG, valid_BG, valid_BG, {})
   result = advantage(scores, AdvantageConfig(alpha=1.0, sign_safe=False, by_std=True))
   np.testing.assert_allclose(result, grpo(reward_BG, valid_BG) * accuracy_BG, rtol=1e-6)
   raw = advantage(scores, AdvantageConfig(alpha=1.0, sign_safe=False, by_std=False))

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from spatial_jax.errors import DataError
 from spatial_jax.learn.train_batch import downsample_rollouts, kept_rows, to_train_batch
-from spatial_jax.rollout.conversation import Episode
-from spatial_jax.rollout.demonstration import play
+from spatial_jax.rollout.conversation import TrajectoryBuilder
+from spatial_jax.rollout.demonstration import demonstration_trajectory
 from spatial_jax.synthetic.oracle import DemonstrationConfig, demonstrate
 from tests import rollout_fixtures as fixtures
 
@@ -24,12 +24,12 @@ def demonstration(name, pictures=1, sample_index=True):
   task = fixtures.task(name, SIZES[:pictures])
   cfg = DemonstrationConfig(float(sample_index), 2)
   script = demonstrate(task, np.random.default_rng(0), cfg)
-  return play(TALK, TALK.prompt(task), script, fixtures.STYLE)
+  return demonstration_trajectory(TALK, TALK.prompt(task), script, fixtures.STYLE)
 
 
 def spoken(name, count, temperature=1.0, reason="answer", question=""):
   """One turn of some tokens, sampled with log-probability -0.5, -1.0, ..."""
-  episode = Episode(
+  builder = TrajectoryBuilder(
     TALK.prompt(fixtures.task(name, question=question)),
     0,
     (0, 0, 0, 0),
@@ -37,8 +37,8 @@ def spoken(name, count, temperature=1.0, reason="answer", question=""):
     TALK.forbidden_ids,
   )
   logps = [-0.5 * (i + 1) for i in range(count)]
-  episode.add_turn(list(range(40, 40 + count)), logps, 0, "", (), ())
-  return episode.finish(reason)
+  builder.add_turn(list(range(40, 40 + count)), logps, 0, "", (), ())
+  return builder.finish(reason)
 
 
 @settings(deadline=None, max_examples=25)

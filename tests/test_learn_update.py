@@ -15,7 +15,7 @@ from spatial_jax.learn.losses import LossConfig, effective_share, policy_loss, r
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.train_batch import to_train_batch
 from spatial_jax.learn.update import policy_update, sft_update
-from spatial_jax.rollout.demonstration import play
+from spatial_jax.rollout.demonstration import demonstration_trajectory
 from spatial_jax.synthetic.oracle import DemonstrationConfig, demonstrate
 from spatial_jax.types import PrefixBatch, TrainBatch, TrainState, Trajectory
 from tests import rollout_fixtures as fixtures
@@ -43,7 +43,8 @@ def told() -> list[list[Trajectory]]:
     task = fixtures.task(name, sizes, question)
     cfg = DemonstrationConfig(number % 2, 2)
     script = demonstrate(task, np.random.default_rng(0), cfg)
-    trajectory = play(conversation, conversation.prompt(task), script, fixtures.STYLE)
+    prompt = conversation.prompt(task)
+    trajectory = demonstration_trajectory(conversation, prompt, script, fixtures.STYLE)
     trajectories.append(dataclasses.replace(trajectory, temperature=1.0 + 0.3 * number))
   return [trajectories[:2], trajectories[2:]]
 

@@ -102,7 +102,7 @@ def test_a_bar_on_a_terminal(tmp_path):
   log, output = open_metrics(tmp_path, terminal=True)
   with log:
     log.write(0, "grpo", {"reward": 0.41, "[bold]": 1.0})
-    log.note("saved [1]")
+    log.print_line("saved [1]")
   text = output.getvalue()
   assert "1/10" in text
   assert "reward 0.410" in text
@@ -150,7 +150,7 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
   log, output = open_metrics(tmp_path)
   with log:
     log.write(0, "grpo", {"reward": 0.5})
-    log.note("hello")
+    log.print_line("hello")
   assert output.getvalue() == ""
   assert not list(tmp_path.iterdir())
 

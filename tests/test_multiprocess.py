@@ -1,4 +1,4 @@
-"""Two processes sample on their own, between programs that they run together."""
+"""Two processes sample separately, between global programs that they run together."""
 
 import json
 import os
@@ -22,8 +22,8 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-  """What each of two processes wrote."""
+def results(tmp_path_factory):
+  """The results that each of two processes wrote."""
   folder, port = tmp_path_factory.mktemp("two"), str(free_port())
   flags = f"--xla_force_host_platform_device_count={two_processes.DEVICES}"
   files = [folder / f"{rank}.json" for rank in range(2)]
@@ -46,19 +46,19 @@ def found(tmp_path_factory):
   return [json.loads(file.read_text()) for file in files]
 
 
-def test_each_ran_as_many_programs_as_its_own_rollouts_took(found):
-  one, other = (process["programs"] for process in found)
-  assert other > one > 0
+def test_processes_run_different_numbers_of_local_programs(results):
+  few, many = (process["programs"] for process in results)
+  assert many > few > 0
 
 
-def test_both_are_still_together_behind_them(found):
-  assert found[0]["total"] == found[1]["total"]
+def test_global_program_afterwards_gives_both_the_same(results):
+  assert results[0]["total"] == results[1]["total"]
 
 
-def test_what_they_say_is_what_one_process_says(found):
+def test_processes_sample_what_one_process_samples(results):
   with pytest.MonkeyPatch.context() as monkeypatch:
     step_fixtures.everybody_draws(monkeypatch)
     lab = step_fixtures.lab(1, two_processes.DEVICES, 1)
-    for asked, process in zip(two_processes.ASKED, found, strict=True):
-      said, _ = two_processes.rounds(lab, asked)
-      assert said == process["said"]
+    for numbers, process in zip(two_processes.TASK_NUMBERS, results, strict=True):
+      token_ids, _ = two_processes.sample_twice(lab, numbers)
+      assert token_ids == process["token_ids"]

@@ -157,7 +157,7 @@ def test_writes_go_to_their_place_and_none_behind_the_end(sizes):
 def test_the_front_of_a_layer_leaves_out_what_lies_behind():
   own = tuple(cache_lib.KV(*(jnp.ones((3, 1, size, 1)) for _ in range(2))) for size in (2, 3, 4))
   for end, blocks in ((1, 1), (2, 1), (3, 2), (5, 2), (6, 3)):
-    taken = cache_lib.front(own, jnp.array([2, 7]), jnp.int32(end))
+    taken = cache_lib.take_rows_until(own, jnp.array([2, 7]), jnp.int32(end))
     assert [x.k_RKSC.shape for x in taken] == [(2, 1, size, 1) for size in (2, 3, 4)]
     assert [float(x.v_RKSC.max()) for x in taken] == [1.0] * blocks + [0.0] * (3 - blocks)
 

@@ -10,12 +10,18 @@ import qwix
 from spatial_jax import compiled, sharding
 from spatial_jax.policy import int8, param_tree
 from spatial_jax.policy.qwen_vl import make_policy
-from spatial_jax.rollout.scheduler import generate_rollouts
+from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
 from tests import rollout_fixtures as fixtures
 from tests.policy_fixtures import hashed_params, small_config
-from tests.rollout_fixtures import ROLLOUT, SAMPLED, flat
+from tests.rollout_fixtures import (
+  ROLLOUT,
+  SAMPLED,
+  flat,
+  largest_difference,
+  policy_and_params,
+)
 from tests.step_fixtures import step_config
-from tests.test_rollout_engine import lab, largest_difference, prompts
+from tests.test_rollout_engine import prompts
 
 
 def unstacked(cfg):
@@ -71,14 +77,15 @@ def test_values_lie_like_the_kernel_and_make_the_same_weights_on_every_mesh():
 
 
 def test_sampling_on_them_is_a_little_off_policy():
-  policy, params, exact = lab()
+  policy, params, exact = policy_and_params()
   cfg = dataclasses.replace(ROLLOUT, weights="int8")
   weights = compiled.decode_params(policy, compiled.train_mesh(policy), "int8")(params)
   engine = fixtures.real_engine(policy, cfg)
   sampling_params = [SAMPLED] * cfg.group
 
   def difference(weights):
-    rollouts = generate_rollouts(engine, weights, prompts(), 1, 3, sampling_params)
+    job = RolloutJob(prompts(), 1, 3, sampling_params)
+    rollouts = generate_rollouts(engine, weights, job)
     assert all(t.trained_T.any() for t in flat(rollouts))
     return largest_difference(rollouts)
 

@@ -153,7 +153,7 @@ def learned():
   fresh = compiled.init_adapters(policy, jax.random.key(1), mesh)
   optimizer = make_optimizer(ADAM)
   start = param_tree.merge(jax.tree.map(jnp.copy, params), fresh)
-  run = compiled.learn_programs(policy, optimizer, LOSS, MICRO)
+  run = compiled.LearnPrograms(policy, optimizer, LOSS, MICRO)
   state, found = compiled.init_state(policy, optimizer, start, mesh), []
   batch = run.place(batch_of())
   for _ in range(2):

@@ -197,7 +197,7 @@ def test_groups_round_trip_and_replace(tmp_path):
   for _ in range(2):
     rollouts = [dummies.group(generator, task, 3)]
     scores = dummies.score(rollouts, [task], dummies.REWARD, 5.0)
-    saved = saved_groups.groups_of(
+    saved = saved_groups.make_saved_groups(
       [dummies.prompt(task)], rollouts, scores, scores.reward_BG - 0.5, step=7
     )
     saved_groups.save_groups(saved, tmp_path)
@@ -216,7 +216,7 @@ def test_groups_with_most_drawings_are_kept():
   rollouts = [dummies.group(generator, task, 4) for task in tasks]
   scores = dummies.score(rollouts, tasks, dummies.REWARD, 5.0)
   prompts = [dummies.prompt(task) for task in tasks]
-  groups = saved_groups.groups_of(prompts, rollouts, scores, scores.reward_BG, step=0)
+  groups = saved_groups.make_saved_groups(prompts, rollouts, scores, scores.reward_BG, step=0)
 
   def drew(group):
     return sum(any(turn.produced for turn in s.trajectory.turns) for s in group.rollouts)
@@ -235,7 +235,7 @@ def test_answers_of_an_evaluation_are_no_rollouts_of_a_step(tmp_path):
   for greedy in (True, False):
     rollouts = [dummies.group(generator, task, 1)]
     scores = dummies.score(rollouts, [task], dummies.REWARD, 5.0)
-    [group] = saved_groups.groups_of([dummies.prompt(task)], rollouts, scores, None, None, [greedy])
+    [group] = saved_groups.make_saved_groups([dummies.prompt(task)], rollouts, scores, None, None, [greedy])
     rollouts += group.rollouts
   saved_groups.save_groups([dataclasses.replace(group, rollouts=tuple(rollouts))], tmp_path)
   [[loaded]] = saved_groups.load_groups(tmp_path, per_step=4)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 import pathlib
 from concurrent.futures import Future
 
@@ -18,39 +19,40 @@ from spatial_jax.config import ConfigError, build
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.data.prompt_text import TextConfig
 from spatial_jax.data.source import SourceConfig, make_source
-from spatial_jax.data.tokenizer import IMAGE_PAD
+from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig, Fault
-from spatial_jax.drawing.parser import Parsed, parse
 from spatial_jax.drawing.termination import StopLimits
 from spatial_jax.errors import DataError
 from spatial_jax.learn.gradient import Microbatches, score_batch
 from spatial_jax.learn.train_batch import to_train_batch
-from spatial_jax.rollout import request as rows_lib
 from spatial_jax.rollout import trajectory as trajectory_lib
 from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.rollout.image_feature_cache import most_drawn, most_drawn_tokens
-from spatial_jax.rollout.scheduler import generate_rollouts
+from spatial_jax.rollout.image_feature_cache import max_drawn_images, max_drawn_tokens
+from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
 from spatial_jax.stages.context import make_engine
 from spatial_jax.stages.grpo import GrpoConfig, batch_config
 from spatial_jax.stages.load import load_policy
-from spatial_jax.types import Operation
 from tests import rollout_fixtures as fixtures
 from tests.rollout_fixtures import (
   ANSWER_TURN,
   BOX_TURN,
+  PADS,
   ROLLOUT,
   SAMPLED,
   STOP,
   TOKENIZER,
   VOCABULARY,
+  engine_for,
   flat,
-  say,
+  largest_difference,
+  policy_and_params,
+  sampled_ids,
+  turn_ids,
 )
 
 ROOT = pathlib.Path(__file__).parent.parent
-PADS = (TOKENIZER.id(IMAGE_PAD),)
 ONE = dataclasses.replace(
   ROLLOUT, prompts=1, slots=1, group=1, max_tokens_per_turn=80, decode_steps=16
 )
@@ -58,23 +60,23 @@ OTHER_BOX_TURN = BOX_TURN.replace("[2, 3", "[1, 1")
 SCRATCH = "```json\n[{}]\n```"
 
 
-def add_tokens(*turns: str, cfg=ONE, executor=None, sizes=((24, 24),)):
-  """The one trajectory of a policy that says these turns."""
-  engine = fixtures.make_engine(fixtures.scripted([[say(turn) for turn in turns]], cfg), cfg)
+def scripted_rollout(*turns: str, cfg=ONE, executor=None, sizes=((24, 24),)):
+  """The trajectory of a policy that writes these turns."""
+  engine = fixtures.scripted_engine([turns], cfg)
   if executor is not None:
     engine = dataclasses.replace(engine, executor=executor)
   prompt = engine.conversation.prompt(fixtures.task("room/one", sizes))
-  ((trajectory,),) = generate_rollouts(engine, {}, [prompt], 0, 0, [SAMPLED])
+  ((trajectory,),) = generate_rollouts(engine, {}, RolloutJob([prompt], 0, 0, [SAMPLED]))
   trajectory_lib.check(trajectory, PADS)
   return trajectory
 
 
-def mode(temperature, top_p, greedy):
+def sampling(temperature, top_p, greedy):
   return dataclasses.replace(SAMPLED, temperature=temperature, top_p=top_p, greedy=greedy)
 
 
 class BrokenExecutor(Executor):
-  """Every drawing meets an accident."""
+  """Every drawing is a fault."""
 
   def submit(self, images, operations):
     broken = Future()
@@ -82,15 +84,17 @@ class BrokenExecutor(Executor):
     return broken
 
 
-def stop(**changed):
-  return dataclasses.replace(ONE, stop=dataclasses.replace(ROLLOUT.stop, max_response_tokens=400, **changed))
+def long_response(**changed):
+  """One rollout of up to 400 tokens, with other limits changed."""
+  stop = dataclasses.replace(ROLLOUT.stop, max_response_tokens=400, **changed)
+  return dataclasses.replace(ONE, stop=stop)
 
 
 # --- how a rollout ends --------------------------------------------------------------------------
 
 
 def test_drawing_then_answer():
-  trajectory = add_tokens(BOX_TURN, ANSWER_TURN, cfg=stop())
+  trajectory = scripted_rollout(BOX_TURN, ANSWER_TURN, cfg=long_response())
   assert trajectory.end_reason == "answer"
   drawing, answer = trajectory.turns
   assert [o.label for o in drawing.operations] == ["chair"]
@@ -99,99 +103,99 @@ def test_drawing_then_answer():
   assert drawing.produced == (trajectory.images[1].content_hash,)
   assert (trajectory.images[1].pixels != trajectory.images[0].pixels).any()
   assert TOKENIZER.decode(trajectory.token_ids_T[answer.start : answer.end]) == ANSWER_TURN
-  said = trajectory.token_ids_T[trajectory.trained_T]
-  assert said.tolist() == say(BOX_TURN) + say(ANSWER_TURN)
+  assert sampled_ids(trajectory) == turn_ids(BOX_TURN) + turn_ids(ANSWER_TURN)
   assert (trajectory.token_ids_T[[drawing.end - 1, answer.end - 1]] == STOP).all()
 
 
-def test_a_first_turn_that_was_opened_is_read_whole_and_trained_in_part():
+def test_response_prefix_is_parsed_and_not_trained():
   response_prefix = "<think> I mark"
-  rest, cfg = BOX_TURN.removeprefix(response_prefix), stop()
-  engine = fixtures.make_engine(fixtures.scripted([[say(rest), say(ANSWER_TURN)]], cfg), cfg)
-  words = dataclasses.replace(
+  rest, cfg = BOX_TURN.removeprefix(response_prefix), long_response()
+  engine = fixtures.scripted_engine([[rest, ANSWER_TURN]], cfg)
+  text = dataclasses.replace(
     fixtures.WORDS, response_prefix=response_prefix, response_prefix_fraction=1.0
   )
-  conversation = dataclasses.replace(engine.conversation, text=words)
+  conversation = dataclasses.replace(engine.conversation, text=text)
   engine = dataclasses.replace(engine, conversation=conversation)
   prompt = conversation.prompt(fixtures.task("room/one"))
-  ((trajectory,),) = generate_rollouts(engine, {}, [prompt], 0, 0, [SAMPLED])
+  ((trajectory,),) = generate_rollouts(engine, {}, RolloutJob([prompt], 0, 0, [SAMPLED]))
   trajectory_lib.check(trajectory, PADS)
   assert [turn.text for turn in trajectory.turns] == [BOX_TURN, ANSWER_TURN]
   assert [turn.executable for turn in trajectory.turns] == [True, True]
-  said = trajectory.token_ids_T[trajectory.trained_T]
-  assert said.tolist() == say(rest) + say(ANSWER_TURN)
-  assert TOKENIZER.decode(trajectory.token_ids_T[: trajectory.prompt_length]).endswith(
-    response_prefix
-  )
+  assert sampled_ids(trajectory) == turn_ids(rest) + turn_ids(ANSWER_TURN)
+  prompt_text = TOKENIZER.decode(trajectory.token_ids_T[: trajectory.prompt_length])
+  assert prompt_text.endswith(response_prefix)
 
 
 @pytest.mark.parametrize(
   ("reason", "turns", "cfg"),
   [
-    ("answer", [ANSWER_TURN], stop()),
-    ("answer", [BOX_TURN + ANSWER_TURN], stop()),
-    ("no_action", ["<think> I see nothing. </think> Action: Answer"], stop()),
-    ("no_action", [""], stop()),
-    ("no_action", [SCRATCH], stop()),
-    ("too_many_images", [BOX_TURN], stop(max_images=1)),
-    ("too_many_images", [BOX_TURN], stop(max_image_tokens=17)),  # 9 each
-    ("answer", [BOX_TURN, ANSWER_TURN], stop(max_image_tokens=18)),
-    ("repeated_operation", [BOX_TURN, BOX_TURN], stop()),
-    ("turn_limit", [BOX_TURN], stop(max_turns=1)),
-    ("turn_limit", [BOX_TURN, OTHER_BOX_TURN], stop(max_turns=2)),
-    ("token_limit", ["word " * 200], stop()),
+    ("answer", [ANSWER_TURN], long_response()),
+    ("answer", [BOX_TURN + ANSWER_TURN], long_response()),
+    ("no_action", ["<think> I see nothing. </think> Action: Answer"], long_response()),
+    ("no_action", [""], long_response()),
+    ("no_action", [SCRATCH], long_response()),
+    ("too_many_images", [BOX_TURN], long_response(max_images=1)),
+    ("too_many_images", [BOX_TURN], long_response(max_image_tokens=17)),  # 9 per image
+    ("answer", [BOX_TURN, ANSWER_TURN], long_response(max_image_tokens=18)),
+    ("repeated_operation", [BOX_TURN, BOX_TURN], long_response()),
+    ("turn_limit", [BOX_TURN], long_response(max_turns=1)),
+    ("turn_limit", [BOX_TURN, OTHER_BOX_TURN], long_response(max_turns=2)),
+    ("token_limit", ["word " * 200], long_response()),
     ("token_limit", [BOX_TURN], dataclasses.replace(ONE, stop=StopLimits(3, 4, 999, 50))),
-    ("token_limit", [BOX_TURN], dataclasses.replace(stop(), observation_buckets=(12,))),
+    ("token_limit", [BOX_TURN], dataclasses.replace(long_response(), observation_buckets=(12,))),
   ],
 )
-def test_every_end_is_reached(reason, turns, cfg):
-  trajectory = add_tokens(*turns, cfg=cfg)
+def test_every_end_reason_is_reached(reason, turns, cfg):
+  trajectory = scripted_rollout(*turns, cfg=cfg)
   assert trajectory.end_reason == reason
   assert len(trajectory.turns) == len(turns)
   assert len(trajectory.token_ids_T) - trajectory.prompt_length <= cfg.stop.max_response_tokens
   assert all(turn.end - turn.start <= cfg.max_tokens_per_turn for turn in trajectory.turns)
   if trajectory.turns[-1].operations or trajectory.turns[-1].errors:
-    assert not trajectory.turns[-1].executable, "what ended the rollout was never drawn"
+    assert not trajectory.turns[-1].executable, "the turn that ended the rollout was not drawn"
 
 
-def test_of_two_drawings_none_is_shown_where_one_has_no_room():
+def test_observation_is_added_whole_or_not_at_all():
   two = BOX_TURN.replace("}]", '}, {"index": 2, "bbox_2d": [1, 1, 9, 9], "label": "b"}]')
   sizes = ((24, 24), (16, 40))
-  shown = [image.tokens for image in add_tokens(ANSWER_TURN, cfg=stop(), sizes=sizes).images]
-  room = dataclasses.replace(
-    stop(max_images=9, max_image_tokens=2 * sum(shown)), max_tokens_per_turn=120
+  shown = scripted_rollout(ANSWER_TURN, cfg=long_response(), sizes=sizes).images
+  tokens = sum(image.tokens for image in shown)
+  enough = dataclasses.replace(
+    long_response(max_images=9, max_image_tokens=2 * tokens), max_tokens_per_turn=120
   )
-  assert len(add_tokens(two, ANSWER_TURN, cfg=room, sizes=sizes).images) == 4
-  less = dataclasses.replace(room.stop, max_image_tokens=2 * sum(shown) - 1)
-  ended = add_tokens(two, cfg=dataclasses.replace(room, stop=less), sizes=sizes)
+  assert len(scripted_rollout(two, ANSWER_TURN, cfg=enough, sizes=sizes).images) == 4
+  less = dataclasses.replace(enough.stop, max_image_tokens=2 * tokens - 1)
+  ended = scripted_rollout(two, cfg=dataclasses.replace(enough, stop=less), sizes=sizes)
   assert ended.end_reason == "too_many_images"
   assert len(ended.images) == 2
 
 
-def test_the_last_permitted_turn_is_announced_and_may_only_answer():
-  trajectory = add_tokens(BOX_TURN, OTHER_BOX_TURN, ANSWER_TURN, cfg=stop(max_turns=3, max_images=9))
+def test_last_turn_is_announced_and_may_only_answer():
+  cfg = long_response(max_turns=3, max_images=9)
+  trajectory = scripted_rollout(BOX_TURN, OTHER_BOX_TURN, ANSWER_TURN, cfg=cfg)
   ids, turns = trajectory.token_ids_T, trajectory.turns
-  observed = [
+  observations = [
     TOKENIZER.decode(ids[before.end : after.start]) for before, after in itertools.pairwise(turns)
   ]
-  assert ["more" in text for text in observed] == [True, False]
-  assert ["final" in text for text in observed] == [False, True]
-  assert add_tokens(BOX_TURN, BOX_TURN, cfg=stop(max_turns=2)).end_reason == "repeated_operation"
+  assert ["more" in text for text in observations] == [True, False]
+  assert ["final" in text for text in observations] == [False, True]
+  repeated = scripted_rollout(BOX_TURN, BOX_TURN, cfg=long_response(max_turns=2))
+  assert repeated.end_reason == "repeated_operation"
 
 
 def test_fault_is_left_out_of_the_update():
   executor = BrokenExecutor(ExecutorConfig(0, 20.0, 1024), fixtures.STYLE)
-  broken = add_tokens(BOX_TURN, cfg=stop(), executor=executor)
-  assert broken.end_reason == "fault"
-  assert not broken.turns[0].executable
-  sound = add_tokens(ANSWER_TURN, cfg=stop())
+  fault = scripted_rollout(BOX_TURN, cfg=long_response(), executor=executor)
+  assert fault.end_reason == "fault"
+  assert not fault.turns[0].executable
+  other = scripted_rollout(ANSWER_TURN, cfg=long_response())
   shapes = dataclasses.replace(fixtures.shapes(), tokens=512)
-  batch, _ = to_train_batch([[broken, sound]], np.ones((1, 2)), shapes)
+  batch, _ = to_train_batch([[fault, other]], np.ones((1, 2)), shapes)
   assert not batch.trained_RT[0].any()
-  assert batch.trained_RT[1].sum() == len(say(ANSWER_TURN))
+  assert batch.trained_RT[1].sum() == len(turn_ids(ANSWER_TURN))
 
 
-# --- whatever it says ----------------------------------------------------------------------------
+# --- any output ----------------------------------------------------------------------------------
 
 FRAGMENTS = (
   "<think>", "</think>", " Action: Object Mapper\n", " Action: Path Tracer\n", "Action: Answer",
@@ -207,96 +211,122 @@ TURN = st.one_of(
     lambda parts: TOKENIZER.encode("".join(parts))
   ),
 )
-WILD = dataclasses.replace(stop(max_images=5), group=3)
+THREE = dataclasses.replace(long_response(max_images=5), group=3)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(TURN, min_size=3, max_size=3), min_size=3, max_size=3))
 def test_no_output_stops_a_run(turns):
   scripts = [[[*turn, STOP] for turn in row] for row in turns]
-  engine = fixtures.make_engine(fixtures.scripted(scripts, WILD), WILD)
-  prompt = engine.conversation.prompt(fixtures.task("room/wild", ((24, 24), (16, 40))))
-  trajectories = flat(generate_rollouts(engine, {}, [prompt], 0, 0, [SAMPLED] * 3))
+  engine = fixtures.make_engine(fixtures.ScriptedPrograms(scripts, THREE), THREE)
+  prompt = engine.conversation.prompt(fixtures.task("room/any", ((24, 24), (16, 40))))
+  trajectories = flat(generate_rollouts(engine, {}, RolloutJob([prompt], 0, 0, [SAMPLED] * 3)))
   for trajectory in trajectories:
     trajectory_lib.check(trajectory, PADS)
     assert trajectory.end_reason != "fault"
-    assert len(trajectory.token_ids_T) - trajectory.prompt_length <= WILD.stop.max_response_tokens
-    assert len(trajectory.images) <= WILD.stop.max_images
-    assert len(trajectory.turns) <= WILD.stop.max_turns
+    assert len(trajectory.token_ids_T) - trajectory.prompt_length <= THREE.stop.max_response_tokens
+    assert len(trajectory.images) <= THREE.stop.max_images
+    assert len(trajectory.turns) <= THREE.stop.max_turns
   shapes = dataclasses.replace(fixtures.shapes(), tokens=512)
   to_train_batch([trajectories], np.zeros((1, 3)), shapes)
 
 
 @given(st.integers(1, 5), st.integers(1, 12), st.integers(1, 5))
-def test_most_drawn(images, limit, turns):
-  seen = images
-  for _ in range(turns - 1):  # draws on all there are, as long as it may
-    seen += seen if 2 * seen <= limit else max(limit - seen, 0)
-  assert most_drawn(images, StopLimits(turns, limit, 9, 9)) == seen - images
+def test_max_drawn_images_is_reached_by_drawing_on_all_images(images, limit, turns):
+  count = images
+  for _ in range(turns - 1):
+    count += count if 2 * count <= limit else max(limit - count, 0)
+  assert max_drawn_images(images, StopLimits(turns, limit, 9, 9)) == count - images
 
 
-def test_most_visual_tokens_drawn():
+def test_max_drawn_tokens_is_limited_by_images_and_budget():
   images = fixtures.conversation().prompt(fixtures.task("room", ((24, 24), (16, 40)))).images
   shown, largest = sum(i.tokens for i in images), max(i.tokens for i in images)
-  assert most_drawn_tokens(images, StopLimits(2, 8, 9_999, 9)) == 2 * largest
-  assert most_drawn_tokens(images, StopLimits(2, 8, shown + 5, 9)) == 5
-  assert most_drawn_tokens(images, StopLimits(2, 8, 1, 9)) == 0
+  assert max_drawn_tokens(images, StopLimits(2, 8, 9_999, 9)) == 2 * largest
+  assert max_drawn_tokens(images, StopLimits(2, 8, shown + 5, 9)) == 5
+  assert max_drawn_tokens(images, StopLimits(2, 8, 1, 9)) == 0
 
 
-def test_drawings_that_may_not_fit_are_refused_beforehand():
+def test_drawings_that_may_not_fit_are_refused_before_sampling():
   cfg = dataclasses.replace(ONE, feature_buffer_tokens=10)
-  engine = fixtures.make_engine(fixtures.scripted([[say(ANSWER_TURN)]], cfg), cfg)
+  engine = fixtures.scripted_engine([[ANSWER_TURN]], cfg)
   prompt = engine.conversation.prompt(fixtures.task("room/one"))
-  with pytest.raises(DataError, match=r"of room/one; raise config\.rollout\.feature_buffer_tokens: it is 10"):
-    generate_rollouts(engine, {}, [prompt], 0, 0, [SAMPLED])
+  job = RolloutJob([prompt], 0, 0, [SAMPLED])
+  message = r"of room/one; raise config\.rollout\.feature_buffer_tokens: it is 10"
+  with pytest.raises(DataError, match=message):
+    generate_rollouts(engine, {}, job)
   short = dataclasses.replace(engine, cfg=dataclasses.replace(ONE, observation_buckets=(10,)))
   with pytest.raises(DataError, match=r"of room/one; raise config\.rollout\.observation_buckets"):
-    generate_rollouts(short, {}, [prompt], 0, 0, [SAMPLED])
+    generate_rollouts(short, {}, job)
   long = engine.conversation.prompt(fixtures.task("room/long", question="word " * 200))
   with pytest.raises(DataError, match="room/long"):
-    generate_rollouts(dataclasses.replace(engine, cfg=ONE), {}, [long], 0, 0, [SAMPLED])
+    generate_rollouts(
+      dataclasses.replace(engine, cfg=ONE), {}, dataclasses.replace(job, prompts=[long])
+    )
+
+
+NAN, INF = math.nan, math.inf
+VISION = ROLLOUT.vision
 
 
 @pytest.mark.parametrize(
-  ("of", "wrong"),
+  ("cfg", "field", "values"),
   [
-    (SAMPLED, {"temperature": 0.0}),
-    (SAMPLED, {"top_p": 0.0}),
-    (SAMPLED, {"top_p": 1.1}),
-    (SAMPLED, {"top_k": -1}),
-    (SAMPLED, {"min_p": 1.0}),
-    (ROLLOUT, {"decode_steps": 0}),
-    (ROLLOUT, {"group": 0}),
-    (ROLLOUT, {"drawing_delay": 0}),
-    (ROLLOUT, {"prefill": ()}),
-    (ROLLOUT, {"append": (4, 2)}),
-    (ROLLOUT, {"suffix_block_edges": (0, 8)}),
-    (ROLLOUT, {"prompt_buckets": ()}),
-    (ROLLOUT, {"observation_buckets": (64, 32)}),
-    (SAMPLED, {"max_tokens_per_turn": -1}),
+    (SAMPLED, "temperature", (0.0, -1.0, NAN, INF, 1e-50, True, "hot")),
+    (SAMPLED, "top_p", (0.0, 1.1, NAN, -INF, 1e-50, None)),
+    (SAMPLED, "min_p", (1.0, -0.1, NAN)),
+    (SAMPLED, "top_k", (-1, 1.5, NAN, True)),
+    (SAMPLED, "max_tokens_per_turn", (-1, 2.0)),
+    (SAMPLED, "greedy", (1, None)),
+    (ROLLOUT, "prompts", (0, -3, 1.0, NAN)),
+    (ROLLOUT, "group", (0, 2.5)),
+    (ROLLOUT, "slots", (0, -1, NAN, True)),
+    (ROLLOUT, "rows", (-1, 7, 2.5, NAN)),
+    (ROLLOUT, "decode_steps", (0, NAN)),
+    (ROLLOUT, "drawing_delay", (0, -1)),
+    (ROLLOUT, "max_tokens_per_turn", (0, 1e3)),
+    (ROLLOUT, "feature_buffer_tokens", (0, -1)),
+    (ROLLOUT, "gather_fractions", ((0.0,), (0.5, 1.0), (NAN,), (-0.5,), ("half",))),
+    (ROLLOUT, "schedule", ("fast", None)),
+    (ROLLOUT, "weights", ("int4",)),
+    (ROLLOUT, "stop_tokens", ((), ("",))),
+    (ROLLOUT, "stop_strings", (("",), ("a", ""))),
+    (ROLLOUT, "prefill", ((), (4, 2), (2, 2), (0, 1), (1.0,))),
+    (ROLLOUT, "append", ((), (4, 2), (True, 2))),
+    (ROLLOUT, "prompt_buckets", ((), (64, 32), (-1,), (NAN,))),
+    (ROLLOUT, "observation_buckets", ((), (64, 32))),
+    (ROLLOUT, "suffix_block_edges", ((0, 8), (8, 8), (9, 8))),
+    (ROLLOUT, "vision.windows", (VisionBuckets((32, 8), VISION.frames, VISION.patches),)),
+    (ROLLOUT, "vision.patches", (VisionBuckets(VISION.windows, VISION.frames, ()),)),
   ],
 )
-def test_settings_without_meaning_are_refused(of, wrong):
-  with pytest.raises(ConfigError, match=r"rollout|sampling"):
-    dataclasses.replace(of, **wrong)
+def test_values_out_of_range_are_refused_by_name(cfg, field, values):
+  for value in values:
+    with pytest.raises(ConfigError, match=rf"^{field} is .* and must ") as error:
+      dataclasses.replace(cfg, **{field.partition(".")[0]: value})
+    assert "\n" not in str(error.value)
 
 
-# --- the real policy -----------------------------------------------------------------------------
+@pytest.mark.parametrize(
+  ("key", "value"), [("slots", 0), ("sampling.temperature", NAN), ("prefill", (8, 1))]
+)
+def test_message_of_a_wrong_value_has_the_full_config_key(key, value):
+  settings_of_run = common.get_config().rollout
+  *parents, name = key.split(".")
+  section = settings_of_run
+  for parent in parents:
+    section = section[parent]
+  with section.unlocked():
+    section[name] = value
+  with pytest.raises(ConfigError, match=rf"^config\.rollout\.{key} is .* and must "):
+    build(RolloutConfig, settings_of_run, "config.rollout")
 
 
-@functools.cache
-def lab():
-  policy, params = fixtures.random_policy()
-  return policy, params, fixtures.decode_params(policy, params)
-
-
-@functools.cache
-def engine_of(cfg):
-  return fixtures.real_engine(lab()[0], cfg)
+# --- the random policy ---------------------------------------------------------------------------
 
 
 def prompts():
-  """Two prompts of different length, one with two pictures of different sizes."""
+  """Two prompts of different length, one with two images of different sizes."""
   tasks = [
     fixtures.task("room/a", ((24, 24), (16, 40))),
     fixtures.task("room/b", question="How far is the chair from the other chair?"),
@@ -304,91 +334,63 @@ def prompts():
   return [fixtures.conversation().prompt(task) for task in tasks]
 
 
-def roll(mode=SAMPLED, cfg=ROLLOUT, of=None, seed=1, step=3):
-  return generate_rollouts(
-    engine_of(cfg), lab()[2], of or prompts(), seed, step, [mode] * cfg.group
-  )
-
-
-def draw_always(monkeypatch):
-  """Random weights speak no protocol: a turn that ends of itself counts as boxes, by its text."""
-
-  def boxes(text, coordinates, limits) -> Parsed:
-    parsed = parse(text, coordinates, limits)
-    images = range(1, 1 + min(len(coordinates.sizes), 1 + len(text) % 2))
-    box = (1.0, 2.0, 9.0, 3.0 + len(text.encode()) % 11)
-    operations = tuple(Operation("box", i, box, text[:3]) for i in images)
-    return dataclasses.replace(parsed, operations=operations, answer_text=None)
-
-  monkeypatch.setattr(rows_lib, "parse", boxes)
+def run_rollouts(params=SAMPLED, cfg=ROLLOUT, of=None, seed=1, step=3):
+  job = RolloutJob(of or prompts(), seed, step, [params] * cfg.group)
+  return generate_rollouts(engine_for(cfg), policy_and_params()[2], job)
 
 
 @pytest.fixture
-def everybody_draws(monkeypatch):
-  draw_always(monkeypatch)
-
-
-def largest_difference(rollouts) -> float:
-  """Between the recorded log-probabilities and those of the trainer."""
-  policy, params, _ = lab()
-  trajectories = flat(rollouts)
-  advantage_BG = np.zeros((len(rollouts), len(rollouts[0])))
-  batch, _ = to_train_batch(rollouts, advantage_BG, fixtures.shapes())
-  micro = Microbatches(2, (64, batch.token_RT.shape[1]))
-  logp_RT = np.asarray(jax.jit(functools.partial(score_batch, policy, micro))(params, batch))
-  assert batch.trained_RT.sum() == sum(t.trained_T.sum() for t in trajectories)
-  assert np.isfinite(logp_RT).all()
-  assert (logp_RT[~batch.trained_RT] == 0).all()
-  return float(np.abs(logp_RT - batch.old_logp_RT)[batch.trained_RT].max())
+def all_turns_draw(monkeypatch):
+  fixtures.draw_in_all_turns(monkeypatch)
 
 
 @pytest.mark.parametrize(
-  "way",
-  [SAMPLED, mode(1.7, 1.0, False), mode(0.6, 0.8, False), mode(0.6, 1.0, True)],
+  "params",
+  [SAMPLED, sampling(1.7, 1.0, False), sampling(0.6, 0.8, False), sampling(0.6, 1.0, True)],
   ids=["plain", "hot", "nucleus", "greedy"],
 )
-def test_sampler_equals_trainer(everybody_draws, way):
-  rollouts = roll(way)
+def test_sampler_equals_trainer(all_turns_draw, params):
+  rollouts = run_rollouts(params)
   for trajectory in flat(rollouts):
     trajectory_lib.check(trajectory, PADS)
-    assert trajectory.temperature == (1.0 if way.greedy else way.temperature)
-  assert any(len(t.turns) > 1 for t in flat(rollouts)), "nobody drew"
+    assert trajectory.temperature == (1.0 if params.greedy else params.temperature)
+  assert any(len(t.turns) > 1 for t in flat(rollouts)), "some rollouts draw"
   assert largest_difference(rollouts) < 1e-4
 
 
-def test_what_had_to_leave_the_pool_is_known_too(everybody_draws):
-  """With room for two pictures, most are brought to the host, and some seen again."""
-  image_features, few = ({}, {})
-  engines = (engine_of(ROLLOUT), engine_of(dataclasses.replace(ROLLOUT, feature_buffer_tokens=72)))
-  for engine, kept in zip(engines, (image_features, few), strict=True):
-    generate_rollouts(engine, lab()[2], prompts(), 1, 3, [SAMPLED] * 2, kept)
-  assert image_features.keys() == few.keys()
-  assert sum(len(features) for features in image_features.values()) > 72
-  for name, features in image_features.items():
-    np.testing.assert_allclose(few[name], features, atol=1e-5)
+def test_features_that_leave_the_buffer_are_kept_too(all_turns_draw):
+  """With room for two images, most are copied to the host, and some are encoded again."""
+  large, small = {}, {}
+  small_buffer = dataclasses.replace(ROLLOUT, feature_buffer_tokens=72)
+  for cfg, features in ((ROLLOUT, large), (small_buffer, small)):
+    job = RolloutJob(prompts(), 1, 3, [SAMPLED] * 2, features)
+    generate_rollouts(engine_for(cfg), policy_and_params()[2], job)
+  assert large.keys() == small.keys()
+  assert sum(len(features) for features in large.values()) > 72
+  for name, features in large.items():
+    np.testing.assert_allclose(small[name], features, atol=1e-5)
 
 
-def test_known_features_change_nothing_and_each_image_is_seen_once(everybody_draws):
+def test_each_image_is_encoded_once_and_its_features_serve_the_update(all_turns_draw):
   """The rollouts are the same, their update needs no pixels, and no image is encoded twice."""
-  policy, params, weights = lab()
-  engine, seen = engine_of(ROLLOUT), []
+  policy, params, weights = policy_and_params()
+  encoded = []
 
-  def counted(params, feature_buffer_MYD, vision, place_M):
-    seen.append(int((vision.frame_P > 0).sum()))
-    return engine.programs.encode_images(params, feature_buffer_MYD, vision, place_M)
+  def around(name, program, *arguments):
+    if name == "encode_images":
+      encoded.append(int((arguments[2].frame_P > 0).sum()))
+    return program(*arguments)
 
-  run = dataclasses.replace(engine.programs, encode_images=counted)
   image_features: dict[str, np.ndarray] = {}
-  asked = [*prompts(), *prompts()[:1]]  # one prompt twice: its drawings too
-  rollouts = generate_rollouts(
-    dataclasses.replace(engine, programs=run), weights, asked, 1, 3, [SAMPLED] * 2, image_features
-  )
-  for one, other in zip(flat(rollouts), flat(roll(of=asked)), strict=True):
+  of = [*prompts(), *prompts()[:1]]  # one prompt twice: its drawings too
+  job = RolloutJob(of, 1, 3, [SAMPLED] * 2, image_features)
+  rollouts = generate_rollouts(fixtures.watch(engine_for(ROLLOUT), around), weights, job)
+  for one, other in zip(flat(rollouts), flat(run_rollouts(of=of)), strict=True):
     np.testing.assert_array_equal(one.token_ids_T, other.token_ids_T)
     np.testing.assert_allclose(one.logp_T, other.logp_T, atol=1e-5)
   images = {image.content_hash: image for t in flat(rollouts) for image in t.images}
   assert image_features.keys() == images.keys()
-  assert sum(seen) == sum(4 * image.tokens for image in images.values())
+  assert sum(encoded) == sum(4 * image.tokens for image in images.values())
   assert any(turn.produced for t in flat(rollouts) for turn in t.turns)
   zero_BG = np.zeros((len(rollouts), len(rollouts[0])))
   batch, _ = to_train_batch(rollouts, zero_BG, fixtures.shapes(), image_features=image_features)
@@ -397,8 +399,8 @@ def test_known_features_change_nothing_and_each_image_is_seen_once(everybody_dra
   assert np.abs(logp_RT - batch.old_logp_RT)[batch.trained_RT].max() < 1e-4
 
 
-def test_long_conversations_are_among_them(everybody_draws):
-  rollouts = [group for seed in range(4) for group in roll(seed=seed)]
+def test_sampler_equals_trainer_over_several_drawing_turns(all_turns_draw):
+  rollouts = [group for seed in range(4) for group in run_rollouts(seed=seed)]
   trajectories = flat(rollouts)
   assert max(len(t.turns) for t in trajectories) == 3
   assert any(len(t.turns[0].produced) > 1 for t in trajectories)
@@ -406,74 +408,73 @@ def test_long_conversations_are_among_them(everybody_draws):
   assert largest_difference(rollouts) < 1e-4
 
 
-def said(trajectory):
-  return trajectory.token_ids_T[trajectory.trained_T].tolist()
+def all_sampled_ids(rollouts):
+  return [sampled_ids(t) for t in flat(rollouts)]
 
 
-def test_same_seed_same_tokens(everybody_draws):
-  first, again = flat(roll()), flat(roll())
-  assert [said(t) for t in first] == [said(t) for t in again]
-  for one, other in zip(first, again, strict=True):
+def test_same_seed_gives_the_same_tokens(all_turns_draw):
+  first, again = run_rollouts(), run_rollouts()
+  assert all_sampled_ids(first) == all_sampled_ids(again)
+  for one, other in zip(flat(first), flat(again), strict=True):
     np.testing.assert_array_equal(one.logp_T, other.logp_T)
-  assert [said(t) for t in first] != [said(t) for t in flat(roll(seed=2))]
-  assert [said(t) for t in first] != [said(t) for t in flat(roll(step=4))]
-  assert len({tuple(said(t)) for t in first}) == len(first)
+  assert all_sampled_ids(first) != all_sampled_ids(run_rollouts(seed=2))
+  assert all_sampled_ids(first) != all_sampled_ids(run_rollouts(step=4))
+  assert len({tuple(ids) for ids in all_sampled_ids(first)}) == len(flat(first))
 
 
-def test_samples_belong_to_the_task_wherever_it_stands(everybody_draws):
-  a, b = roll()
-  back, front = roll(of=prompts()[::-1])
-  alone = roll(of=prompts()[1:])[0]
-  assert [said(t) for t in (*a, *b)] == [said(t) for t in (*front, *back)]
-  assert [said(t) for t in b] == [said(t) for t in alone]
+def test_samples_do_not_depend_on_the_place_of_the_task(all_turns_draw):
+  a, b = run_rollouts()
+  back, front = run_rollouts(of=prompts()[::-1])
+  (alone,) = run_rollouts(of=prompts()[1:])
+  assert all_sampled_ids([a, b]) == all_sampled_ids([front, back])
+  assert all_sampled_ids([b]) == all_sampled_ids([alone])
 
 
-def test_samples_do_not_depend_on_group_or_chunk(everybody_draws):
-  wide = dataclasses.replace(
-    ROLLOUT, group=3, decode_steps=5, vision=dataclasses.replace(ROLLOUT.vision, frames=(2, 8, 32))
-  )
-  for small, large in zip(roll(), roll(cfg=wide), strict=True):
-    assert [said(t) for t in small] == [said(t) for t in large[:2]]
+def test_samples_do_not_depend_on_group_or_chunk(all_turns_draw):
+  vision = dataclasses.replace(ROLLOUT.vision, frames=(2, 8, 32))
+  wide = dataclasses.replace(ROLLOUT, group=3, decode_steps=5, vision=vision)
+  for small, large in zip(run_rollouts(), run_rollouts(cfg=wide), strict=True):
+    assert all_sampled_ids([small]) == all_sampled_ids([large[:2]])
     assert [t.seed_path for t in small] == [t.seed_path for t in large[:2]]
 
 
-def test_samples_do_not_depend_on_how_many_are_decoded_together(everybody_draws):
-  """Rows by themselves once few are left, and caches cut to their front, change no token."""
-  calls = []
-  engine = engine_of(ROLLOUT)
+def test_gathered_rows_and_cache_blocks_change_no_token(all_turns_draw):
+  counts = []
 
-  def sample(params, state, halt_R, row_R, truncate):
-    calls.append(None if row_R is None else (row_R < 6).sum())
-    return engine.programs.sample(params, state, halt_R, row_R, truncate)
+  def around(name, program, *arguments):
+    if name == "decode":
+      row_R = arguments[3]
+      counts.append(None if row_R is None else (row_R < 6).sum())
+    return program(*arguments)
 
-  counted = dataclasses.replace(engine.programs, sample=sample)
-  counted = dataclasses.replace(engine, programs=counted)
+  watched = fixtures.watch(engine_for(ROLLOUT), around)
   plain = dataclasses.replace(ROLLOUT, gather_fractions=(), suffix_block_edges=())
   for seed in range(4):
-    cut = generate_rollouts(counted, lab()[2], prompts(), seed, 3, [SAMPLED] * 2)
-    whole = roll(cfg=plain, seed=seed)
-    assert [said(t) for t in flat(cut)] == [said(t) for t in flat(whole)]
-    for one, other in zip(flat(cut), flat(whole), strict=True):
+    job = RolloutJob(prompts(), seed, 3, [SAMPLED] * 2)
+    gathered = generate_rollouts(watched, policy_and_params()[2], job)
+    whole = run_rollouts(cfg=plain, seed=seed)
+    assert all_sampled_ids(gathered) == all_sampled_ids(whole)
+    for one, other in zip(flat(gathered), flat(whole), strict=True):
       np.testing.assert_allclose(one.logp_T, other.logp_T, atol=1e-4)
-  assert len(set(calls)) > 1, "few and fewer"
+  assert len(set(counts)) > 1, "chunks of several row counts"
 
 
-def test_greedy_takes_no_chances():
-  one, other = roll(mode(0.5, 1.0, True), seed=1), roll(mode(2.0, 1.0, True), seed=9)
-  assert [said(t) for t in flat(one)] == [said(t) for t in flat(other)]
-  assert all(said(group[0]) == said(group[1]) for group in one)
+def test_greedy_ignores_seed_and_temperature():
+  one = run_rollouts(sampling(0.5, 1.0, True), seed=1)
+  other = run_rollouts(sampling(2.0, 1.0, True), seed=9)
+  assert all_sampled_ids(one) == all_sampled_ids(other)
+  assert all(sampled_ids(group[0]) == sampled_ids(group[1]) for group in one)
 
 
-def test_forbidden_ids_are_never_said():
+def test_forbidden_ids_are_never_sampled():
   for seed in range(3):
-    for trajectory in flat(roll(mode(30.0, 1.0, False), seed=seed)):
-      assert not set(said(trajectory)) & set(trajectory.forbidden_ids)
-      assert max(said(trajectory)) < TOKENIZER.inner.get_vocab_size()
+    for trajectory in flat(run_rollouts(sampling(30.0, 1.0, False), seed=seed)):
+      assert not set(sampled_ids(trajectory)) & set(trajectory.forbidden_ids)
+      assert max(sampled_ids(trajectory)) < TOKENIZER.inner.get_vocab_size()
 
 
-def test_difference_would_show(everybody_draws):
-  """The comparison above is sharp: it sees a wrong temperature, position or picture."""
-  trajectories = flat(roll(mode(1.7, 1.0, False)))
+def test_largest_difference_detects_wrong_temperature_position_and_image(all_turns_draw):
+  trajectories = flat(run_rollouts(sampling(1.7, 1.0, False)))
   drawing = next(t for t in trajectories if len(t.images) > t.prompt_images)
   shifted = drawing.position_TA.copy()
   shifted[drawing.turns[-1].start :] += 1
@@ -490,7 +491,7 @@ def test_difference_would_show(everybody_draws):
 
 @pytest.mark.slow
 def test_sampler_equals_trainer_on_real_drawings():
-  """Nothing is made up here: rooms, words, boxes and log-probabilities are those of a run."""
+  """Rooms, texts, boxes and log-probabilities are those of a run."""
   cfg = common.get_config()
   rollout = build(RolloutConfig, cfg.rollout)
   rollout = dataclasses.replace(rollout, prompts=6, group=4)
@@ -508,7 +509,8 @@ def test_sampler_equals_trainer_on_real_drawings():
   tasks = make_source(build(SourceConfig, cfg.source)).held_out(6)
   of = [conversation.prompt(task) for task in tasks]
   params = compiled.decode_params(policy, mesh, "compute")(loaded.params)
-  rollouts = generate_rollouts(engine, params, of, 0, 0, [mode(1.2, 1.0, False)] * 4)
+  job = RolloutJob(of, 0, 0, [sampling(1.2, 1.0, False)] * 4)
+  rollouts = generate_rollouts(engine, params, job)
   trajectories = flat(rollouts)
   for trajectory in trajectories:
     trajectory_lib.check(trajectory, (policy.cfg.image_pad_id,))

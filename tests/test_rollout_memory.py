@@ -1,4 +1,4 @@
-"""What rollouts hold on a device is known before anything runs."""
+"""The memory plan: what rollouts and update need on a device is known before anything runs."""
 
 import dataclasses
 
@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from configs import common
-from spatial_jax import compiled, sharding
+from spatial_jax import abstract_inputs, compiled, sharding
 from spatial_jax.config import ConfigError, build
 from spatial_jax.learn.optimizer import make_optimizer
+from spatial_jax.policy import param_tree
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout import memory
 from spatial_jax.stages import context
 from spatial_jax.stages.load import load_policy
-from spatial_jax.train import GrpoRun, check_evaluation_memory, resident_bytes
+from spatial_jax.train import TrainConfig, check_evaluation_memory, resident_bytes
 from tests import step_fixtures
 
 KEY = "config.rollout.slots"
@@ -28,34 +29,34 @@ def on_one_device(tree) -> int:
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)], ids=str)
-def test_the_plan_is_what_lies_there(sizes):
+def test_plan_equals_the_allocated_bytes(sizes):
   lab, cfg = step_fixtures.lab(*sizes), step_fixtures.ROLLOUT
-  made = context.plan(lab.policy, cfg, 7, 1 << 30)
-  state = lab.engine.programs.empty(cfg.prompt_buckets[-1])
-  assert made.prefixes == on_one_device(state.cache.prefix.layers)
-  assert made.rows == on_one_device(state.cache.layers)
-  assert made.features == on_one_device(lab.engine.programs.feature_buffer())
-  assert made.weights == on_one_device(lab.decode_params(lab.state.params))
-  few = cfg.decode_row_counts[-2]
-  assert made.copies == made.rows * few // cfg.row_count > 0
-  parts = (made.prefixes, made.rows, made.copies, made.features, made.weights)
-  assert made.total == 7 + sum(parts)
+  plan = context.plan(lab.policy, cfg, 7, 1 << 30)
+  state = lab.engine.programs.empty_state(cfg.prompt_buckets[-1])
+  assert plan.prefix_cache == on_one_device(state.cache.prefix.layers)
+  assert plan.suffix_cache == on_one_device(state.cache.layers)
+  assert plan.feature_buffer == on_one_device(lab.engine.programs.empty_feature_buffer())
+  assert plan.weights == on_one_device(lab.decode_params(lab.state.params))
+  gathered = cfg.decode_row_counts[-2]
+  assert plan.gathered_rows == plan.suffix_cache * gathered // cfg.row_count > 0
+  caches = plan.prefix_cache + plan.suffix_cache + plan.gathered_rows
+  assert plan.rollouts == 7 + plan.weights + caches + plan.feature_buffer
   state = lab.state
   assert memory.bytes_of(state, state.params) == on_one_device(state) + on_one_device(state.params)
 
 
-def test_prompts_take_no_more_room_for_more_samples_of_them():
+def test_prefix_cache_does_not_grow_with_the_group():
   lab, cfg = step_fixtures.lab(1, 1, 1), step_fixtures.ROLLOUT
-  made = [
+  plans = [
     context.plan(lab.policy, dataclasses.replace(cfg, group=group), 0, 1 << 40)
     for group in (1, 4, 16)
   ]
-  assert len({plan.prefixes for plan in made}) == 1
-  assert [plan.rows // made[0].rows for plan in made] == [1, 4, 16]
+  assert len({plan.prefix_cache for plan in plans}) == 1
+  assert [plan.suffix_cache // plans[0].suffix_cache for plan in plans] == [1, 4, 16]
 
 
-def test_decoding_never_holds_a_prompt_for_each_row():
-  """Its scratch, most of it scores, stays below half of what copies of one layer would take."""
+def test_decoding_never_copies_a_prompt_for_each_row():
+  """Its scratch, most of it scores, is below half of a copy of one layer for each row."""
   cfg = dataclasses.replace(
     step_fixtures.ROLLOUT,
     slots=2,
@@ -65,89 +66,166 @@ def test_decoding_never_holds_a_prompt_for_each_row():
     suffix_block_edges=(),
   )
   lab = step_fixtures.lab(1, 1, 1, cfg)
-  run = lab.engine.programs
-  state = jax.eval_shape(lambda: run.empty(4096))
+  programs = lab.engine.programs
+  state = jax.eval_shape(lambda: programs.empty_state(4096))
   weights = jax.eval_shape(compiled.reshard(lab.policy, lab.mesh, "compute"), lab.state.params)
-  sample = run.sample.lower(weights, state, np.zeros(16, bool), None, False).compile()
+  lowered = programs.decode_jit.lower(weights, state, np.zeros(16, bool), None, False)
   layer = sum(x.size * x.dtype.itemsize for x in state.cache.prefix.layers[0])
-  assert sample.memory_analysis().temp_size_in_bytes < cfg.group * layer / 2
+  scratch = lowered.compile().memory_analysis().temp_size_in_bytes
+  assert scratch < cfg.group * layer / 2
 
 
-def test_caches_that_cannot_fit_are_refused_with_what_would():
-  cfg, shape = step_fixtures.ROLLOUT, step_fixtures.step_config()
-  mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
-  policy = make_policy(shape, jnp.float32, mesh)
-  many = dataclasses.replace(cfg, slots=40)
-  made = context.plan(policy, many, 0, 1 << 40)
-  room = made.weights + made.features + (made.prefixes + made.rows + made.copies) // 4
-  with pytest.raises(ConfigError, match=r"do not fit; lower config\.rollout\.slots to 10$"):
-    memory.check(made._replace(device=room), KEY)
-  fewer = context.plan(policy, dataclasses.replace(cfg, slots=10), 0, room)
-  memory.check(fewer, KEY)
-  with pytest.raises(ConfigError, match=r"slots to 5$"):  # half of the room is somebody else's
-    memory.check(
-      made._replace(device=room, resident=(made.prefixes + made.rows + made.copies) // 8), KEY
-    )
-  with pytest.raises(ConfigError, match=r"lower config\.rollout\.slots, or.*stop\.max_response_tokens"):
-    memory.check(made._replace(device=made.weights), KEY)
-
-
-@pytest.mark.parametrize(("share", "mend"), [(0.3, r"slots to 12$"), (0.05, "rows, feature_buffer_tokens")])
-def test_of_rows_without_a_slot_each_only_the_prompts_shrink(share, mend):
+def one_device_plan(device: int = 1 << 40, **changed) -> memory.MemoryPlan:
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
   policy = make_policy(step_fixtures.step_config(), jnp.float32, mesh)
-  cfg = dataclasses.replace(step_fixtures.ROLLOUT, slots=40, rows=8)
-  made = context.plan(policy, cfg, 0, 1 << 40)
-  room = made.total - made.prefixes + int(made.prefixes * share)
-  with pytest.raises(ConfigError, match=mend):
-    memory.check(made._replace(device=room), KEY)
-  fewer = context.plan(
-    policy, dataclasses.replace(cfg, slots=12), 0, made.total - made.prefixes // 2
-  )
-  memory.check(fewer, KEY)
+  return context.plan(policy, dataclasses.replace(step_fixtures.ROLLOUT, **changed), 0, device)
 
 
-def test_slots_that_would_fit_divide_over_the_devices():
+def test_caches_that_do_not_fit_are_refused_with_the_slots_that_do():
+  plan = one_device_plan(slots=40)
+  device = plan.weights + plan.feature_buffer + plan.caches // 4
+  with pytest.raises(ConfigError, match=r"do not fit; lower config\.rollout\.slots to 10$"):
+    memory.check(plan._replace(device=device), KEY)
+  memory.check(one_device_plan(device, slots=10), KEY)
+  with pytest.raises(ConfigError, match=r"slots to 5$"):
+    memory.check(plan._replace(device=device, resident=plan.caches // 8), KEY)
+  message = r"lower config\.rollout\.slots, or.*stop\.max_response_tokens"
+  with pytest.raises(ConfigError, match=message):
+    memory.check(plan._replace(device=plan.weights), KEY)
+
+
+@pytest.mark.parametrize(
+  ("share", "fix"), [(0.3, r"slots to 12$"), (0.05, "rows, feature_buffer_tokens")]
+)
+def test_with_a_fixed_number_of_rows_only_the_prefix_cache_shrinks(share, fix):
+  plan = one_device_plan(slots=40, rows=8)
+  device = plan.rollouts - plan.prefix_cache + int(plan.prefix_cache * share)
+  with pytest.raises(ConfigError, match=fix):
+    memory.check(plan._replace(device=device), KEY)
+  memory.check(one_device_plan(plan.rollouts - plan.prefix_cache // 2, slots=12, rows=8), KEY)
+
+
+def test_slots_that_fit_divide_over_the_devices():
   mesh = sharding.make_mesh(sharding.MeshConfig(4, 1, 1), jax.devices()[:4])
   policy = make_policy(step_fixtures.step_config(), jnp.float32, mesh)
-  made = context.plan(policy, dataclasses.replace(step_fixtures.ROLLOUT, slots=40), 0, 1 << 40)
-  room = made.weights + made.features + (made.prefixes + made.rows + made.copies) // 4
+  plan = context.plan(policy, dataclasses.replace(step_fixtures.ROLLOUT, slots=40), 0, 1 << 40)
+  device = plan.weights + plan.feature_buffer + plan.caches // 4
   with pytest.raises(ConfigError, match=r"slots to 8$"):
-    memory.check(made._replace(device=room), KEY)
+    memory.check(plan._replace(device=device), KEY)
 
 
-def test_the_devices_of_a_machine_without_accelerators_share_its_memory():
+def test_cpu_devices_share_the_memory_of_the_machine():
   one = compiled.train_mesh(make_policy(step_fixtures.step_config(), jnp.float32))
   all_eight = sharding.make_mesh(sharding.MeshConfig(8, 1, 1), jax.devices())
   assert memory.device_bytes(one) // 8 == memory.device_bytes(all_eight) > 1 << 28
 
 
-def test_an_engine_that_cannot_fit_is_never_made(monkeypatch):
+def test_engine_that_does_not_fit_is_not_made(monkeypatch):
   lab, cfg = step_fixtures.lab(1, 1, 1), step_fixtures.ROLLOUT
-  made = context.plan(lab.policy, cfg, 1000, 1 << 40)
-  engine = lab.engine
+  plan, engine = context.plan(lab.policy, cfg, 1000, 1 << 40), lab.engine
   arguments = (lab.policy, engine.conversation, engine.executor, cfg, 1000, KEY)
-  monkeypatch.setattr(memory, "device_bytes", lambda mesh: made.total)
+  monkeypatch.setattr(memory, "device_bytes", lambda mesh: plan.rollouts)
   context.make_engine(*arguments)
-  monkeypatch.setattr(memory, "device_bytes", lambda mesh: made.total - 1)
+  monkeypatch.setattr(memory, "device_bytes", lambda mesh: plan.rollouts - 1)
   with pytest.raises(ConfigError, match="do not fit; lower config"):
     context.make_engine(*arguments)
 
 
-def test_an_exam_without_room_is_refused_before_training(monkeypatch):
-  """It has more rows than training, and its key is another."""
-  settings = common.get_config()
-  run = build(GrpoRun, {key: value for key, value in settings.items() if key != "stage"})
+def test_evaluation_that_does_not_fit_is_refused_before_training(monkeypatch):
+  """It has more rows than training, and its message names its own key."""
+  cfg = build(TrainConfig, dict(common.get_config()))
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
-  loaded = load_policy(run.init, mesh)
-  optimizer = make_optimizer(dataclasses.replace(run.learn.optimizer, frozen=()))
-  resident = resident_bytes(run, loaded.policy, optimizer, loaded.params, mesh)
+  loaded = load_policy(cfg.init, mesh)
+  optimizer = make_optimizer(dataclasses.replace(cfg.learn.optimizer, frozen=()))
+  resident = resident_bytes(cfg, loaded.policy, optimizer)
+  params = memory.bytes_of(loaded.params)
+  assert resident == pytest.approx(3 * params, rel=0.01), "parameters and two moments"
   monkeypatch.setattr(memory, "device_bytes", lambda mesh: 1 << 40)
-  check_evaluation_memory(run, loaded.policy, resident, mesh)
-  own = memory.bytes_of(loaded.params)
-  assert resident == pytest.approx(4 * own, rel=0.01), "parameters, their start, two moments"
-  training = context.planned(loaded.policy, run.rollout, resident)
-  memory.check(training._replace(device=training.total), KEY)
-  monkeypatch.setattr(memory, "device_bytes", lambda mesh: training.total)
+  check_evaluation_memory(cfg, loaded.policy)
+  training = context.planned(loaded.policy, cfg.rollout, 0)
+  monkeypatch.setattr(memory, "device_bytes", lambda mesh: training.rollouts)
   with pytest.raises(ConfigError, match=r"lower config\.evaluation\.slots to \d+$"):
-    check_evaluation_memory(run, loaded.policy, resident, mesh)
+    check_evaluation_memory(cfg, loaded.policy)
+
+
+# --- the update ----------------------------------------------------------------------------------
+
+PLAN = memory.MemoryPlan(
+  resident=100 << 20,
+  weights=10 << 20,
+  prefix_cache=20 << 20,
+  suffix_cache=30 << 20,
+  gathered_rows=15 << 20,
+  feature_buffer=5 << 20,
+  gradients=0,
+  update_scratch=0,
+  cfg=step_fixtures.ROLLOUT,
+  data_devices=1,
+  device=1000 << 20,
+)
+
+
+def test_total_is_that_of_the_larger_phase():
+  rollouts, update = 180 << 20, (100 + 40 + 300) << 20
+  assert PLAN.total == PLAN.rollouts == rollouts
+  with_update = PLAN._replace(gradients=40 << 20, update_scratch=300 << 20)
+  assert with_update.rollouts == rollouts
+  assert with_update.total == with_update.update == update
+  small_update = PLAN._replace(gradients=40 << 20, update_scratch=1 << 20)
+  assert small_update.total == rollouts
+
+
+def test_plan_prints_one_line():
+  assert str(PLAN) == (
+    "memory per device: rollouts 180 of 1,000 MiB (resident 100, weights 10, prompt cache 20, "
+    "suffix cache 30, gathered rows 15, feature buffer 5)"
+  )
+  with_update = PLAN._replace(gradients=40 << 20, update_scratch=300 << 20)
+  assert str(with_update) == (
+    f"{PLAN}; update 440 MiB (resident 100, gradients 40, estimated scratch 300)"
+  )
+
+
+def test_update_that_does_not_fit_is_refused():
+  plan = PLAN._replace(gradients=40 << 20, update_scratch=300 << 20, device=440 << 20)
+  memory.check(plan, KEY)
+  with pytest.raises(ConfigError, match=r"the update does not fit; lower config\.learn\.micro"):
+    memory.check(plan._replace(device=(440 << 20) - 1), KEY)
+  memory.check(plan._replace(device=(440 << 20) - 1, gradients=0, update_scratch=0), KEY)
+
+
+@pytest.mark.parametrize("frozen", [(), ("vision/",)], ids=["all", "vision frozen"])
+def test_estimate_of_the_update_is_near_the_compiled_scratch(frozen):
+  """Within a factor of two, on shapes where activations are most of the scratch."""
+  mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
+  cfg = step_fixtures.step_config()
+  policy = dataclasses.replace(make_policy(cfg, jnp.float32, mesh), frozen=frozen)
+  optimizer = make_optimizer(dataclasses.replace(step_fixtures.OPTIMIZER, frozen=frozen))
+  shapes = dataclasses.replace(step_fixtures.SHAPES, prefix_buckets=(256,), tokens=256)
+  micro = dataclasses.replace(step_fixtures.MICRO, rows=4, lengths=(256,))
+  program = next(
+    p
+    for p in abstract_inputs.all_programs(
+      policy, policy, optimizer, step_fixtures.LOSS, micro, step_fixtures.ROLLOUT, shapes, 1.0
+    )
+    if p.name == "update"
+  )
+  state, batch, _ = program.arguments
+  scratch = program.function.lower(*program.arguments).compile().memory_analysis()
+  gradients = memory.bytes_of(param_tree.partition(state.params, policy.frozen)[1])
+  measured = scratch.temp_size_in_bytes - gradients
+  estimate = memory.estimate_update_scratch(
+    cfg,
+    memory.UpdateShapes(
+      prompts=step_fixtures.ROLLOUT.prompts,
+      prefix_tokens=256,
+      rows=4,
+      tokens=256,
+      logprob_tokens=256,
+      patches=0 if frozen else batch.vision.window_P.shape[0],
+    ),
+    gradients,
+    itemsize=4,
+    stores_scores=True,
+  )
+  assert measured / 2 < estimate < measured * 2, f"{estimate:,} estimated, {measured:,} compiled"

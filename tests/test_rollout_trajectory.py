@@ -1,3 +1,5 @@
+"""Trajectories are restored from files bit for bit, and every broken invariant is named."""
+
 import dataclasses
 import json
 
@@ -18,10 +20,10 @@ def valid(seed=1, answer="2.4"):
   return dummies.trajectory(generator, task, sample=5, answer=answer)
 
 
-def drawing():
-  """A rollout with two drawing turns."""
+def with_two_drawings():
+  """A trajectory with two drawing turns."""
   found = (valid(seed) for seed in range(50))
-  return next(rollout for rollout in found if len(rollout.turns) == 3)
+  return next(trajectory for trajectory in found if len(trajectory.turns) == 3)
 
 
 def assert_same(a, b):
@@ -50,7 +52,7 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_round_trip(tmp_path, seed):
+def test_files_restore_every_bit(tmp_path, seed):
   rollout = valid(seed, answer="2.4" if seed else None)
   trajectory_lib.save(rollout, tmp_path / "step" / "0.json")
   assert_same(trajectory_lib.load(tmp_path / "step" / "0.json"), rollout)
@@ -63,7 +65,7 @@ float32 = st.floats(width=32, allow_nan=False)
 
 @st.composite
 def any_trajectory(draw):
-  """Right in its types, and otherwise anything: bug reports hold broken rollouts."""
+  """A trajectory of any content with fields of the right types."""
   count = draw(st.integers(0, 6))
   grids = draw(st.lists(st.tuples(st.just(1), st.integers(1, 3), st.integers(1, 3)), max_size=2))
   generator = np.random.default_rng(draw(st.integers(0, 99)))
@@ -104,12 +106,20 @@ def any_trajectory(draw):
   max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(any_trajectory())
-def test_round_trip_of_anything(tmp_path, rollout):
+def test_files_restore_any_content(tmp_path, rollout):
   trajectory_lib.save(rollout, tmp_path / "any.json")
   assert_same(trajectory_lib.load(tmp_path / "any.json"), rollout)
 
 
-def test_shared_pictures_are_stored_once(tmp_path):
+@settings(deadline=None)
+@given(any_trajectory())
+def test_any_content_has_a_violation_or_none(rollout):
+  """The check itself never fails, because it runs on every trajectory of every run."""
+  message = trajectory_lib.violation(rollout, (dummies.IMAGE_PAD,))
+  assert message is None or message.startswith(f"task {rollout.task_id} sample {rollout.sample}: ")
+
+
+def test_shared_images_are_stored_once(tmp_path):
   generator = np.random.default_rng(0)
   task = dummies.number_task(generator)
   rollouts = [dummies.trajectory(generator, task, sample, "2.4") for sample in range(4)]
@@ -118,7 +128,9 @@ def test_shared_pictures_are_stored_once(tmp_path):
   distinct = {image.content_hash for rollout in rollouts for image in rollout.images}
   stored = sorted(path.name for path in (tmp_path / "images").iterdir())
   assert stored == sorted(f"{name}.{kind}" for name in distinct for kind in ("npz", "png"))
-  assert json.loads((tmp_path / "0.json").read_text())["turns"][-1]["text"]  # plain to read
+  assert json.loads((tmp_path / "0.json").read_text())["turns"][-1][
+    "text"
+  ]  # readable without decoding
 
 
 def test_unreadable_files_are_named(tmp_path):
@@ -140,8 +152,10 @@ def test_unreadable_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_valid_trajectories_pass(seed):
-  trajectory_lib.check(valid(seed, answer="2.4" if seed % 2 else None), (dummies.IMAGE_PAD,))
+def test_valid_trajectories_have_no_violation(seed):
+  trajectory = valid(seed, answer="2.4" if seed % 2 else None)
+  assert trajectory_lib.violation(trajectory, (dummies.IMAGE_PAD,)) is None
+  trajectory_lib.check(trajectory, (dummies.IMAGE_PAD,))
 
 
 def changed(array, index, value):
@@ -150,9 +164,9 @@ def changed(array, index, value):
   return array
 
 
-ROLLOUT = drawing()
+ROLLOUT = with_two_drawings()
 SECOND = ROLLOUT.turns[1]
-PAD = ROLLOUT.image_start[1]  # first token of the picture that turn 1 drew
+PAD = ROLLOUT.image_start[1]  # first token of the image that turn 1 drew
 
 
 @pytest.mark.parametrize(
@@ -192,11 +206,11 @@ PAD = ROLLOUT.image_start[1]  # first token of the picture that turn 1 drew
     ),
     (
       {"turns": (ROLLOUT.turns[0], ROLLOUT.turns[0], *ROLLOUT.turns[1:])},
-      f"turn 2 spans tokens {ROLLOUT.turns[0].start} to {ROLLOUT.turns[0].end} behind",
+      f"turn 2 spans tokens {ROLLOUT.turns[0].start} to {ROLLOUT.turns[0].end}, after",
     ),
     (
       {"turns": (dataclasses.replace(ROLLOUT.turns[0], produced=()), *ROLLOUT.turns[1:])},
-      "turns produced 1 images, 2 others were seen",
+      "turns produced 1 images, the trajectory has 2",
     ),
     (
       {"token_ids_T": changed(ROLLOUT.token_ids_T, PAD, 5)},

@@ -9,27 +9,39 @@ import numpy as np
 import pytest
 
 from spatial_jax import abstract_inputs, sharding
+from spatial_jax.compiled import LearnPrograms
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.train_batch import to_train_batch
-from spatial_jax.rollout.scheduler import generate_rollouts
-from tests import step_fixtures
+from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
+from tests import rollout_fixtures, step_fixtures
 from tests.step_fixtures import Lab, Outcome
 
 
-class Watched:
-  """A program that remembers what it was called with."""
+class Calls:
+  """The shapes of all calls of one jitted function."""
 
   def __init__(self, function):
     self.function = function
-    self.calls = []
+    self.shapes = []
 
-  def __call__(self, *arguments):
-    self.calls.append(jax.tree.map(_shape, arguments))
-    return self.function(*arguments)
+  def record(self, arguments):
+    self.shapes.append(jax.tree.map(_shape, arguments))
 
   @property
   def signatures(self) -> int:
-    return len({str(call) for call in self.calls})
+    return len({str(call) for call in self.shapes})
+
+
+class WatchedUpdate(LearnPrograms):
+  """The programs of `learn`, which record the calls of `update`."""
+
+  def __init__(self, learn: LearnPrograms, calls: Calls):
+    vars(self).update(vars(learn))
+    self.calls = calls
+
+  def update(self, *arguments):
+    self.calls.record(arguments)
+    return super().update(*arguments)
 
 
 def _shape(x) -> str:
@@ -40,19 +52,24 @@ def _kinds(tree) -> list[str]:
   return [leaf.split("(")[0] for leaf in jax.tree.leaves(tree)]
 
 
-def _watch(lab: Lab) -> tuple[Lab, dict[str, Watched]]:
-  run = lab.engine.programs
-  watched = {
-    "encode_images": Watched(run.encode_images),
-    "admit": Watched(run.prefill),
-    "begin": Watched(run.start_rows),
-    "sample": Watched(run.sample),
-    "observe": Watched(run.append),
+def _watch(lab: Lab) -> tuple[Lab, dict[str, Calls]]:
+  programs = lab.engine.programs
+  calls = {
+    "encode_images": Calls(programs.encode_images_jit),
+    "prefill": Calls(programs.prefill_jit),
+    "start_rows": Calls(programs.start_rows_jit),
+    "decode": Calls(programs.decode_jit),
+    "append": Calls(programs.append_jit),
+    "update": Calls(lab.learn.update_jit),
   }
-  update = Watched(lab.learn.update)
-  engine = dataclasses.replace(lab.engine, programs=dataclasses.replace(run, **watched))
-  learn = dataclasses.replace(lab.learn, update=update)
-  return dataclasses.replace(lab, engine=engine, learn=learn), {**watched, "update": update}
+
+  def around(name, program, *arguments):
+    calls[name].record(arguments)
+    return program(*arguments)
+
+  engine = rollout_fixtures.watch(lab.engine, around)
+  learn = WatchedUpdate(lab.learn, calls["update"])
+  return dataclasses.replace(lab, engine=engine, learn=learn), calls
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,7 +81,7 @@ class Ran:
   eight: Outcome
   second: Outcome
   lab: Lab
-  watched: dict[str, Watched]
+  watched: dict[str, Calls]
   after: tuple[dict, dict]
 
 
@@ -101,8 +118,8 @@ def test_rollouts_that_take_turns_in_few_rows_are_the_same(ran):
     lab = step_fixtures.lab(2, 2, 2, few)
     weights = lab.decode_params(lab.state.params)
     prompts = [lab.engine.conversation.prompt(task) for task in step_fixtures.tasks(0)]
-    sampling_params = [step_fixtures.SAMPLED] * few.group
-    rollouts = generate_rollouts(lab.engine, weights, prompts, 0, 0, sampling_params)
+    job = RolloutJob(prompts, 0, 0, [step_fixtures.SAMPLED] * few.group)
+    rollouts = generate_rollouts(lab.engine, weights, job)
   pairs = zip(itertools.chain(*ran.one.rollouts), itertools.chain(*rollouts), strict=True)
   for one, other in pairs:
     np.testing.assert_array_equal(one.token_ids_T, other.token_ids_T)
@@ -158,9 +175,9 @@ def test_state_and_weights_lie_where_the_rules_say(ran):
 
 
 def test_the_same_buckets_are_traced_once(ran):
-  for name, program in ran.watched.items():
-    assert len(program.calls) > program.signatures or name == "observe", "called again"
-    assert program.function._cache_size() == program.signatures, name
+  for name, calls in ran.watched.items():
+    assert len(calls.shapes) > calls.signatures or name == "append", "called again"
+    assert calls.function._cache_size() == calls.signatures, name
 
 
 def test_abstract_inputs_are_what_a_run_calls_with(ran):
@@ -175,17 +192,17 @@ def test_abstract_inputs_are_what_a_run_calls_with(ran):
   )
   expected = {
     "encode_images": (x.weights, x.feature_buffer_MYD, *x.vision),
-    "admit": (x.weights, x.rows, x.feature_buffer_MYD, x.prompts),
-    "begin": (x.rows, *x.begins),
-    "sample": (x.weights, x.rows, x.halt_R),
-    "observe": (x.weights, x.rows, x.feature_buffer_MYD, x.observations),
-    "update": (x.state, x.batch),
+    "prefill": (x.weights, x.state, x.feature_buffer_MYD, x.prompts),
+    "start_rows": (x.state, *x.starts),
+    "decode": (x.weights, x.state, x.halt_R),
+    "append": (x.weights, x.state, x.feature_buffer_MYD, x.observations),
+    "update": (x.train_state, x.train_batch),
   }
   for name, arguments in expected.items():
-    calls = [call[: len(arguments)] for call in ran.watched[name].calls]
+    calls = [call[: len(arguments)] for call in ran.watched[name].shapes]
     shapes = jax.tree.map(_shape, arguments)
     for call in calls:
       assert jax.tree.structure(call) == jax.tree.structure(shapes), name
       assert _kinds(call) == _kinds(shapes), name
-    if name in ("sample", "update"):  # the others see smaller buckets than the largest
+    if name in ("decode", "update"):  # the others see smaller buckets than the largest
       assert shapes in calls, name

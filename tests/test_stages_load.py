@@ -28,7 +28,7 @@ def folder(tmp_path):
   (path / weights.WEIGHTS).unlink()
   cfg = fixtures.policy_config()
   weights.save(fixtures.random_params(0), cfg, path, file_bytes=40_000)
-  (path / processor.IMAGES).write_text(json.dumps(processor.to_hf(pixels(14))))
+  (path / processor.IMAGE_FILE).write_text(json.dumps(processor.to_hf(pixels(14))))
   return path
 
 
@@ -54,7 +54,7 @@ def missing_shard(path: pathlib.Path) -> None:
 
 
 def odd_patches(path: pathlib.Path) -> None:
-  (path / processor.IMAGES).write_text(json.dumps(processor.to_hf(pixels(13))))
+  (path / processor.IMAGE_FILE).write_text(json.dumps(processor.to_hf(pixels(13))))
 
 
 def no_tokenizer(path: pathlib.Path) -> None:

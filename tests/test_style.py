@@ -17,8 +17,8 @@ SOURCES = [*LIBRARY, *OTHERS]
 
 # A module imports from its own level and the levels below it.
 LEVELS = {
-  "types": 1, "rng": 1, "config": 1, "errors": 1,
-  "sharding": 2, "metrics": 2, "checkpoint": 2,
+  "types": 1, "rng": 1, "config": 1, "errors": 1, "checks": 1, "grammar": 1,
+  "sharding": 2, "metrics": 2, "checkpoint": 2, "workdir": 2, "preemption": 2,
   "data": 3, "policy": 3, "drawing": 3, "reward": 3, "synthetic": 3,
   "rollout": 4, "learn": 4, "hf": 4,
   "compiled": 5, "abstract_inputs": 5,

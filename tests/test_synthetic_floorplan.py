@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spatial_jax.errors import DataError
-from spatial_jax.synthetic.camera_path import inside_outline, walk
+from spatial_jax.synthetic.camera_path import inside_polygon, make_camera_path
 from spatial_jax.synthetic.floorplan import ProceduralConfig, procedural_scene
 from spatial_jax.synthetic.furniture import KINDS, parts_of
 from spatial_jax.synthetic.furniture_parts import COLOURS
@@ -77,7 +77,7 @@ def test_objects_are_inside_the_room(scenes):
   for scene in scenes:
     for thing in scene.objects:
       points_N3 = _lattice(thing)
-      assert inside_outline(scene.polygon_Z2, points_N3[:, :2]).all(), scene.scene_id
+      assert inside_polygon(scene.polygon_Z2, points_N3[:, :2]).all(), scene.scene_id
       assert points_N3[:, 2].min() > -1e-9
       assert points_N3[:, 2].max() < scene.height_m
 
@@ -101,7 +101,7 @@ def test_outline_is_counter_clockwise_and_its_area_is_the_room_size(scenes):
     steps = (np.arange(400) + 0.5) / 400
     high_2 = scene.polygon_Z2.max(axis=0)
     grid_N2 = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2) * high_2
-    share = inside_outline(scene.polygon_Z2, grid_N2).mean()
+    share = inside_polygon(scene.polygon_Z2, grid_N2).mean()
     assert scene.room_size_m2 == pytest.approx(share * high_2.prod(), rel=0.01)  # positive: ccw
 
 
@@ -147,12 +147,12 @@ def test_parts_fill_the_box_exactly(kind):
 def test_walk_stays_on_free_floor_and_looks_around(scenes, frames):
   in_sight = []
   for seed, scene in enumerate(scenes):
-    cameras = walk(scene, np.random.default_rng(seed), frames, 64, 48, 70.0)
+    cameras = make_camera_path(scene, np.random.default_rng(seed), frames, 64, 48, 70.0)
     assert len(cameras) == frames
     for camera in cameras:
       assert 1.3 <= camera.position_3[2] <= 1.7
       assert (camera.width_px, camera.height_px) == (64, 48)
-      assert inside_outline(scene.polygon_Z2, camera.position_3[None, :2]).all()
+      assert inside_polygon(scene.polygon_Z2, camera.position_3[None, :2]).all()
       assert not any(_inside(thing, camera.position_3[None]).any() for thing in scene.objects)
       np.testing.assert_allclose(camera.rotation_33 @ camera.rotation_33.T, np.eye(3), atol=1e-9)
       np.testing.assert_allclose(
@@ -171,8 +171,8 @@ def test_walk_stays_on_free_floor_and_looks_around(scenes, frames):
 
 
 def test_walk_moves_and_repeats_itself_exactly(scenes):
-  first = walk(scenes[0], np.random.default_rng(5), 8, 64, 64, 70.0)
-  again = walk(scenes[0], np.random.default_rng(5), 8, 64, 64, 70.0)
+  first = make_camera_path(scenes[0], np.random.default_rng(5), 8, 64, 64, 70.0)
+  again = make_camera_path(scenes[0], np.random.default_rng(5), 8, 64, 64, 70.0)
   for a, b in zip(first, again, strict=True):
     np.testing.assert_array_equal(a.position_3, b.position_3)
     np.testing.assert_array_equal(a.rotation_33, b.rotation_33)
@@ -191,8 +191,8 @@ def test_walk_of_a_room_too_full_to_walk_in_stands_in_a_gap(scenes):
     "lamp", "", np.array([0.5, 0.5, 1.2]), np.array([0.4, 0.4, 0.8]), np.eye(3), ()
   )
   tight = dataclasses.replace(scenes[0], objects=(full, lamp))
-  (camera,) = walk(tight, np.random.default_rng(0), 1, 64, 64, 70.0)
-  assert inside_outline(tight.polygon_Z2, camera.position_3[None, :2]).all()
+  (camera,) = make_camera_path(tight, np.random.default_rng(0), 1, 64, 64, 70.0)
+  assert inside_polygon(tight.polygon_Z2, camera.position_3[None, :2]).all()
   assert camera.position_3[2] > 0.8, "over the bed"
   assert np.abs(camera.position_3 - lamp.centre_3)[:2].max() > 0.2, "beside the lamp"
 
@@ -202,4 +202,6 @@ def test_walk_without_a_place_for_the_camera_is_an_error(scenes):
     "bed", "", np.array([3.0, 3.0, 1.0]), np.array([20.0, 20.0, 2.0]), np.eye(3), ()
   )
   with pytest.raises(DataError, match="procedural/0: no free place"):
-    walk(dataclasses.replace(scenes[0], objects=(full,)), np.random.default_rng(0), 1, 64, 64, 70.0)
+    make_camera_path(
+      dataclasses.replace(scenes[0], objects=(full,)), np.random.default_rng(0), 1, 64, 64, 70.0
+    )

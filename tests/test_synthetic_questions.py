@@ -23,9 +23,15 @@ from spatial_jax.data.vsi_rooms import load_rooms
 from spatial_jax.errors import DataError
 from spatial_jax.synthetic import geometry
 from spatial_jax.synthetic import question_templates as templates
-from spatial_jax.synthetic.camera_path import look, walk
+from spatial_jax.synthetic.camera_path import make_camera, make_camera_path
 from spatial_jax.synthetic.floorplan import ProceduralConfig, procedural_scene
-from spatial_jax.synthetic.questions import QuestionConfig, QuestionType, answer_kind, ask, letter
+from spatial_jax.synthetic.questions import (
+  QuestionConfig,
+  QuestionType,
+  answer_kind,
+  assign_letters,
+  make_questions,
+)
 from spatial_jax.synthetic.render.renderer import render
 from spatial_jax.synthetic.scene import Scene, SceneObject
 
@@ -99,10 +105,10 @@ class Checker:
 
   def group(self, category):
     members = [i for i, obj in enumerate(self.scene.objects) if obj.category == category]
-    if self.cfg.scope == "views":
+    if self.cfg.instance_scope == "views":
       members = [i for i in members if any(row[i] for row in self.pixels)]
     for i in members:  # everything a question is about is in sight
-      assert max(row[i] for row in self.pixels) >= self.cfg.min_pixels, category
+      assert max(row[i] for row in self.pixels) >= self.cfg.min_visible_pixels, category
     return members
 
   def only(self, category):
@@ -191,7 +197,7 @@ class Checker:
       members = [i for i, obj in enumerate(self.scene.objects) if obj.category == category]
       counts = [max(row[i] for i in members) for row in self.pixels]
       first = next(view for view, count in enumerate(counts) if count)
-      assert counts[first] >= self.cfg.min_pixels
+      assert counts[first] >= self.cfg.min_visible_pixels
       seconds.append(round(first * self.cfg.seconds_per_view))
     assert all(later - earlier > 1 for earlier, later in itertools.pairwise(seconds))
 
@@ -212,10 +218,10 @@ class Checker:
 def check_scene(scene, frames, seed, cfg):
   """Asks about one scene, checks every question, returns the tasks."""
   rng = np.random.default_rng(seed)
-  cameras = walk(scene, rng, frames, 112, 84, 75.0)
+  cameras = make_camera_path(scene, rng, frames, 112, 84, 75.0)
   views = [render(scene, camera, shadows=False) for camera in cameras]
   checker = Checker(scene, views, cfg)
-  tasks = ask(scene, views, rng, cfg)
+  tasks = make_questions(scene, views, rng, cfg)
   for task in tasks:
     checker.check(task)
     checker.boxes(task)
@@ -231,7 +237,7 @@ def check_scene(scene, frames, seed, cfg):
   ("frames", "scope"), [(1, "views"), (1, "room"), (6, "views"), (6, "room")]
 )
 def test_every_question_about_procedural_rooms_has_the_answer_a_checker_finds(frames, scope):
-  cfg = dataclasses.replace(CONFIG, scope=scope)
+  cfg = dataclasses.replace(CONFIG, instance_scope=scope)
   types = set()
   for seed in range(12):
     tasks = check_scene(procedural_scene(seed + 100 * frames, ROOMS), frames, seed, cfg)
@@ -245,7 +251,7 @@ def test_every_question_about_real_rooms_has_the_answer_a_checker_finds():
   types = set()
   for index, scene in enumerate(load_rooms(META)[::7]):
     frames, scope = (1, "views") if index % 3 == 0 else (6, "room")
-    cfg = dataclasses.replace(CONFIG, scope=scope, min_fraction=0.1)
+    cfg = dataclasses.replace(CONFIG, instance_scope=scope, min_visible_fraction=0.1)
     types |= {task.question_type for task in check_scene(scene, frames, index, cfg)}
   assert types >= set(ALL) - {"obj_appearance_order", "object_rel_distance"}  # rare: few categories
 
@@ -258,7 +264,7 @@ def sight_of_all(scene):
   groups = {}
   for index, obj in enumerate(scene.objects):
     groups.setdefault(obj.category, []).append(index)
-  return templates.Sight(
+  return templates.Visibility(
     scene, [], [], {name: tuple(group) for name, group in groups.items()}, {}, {}
   )
 
@@ -400,7 +406,7 @@ def scene_of(*objects):
 
 def turning_views(scene, *headings_deg):
   eye = np.array([0.0, 0.0, 1.4])
-  cameras = [look(eye, heading, 18.0, 60.0, 96, 72) for heading in headings_deg]
+  cameras = [make_camera(eye, heading, 18.0, 60.0, 96, 72) for heading in headings_deg]
   return [render(scene, camera, shadows=False) for camera in cameras]
 
 
@@ -414,7 +420,7 @@ AROUND = scene_of(
 
 def asked(scene, views, *types, seed=0, **changes):
   cfg = dataclasses.replace(CONFIG, types=types, **changes)
-  return ask(scene, views, np.random.default_rng(seed), cfg)
+  return make_questions(scene, views, np.random.default_rng(seed), cfg)
 
 
 def test_appearance_order_follows_the_views():
@@ -464,23 +470,23 @@ def test_nothing_is_asked_about_what_is_not_in_sight():
   tasks = asked(AROUND, views, *ALL)
   assert {task.question_type for task in tasks} == {"camera_distance", "object_size_estimation"}
   assert all("chair" in task.question for task in tasks)
-  assert not asked(AROUND, views, *ALL, min_pixels=100_000)
+  assert not asked(AROUND, views, *ALL, min_visible_pixels=100_000)
 
 
 def test_scope_says_whether_unseen_instances_count():
   scene = scene_of(thing("chair", 3, 0), thing("chair", 3, 1), thing("chair", -3, 0))
   ahead, around = turning_views(scene, 8), turning_views(scene, 8, 180)
-  assert not asked(scene, ahead, "object_counting", scope="room")
-  (seen,) = asked(scene, ahead, "object_counting", scope="views")
+  assert not asked(scene, ahead, "object_counting", instance_scope="room")
+  (seen,) = asked(scene, ahead, "object_counting", instance_scope="views")
   assert (seen.question, seen.answer) == ("How many chair(s) are in this image?", "2")
-  (room,) = asked(scene, around, "object_counting", scope="room")
+  (room,) = asked(scene, around, "object_counting", instance_scope="room")
   assert (room.question, room.answer) == ("How many chair(s) are in this room?", "3")
-  (seen,) = asked(scene, around, "object_counting", scope="views")
+  (seen,) = asked(scene, around, "object_counting", instance_scope="views")
   assert (seen.question, seen.answer) == ("How many chair(s) are in these images?", "3")
   # one chair in the picture is "the chair" only where the picture is all that counts
   behind = turning_views(scene, 180)
-  assert not asked(scene, behind, "camera_distance", scope="room")
-  assert len(asked(scene, behind, "camera_distance", scope="views")) == 1
+  assert not asked(scene, behind, "camera_distance", instance_scope="room")
+  assert len(asked(scene, behind, "camera_distance", instance_scope="views")) == 1
 
 
 def test_half_hidden_objects_are_left_out():
@@ -488,7 +494,7 @@ def test_half_hidden_objects_are_left_out():
     thing("ball", 3.5, 0, (0.3, 0.3, 0.3)), thing("cabinet", 2.5, 0.3, (0.6, 0.7, 0.8))
   )
   views = turning_views(scene, 0)
-  hidden = asked(scene, views, "camera_distance", min_pixels=1, min_fraction=0.5)
+  hidden = asked(scene, views, "camera_distance", min_visible_pixels=1, min_visible_fraction=0.5)
   assert [task.boxes[0].label for task in hidden] == ["cabinet"]
 
 
@@ -500,14 +506,14 @@ def test_the_same_seed_asks_the_same_and_types_do_not_shift_one_another():
   assert everything != key(asked(AROUND, views, *ALL, seed=1))
   alone = key(asked(AROUND, views, "object_rel_direction_hard"))
   assert alone == [entry for entry in everything if "direction_hard" in entry[0]]
-  (first, *_) = asked(AROUND, views, "object_abs_distance", prefix="walk3/", max_per_type=1)
+  (first, *_) = asked(AROUND, views, "object_abs_distance", task_id_prefix="walk3/", max_per_type=1)
   assert first.task_id == "walk3/hand/1/object_abs_distance/0"
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_right_answers_are_spread_over_the_letters(count):
   drafts = [templates.Draft("{options}?", "right", tuple("wxyz"[: count - 1]), ())] * (4 * count)
-  lettered = list(letter(drafts, np.random.default_rng(0)))
+  lettered = list(assign_letters(drafts, np.random.default_rng(0)))
   assert sorted(answer for _, _, answer in lettered) == sorted("ABCD"[:count] * 4)
   for question, options, answer in lettered:
     assert options["ABCD".index(answer)] == f"{answer}. right"
@@ -528,7 +534,7 @@ def test_config_and_types_are_strict():
 def test_a_place_on_the_floor_is_right_and_ahead_of_the_camera(heading, down, right_m, ahead_m):
   """However far it looks down: standing there, so far ahead and so far to the right."""
   eye_3 = np.array([1.0, 2.0, 1.5])
-  camera = look(eye_3, heading, down, 75.0, 64, 64)
+  camera = make_camera(eye_3, heading, down, 75.0, 64, 64)
   turn = np.radians(heading)
   ahead_2, right_2 = np.array([np.cos(turn), np.sin(turn)]), np.array([np.sin(turn), -np.cos(turn)])
   point_3 = np.append(eye_3[:2] + ahead_m * ahead_2 + right_m * right_2, 0.3)

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from spatial_jax.synthetic.camera_path import inside_outline, look, walk
+from spatial_jax.synthetic.camera_path import inside_polygon, make_camera, make_camera_path
 from spatial_jax.synthetic.floorplan import ProceduralConfig, procedural_scene
 from spatial_jax.synthetic.render import shading
 from spatial_jax.synthetic.render.raycast import cover, enclose
@@ -30,7 +30,7 @@ CONFIG = ProceduralConfig(objects=(8, 16), side_m=(3.6, 6.0), l_shape_share=0.5,
 def _looks(count: int, size_px: int = 72) -> list[tuple[Scene, Camera]]:
   scenes = [procedural_scene(seed, CONFIG) for seed in range(count)]
   return [
-    (scene, walk(scene, np.random.default_rng(i), 1, size_px, size_px, 70.0)[0])
+    (scene, make_camera_path(scene, np.random.default_rng(i), 1, size_px, size_px, 70.0)[0])
     for i, scene in enumerate(scenes)
   ]
 
@@ -51,7 +51,7 @@ def _room(*objects: SceneObject) -> Scene:
 
 def _ahead(size_px: int = 64) -> Camera:
   """Looks along y from the middle of the near wall, level."""
-  return look(np.array([3.0, 0.5, 1.5]), 90.0, 0.0, 70.0, size_px, size_px)
+  return make_camera(np.array([3.0, 0.5, 1.5]), 90.0, 0.0, 70.0, size_px, size_px)
 
 
 def _inside_part(thing: SceneObject, part: Part, points_N3: np.ndarray) -> np.ndarray:
@@ -108,7 +108,7 @@ def test_depth_and_ids_against_points_along_the_rays():
     room_N3 = _world(view, depth).reshape(-1, 3)[owner_N == -1]
     assert _surface_distance(scene, room_N3).max() < 1e-4
     inward_N3 = camera.position_3 + (room_N3 - camera.position_3) * 0.999
-    assert inside_outline(scene.polygon_Z2, inward_N3[:, :2]).all()
+    assert inside_polygon(scene.polygon_Z2, inward_N3[:, :2]).all()
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_shadow_lists_forget_no_caster():
     depth, surface, _ = cover(solids_Z, pinhole)
     enclose(room, pinhole, depth, surface)
     lamp = _lamp(scene)
-    from_lists = shading._ask_lamp(solids_Z, room, pinhole, lamp, depth, surface)
+    from_lists = shading._cast_shadow_rays(solids_Z, room, pinhole, lamp, depth, surface)
     everything = np.arange(len(solids_Z), dtype=np.int32)
     asked = 0
     for y, x in np.argwhere((surface <= -1) & (from_lists >= 0))[::5]:
@@ -196,13 +196,13 @@ def test_same_bytes_again_and_from_threads():
 
 _DIGEST = """
 import hashlib, numpy as np
-from spatial_jax.data.cameras import walk
-from spatial_jax.data.procedural import ProceduralConfig, procedural_scene
-from spatial_jax.data.render import render
+from spatial_jax.synthetic.camera_path import make_camera_path
+from spatial_jax.synthetic.floorplan import ProceduralConfig, procedural_scene
+from spatial_jax.synthetic.render.renderer import render
 digest = hashlib.sha256()
 for seed in range(3):
   scene = procedural_scene(seed, ProceduralConfig((8, 16), (3.6, 6.0), 0.5, 0.3))
-  view = render(scene, walk(scene, np.random.default_rng(seed), 1, 72, 72, 70.0)[0])
+  view = render(scene, make_camera_path(scene, np.random.default_rng(seed), 1, 72, 72, 70.0)[0])
   digest.update(view.image.tobytes() + view.depth_m.tobytes() + view.instance.tobytes())
 print(digest.hexdigest())
 """

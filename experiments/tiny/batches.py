@@ -15,18 +15,18 @@ from experiments.tiny.dense_loss import DenseBatch
 from experiments.tiny.dense_targets import DenseTargets, dense_targets
 from spatial_jax.config import ConfigError
 from spatial_jax.data.image import patch_image
-from spatial_jax.data.pipeline import HELD_OUT_SEED, pick
+from spatial_jax.data.pipeline import HELD_OUT_SEED, sample_tasks
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.errors import DataError
 from spatial_jax.learn.gradient import Microbatches
 from spatial_jax.learn.train_batch import BatchConfig, plan_images, to_train_batch
 from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.rollout.demonstration import play
+from spatial_jax.rollout.demonstration import demonstration_trajectory
 from spatial_jax.synthetic.floorplan import ProceduralConfig, procedural_scene
 from spatial_jax.synthetic.oracle import DemonstrationConfig, demonstrate
-from spatial_jax.synthetic.questions import QuestionConfig, ask
+from spatial_jax.synthetic.questions import QuestionConfig, make_questions
 from spatial_jax.synthetic.scene import Scene, View
-from spatial_jax.synthetic.tasks import CameraConfig, views_of
+from spatial_jax.synthetic.tasks import CameraConfig, render_views
 from spatial_jax.types import AnswerKind, PatchedImage, Rollouts, TrainBatch, VisionBatch
 
 _TRIES = 256  # rooms in a row without a question before the configuration is refused
@@ -138,8 +138,10 @@ class BatchBuilder:
     misses = 0
     for number in itertools.count(first):
       room = self._room(number)
-      tasks = ask(room.scene, room.views, draw, self.questions)
-      tasks = pick([task for task in tasks if task.answer_kind == cfg.answer], cfg.group, draw)
+      tasks = make_questions(room.scene, room.views, draw, self.questions)
+      tasks = sample_tasks(
+        [task for task in tasks if task.answer_kind == cfg.answer], cfg.group, draw
+      )
       misses = 0 if tasks else misses + 1
       if misses == _TRIES:
         raise DataError(
@@ -150,7 +152,7 @@ class BatchBuilder:
         continue
       patched = [image for image, _ in room.pictures]
       told = [
-        play(
+        demonstration_trajectory(
           self.conversation,
           self.conversation.prompt(task, patched),
           demonstrate(task, draw, demonstration),
@@ -174,7 +176,7 @@ class BatchBuilder:
     preprocess = self.conversation.preprocess
     cell_px = preprocess.patch_size * preprocess.merge_size
     scene = procedural_scene(number, self.rooms)
-    views = views_of(scene, number, self.camera)
+    views = render_views(scene, number, self.camera)
     pictures = [
       (
         patch_image(view.image, preprocess),

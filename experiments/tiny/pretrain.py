@@ -31,7 +31,7 @@ from experiments.tiny.dense_loss import (
   pointing_loss,
   subjects,
 )
-from spatial_jax import checkpoint, rng
+from spatial_jax import rng
 from spatial_jax.cli import CONFIG_HELP, enable_compilation_cache, launch, no_arguments
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data.image import PreprocessConfig, patch_image
@@ -62,9 +62,10 @@ from spatial_jax.stages import loop
 from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.synthetic.floorplan import ProceduralConfig, procedural_scene
 from spatial_jax.synthetic.oracle import DemonstrationConfig, demonstrate
-from spatial_jax.synthetic.questions import QuestionConfig, ask
-from spatial_jax.synthetic.tasks import CameraConfig, views_of
+from spatial_jax.synthetic.questions import QuestionConfig, make_questions
+from spatial_jax.synthetic.tasks import CameraConfig, render_views
 from spatial_jax.types import Array, Params, PatchedImage, Task, TrainState
+from spatial_jax.workdir import bind_workdir, to_path
 
 CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP)
 WORKDIR = flags.DEFINE_string(
@@ -160,10 +161,10 @@ def _tokenizer(run: PretrainRun, workdir: pathlib.Path) -> Tokenizer:
     texts = [word for word in run.tokenizer_words for _ in range(8)]
     for number in range(run.tokenizer_rooms):
       scene = procedural_scene(number, run.rooms)
-      views = views_of(scene, number, run.camera)
+      views = render_views(scene, number, run.camera)
       images = [patch_image(view.image, run.preprocess) for view in views]
       rng_ = np.random.default_rng(number)
-      for task in ask(scene, views, rng_, run.questions):
+      for task in make_questions(scene, views, rng_, run.questions):
         texts.append(prompt_text(task, images, run.text))
         texts += _script_texts(task, images, rng_, run)
     partial = path.with_suffix(".partial")  # a run killed here starts over
@@ -303,9 +304,9 @@ def main(arguments: Sequence[str]) -> None:
   """Builds the config, claims the work directory and pretrains."""
   no_arguments(arguments)
   enable_compilation_cache()
-  workdir, resolved = pathlib.Path(WORKDIR.value), json.loads(CONFIG.value.to_json_best_effort())
+  workdir, resolved = to_path(WORKDIR.value), json.loads(CONFIG.value.to_json_best_effort())
   run = build(PretrainRun, dict(CONFIG.value))
-  checkpoint.bind_workdir(workdir, resolved, MAY_DIFFER)
+  bind_workdir(workdir, resolved, MAY_DIFFER)
   pretrain(run, workdir, resolved)
 
 

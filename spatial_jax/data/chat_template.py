@@ -1,4 +1,4 @@
-"""A chat of words, pictures and clips as one text, in the template of each family.
+"""Writes a chat of text, images and videos as one text, in the template of each family.
 
     Message("user", (clip, "How far is the chair?"))
 
@@ -7,7 +7,7 @@
       <|im_start|>user\\n<|vision_start|><|video_pad|><|vision_end|>How far ... chair?<|im_end|>\\n
       <|im_start|>assistant\\n
 
-    Qwen3-VL: no system message of its own, and every temporal patch stands behind its time
+    Qwen3-VL: no default system message; the time in seconds precedes each temporal patch
       <|im_start|>user\\n<0.3 seconds><|vision_start|><|video_pad|><|vision_end|><1.4 seconds> ...
 
 Source: the chat templates and processors of the three families in transformers.
@@ -26,19 +26,19 @@ from spatial_jax.data.tokenizer import (
   VIDEO_PAD,
   VISION_END,
   VISION_START,
-  plain,
+  escape_special_tokens,
 )
 from spatial_jax.types import PatchedImage
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PatchedClip:
-  """A clip cut into patches, with what `video` says of their times.
+  """The frames of a video as patches.
 
   Attributes:
-    image: all patches.
-    times_s: the second that stands for each temporal patch.
-    step_s: seconds from one temporal patch to the next.
+    image: the patches of all frames.
+    times_s: time of each temporal patch, in seconds.
+    step_s: time from one temporal patch to the next, in seconds.
   """
 
   image: PatchedImage
@@ -51,7 +51,7 @@ Part = str | PatchedImage | PatchedClip
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-  """One turn; parts in the order in which they are read."""
+  """One message of a chat; `parts` are in reading order."""
 
   role: Literal["system", "user", "assistant"]
   parts: tuple[Part, ...]
@@ -59,75 +59,79 @@ class Message:
 
 @dataclasses.dataclass(frozen=True)
 class ChatConfig:
-  """What the templates of the families differ in.
+  """The differences between the chat templates of the families.
 
   Attributes:
-    system: opens a chat that has no system message; empty for none.
-    written_times: each temporal patch of a clip stands alone behind its time.
-    outer_pair: a clip of written times stands between <|vision_start|> and <|vision_end|> as a
-      whole too: what transformers 5 gives; its earlier releases and other engines do not.
+    default_system: system message of a chat that has none; empty for no message.
+    timestamps: the time in seconds is written before each temporal patch of a clip.
+    outer_vision_pair: with `timestamps`, the whole clip is also enclosed in <|vision_start|> and
+      <|vision_end|>. transformers 5 does this; its earlier releases and other engines do not.
   """
 
-  system: str
-  written_times: bool
-  outer_pair: bool
+  default_system: str
+  timestamps: bool
+  outer_vision_pair: bool
 
 
 class Chat(NamedTuple):
   """A chat as text.
 
   Attributes:
-    text: with one pad per picture.
-    pictures: what stands at each pad, in order; the temporal patches of a clip of written times are
-      pictures of their own, which is how they are seen and where they stand.
-    seconds: from one temporal patch of each clip to the next.
+    text: contains one pad token per entry of `images`.
+    images: one entry per pad token, in the order of the text. With `timestamps`, each temporal
+      patch of a clip is an entry of its own.
+    step_s: time from one temporal patch to the next of each clip, in seconds.
   """
 
   text: str
-  pictures: list[PatchedImage]
-  seconds: list[float]
+  images: list[PatchedImage]
+  step_s: list[float]
 
 
-HELPFUL = ChatConfig("You are a helpful assistant.", written_times=False, outer_pair=False)
-QWEN3 = ChatConfig("", written_times=True, outer_pair=False)
+QWEN2_CHAT = ChatConfig("You are a helpful assistant.", timestamps=False, outer_vision_pair=False)
+QWEN3_CHAT = ChatConfig("", timestamps=True, outer_vision_pair=False)
 
 
 def chat_text(messages: Sequence[Message], cfg: ChatConfig) -> Chat:
-  """The chat up to the assistant's own words.
+  """Writes a chat as text that ends where the reply of the assistant begins.
 
   Args:
     messages: at least one.
-    cfg: of the family.
+    cfg: template of the family.
+
+  Returns:
+    The text and its images.
   """
-  pictures: list[PatchedImage] = []
-  if cfg.system and messages[0].role != "system":
-    messages = [Message("system", (cfg.system,)), *messages]
+  images: list[PatchedImage] = []
+  if cfg.default_system and messages[0].role != "system":
+    messages = [Message("system", (cfg.default_system,)), *messages]
   turns = []
   for message in messages:
-    written = "".join(_written(part, cfg, pictures) for part in message.parts)
-    turns.append(f"{IM_START}{message.role}\n{written}{IM_END}\n")
-  clips = [part for one in messages for part in one.parts if isinstance(part, PatchedClip)]
+    content = "".join(_part_text(part, cfg, images) for part in message.parts)
+    turns.append(f"{IM_START}{message.role}\n{content}{IM_END}\n")
+  clips = [part for message in messages for part in message.parts if isinstance(part, PatchedClip)]
   text = "".join(turns) + f"{IM_START}assistant\n"
-  return Chat(text, pictures, [clip.step_s for clip in clips])
+  return Chat(text, images, [clip.step_s for clip in clips])
 
 
-def _written(part: Part, cfg: ChatConfig, pictures: list[PatchedImage]) -> str:
+def _part_text(part: Part, cfg: ChatConfig, images: list[PatchedImage]) -> str:
+  """Returns the text of one part and appends its images to `images`."""
   if isinstance(part, str):
-    return plain(part)
+    return escape_special_tokens(part)
   if isinstance(part, PatchedImage):
-    pictures.append(part)
+    images.append(part)
     return f"{VISION_START}{IMAGE_PAD}{VISION_END}"
-  if not cfg.written_times:
-    pictures.append(part.image)
-    return f"{VISION_START}{VIDEO_PAD}{VISION_END}"
-  pictures += frames_of(part.image)
-  shown = f"{VISION_START}{VIDEO_PAD}{VISION_END}"
-  text = "".join(f"<{time:.1f} seconds>{shown}" for time in part.times_s)
-  return f"{VISION_START}{text}{VISION_END}" if cfg.outer_pair else text
+  video = f"{VISION_START}{VIDEO_PAD}{VISION_END}"
+  if not cfg.timestamps:
+    images.append(part.image)
+    return video
+  images += split_clip(part.image)
+  text = "".join(f"<{time:.1f} seconds>{video}" for time in part.times_s)
+  return f"{VISION_START}{text}{VISION_END}" if cfg.outer_vision_pair else text
 
 
-def frames_of(clip: PatchedImage) -> list[PatchedImage]:
-  """The temporal patches of a clip, each a picture of grid (1, height, width)."""
+def split_clip(clip: PatchedImage) -> list[PatchedImage]:
+  """Splits a clip into its temporal patches, each an image of grid (1, height, width)."""
   time, height, width = clip.grid_3
   return [
     dataclasses.replace(

@@ -27,7 +27,7 @@ from spatial_jax.synthetic.question_templates import (
   SIZE,
   Draft,
 )
-from spatial_jax.synthetic.questions import answer_kind, letter
+from spatial_jax.synthetic.questions import answer_kind, assign_letters
 from spatial_jax.synthetic.scene import SceneObject
 from spatial_jax.types import ObjectBox, Task
 
@@ -105,8 +105,8 @@ def _photo_tasks(
   tasks = []
   for question_type, drafts in _drafts(things, size_2[0]).items():
     chosen = [drafts[i] for i in rng.permutation(len(drafts))[:max_per_type]]
-    for number, (draft, lettered) in enumerate(zip(chosen, letter(chosen, rng), strict=True)):
-      question, options, answer = lettered
+    texts = assign_letters(chosen, rng)
+    for number, (draft, (question, options, answer)) in enumerate(zip(chosen, texts, strict=True)):
       tasks.append(
         Task(
           task_id=f"{scene_id}/{question_type}/{number}",

@@ -1,7 +1,7 @@
-"""Where tasks come from: a pure function of (seed, index), so that resuming is knowing the step.
+"""Task batches as pure functions of (seed, step), so that a run resumes from its step number alone.
 
-scene number ──► Scene ──► walk, render ──► ask ──► Tasks        (procedural rooms, real rooms)
-photographs  ─────────────────────────────────────► Tasks
+scene number ──► Scene ──► camera path, render ──► questions ──► Tasks    (procedural, real rooms)
+photographs  ──────────────────────────────────────────────────► Tasks
 """
 
 import contextlib
@@ -21,52 +21,52 @@ from spatial_jax.errors import DataError
 from spatial_jax.types import Task
 
 Item = TypeVar("Item")
-TasksOf = Callable[[int], list[Task]]  # scene number -> all questions about it
+SceneTasks = Callable[[int], list[Task]]  # scene number -> all tasks of the scene
 
-# Procedural rooms from here on are never trained on, by any recipe of this repository.
+# Procedural rooms with this number or a higher one are never trained on, by any config.
 HELD_OUT_SEED = 1_000_000_000
-_PICK, _BATCH = 2, 3  # uses of randomness; 0 and 1 are those of synthetic/tasks.py
-_TRIES = 32  # scenes in a row without a question before the configuration is refused
-_PATIENCE = 4  # of an exam; see `batch`
+_HELD_OUT_STREAM, _BATCH_STREAM = 2, 3  # of random numbers; synthetic/tasks.py has 0 and 1
+_MAX_EMPTY_SCENES = 32  # scenes without a task in a row before the configuration is refused
+_RARE_TYPE_RETRIES = 4  # of held-out tasks; see `training_batch`
 
 
-def batch(
-  tasks_of: TasksOf,
+def training_batch(
+  tasks_of: SceneTasks,
   first_scene: int,
   seed: int,
   step: int,
   count: int,
   max_tasks_per_scene: int,
   types: Sequence[str],
-  rare_type_retries: int = _PATIENCE,
+  rare_type_retries: int = _RARE_TYPE_RETRIES,
 ) -> list[Task]:
-  """The tasks of one step: equally many of each of `types`.
+  """The tasks of one step: the same number of each of `types`.
 
-  Types that few rooms offer are searched for in rare_type_retries * count / max_tasks_per_scene
-  rooms. What is still missing is filled with any types.
+  The first rare_type_retries * count / max_tasks_per_scene scenes fill the share of each type.
+  Tasks of any type fill the rest of the batch.
 
   Args:
     tasks_of: scene number -> tasks.
-    first_scene: number the run's scenes count from.
-    seed, step: with the other arguments they fix the result.
-    count: tasks.
-    max_tasks_per_scene: most tasks of one room.
-    types: question types; () takes them as rooms offer them.
-    rare_type_retries: at 1 nothing is waited for.
+    first_scene: lowest scene number.
+    seed, step: with the other arguments they determine the result.
+    count: number of tasks.
+    max_tasks_per_scene: most tasks of one scene.
+    types: question types; (): no shares, scenes are taken in order.
+    rare_type_retries: >= 0; more retries find more tasks of rare types and render more scenes.
 
   Raises:
-    DataError: on the host, when the rooms give no questions.
+    DataError: if scene after scene gives no task.
   """
-  rng = _generator(seed, step, _BATCH)
+  rng = _generator(seed, step, _BATCH_STREAM)
   number = first_scene + int(rng.integers(2**40)) % (HELD_OUT_SEED // 2)
-  mixed = [types[int(i)] for i in rng.permutation(len(types))]
-  return _gather(
-    tasks_of, number, count, max_tasks_per_scene, mixed, rare_type_retries, lambda _: rng
+  shuffled = [types[int(i)] for i in rng.permutation(len(types))]
+  return _collect(
+    tasks_of, number, count, max_tasks_per_scene, shuffled, rare_type_retries, lambda _: rng
   )
 
 
-def pick(tasks: Sequence[Task], count: int, rng: np.random.Generator) -> list[Task]:
-  """Up to `count` of the tasks, question types drawn evenly however many questions each has."""
+def sample_tasks(tasks: Sequence[Task], count: int, rng: np.random.Generator) -> list[Task]:
+  """Up to `count` random tasks; each draw first draws a question type uniformly."""
   by_type: dict[str, list[Task]] = {}
   for task in tasks:
     by_type.setdefault(task.question_type, []).append(task)
@@ -81,33 +81,33 @@ def pick(tasks: Sequence[Task], count: int, rng: np.random.Generator) -> list[Ta
   return chosen
 
 
-def types_in_turn(tasks: Sequence[Task]) -> list[Task]:
+def interleave_types(tasks: Sequence[Task]) -> list[Task]:
   """The first task of each question type, then the second of each, ..."""
-  seen: Counter[str] = Counter()
+  counts: Counter[str] = Counter()
   ranked = []
   for i, task in enumerate(tasks):
-    ranked.append((seen[task.question_type], i))
-    seen[task.question_type] += 1
+    ranked.append((counts[task.question_type], i))
+    counts[task.question_type] += 1
   return [tasks[i] for _, i in sorted(ranked)]
 
 
-def held_out(
-  tasks_of: TasksOf, first_scene: int, count: int, max_tasks_per_scene: int, types: Sequence[str]
+def held_out_tasks(
+  tasks_of: SceneTasks, first_scene: int, count: int, max_tasks_per_scene: int, types: Sequence[str]
 ) -> list[Task]:
-  """`count` tasks of held-out rooms, always the same ones; arguments and errors as in `batch`."""
-  return _gather(
+  """The first `count` held-out tasks; arguments and errors as in `training_batch`."""
+  return _collect(
     tasks_of,
     first_scene,
     count,
     max_tasks_per_scene,
     types,
-    _PATIENCE,
-    lambda number: _generator(number, _PICK),
+    _RARE_TYPE_RETRIES,
+    lambda number: _generator(number, _HELD_OUT_STREAM),
   )
 
 
-def _gather(
-  tasks_of: TasksOf,
+def _collect(
+  tasks_of: SceneTasks,
   number: int,
   count: int,
   max_tasks_per_scene: int,
@@ -115,31 +115,38 @@ def _gather(
   rare_type_retries: int,
   generator_of: Callable[[int], np.random.Generator],
 ) -> list[Task]:
-  """`count` tasks, at most `max_tasks_per_scene` of a room, from room `number` on.
+  """`count` tasks of the scenes from `number` on, `max_tasks_per_scene` or fewer of each.
 
-  Where `count` does not divide, the first of the types get one more.
+  If `types` do not divide `count`, the first types get one more.
   """
   share, more = divmod(count, max(1, len(types)))
   left = Counter({name: share + (rank < more) for rank, name in enumerate(types)})
-  free_from = number + (rare_type_retries * math.ceil(count / max_tasks_per_scene) if types else 0)
+  any_type_from = number
+  if types:
+    any_type_from += rare_type_retries * math.ceil(count / max_tasks_per_scene)
   chosen: list[Task] = []
   misses = 0
   while len(chosen) < count:
     tasks, rng = tasks_of(number), generator_of(number)
     misses = 0 if tasks else misses + 1
-    if misses == _TRIES:
-      raise DataError(f"{_TRIES} rooms in a row gave no question; loosen source.questions")
-    if number < free_from:
-      tasks = _within(tasks, left, rng)
-    tasks = pick(tasks, min(max_tasks_per_scene, count - len(chosen)), rng)
+    if misses == _MAX_EMPTY_SCENES:
+      raise DataError(
+        f"{_MAX_EMPTY_SCENES} rooms in a row gave no question; lower"
+        " config.source.questions.min_visible_pixels or min_visible_fraction, or add types"
+      )
+    if number < any_type_from:
+      tasks = _limit_per_type(tasks, left, rng)
+    tasks = sample_tasks(tasks, min(max_tasks_per_scene, count - len(chosen)), rng)
     left.subtract(task.question_type for task in tasks)
     chosen += tasks
     number += 1
   return chosen
 
 
-def _within(tasks: Sequence[Task], left: Counter[str], rng: np.random.Generator) -> list[Task]:
-  """Of each type at most as many as are left for it, at random."""
+def _limit_per_type(
+  tasks: Sequence[Task], left: Counter[str], rng: np.random.Generator
+) -> list[Task]:
+  """Random tasks, at most `left` of each type."""
   left = left.copy()
   kept = []
   for task in [tasks[i] for i in rng.permutation(len(tasks))]:
@@ -150,10 +157,10 @@ def _within(tasks: Sequence[Task], left: Counter[str], rng: np.random.Generator)
 
 
 def prefetch(make: Callable[[int], Item], first: int, depth: int) -> Iterator[Item]:
-  """make(first), make(first + 1), ...: up to `depth` lie ready, made in a thread while one is used.
+  """Yields make(first), make(first + 1), ...; a thread computes up to `depth` items ahead.
 
-  An error of `make` is raised where its item would have come. Closing the iterator ends the thread
-  with the item it is at; neither that nor leaving the program waits for it.
+  An error of `make` is raised in place of its item. After the iterator is closed the thread ends
+  with its current item. Neither closing nor the end of the program waits for the thread.
   """
   ready: queue.Queue[Future[Item]] = queue.Queue(depth)
   closed = threading.Event()
@@ -161,7 +168,7 @@ def prefetch(make: Callable[[int], Item], first: int, depth: int) -> Iterator[It
   def work() -> None:
     for number in itertools.count(first):
       future: Future[Item] = Future()
-      _fulfil(future, functools.partial(make, number))
+      _set_result(future, functools.partial(make, number))
       ready.put(future)
       if closed.is_set() or future.exception():
         return
@@ -173,21 +180,23 @@ def prefetch(make: Callable[[int], Item], first: int, depth: int) -> Iterator[It
   finally:
     closed.set()
     with contextlib.suppress(queue.Empty):
-      while True:  # make room: the thread puts one item more and then sees that it may go
+      while True:  # make room for the last item, so that the thread reads `closed` and ends
         ready.get_nowait()
 
 
-def ahead(make: Callable[[], Item]) -> Callable[[], Item]:
-  """What `make` gives, made from now on in a thread; an error of it is raised where it is wanted.
+def compute_async(make: Callable[[], Item]) -> Callable[[], Item]:
+  """Starts `make` in a thread; the returned function waits for its result or raises its error.
 
-  Leaving the program does not wait for it.
+  The end of the program does not wait for the thread.
   """
   future: Future[Item] = Future()
-  threading.Thread(target=_fulfil, args=(future, make), daemon=True, name="ahead").start()
+  threading.Thread(
+    target=_set_result, args=(future, make), daemon=True, name="compute_async"
+  ).start()
   return future.result
 
 
-def _fulfil(future: Future[Item], make: Callable[[], Item]) -> None:
+def _set_result(future: Future[Item], make: Callable[[], Item]) -> None:
   try:
     future.set_result(make())
   except BaseException as error:
@@ -195,5 +204,5 @@ def _fulfil(future: Future[Item], make: Callable[[], Item]) -> None:
 
 
 def _generator(*numbers: int) -> np.random.Generator:
-  """Randomness named by its numbers, its use the last; NumPy ignores zeros at the end."""
+  """A generator keyed by the numbers. The last is a stream > 0: NumPy ignores zeros at the end."""
   return np.random.default_rng(numbers)

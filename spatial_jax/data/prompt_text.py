@@ -1,6 +1,6 @@
-"""Task -> the text of its prompt; drawn images -> the text of an observation.
+"""Writes the prompt of a task, and the observation of drawn images, as text.
 
-A conversation is one string. Each image is one pad token, expanded to its merged patches:
+A conversation is one string. Each image is one pad token, later repeated once per merged patch:
 
     <|im_start|>system\\n ... <|im_end|>\\n<|im_start|>user\\n
     <|vision_start|><|image_pad|><|vision_end|> image line ... question <|im_end|>\\n
@@ -10,13 +10,21 @@ Source: ViLaSR, arXiv:2506.09965 (conversation); Qwen2.5-VL's chat template (rol
 """
 
 import dataclasses
+import string
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from spatial_jax.config import ConfigError
-from spatial_jax.data.tokenizer import IM_END, IM_START, IMAGE_PAD, VISION_END, VISION_START, plain
+from spatial_jax.data.tokenizer import (
+  IM_END,
+  IM_START,
+  IMAGE_PAD,
+  VISION_END,
+  VISION_START,
+  escape_special_tokens,
+)
 from spatial_jax.errors import DataError
 from spatial_jax.types import PatchedImage, Task
 
@@ -25,19 +33,21 @@ IMAGE_TOKENS = f"{VISION_START}{IMAGE_PAD}{VISION_END}"
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-  """The words around a question. Braces name what is filled in.
+  """The text around a question. Three values are templates with fields in braces.
 
   Attributes:
-    system: content of the system turn; empty leaves the turn out.
-    image_line: after each picture of the prompt; {index} from 1, {width}, {height} in pixels.
-    question: {question}, with options and suffix already joined.
-    number_suffix, choice_suffix: joined behind the question.
-    observation: after each drawn picture.
-    more: after the last drawn picture when the policy may draw again.
-    final: instead of `more` when it may not.
-    opening: words put into the policy's mouth, which its first turn goes on from; never trained.
-    opened: share of the questions for a number whose answer is begun so, in [0, 1]; 1: of all
-      questions.
+    system: content of the system message; empty for no message.
+    image_line: template, after each image of the prompt. Fields: {index} from 1; {width} and
+      {height} in pixels.
+    question: template. Field: {question}, with options and suffix already appended.
+    number_suffix, choice_suffix: appended to the question, by the kind of its answer.
+    observation: template, after each drawn image. Fields as in `image_line`.
+    more: after the last drawn image, if the policy may draw again.
+    final: after the last drawn image, if the policy must answer now.
+    response_prefix: text that the first turn of the response begins with. It is not sampled and not
+      trained.
+    response_prefix_fraction: fraction in [0, 1] of the number questions with a response prefix; 1
+      is all questions, choices included.
   """
 
   system: str
@@ -54,46 +64,85 @@ class TextConfig:
   def __post_init__(self):
     if not 0 <= self.response_prefix_fraction <= 1:
       raise ConfigError(
-        "config.text.response_prefix_fraction must lie in [0, 1], "
-        f"got {self.response_prefix_fraction}"
+        f"config.text.response_prefix_fraction is {self.response_prefix_fraction} and must be in "
+        "[0, 1]"
+      )
+    image = {"index": 1, "width": 28, "height": 28}
+    _check_template("image_line", self.image_line, image)
+    _check_template("question", self.question, {"question": "?"})
+    _check_template("observation", self.observation, image)
+    if not any(field == "question" for field in _fields(self.question)):
+      raise ConfigError(
+        "config.text.question has no field {question}; write {question} where the question belongs"
       )
 
 
+def _check_template(key: str, template: str, values: Mapping[str, int | str]) -> None:
+  """Raises ConfigError if `template` cannot be filled with `values`."""
+  try:
+    unknown = [field for field in _fields(template) if field not in values]
+    problem = f"has the unknown field {{{unknown[0]}}}" if unknown else ""
+    if not problem:
+      template.format_map(values)
+  except (ValueError, LookupError, TypeError) as error:
+    problem = f"is not a template: {error}"
+  if problem:
+    fields = ", ".join(f"{{{field}}}" for field in values)
+    raise ConfigError(
+      f"config.text.{key} {problem}; its fields are {fields}; write {{{{ and }}}} for a brace"
+    )
+
+
+def _fields(template: str) -> list[str]:
+  """Returns the field names of a template; raises ValueError for a single brace."""
+  return [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+
+
 def prompt_text(task: Task, images: Sequence[PatchedImage], cfg: TextConfig) -> str:
-  """The whole prompt of a task up to the assistant's own words, one pad per picture."""
-  lines = [plain(task.question)]
+  """Writes the prompt of a task, with one pad token per image.
+
+  Args:
+    task: the question.
+    images: images of the task, as patches.
+    cfg: text around the question.
+
+  Returns:
+    The text up to the first token that the policy samples.
+  """
+  lines = [escape_special_tokens(task.question)]
   if task.options is not None:
-    lines += [plain(option) for option in task.options]
+    lines += [escape_special_tokens(option) for option in task.options]
   suffix = {"choice": cfg.choice_suffix, "number": cfg.number_suffix, "words": ""}
   question = cfg.question.format(question="\n".join(lines) + suffix[task.answer_kind])
-  pictures = "".join(
+  image_lines = "".join(
     IMAGE_TOKENS + _image_line(cfg.image_line, index, image)
     for index, image in enumerate(images, 1)
   )
   system = f"{IM_START}system\n{cfg.system}{IM_END}\n" if cfg.system else ""
-  asked = f"{system}{IM_START}user\n{pictures}{question}{IM_END}\n"
-  return f"{asked}{IM_START}assistant\n{response_prefix_of(task, cfg)}"
+  user = f"{IM_START}user\n{image_lines}{question}{IM_END}\n"
+  return f"{system}{user}{IM_START}assistant\n{response_prefix_of(task, cfg)}"
 
 
 def response_prefix_of(task: Task, cfg: TextConfig) -> str:
-  """What the answer to this task has to begin with, often ""; the task alone decides."""
+  """Returns the response prefix of a task, or "". A hash of the task's id decides."""
   chosen = zlib.crc32(task.task_id.encode()) < cfg.response_prefix_fraction * 2**32
-  return (
-    cfg.response_prefix
-    if chosen and (task.answer_kind == "number" or cfg.response_prefix_fraction == 1)
-    else ""
-  )
+  applies = task.answer_kind == "number" or cfg.response_prefix_fraction == 1
+  return cfg.response_prefix if chosen and applies else ""
 
 
 def observation_text(
   first_index: int, images: Sequence[PatchedImage], last: bool, cfg: TextConfig
 ) -> str:
-  """What follows the policy's <|im_end|> after a drawing: the new pictures and what to do next.
+  """Writes the observation of drawn images: the text between <|im_end|> and the next turn.
 
   Args:
-    first_index: visible index (from 1) of the first new picture.
-    images: the new pictures, at least one.
-    last: whether the policy must answer now.
+    first_index: index, from 1, of the first new image.
+    images: the new images, at least one.
+    last: the policy must answer in the next turn.
+    cfg: text around the images.
+
+  Returns:
+    The text, with one pad token per image.
   """
   lines = [
     IMAGE_TOKENS + _image_line(cfg.observation, index, image)
@@ -106,21 +155,21 @@ def observation_text(
 def expand_image_tokens(
   token_ids: Sequence[int], images: Sequence[PatchedImage], *pads: int
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-  """Repeats each picture's single pad token once per merged patch.
+  """Repeats the pad token of each image once per merged patch.
 
-      ids     a  PAD  b        images: one of 3 tokens
+      ids     a  PAD  b        images: one of 3 merged patches
       result  a  PAD PAD PAD  b,   starts (1,)
 
   Args:
-    token_ids: of the text.
-    images: images and clips in order of their pads.
-    pads: the ids that stand for one.
+    token_ids: ids of the text.
+    images: images and clips in the order of their pad tokens.
+    pads: ids of the pad tokens.
 
   Returns:
-    int32 [T] ids and the first token of each picture.
+    int32 [T] ids, and the index of the first token of each image.
 
   Raises:
-    DataError: on the host, when the number of pads is not the number of pictures.
+    DataError: if the numbers of pad tokens and images differ.
   """
   ids = np.asarray(token_ids, np.int32)
   places = np.flatnonzero(np.isin(ids, pads))

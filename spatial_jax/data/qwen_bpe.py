@@ -1,4 +1,4 @@
-"""Qwen's own tokenizer, rebuilt offline from the rank file that its releases carry.
+"""Builds Qwen's tokenizer from the rank file of its releases, without a download.
 
 qwen.tiktoken  "base64 rank" per line ──► vocabulary and merges ──► tokenizers.Tokenizer
 
@@ -10,12 +10,12 @@ import pathlib
 from collections.abc import Mapping
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import models
 
-from spatial_jax.data.tokenizer import QWEN_SPLIT, SPECIAL_TOKENS, Tokenizer
+from spatial_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer, byte_level_tokenizer
 from spatial_jax.errors import DataError
 
-# Behind the special tokens of the text module; the first six are plain text to a decoder.
+# Their ids follow those of SPECIAL_TOKENS. `decode` of the tokenizer keeps them.
 _LATER_TOKENS = (
   "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>",
   "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>",
@@ -24,10 +24,16 @@ _LATER_TOKENS = (
 
 
 def read_ranks(path: pathlib.Path) -> dict[bytes, int]:
-  """The tokens of a rank file, in order of their ranks.
+  """Reads a rank file.
+
+  Args:
+    path: text file with one "base64 rank" per line.
+
+  Returns:
+    Rank of each token, in the order of the file.
 
   Raises:
-    DataError: I/O, when there is no such file or a line is not "base64 rank".
+    DataError: if the file cannot be read or a line has another form.
   """
   try:
     lines = pathlib.Path(path).read_bytes().splitlines()
@@ -44,53 +50,51 @@ def read_ranks(path: pathlib.Path) -> dict[bytes, int]:
 
 
 def qwen_tokenizer(ranks: Mapping[bytes, int]) -> Tokenizer:
-  """The tokenizer of Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
+  """Builds the tokenizer of Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
 
-  A token longer than a byte was merged from two of lower rank: those that are left when its bytes
-  are merged as far as tokens below its own rank allow.
+  A token of several bytes was merged from two tokens of lower rank. To find them, its bytes are
+  merged with all tokens of lower rank until two tokens are left.
 
   Args:
-    ranks: of every token, single bytes included.
+    ranks: rank of every token, single bytes included.
+
+  Returns:
+    The tokenizer.
+
+  Raises:
+    DataError: if a token cannot be merged from two tokens of lower rank.
   """
   letters = _byte_letters()
 
-  def written(token: bytes) -> str:
+  def to_letters(token: bytes) -> str:
     return "".join(letters[byte] for byte in token)
 
   ordered = sorted(ranks, key=lambda token: ranks[token])
   halves = [_halves(token, ranks, ranks[token]) for token in ordered if len(token) > 1]
-  merges = [(written(first), written(second)) for first, second in halves]
-  vocabulary = {written(token): ranks[token] for token in ordered}
-  inner = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
-  inner.normalizer = normalizers.NFC()
-  inner.pre_tokenizer = pre_tokenizers.Sequence(
-    [
-      pre_tokenizers.Split(tokenizers.Regex(QWEN_SPLIT), behavior="isolated"),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
-  )
-  inner.decoder = decoders.ByteLevel()
+  merges = [(to_letters(first), to_letters(second)) for first, second in halves]
+  vocabulary = {to_letters(token): ranks[token] for token in ordered}
+  inner = byte_level_tokenizer(models.BPE(vocabulary, merges))
   inner.add_special_tokens([tokenizers.AddedToken(t, special=True) for t in SPECIAL_TOKENS])
   inner.add_tokens([tokenizers.AddedToken(t, normalized=False) for t in _LATER_TOKENS])
   return Tokenizer(inner)
 
 
-def _halves(token: bytes, ranks: Mapping[bytes, int], below: int) -> tuple[bytes, bytes]:
-  """The two tokens that `token` was merged from."""
+def _halves(token: bytes, ranks: Mapping[bytes, int], rank: int) -> tuple[bytes, bytes]:
+  """Returns the two tokens that `token` was merged from."""
   parts = [token[i : i + 1] for i in range(len(token))]
   while len(parts) > 2:
-    pairs = [ranks.get(parts[i] + parts[i + 1], below) for i in range(len(parts) - 1)]
-    best = min(pairs)
-    if best >= below:
-      raise DataError(f"token {token!r} of rank {below} is no merge of two earlier ones")
-    at = pairs.index(best)
+    pair_ranks = [ranks.get(parts[i] + parts[i + 1], rank) for i in range(len(parts) - 1)]
+    best = min(pair_ranks)
+    if best >= rank:
+      raise DataError(f"token {token!r} of rank {rank} is no merge of two tokens of lower rank")
+    at = pair_ranks.index(best)
     parts[at : at + 2] = [parts[at] + parts[at + 1]]
   return parts[0], parts[1]
 
 
 def _byte_letters() -> dict[int, str]:
-  """The letter that stands for each byte in a byte-level BPE: itself where it can be printed."""
-  printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-  letters = {byte: chr(byte) for byte in printed}
+  """Returns the letter of each byte in a byte-level BPE: a printable byte is its own letter."""
+  printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+  letters = {byte: chr(byte) for byte in printable}
   others = (byte for byte in range(256) if byte not in letters)
   return letters | {byte: chr(256 + number) for number, byte in enumerate(others)}

@@ -1,9 +1,10 @@
-"""Text to tokens and back: a `tokenizers` tokenizer, special tokens, BPE training.
+"""Text to tokens and back: a wrapper of a `tokenizers` tokenizer, special tokens, BPE training.
 
 Source: special tokens and split of Qwen2.5's tokenizer.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterable, Sequence
 
@@ -12,24 +13,17 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from spatial_jax.errors import DataError
 
+FILE = "tokenizer.json"
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
-
-
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
-
-
 IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
-
-
-# The order of Qwen2.5's own special tokens, so that ids follow the merges in the same sequence.
+# In the order of Qwen2.5's tokenizer, so that their ids follow the merges in the same sequence.
 SPECIAL_TOKENS = (
   END_OF_TEXT, IM_START, IM_END,
   "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
   "<|quad_start|>", "<|quad_end|>", VISION_START, VISION_END, "<|vision_pad|>",
   IMAGE_PAD, VIDEO_PAD,
 )  # fmt: skip
-
-
 # Qwen2's split: contractions, words with one leading sign, single digits, punctuation, whitespace.
 QWEN_SPLIT = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -39,58 +33,93 @@ QWEN_SPLIT = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-  """A `tokenizers` tokenizer with the ids that the rest of the system asks for by name."""
+  """A `tokenizers` tokenizer of a Qwen-VL model.
+
+  Attributes:
+    inner: the library's tokenizer.
+  """
 
   inner: tokenizers.Tokenizer
 
   def encode(self, text: str) -> list[int]:
-    """Token ids of a text; special tokens written out in it become their ids."""
+    """Returns the token ids of a text; a special token in the text becomes its id."""
     return self.inner.encode(text, add_special_tokens=False).ids
 
   def decode(self, token_ids: Sequence[int]) -> str:
-    """The text of token ids, special tokens left out."""
-    return self.inner.decode(list(token_ids), skip_special_tokens=True)
+    """Returns the text of token ids without Qwen's special tokens.
+
+    Other tokens are kept even if the file marks them as special. Some fine-tuned tokenizers mark
+    <think> and <answer>, and the text of an answer needs these tags.
+    """
+    kept = [token_id for token_id in token_ids if token_id not in self._special_ids]
+    return self.inner.decode(kept, skip_special_tokens=False)
 
   def id(self, token: str) -> int:
-    """The id of one special token. Raises DataError (host) when the vocabulary lacks it."""
+    """Returns the id of a token.
+
+    Raises:
+      DataError: if the vocabulary does not contain the token.
+    """
     found = self.inner.token_to_id(token)
     if found is None:
       raise DataError(f"the tokenizer has no token {token!r}; use the tokenizer of a Qwen-VL model")
     return found
 
+  @functools.cached_property
+  def used_ids(self) -> frozenset[int]:
+    """The ids that belong to a token. Fine-tuned tokenizers may leave gaps between them."""
+    return frozenset(self.inner.get_vocab(with_added_tokens=True).values())
+
   def forbidden_ids(self) -> tuple[int, ...]:
-    """Ids the policy must never sample: all special tokens but <|im_end|>."""
-    ids = (self.inner.token_to_id(token) for token in SPECIAL_TOKENS if token != IM_END)
-    return tuple(sorted(i for i in ids if i is not None))
+    """Returns the ids that the policy must never sample: all special tokens except <|im_end|>."""
+    return tuple(sorted(self._special_ids - {self.inner.token_to_id(IM_END)}))
+
+  @functools.cached_property
+  def _special_ids(self) -> frozenset[int]:
+    ids = (self.inner.token_to_id(token) for token in SPECIAL_TOKENS)
+    return frozenset(i for i in ids if i is not None)
 
 
 def load_tokenizer(folder: pathlib.Path) -> Tokenizer:
-  """Reads `tokenizer.json` of a Hugging Face folder. Raises DataError (I/O) naming the file."""
-  path = pathlib.Path(folder) / "tokenizer.json"
+  """Reads `tokenizer.json` of a Hugging Face folder.
+
+  Truncation, padding and BPE dropout are switched off. Training code leaves these settings in the
+  file, and they would cut a prompt or change its tokens without a message.
+
+  Args:
+    folder: folder that contains tokenizer.json.
+
+  Returns:
+    The tokenizer.
+
+  Raises:
+    DataError: if the file is missing or cannot be read; the message names the file.
+  """
+  path = pathlib.Path(folder) / FILE
   if not path.is_file():
-    raise DataError(f"{path} does not exist; a checkpoint folder needs its tokenizer.json")
+    raise DataError(f"{path} does not exist; copy {FILE} of the policy into this folder")
   try:
-    return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
-  except Exception as error:  # the library has no error of its own
-    raise DataError(f"{path} cannot be read ({error}); copy it again") from error
+    inner = tokenizers.Tokenizer.from_file(str(path))
+  except Exception as error:  # the library has no exception type of its own
+    raise DataError(f"{path} cannot be read ({error}); copy or download it again") from error
+  inner.no_truncation()
+  inner.no_padding()
+  if isinstance(inner.model, models.BPE):
+    inner.model.dropout = None
+  return Tokenizer(inner)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-  """A byte-level BPE with Qwen's split and special tokens, learned from `texts`.
+  """Trains a byte-level BPE tokenizer with Qwen's split and special tokens.
 
   Args:
     texts: the corpus.
-    vocabulary: number of ids, special tokens included; at least 256 + the special tokens.
+    vocabulary: number of ids, at least 256 + len(SPECIAL_TOKENS).
+
+  Returns:
+    The tokenizer; the special tokens have the highest ids.
   """
-  inner = tokenizers.Tokenizer(models.BPE())
-  inner.normalizer = normalizers.NFC()
-  inner.pre_tokenizer = pre_tokenizers.Sequence(
-    [
-      pre_tokenizers.Split(tokenizers.Regex(QWEN_SPLIT), behavior="isolated"),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
-  )
-  inner.decoder = decoders.ByteLevel()
+  inner = byte_level_tokenizer(models.BPE())
   trainer = trainers.BpeTrainer(
     vocab_size=vocabulary - len(SPECIAL_TOKENS),
     initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -101,6 +130,20 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
   return Tokenizer(inner)
 
 
-def plain(text: str) -> str:
-  """User text that cannot name a special token: "<|" is broken up."""
+def byte_level_tokenizer(model: models.BPE) -> tokenizers.Tokenizer:
+  """Returns a tokenizer of this BPE model with Qwen's normalizer, split and decoder."""
+  inner = tokenizers.Tokenizer(model)
+  inner.normalizer = normalizers.NFC()
+  inner.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(tokenizers.Regex(QWEN_SPLIT), behavior="isolated"),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
+  inner.decoder = decoders.ByteLevel()
+  return inner
+
+
+def escape_special_tokens(text: str) -> str:
+  """Returns a text that contains no special token: a space is put into every "<|"."""
   return text.replace("<|", "< |")

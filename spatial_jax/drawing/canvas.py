@@ -1,10 +1,10 @@
-"""Drawing operations -> new pictures, with Pillow: the same operations always give the same pixels.
+"""Drawing operations -> new images, with Pillow: the same operations always give the same pixels.
 
     images 1 .. n      turn draws on 3 and 17      images n + 1 (copy of 3), n + 2 (copy of 17)
 
-Every distinct index of a turn gives one new picture: a copy of the *target* picture, on which the
-whole merged list is drawn again. So a box that is moved on the original leaves nothing behind, and
-one that is moved on a picture already drawn upon leaves its old lines.
+Every distinct index of a turn gives one new image: a copy of the target image, on which the whole
+merged list of operations is drawn again. A box that is moved on the original image leaves no old
+lines. A box that is moved on a drawn image leaves its old lines there.
 
 Source: ViLaSR, arXiv:2506.09965 (order, merging, colours and sizes as in its released code).
 """
@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from spatial_jax.checks import is_whole
+from spatial_jax.config import check_field
 from spatial_jax.types import Operation
 
 COLOURS = (
@@ -25,15 +27,21 @@ COLOURS = (
 )  # fmt: skip
 
 
+MAX_PX = 1000  # of a size; Pillow's time and memory grow with it
+
+
 @dataclasses.dataclass(frozen=True)
 class Style:
-  """Sizes in pixels; ViLaSR draws 448-pixel pictures with 4, 4, 10 and (8, 6).
+  """Sizes in pixels.
 
   Attributes:
-    line_px: width of box outlines and lines.
-    dot_px: radius of the dots at both ends of a line.
-    font_px: size of labels.
-    label_offset_px: from the upper left corner of a box to its label.
+    line_px: width of box outlines and lines, 1 to 1,000.
+    dot_px: radius of the dots at both ends of a line, 0 to 1,000.
+    font_px: size of labels, 1 to 1,000.
+    label_offset_px: (right, down) from the upper left corner of a box to its label.
+
+  Raises:
+    FieldError: if a value is out of range.
   """
 
   line_px: int
@@ -41,16 +49,37 @@ class Style:
   font_px: int
   label_offset_px: tuple[int, int]
 
+  def __post_init__(self):
+    for name, size, smallest in (
+      ("line_px", self.line_px, 1),
+      ("dot_px", self.dot_px, 0),
+      ("font_px", self.font_px, 1),
+    ):
+      rule = f"be a whole number from {smallest} to {MAX_PX}"
+      check_field(self, name, is_whole(size, smallest, MAX_PX), rule)
+    offset = self.label_offset_px
+    is_pair = isinstance(offset, tuple) and len(offset) == 2
+    valid = is_pair and all(is_whole(part, -MAX_PX, MAX_PX) for part in offset)
+    check_field(self, "label_offset_px", valid, f"be two whole numbers up to {MAX_PX}")
+
+
+PUBLISHED_STYLE = Style(4, 4, 10, (8, 6))  # ViLaSR's, for images of 448 pixels
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Picture:
-  """Pixels, uint8 [height, width, 3], and what was drawn on them (nothing on an original).
+class DrawnImage:
+  """An image and the operations that are drawn on it.
 
-  Raises ValueError (host) for pixels of another form.
+  Attributes:
+    pixels: uint8 [height, width, 3].
+    operations: empty for an original image.
+
+  Raises:
+    ValueError: if the pixels have another dtype or shape.
   """
 
   pixels: np.ndarray
-  drawn: tuple[Operation, ...]
+  operations: tuple[Operation, ...]
 
   def __post_init__(self):
     if self.pixels.dtype != np.uint8 or self.pixels.ndim != 3 or self.pixels.shape[2] != 3:
@@ -59,46 +88,48 @@ class Picture:
 
 
 def draw(
-  images: Sequence[Picture], operations: Sequence[Operation], style: Style
-) -> tuple[Picture, ...]:
-  """The new pictures of one turn, one for every distinct index, in the order of `targets`.
+  images: Sequence[DrawnImage],
+  operations: Sequence[Operation],
+  style: Style = PUBLISHED_STYLE,
+) -> tuple[DrawnImage, ...]:
+  """Returns the new images of one turn, one per distinct index, in the order of `targets`.
 
   Args:
-    images: all pictures so far; operation index 1 is the first.
-    operations: of one turn, as `protocol.parse` gives them for these images.
+    images: all images so far; operation index 1 is the first.
+    operations: of one turn, as `parser.parse` returns them for these images.
     style: sizes.
 
   Raises:
-    IndexError: on the host, when an operation names no image.
+    IndexError: if an operation names an image that does not exist.
   """
   return tuple(
-    Picture(paint(picture.pixels, picture.drawn, style), picture.drawn)
-    for picture in plan(images, operations)
+    DrawnImage(paint(image.pixels, image.operations, style), image.operations)
+    for image in plan(images, operations)
   )
 
 
 def targets(operations: Sequence[Operation]) -> tuple[int, ...]:
-  """The distinct indices in the order of their new pictures: those of boxes first, then lines."""
+  """Returns the distinct image indices in the order of the new images: boxes first, then lines."""
   return tuple(dict.fromkeys(o.image for o in (*_of("box", operations), *_of("line", operations))))
 
 
-def plan(images: Sequence[Picture], operations: Sequence[Operation]) -> tuple[Picture, ...]:
-  """The pictures to be: pixels of the target still, and all that has to be drawn on them."""
+def plan(images: Sequence[DrawnImage], operations: Sequence[Operation]) -> tuple[DrawnImage, ...]:
+  """Returns the new images before they are painted: old pixels and all operations to draw."""
   return tuple(
-    Picture(
+    DrawnImage(
       images[index - 1].pixels,
-      merge(images[index - 1].drawn, [o for o in operations if o.image == index]),
+      merge(images[index - 1].operations, [o for o in operations if o.image == index]),
     )
     for index in targets(operations)
   )
 
 
 def merge(old: Sequence[Operation], new: Sequence[Operation]) -> tuple[Operation, ...]:
-  """All boxes, then all lines: an old one gives way in place to the new one with its label.
+  """Returns all boxes, then all lines; a new operation replaces the old one with its label.
 
       old   table@1  chair@2      new   chair@5  lamp@6      merged   table@1  chair@5  lamp@6
 
-  Within `new` the last of equal labels counts.
+  If labels in `new` are equal, the last one counts.
   """
   merged: list[Operation] = []
   for tool in ("box", "line"):
@@ -109,11 +140,11 @@ def merge(old: Sequence[Operation], new: Sequence[Operation]) -> tuple[Operation
 
 
 def paint(pixels: np.ndarray, operations: Sequence[Operation], style: Style) -> np.ndarray:
-  """A copy of the pixels with boxes, their labels, and then lines drawn on it.
+  """Returns a copy of the pixels with boxes, their labels and then lines drawn on it.
 
   Args:
     pixels: uint8 [height, width, 3].
-    operations: points in pixels of this picture, clipped to it.
+    operations: points in pixels of this image, clipped to it.
     style: sizes.
 
   Returns:
@@ -146,5 +177,5 @@ def _of(tool: str, operations: Sequence[Operation]) -> list[Operation]:
 
 @functools.cache
 def _font(size_px: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-  """Pillow's own font: no file of the machine can change a picture."""
+  """Pillow's own font, so that fonts of the machine cannot change an image."""
   return ImageFont.load_default(size_px)

@@ -1,16 +1,16 @@
-"""Draws in worker processes, beside the loop, and never raises into it.
+"""Draws in worker processes while the rollout loop runs; a failure is a result, not an error.
 
     submit ──► queue ──► thread 1 ◄──pipes──► worker process 1
-                    └──► thread 2 ◄──pipes──► worker process 2 ──► result: pictures or a Fault
+                    └──► thread 2 ◄──pipes──► worker process 2 ──► result: new images or a Fault
 
-Covered: a worker that dies, hangs (killed after `timeout_s`) or asks for too much memory gives a
-`Fault` for the one drawing it was at, and a fresh worker takes the next. What a drawing may hold is
-limited by counts in `protocol`, so these are accidents of the machine, never a verdict on the
-policy: the row is left out, not scored 0. A worker ends when its stdin does, so none outlives its
-parent, however that ends.
+A worker that dies, hangs (it is killed after `timeout_s`) or needs too much memory gives a `Fault`
+for its current drawing; a new worker takes the next one. `parser.Limits` bounds a drawing by
+counts, so a fault is an accident of the machine and not an error of the policy: the rollout is left
+out of its group, not scored 0. A worker ends when its stdin ends, so it always ends with its
+parent.
 
-Not covered: this is no sandbox. Model output is data only, and reaches a worker as numbers and
-labels; a worker has the rights of the user who started the run and would not hold malicious code.
+This is no sandbox. Model output reaches a worker as numbers and labels only. A worker has the
+rights of the user who started the run and could not confine malicious code.
 """
 
 import contextlib
@@ -27,28 +27,36 @@ from typing import NamedTuple, TypeAlias
 
 from absl import logging
 
-from spatial_jax.config import ConfigError
+from spatial_jax.checks import is_finite, is_whole
+from spatial_jax.config import check_field
 from spatial_jax.drawing import wire
-from spatial_jax.drawing.canvas import Picture, Style, draw, plan
+from spatial_jax.drawing.canvas import DrawnImage, Style, draw, plan
 from spatial_jax.types import Operation
 
 WORKER_ENVIRONMENT = {
-  # Thread pools of BLAS would reserve address space that counts against the limit.
+  # The thread pools of BLAS reserve address space that counts against the limit.
   "OPENBLAS_NUM_THREADS": "1",
-  # glibc: keep the pages of one picture for the next; giving them back costs more than drawing.
+  # glibc: keep the pages of one image for the next; returning them costs more than drawing.
   "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
   "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
 }
 
 
+MAX_TIMEOUT_S = 3600
+
+
 @dataclasses.dataclass(frozen=True)
 class ExecutorConfig:
-  """Who draws.
+  """The processes that draw.
 
   Attributes:
-    workers: processes; 0 draws in this one.
-    timeout_s: wall-clock seconds for one turn's drawing, far above what it takes.
-    memory_mib: address space of a worker, in MiB; NumPy and Pillow take about 200 of it.
+    workers: number of processes; 0 draws in this process.
+    timeout_s: wall-clock seconds for the drawing of one turn, far above its normal time; at most
+      3,600.
+    memory_mib: address space of a worker, MiB, at least 256; NumPy and Pillow take about 200.
+
+  Raises:
+    FieldError: if a value is out of range.
   """
 
   workers: int
@@ -56,31 +64,30 @@ class ExecutorConfig:
   memory_mib: int
 
   def __post_init__(self):
-    if self.workers < 0 or self.timeout_s <= 0 or self.memory_mib < 1:
-      raise ConfigError(
-        "config.executor: workers >= 0 (0: this process), timeout_s > 0, memory_mib >= 1; got "
-        f"{self.workers}, {self.timeout_s:g}, {self.memory_mib}"
-      )
+    in_time = is_finite(self.timeout_s) and 0 < self.timeout_s <= MAX_TIMEOUT_S
+    check_field(self, "workers", is_whole(self.workers, 0), "be a whole number, at least 0")
+    check_field(self, "timeout_s", in_time, f"be above 0 and at most {MAX_TIMEOUT_S}")
+    check_field(self, "memory_mib", is_whole(self.memory_mib, 256), "be at least 256")
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-  """The machinery broke while drawing; says nothing about what was to be drawn."""
+  """A drawing failed because of the machine, not because of its operations."""
 
   detail: str
 
 
-Drawing: TypeAlias = "Future[tuple[Picture, ...] | Fault]"
+Drawing: TypeAlias = "Future[tuple[DrawnImage, ...] | Fault]"
 
 
 class _Task(NamedTuple):
-  images: tuple[Picture, ...]
+  images: tuple[DrawnImage, ...]
   operations: tuple[Operation, ...]
   drawing: Drawing
 
 
 class Executor:
-  """Context manager that draws turns: `submit` returns at once, its result is waited for."""
+  """Context manager that draws turns; `submit` returns a future at once."""
 
   def __init__(self, config: ExecutorConfig, style: Style):
     self.config, self.style = config, style
@@ -101,7 +108,7 @@ class Executor:
     error: BaseException | None,
     traceback: TracebackType | None,
   ) -> None:
-    """Ends the workers; drawings that none has begun become faults."""
+    """Ends the workers; drawings that are still queued become faults."""
     with contextlib.suppress(queue.Empty):
       while task := self._tasks.get_nowait():
         task.drawing.set_result(Fault("the executor was closed"))
@@ -110,8 +117,8 @@ class Executor:
     for thread in self._threads:
       thread.join()
 
-  def submit(self, images: Sequence[Picture], operations: Sequence[Operation]) -> Drawing:
-    """Hands over one turn's drawing (arguments as in `canvas.draw`)."""
+  def submit(self, images: Sequence[DrawnImage], operations: Sequence[Operation]) -> Drawing:
+    """Submits the drawing of one turn; arguments as in `canvas.draw`."""
     task = _Task(tuple(images), tuple(operations), Future())
     if self.config.workers:
       self._tasks.put(task)
@@ -123,15 +130,15 @@ class Executor:
     return task.drawing
 
   def _serve(self) -> None:
-    """One thread and its worker: what goes wrong ends the worker and is a fault of one drawing."""
+    """Runs one thread and its worker; an error ends the worker and is a fault of one drawing."""
     worker: subprocess.Popen[bytes] | None = None
     while task := self._tasks.get():
       try:
         if worker is None or worker.poll() is not None:
           _stop(worker)
           worker = _start(self.config)
-        pictures = _paint(worker, task, self.style, self.config.timeout_s)
-        task.drawing.set_result(pictures)
+        images = _paint(worker, task, self.style, self.config.timeout_s)
+        task.drawing.set_result(images)
       except Exception as error:
         _stop(worker)
         task.drawing.set_result(_fault(error))
@@ -140,8 +147,8 @@ class Executor:
 
 def _paint(
   worker: subprocess.Popen[bytes], task: _Task, style: Style, timeout_s: float
-) -> tuple[Picture, ...]:
-  """One exchange with a worker. Raises ChildProcessError (host) when it died, hung or refused."""
+) -> tuple[DrawnImage, ...]:
+  """One exchange with a worker. Raises ChildProcessError if it died, hung or returned a fault."""
   assert worker.stdin is not None
   assert worker.stdout is not None
   planned = plan(task.images, task.operations)
@@ -159,9 +166,9 @@ def _paint(
     timer.cancel()
     timer.join()
   if "fault" in header:
-    raise ChildProcessError(f"the worker gave up: {header['fault']}")
+    raise ChildProcessError(f"the worker failed: {header['fault']}")
   pixels = wire.arrays(payload, header["shapes"])
-  return tuple(Picture(p, old.drawn) for p, old in zip(pixels, planned, strict=True))
+  return tuple(DrawnImage(p, old.operations) for p, old in zip(pixels, planned, strict=True))
 
 
 def _start(config: ExecutorConfig) -> subprocess.Popen[bytes]:
@@ -171,23 +178,23 @@ def _start(config: ExecutorConfig) -> subprocess.Popen[bytes]:
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     env={**os.environ, **WORKER_ENVIRONMENT},
-    process_group=0,  # Ctrl-C at the terminal is for the parent, which then closes stdin
+    process_group=0,  # Ctrl-C goes to the parent only, which then closes stdin
   )
 
 
 def _stop(worker: subprocess.Popen[bytes] | None) -> None:
-  """Ends a worker, whatever state it is in: it holds nothing that could be lost."""
+  """Ends a worker in any state; it stores no data that could be lost."""
   if worker is None:
     return
   worker.kill()
   worker.wait()
   for stream in (worker.stdin, worker.stdout):
-    with contextlib.suppress(OSError):  # what could not be written goes with the worker
+    with contextlib.suppress(OSError):  # unwritten data is lost with the worker
       if stream is not None:
         stream.close()
 
 
 def _fault(error: Exception) -> Fault:
   detail = f"{type(error).__name__}: {error}"
-  logging.log_first_n(logging.ERROR, "a drawing failed, its rollout is left out: %s", 5, detail)
+  logging.log_first_n(logging.ERROR, "a drawing failed; its rollout is left out: %s", 5, detail)
   return Fault(detail)

@@ -1,9 +1,9 @@
-"""Reads JSON as models write it: mends what has one obvious meaning, and evaluates nothing.
+"""Reads JSON as models write it: repairs mistakes with one obvious meaning, and evaluates nothing.
 
-Mended: Python literals and quotes, tuples, curly quotes, bare keys, comments, commas too few or too
-many, brackets that were not closed (at the end, or before an outer one closes), several values
-behind one another. Everything else is rejected as a whole. A valid JSON document reads as
-`json.loads` reads it, with every number a float.
+Repaired: Python literals and quotes, tuples, curly quotes, bare keys, comments, missing and extra
+commas, brackets that were not closed (at the end, or before an outer one closes), several values
+in a row. Any other text is rejected as a whole. A valid JSON document reads as `json.loads` reads
+it, with every number a float.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any
 
 from spatial_jax.types import OperationError
 
-# A comma is as good as a space: this alone mends missing, doubled and trailing ones.
+# Commas count as spaces, which repairs missing, doubled and trailing commas.
 GAP = re.compile(r"(?:[\s,]+|//[^\n]*|#[^\n]*|/\*.*?\*/)*", re.DOTALL)
 STRAY = re.compile(r"(?:[\s,\]})]+|//[^\n]*|#[^\n]*|/\*.*?\*/)*", re.DOTALL)
 COLON = re.compile(r"\s*:")
@@ -39,19 +39,19 @@ class Rejected(ValueError):
 
 
 def read_items(text: str, depth: int) -> list[Any]:
-  """The items of one block: those of its lists, or the values that stand in no list.
+  """Returns the items of one block: the items of its lists, and its values outside of lists.
 
       [{..}, {..}]      {..}      {..} {..}      [{..}] [{..}]      [{.., {..
 
   Args:
-    text: what stands between the fences, of any length and content.
-    depth: how many brackets may be open at once.
+    text: text between the fences, of any length and content.
+    depth: number of brackets that may be open at once.
 
   Returns:
-    dict, list, str, float, bool or None, each.
+    Each item is a dict, list, str, float, bool or None.
 
   Raises:
-    Rejected: "bad_json" when the text has no one obvious reading, "too_deep".
+    Rejected: "bad_json" if the text has no single obvious reading, "too_deep".
   """
   reader = _Reader(text, depth)
   reader.take(GAP)
@@ -66,7 +66,7 @@ def read_items(text: str, depth: int) -> list[Any]:
 
 
 class _Reader:
-  """Recursive descent over one text; `position` moves on, but for one step back in `_array`."""
+  """Recursive descent over one text; `position` only grows, except for one case in `_array`."""
 
   def __init__(self, text: str, depth: int):
     self.text, self.depth, self.position = text, depth, 0
@@ -76,7 +76,7 @@ class _Reader:
     return self.position >= len(self.text)
 
   def take(self, pattern: re.Pattern[str]) -> str:
-    """Moves over the pattern; "" and no move when it does not match here."""
+    """Consumes the pattern; returns "" if it does not match at the position."""
     match = pattern.match(self.text, self.position)
     if match is None:
       return ""
@@ -106,7 +106,7 @@ class _Reader:
     while True:
       self.take(GAP)
       char = self._peek()
-      if char in ("", "]", ")", "{"):  # its brace was forgotten
+      if char in ("", "]", ")", "{"):  # the closing brace is missing
         return members
       if char == "}":
         self.position += 1
@@ -122,7 +122,7 @@ class _Reader:
     while True:
       self.take(GAP)
       char = self._peek()
-      if char in ("", "}"):  # its bracket was forgotten
+      if char in ("", "}"):  # the closing bracket is missing
         return items
       if char in ("]", ")"):
         self.position += 1
@@ -130,7 +130,7 @@ class _Reader:
       start = self.position
       item = self.value(depth)
       if isinstance(item, str) and COLON.match(self.text, self.position):
-        self.position = start  # a key: the bracket was forgotten before it
+        self.position = start  # a key: the closing bracket is missing before it
         return items
       items.append(item)
 
@@ -144,7 +144,7 @@ class _Reader:
       if char == "\\":
         chars.append(self._escape())
       elif char == close and not self._apostrophe(char):
-        return _whole("".join(chars))
+        return _joined_surrogates("".join(chars))
       else:
         chars.append(char)
     raise Rejected("bad_json", "a string is not closed")
@@ -159,7 +159,7 @@ class _Reader:
     return chr(int(code[0], 16))
 
   def _apostrophe(self, char: str) -> bool:
-    """Whether a single quote stands within a word ('the chair's leg') and so closes nothing."""
+    """Whether a single quote is inside a word ('the chair's leg') and so closes no string."""
     before, after = self.text[self.position - 2], self._peek()
     return char in "'\u2019" and before.isalnum() and after.isalnum()
 
@@ -171,8 +171,8 @@ class _Reader:
     return Rejected("bad_json", f"expected {wanted} at character {self.position}, found {found}")
 
 
-def _whole(text: str) -> str:
-  """Joins surrogate pairs; a lone half becomes U+FFFD, so that the text can be stored."""
+def _joined_surrogates(text: str) -> str:
+  """Joins surrogate pairs; a lone surrogate becomes U+FFFD, so that the text can be stored."""
   if SURROGATE.search(text) is None:
     return text
   return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -1,4 +1,4 @@
-"""Text of one turn -> drawing operations and typed errors, and back: all that knows the notation.
+"""Text of one turn -> drawing operations and typed errors, and back: the only use of the notation.
 
     <think> The table is cut off. </think> Action: Object Mapper
     ```json
@@ -7,21 +7,22 @@
 
 A line, under Action: Path Tracer, is {"index": 3, "start_point_2d": [x, y], "end_point_2d": [x, y],
 "label": "path"}; the last turn is <think> ... </think> Action: Answer and <answer> 4 </answer>.
-Model output is data: our own reader reads it, nothing evaluates it, and every piece that is not
-drawn leaves one error code:
+Model output is data: `lenient_json` reads it and nothing evaluates it. Every block or item that is
+not drawn gives one error code:
 
-    bad_json, too_deep                    the block has no one obvious reading
+    bad_json, too_deep                    the block has no single obvious reading
     block_too_long, too_many_blocks,
     too_many_operations, label_too_long   over a limit
     not_an_object, unknown_item           an item that is neither box nor line
     missing_index, bad_index,
-    no_such_image                         index is not a whole number, or names no image
+    no_such_image                         index is not a whole number, or not that of an image
     bad_points, not_a_number, not_finite,
     huge_number, outside_image            the points
     missing_label, bad_label              the label
 
 Source: ViLaSR, arXiv:2506.09965 (notation and grammar as in its released code). Its reader takes
-Python literals only and drops what it cannot read; ours mends and reports.
+Python literals only and drops unreadable blocks; this one repairs obvious mistakes and reports the
+others.
 """
 
 import dataclasses
@@ -31,10 +32,12 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+from spatial_jax.checks import is_whole
+from spatial_jax.config import check_field
 from spatial_jax.drawing.lenient_json import Rejected, read_items
+from spatial_jax.grammar import TAGS, answer_of, is_well_formed
 from spatial_jax.types import Operation, OperationError
 
-TURN = re.compile(r"<think>(.*?)</think>\s*Action:\s*(.*?)(?=\n|$)", re.DOTALL)
 FENCE = re.compile(r"^[ \t]*```[ \t]*json\b", re.MULTILINE | re.IGNORECASE)
 TOOL_NAMES = {"box": "Object Mapper", "line": "Path Tracer"}
 
@@ -43,15 +46,18 @@ Points = tuple[float, float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What one turn may hold, by count, so that the same text always gives the same result.
+  """Limits of one turn; all are counts, so that the same text always gives the same result.
 
   Attributes:
-    blocks: fenced blocks that are read.
-    block_chars: length of a block.
-    depth: brackets open at once.
-    operations: items, drawn or rejected.
-    label_chars: length of a label.
-    digits: digits of a coordinate before its decimal point.
+    blocks: number of fenced blocks that are read, at least 1.
+    block_chars: length of a block, at least 1.
+    depth: number of brackets that are open at once, 1 to 100.
+    operations: number of items, drawn or rejected, at least 1.
+    label_chars: length of a label, at least 1.
+    digits: number of digits of a coordinate before its decimal point, 1 to 15.
+
+  Raises:
+    FieldError: if a value is out of range.
   """
 
   blocks: int
@@ -61,28 +67,45 @@ class Limits:
   label_chars: int
   digits: int
 
+  def __post_init__(self):
+    for name, count, largest in (
+      ("blocks", self.blocks, None),
+      ("block_chars", self.block_chars, None),
+      ("depth", self.depth, 100),  # the reader calls itself once per bracket
+      ("operations", self.operations, None),
+      ("label_chars", self.label_chars, None),
+      ("digits", self.digits, 15),
+    ):
+      rule = "be a whole number, at least 1" + (f" and at most {largest}" if largest else "")
+      check_field(self, name, is_whole(count, 1, largest), rule)
+
+
+WIDE_LIMITS = Limits(  # for a caller without a config
+  blocks=16, block_chars=20_000, depth=16, operations=64, label_chars=200, digits=6
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Coordinates:
-  """How a model family writes coordinates, and the images that it may name; the only conversion.
+  """The coordinate unit of a model family and the sizes of the images; the only conversion.
 
   Attributes:
-    unit: "pixels" of the image as the policy sees it (Qwen2.5-VL), or "per_mille" of its width
-      and height (0-1000, Qwen3-VL).
-    sizes: (width, height) in pixels of each image so far: prompt first, then drawn.
+    unit: "pixels" of the resized image that the policy gets (Qwen2.5-VL), or "per_mille" of its
+      width and height (0-1000, Qwen3-VL).
+    sizes: (width, height) in pixels of each image so far: prompt images first, then drawn ones.
   """
 
   unit: Literal["pixels", "per_mille"]
   sizes: tuple[tuple[int, int], ...]
 
   def to_pixels(self, written_4: Points, image: int) -> Points:
-    """Two written points as pixels of image number `image`, from 1."""
+    """Converts two written points to pixels of image number `image`, from 1."""
     x1, y1, x2, y2 = written_4
     x, y = self._scale(image)
     return (x1 * x, y1 * y, x2 * x, y2 * y)
 
   def from_pixels(self, points_4: Points, image: int) -> tuple[int, int, int, int]:
-    """Two points in pixels as the model writes them: whole numbers."""
+    """Converts two points in pixels to the whole numbers that the model writes."""
     x1, y1, x2, y2 = points_4
     x, y = self._scale(image)
     return (round(x1 / x), round(y1 / y), round(x2 / x), round(y2 / y))
@@ -94,13 +117,13 @@ class Coordinates:
 
 @dataclasses.dataclass(frozen=True)
 class Parsed:
-  """What one turn says.
+  """The content of one turn.
 
   Attributes:
     operations: in order of the text; boxes have x1 <= x2 and y1 <= y2.
     errors: one for every item or block that gives no operation.
-    answer_text: what stands between the first answer tags, stripped; None without tags.
-    well_formed: the turn fullmatches the grammar; says nothing about its blocks.
+    answer_text: text of the answer block, stripped; None without one. See `grammar.answer_of`.
+    well_formed: the turn follows the grammar; says nothing about its drawing blocks.
   """
 
   operations: tuple[Operation, ...]
@@ -110,22 +133,23 @@ class Parsed:
 
   @property
   def has_answer(self) -> bool:
+    """Whether the turn has an answer block, which ends the rollout."""
     return self.answer_text is not None
 
 
-def parse(text: str, coordinates: Coordinates, limits: Limits) -> Parsed:
-  """Reads one turn of model output; never raises, whatever the text.
+def parse(text: str, coordinates: Coordinates, limits: Limits = WIDE_LIMITS) -> Parsed:
+  """Reads one turn of model output; never raises, for any text.
 
-  A box that reaches over the border is cut at it; a box wholly outside and a line with an end
-  outside are errors. A block that cannot be read gives no operation at all.
+  A box that extends beyond the border is cut there; a box completely outside and a line with an end
+  outside are errors. A block that cannot be read gives no operations.
 
   Args:
-    text: what the policy said between two observations, of any content.
-    coordinates: unit and images that exist when the turn begins.
+    text: output of the policy between two observations, of any content.
+    coordinates: unit, and images that exist before this turn.
     limits: counts.
 
   Returns:
-    Operations in pixels and the errors; a function of the arguments alone.
+    Operations in pixels, and the errors.
   """
   items, errors = _read_blocks(text, limits)
   results = [_read_item(item, coordinates, limits) for item in items[: limits.operations]]
@@ -136,21 +160,21 @@ def parse(text: str, coordinates: Coordinates, limits: Limits) -> Parsed:
   return Parsed(
     tuple(result for result in results if isinstance(result, Operation)),
     tuple(errors),
-    _answer(text),
-    TURN.fullmatch(text) is not None,
+    answer_of(text),
+    is_well_formed(text),
   )
 
 
 def write_turn(think: str, operations: Sequence[Operation], coordinates: Coordinates) -> str:
-  """A drawing turn as a demonstration writes it; `parse` gives the operations back.
+  """Returns the text of a drawing turn; `parse` returns the same operations.
 
   Args:
     think: the reasoning, without tags or fences.
-    operations: at least one, of one tool; coordinates are rounded to whole written numbers.
+    operations: at least one, all of one tool; written coordinates are rounded to whole numbers.
     coordinates: unit and images.
 
   Raises:
-    ValueError: on the host, when `parse` could not read the turn back.
+    ValueError: if `parse` could not read the turn.
   """
   tools = {operation.tool for operation in operations}
   if len(tools) != 1:
@@ -158,21 +182,22 @@ def write_turn(think: str, operations: Sequence[Operation], coordinates: Coordin
   items = [_item(operation, coordinates) for operation in operations]
   block = json.dumps(items, ensure_ascii=False)
   if "```" in block:
-    raise ValueError("a label must not hold a fence (```)")
-  return f"{_opening(think, TOOL_NAMES[tools.pop()])}\n```json\n{block}\n```"
+    raise ValueError("a label must not contain a fence (```)")
+  return f"{_think_and_action(think, TOOL_NAMES[tools.pop()])}\n```json\n{block}\n```"
 
 
 def write_answer(think: str, answer: str) -> str:
-  """The last turn as a demonstration writes it. Raises ValueError for text that holds a tag."""
-  if "</answer>" in answer:
-    raise ValueError("an answer must not hold </answer>")
-  return f"{_opening(think, 'Answer')}\n<answer> {answer} </answer>"
+  """Returns the text of the last turn. Raises ValueError if a text contains a tag."""
+  for tag in TAGS:
+    if tag in answer:
+      raise ValueError(f"an answer must not contain {tag}")
+  return f"{_think_and_action(think, 'Answer')}\n<answer> {answer} </answer>"
 
 
-def _opening(think: str, action: str) -> str:
-  for tag in ("</think>", "<answer>", "```"):
+def _think_and_action(think: str, action: str) -> str:
+  for tag in (*TAGS, "```"):
     if tag in think:
-      raise ValueError(f"the reasoning must not hold {tag}")
+      raise ValueError(f"the reasoning must not contain {tag}")
   return f"<think> {think} </think> Action: {action}"
 
 
@@ -185,15 +210,8 @@ def _item(operation: Operation, coordinates: Coordinates) -> dict[str, Any]:
   return {"index": operation.image, **points, "label": operation.label}
 
 
-def _answer(text: str) -> str | None:
-  """What stands between the first <answer> and the </answer> behind it."""
-  start = text.find("<answer>")
-  end = text.find("</answer>", start)
-  return None if start < 0 or end < 0 else text[start + len("<answer>") : end].strip()
-
-
 def _blocks(text: str) -> Iterator[str]:
-  """What stands behind each opening fence, up to the next fence, else </think>, else the end."""
+  """The text after each opening fence, up to the next fence, else </think>, else the end."""
   for fence in FENCE.finditer(text):
     end = text.find("```", fence.end())
     if end < 0:
@@ -202,7 +220,7 @@ def _blocks(text: str) -> Iterator[str]:
 
 
 def _read_blocks(text: str, limits: Limits) -> tuple[list[Any], list[OperationError]]:
-  """The items of all blocks, and an error for each block that could not be read."""
+  """Returns the items of all blocks, and an error for each block that could not be read."""
   items: list[Any] = []
   errors: list[OperationError] = []
   for number, block in enumerate(_blocks(text)):
@@ -229,7 +247,7 @@ def _read_item(item: Any, coordinates: Coordinates, limits: Limits) -> Operation
 
 def _operation(item: Any, coordinates: Coordinates, limits: Limits) -> Operation:
   if not isinstance(item, dict):
-    raise Rejected("not_an_object", _shown(item))
+    raise Rejected("not_an_object", _short(item))
   tool: Literal["box", "line"]
   if "bbox_2d" in item:
     tool, written = "box", _numbers(item["bbox_2d"], 4, limits)
@@ -237,7 +255,7 @@ def _operation(item: Any, coordinates: Coordinates, limits: Limits) -> Operation
     start, end = item["start_point_2d"], item["end_point_2d"]
     tool, written = "line", _numbers(start, 2, limits) + _numbers(end, 2, limits)
   else:
-    raise Rejected("unknown_item", f"neither box nor line: {_shown(list(item))}")
+    raise Rejected("unknown_item", f"neither box nor line: {_short(list(item))}")
   label = _label(item, limits)
   image = _image(item, len(coordinates.sizes))
   x1, y1, x2, y2 = written
@@ -247,12 +265,12 @@ def _operation(item: Any, coordinates: Coordinates, limits: Limits) -> Operation
 
 def _numbers(value: Any, count: int, limits: Limits) -> tuple[float, ...]:
   if not isinstance(value, list) or len(value) != count:
-    raise Rejected("bad_points", f"expected {count} numbers, got {_shown(value)}")
+    raise Rejected("bad_points", f"expected {count} numbers, got {_short(value)}")
   for number in value:
     if not isinstance(number, float):
-      raise Rejected("not_a_number", _shown(number))
+      raise Rejected("not_a_number", _short(number))
     if not math.isfinite(number):
-      raise Rejected("not_finite", _shown(number))
+      raise Rejected("not_finite", _short(number))
     if abs(number) >= 10**limits.digits:
       raise Rejected("huge_number", f"{number:g} has more than {limits.digits} digits")
   return tuple(value)
@@ -260,10 +278,10 @@ def _numbers(value: Any, count: int, limits: Limits) -> tuple[float, ...]:
 
 def _label(item: dict[str, Any], limits: Limits) -> str:
   if "label" not in item:
-    raise Rejected("missing_label", _shown(item))
+    raise Rejected("missing_label", _short(item))
   label = item["label"]
   if not isinstance(label, str) or not label.isprintable():
-    raise Rejected("bad_label", f"expected printable text, got {_shown(label)}")
+    raise Rejected("bad_label", f"expected printable text, got {_short(label)}")
   if len(label) > limits.label_chars:
     raise Rejected("label_too_long", f"{len(label)} characters, at most {limits.label_chars}")
   return label
@@ -271,17 +289,17 @@ def _label(item: dict[str, Any], limits: Limits) -> str:
 
 def _image(item: dict[str, Any], images: int) -> int:
   if "index" not in item:
-    raise Rejected("missing_index", _shown(item))
+    raise Rejected("missing_index", _short(item))
   index = item["index"]
   if not isinstance(index, float) or not index.is_integer():
-    raise Rejected("bad_index", f"expected a whole number, got {_shown(index)}")
+    raise Rejected("bad_index", f"expected a whole number, got {_short(index)}")
   if not 1 <= index <= images:
-    raise Rejected("no_such_image", f"{index:g} is not one of the images 1 to {images}")
+    raise Rejected("no_such_image", f"there are images 1 to {images}, not {index:g}")
   return int(index)
 
 
 def _inside(tool: str, points_4: Points, size: tuple[int, int]) -> Points:
-  """The part of a box that lies in the image; a line as it is, when both ends do."""
+  """The part of a box inside the image; a line unchanged, if both ends are inside."""
   (x1, y1, x2, y2), (width, height) = points_4, size
   if tool == "box":
     (x1, x2), (y1, y2) = sorted((x1, x2)), sorted((y1, y2))
@@ -291,11 +309,11 @@ def _inside(tool: str, points_4: Points, size: tuple[int, int]) -> Points:
     outside = not (0 <= min(x1, x2) <= max(x1, x2) <= width)
     outside = outside or not (0 <= min(y1, y2) <= max(y1, y2) <= height)
   if outside:
-    raise Rejected("outside_image", f"{_shown(points_4)} in an image of {width} x {height}")
+    raise Rejected("outside_image", f"{_short(points_4)} in an image of {width} x {height}")
   return (x1, y1, x2, y2)
 
 
-def _shown(value: Any) -> str:
-  """Model output in an error's detail: short and on one line."""
+def _short(value: Any) -> str:
+  """Model output for the detail of an error: short and on one line."""
   text = repr(value)
   return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,14 +1,16 @@
-"""When to stop a rollout: a pure function of what was said so far.
+"""Decides when a rollout ends: a pure function of its turns so far.
 
-Source: ViLaSR, arXiv:2506.09965, early termination. The paper ends a rollout that neither
-draws nor answers, that gathers too many images, or that repeats an operation; its released code has
-the last one commented out.
+Source: ViLaSR, arXiv:2506.09965, early termination. The paper ends a rollout that neither draws nor
+answers, that has too many images, or that repeats an operation; in its released code the last rule
+is commented out.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
+from spatial_jax.checks import is_whole
+from spatial_jax.config import check_field
 from spatial_jax.drawing.canvas import targets
 from spatial_jax.drawing.parser import Parsed
 
@@ -19,13 +21,17 @@ EndReason = Literal[
 
 @dataclasses.dataclass(frozen=True)
 class StopLimits:
-  """How long one rollout may go on.
+  """Limits of one rollout.
 
   Attributes:
-    max_turns: turns of the policy.
-    max_images: images in all, those of the prompt included (ViLaSR: 42).
-    max_image_tokens: visual tokens of all of them; a drawing that would be more is not shown.
-    max_response_tokens: tokens behind the prompt, observations included.
+    max_turns: number of turns of the policy, at least 1.
+    max_images: number of images, prompt images included, at least 0 (ViLaSR: 42).
+    max_image_tokens: visual tokens of all these images, at least 0; a drawing beyond it is not
+      appended.
+    max_response_tokens: tokens after the prompt, observations included, at least 1.
+
+  Raises:
+    FieldError: if a value is out of range.
   """
 
   max_turns: int
@@ -33,26 +39,36 @@ class StopLimits:
   max_image_tokens: int
   max_response_tokens: int
 
+  def __post_init__(self):
+    for name, count, smallest in (
+      ("max_turns", self.max_turns, 1),
+      ("max_images", self.max_images, 0),
+      ("max_image_tokens", self.max_image_tokens, 0),
+      ("max_response_tokens", self.max_response_tokens, 1),
+    ):
+      rule = f"be a whole number, at least {smallest}"
+      check_field(self, name, is_whole(count, smallest), rule)
+
 
 def end_reason(
   turns: Sequence[Parsed], images: int, tokens: int, truncated: bool, limits: StopLimits
 ) -> EndReason | None:
-  """Why the rollout ends with its last turn, or None when its drawing is to be made and shown.
+  """Returns why the rollout ends after its last turn, or None if it draws and continues.
 
-  The first that holds, from top to bottom:
+  The first rule that applies, from top to bottom:
 
-      answer              the turn holds answer tags
-      token_limit         the turn was cut off, or the budget is spent
-      no_action           nothing in it can be drawn
+      answer              the turn has an answer block after its reasoning
+      token_limit         the turn was cut off, or the rollout has no tokens left
+      no_action           the turn has no operation that can be drawn
       repeated_operation  an operation equals one of an earlier turn
-      too_many_images     its drawings would be more images than allowed
+      too_many_images     the drawings would exceed the number of images
       turn_limit          it was the last permitted turn
 
   Args:
     turns: all turns so far, at least one.
     images: number of images before the last turn is drawn.
-    max_response_tokens: tokens behind the prompt so far.
-    truncated: the last turn ended at its own token limit, not by its end token.
+    tokens: number of tokens after the prompt so far.
+    truncated: the last turn ended at its token limit, not with its end token.
     limits: counts.
   """
   last = turns[-1]

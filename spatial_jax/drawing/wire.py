@@ -1,9 +1,9 @@
-"""Messages between executor and worker: length-prefixed, a JSON header and raw bytes, no pickle.
+"""The wire format: messages between executor and drawing worker over pipes, without pickle.
 
-| header bytes: uint32 | payload bytes: uint64 | header, JSON | payload: pixels behind one another |
+| header bytes: uint32 | payload bytes: uint64 | header, JSON | payload: pixels of all images |
 
-request   {"style": {...}, "pictures": [{"shape": [h, w, 3], "operations": [[...], ...]}]}
-answer    {"shapes": [[h, w, 3], ...]}  or  {"fault": "MemoryError: ..."}
+request   {"style": {...}, "images": [{"shape": [h, w, 3], "operations": [[...], ...]}]}
+result    {"shapes": [[h, w, 3], ...]}  or  {"fault": "MemoryError: ..."}
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from spatial_jax.drawing.canvas import Picture, Style
+from spatial_jax.drawing.canvas import DrawnImage, Style
 from spatial_jax.types import Operation
 
 LENGTHS = struct.Struct("<IQ")
 
 
 def send(stream: IO[bytes], header: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
-  """Writes one message. Raises OSError (I/O) when the other side is gone."""
+  """Writes one message. Raises OSError if the other process has ended."""
   encoded = json.dumps(header).encode()
   stream.write(LENGTHS.pack(len(encoded), sum(array.nbytes for array in arrays)))
   stream.write(encoded)
@@ -32,44 +32,45 @@ def send(stream: IO[bytes], header: dict[str, Any], arrays: Sequence[np.ndarray]
 
 
 def receive(stream: IO[bytes]) -> tuple[dict[str, Any], bytes]:
-  """Reads one message. Raises EOFError (I/O) when the other side is gone."""
+  """Reads one message. Raises EOFError if the other process has ended."""
   header_bytes, payload_bytes = LENGTHS.unpack(_exactly(stream, LENGTHS.size))
   header = json.loads(_exactly(stream, header_bytes))
   return header, _exactly(stream, payload_bytes)
 
 
-def request(pictures: Sequence[Picture], style: Style) -> tuple[dict[str, Any], list[np.ndarray]]:
-  """Pictures to be painted as header and arrays."""
+def request(images: Sequence[DrawnImage], style: Style) -> tuple[dict[str, Any], list[np.ndarray]]:
+  """Returns header and arrays of a request to paint the operations of the images."""
   described = [
     {
-      "shape": picture.pixels.shape,
-      "operations": [[o.tool, o.image, o.points_4, o.label] for o in picture.drawn],
+      "shape": image.pixels.shape,
+      "operations": [[o.tool, o.image, o.points_4, o.label] for o in image.operations],
     }
-    for picture in pictures
+    for image in images
   ]
-  header = {"style": dataclasses.asdict(style), "pictures": described}
-  return header, [picture.pixels for picture in pictures]
+  header = {"style": dataclasses.asdict(style), "images": described}
+  return header, [image.pixels for image in images]
 
 
-def read_request(header: dict[str, Any], payload: bytes) -> tuple[list[Picture], Style]:
-  """The inverse of `request`."""
-  described = header["pictures"]
-  pixels = arrays(payload, [picture["shape"] for picture in described])
+def read_request(header: dict[str, Any], payload: bytes) -> tuple[list[DrawnImage], Style]:
+  """Returns the images and the style of a request: the inverse of `request`."""
+  described = header["images"]
+  pixels = arrays(payload, [image["shape"] for image in described])
   operations = [
     tuple(
-      Operation(tool, image, tuple(points), label) for tool, image, points, label in p["operations"]
+      Operation(tool, index, tuple(points), label)
+      for tool, index, points, label in image["operations"]
     )
-    for p in described
+    for image in described
   ]
   style = header["style"]
-  pictures = [Picture(p, o) for p, o in zip(pixels, operations, strict=True)]
-  return pictures, Style(
+  images = [DrawnImage(p, o) for p, o in zip(pixels, operations, strict=True)]
+  return images, Style(
     style["line_px"], style["dot_px"], style["font_px"], tuple(style["label_offset_px"])
   )
 
 
 def arrays(payload: bytes, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
-  """Cuts the payload into uint8 arrays of the given shapes; they share its memory."""
+  """Splits the payload into uint8 arrays of the given shapes, which share its memory."""
   ends = np.cumsum([0, *(math.prod(shape) for shape in shapes)])
   flat = np.frombuffer(payload, np.uint8)
   return [

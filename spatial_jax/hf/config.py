@@ -1,7 +1,7 @@
-"""Hugging Face `config.json` <-> QwenVLConfig, for the three families.
+"""Converts between the `config.json` of Hugging Face and QwenVLConfig, for three model families.
 
-The hub's files are flat (transformers 4: the text fields at the top, `rope_scaling`) or nested
-(transformers 5: `text_config`, `rope_parameters`); both are read. Written is what both load.
+Reads the flat form of transformers 4 (the fields of the decoder at the top, `rope_scaling`) and the
+nested form of transformers 5 (`text_config`, `rope_parameters`). Writes a form that both load.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,8 @@ _ARCHITECTURES: dict[Family, str] = {
   "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
   "qwen3_vl": "Qwen3VLForConditionalGeneration",
 }
-_VISION_EPS = 1e-6  # fixed in the reference code, not a key of the file
+_VISION_EPS = 1e-6  # a constant of the reference code, not a key of the file
+_TOKEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
 def from_hf(hf: Mapping[str, Any]) -> QwenVLConfig:
@@ -24,22 +25,28 @@ def from_hf(hf: Mapping[str, Any]) -> QwenVLConfig:
     hf: the parsed `config.json`.
 
   Returns:
-    The config.
+    The config of the policy.
 
   Raises:
-    ValueError: on the host, for another model family, a missing key or an unsupported setting.
+    ValueError: if the model is of another family or quantised, if a key is missing or has a value
+      of the wrong type, or if a setting is not supported.
   """
+  if not isinstance(hf, Mapping):
+    raise ValueError("config.json is not a mapping; copy or download it again")
   family = hf.get("model_type")
   if family not in get_args(Family):
-    known = ", ".join(get_args(Family))
-    raise ValueError(f"config.json: model_type is {family!r}, expected one of {known}")
+    families = ", ".join(get_args(Family))
+    raise ValueError(
+      f"config.json: model_type is {family!r} and must be one of {families}; "
+      "give the folder of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model"
+    )
   family = cast(Family, family)
   text = hf.get("text_config") or hf
   try:
-    tied = bool(hf.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
-    return QwenVLConfig(
+    _refuse_quantised(hf.get("quantization_config") or text.get("quantization_config"))
+    cfg = QwenVLConfig(
       vision=_vision(hf["vision_config"], family),
-      decoder=_decoder(text, tied, family),
+      decoder=_decoder(text, _tied(hf, text, family), family),
       image_pad_id=hf["image_token_id"],
       video_pad_id=hf["video_token_id"],
       vision_start_id=hf["vision_start_token_id"],
@@ -49,30 +56,69 @@ def from_hf(hf: Mapping[str, Any]) -> QwenVLConfig:
     )
   except KeyError as error:
     raise ValueError(f"config.json: {error.args[0]!r} is missing") from error
+  except (TypeError, AttributeError) as error:
+    raise ValueError(f"config.json: a value has the wrong type ({error})") from error
+  for key in _TOKEN_IDS:
+    if not isinstance(hf[key], int) or hf[key] not in range(cfg.decoder.vocabulary):
+      raise ValueError(
+        f"config.json: {key} is {hf[key]!r} and must be a whole number below vocab_size "
+        f"{cfg.decoder.vocabulary}"
+      )
+  return cfg
+
+
+def _refuse_quantised(quantization: Mapping[str, Any] | None) -> None:
+  if quantization:
+    method = quantization.get("quant_method", "unknown method")
+    raise ValueError(
+      f"config.json: the weights are quantised ({method}), which cannot be trained; "
+      "give the model's folder without quantisation"
+    )
+
+
+def _tied(hf: Mapping[str, Any], text: Mapping[str, Any], family: Family) -> bool:
+  """Whether the output head is the embedding, by the rules of transformers 5.
+
+  Qwen3-VL: the outer value decides. Qwen2-VL and Qwen2.5-VL: one of the two values is enough,
+  because transformers 4 wrote it into `text_config`.
+  """
+  outer, inner = hf.get("tie_word_embeddings"), text.get("tie_word_embeddings")
+  if family == "qwen3_vl" and outer is not None:
+    return bool(outer)
+  return bool(outer or inner)
+
+
+def _size(hf: Mapping[str, Any], key: str) -> int:
+  """A whole number of at least 1."""
+  value = hf[key]
+  if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    raise ValueError(f"config.json: {key} is {value!r} and must be a whole number of at least 1")
+  return value
 
 
 def _vision(hf: Mapping[str, Any], family: Family) -> VisionConfig:
   two, three = family == "qwen2_vl", family == "qwen3_vl"
-  width = hf["embed_dim" if two else "hidden_size"]
+  width, layers = _size(hf, "embed_dim" if two else "hidden_size"), _size(hf, "depth")
   windows = family == "qwen2_5_vl"
-  side = round(hf["num_position_embeddings"] ** 0.5) if three else 0
-  if three and side**2 != hf["num_position_embeddings"]:
-    raise ValueError(
-      f"config.json: num_position_embeddings {hf['num_position_embeddings']} is not a square"
-    )
+  table = _size(hf, "num_position_embeddings") if three else 0
+  side = round(table**0.5)
+  if side**2 != table:
+    raise ValueError(f"config.json: num_position_embeddings is {table} and must be a square")
   act = {"qwen2_vl": "quick_gelu", "qwen2_5_vl": "silu", "qwen3_vl": "gelu_pytorch_tanh"}[family]
   if hf.get("hidden_act", act) != act:
-    raise ValueError(f"config.json: vision hidden_act {hf['hidden_act']!r}, supported: {act!r}")
+    raise ValueError(
+      f"config.json: hidden_act of vision_config is {hf['hidden_act']!r} and must be {act!r}"
+    )
   return VisionConfig(
-    layers=hf["depth"],
+    layers=layers,
     width=width,
-    heads=hf["num_heads"],
-    mlp_width=int(width * hf["mlp_ratio"]) if two else hf["intermediate_size"],
-    patch_size=hf["patch_size"],
-    merge_size=hf["spatial_merge_size"],
-    temporal_size=hf["temporal_patch_size"],
-    window_px=hf["window_size"] if windows else 0,
-    full_layers=tuple(hf["fullatt_block_indexes"]) if windows else tuple(range(hf["depth"])),
+    heads=_size(hf, "num_heads"),
+    mlp_width=int(width * hf["mlp_ratio"]) if two else _size(hf, "intermediate_size"),
+    patch_size=_size(hf, "patch_size"),
+    merge_size=_size(hf, "spatial_merge_size"),
+    temporal_size=_size(hf, "temporal_patch_size"),
+    window_px=_size(hf, "window_size") if windows else 0,
+    full_layers=tuple(hf["fullatt_block_indexes"]) if windows else tuple(range(layers)),
     norm_eps=_VISION_EPS,
     norm="rms" if windows else "layer",
     mlp="quick_gelu" if two else "gelu_tanh" if three else "gated",
@@ -85,28 +131,28 @@ def _vision(hf: Mapping[str, Any], family: Family) -> VisionConfig:
 def _decoder(hf: Mapping[str, Any], tied: bool, family: Family) -> DecoderConfig:
   three = family == "qwen3_vl"
   if hf.get("use_sliding_window"):
-    raise ValueError("config.json: use_sliding_window is true, which is not supported")
+    raise ValueError("config.json: use_sliding_window is true and must be false")
   if hf.get("hidden_act", "silu") != "silu":
-    raise ValueError(f"config.json: hidden_act {hf['hidden_act']!r} is not supported, only 'silu'")
+    raise ValueError(f"config.json: hidden_act is {hf['hidden_act']!r} and must be 'silu'")
   if hf.get("attention_bias"):
-    raise ValueError("config.json: attention_bias is true, which is not supported")
+    raise ValueError("config.json: attention_bias is true and must be false")
   rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
   kind = rope.get("rope_type", rope.get("type", "default"))
   if kind not in ("default", "mrope"):
-    raise ValueError(f"config.json: rope type {kind!r} is not supported, only 'default', 'mrope'")
+    raise ValueError(f"config.json: rope type is {kind!r} and must be 'default' or 'mrope'")
   theta = rope["rope_theta"] if "rope_theta" in rope else hf["rope_theta"]
-  whole = hf["hidden_size"] // hf["num_attention_heads"]
+  width, heads = _size(hf, "hidden_size"), _size(hf, "num_attention_heads")
   return DecoderConfig(
-    layers=hf["num_hidden_layers"],
-    width=hf["hidden_size"],
-    heads=hf["num_attention_heads"],
-    kv_heads=hf["num_key_value_heads"],
-    head_dim=hf["head_dim"] if three else whole,
-    mlp_width=hf["intermediate_size"],
-    vocabulary=hf["vocab_size"],
+    layers=_size(hf, "num_hidden_layers"),
+    width=width,
+    heads=heads,
+    kv_heads=_size(hf, "num_key_value_heads"),
+    head_dim=_size(hf, "head_dim") if three else width // heads,
+    mlp_width=_size(hf, "intermediate_size"),
+    vocabulary=_size(hf, "vocab_size"),
     rope_theta=float(theta),
     rope_sections=tuple(rope["mrope_section"]),
-    norm_eps=hf["rms_norm_eps"],
+    norm_eps=float(hf["rms_norm_eps"]),
     tied=tied,
     rope_interleaved=three,
     qkv_bias=not three,
@@ -115,9 +161,13 @@ def _decoder(hf: Mapping[str, Any], tied: bool, family: Family) -> DecoderConfig
 
 
 def to_hf(cfg: QwenVLConfig) -> dict[str, Any]:
-  """The config as a `config.json` that transformers 4 and 5 both load.
+  """Writes the config as a `config.json` that transformers 4 and 5 load.
 
-  Qwen2-VL and Qwen2.5-VL are written flat, as on the hub; Qwen3-VL was nested from its first day.
+  Args:
+    cfg: config of the policy.
+
+  Returns:
+    JSON values: flat for Qwen2-VL and Qwen2.5-VL, nested for Qwen3-VL, as on the hub.
   """
   top = {
     "architectures": [_ARCHITECTURES[cfg.family]],
@@ -170,7 +220,7 @@ def _vision_to_hf(cfg: QwenVLConfig) -> dict[str, Any]:
     "temporal_patch_size": vision.temporal_size,
   }
   if cfg.family == "qwen2_vl":
-    # Its "hidden_size" is the decoder's width; the tower's is "embed_dim".
+    # In this family "embed_dim" is the width of the tower, "hidden_size" that of the decoder.
     return {
       **hf,
       "embed_dim": vision.width,

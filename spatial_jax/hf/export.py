@@ -1,4 +1,4 @@
-"""Writes a policy as a Hugging Face folder that transformers loads: weights, tokenizer, pixels."""
+"""Writes a policy as a Hugging Face folder that transformers loads."""
 
 import json
 import pathlib
@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from spatial_jax.data.image import PreprocessConfig
-from spatial_jax.data.tokenizer import END_OF_TEXT, IM_END, Tokenizer
+from spatial_jax.data.tokenizer import END_OF_TEXT, FILE, IM_END, Tokenizer
 from spatial_jax.hf import processor, weights
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.types import Params
 
-# Qwen2.5-VL's conversation: roles between <|im_start|> and <|im_end|>, one pad token per picture.
+# Qwen2.5-VL's conversation: roles between <|im_start|> and <|im_end|>, one pad token per image.
 CHAT_TEMPLATE = (
   "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
   "{% if message['content'] is string %}{{ message['content'] }}"
@@ -23,8 +23,6 @@ CHAT_TEMPLATE = (
   "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
   "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
 TOKENIZER_CONFIG = {
   "tokenizer_class": "PreTrainedTokenizerFast",
   "eos_token": IM_END,
@@ -32,6 +30,13 @@ TOKENIZER_CONFIG = {
   "padding_side": "left",
   "clean_up_tokenization_spaces": False,
 }
+# Files of the base policy that stay true after training. Weights of any format, the model card and
+# the image settings are not among them.
+KEPT_FILES = (
+  *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+  *("merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json"),
+  *(processor.VIDEO_FILE, "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE"),
+)
 
 
 def publish(
@@ -41,28 +46,29 @@ def publish(
   preprocess: PreprocessConfig,
   out: pathlib.Path,
 ) -> None:
-  """Writes the folder; weights in bfloat16, half the size of what trained them.
+  """Writes a whole folder, with the weights in bfloat16.
 
   Args:
-    params: stacked.
+    params: stacked parameters.
     cfg, tokenizer, preprocess: of the policy.
-    out: made when missing; files in it are replaced.
+    out: created if missing; files in it are replaced.
   """
-  out.mkdir(parents=True, exist_ok=True)
   weights.save(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), cfg, out)
-  (out / weights.WEIGHTS).chmod(0o644)  # the writer makes it private; the folder is to be shared
   write_files(tokenizer, preprocess, out, None)
 
 
 def write_files(
-  tokenizer: Tokenizer, preprocess: PreprocessConfig, out: pathlib.Path, like: pathlib.Path | None
+  tokenizer: Tokenizer,
+  preprocess: PreprocessConfig,
+  out: pathlib.Path,
+  base: pathlib.Path | None,
 ) -> None:
-  """Everything beside the weights: tokenizer, template, pixels, how to generate.
+  """Writes all files except the weights: tokenizer, chat template, image and generation settings.
 
   Args:
-    tokenizer, preprocess: of the policy; their own files are always written.
-    out: there already.
-    like: a Hugging Face folder whose other files take the place of ours, where there is one.
+    tokenizer, preprocess: of the policy.
+    out: an existing folder.
+    base: Hugging Face folder of the base policy. Its KEPT_FILES replace the defaults.
   """
   _write(out / "tokenizer_config.json", TOKENIZER_CONFIG)
   (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
@@ -72,12 +78,14 @@ def write_files(
     "do_sample": False,
   }
   _write(out / "generation_config.json", generation)
-  ours = (weights.CONFIG, weights.INDEX, "tokenizer.json", processor.IMAGES)
-  for path in sorted(like.iterdir()) if like else ():
-    if path.is_file() and path.name not in ours and path.suffix != ".safetensors":
-      shutil.copy(path, out / path.name)
-  tokenizer.inner.save(str(out / "tokenizer.json"))
-  _write(out / processor.IMAGES, processor.to_hf(preprocess))
+  if base is not None:
+    for path in (base / name for name in KEPT_FILES):
+      if path.is_file():
+        shutil.copyfile(path, out / path.name)
+    if video := processor.nested_settings(base).get("video_processor"):
+      _write(out / processor.VIDEO_FILE, video)
+  tokenizer.inner.save(str(out / FILE))
+  _write(out / processor.IMAGE_FILE, processor.to_hf(preprocess))
 
 
 def _write(path: pathlib.Path, record: dict) -> None:

@@ -1,8 +1,8 @@
-"""What transformers says of a checkpoint, as plain arrays that can be kept in a file.
+"""Computes the outputs of transformers for a checkpoint, as arrays that can be saved to a file.
 
     golden = {"images/in/input_ids": ..., "images/out/logits": ..., "processor/out/grid": ...}
 
-Needs transformers with torch (which stays behind it); reading golden arrays needs neither.
+Computing them needs torch; comparing with saved arrays does not.
 """
 
 import pathlib
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from spatial_jax.errors import UserError
+from spatial_jax.hf.processor import processor_file
 from spatial_jax.policy.config import QwenVLConfig
 
 Golden = dict[str, np.ndarray]
@@ -24,32 +25,38 @@ SENTENCES = (
 
 
 def inputs_of(golden: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
-  """What one comparison is asked."""
+  """Returns the inputs of one kind ("text", "images", "video", "mixed")."""
   start = f"{kind}/in/"
   return {key[len(start) :]: value for key, value in golden.items() if key.startswith(start)}
 
 
 def make_golden(directory: pathlib.Path, cfg: QwenVLConfig) -> Golden:
-  """Asks transformers about text, images, a clip and both; and its processor and tokenizer.
+  """Runs transformers on text, images, a video, and both; and its processor and tokenizer.
 
   Args:
-    directory: Hugging Face checkpoint; processor and tokenizer are asked where it has them.
-    cfg: of the checkpoint.
+    directory: Hugging Face folder; without a processor or tokenizer, these parts are left out.
+    cfg: config of the checkpoint.
+
+  Returns:
+    Inputs and outputs, keyed as drawn above.
 
   Raises:
-    UserError: on the host, when torch is not installed.
+    UserError: if torch is not installed.
   """
   from transformers import AutoModelForImageTextToText
   from transformers.utils.import_utils import is_torch_available
 
   if not is_torch_available():
-    raise UserError("verify compares with transformers and needs torch: pip install torch")
+    raise UserError(
+      "verify compares with transformers and needs torch, which is not installed; install the "
+      "extra `bench`: pip install -e '.[bench]'"
+    )
   golden = {**_processed(directory), **_tokenized(directory)}
   model = AutoModelForImageTextToText.from_pretrained(directory, dtype="float32").eval()
   for kind, inputs in sample_inputs(cfg).items():
     golden |= {f"{kind}/in/{key}": value for key, value in inputs.items()}
-    answers = _answers(model, inputs, cfg)
-    golden |= {f"{kind}/out/{key}": value for key, value in answers.items()}
+    outputs = _outputs(model, inputs, cfg)
+    golden |= {f"{kind}/out/{key}": value for key, value in outputs.items()}
   half = AutoModelForImageTextToText.from_pretrained(directory, dtype="bfloat16").eval()
   for kind, inputs in sample_inputs(cfg).items():
     logits = half(**_tensors(inputs, cfg)).logits[0].detach().float().numpy()
@@ -59,43 +66,43 @@ def make_golden(directory: pathlib.Path, cfg: QwenVLConfig) -> Golden:
 
 
 def sample_inputs(cfg: QwenVLConfig) -> dict[str, dict[str, np.ndarray]]:
-  """Random inputs of each kind for any checkpoint, in the processor's layout."""
+  """Returns random inputs of each kind, in the layout of the Hugging Face processor."""
   rng = np.random.default_rng(0)
   special = [cfg.image_pad_id, cfg.video_pad_id, cfg.vision_start_id, cfg.vision_end_id]
-  plain = np.setdiff1d(np.arange(min(cfg.decoder.vocabulary, 151_643)), special)
+  text_ids = np.setdiff1d(np.arange(min(cfg.decoder.vocabulary, 151_643)), special)
 
   def pixels(*grids: tuple[int, int, int]) -> np.ndarray:
     count = sum(t * h * w for t, h, w in grids)
     return rng.standard_normal((count, cfg.vision.patch_values), np.float32)
 
   def ids(*grids: tuple[int, int, int]) -> np.ndarray:
-    parts: list[Any] = [rng.choice(plain, 5)]
+    parts: list[Any] = [rng.choice(text_ids, 5)]
     for t, h, w in grids:
       pad = cfg.video_pad_id if t > 1 else cfg.image_pad_id
       frames = t if cfg.video_time == "text" else 1
       for _ in range(frames):
         pads = [pad] * (t // frames * h * w // 4)
-        parts += [[cfg.vision_start_id], pads, [cfg.vision_end_id], rng.choice(plain, 4)]
+        parts += [[cfg.vision_start_id], pads, [cfg.vision_end_id], rng.choice(text_ids, 4)]
     return np.concatenate(parts)[None].astype(np.int64)
 
-  images, clip = ((1, 6, 10), (1, 4, 4)), (3, 4, 6)
+  images, video = ((1, 6, 10), (1, 4, 4)), (3, 4, 6)
   seconds = {"second_per_grid_ts": np.array([1.4], np.float32)}
-  of_images = {"pixel_values": pixels(*images), "image_grid_thw": np.array(images)}
-  of_clip = {
-    "pixel_values_videos": pixels(clip),
-    "video_grid_thw": np.array([clip]),
+  image_inputs = {"pixel_values": pixels(*images), "image_grid_thw": np.array(images)}
+  video_inputs = {
+    "pixel_values_videos": pixels(video),
+    "video_grid_thw": np.array([video]),
     **(seconds if cfg.video_time == "seconds" else {}),
   }
   return {
-    "text": {"input_ids": rng.choice(plain, 24)[None].astype(np.int64)},
-    "images": {"input_ids": ids(*images), **of_images},
-    "video": {"input_ids": ids(clip), **of_clip},
-    "mixed": {"input_ids": ids(images[0], clip, images[1]), **of_images, **of_clip},
+    "text": {"input_ids": rng.choice(text_ids, 24)[None].astype(np.int64)},
+    "images": {"input_ids": ids(*images), **image_inputs},
+    "video": {"input_ids": ids(video), **video_inputs},
+    "mixed": {"input_ids": ids(images[0], video, images[1]), **image_inputs, **video_inputs},
   }
 
 
 def mean_divergence(exact_TV: np.ndarray, other_TV: np.ndarray) -> float:
-  """KL of the second logits' distributions from the first's, mean over tokens, nats."""
+  """Returns KL(exact || other) of the token distributions, averaged over tokens, in nats."""
   exact, other = (_log_softmax(x.astype(np.float64)) for x in (exact_TV, other_TV))
   return float((np.exp(exact) * (exact - other)).sum(axis=-1).mean())
 
@@ -114,28 +121,28 @@ def _tensors(inputs: Mapping[str, np.ndarray], cfg: QwenVLConfig) -> Any:
   return BatchFeature(features).convert_to_tensors("pt")
 
 
-def _answers(model: Any, inputs: dict[str, np.ndarray], cfg: QwenVLConfig) -> Golden:
-  """Positions, features of every stream (images, then clips), logits and greedy tokens."""
+def _outputs(model: Any, inputs: dict[str, np.ndarray], cfg: QwenVLConfig) -> Golden:
+  """Positions, features of every stream (images, then videos), logits and greedy tokens."""
   tensors = _tensors(inputs, cfg)
-  answers = {"logits": model(**tensors).logits[0].detach().numpy()}
+  outputs = {"logits": model(**tensors).logits[0].detach().numpy()}
   rope = {key: value for key, value in tensors.items() if not key.startswith("pixel")}
   if len(inputs) > 1:
     positions, _ = model.model.get_rope_index(**rope)
-    answers["positions"] = positions[:, 0].numpy().astype(np.int32)
+    outputs["positions"] = positions[:, 0].numpy().astype(np.int32)
   streams = []
   for pixels, grids in (
     ("pixel_values", "image_grid_thw"),
     ("pixel_values_videos", "video_grid_thw"),
   ):
     if pixels in tensors:
-      seen = model.model.visual(tensors[pixels], tensors[grids])
-      deep = dict(seen).get("deepstack_features") or ()
-      features = [one.detach().numpy() for one in (seen.pooler_output, *deep)]
+      vision = model.model.visual(tensors[pixels], tensors[grids])
+      deepstack = dict(vision).get("deepstack_features") or ()
+      features = [stream.detach().numpy() for stream in (vision.pooler_output, *deepstack)]
       streams.append(np.stack(features, axis=1))
   if streams:
-    answers["features"] = np.concatenate(streams)
+    outputs["features"] = np.concatenate(streams)
   special = [cfg.image_pad_id, cfg.video_pad_id, cfg.vision_start_id, cfg.vision_end_id]
-  found = model.generate(
+  generated = model.generate(
     **tensors,
     max_new_tokens=NEW_TOKENS,
     min_new_tokens=NEW_TOKENS,
@@ -144,25 +151,25 @@ def _answers(model: Any, inputs: dict[str, np.ndarray], cfg: QwenVLConfig) -> Go
     return_dict_in_generate=True,
     output_logits=True,
   )
-  steps = np.stack([step[0].float().numpy() for step in found.logits])
+  steps = np.stack([step[0].float().numpy() for step in generated.logits])
   steps[:, special] = -np.inf
   top = np.sort(steps, axis=-1)
-  answers["greedy"] = steps.argmax(-1).astype(np.int32)
-  answers["margins"] = top[:, -1] - top[:, -2]
-  return answers
+  outputs["greedy"] = steps.argmax(-1).astype(np.int32)
+  outputs["margins"] = top[:, -1] - top[:, -2]
+  return outputs
 
 
 def _processed(directory: pathlib.Path) -> Golden:
-  if not (directory / "preprocessor_config.json").exists():
+  if processor_file(directory) is None:
     return {}
   from transformers import AutoImageProcessor
 
-  picture = np.random.default_rng(1).integers(0, 256, (97, 131, 3), np.uint8)
+  image = np.random.default_rng(1).integers(0, 256, (97, 131, 3), np.uint8)
   out = AutoImageProcessor.from_pretrained(directory, backend="pil")(
-    images=[picture], return_tensors="np"
+    images=[image], return_tensors="np"
   )
   return {
-    "processor/in/picture": picture,
+    "processor/in/image": image,
     "processor/out/pixel_values": out["pixel_values"],
     "processor/out/grid": out["image_grid_thw"][0],
   }

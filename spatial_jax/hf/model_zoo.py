@@ -1,6 +1,6 @@
-"""The shapes that were released, for compiling and counting without their files.
+"""The configs of released checkpoints, to compile and count parameters without their files.
 
-What is loaded always follows the checkpoint's own config.json, never this table.
+Loading a checkpoint uses its own config.json, not this table.
 """
 
 import numpy as np
@@ -30,7 +30,11 @@ _HEAD_DIM = 128
 
 
 def released(name: str) -> QwenVLConfig:
-  """The shape of a released checkpoint, one of NAMES; as its config.json gives it."""
+  """Returns the config of a released checkpoint, equal to that of its config.json.
+
+  Args:
+    name: one of NAMES.
+  """
   if name in _QWEN3:
     return QwenVLConfig(_tower_3(name), _decoder_3(name), *_IDS, 1, "qwen3_vl")
   if name.startswith("Qwen2.5"):
@@ -38,8 +42,8 @@ def released(name: str) -> QwenVLConfig:
   return QwenVLConfig(_tower_2(), _decoder_2(name), *_IDS, 1, "qwen2_vl")
 
 
-def parameters(cfg: QwenVLConfig) -> int:
-  """How many numbers a policy's parameters are."""
+def parameter_count(cfg: QwenVLConfig) -> int:
+  """Returns the number of parameters of a policy."""
   return sum(int(np.prod(entry.full_shape)) for entry in name_table(cfg))
 
 
@@ -79,7 +83,12 @@ def _tower_2_5(name: str) -> VisionConfig:
 
 
 def tower_2_5(sizes: tuple[int, int, int, int], full_layers: tuple[int, ...]) -> VisionConfig:
-  """A tower of Qwen2.5-VL's kind, of any size: layers, width, heads, feed-forward width."""
+  """Returns a vision tower in the form of Qwen2.5-VL.
+
+  Args:
+    sizes: layers, width, heads, feed-forward width.
+    full_layers: layers that attend over the whole frame.
+  """
   return VisionConfig(
     *sizes,
     patch_size=14,

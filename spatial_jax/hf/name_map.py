@@ -1,7 +1,7 @@
-"""The strict table of names: every parameter and the tensors it is made of.
+"""The table of names: each parameter of the policy and its tensors in a Hugging Face checkpoint.
 
-model.layers.{i}.self_attn.q_proj.weight  [H*C, D]         in the file, per layer
-decoder/layers/attn/q/kernel              [L, D, H, C]     here, stacked
+model.layers.{i}.self_attn.q_proj.weight  [H*C, D]         in the file, one tensor per layer
+decoder/layers/attn/q/kernel              [L, D, H, C]     the parameter, stacked over layers
 """
 
 import dataclasses
@@ -10,12 +10,12 @@ import numpy as np
 
 from spatial_jax.policy.config import DecoderConfig, Family, QwenVLConfig, VisionConfig
 
-# Both spellings are on disks: the hub's older files and what transformers 5 holds in memory.
+# Files use both prefixes: the short ones are those of transformers 4, the long ones of 5.
 _LONG, _SHORT = ("model.language_model.", "model.visual."), ("model.", "visual.")
 
 
 def short_name(name: str) -> str:
-  """A tensor's name in the spelling by which files are compared."""
+  """Returns the name of a tensor with the short prefix; files are compared by these names."""
   for long, short in zip(_LONG, _SHORT, strict=True):
     if name.startswith(long):
       return short + name[len(long) :]
@@ -24,15 +24,15 @@ def short_name(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """One parameter and the tensors of the file it is made of.
+  """One parameter and its tensors in the file.
 
   Attributes:
-    path: ours, "decoder/layers/attn/q/kernel".
-    name: the file's, with "{}" for the layer when stacked.
-    file_shape: of each tensor in the file.
-    shape: ours, without the layer axis.
-    layers: how many tensors are stacked; 0 when the parameter is not stacked.
-    kernel: the file holds [out, in], ours is [in, out] (either side may be several axes).
+    path: path of the parameter, "decoder/layers/attn/q/kernel".
+    name: name of the tensor, with "{}" for the layer if stacked.
+    file_shape: shape of each tensor.
+    shape: shape of the parameter without the layer axis.
+    layers: number of stacked tensors; 0 if the parameter is not stacked.
+    kernel: the tensor is [out, in], the parameter [in, out]; either may be several axes.
   """
 
   path: str
@@ -44,22 +44,22 @@ class Entry:
 
   @property
   def names(self) -> list[str]:
-    """The tensors in the file."""
+    """Names of the tensors in the file."""
     return [self.name.format(i) for i in range(self.layers)] if self.layers else [self.name]
 
   @property
   def full_shape(self) -> tuple[int, ...]:
-    """Of the parameter, with its layer axis."""
+    """Shape of the parameter with its layer axis."""
     return (self.layers, *self.shape) if self.layers else self.shape
 
   def read(self, tensor: np.ndarray) -> np.ndarray:
-    """A tensor of the file in our layout."""
+    """Returns a tensor of the file in the layout of the parameter."""
     return (_matrix(tensor).T if self.kernel else tensor).reshape(self.shape)
 
   def write(self, array: np.ndarray) -> np.ndarray:
-    """The inverse of `read`."""
-    flipped = array.reshape(-1, self.file_shape[0]).T if self.kernel else array
-    return np.ascontiguousarray(flipped).reshape(self.file_shape)
+    """Returns a layer of the parameter in the layout of the file; the inverse of `read`."""
+    transposed = array.reshape(-1, self.file_shape[0]).T if self.kernel else array
+    return np.ascontiguousarray(transposed).reshape(self.file_shape)
 
 
 def _matrix(tensor: np.ndarray) -> np.ndarray:
@@ -93,22 +93,21 @@ def _decoder_table(cfg: DecoderConfig) -> list[Entry]:
     *(cfg.width, cfg.heads, cfg.kv_heads),
     *(cfg.head_dim, cfg.mlp_width, cfg.layers),
   )
-  ours, theirs = "decoder/layers", "model.layers.{}"
+  path, name = "decoder/layers", "model.layers.{}"
   table = _plain("decoder/embed/embedding", "model.embed_tokens.weight", (cfg.vocabulary, D))
   table += _scale("decoder/norm", "model.norm", D)
   if not cfg.tied:
     table += _plain("decoder/head/embedding", "lm_head.weight", (cfg.vocabulary, D))
-  table += _scale(f"{ours}/attn_norm", f"{theirs}.input_layernorm", D, L)
-  table += _scale(f"{ours}/mlp_norm", f"{theirs}.post_attention_layernorm", D, L)
+  table += _scale(f"{path}/attn_norm", f"{name}.input_layernorm", D, L)
+  table += _scale(f"{path}/mlp_norm", f"{name}.post_attention_layernorm", D, L)
   project = _dense if cfg.qkv_bias else _kernel
-  for one, heads in (("q", H), ("k", K), ("v", K)):
-    name = f"{theirs}.self_attn.{one}_proj"
-    table += project(f"{ours}/attn/{one}", name, (D,), (heads, C), L)
-  for one in ("q_norm", "k_norm") if cfg.qk_norm else ():
-    table += _scale(f"{ours}/attn/{one}", f"{theirs}.self_attn.{one}", C, L)
-  table += _kernel(f"{ours}/attn/o", f"{theirs}.self_attn.o_proj", (H, C), (D,), L)
-  for one, inputs, outputs in (("gate", D, F), ("up", D, F), ("down", F, D)):
-    table += _kernel(f"{ours}/mlp/{one}", f"{theirs}.mlp.{one}_proj", (inputs,), (outputs,), L)
+  for part, heads in (("q", H), ("k", K), ("v", K)):
+    table += project(f"{path}/attn/{part}", f"{name}.self_attn.{part}_proj", (D,), (heads, C), L)
+  for part in ("q_norm", "k_norm") if cfg.qk_norm else ():
+    table += _scale(f"{path}/attn/{part}", f"{name}.self_attn.{part}", C, L)
+  table += _kernel(f"{path}/attn/o", f"{name}.self_attn.o_proj", (H, C), (D,), L)
+  for part, inputs, outputs in (("gate", D, F), ("up", D, F), ("down", F, D)):
+    table += _kernel(f"{path}/mlp/{part}", f"{name}.mlp.{part}_proj", (inputs,), (outputs,), L)
   return table
 
 
@@ -119,23 +118,22 @@ def _norm(cfg: VisionConfig, path: str, name: str, width: int, layers: int = 0) 
 
 def _vision_table(cfg: VisionConfig, family: Family, decoder_width: int) -> list[Entry]:
   E, H, F, L, p = cfg.width, cfg.heads, cfg.mlp_width, cfg.layers, cfg.patch_size
-  ours, theirs = "vision/blocks", "visual.blocks.{}"
-  conv, name = (E, 3, cfg.temporal_size, p, p), "visual.patch_embed.proj"
-  table = [Entry("vision/patch/kernel", f"{name}.weight", conv, (cfg.patch_values, E), 0, True)]
-  table += _bias("vision/patch", name, (E,)) if cfg.patch_bias else []
+  path, name = "vision/blocks", "visual.blocks.{}"
+  conv, patch = (E, 3, cfg.temporal_size, p, p), "visual.patch_embed.proj"
+  table = [Entry("vision/patch/kernel", f"{patch}.weight", conv, (cfg.patch_values, E), 0, True)]
+  table += _bias("vision/patch", patch, (E,)) if cfg.patch_bias else []
   if cfg.table_side:
     shape = (cfg.table_side**2, E)
     table += _plain("vision/position/embedding", "visual.pos_embed.weight", shape)
-  table += _norm(cfg, f"{ours}/attn_norm", f"{theirs}.norm1", E, L)
-  table += _norm(cfg, f"{ours}/mlp_norm", f"{theirs}.norm2", E, L)
-  table += _dense(f"{ours}/qkv", f"{theirs}.attn.qkv", (E,), (3, H, E // H), L)
-  table += _dense(f"{ours}/proj", f"{theirs}.attn.proj", (H, E // H), (E,), L)
+  table += _norm(cfg, f"{path}/attn_norm", f"{name}.norm1", E, L)
+  table += _norm(cfg, f"{path}/mlp_norm", f"{name}.norm2", E, L)
+  table += _dense(f"{path}/qkv", f"{name}.attn.qkv", (E,), (3, H, E // H), L)
+  table += _dense(f"{path}/proj", f"{name}.attn.proj", (H, E // H), (E,), L)
   gated = (("gate", "gate_proj", E, F), ("up", "up_proj", E, F), ("down", "down_proj", F, E))
   first, second = ("fc1", "fc2") if family == "qwen2_vl" else ("linear_fc1", "linear_fc2")
-  plain = (("up", first, E, F), ("down", second, F, E))
-  for one, theirs_mlp, inputs, outputs in gated if cfg.mlp == "gated" else plain:
-    name = f"{theirs}.mlp.{theirs_mlp}"
-    table += _dense(f"{ours}/mlp/{one}", name, (inputs,), (outputs,), L)
+  two_layers = (("up", first, E, F), ("down", second, F, E))
+  for part, file_part, inputs, outputs in gated if cfg.mlp == "gated" else two_layers:
+    table += _dense(f"{path}/mlp/{part}", f"{name}.mlp.{file_part}", (inputs,), (outputs,), L)
   return table + _merger_table(cfg, family, decoder_width)
 
 
@@ -149,15 +147,15 @@ def _merger_table(cfg: VisionConfig, family: Family, decoder_width: int) -> list
   table += _dense("vision/merger/mlp/up", up, (merged,), (merged,))
   table += _dense("vision/merger/mlp/down", down, (merged,), (decoder_width,))
   if later:
-    ours, theirs = "vision/deepstack", "visual.deepstack_merger_list.{}"
-    table += _norm(cfg, f"{ours}/norm", f"{theirs}.norm", merged, later)
-    table += _dense(f"{ours}/mlp/up", f"{theirs}.linear_fc1", (merged,), (merged,), later)
-    table += _dense(f"{ours}/mlp/down", f"{theirs}.linear_fc2", (merged,), (decoder_width,), later)
+    path, name = "vision/deepstack", "visual.deepstack_merger_list.{}"
+    table += _norm(cfg, f"{path}/norm", f"{name}.norm", merged, later)
+    table += _dense(f"{path}/mlp/up", f"{name}.linear_fc1", (merged,), (merged,), later)
+    table += _dense(f"{path}/mlp/down", f"{name}.linear_fc2", (merged,), (decoder_width,), later)
   return table
 
 
 def name_table(cfg: QwenVLConfig) -> list[Entry]:
-  """Every parameter of the policy and its name in a Hugging Face checkpoint of its family."""
+  """Returns an entry for each parameter of a policy, with the names of its family."""
   table = _decoder_table(cfg.decoder) + _vision_table(cfg.vision, cfg.family, cfg.decoder.width)
   if cfg.family != "qwen3_vl":
     return table

@@ -1,6 +1,7 @@
-"""Hugging Face safetensors <-> parameters, by the strict table of `names`."""
+"""Reads and writes the safetensors of Hugging Face, by the strict table of `name_map`."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import pathlib
@@ -9,35 +10,64 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import ml_dtypes  # noqa: F401  (NumPy knows bfloat16 only once this is imported)
+import ml_dtypes  # noqa: F401  (adds bfloat16 to NumPy)
 import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
 from spatial_jax.errors import CheckpointError
 from spatial_jax.hf import config
+from spatial_jax.hf.folder import CONFIG, INDEX, WEIGHTS, check_folder, has_weights
 from spatial_jax.hf.name_map import Entry, name_table, short_name
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.types import Params
 
-WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
-_FILE_BYTES = 5 << 30  # as the hub's own files
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_FILE_BYTES = 5 << 30  # file size of the hub
 _COPY_BYTES = 16 << 20
+_LISTED = 6  # problems that an error lists
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_LFS_POINTER = b"version https://git-lfs"
+# Endings of tensors that GPTQ, AWQ, compressed-tensors, FP8 and bitsandbytes write.
+_QUANTISED = (
+  *(".qweight", ".qzeros", ".scales", ".g_idx", ".weight_packed", ".weight_scale"),
+  *(".weight_scale_inv", ".SCB", ".absmax", ".quant_map"),
+)
+# Constants that old versions of transformers stored and new ones compute.
+_IGNORED = ".inv_freq"
+
+Tensors = dict[str, tuple[Any, str]]  # short name -> (file, name in the file)
 
 
 # --- reading -----------------------------------------------------------------------------------
 
 
 def read_config(directory: pathlib.Path) -> QwenVLConfig:
-  """The config of a Hugging Face checkpoint.
+  """Reads the config of a Hugging Face folder.
+
+  If config.json ties the output head to the embedding but the weights hold a head of other values,
+  the head is used, as in transformers 5.
+
+  Args:
+    directory: holds config.json; the weights may be missing.
+
+  Returns:
+    The config of the policy.
 
   Raises:
-    CheckpointError: on the host, I/O: no config.json, not JSON, or another kind of model.
+    CheckpointError: if config.json is missing or cannot be read, if the model is of another family
+      or quantised, or if the weights cannot be read.
   """
   try:
-    return config.from_hf(json.loads((directory / CONFIG).read_text()))
+    cfg = config.from_hf(json.loads((directory / CONFIG).read_text()))
+  except FileNotFoundError as error:
+    check_folder(directory)
+    raise CheckpointError(f"{directory} has no {CONFIG}; give the folder of a model") from error
   except (OSError, ValueError) as error:
     raise CheckpointError(f"{directory / CONFIG}: {error}") from error
+  if cfg.decoder.tied and has_weights(directory) and _has_own_head(directory):
+    return dataclasses.replace(cfg, decoder=dataclasses.replace(cfg.decoder, tied=False))
+  return cfg
 
 
 def load(
@@ -46,26 +76,34 @@ def load(
   dtype: np.dtype,
   place: Callable[[str, tuple[int, ...]], jax.sharding.Sharding],
 ) -> Params:
-  """Reads a checkpoint, single file or sharded, each array straight to its shards.
+  """Reads weights, from one file or several, each array straight to its shards.
 
   Args:
     directory: holds model.safetensors, or the index and its files.
-    cfg: what the tensors must fit.
-    dtype: of the parameters.
+    cfg: config that the tensors must fit, from `read_config`.
+    dtype: dtype of the parameters.
     place: (parameter path, shape) -> sharding.
 
   Returns:
-    Stacked parameters. No more than one layer's tensor is held on the host beside the shards.
+    Stacked parameters. The host holds at most one layer's tensor besides the shards.
 
   Raises:
-    CheckpointError: on the host, I/O; lists every unknown, missing, doubled and misshapen tensor.
+    CheckpointError: if a file is missing or damaged, the weights are quantised, or tensors are
+      unknown, missing, duplicated or of another shape. Nothing is allocated before this check.
   """
   table = name_table(cfg)
   with contextlib.ExitStack() as stack:
-    tensors, doubled = _open(directory, stack)
-    problems = [f"{name} is there twice" for name in doubled] + _misfits(table, tensors)
+    tensors, duplicated = _open(directory, stack)
+    _refuse_quantised(directory, tensors)
+    problems = [f"{name} is there twice" for name in duplicated]
+    if cfg.decoder.tied and HEAD in tensors:
+      if not _head_is_embedding(tensors):
+        problems.append(f"{HEAD} differs from {EMBEDDING}, but the config ties them")
+      head = tensors.pop(HEAD)  # a second copy, or the only one
+      tensors.setdefault(EMBEDDING, head)
+    problems += _misfits(table, tensors)
     if problems:
-      raise CheckpointError(f"{directory}: " + "; ".join(problems))
+      raise CheckpointError(f"{directory}: {_summary(problems)}; use the {CONFIG} of these weights")
     params: Params = {}
     for entry in table:
       array = _assemble(entry, tensors, np.dtype(dtype), place(entry.path, entry.full_shape))
@@ -73,64 +111,125 @@ def load(
     return params
 
 
-def _open(directory: pathlib.Path, stack: contextlib.ExitStack) -> tuple[dict, list[str]]:
-  """Short tensor name -> (file, its name there), and names that occur more than once."""
-  tensors, names = {}, Counter()
+def _open(directory: pathlib.Path, stack: contextlib.ExitStack) -> tuple[Tensors, list[str]]:
+  """Opens all files. Returns their tensors and the names that occur more than once."""
+  tensors: Tensors = {}
+  counts = Counter()
   for path in _files(directory):
     try:
       file = stack.enter_context(safetensors.safe_open(path, "np"))
-    except safetensors.SafetensorError as error:
-      raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+    except (safetensors.SafetensorError, OSError) as error:
+      raise CheckpointError(_damage(path, error)) from error
     for name in file.keys():  # noqa: SIM118  (not a dict)
-      tensors[short_name(name)] = (file, name)
-      names[short_name(name)] += 1
-  return tensors, [name for name, count in names.items() if count > 1]
+      if not name.endswith(_IGNORED):
+        tensors[short_name(name)] = (file, name)
+        counts[short_name(name)] += 1
+  return tensors, [name for name, count in counts.items() if count > 1]
+
+
+def _damage(path: pathlib.Path, error: Exception) -> str:
+  """One line on a file that is no whole safetensors file."""
+  if path.is_file():
+    with path.open("rb") as file:
+      if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+        return f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in its folder"
+  return f"{path} is damaged or incomplete ({error}); copy or download it again"
 
 
 def _files(directory: pathlib.Path) -> list[pathlib.Path]:
-  if (directory / INDEX).exists():
-    try:
-      names = sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-      raise CheckpointError(f"{directory / INDEX} has no readable weight_map: {error}") from error
-  else:
-    names = [WEIGHTS]
+  check_folder(directory)
+  if not has_weights(directory):
+    raise CheckpointError(f"{directory} has no {WEIGHTS}; give the folder of a model")
+  if (directory / WEIGHTS).exists():
+    return [directory / WEIGHTS]
+  names = sorted(set(_weight_map(directory).values()))
   missing = [name for name in names if not (directory / name).exists()]
   if missing:
-    raise CheckpointError(f"{directory} has no {', '.join(missing)}: is it a checkpoint directory?")
+    raise CheckpointError(
+      f"{directory} has no {missing[0]}: {len(missing)} of the {len(names)} files of {INDEX} are "
+      "missing; copy or download them"
+    )
   return [directory / name for name in names]
 
 
-def _misfits(table: list[Entry], tensors: dict) -> list[str]:
+def _weight_map(directory: pathlib.Path) -> dict[str, str]:
+  """Tensor name -> file, from the index."""
+  try:
+    return dict(json.loads((directory / INDEX).read_text())["weight_map"])
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise CheckpointError(
+      f"{directory / INDEX} has no readable weight_map ({error!r}); copy or download it again"
+    ) from error
+
+
+def _has_own_head(directory: pathlib.Path) -> bool:
+  """Whether the weights hold an output head that differs from the embedding."""
+  if not (directory / WEIGHTS).exists() and HEAD not in _weight_map(directory):
+    return False
+  with contextlib.ExitStack() as stack:
+    tensors, _ = _open(directory, stack)
+    _refuse_quantised(directory, tensors)
+    return HEAD in tensors and not _head_is_embedding(tensors)
+
+
+def _head_is_embedding(tensors: Tensors) -> bool:
+  """Whether the output head has the values of the embedding, or is the only copy of it."""
+  if EMBEDDING not in tensors:
+    return True
+  embedding, head = (file.get_slice(name) for file, name in (tensors[EMBEDDING], tensors[HEAD]))
+  if embedding.get_shape() != head.get_shape():
+    return False
+  count, width = embedding.get_shape()
+  rows = max(1, _COPY_BYTES // (4 * width))
+  starts = range(0, count, rows)
+  return all(np.array_equal(embedding[i : i + rows], head[i : i + rows]) for i in starts)
+
+
+def _refuse_quantised(directory: pathlib.Path, tensors: Tensors) -> None:
+  for name, (file, stored_name) in tensors.items():
+    dtype = file.get_slice(stored_name).get_dtype()
+    if name.endswith(_QUANTISED) or dtype not in _FLOATS:
+      raise CheckpointError(
+        f"{directory}: the weights are quantised ({name} is stored as {dtype}), which cannot be "
+        "trained; give the model's folder without quantisation"
+      )
+
+
+def _misfits(table: list[Entry], tensors: Tensors) -> list[str]:
   expected = {short_name(name): entry.file_shape for entry in table for name in entry.names}
   problems = [f"{name} is unknown" for name in tensors if name not in expected]
   for name, shape in expected.items():
     if name not in tensors:
       problems.append(f"{name} is missing")
       continue
-    file, there = tensors[name]
-    found = tuple(file.get_slice(there).get_shape())
+    file, stored_name = tensors[name]
+    found = tuple(file.get_slice(stored_name).get_shape())
     if found != shape:
       problems.append(f"{name}: expected {list(shape)}, file has {list(found)}")
   return problems
 
 
+def _summary(problems: list[str]) -> str:
+  """The first problems; a whole model has hundreds."""
+  more = len(problems) - _LISTED
+  return "; ".join(problems[:_LISTED]) + (f"; and {more} more such tensors" if more > 0 else "")
+
+
 def _assemble(
-  entry: Entry, tensors: dict, dtype: np.dtype, sharding: jax.sharding.Sharding
+  entry: Entry, tensors: Tensors, dtype: np.dtype, sharding: jax.sharding.Sharding
 ) -> jax.Array:
   """One parameter: each tensor is read once and cut into the shards of this process' devices."""
-
   index_of = sharding.addressable_devices_indices_map(entry.full_shape)
   distinct = {str(index): index for index in index_of.values() if index is not None}
   shape = sharding.shard_shape(entry.full_shape)
   parts = {key: _aligned(shape, dtype) for key in distinct}
   for layer, name in enumerate(entry.names):
-    file, there = tensors[short_name(name)]
+    file, stored_name = tensors[short_name(name)]
     if not entry.layers and not entry.kernel:
       for key, index in distinct.items():
-        _copy(file.get_slice(there), index, parts[key])
+        _copy(file.get_slice(stored_name), index, parts[key])
       continue
-    array = entry.read(file.get_tensor(there))
+    array = entry.read(file.get_tensor(stored_name))
     for key, index in distinct.items():
       layers = range(entry.layers)[index[0]] if entry.layers else ()
       if not entry.layers:
@@ -142,7 +241,7 @@ def _assemble(
 
 
 def _copy(source: Any, index: tuple[slice, ...], out: np.ndarray) -> None:
-  """A cut of a tensor that is kept as the file has it, some rows at a time: tables are large."""
+  """Copies a slice of a tensor into `out`, some rows at a time, because tables are large."""
   rows = max(1, _COPY_BYTES // max(out[0].nbytes, 1))
   first = index[0].start or 0
   for i in range(0, len(out), rows):
@@ -151,7 +250,7 @@ def _copy(source: Any, index: tuple[slice, ...], out: np.ndarray) -> None:
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-  """Uninitialised, on a boundary of 64 bytes, so that a CPU device takes it as it is."""
+  """An uninitialised array aligned to 64 bytes, which a CPU device takes without a copy."""
   size = math.prod(shape) * dtype.itemsize
   raw = np.empty(size + 64, np.uint8)
   start = -raw.ctypes.data % 64
@@ -159,7 +258,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def insert(params: Params, path: str, array: jax.Array) -> None:
-  """Puts an array at "a/b/c" of a nested dict, making the dicts on the way."""
+  """Stores an array at "a/b/c" of a nested dict; missing dicts are created."""
   *folders, leaf = path.split("/")
   for folder in folders:
     params = params.setdefault(folder, {})
@@ -172,22 +271,48 @@ def insert(params: Params, path: str, array: jax.Array) -> None:
 def save(
   params: Params, cfg: QwenVLConfig, directory: pathlib.Path, file_bytes: int = _FILE_BYTES
 ) -> None:
-  """Writes config.json and the tensors, in the parameters' dtype; `load` gives the same bits.
+  """Writes config.json and the tensors in the dtype of the parameters; `load` returns equal bits.
 
   Args:
     params: stacked.
-    cfg: what they fit.
-    directory: made when missing.
-    file_bytes: what one file may hold; more are numbered and named in model.safetensors.index.json.
+    cfg: config of the policy.
+    directory: created if missing; weights in it are replaced.
+    file_bytes: size of one file. More files are numbered and listed in the index.
 
   Raises:
-    CheckpointError: on the host, when a parameter is missing, unknown or misshapen.
+    CheckpointError: if a parameter is missing, unknown or of another shape than `cfg` says.
   """
+  table = name_table(cfg)
+  flat = _checked(params, table)
+  directory.mkdir(parents=True, exist_ok=True)
+  for name in (WEIGHTS, INDEX):  # the first would hide new shards, the second names old ones
+    (directory / name).unlink(missing_ok=True)
+  groups = _file_groups(table, flat, file_bytes)
+  names = [WEIGHTS]
+  if len(groups) > 1:
+    names = [f"model-{i + 1:05}-of-{len(groups):05}.safetensors" for i in range(len(groups))]
+  file_of, total = {}, 0
+  for name, group in zip(names, groups, strict=True):
+    tensors = {}
+    for entry in group:
+      tensors |= _tensors(entry, np.asarray(flat[entry.path]))
+    save_file(tensors, directory / name, metadata={"format": "pt"})  # transformers requires "pt"
+    (directory / name).chmod(0o644)  # the library creates files that only the owner can read
+    file_of |= dict.fromkeys(tensors, name)
+    total += sum(tensor.nbytes for tensor in tensors.values())
+  if len(groups) > 1:
+    index = {"metadata": {"total_size": total}, "weight_map": file_of}
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+  hf = {**config.to_hf(cfg), "torch_dtype": str(flat[table[0].path].dtype)}
+  (directory / CONFIG).write_text(json.dumps(hf, indent=2) + "\n")
+
+
+def _checked(params: Params, table: list[Entry]) -> Params:
+  """Path -> parameter, all of the shapes in the table."""
   flat = {
     "/".join(str(key.key) for key in path): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
-  table = name_table(cfg)
   expected = {entry.path: entry.full_shape for entry in table}
   problems = [f"{path} is unknown" for path in flat if path not in expected]
   problems += [f"{path} is missing" for path in expected if path not in flat]
@@ -197,29 +322,12 @@ def save(
     if path in expected and leaf.shape != expected[path]
   ]
   if problems:
-    raise CheckpointError("cannot save parameters: " + "; ".join(problems))
-  directory.mkdir(parents=True, exist_ok=True)
-  groups = _file_groups(table, flat, file_bytes)
-  names = [WEIGHTS]
-  if len(groups) > 1:
-    names = [f"model-{i + 1:05}-of-{len(groups):05}.safetensors" for i in range(len(groups))]
-  where, total = {}, 0
-  for name, group in zip(names, groups, strict=True):
-    tensors = {}
-    for entry in group:
-      tensors |= _tensors(entry, np.asarray(flat[entry.path]))
-    save_file(tensors, directory / name, metadata={"format": "pt"})  # transformers asks for "pt"
-    where |= dict.fromkeys(tensors, name)
-    total += sum(tensor.nbytes for tensor in tensors.values())
-  if len(groups) > 1:
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-  hf = {**config.to_hf(cfg), "torch_dtype": str(flat[table[0].path].dtype)}
-  (directory / CONFIG).write_text(json.dumps(hf, indent=2) + "\n")
+    raise CheckpointError("cannot save parameters: " + _summary(problems))
+  return flat
 
 
 def _file_groups(table: list[Entry], flat: Params, file_bytes: int) -> list[list[Entry]]:
-  """The parameters of each file, in order; one that is larger than a file gets one alone."""
+  """The parameters of each file, in order. A parameter larger than a file has its own file."""
   groups, room = [], 0
   for entry in table:
     size = flat[entry.path].nbytes

@@ -107,7 +107,7 @@ def _panel(
   curve: Curve, points: list[tuple[int, float]], size_in: tuple[float, float], from_zero: bool
 ) -> Panel:
   """An axis that does not start at 0 says so."""
-  limits = (-0.02, 1.04) if curve.share else None
+  limits = (-0.02, 1.03) if curve.share else None
   if not limits and from_zero:
     limits = (min(0.0, *(y for _, y in points)), 1.15 * max(y for _, y in points) or 1.0)
   draw = functools.partial(_draw_curve, points, limits)
@@ -124,7 +124,7 @@ def _draw_curve(
   if len(step_Z) == 1:
     axes.plot(step_Z, value_Z, "o", color=svg.ACCENT, markersize=4)
   axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-  axes.yaxis.set_major_locator(MaxNLocator(4))
+  axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
   axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
   axes.set_xlabel("step")
   if limits:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from spatial_jax.report import wording
-from spatial_jax.report.drawings import ImageView, image_view
+from spatial_jax.report.drawings import ImageView
+from spatial_jax.report.gallery import prompt_images
 from spatial_jax.report.predictions import Answers
 from spatial_jax.rollout.saved_groups import SavedGroup
 
@@ -15,8 +16,7 @@ class Example(NamedTuple):
   Attributes:
     where: "held-out question", "training question of step 50".
     question_type, question, options, truth: of the task.
-    image: the first one.
-    images: number of images.
+    images: of the question.
     answers: (who, answer, score), answer and score None if there is none.
     note: how the example was chosen, "" if nothing was chosen.
   """
@@ -26,8 +26,7 @@ class Example(NamedTuple):
   question: str
   options: tuple[str, ...]
   truth: str | None
-  image: ImageView
-  images: int
+  images: list[ImageView]
   answers: list[tuple[str, str | None, float | None]]
   note: str
 
@@ -92,15 +91,13 @@ def _choice(count: int, change: float, verb: str | None) -> str:
 def _example(
   group: SavedGroup, where: str, answers: list[tuple[str, str | None, float | None]], note: str
 ) -> Example:
-  trajectory = group.rollouts[0].trajectory
   return Example(
     where=where,
     question_type=wording.type_name(group.question_type),
     question=group.question,
     options=group.options,
     truth=group.truth,
-    image=image_view(trajectory.images[0].pixels, 1, []),
-    images=trajectory.prompt_images,
+    images=prompt_images(group),
     answers=answers,
     note=note,
   )

@@ -112,14 +112,12 @@ def group_view(group: SavedGroup, card: RewardCard | None, start: Answered | Non
 
   Rollouts of training are sorted by reward; in an evaluation the start is first.
   """
-  first = group.rollouts[0].trajectory
   rewards = [r.reward for r in group.rollouts if r.valid and r.reward is not None]
   rollouts = [_rollout_view(r, group, card, compared=start is not None) for r in group.rollouts]
   if group.step is not None:
     rollouts.sort(key=lambda view: (not view.valid, -(view.reward or 0.0)))
   if start is not None:
     rollouts.insert(0, _start_view(start, group))
-  prompt = enumerate(first.images[: first.prompt_images], 1)
   return GroupView(
     question_type=group.question_type,
     type_name=wording.type_name(group.question_type),
@@ -127,10 +125,17 @@ def group_view(group: SavedGroup, card: RewardCard | None, start: Answered | Non
     question=group.question,
     options=group.options,
     truth=group.truth,
-    images=[image_view(image.pixels, number, []) for number, image in prompt],
+    images=prompt_images(group),
     mean=float(np.mean(rewards)) if rewards and group.step is not None else None,
     rollouts=rollouts,
   )
+
+
+def prompt_images(group: SavedGroup) -> list[ImageView]:
+  """The images of the question."""
+  trajectory = group.rollouts[0].trajectory
+  images = enumerate(trajectory.images[: trajectory.prompt_images], 1)
+  return [image_view(image.pixels, number, []) for number, image in images]
 
 
 def _rollout_view(

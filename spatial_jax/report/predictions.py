@@ -34,8 +34,10 @@ def read_answers(workdir: pathlib.Path) -> Answers:
   """
   path = workdir / PREDICTIONS
   columns: dict[str, dict[str, Answered]] = {START_GREEDY: {}, END_GREEDY: {}}
-  lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+  lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
   for number, line in enumerate(lines, 1):
+    if not line:
+      continue
     try:
       record = json.loads(line)
       if record["column"] in columns:

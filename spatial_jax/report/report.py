@@ -40,6 +40,7 @@ from spatial_jax.report.predictions import read_answers
 from spatial_jax.report.reward_card import RewardCard, card_view
 from spatial_jax.rollout.profiling import TIMELINE
 from spatial_jax.rollout.saved_groups import load_groups
+from spatial_jax.workdir import CONFIG, write_text
 
 FILE = "report.html"
 
@@ -100,8 +101,8 @@ def write_report(
   answers = read_answers(workdir)
   steps = [groups for groups in load_groups(workdir, groups_per_step) if groups]
   steps.sort(key=lambda groups: groups[0].step is not None)  # the evaluation first
-  config = workdir / "config.json"
-  config = config.read_text(encoding="utf-8") if config.exists() else None
+  config = workdir / CONFIG
+  config = config.read_text(encoding="utf-8", errors="replace") if config.exists() else None
   page = _template().render(
     about=about,
     example=choose_example(steps, answers, wording.headline_verb(table) if table else None),
@@ -122,11 +123,9 @@ def write_report(
     config=config,
     css=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
   )
-  path = workdir / FILE
-  partial = path.with_suffix(".partial")
   # A lone surrogate in model text has no UTF-8 form; the page shows a question mark.
-  partial.write_text(page, encoding="utf-8", errors="replace")
-  return partial.replace(path)
+  write_text(workdir / FILE, page.encode("utf-8", "replace").decode("utf-8"))
+  return workdir / FILE
 
 
 def key_figures(records: Sequence[dict[str, Any]], table: ResultTable | None) -> list[KeyFigure]:

@@ -15,7 +15,7 @@ from spatial_jax.evaluate import results
 from spatial_jax.evaluate.results import Cell, Paired, ResultTable
 from spatial_jax.report import svg, wording
 
-_ARROW_FROM = 0.02  # a shorter change has no arrow
+_ARROW_FROM = 0.03  # a shorter change has no arrow
 
 
 class Keys(NamedTuple):
@@ -128,7 +128,7 @@ def _draw_row(axes: Axes, y: int, keys: Keys, cells: Mapping[str, Cell], colour:
     )
   if start and end and abs(end.mean - start.mean) >= _ARROW_FROM:
     style: Any = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.4, "shrinkA": 0}
-    axes.annotate("", (end.mean, y), (start.mean, y), arrowprops=style | {"shrinkB": 3})
+    axes.annotate("", (end.mean, y), (start.mean, y), arrowprops=style | {"shrinkB": 3.5})
   if start:
     axes.plot(start.mean, y, "o", color=colour, markersize=3.2, clip_on=False)
   if end:
@@ -172,7 +172,9 @@ def _draw_forest(paired: Sequence[Paired], layout: Layout, axes: Axes) -> None:
 
 def _write_row(axes: Axes, y: float, text: _RowText, layout: Layout) -> None:
   """Writes the name of a row on the left and its numbers on the right, or both above the row."""
-  place: Any = {"transform": axes.get_yaxis_transform(), "va": "center"}
+  place: Any = {"transform": axes.get_yaxis_transform(), "va": "center", "zorder": 3}
+  if layout.narrow:
+    place["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # hides grid lines
   name: Any = {"color": text.colour, "fontweight": text.weight, "gid": svg.tooltip(text.tooltip)}
   numbers: Any = {"color": svg.MUTED, "fontsize": svg.SMALL_PT}
   if not layout.narrow:

@@ -128,7 +128,7 @@ def _draw_advantage(card: RewardCard, axes: Axes) -> None:
   shaped_BG = ap_grpo(reward_BG, cfg.alpha, sign_safe=cfg.sign_safe, by_std=cfg.by_std)
   shaped_Z = np.asarray(shaped_BG)[0]
   form = "sign-safe AP-GRPO" if cfg.sign_safe else "AP-GRPO"
-  undivided = "" if cfg.by_std else ", not divided by the deviation"
+  undivided = "" if cfg.by_std else ", not divided by std"
   label = f"{form}, alpha = {cfg.alpha:g}{undivided}"
   axes.axhline(0, color=svg.MUTED, linewidth=0.8)
   axes.vlines(x_Z, 0, shaped_Z, color=svg.ACCENT, linewidth=2)
@@ -137,4 +137,4 @@ def _draw_advantage(card: RewardCard, axes: Axes) -> None:
   axes.set_xticks(x_Z, [f"{100 * error:.0f} %" for error in EXAMPLE_ERRORS])
   axes.set(xlabel="relative errors of eight answers to one question", ylabel="advantage")
   axes.margins(y=0.12)
-  axes.figure.legend(loc="outside upper left", ncols=2)
+  axes.figure.legend(loc="outside upper left", ncols=1)

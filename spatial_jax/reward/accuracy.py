@@ -11,10 +11,10 @@ import numpy as np
 
 from spatial_jax.types import Array
 
-# What 1 - c is in float32 for the published confidences c = .50, .55, ..., .95, all in float32.
+# 1 - c for the published confidences c = .50, .55, ..., .95, computed in float32.
 MRA_TOLERANCES = np.float32(1) - np.linspace(0.5, 0.95, 10).astype(np.float32)
 
-# Keeps a truth of 0 from dividing by 0; below float32 resolution for any other truth in metres.
+# Avoids a division by 0; below float32 resolution for any other truth in metres.
 MRA_EPSILON = 1e-8
 
 RatioForm = Literal["linear", "inverse", "exponential"]
@@ -23,7 +23,7 @@ RatioForm = Literal["linear", "inverse", "exponential"]
 def mean_relative_accuracy(
   answer: float | Array, truth: float | Array, strict: bool = False
 ) -> jax.Array:
-  """Share of the ten tolerances 50 %, 45 %, ..., 5 % that the relative error keeps.
+  """Returns the fraction of the tolerances 50 %, 45 %, ..., 5 % that the relative error is within.
 
   MRA = mean over c in {.50, .55, ..., .95} of [ |answer - truth| / |truth| <= 1 - c ]
 
@@ -32,21 +32,22 @@ def mean_relative_accuracy(
     strict: compares with < instead of <=.
 
   Returns:
-    float32 in {0, .1, ..., 1}. An error that lies exactly on a tolerance may fall to the other side
-    of it than in float64: of the pairs of whole numbers up to 60, 0.8 % differ by one step of .1.
+    float32 in {0, .1, ..., 1}. An error equal to a tolerance can round to the other side of it than
+    in float64: of the pairs of whole numbers up to 60, 0.8 % differ by one step of .1.
 
   Source: VSI-Bench (arXiv:2412.14171) has <=; the training reward of ViLaSR (arXiv:2506.09965,
-  Eq. 3) has <. The benchmark divides by the truth, not by its magnitude: see `evaluate.scoring`.
+  Eq. 3) has <. The benchmark divides by the truth, not by its magnitude: see
+  `evaluate.benchmarks.vsi_bench`.
   """
   answer, truth = jnp.asarray(answer, jnp.float32), jnp.asarray(truth, jnp.float32)
   error = (jnp.abs(answer - truth) / (jnp.abs(truth) + MRA_EPSILON))[None]
   tolerances = jnp.asarray(MRA_TOLERANCES).reshape((-1,) + (1,) * (error.ndim - 1))
-  kept = error < tolerances if strict else error <= tolerances
-  return jnp.mean(kept.astype(jnp.float32), axis=0)
+  within = error < tolerances if strict else error <= tolerances
+  return jnp.mean(within.astype(jnp.float32), axis=0)
 
 
 def exact_match(answer: float | Array, truth: float | Array) -> jax.Array:
-  """1 where the answer equals the truth, else 0.
+  """Returns 1 where the answer equals the truth, else 0.
 
   Args:
     answer, truth: numbers of the chosen and of the right option.
@@ -58,17 +59,17 @@ def exact_match(answer: float | Array, truth: float | Array) -> jax.Array:
 
 
 def ratio(answer: float | Array, truth: float | Array, form: RatioForm = "linear") -> jax.Array:
-  """Reward from the ratio of answer and truth, equal for too much and too little.
+  """Returns a reward of the ratio of answer and truth, equal for over- and underestimates.
 
-  q = |answer - truth| / min(answer, truth) = max / min - 1, and the reward is
+  With q = |answer - truth| / min(answer, truth) = max / min - 1 the reward is
 
-      linear       max(0, 1 - q)     recommended: 0 from a factor of 2 either way
+      linear       max(0, 1 - q)     recommended: 0 from a factor of 2 in either direction
       inverse      1 / (1 + q) = min / max
       exponential  exp(-q)
 
   Args:
-    answer, truth: float32. Where the lesser is <= 0 the reward is 0; where both are 0 it is 1.
-    form: how q becomes a reward.
+    answer, truth: float32. If the smaller one is <= 0 the reward is 0; if both are 0 it is 1.
+    form: the mapping from q to a reward.
 
   Returns:
     float32 in [0, 1].
@@ -77,9 +78,9 @@ def ratio(answer: float | Array, truth: float | Array, form: RatioForm = "linear
   are ours.
   """
   answer, truth = jnp.asarray(answer, jnp.float32), jnp.asarray(truth, jnp.float32)
-  lesser, greater = jnp.minimum(answer, truth), jnp.maximum(answer, truth)
-  positive = lesser > 0.0
-  q = greater / jnp.where(positive, lesser, 1.0) - 1.0
+  smaller, larger = jnp.minimum(answer, truth), jnp.maximum(answer, truth)
+  positive = smaller > 0.0
+  q = larger / jnp.where(positive, smaller, 1.0) - 1.0
   match form:
     case "linear":
       reward = jnp.maximum(0.0, 1.0 - q)

@@ -1,10 +1,13 @@
-"""The reward of a rollout: gated composition of accuracy and format.
+"""The reward of a rollout: signals, then one sentence of weights and a gate.
 
-    text ─► parse ─► Answer arrays [B, G] ─► score_answer, lifted by vmap ─► Scores [B, G]
-            (host, once)                     (jitted, for one answer)
+    text ─► parse ─► Example arrays [B, G] ─► components ─► reward ─► Scores [B, G]
+            (host, once)                      (jitted, one example under vmap)
 
-The gate reads a *hard* score (MRA or exact match). The smooth reward is positive for every number,
-so a gate on it would pay a wild guess for its perfect drawings.
+The gate reads the hard score (MRA or exact match). The smooth accuracy is positive for every
+number, so a gate on it would reward a wild guess for its format.
+
+A further signal is a file with a function of one Example, a line in `components_of`, a weight in
+`RewardConfig` and a term in `combine`.
 """
 
 import dataclasses
@@ -16,30 +19,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spatial_jax.checks import is_finite
+from spatial_jax.config import check_field
+from spatial_jax.errors import DataError
+from spatial_jax.grammar import answer_of
 from spatial_jax.reward.accuracy import exact_match, mean_relative_accuracy, ratio
-from spatial_jax.reward.format import final_answer, format_reward
-from spatial_jax.reward.parse import read
+from spatial_jax.reward.example import Example, example_of_answer, example_of_rollout, stack
+from spatial_jax.reward.format import format_of_turns
+from spatial_jax.reward.parse import Expected, read_as
 from spatial_jax.reward.snra import Schedule, relative_squared_error, shifted_tanh, snra
-from spatial_jax.types import Array, Rollouts, Scores, Task, Trajectory
+from spatial_jax.types import Array, Rollouts, Scores, Task, Turn
+
+NUMBER_REWARDS = ("sigmoid", "tanh", "mra", "ratio")
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-  """What is rewarded.
+  """How a rollout is rewarded.
 
   Attributes:
     number: accuracy reward of a number: "sigmoid" (SNRA), "tanh" (its shifted-tanh form), "mra",
       or "ratio" (vsGRPO, linear).
-    choice: accuracy reward of a choice: "smooth" (the curve of `number` on the error 1 - exact
-      match; the sigmoid where `number` has no curve) or "exact" (0 or 1).
+    choice: accuracy reward of a choice: "smooth" (the curve of `number` at the error 1 - exact
+      match; the sigmoid if `number` has no curve) or "exact" (0 or 1).
     schedule: sharpness over the run.
-    discrete_sharpness: a constant sharpness for choices, None to let them follow the schedule. At
-      sharpness 1 a wrong choice still gets 0.54.
+    discrete_sharpness: the constant sharpness of choices, > 0; None: choices follow the schedule.
+      At sharpness 1 a wrong choice is rewarded 0.54.
     strict_mra: the hard score compares with < (ViLaSR's training reward) instead of <=.
-    score_threshold: beta; the gate is open where hard score > beta.
-    format_weight: w, what format and executability are worth beside an accuracy of 1.
+    score_threshold: beta in [-1, 1); the gate is open where the hard score is above beta. A
+      negative beta opens it for every rollout.
+    format_weight: w >= 0, the reward of the format; an exact answer is rewarded 1.
     gate: "format" gates the format part alone, so that smooth accuracy stays a dense signal;
       "all" gates the sum, as ViLaSR's Eq. 2 is written.
+
+  Raises:
+    FieldError: if a value is out of range.
   """
 
   number: Literal["sigmoid", "tanh", "mra", "ratio"]
@@ -51,33 +65,35 @@ class RewardConfig:
   format_weight: float
   gate: Literal["format", "all"]
 
+  def __post_init__(self):
+    numbers, choices, gates = NUMBER_REWARDS, ("smooth", "exact"), ("format", "all")
+    check_field(self, "number", self.number in numbers, f"be one of {', '.join(numbers)}")
+    check_field(self, "choice", self.choice in choices, f"be one of {', '.join(choices)}")
+    check_field(self, "gate", self.gate in gates, f"be one of {', '.join(gates)}")
+    check_field(self, "strict_mra", isinstance(self.strict_mra, bool), "be True or False")
+    k, beta, weight = self.discrete_sharpness, self.score_threshold, self.format_weight
+    valid_k = k is None or (is_finite(k) and k > 0)
+    check_field(self, "discrete_sharpness", valid_k, "be None or a finite number above 0")
+    valid_beta = is_finite(beta) and -1 <= beta < 1
+    check_field(self, "score_threshold", valid_beta, "be at least -1 and below 1")
+    valid_weight = is_finite(weight) and weight >= 0
+    check_field(self, "format_weight", valid_weight, "be a finite number, at least 0")
+
 
 class Reward(NamedTuple):
-  """What one answer earns, float32: the parts of `Scores` that are computed."""
+  """The reward of one example, float32.
+
+  Attributes:
+    reward: weighted and gated sum.
+    accuracy: the accuracy part of `reward`, after the gate.
+    score: the hard score.
+    components: signal name -> value before weights and gate.
+  """
 
   reward: jax.Array
   accuracy: jax.Array
-  score_: jax.Array
-
-
-class Answer(NamedTuple):
-  """One answer and its truth as numbers; [B, G] for a whole step.
-
-  Attributes:
-    value, truth: float32, numbers in the unit asked for, or indices of options; value is 0 where
-      not parsed.
-    parsed: bool, exactly one answer could be read; false for a fault.
-    is_number: bool, false for a choice.
-    format: float32, 1 where format and every operation were right.
-    usable: bool, false for a fault.
-  """
-
-  value: Array
-  truth: Array
-  parsed: Array
-  is_number: Array
-  format: Array
-  valid: Array
+  score: jax.Array
+  components: dict[str, jax.Array]
 
 
 def score(
@@ -88,112 +104,188 @@ def score(
   Args:
     rollouts: [B][G] trajectories.
     tasks: [B], the task of each group.
-    cfg: what is rewarded.
+    cfg: how a rollout is rewarded.
     sharpness: float32 scalar, of the current step.
 
   Returns:
     Scores, NumPy arrays [B, G].
 
   Raises:
-    ValueError: on the host, when a group is not of its task or a task's answer cannot be read.
+    ValueError: if a rollout is not of its task, or the sharpness is not a finite number above 0.
+    DataError: if the truth of a task cannot be read.
   """
-  answers = _stack(
-    [
-      _stack([_answer(trajectory, task) for trajectory in group])
-      for group, task in zip(rollouts, tasks, strict=True)
-    ]
-  )
-  rewards = _score_all(answers, jnp.asarray(sharpness, jnp.float32), cfg)
-  return Scores(
-    reward_BG=np.asarray(rewards.reward),
-    accuracy_BG=np.asarray(rewards.accuracy),
-    score_BG=np.asarray(rewards.score_),
-    format_BG=np.asarray(answers.format),
-    valid_BG=np.asarray(answers.valid),
-    parsed_BG=np.asarray(answers.parsed),
-  )
+  groups = [
+    stack([example_of_rollout(trajectory, task) for trajectory in group])
+    for group, task in zip(rollouts, tasks, strict=True)
+  ]
+  return score_examples(stack(groups), cfg, sharpness)
 
 
-def score_answer(answer: Answer, sharpness: Array, cfg: RewardConfig) -> Reward:
-  """Scores one answer.
+def reward_of_text(
+  response: str,
+  truth: str,
+  cfg: RewardConfig,
+  sharpness: float,
+  *,
+  unit: str | None = None,
+  options: Sequence[str] | None = None,
+) -> dict[str, float]:
+  """Scores the text of one response, as training scores a rollout of one turn.
 
-      gate "format":  reward = accuracy + [hard > beta] * w * format
-      gate "all":     reward = [hard > beta] * (accuracy + w * format)
-
-  An answer that could not be read, a fault's among them, earns 0.
+      from spatial_jax.reward.compose import RewardConfig, reward_of_text
+      from spatial_jax.reward.snra import Schedule
+      schedule = Schedule("constant", k_min=20.0, k_max=20.0, midpoint=0.5, steepness=10.0)
+      cfg = RewardConfig("sigmoid", "exact", schedule, None, False, 0.0, 0.2, "format")
+      response = "<think> Two steps. </think> Action: Answer <answer> 2.1 m </answer>"
+      result = reward_of_text(response, "2.0", cfg, sharpness=20.0, unit="m")
 
   Args:
-    answer: scalars.
-    sharpness: float32 scalar k.
-    cfg: what is rewarded; static.
+    response: think block, action and answer block; see `spatial_jax.grammar`.
+    truth: the right answer: a number, or the letter of an option.
+    cfg: how an answer is rewarded.
+    sharpness: k > 0, steepness of the smooth rewards.
+    unit: of the truth, and of an answer without a unit: "m", "cm", "m^2", ...; "count": the answer
+      counts something; None: the question asks for no unit.
+    options: of a choice, "A. table", ...; None: the answer is a number.
 
   Returns:
-    Scalars.
+    "reward"; each component before weights and gate ("accuracy", "score", "format"); "parsed",
+    1.0 if the answer could be read, else 0.0.
+
+  Raises:
+    DataError: if the truth cannot be read.
+    ValueError: if the unit is unknown or the sharpness is not a finite number above 0.
+  """
+  expected = Expected(None if options is None else tuple(options), unit, None)
+  reading = read_as(truth, expected)
+  if not reading.parsed:
+    form = "a number" if options is None else f"one of the options {expected.options}"
+    raise DataError(f"the truth {truth!r} cannot be read as {form}; fix it")
+  turn = Turn(0, 0, response, (), (), True, ())
+  answer = answer_of(response)
+  example = example_of_answer(answer, reading, expected, format_of_turns([turn]), True)
+  scores = score_examples(stack([stack([example])]), cfg, sharpness)
+  return {
+    "reward": float(scores.reward_BG[0, 0]),
+    **{name: float(value_BG[0, 0]) for name, value_BG in scores.components.items()},
+    "parsed": float(scores.parsed_BG[0, 0]),
+  }
+
+
+def score_examples(examples_BG: Example, cfg: RewardConfig, sharpness: float | Array) -> Scores:
+  """Scores examples; a rollout with a reward that is not finite becomes invalid.
+
+  Args:
+    examples_BG: [B, G] each.
+    cfg: how an example is rewarded.
+    sharpness: float32 scalar.
+
+  Returns:
+    Scores, NumPy arrays [B, G]. An invalid rollout has reward 0 and counts as a fault.
+
+  Raises:
+    ValueError: if the sharpness is not a finite number above 0.
+  """
+  if not 0 < float(sharpness) < np.inf:
+    raise ValueError(f"sharpness is {float(sharpness):g} and must be a finite number above 0")
+  rewards = jax.device_get(_score_all(examples_BG, jnp.asarray(sharpness, jnp.float32), cfg))
+  finite_BG = np.isfinite(rewards.reward)
+  for value_BG in (rewards.accuracy, *rewards.components.values()):
+    finite_BG &= np.isfinite(value_BG)
+
+  def cleaned(value_BG: np.ndarray) -> np.ndarray:
+    return np.where(finite_BG, value_BG, np.float32(0))
+
+  return Scores(
+    reward_BG=cleaned(rewards.reward),
+    accuracy_BG=cleaned(rewards.accuracy),
+    score_BG=cleaned(rewards.score),
+    format_BG=cleaned(rewards.components["format"]),
+    valid_BG=np.asarray(examples_BG.valid) & finite_BG,
+    parsed_BG=np.asarray(examples_BG.parsed),
+    components={name: cleaned(value_BG) for name, value_BG in rewards.components.items()},
+  )
+
+
+def score_example(example: Example, sharpness: Array, cfg: RewardConfig) -> Reward:
+  """Scores one example; works under jit and vmap.
+
+  Args:
+    example: scalars.
+    sharpness: float32 scalar k.
+    cfg: how an example is rewarded; static.
+  """
+  return combine(components_of(example, sharpness, cfg), cfg)
+
+
+def components_of(example: Example, sharpness: Array, cfg: RewardConfig) -> dict[str, jax.Array]:
+  """Returns every reward signal of one example, float32, before weights and gate.
+
+  Accuracy and score of an answer that could not be read are 0.
+  """
+  return {
+    "accuracy": accuracy(example, sharpness, cfg),
+    "score": hard_score(example, cfg.strict_mra),
+    "format": jnp.asarray(example.format, jnp.float32),
+  }
+
+
+def combine(components: dict[str, jax.Array], cfg: RewardConfig) -> Reward:
+  """Weights and gates the signals of one example.
+
+      gate "format":  reward = accuracy + [score > beta] * (w * format)
+      gate "all":     reward = [score > beta] * (accuracy + w * format)
 
   Source: ViLaSR (arXiv:2506.09965, Eq. 2) for "all"; the hard gate beside a smooth accuracy is
   ours.
   """
-  parsed = jnp.asarray(answer.parsed).astype(jnp.float32)
-  exact = exact_match(answer.value, answer.truth)
-  mra = mean_relative_accuracy(answer.value, answer.truth, cfg.strict_mra)
-  score_ = parsed * jnp.where(answer.is_number, mra, exact)
-  accuracy = parsed * jnp.where(
-    answer.is_number,
-    _number_accuracy(answer, sharpness, mra, cfg),
-    _choice_accuracy(exact, sharpness, cfg),
-  )
-  gate = (score_ > cfg.score_threshold).astype(jnp.float32)
+  gate = (components["score"] > cfg.score_threshold).astype(jnp.float32)
+  gated = cfg.format_weight * components["format"]
+  accuracy_part = components["accuracy"]
   if cfg.gate == "all":
-    accuracy = gate * accuracy
-  return Reward(accuracy + gate * cfg.format_weight * answer.format, accuracy, score_)
+    accuracy_part = gate * accuracy_part
+  reward = accuracy_part + gate * gated
+  return Reward(reward, accuracy_part, components["score"], components)
+
+
+def hard_score(example: Example, strict_mra: bool) -> jax.Array:
+  """MRA of a number, exact match of a choice, in [0, 1]; 0 where not parsed."""
+  mra = mean_relative_accuracy(example.value, example.truth, strict_mra)
+  exact = exact_match(example.value, example.truth)
+  return jnp.where(example.parsed, jnp.where(example.is_number, mra, exact), 0.0)
+
+
+def accuracy(example: Example, sharpness: Array, cfg: RewardConfig) -> jax.Array:
+  """The accuracy reward that the config chooses, in [0, 1]; 0 where not parsed."""
+  number, choice = (
+    _number_accuracy(example, sharpness, cfg),
+    _choice_accuracy(example, sharpness, cfg),
+  )
+  return jnp.where(example.parsed, jnp.where(example.is_number, number, choice), 0.0)
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
-def _score_all(answers_BG: Answer, sharpness: jax.Array, cfg: RewardConfig) -> Reward:
-  one = functools.partial(score_answer, sharpness=sharpness, cfg=cfg)
-  return jax.vmap(jax.vmap(one))(answers_BG)
+def _score_all(examples_BG: Example, sharpness: jax.Array, cfg: RewardConfig) -> Reward:
+  one = functools.partial(score_example, sharpness=sharpness, cfg=cfg)
+  return jax.vmap(jax.vmap(one))(examples_BG)
 
 
-def _number_accuracy(answer: Answer, sharpness: Array, mra: Array, cfg: RewardConfig) -> Array:
-  error = relative_squared_error(answer.value, answer.truth)
+def _number_accuracy(example: Example, sharpness: Array, cfg: RewardConfig) -> jax.Array:
+  error = relative_squared_error(example.value, example.truth)
   match cfg.number:
     case "sigmoid":
       return snra(error, sharpness)
     case "tanh":
       return shifted_tanh(error, sharpness)
     case "mra":
-      return mra
+      return mean_relative_accuracy(example.value, example.truth, cfg.strict_mra)
     case "ratio":
-      return ratio(answer.value, answer.truth, "linear")
+      return ratio(example.value, example.truth, "linear")
 
 
-def _choice_accuracy(exact: Array, sharpness: Array, cfg: RewardConfig) -> Array:
+def _choice_accuracy(example: Example, sharpness: Array, cfg: RewardConfig) -> jax.Array:
+  exact = exact_match(example.value, example.truth)
   if cfg.choice == "exact":
     return exact
   curve = shifted_tanh if cfg.number == "tanh" else snra
   return curve(1.0 - exact, sharpness if cfg.discrete_sharpness is None else cfg.discrete_sharpness)
-
-
-def _stack(answers: list[Answer]) -> Answer:
-  return jax.tree.map(lambda *leaves: np.stack(leaves), *answers)
-
-
-def _answer(trajectory: Trajectory, task: Task) -> Answer:
-  """Reads one rollout and its truth on the host."""
-  if trajectory.task_id != task.task_id:
-    raise ValueError(f"rollout of task {trajectory.task_id} is scored against task {task.task_id}")
-  truth = read(task.answer, task)
-  if not truth.parsed:
-    raise ValueError(
-      f"task {task.task_id}: answer {task.answer!r} is no {task.answer_kind} as its question asks "
-      f"for it ({task.question!r}, options {task.options})"
-    )
-  reading = read(final_answer(trajectory), task)
-  return Answer(
-    value=np.array(reading.value, np.float32),
-    truth=np.array(truth.value, np.float32),
-    parsed=np.array(reading.parsed),
-    is_number=np.array(task.answer_kind == "number"),
-    format=np.array(format_reward(trajectory), np.float32),
-    valid=np.array(trajectory.end_reason != "fault"),
-  )

@@ -1,4 +1,4 @@
-"""Format reward: every turn well formed and every drawing operation executable.
+"""The answer of a rollout and its format reward: every turn well formed, every drawing executed.
 
 <think> ... </think> Action: Object Mapper
 ```json
@@ -8,50 +8,46 @@
 <answer> ... </answer>                           the last turn, and only the last
 """
 
-import re
+from collections.abc import Sequence
 
+from spatial_jax.grammar import answer_of, is_well_formed
 from spatial_jax.types import Trajectory, Turn
-
-_TURN = re.compile(r"<think>.*?</think>\s*Action:", re.DOTALL)
 
 
 def final_answer(trajectory: Trajectory) -> str | None:
-  """What stands between the answer tags of a finished rollout.
+  """Returns the text of the last turn's answer block.
+
+  An answer inside the reasoning does not count; of several answer blocks the last one counts.
 
   Returns:
-    The text, or None where the rollout ended early or its last turn has not exactly one answer.
+    The text, or None if the rollout ended early or its last turn has no answer block.
 
-  Source: ViLaSR (arXiv:2506.09965): early termination is rewarded 0, whatever was written.
+  Source: ViLaSR (arXiv:2506.09965): a rollout that ended early is rewarded 0.
   """
-  if trajectory.end_reason != "answer":
-    return None
-  text = trajectory.turns[-1].text
-  if text.count("<answer>") != 1 or text.count("</answer>") != 1:
-    return None
-  answer, closed, _ = text.partition("<answer>")[2].partition("</answer>")
-  return answer.strip() if closed else None
+  return answer_of(trajectory.turns[-1].text) if trajectory.end_reason == "answer" else None
 
 
 def format_reward(trajectory: Trajectory) -> float:
-  """1.0 when the rollout keeps the grammar and everything it drew could be drawn, else 0.0.
-
-  Each turn is <think>...</think> Action: ...; the last one answers, no earlier one does; no block
-  is unreadable and no item foreign (`Turn.errors`); every operation was executed
-  (`Turn.executable`, vacuously true where a turn draws nothing).
+  """Returns 1.0 if the rollout keeps the grammar and every drawing was executed, else 0.0.
 
   Args:
-    trajectory: with the flags of its turns as the drawing protocol set them.
-
-  Returns:
-    1.0 or 0.0.
+    trajectory: its turns carry the errors and the `executable` flag that drawing has set.
 
   Source: ViLaSR (arXiv:2506.09965), S_format of Eq. 2, and verl/utils/reward_score/gcot.py.
   """
-  if final_answer(trajectory) is None:
-    return 0.0
-  early_answer = any("answer>" in turn.text for turn in trajectory.turns[:-1])
-  return float(not early_answer and all(map(_well_formed, trajectory.turns)))
+  return format_of_turns(trajectory.turns) if trajectory.end_reason == "answer" else 0.0
 
 
-def _well_formed(turn: Turn) -> bool:
-  return bool(_TURN.match(turn.text)) and turn.executable and not turn.errors
+def format_of_turns(turns: Sequence[Turn]) -> float:
+  """Returns the format reward of the turns of a rollout that ended with an answer.
+
+  1.0 if each turn is <think>...</think> Action: ..., exactly the last turn ends with an answer
+  block, no drawing block has an error, and every operation was executed; else 0.0.
+  """
+  answers = [answer_of(turn.text) is not None for turn in turns]
+  answers_last = answers == [False] * (len(turns) - 1) + [True]
+  return float(answers_last and all(map(_is_right, turns)))
+
+
+def _is_right(turn: Turn) -> bool:
+  return is_well_formed(turn.text) and turn.executable and not turn.errors

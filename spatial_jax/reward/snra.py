@@ -1,10 +1,10 @@
 """Smooth numeric rewards: error -> reward in [0, 1], sharper as training proceeds.
 
     error   0 %    5 %   10 %   20 %   50 %  100 %
-    k = 1   1.000  .999  .995   .980   .876   .538     early: every guess is told apart
-    k = 100 1.000  .876  .538   .036   .000   .000     late: only exact answers are paid
+    k = 1   1.000  .999  .995   .980   .876   .538     early: rough guesses differ in reward
+    k = 100 1.000  .876  .538   .036   .000   .000     late: only near-exact answers are rewarded
 
-Smooth Operator's formulas (arXiv:2601.07695) could not be had verbatim; the forms here are
+The formulas of Smooth Operator (arXiv:2601.07695) were not available verbatim; the forms here are
 reconstructed from its summaries (squared relative error, mirrored sigmoid, range [0, 1]).
 """
 
@@ -16,9 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spatial_jax.checks import is_finite
+from spatial_jax.config import check_field
 from spatial_jax.types import Array
 
-TRUTH_EPSILON = 1e-6  # the least |truth| an error is divided by
+TRUTH_EPSILON = 1e-6  # the smallest |truth| that an error is divided by
+KINDS = ("sigmoid", "linear", "cosine", "geometric", "constant")
 
 
 @functools.partial(
@@ -28,7 +31,7 @@ TRUTH_EPSILON = 1e-6  # the least |truth| an error is divided by
 )
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """How sharpness grows with progress u in [0, 1]; a pytree whose `kind` is static.
+  """Sharpness as a function of progress u in [0, 1]; a pytree with a static `kind`.
 
       sigmoid    k_min + (k_max - k_min) * sigmoid(steepness * (u - midpoint))
       linear     k_min + (k_max - k_min) * u
@@ -38,8 +41,13 @@ class Schedule:
 
   Attributes:
     kind: the curve.
-    k_min, k_max: bounds of the sharpness, unitless, > 0; the sigmoid comes near, not up to, them.
-    midpoint, steepness: of the sigmoid alone; the other curves do not read them.
+    k_min, k_max: bounds of the sharpness, unitless, 0 < k_min <= k_max; the sigmoid comes near
+      them and does not reach them.
+    midpoint: the progress in [0, 1] at which the sigmoid is half way; other curves ignore it.
+    steepness: of the sigmoid, unitless, > 0; other curves ignore it.
+
+  Raises:
+    FieldError: if a Python number is out of range. Arrays are not checked.
 
   Source: the sigmoid is that of PhysSim-VLM, a third-party reading of arXiv:2601.07695; the others
   are ours.
@@ -51,9 +59,25 @@ class Schedule:
   midpoint: float | Array
   steepness: float | Array
 
+  def __post_init__(self):
+    numbers = (self.k_min, self.k_max, self.midpoint, self.steepness)
+    if not all(isinstance(number, int | float | str) for number in numbers):
+      return  # arrays: under jit their values are unknown
+    check_field(self, "kind", self.kind in KINDS, f"be one of {', '.join(KINDS)}")
+    for name, number in (
+      ("k_min", self.k_min),
+      ("k_max", self.k_max),
+      ("steepness", self.steepness),
+    ):
+      check_field(self, name, is_finite(number) and number > 0, "be a finite number above 0")
+    grows = self.kind == "constant" or float(self.k_max) >= float(self.k_min)
+    check_field(self, "k_max", grows, f"be at least k_min, {self.k_min}")
+    in_run = is_finite(self.midpoint) and 0 <= self.midpoint <= 1
+    check_field(self, "midpoint", in_run, "be a number from 0 to 1")
+
 
 def sharpness(progress: float | Array, schedule: Schedule) -> jax.Array:
-  """The sharpness k at a point of the run.
+  """Returns the sharpness k at a point of the run.
 
   Args:
     progress: step / total steps, in [0, 1]; values outside are clipped.
@@ -68,20 +92,20 @@ def sharpness(progress: float | Array, schedule: Schedule) -> jax.Array:
   match schedule.kind:
     case "sigmoid":
       steepness = jnp.asarray(schedule.steepness, jnp.float32)
-      share = jax.nn.sigmoid(steepness * (u - jnp.asarray(schedule.midpoint, jnp.float32)))
+      fraction = jax.nn.sigmoid(steepness * (u - jnp.asarray(schedule.midpoint, jnp.float32)))
     case "linear":
-      share = u
+      fraction = u
     case "cosine":
-      share = (1.0 - jnp.cos(np.float32(np.pi) * u)) / 2.0
+      fraction = (1.0 - jnp.cos(np.float32(np.pi) * u)) / 2.0
     case "geometric":
       return k_min * jnp.exp(u * jnp.log(k_max / k_min))
     case "constant":
-      share = jnp.ones_like(u)
-  return k_min + (k_max - k_min) * share
+      fraction = jnp.ones_like(u)
+  return k_min + (k_max - k_min) * fraction
 
 
 def relative_squared_error(answer: float | Array, truth: float | Array) -> jax.Array:
-  """Squared relative error of one answer.
+  """Returns the squared relative error of one answer.
 
   delta = ((answer - truth) / max(|truth|, 1e-6))^2
 
@@ -104,16 +128,16 @@ def snra(error: float | Array, sharpness: float | Array) -> jax.Array:
 
   Args:
     error: float32, squared relative error ((answer - truth) / truth)^2, >= 0, unitless; for a
-      discrete score in [0, 1] it is 1 - score.
+      discrete score in [0, 1] it is 1 - score. A negative error counts as 0.
     sharpness: float32, k in (0, inf), unitless; an array, so that a schedule never recompiles.
 
   Returns:
-    float32 in [0, 1].
+    float32 in [0, 1]; NaN if the error is NaN.
 
   Source: Smooth Operator, arXiv:2601.07695 (form reconstructed).
   """
-  error, k = jnp.asarray(error, jnp.float32), jnp.asarray(sharpness, jnp.float32)
-  return 2.0 * jax.nn.sigmoid(-k * error)
+  k = jnp.asarray(sharpness, jnp.float32)
+  return 2.0 * jax.nn.sigmoid(-k * _at_least_zero(error))
 
 
 def shifted_tanh(error: float | Array, sharpness: float | Array) -> jax.Array:
@@ -122,13 +146,19 @@ def shifted_tanh(error: float | Array, sharpness: float | Array) -> jax.Array:
   r = 1 - tanh(sharpness * error) = 2 * sigmoid(-2 * sharpness * error)
 
   Args:
-    error: float32 >= 0, as for `snra`.
+    error: float32, as for `snra`.
     sharpness: float32, k in (0, inf), unitless.
 
   Returns:
-    float32 in [0, 1].
+    float32 in [0, 1]; NaN if the error is NaN.
 
   Source: Smooth Operator, arXiv:2601.07695 ("Shifted-Tanh"; form reconstructed).
   """
-  error, k = jnp.asarray(error, jnp.float32), jnp.asarray(sharpness, jnp.float32)
-  return 1.0 - jnp.tanh(k * error)
+  k = jnp.asarray(sharpness, jnp.float32)
+  return 1.0 - jnp.tanh(k * _at_least_zero(error))
+
+
+def _at_least_zero(error: float | Array) -> jax.Array:
+  """Negative errors become 0, NaN stays; unlike `maximum` it keeps the slope at 0."""
+  error = jnp.asarray(error, jnp.float32)
+  return jnp.where(error < 0.0, 0.0, error)

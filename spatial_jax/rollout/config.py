@@ -1,15 +1,19 @@
-"""Shapes and limits of rollouts, and how their tokens are sampled."""
+"""Config of rollouts: shapes, limits, and how tokens are sampled."""
 
 import dataclasses
 import itertools
 from typing import Literal
 
-from spatial_jax.config import ConfigError
+from spatial_jax.checks import is_finite, is_whole
+from spatial_jax.config import FieldError, check_field
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.drawing.parser import Limits
 from spatial_jax.drawing.termination import StopLimits
 
 WeightForm = Literal["compute", "int8"]
+
+SMALLEST = 1e-6  # of temperature and top_p, which are divided by and compared in float32
+_ASCENDING = "be ascending whole numbers, at least 1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +21,12 @@ class SamplingParams:
   """How a rollout samples.
 
   Attributes:
-    temperature: > 0; of the distribution that log-probabilities are recorded of.
-    greedy: takes the most likely token, and records at temperature 1.
-    top_k, top_p, min_p: what is left out of the draw, see `sampling.truncated`; 0, 1, 0: nothing.
-    max_tokens_per_turn: most tokens of one turn; 0: as many as `RolloutConfig` allows.
+    temperature: >= 1e-6; log-probabilities are recorded at this temperature.
+    greedy: take the most likely token; log-probabilities are then recorded at temperature 1.
+    top_k: draw from this number of most likely tokens; 0: all.
+    top_p: probability mass of the nucleus, in [1e-6, 1]; 1: all.
+    min_p: least probability as a fraction of the largest, in [0, 1); 0: any.
+    max_tokens_per_turn: limit of one turn, tokens; 0: that of `RolloutConfig`.
   """
 
   temperature: float
@@ -31,17 +37,21 @@ class SamplingParams:
   max_tokens_per_turn: int
 
   def __post_init__(self):
-    truncation = self.top_k >= 0 and 0 < self.top_p <= 1 and 0 <= self.min_p < 1
-    if self.temperature <= 0 or not truncation or self.max_tokens_per_turn < 0:
-      raise ConfigError(
-        "sampling: temperature > 0, top_k >= 0 (0: all), top_p in (0, 1], min_p in [0, 1), "
-        f"max_tokens_per_turn >= 0 (0: all); got {self.temperature:g}, {self.top_k}, "
-        f"{self.top_p:g}, {self.min_p:g}, {self.max_tokens_per_turn}"
-      )
+    warm = is_finite(self.temperature) and self.temperature >= SMALLEST
+    check_field(self, "temperature", warm, f"be finite and at least {SMALLEST:g}")
+    check_field(self, "greedy", isinstance(self.greedy, bool), "be True or False")
+    check_field(self, "top_k", is_whole(self.top_k, 0), "be a whole number, at least 0 (0: all)")
+    nucleus = is_finite(self.top_p) and SMALLEST <= self.top_p <= 1
+    check_field(self, "top_p", nucleus, f"be between {SMALLEST:g} and 1 (1: all)")
+    least = is_finite(self.min_p) and 0 <= self.min_p < 1
+    check_field(self, "min_p", least, "be at least 0 and below 1 (0: any)")
+    limit = is_whole(self.max_tokens_per_turn, 0)
+    rule = "be a whole number, at least 0 (0: as config.rollout.max_tokens_per_turn)"
+    check_field(self, "max_tokens_per_turn", limit, rule)
 
   @property
   def truncates(self) -> bool:
-    """Whether anything is left out of the draw."""
+    """Whether some tokens may be left out of the draw."""
     return not self.greedy and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
 
 
@@ -50,33 +60,34 @@ class RolloutConfig:
   """Shapes and limits of rollouts.
 
   Attributes:
-    prompts: of a step.
+    prompts: prompts per step.
     group: G, rollouts per prompt.
-    slots: groups on the devices at once; the other prompts wait for one to finish.
-    rows: of their rollouts, those that have a row to sample in; the others wait for one to end. 0:
-      all of them.
-    prefill, append: ascending; how many prompts, and observations, one call reads: the first count
-      that holds those that there are, up to the last.
-    decode_steps: most tokens of a row per device call.
-    gather_fractions: when at most this fraction of the rows still samples, these rows are gathered
-      into a smaller batch and decoded there; (): never.
-    schedule: "logical": a drawing handed over after chunk n is waited for before chunk n + 1 +
-      `drawing_delay`, so that the order of programs depends on tokens alone; "eager": taken up as
-      soon as it is there; "barrier": drawings wait until no row samples, and prompts until no slot
-      is used.
+    slots: groups on the devices at a time; further prompts wait until a group ends.
+    rows: rollouts that sample at a time; further rollouts wait until one ends. 0: all rollouts of
+      the slots.
+    prefill, append: ascending; number of prompts, and of observations, per call. A call takes the
+      first number that holds all that wait, at most the last.
+    decode_steps: maximum number of tokens per row and device call, which is a chunk.
+    gather_fractions: if at most one of these fractions of the rows still samples, the rows are
+      gathered into a batch of that size and decoded there. (): never.
+    schedule: "logical": a drawing that is submitted after chunk n is appended before chunk n + 1 +
+      `drawing_delay`, so that the order of programs depends on tokens alone. "eager": it is
+      appended as soon as it is ready. "barrier": drawings wait until no row samples, and prompts
+      until no slot is in use.
     drawing_delay: chunks, at least 1.
-    weights: "compute": in the compute dtype; "int8": the decoder's kernels in 8 bits, see
-      `policy.int8`.
-    sampling: of training rollouts.
-    max_tokens_per_turn: most tokens the policy samples in one turn.
-    stop: when a rollout ends; `stop.max_response_tokens` is also the size of each row's own cache.
-    stop_tokens, stop_strings: a turn ends with one of these tokens ("<|im_end|>"), or with the one
-      that completes such a string.
-    limits: what one turn may draw.
-    prompt_buckets, observation_buckets: padded lengths, tokens.
-    suffix_block_edges: ascending, tokens; the suffix cache is split into blocks at these lengths. A
-      block that no sampling row has reached is not read.
-    feature_buffer_tokens: visual tokens of images kept on the devices.
+    weights: "compute": decode with weights in the compute dtype; "int8": with 8-bit decoder
+      kernels, see `policy.int8`.
+    sampling: of the training rollouts.
+    max_tokens_per_turn: limit of one sampled turn, tokens.
+    stop: when a rollout ends; `stop.max_response_tokens` is also the size of a row in the suffix
+      cache.
+    stop_tokens: a turn ends with one of these tokens ("<|im_end|>").
+    stop_strings: a turn ends with the token that completes one of these strings; (): none.
+    limits: limits of the drawing operations of one turn.
+    prompt_buckets, observation_buckets: ascending; padded lengths, tokens.
+    suffix_block_edges: ascending, tokens; the suffix cache is split into blocks at these lengths.
+      A block that no active row has reached is not read. (): one block.
+    feature_buffer_tokens: visual tokens of the images in the feature buffer.
     vision: buckets of the vision tower.
   """
 
@@ -104,49 +115,63 @@ class RolloutConfig:
   vision: VisionBuckets
 
   def __post_init__(self):
-    counts = (self.prompts, self.group, self.slots, self.decode_steps, self.drawing_delay)
-    if min(*counts, self.max_tokens_per_turn, self.stop.max_response_tokens) < 1:
-      raise ConfigError(
-        "config.rollout: prompts, group, slots, decode_steps, drawing_delay, max_tokens_per_turn "
-        "and stop.max_response_tokens are at least 1"
-      )
-    sizes = {
-      "prefill": self.prefill,
-      "append": self.append,
-      "prompt_buckets": self.prompt_buckets,
-      "observation_buckets": self.observation_buckets,
-    }
-    for name, counts in (*sizes.items(), ("suffix_block_edges", self.suffix_block_edges)):
-      if list(counts) != sorted(set(counts)) or min(counts, default=1) < 1:
-        raise ConfigError(f"config.rollout.{name}: ascending, from 1 on; got {counts}")
-    if missing := [name for name, counts in sizes.items() if not counts]:
-      raise ConfigError(f"config.rollout: {', '.join(missing)} need a size each, such as (1, 8)")
-    if not 0 <= self.rows <= self.slots * self.group:
-      raise ConfigError(
-        f"config.rollout.rows: at most slots * group = {self.slots * self.group}, 0 for as many; "
-        f"got {self.rows}"
-      )
-    if not all(0 < share < 1 for share in self.gather_fractions):
-      raise ConfigError(
-        "config.rollout.gather_fractions: fractions of the rows, between 0 and 1; "
-        f"got {self.gather_fractions}"
-      )
+    self._check_counts()
+    self._check_buckets()
+    fractions = all(is_finite(fraction) and 0 < fraction < 1 for fraction in self.gather_fractions)
+    check_field(self, "gather_fractions", fractions, "be fractions of the rows, between 0 and 1")
+    schedule = self.schedule in ("logical", "eager", "barrier")
+    check_field(self, "schedule", schedule, "be logical, eager or barrier")
+    check_field(self, "weights", self.weights in ("compute", "int8"), "be compute or int8")
+    tokens = bool(self.stop_tokens) and all(self.stop_tokens)
+    check_field(self, "stop_tokens", tokens, 'name at least one token, such as "<|im_end|>"')
+    check_field(self, "stop_strings", all(self.stop_strings), "not contain an empty string")
+
+  def _check_counts(self) -> None:
+    """Checks every field that is one number."""
+    for name in (
+      "prompts",
+      "group",
+      "slots",
+      "decode_steps",
+      "drawing_delay",
+      "max_tokens_per_turn",
+      "feature_buffer_tokens",
+    ):
+      check_field(self, name, is_whole(vars(self)[name], 1), "be a whole number, at least 1")
+    most = self.slots * self.group
+    rows = is_whole(self.rows, 0) and self.rows <= most
+    check_field(self, "rows", rows, f"be at least 0 (0: all) and at most slots * group = {most}")
+
+  def _check_buckets(self) -> None:
+    """Checks every field that is a list of sizes."""
+    edges = self.suffix_block_edges
+    check_field(self, "suffix_block_edges", not edges or _is_ascending(edges), _ASCENDING)
+    for name in ("prefill", "append", "prompt_buckets", "observation_buckets"):
+      check_field(self, name, _is_ascending(vars(self)[name]), _ASCENDING)
+    for name, sizes in vars(self.vision).items():
+      if not _is_ascending(sizes):
+        raise FieldError(f"vision.{name} is {sizes} and must {_ASCENDING}")
 
   @property
   def suffix_block_sizes(self) -> tuple[int, ...]:
-    """Tokens in each block of a row's own cache."""
-    ends = [cut for cut in self.suffix_block_edges if cut < self.stop.max_response_tokens] + [
-      self.stop.max_response_tokens
-    ]
+    """Tokens of each block of the suffix cache."""
+    size = self.stop.max_response_tokens
+    ends = [*(edge for edge in self.suffix_block_edges if edge < size), size]
     return tuple(end - start for start, end in itertools.pairwise([0, *ends]))
 
   @property
   def decode_row_counts(self) -> tuple[int, ...]:
-    """How many rows a chunk may decode, ascending, up to all."""
-    few = (max(round(share * self.row_count), 1) for share in self.gather_fractions)
-    return tuple(sorted({*few, self.row_count}))
+    """Numbers of rows that a chunk may decode, ascending; the last is all rows."""
+    gathered = (max(round(f * self.row_count), 1) for f in self.gather_fractions)
+    return tuple(sorted({*gathered, self.row_count}))
 
   @property
   def row_count(self) -> int:
-    """R, rollouts that sample at once."""
+    """R, number of rows."""
     return self.rows or self.slots * self.group
+
+
+def _is_ascending(sizes: tuple[int, ...]) -> bool:
+  """Whether there are sizes, all whole numbers of at least 1, each larger than the one before."""
+  counts = bool(sizes) and all(is_whole(size, 1) for size in sizes)
+  return counts and all(a < b for a, b in itertools.pairwise(sizes))

@@ -1,9 +1,9 @@
-"""Task -> Prompt, drawn pictures -> observation: what the policy reads, token in and token out.
+"""Tasks and drawn images as tokens, and the builder that joins them to a trajectory.
 
     prompt | turn 1 (sampled) | observation | turn 2 (sampled) | ...
 
-An `Episode` grows one trajectory along that line. Sampling and demonstrations write through
-it, so that their rows cannot differ in form.
+`Conversation` encodes prompts and observations. `TrajectoryBuilder` appends to one trajectory.
+Rollouts and demonstrations both use the builder, so their trajectories have the same form.
 """
 
 import dataclasses
@@ -14,11 +14,10 @@ import numpy as np
 
 from spatial_jax.config import ConfigError
 from spatial_jax.data import prompt_text
-from spatial_jax.data import tokenizer as text_lib
 from spatial_jax.data.chat_template import ChatConfig, Message, chat_text
 from spatial_jax.data.image import PreprocessConfig, patch_image
 from spatial_jax.data.prompt_text import TextConfig
-from spatial_jax.data.tokenizer import Tokenizer
+from spatial_jax.data.tokenizer import IM_END, Tokenizer
 from spatial_jax.errors import DataError
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.rope import VideoRule, mrope_positions
@@ -35,7 +34,15 @@ from spatial_jax.types import (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenSegment:
-  """A piece of a conversation as tokens; positions and starts count from its begin."""
+  """A part of a conversation as tokens; positions and image starts count from its first token.
+
+  Attributes:
+    token_ids_T: int32.
+    position_TA: int32 rotary positions.
+    next_position: the position of the token after the segment.
+    images: in order of appearance.
+    image_start: index of the first token of each image.
+  """
 
   token_ids_T: np.ndarray
   position_TA: np.ndarray
@@ -45,10 +52,15 @@ class TokenSegment:
 
 
 def check_preprocess(preprocess: PreprocessConfig, policy: QwenVLConfig, where: str) -> None:
-  """Refuses pictures cut otherwise than the policy's tower reads them.
+  """Checks that images are cut into the patches that the vision tower of the policy expects.
+
+  Args:
+    preprocess: how images are cut.
+    policy: shape of the policy.
+    where: config key or file of `preprocess`, for the message.
 
   Raises:
-    ConfigError: on the host; `where` says whose sizes they are.
+    ConfigError: if a size differs.
   """
   tower = policy.vision
   for name, given, needed in (
@@ -62,7 +74,14 @@ def check_preprocess(preprocess: PreprocessConfig, policy: QwenVLConfig, where: 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Conversation:
-  """How one policy family reads: tokenizer, words, preprocessing and rotary positions."""
+  """Encodes the messages of one run for one policy.
+
+  Attributes:
+    tokenizer: of the policy.
+    text: texts around questions and images.
+    preprocess: how images are resized and cut into patches.
+    policy: shape and special tokens of the policy.
+  """
 
   tokenizer: Tokenizer
   text: TextConfig
@@ -74,75 +93,88 @@ class Conversation:
 
   @functools.cached_property
   def forbidden_ids(self) -> tuple[int, ...]:
-    """Ids never sampled: special tokens but <|im_end|>, and rows that no token owns."""
-    padding = range(self.tokenizer.inner.get_vocab_size(), self.policy.decoder.vocabulary)
-    return (*self.tokenizer.forbidden_ids(), *padding)
+    """Ids that are never sampled: special tokens except <|im_end|>, and ids without a token."""
+    unused = set(range(self.policy.decoder.vocabulary)) - self.tokenizer.used_ids
+    return (*self.tokenizer.forbidden_ids(), *sorted(unused))
 
   def prompt(self, task: Task, images: Sequence[PatchedImage] | None = None) -> Prompt:
-    """The task as ids, positions and patches.
+    """Encodes a task as token ids, positions and patches.
 
     Args:
-      task: the question.
-      images: its pictures where they have been patched already.
+      task: question and images.
+      images: the patched images of the task; None: they are patched here.
 
     Raises:
-      DataError: on the host, naming the task, for pictures that cannot be used or a wording that
-        does not have as many image tokens as there are pictures.
+      DataError: if an image cannot be used, or the text does not have one image token per image;
+        the message names the task.
     """
     try:
       if images is None:
         images = [patch_image(image, self.preprocess) for image in task.images]
-      read = self._read(prompt_text.prompt_text(task, images, self.text), images, (), "max")
+      encoded = self._encode(prompt_text.prompt_text(task, images, self.text), images, (), "max")
     except DataError as error:
       raise DataError(f"task {task.task_id}: {error}") from error
     return Prompt(
-      task, read.token_ids_T, read.position_TA, read.next_position, read.images, read.image_start
+      task=task,
+      token_ids_T=encoded.token_ids_T,
+      position_TA=encoded.position_TA,
+      next_position=encoded.next_position,
+      images=encoded.images,
+      image_start=encoded.image_start,
     )
 
   def observation(
-    self, first_index: int, pictures: Sequence[np.ndarray], last: bool, closed: bool = True
+    self, first_index: int, pixels: Sequence[np.ndarray], last: bool, has_im_end: bool = True
   ) -> TokenSegment:
-    """Drawn pictures (uint8 [h, w, 3]) as the user's next message.
+    """Encodes drawn images as the next user message.
 
     Args:
-      first_index: visible index, from 1, of the first picture.
-      pictures: at least one.
-      last: the policy must answer now.
-      closed: the policy ended its turn itself, by <|im_end|>; else that comes first.
+      first_index: index, from 1, of the first image in the conversation.
+      pixels: uint8 [height, width, 3] of each drawn image, at least one.
+      last: the policy must answer in the next turn.
+      has_im_end: the turn before ends with <|im_end|>; otherwise the observation begins with it.
     """
-    images = tuple(patch_image(picture, self.preprocess) for picture in pictures)
+    images = tuple(patch_image(image, self.preprocess) for image in pixels)
     text = prompt_text.observation_text(first_index, images, last, self.text)
-    return self._read(text if closed else text_lib.IM_END + text, images, (), "max")
+    return self._encode(text if has_im_end else IM_END + text, images, (), "max")
 
   def chat(
     self, messages: Sequence[Message], cfg: ChatConfig, rule: VideoRule = "max"
   ) -> TokenSegment:
-    """Words, pictures and clips in any order, up to the assistant's own words.
+    """Encodes messages with text, images and clips, up to where the assistant's text begins.
 
     Args:
       messages: at least one.
-      cfg: the family's template.
-      rule: where text goes on behind a clip, see `mrope_positions`.
+      cfg: chat template of the policy family.
+      rule: rotary position of the text after a clip, see `mrope_positions`.
     """
     chat = chat_text(messages, cfg)
-    return self._read(chat.text, chat.pictures, chat.seconds, rule)
+    return self._encode(chat.text, chat.images, chat.step_s, rule)
 
-  def _read(
+  def _encode(
     self,
     text: str,
     images: Sequence[PatchedImage],
-    seconds: Sequence[float],
+    step_s: Sequence[float],
     rule: VideoRule,
   ) -> TokenSegment:
     ids, pads = self.tokenizer.encode(text), (self.policy.image_pad_id, self.policy.video_pad_id)
     ids_T, starts = prompt_text.expand_image_tokens(ids, images, *pads)
     grids = [image.grid_3 for image in images]
-    position_TA, following = mrope_positions(ids_T, grids, self.policy, seconds, rule)
-    return TokenSegment(ids_T, position_TA, following, tuple(images), starts)
+    position_TA, next_position = mrope_positions(ids_T, grids, self.policy, step_s, rule)
+    return TokenSegment(ids_T, position_TA, next_position, tuple(images), starts)
 
 
-class Episode:
-  """Grows one trajectory, append-only: sampled turns and observations behind a prompt."""
+class TrajectoryBuilder:
+  """Builds one trajectory by appending turns and observations to a prompt.
+
+  Attributes:
+    prompt: what the trajectory begins with.
+    sample, seed_path, temperature, forbidden_ids: as in `Trajectory`.
+    length: tokens so far.
+    next_position: rotary position of the next token.
+    images, image_start, turns: so far.
+  """
 
   def __init__(
     self,
@@ -152,6 +184,7 @@ class Episode:
     temperature: float,
     forbidden_ids: tuple[int, ...],
   ):
+    """Starts with the prompt; arguments as in `Trajectory`."""
     self.prompt, self.sample, self.seed_path = prompt, sample, seed_path
     self.temperature, self.forbidden_ids = temperature, forbidden_ids
     length = len(prompt.token_ids_T)
@@ -164,7 +197,7 @@ class Episode:
 
   @property
   def last_id(self) -> int:
-    """The last token so far."""
+    """The last token."""
     return int(self._ids[-1][-1])
 
   def add_turn(
@@ -176,7 +209,16 @@ class Episode:
     operations: tuple[Operation, ...],
     errors: tuple[OperationError, ...],
   ) -> None:
-    """Appends what the policy sampled, its end token included; nothing of it is drawn yet."""
+    """Appends a sampled turn.
+
+    Args:
+      token_ids: sampled tokens, including the stop token.
+      logps: their log-probabilities, nats.
+      policy_step: training step of the policy that sampled them.
+      text: the tokens as text, after the response prefix in a first turn.
+      operations, errors: parsed from the text. Operations are not drawn yet, so a turn that has
+        some becomes executable when its observation is added.
+    """
     count = len(token_ids)
     executable = not operations and not errors
     self.turns.append(
@@ -192,7 +234,7 @@ class Episode:
     self.next_position += count
 
   def add_observation(self, observation: TokenSegment) -> None:
-    """Appends drawn pictures and their words; the last turn is credited with them."""
+    """Appends an observation; its images are recorded as produced by the last turn."""
     turn, produced = self.turns[-1], tuple(image.content_hash for image in observation.images)
     self.turns[-1] = dataclasses.replace(turn, produced=produced, executable=not turn.errors)
     self.image_start += [self.length + start for start in observation.image_start]
@@ -206,7 +248,7 @@ class Episode:
     self.next_position += observation.next_position
 
   def finish(self, end_reason: str) -> Trajectory:
-    """The finished record."""
+    """Returns the trajectory."""
     policy_step_T = np.concatenate(self._steps)
     return Trajectory(
       task_id=self.prompt.task.task_id,

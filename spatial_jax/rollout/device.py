@@ -1,10 +1,10 @@
-"""The device side of rollouts: pure functions from state to state, jitted in `programs`.
+"""What the rollout programs compute: pure functions from state to state, see `programs`.
 
-empty ──► admit ──► begin ─────► decode_steps_loop ──┐    prompts in slots, their rollouts in rows
-            ▲         ▲ a free row ▲     │      │
-            │         └────────────┼─────┤      │
-            └─ a free slot         │     │      │
-                                observe  ◄──────┘    drawn pictures behind the rows that drew
+empty_state ─► prefill ─► start_rows ─► decode_steps_loop ──► the tokens of a chunk
+                  ▲           ▲                │
+                  │           │ a free row     ├─► a row ended: its row or slot is free
+                  └───────────┴────────────────┤
+                    a free slot                └─► a row drew: append, then it decodes again
 """
 
 from collections.abc import Sequence
@@ -13,35 +13,41 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from spatial_jax import rng
 from spatial_jax.policy import cache as cache_lib
 from spatial_jax.policy.cache import Cache
 from spatial_jax.policy.qwen_vl import Policy
-from spatial_jax.rollout.sampling import SamplingArrays, Vocabulary, sample_token
+from spatial_jax.rollout.sampling import SamplingArrays, TokenMasks, sample_token
 from spatial_jax.types import Array, Params
 
 
-class Start(NamedTuple):
-  """Hidden state behind each prompt, and the rotary position of what follows, int32."""
+class RolloutStart(NamedTuple):
+  """Where the rollouts of each slot begin.
+
+  Attributes:
+    hidden_BD: hidden state of the last token of the prompt.
+    position_B: int32, rotary position of the next token.
+  """
 
   hidden_BD: Array
   position_B: Array
 
 
 class SampleState(NamedTuple):
-  """What decoding carries from program to program.
+  """What the programs pass on: caches and the state of every row.
 
   Attributes:
-    cache: keys and values of prompts (shared by the rollouts of a slot) and of each row.
-    start: where the rollouts of each slot begin; None for a few rows by themselves.
+    cache: keys and values of the prompts, which the rollouts of a slot share, and of each row.
+    start: where the rollouts of each slot begin; None in a state of gathered rows.
     hidden_RD: hidden state that the next token is sampled from.
-    position_R: int32, rotary position of that token.
-    count_R: int32, tokens sampled so far in the episode; the sampling key of a token folds it in.
+    position_R: int32, rotary position of the next token.
+    count_R: int32, tokens that the rollout sampled so far; folded into the key of the next token.
     active_R: bool, rows that sample.
-    sampling: how they do.
+    sampling: how each row samples.
   """
 
   cache: Cache
-  start: Start | None
+  start: RolloutStart | None
   hidden_RD: Array
   position_R: Array
   count_R: Array
@@ -50,9 +56,14 @@ class SampleState(NamedTuple):
 
 
 class PromptBatch(NamedTuple):
-  """Prompts as padded rows, int32, each for one slot (out of range: padding).
+  """Padded prompts, each for one slot.
 
-  A padding prompt has one valid token. Features are rows of the pool, -1 for text.
+  Attributes:
+    slot_B: int32; a slot >= the number of slots is padding, its results are dropped.
+    token_BT, position_BTA: int32 ids and rotary positions.
+    valid_BT: bool; padding prompts have one valid token.
+    feature_BT: int32, row of the feature buffer, -1 for text.
+    next_position_B: int32, rotary position of the token after the prompt.
   """
 
   slot_B: Array
@@ -64,10 +75,14 @@ class PromptBatch(NamedTuple):
 
 
 class ObservationBatch(NamedTuple):
-  """Observations as padded rows, each for one cache row `row_R` (out of range: padding).
+  """Padded observations, each for one row of the cache.
 
-  `start_R`, `count_R`: own tokens before it, and those of them that were sampled; `limit_R`: at
-  how many sampled tokens in all its next turn ends. The other fields are as in PromptBatch.
+  Attributes:
+    row_R: int32; a row >= the number of rows is padding, its results are dropped.
+    start_R: int32, tokens of the suffix before the observation.
+    count_R: int32, how many of these tokens were sampled.
+    limit_R: int32, the next turn ends when the rollout has sampled this number of tokens.
+    token_RT, position_RTA, valid_RT, feature_RT, next_position_R: as in `PromptBatch`.
   """
 
   row_R: Array
@@ -81,7 +96,7 @@ class ObservationBatch(NamedTuple):
   next_position_R: Array
 
 
-def empty(
+def empty_state(
   policy: Policy,
   slots: int,
   group: int,
@@ -89,18 +104,18 @@ def empty(
   prefix_size: int,
   suffix_block_sizes: Sequence[int],
 ) -> SampleState:
-  """A state in which nobody samples.
+  """Returns a state without prompts, in which no row is active.
 
   Args:
     policy: the pure functions.
     slots, group, rows: B, G, and R <= B*G.
-    prefix_size: room in tokens for a prompt.
-    suffix_block_sizes: for what follows it, in blocks.
+    prefix_size: tokens that the prefix cache stores per prompt.
+    suffix_block_sizes: tokens of each block of the suffix cache.
   """
   zero_R, one_R = jnp.zeros(rows, jnp.int32), jnp.ones(rows, jnp.float32)
   no_R, width = jnp.zeros(rows, bool), policy.cfg.decoder.width
   sampling = SamplingArrays(
-    key_R2=jnp.zeros((rows, 2), jnp.uint32),
+    key_R=rng.wrap(jnp.zeros((rows, 2), jnp.uint32)),
     temperature_R=one_R,
     greedy_R=no_R,
     top_k_R=zero_R,
@@ -110,7 +125,9 @@ def empty(
   )
   return SampleState(
     cache=policy.init_cache(slots, group, rows, prefix_size, suffix_block_sizes),
-    start=Start(jnp.zeros((slots, width), policy.compute_dtype), jnp.zeros(slots, jnp.int32)),
+    start=RolloutStart(
+      jnp.zeros((slots, width), policy.compute_dtype), jnp.zeros(slots, jnp.int32)
+    ),
     hidden_RD=jnp.zeros((rows, width), policy.compute_dtype),
     position_R=zero_R,
     count_R=zero_R,
@@ -126,13 +143,13 @@ def prefill(
   feature_buffer_MYD: Array,
   prompts: PromptBatch,
 ) -> SampleState:
-  """Prefills prompts, each once for all its rollouts, in place of those that were in their slots.
+  """Prefills prompts into slots, once for all rollouts of a prompt; older prompts are overwritten.
 
   Args:
-    policy, params: the pure functions; unstacked or stacked.
-    state: with at least as much room for a prompt as these are long.
-    feature_buffer_MYD: features of the prompts' images.
-    prompts: distinct slots.
+    policy, params: pure functions and their parameters, unstacked or stacked.
+    state: its prefix cache is at least as long as the prompts.
+    feature_buffer_MYD: features of the images of the prompts.
+    prompts: their slots are distinct.
   """
   hidden_BTD, prefix = policy.prefill(
     params,
@@ -143,7 +160,7 @@ def prefill(
     prompts.feature_BT,
   )
   assert state.start is not None
-  new = Start(last_valid(hidden_BTD, prompts.valid_BT), prompts.next_position_B)
+  new = RolloutStart(last_valid(hidden_BTD, prompts.valid_BT), prompts.next_position_B)
   return state._replace(
     cache=cache_lib.put_prefix(state.cache, prefix, jnp.asarray(prompts.slot_B)),
     start=jax.tree.map(
@@ -153,15 +170,15 @@ def prefill(
 
 
 def start_rows(
-  state: SampleState, begins_R: Array, rollout_R: Array, row_BG: Array, sampling: SamplingArrays
+  state: SampleState, starts_R: Array, rollout_R: Array, row_BG: Array, sampling: SamplingArrays
 ) -> SampleState:
-  """Lets rollouts sample from the end of their prompts on; the other rows stay as they are.
+  """Starts rollouts in rows, at the end of their prompts; other rows do not change.
 
   Args:
-    state: with their prompts.
-    begins_R: bool, rows that a rollout takes.
-    rollout_R, row_BG: who has which row then, as in `cache.Seats`.
-    sampling: of the rows that begin.
+    state: their prompts are prefilled.
+    starts_R: bool, rows in which a rollout starts.
+    rollout_R, row_BG: the assignment of all rows afterwards, as in `RowAssignment`.
+    sampling: how the rows that start sample.
   """
   assignment = state.cache.assignment
   if assignment is not None:
@@ -172,7 +189,7 @@ def start_rows(
 
   def put(new: Array | int, old: Array) -> jax.Array:
     old = jnp.asarray(old)
-    where = jnp.asarray(begins_R).reshape(-1, *[1] * (old.ndim - 1))
+    where = jnp.asarray(starts_R).reshape(-1, *[1] * (old.ndim - 1))
     return jnp.where(where, new, old)
 
   return SampleState(
@@ -181,7 +198,7 @@ def start_rows(
     hidden_RD=put(hidden_RD, state.hidden_RD),
     position_R=put(position_R, state.position_R),
     count_R=put(0, state.count_R),
-    active_R=jnp.asarray(state.active_R) | begins_R,
+    active_R=jnp.asarray(state.active_R) | starts_R,
     sampling=jax.tree.map(put, sampling, state.sampling),
   )
 
@@ -193,12 +210,19 @@ def append(
   feature_buffer_MYD: Array,
   rows: ObservationBatch,
 ) -> SampleState:
-  """Reads observations behind some rows and lets them sample on; the others stay as they are."""
+  """Appends observations to rows, which are active afterwards; other rows do not change.
+
+  Args:
+    policy, params: pure functions and their parameters, unstacked or stacked.
+    state: the rows of the observations are not active.
+    feature_buffer_MYD: features of the images of the observations.
+    rows: distinct rows.
+  """
 
   def put(old: Array, new: Array | bool) -> jax.Array:
     return jnp.asarray(old).at[rows.row_R].set(new, mode="drop")
 
-  # What a row sampled behind a stop string lies in the cache, and is written over.
+  # A row may have sampled tokens after a stop string; they are in the cache and are overwritten.
   cache = state.cache._replace(length_R=put(state.cache.length_R, rows.start_R))
   hidden_RTD, cache = policy.append(
     params,
@@ -226,7 +250,7 @@ def decode_steps_loop(
   policy: Policy,
   params: Params,
   state: SampleState,
-  words: Vocabulary,
+  masks: TokenMasks,
   *,
   steps: int,
   truncate: bool,
@@ -234,21 +258,21 @@ def decode_steps_loop(
   """Samples up to `steps` tokens per row; stops early when no row is active.
 
   Args:
-    policy, params: the pure functions and their unstacked parameters.
-    state: carried state; its buffers are donated by the program that jits this.
-    words: a token that ends a turn is sampled, recorded and cached like any other.
-    steps: most tokens of this chunk.
+    policy, params: pure functions and their unstacked parameters.
+    state: the program that jits this function donates its buffers.
+    masks: forbidden ids and stop ids; a stop token is recorded and cached like any other token.
+    steps: maximum number of tokens per row.
     truncate: static, as in `sample_token`.
 
   Returns:
-    The state, tokens int32 [R, steps] (-1: nothing sampled), and float32 log-probabilities.
+    The state, tokens int32 [R, steps] (-1: not sampled), and log-probabilities float32 [R, steps].
   """
 
   def body(carry):
     index, state, token_RT, logp_RT = carry
     logits_RV = policy.logits(params, state.hidden_RD)
     token_R, logp_R = sample_token(
-      logits_RV, state.count_R, state.sampling, words.forbidden_V, truncate
+      logits_RV, state.count_R, state.sampling, masks.forbidden_V, truncate
     )
     token_RT = token_RT.at[:, index].set(jnp.where(state.active_R, token_R, -1))
     logp_RT = logp_RT.at[:, index].set(jnp.where(state.active_R, logp_R, 0.0))
@@ -256,7 +280,7 @@ def decode_steps_loop(
     hidden_RD, cache = policy.decode(params, state.cache, token_R, position_RA, state.active_R)
     one_R = state.active_R.astype(jnp.int32)
     count_R = state.count_R + one_R
-    stopped_R = jnp.take(words.stop_V, token_R, mode="clip")
+    stopped_R = jnp.take(masks.stop_V, token_R, mode="clip")
     state = state._replace(
       cache=cache,
       hidden_RD=jnp.where(state.active_R[:, None], hidden_RD, state.hidden_RD),
@@ -274,16 +298,16 @@ def decode_steps_loop(
   return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state, *blank))[1:]
 
 
-# --- a few rows by themselves --------------------------------------------------------------------
+# --- gathered rows -------------------------------------------------------------------------------
 
 
 def gather_rows(state: SampleState, row_R: Array, steps: int) -> SampleState:
-  """Some rows of a state as a state of their own, with copies of what they wrote.
+  """Gathers some rows into a smaller state, with a copy of their suffix cache.
 
   Args:
     state: of R rows.
-    row_R: int32, which rows; one >= R is padding, which samples nothing.
-    steps: most tokens that they will sample; blocks of the cache behind them stay empty.
+    row_R: int32, the rows; an index >= R is padding, which samples nothing.
+    steps: maximum number of tokens they will sample; blocks after these are not copied.
   """
   index_R, count = jnp.asarray(row_R), state.active_R.shape[0]
 
@@ -292,33 +316,35 @@ def gather_rows(state: SampleState, row_R: Array, steps: int) -> SampleState:
 
   assignment = state.cache.assignment_of(index_R)
   cache = Cache(state.cache.prefix, (), rows(state.cache.length_R), assignment)
-  few = jax.tree.map(rows, state._replace(cache=None, start=None))
-  few = few._replace(cache=cache, active_R=few.active_R & (index_R < count))
-  end = steps + jnp.max(jnp.where(few.active_R, cache.length_R, 0))
-  layers = tuple(cache_lib.front(suffix, index_R, end) for suffix in state.cache.layers)
-  return few._replace(cache=cache._replace(layers=layers))
+  gathered = jax.tree.map(rows, state._replace(cache=None, start=None))
+  gathered = gathered._replace(cache=cache, active_R=gathered.active_R & (index_R < count))
+  end = steps + jnp.max(jnp.where(gathered.active_R, cache.length_R, 0))
+  layers = tuple(cache_lib.take_rows_until(suffix, index_R, end) for suffix in state.cache.layers)
+  return gathered._replace(cache=cache._replace(layers=layers))
 
 
-def scatter_rows(state: SampleState, few: SampleState, row_R: Array, steps: int) -> SampleState:
-  """`state` with what the rows that `gather_rows` took out have done since; arguments as there."""
+def scatter_rows(
+  state: SampleState, gathered: SampleState, row_R: Array, steps: int
+) -> SampleState:
+  """Writes the rows that `gather_rows` gathered back into the state; arguments as there."""
 
   def put(old: Array, new: Array) -> jax.Array:
     return jnp.asarray(old).at[row_R].set(new, mode="drop")
 
   row_R = jnp.asarray(row_R)
   start_R = jnp.take(state.cache.length_R, row_R, mode="clip")
-  fresh_RT = jnp.arange(steps)[None] < (few.cache.length_R - start_R)[:, None]
+  new_RT = jnp.arange(steps)[None] < (gathered.cache.length_R - start_R)[:, None]
   layers = tuple(
-    cache_lib.write(old, cache_lib.read(new, start_R, steps), row_R, start_R, fresh_RT)
-    for old, new in zip(state.cache.layers, few.cache.layers, strict=True)
+    cache_lib.write(old, cache_lib.read(new, start_R, steps), row_R, start_R, new_RT)
+    for old, new in zip(state.cache.layers, gathered.cache.layers, strict=True)
   )
-  length_R = put(state.cache.length_R, few.cache.length_R)
+  length_R = put(state.cache.length_R, gathered.cache.length_R)
   cache = state.cache._replace(layers=layers, length_R=length_R)
-  rest = jax.tree.map(put, state._replace(cache=None, start=None), few._replace(cache=None))
+  rest = jax.tree.map(put, state._replace(cache=None, start=None), gathered._replace(cache=None))
   return rest._replace(cache=cache, start=state.start)
 
 
 def last_valid(x_RTD: Array, valid_RT: Array) -> jax.Array:
-  """[R, D] of each row's last valid token; rows are left-aligned."""
+  """Returns [R, D], the vector of the last valid token of each row; rows are left-aligned."""
   last_R = jnp.maximum(jnp.sum(jnp.asarray(valid_RT), axis=1, dtype=jnp.int32) - 1, 0)
   return jnp.take_along_axis(x_RTD, last_R[:, None, None], axis=1)[:, 0]

@@ -1,57 +1,31 @@
-"""What sampling needs: its shapes and limits, its programs, its drawing workers, its memory.
+"""What every rollout needs besides parameters and prompts: one record, made once per run.
 
-The loop over them is `schedule.generate_rollouts`.
+`scheduler.generate_rollouts` runs the loop.
 """
 
 import dataclasses
-from collections.abc import Callable
-
-import numpy as np
+import functools
+from collections.abc import Sequence
 
 from spatial_jax.config import ConfigError
-from spatial_jax.data.tokenizer import IM_END
+from spatial_jax.data.tokenizer import END_OF_TEXT, IM_END
 from spatial_jax.drawing.executor import Executor
 from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.rollout.device import ObservationBatch, PromptBatch, SampleState
-from spatial_jax.rollout.sampling import SamplingArrays
-from spatial_jax.types import Array, Params, VisionBatch
-
-EncodeImages = Callable[[Params, Array, VisionBatch, np.ndarray], tuple[Array, Array]]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class RolloutPrograms:
-  """The jitted device side; static arguments bound (see `programs`).
-
-  Attributes:
-    empty: (room for a prompt, static) -> SampleState of all slots.
-    feature_buffer: () -> feature_buffer_MYD, empty.
-    encode_images: (params, pool donated, VisionBatch, int32 [M] rows of the pool) -> pool, mark.
-    prefill: (params, SampleState donated, pool, PromptBatch) -> SampleState, mark.
-    start_rows: (SampleState donated, begins_R, rollout_R, row_BG, Sampling) -> SampleState.
-    sample: (params, SampleState donated, halt_R, row_R or None, truncate)
-      -> (SampleState, token_RT, logp_RT) of the rows `row_R`, of all for None; rows of `halt_R`
-      sample no more.
-    append: (params, SampleState donated, pool, ObservationBatch) -> SampleState, mark.
-
-  A mark is a scalar that no later program takes over, so that one may wait for it.
-  """
-
-  empty: Callable[[int], SampleState]
-  feature_buffer: Callable[[], Array]
-  encode_images: EncodeImages
-  prefill: Callable[[Params, SampleState, Array, PromptBatch], tuple[SampleState, Array]]
-  start_rows: Callable[[SampleState, Array, Array, Array, SamplingArrays], SampleState]
-  sample: Callable[
-    [Params, SampleState, Array, Array | None, bool], tuple[SampleState, Array, Array]
-  ]
-  append: Callable[[Params, SampleState, Array, ObservationBatch], tuple[SampleState, Array]]
+from spatial_jax.rollout.programs import RolloutPrograms
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Engine:
-  """All that sampling needs besides parameters and prompts; `stop_ids` are of `cfg.stop_tokens`."""
+  """Prompts, programs, drawing and limits of rollouts.
+
+  Attributes:
+    conversation: encodes prompts and observations.
+    programs: what runs on the devices.
+    executor: draws.
+    cfg: shapes and limits.
+    stop_ids: ids of `cfg.stop_tokens`.
+  """
 
   conversation: Conversation
   programs: RolloutPrograms
@@ -59,18 +33,32 @@ class Engine:
   cfg: RolloutConfig
   stop_ids: tuple[int, ...]
 
+  @functools.cached_property
+  def forbidden_ids(self) -> tuple[int, ...]:
+    """Ids that are never sampled."""
+    return forbidden_ids(self.conversation, self.stop_ids)
+
 
 def stop_ids(conversation: Conversation, cfg: RolloutConfig) -> tuple[int, ...]:
-  """Ids of the tokens that end a turn.
+  """Returns the ids of the tokens that end a turn.
+
+  <|endoftext|> may be one of them, because base policies end their text with it.
 
   Raises:
-    ConfigError: on the host, for a token that there is not, or that is never sampled.
+    ConfigError: if no token is given, or the tokenizer lacks one, or the policy never samples it.
   """
-  ids = tuple(conversation.tokenizer.id(token) for token in cfg.stop_tokens)
-  never = [t for t, i in zip(cfg.stop_tokens, ids, strict=True) if i in conversation.forbidden_ids]
-  if never or not ids:
+  find, forbidden = conversation.tokenizer.inner.token_to_id, set(conversation.forbidden_ids)
+  ids = {token: find(token) for token in cfg.stop_tokens}
+  forbidden.discard(ids.get(END_OF_TEXT, -1))
+  wrong = [token for token, i in ids.items() if i is None or i in forbidden]
+  if wrong or not ids:
     raise ConfigError(
-      f"config.rollout.stop_tokens: {', '.join(never) or 'none given'}; a policy never says these, "
-      f"and needs one that ends its turns, such as {IM_END}"
+      f"config.rollout.stop_tokens: {', '.join(wrong) or 'no token'} cannot end a turn, because "
+      f"the policy never samples it; name tokens such as {IM_END}"
     )
-  return ids
+  return tuple(token_id for token_id in ids.values() if token_id is not None)
+
+
+def forbidden_ids(conversation: Conversation, stops: Sequence[int]) -> tuple[int, ...]:
+  """Returns the ids that are never sampled: those of the conversation except the stop tokens."""
+  return tuple(i for i in conversation.forbidden_ids if i not in stops)

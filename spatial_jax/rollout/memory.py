@@ -1,4 +1,4 @@
-"""Bytes on each device while rollouts run: what is planned, and whether it fits."""
+"""Bytes on each device during rollouts and during the update: the plan, and whether it fits."""
 
 import math
 import os
@@ -8,91 +8,196 @@ import jax
 from jax.sharding import Mesh
 
 from spatial_jax.config import ConfigError
+from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.rollout.config import RolloutConfig
 
 MIB = 1 << 20
 
 
-class Plan(NamedTuple):
-  """Bytes on each device while rollouts run; scratch of the programs is left out.
+class MemoryPlan(NamedTuple):
+  """Bytes on each device. Rollouts and update follow each other; each frees its arrays at the end.
 
   Attributes:
-    resident: what lies there besides: training's state, other policies.
-    weights: parameters, merged and in the compute dtype.
-    prefixes, rows: caches of the prompts, and of what each row says behind its prompt.
-    copies: of the most rows that are decoded by themselves.
-    features: what the tower saw of images.
-    cfg: what the caches are for.
-    devices: that the slots divide over.
-    device: bytes that one has.
+    resident: arrays of others that exist all the time: the train state, other policies.
+    weights: decode parameters: merged, in the compute dtype or in 8 bits.
+    prefix_cache: keys and values of the prompts of all slots.
+    suffix_cache: keys and values of what each row appends to its prompt.
+    gathered_rows: copy of the suffix cache of the most rows that are gathered.
+    feature_buffer: features of images.
+    gradients: of the trainable parameters, float32; 0 without an update.
+    update_scratch: temporaries of the update besides the gradients; 0 without an update.
+    cfg: shapes of the caches.
+    data_devices: number of devices that the slots divide over.
+    device: bytes of one device.
   """
 
   resident: int
   weights: int
-  prefixes: int
-  rows: int
-  copies: int
-  features: int
+  prefix_cache: int
+  suffix_cache: int
+  gathered_rows: int
+  feature_buffer: int
+  gradients: int
+  update_scratch: int
   cfg: RolloutConfig
-  devices: int
+  data_devices: int
   device: int
 
   @property
+  def caches(self) -> int:
+    """Bytes of all key/value caches."""
+    return self.prefix_cache + self.suffix_cache + self.gathered_rows
+
+  @property
+  def rollouts(self) -> int:
+    """Bytes during rollouts, without the scratch of the programs."""
+    return self.resident + self.weights + self.caches + self.feature_buffer
+
+  @property
+  def update(self) -> int:
+    """Bytes during the update."""
+    return self.resident + self.gradients + self.update_scratch
+
+  @property
   def total(self) -> int:
-    """All of them."""
-    return self.resident + self.weights + self.prefixes + self.rows + self.copies + self.features
+    """Bytes during the larger of the two phases."""
+    return max(self.rollouts, self.update if self.gradients else 0)
 
   def __str__(self) -> str:
-    parts = (
-      ("held besides", self.resident),
-      ("weights", self.weights),
-      (f"prompts of {self.cfg.slots} slots", self.prefixes),
-      ("their rows", self.rows),
-      ("copies of few rows", self.copies),
-      ("pictures", self.features),
+    rollouts = {
+      "resident": self.resident,
+      "weights": self.weights,
+      "prompt cache": self.prefix_cache,
+      "suffix cache": self.suffix_cache,
+      "gathered rows": self.gathered_rows,
+      "feature buffer": self.feature_buffer,
+    }
+    text = (
+      f"memory per device: rollouts {self.rollouts / MIB:,.0f} of {self.device / MIB:,.0f} MiB "
+      f"({_parts(rollouts)})"
     )
-    shares = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in parts)
-    return (
-      f"rollouts: {self.total / MIB:,.0f} of {self.device / MIB:,.0f} MiB per device ({shares})"
-    )
+    if not self.gradients:
+      return text
+    update = {
+      "resident": self.resident,
+      "gradients": self.gradients,
+      "scratch": self.update_scratch,
+    }
+    return f"{text}; update {self.update / MIB:,.0f} MiB ({_parts(update)})"
 
 
-def check(made: Plan, slots: str) -> None:
-  """Refuses caches that cannot fit, saying how many slots would.
+def check(plan: MemoryPlan, slots_key: str) -> None:
+  """Checks that a plan fits the device.
 
   Args:
-    made: the plan.
-    slots: the key to lower, as in `make_engine`.
+    plan: of rollouts, and of the update if there is one.
+    slots_key: config key of `plan.cfg.slots`, to be lowered if the caches do not fit.
 
   Raises:
-    ConfigError: on the host.
+    ConfigError: if it does not fit; the message names the number of slots that would.
   """
-  if made.total <= made.device:
-    return
-  cfg, room = made.cfg, made.device - made.resident - made.weights - made.features
-  own = made.rows + made.copies
-  if cfg.rows:  # as many, whatever the slots
-    fit = (room - own) * cfg.slots // made.prefixes
-  else:
-    fit = room * cfg.slots // (made.prefixes + own)
-  fit = fit // made.devices * made.devices
-  if fit * cfg.group < max(cfg.rows, 1):
-    mend = (
-      f"lower {slots}, or config.rollout: rows, feature_buffer_tokens, stop.max_response_tokens, "
-      "prompt_buckets; or raise config.mesh.fsdp or .tensor"
+  if plan.rollouts > plan.device:
+    raise ConfigError(f"{plan}: the rollouts do not fit; {_how_rollouts_fit(plan, slots_key)}")
+  if plan.total > plan.device:
+    raise ConfigError(
+      f"{plan}: the update does not fit; lower config.learn.micro.rows, freeze parameters "
+      "(config.learn.optimizer.frozen) or train adapters (config.lora), or raise config.mesh.fsdp "
+      "or .tensor"
     )
+
+
+def _how_rollouts_fit(plan: MemoryPlan, slots_key: str) -> str:
+  """What to change in the config so that the rollouts fit."""
+  cfg = plan.cfg
+  left = plan.device - plan.resident - plan.weights - plan.feature_buffer
+  rows = plan.suffix_cache + plan.gathered_rows
+  if cfg.rows:  # their number does not depend on the slots
+    slots = (left - rows) * cfg.slots // plan.prefix_cache
   else:
-    mend = f"lower {slots} to {fit}"
-  raise ConfigError(f"{made}: they do not fit; {mend}")
+    slots = left * cfg.slots // plan.caches
+  slots = slots // plan.data_devices * plan.data_devices
+  if slots * cfg.group >= max(cfg.rows, 1):
+    return f"lower {slots_key} to {slots}"
+  return (
+    f"lower {slots_key}, or config.rollout: rows, feature_buffer_tokens, stop.max_response_tokens, "
+    "prompt_buckets; or raise config.mesh.fsdp or .tensor"
+  )
+
+
+def _parts(sizes: dict[str, int]) -> str:
+  return ", ".join(f"{name} {size / MIB:,.0f}" for name, size in sizes.items())
+
+
+# --- the update ----------------------------------------------------------------------------------
+
+
+class UpdateShapes(NamedTuple):
+  """Sizes of the update on one device.
+
+  Attributes:
+    prompts, prefix_tokens: prefixes and their padded length.
+    rows, tokens: rows of one microbatch and their padded length.
+    logprob_tokens: tokens per row whose logits exist at once.
+    patches: of the vision batch; 0 if the vision tower is frozen.
+  """
+
+  prompts: int
+  prefix_tokens: int
+  rows: int
+  tokens: int
+  logprob_tokens: int
+  patches: int
+
+
+def estimate_update_scratch(
+  cfg: QwenVLConfig, shapes: UpdateShapes, gradients: int, itemsize: int, stores_scores: bool
+) -> int:
+  """Estimates the temporaries of the update, without compiling it.
+
+  Layers are recomputed in the backward pass, so that only their inputs are stored, besides the
+  activations of one layer. Prefixes of all prompts are stored while microbatches run one by one.
+
+  Args:
+    cfg: shape of the policy.
+    shapes: sizes on one device.
+    gradients: bytes of the gradients: those of a microbatch are added to their sum.
+    itemsize: bytes of the compute dtype.
+    stores_scores: attention writes its scores to memory, as the XLA form does and kernels do not.
+
+  Returns:
+    Bytes.
+  """
+  decoder, vision = cfg.decoder, cfg.vision
+  heads, kv = decoder.heads * decoder.head_dim, 2 * decoder.kv_heads * decoder.head_dim
+  activations = 4 * decoder.width + 2 * heads + kv + 3 * decoder.mlp_width
+  scores = 4 * 2 * decoder.heads if stores_scores else 0
+
+  def layer(rows: int, queries: int, keys: int) -> int:
+    """One layer, forward and backward."""
+    return rows * queries * (2 * itemsize * activations + scores * keys)
+
+  prefix, row = shapes.prompts * shapes.prefix_tokens, shapes.rows * shapes.tokens
+  inputs = decoder.layers * decoder.width * itemsize
+  # Keys and values of the prefixes, their cotangents in float32, and both for one microbatch.
+  prefix_kv = decoder.layers * kv * (itemsize + 4)
+  gathered_kv = decoder.layers * kv * 2 * itemsize * shapes.rows * shapes.prefix_tokens
+  keys = shapes.prefix_tokens + shapes.tokens
+  microbatch = row * inputs + layer(shapes.rows, shapes.tokens, keys) + gathered_kv
+  prefill = layer(shapes.prompts, shapes.prefix_tokens, shapes.prefix_tokens)
+  tower = shapes.patches * itemsize * vision.width * (vision.layers + 8)
+  return gradients + tower + prefix * (inputs + prefix_kv) + max(microbatch, prefill)
+
+
+# --- sizes ---------------------------------------------------------------------------------------
 
 
 def bytes_of(*trees: Any) -> int:
-  """On each device, of arrays or placed shapes."""
+  """Returns the bytes of trees of arrays, or of shapes with shardings, on each device."""
   return sum(tree_bytes(tree, jax.tree.map(lambda x: x.sharding, tree)) for tree in trees)
 
 
 def device_bytes(mesh: Mesh) -> int:
-  """Bytes that one device of this process has; those of a CPU share the machine's."""
+  """Returns the bytes that one device of this process has; CPU devices share the machine's."""
   device = mesh.local_devices[0]
   statistics = device.memory_stats() or {}
   if "bytes_limit" in statistics:
@@ -102,7 +207,7 @@ def device_bytes(mesh: Mesh) -> int:
 
 
 def tree_bytes(tree: Any, shardings: Any) -> int:
-  """Of one device's part of a tree of arrays or shapes."""
+  """Returns the bytes of one device's shards of a tree of arrays or shapes."""
   sizes = jax.tree.map(
     lambda x, place: math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize, tree, shardings
   )

@@ -1,8 +1,8 @@
-"""What the devices did while rollouts ran, and who was where: the engine's instruments.
+"""Timeline of one call of `generate_rollouts`: when programs ran, and what each slot did.
 
-    handed over ──► the device's queue ──► ready       a thread waits for each program and stamps it
+    submitted ──► the device's queue ──► ready       a thread waits for each program and stamps it
 
-Watching changes nothing of what runs.
+A timeline does not change which programs run.
 """
 
 import dataclasses
@@ -25,27 +25,35 @@ Program = Literal["encode_images", "prefill", "append", "decode"]
 
 
 @dataclasses.dataclass(eq=False)
-class Span:
-  """One program on the devices.
+class ProgramSpan:
+  """One run of a program on the devices.
 
   Attributes:
-    program: which.
-    start_s, end_s: since the timeline began; NaN until it is done.
-    tokens: that were of use.
-    places: token positions computed, padding included.
+    program: its name.
+    start_s, end_s: seconds since the timeline began; NaN until known.
+    tokens: tokens that were computed for a rollout.
+    positions: token positions that were computed, including padding.
   """
 
   program: Program
   start_s: float
   end_s: float
   tokens: int
-  places: int
+  positions: int
 
 
-class Frame(NamedTuple):
-  """During a chunk: rows in all, rollouts of a group; of each slot, those that sample, and draw."""
+class ChunkRecord(NamedTuple):
+  """What the slots did during one chunk of decode steps.
 
-  decode: Span
+  Attributes:
+    decode: the program that ran.
+    rows: number of rows.
+    group: rollouts per slot.
+    active: for each slot, the rollouts that sampled.
+    drawing: for each slot, the rollouts that waited for a drawing.
+  """
+
+  decode: ProgramSpan
   rows: int
   group: int
   active: tuple[int, ...]
@@ -53,15 +61,26 @@ class Frame(NamedTuple):
 
 
 class Timeline:
-  """Context manager around a call of the engine; `summary` says how it went."""
+  """Records one call of `generate_rollouts`; enter it before the call, then read `summary`.
+
+  Attributes:
+    programs: every program, in the order of submission.
+    chunks: every chunk of decode steps.
+    drawing_wait_s: seconds in which the host waited for drawings.
+    total_s: seconds between entering and leaving.
+    images_requested, images_encoded: images of prompts and observations, and how many of them the
+      vision tower encoded.
+    violations: message of each trajectory that broke an invariant and became a fault.
+  """
 
   def __init__(self):
-    self.spans: list[Span] = []
-    self.frames: list[Frame] = []
-    self.waited_s = self.total_s = 0.0
-    self.pictures_asked = self.pictures_seen = 0
-    self._queue: queue.SimpleQueue[tuple[Span, Array] | None] = queue.SimpleQueue()
-    self._thread = threading.Thread(target=self._watch, daemon=True, name="timeline")
+    self.programs: list[ProgramSpan] = []
+    self.chunks: list[ChunkRecord] = []
+    self.drawing_wait_s = self.total_s = 0.0
+    self.images_requested = self.images_encoded = 0
+    self.violations: list[str] = []
+    self._queue: queue.SimpleQueue[tuple[ProgramSpan, Array] | None] = queue.SimpleQueue()
+    self._thread = threading.Thread(target=self._wait, daemon=True, name="timeline")
     self._begin = 0.0
 
   def __enter__(self) -> "Timeline":
@@ -74,68 +93,81 @@ class Timeline:
     self._thread.join()
     self.total_s = self._now()
 
-  def submitted(self, program: Program, mark: Array, tokens: int, places: int) -> Span:
-    """Notes a program that was given to the devices; `mark` is a result that none takes over."""
-    span = Span(program, self._now(), float("nan"), tokens, places)
-    self.spans.append(span)
-    self._queue.put((span, mark))
+  def submitted(
+    self, program: Program, ready_token: Array, tokens: int, positions: int
+  ) -> ProgramSpan:
+    """Records a program that was given to the devices.
+
+    Args:
+      program: its name.
+      ready_token: a result that no later program is given.
+      tokens, positions: as in `ProgramSpan`.
+    """
+    span = ProgramSpan(program, self._now(), float("nan"), tokens, positions)
+    self.programs.append(span)
+    self._queue.put((span, ready_token))
     return span
 
   @contextmanager
-  def waiting(self) -> Iterator[None]:
-    """Around waiting for drawings."""
+  def waiting_for_drawing(self) -> Iterator[None]:
+    """Counts the seconds of the block as waiting for a drawing."""
     begin = time.perf_counter()
     yield
-    self.waited_s += time.perf_counter() - begin
+    self.drawing_wait_s += time.perf_counter() - begin
 
   def summary(self) -> dict[str, float]:
-    """Rates and shares of the call, of programs that were done when it ended."""
-    done = [span for span in self.spans if span.end_s == span.end_s]
-    busy_s = sum(span.end_s - span.start_s for span in done)
-    places = sum(span.places for span in done)
+    """Returns metrics of the call: rates, fractions and the number of violations.
 
-    def rate(*programs: Program) -> float:
-      of = [span for span in done if span.program in programs]
-      return sum(s.tokens for s in of) / max(sum(s.end_s - s.start_s for s in of), 1e-9)
+    Programs that had not ended when the timeline was left are not counted.
+    """
+    ended = [span for span in self.programs if span.end_s == span.end_s]
+    busy_s = sum(span.end_s - span.start_s for span in ended)
+    positions = sum(span.positions for span in ended)
 
-    frames = [frame for frame in self.frames if frame.decode in done]
-    used_s = sum(sum(f.active) * (f.decode.end_s - f.decode.start_s) for f in frames)
-    all_s = sum(f.rows * (f.decode.end_s - f.decode.start_s) for f in frames)
+    def rate(*names: Program) -> float:
+      spans = [span for span in ended if span.program in names]
+      return sum(s.tokens for s in spans) / max(sum(s.end_s - s.start_s for s in spans), 1e-9)
+
+    chunks = [chunk for chunk in self.chunks if chunk.decode in ended]
+    active_s = sum(sum(c.active) * (c.decode.end_s - c.decode.start_s) for c in chunks)
+    rows_s = sum(c.rows * (c.decode.end_s - c.decode.start_s) for c in chunks)
     return {
       "prefill_tokens_per_s": rate("prefill", "append"),
       "decode_tokens_per_s": rate("decode"),
-      "slot_occupancy": used_s / max(all_s, 1e-9),
-      "padded_share": 1 - sum(span.tokens for span in done) / max(places, 1),
-      "drawing_wait_share": self.waited_s / max(self.total_s, 1e-9),
+      "slot_occupancy": active_s / max(rows_s, 1e-9),
+      "padded_share": 1 - sum(span.tokens for span in ended) / max(positions, 1),
+      "drawing_wait_share": self.drawing_wait_s / max(self.total_s, 1e-9),
       "device_idle_share": 1 - busy_s / max(self.total_s, 1e-9),
-      "image_cache_hits": 1 - self.pictures_seen / max(self.pictures_asked, 1),
+      "image_cache_hits": 1 - self.images_encoded / max(self.images_requested, 1),
+      "trajectory_violations": float(len(self.violations)),
     }
 
   def record(self) -> dict[str, Any]:
-    """What a picture of the call needs, as JSON values, of programs that were done."""
-    kept = ("program", "start_s", "end_s")
-    spans = [span for span in self.spans if span.end_s == span.end_s]
+    """Returns programs and chunks that had ended as JSON values, for the plot in the report."""
+    fields = ("program", "start_s", "end_s")
+    ended = [span for span in self.programs if span.end_s == span.end_s]
     return {
       "total_s": self.total_s,
-      "programs": [{name: span.__dict__[name] for name in kept} for span in spans],
+      "programs": [{name: vars(span)[name] for name in fields} for span in ended],
       "chunks": [
         {
-          "start_s": frame.decode.start_s,
-          "end_s": frame.decode.end_s,
-          "group": frame.group,
-          "active": frame.active,
-          "drawing": frame.drawing,
+          "start_s": chunk.decode.start_s,
+          "end_s": chunk.decode.end_s,
+          "group": chunk.group,
+          "active": chunk.active,
+          "drawing": chunk.drawing,
         }
-        for frame in self.frames
-        if frame.decode in spans
+        for chunk in self.chunks
+        if chunk.decode in ended
       ],
     }
 
-  def _watch(self) -> None:
-    free_s = 0.0  # when the device was done with what came before
+  def _wait(self) -> None:
+    """The thread: waits for one program after the other."""
+    free_s = 0.0  # when the device had finished the program before
     while item := self._queue.get():
-      span, mark = item
-      jax.block_until_ready(mark)
+      span, ready_token = item
+      jax.block_until_ready(ready_token)
       span.start_s = max(span.start_s, free_s)
       span.end_s = free_s = self._now()
 
@@ -144,7 +176,7 @@ class Timeline:
 
 
 def save_timeline(timeline: Timeline, step: int, workdir: pathlib.Path) -> None:
-  """Keeps the timeline of one step for the page, in place of an earlier one."""
+  """Writes the timeline of one step for the report, over that of an earlier step."""
   partial = workdir / f"{TIMELINE}.partial"
   partial.write_text(json.dumps({"step": step, **timeline.record()}), encoding="utf-8")
   partial.replace(workdir / TIMELINE)

@@ -1,141 +1,205 @@
-"""The host side of one rollout while it runs: hear -> parse -> draw -> look -> hear."""
+"""The host side of one rollout while it runs: decode tokens, parse the turn, draw, observe.
+
+tokens ─► add_tokens ─► end_turn ─► (drawing) ─► add_observation ─► tokens ...
+                           └─► end_reason ─► finish
+"""
 
 import dataclasses
 from collections.abc import Sequence
 
 from spatial_jax.data.prompt_text import response_prefix_of
 from spatial_jax.data.tokenizer import IM_END
-from spatial_jax.drawing.canvas import Picture
+from spatial_jax.drawing.canvas import DrawnImage
 from spatial_jax.drawing.executor import Fault
 from spatial_jax.drawing.parser import Coordinates, Parsed, parse
 from spatial_jax.drawing.termination import end_reason
 from spatial_jax.rollout.config import SamplingParams
-from spatial_jax.rollout.conversation import Episode, TokenSegment
+from spatial_jax.rollout.conversation import TokenSegment, TrajectoryBuilder
 from spatial_jax.rollout.engine import Engine
-from spatial_jax.types import Prompt
+from spatial_jax.rollout.trajectory import violation
+from spatial_jax.types import Prompt, Trajectory
 
 
 @dataclasses.dataclass(eq=False)
-class Row:
-  """One rollout.
+class Request:
+  """One rollout while it runs.
 
   Attributes:
-    episode: what it said and saw so far.
-    pictures: what it may draw on.
-    parsed: its turns.
-    reason: why it ended, None while it goes on.
-    active: whether its turn goes on, as far as the host has heard.
-    since: the chunk that its turn begins with.
-    max_tokens_per_turn: most tokens of any of its turns.
-    limit: most tokens of this turn.
-    ids, logps: of this turn so far.
+    builder: the trajectory so far, without the current turn.
+    images: the images that the policy may draw on, with the operations drawn on each.
+    max_tokens_per_turn: limit of every turn, tokens.
+    parsed: the finished turns.
+    end_reason: why the rollout ended; None while it runs.
+    active: the current turn goes on, as far as the host has read its tokens.
+    first_chunk: the chunk in which the current turn begins.
+    turn_limit: limit of the current turn, tokens.
+    turn_ids, turn_logps: tokens of the current turn and their log-probabilities.
   """
 
-  episode: Episode
-  pictures: list[Picture]
+  builder: TrajectoryBuilder
+  images: list[DrawnImage]
   max_tokens_per_turn: int
   parsed: list[Parsed] = dataclasses.field(default_factory=list)
-  reason: str | None = None
+  end_reason: str | None = None
   active: bool = True
-  since: int = 0
-  limit: int = 0
-  ids: list[int] = dataclasses.field(default_factory=list)
-  logps: list[float] = dataclasses.field(default_factory=list)
+  first_chunk: int = 0
+  turn_limit: int = 0
+  turn_ids: list[int] = dataclasses.field(default_factory=list)
+  turn_logps: list[float] = dataclasses.field(default_factory=list)
 
   @property
-  def tokens(self) -> int:
-    """Tokens behind the prompt, this turn's left out."""
-    return self.episode.length - len(self.episode.prompt.token_ids_T)
+  def response_tokens(self) -> int:
+    """Tokens after the prompt, without the current turn."""
+    return self.builder.length - len(self.builder.prompt.token_ids_T)
 
   @property
-  def sampled(self) -> int:
-    """Tokens sampled, this turn's left out."""
-    return sum(turn.end - turn.start for turn in self.episode.turns)
+  def sampled_tokens(self) -> int:
+    """Sampled tokens, without the current turn."""
+    return sum(turn.end - turn.start for turn in self.builder.turns)
 
 
-def open_row(
-  engine: Engine, prompt: Prompt, sample: int, seed_path: tuple[int, ...], mode: SamplingParams
-) -> Row:
-  """A rollout that samples once it has a row; `since` is set then."""
-  temperature = 1.0 if mode.greedy else mode.temperature
-  episode = Episode(prompt, sample, seed_path, temperature, engine.conversation.forbidden_ids)
-  pictures = [Picture(image.pixels, ()) for image in prompt.images]
-  most = engine.cfg.max_tokens_per_turn
-  row = Row(episode, pictures, min(mode.max_tokens_per_turn or most, most))
-  row.limit = turn_limit(engine, row)
-  return row
+def start_request(
+  engine: Engine,
+  prompt: Prompt,
+  sample: int,
+  seed_path: tuple[int, ...],
+  params: SamplingParams,
+) -> Request:
+  """Returns the request of one rollout; `first_chunk` is set when it gets a row.
+
+  Args:
+    engine: limits and conversation.
+    prompt: what the rollout begins with.
+    sample, seed_path: as in `Trajectory`.
+    params: how the rollout samples.
+  """
+  temperature = 1.0 if params.greedy else params.temperature
+  builder = TrajectoryBuilder(prompt, sample, seed_path, temperature, engine.forbidden_ids)
+  images = [DrawnImage(image.pixels, ()) for image in prompt.images]
+  limit = engine.cfg.max_tokens_per_turn
+  request = Request(builder, images, min(params.max_tokens_per_turn or limit, limit))
+  request.turn_limit = next_turn_limit(engine, request)
+  return request
 
 
-def turn_limit(engine: Engine, row: Row) -> int:
-  """Most tokens of the turn that begins."""
-  return min(row.max_tokens_per_turn, engine.cfg.stop.max_response_tokens - row.tokens)
+def next_turn_limit(engine: Engine, request: Request) -> int:
+  """Returns the limit in tokens of the turn that begins next."""
+  left = engine.cfg.stop.max_response_tokens - request.response_tokens
+  return min(request.max_tokens_per_turn, left)
 
 
-def add_tokens(engine: Engine, row: Row, ids: Sequence[int], logps: Sequence[float]) -> bool:
-  """Takes down tokens of a turn; returns whether it ended with them."""
-  row.ids += ids
-  row.logps += logps
-  end = _string_end(engine, row, len(ids)) if engine.cfg.stop_strings else None
+def add_tokens(
+  engine: Engine, request: Request, ids: Sequence[int], logps: Sequence[float]
+) -> bool:
+  """Adds sampled tokens to the current turn; returns whether the turn ends with them."""
+  request.turn_ids += ids
+  request.turn_logps += logps
+  end = _stop_string_end(engine, request, len(ids)) if engine.cfg.stop_strings else None
   if end is not None:
-    row.ids, row.logps = row.ids[:end], row.logps[:end]
-  stopped = bool(row.ids) and row.ids[-1] in engine.stop_ids
-  row.active = not (stopped or end is not None or len(row.ids) >= row.limit)
-  return not row.active
+    request.turn_ids, request.turn_logps = request.turn_ids[:end], request.turn_logps[:end]
+  stopped = bool(request.turn_ids) and request.turn_ids[-1] in engine.stop_ids
+  full = len(request.turn_ids) >= request.turn_limit
+  request.active = not (stopped or end is not None or full)
+  return not request.active
 
 
-def end_turn(engine: Engine, row: Row, step: int) -> None:
-  """Takes down the turn that was said, and decides whether the rollout ends with it."""
+def end_turn(engine: Engine, request: Request, policy_step: int) -> None:
+  """Parses the turn that ended, adds it to the trajectory and sets `end_reason`.
+
+  Args:
+    engine: limits and conversation.
+    request: its current turn has ended.
+    policy_step: training step of the policy that sampled the turn.
+  """
   conversation, cfg = engine.conversation, engine.cfg
-  words = "" if row.parsed else response_prefix_of(row.episode.prompt.task, conversation.text)
-  said = conversation.tokenizer.decode(row.ids)
-  text = words + said
-  sizes = tuple((p.pixels.shape[1], p.pixels.shape[0]) for p in row.pictures)
+  prefix = ""
+  if not request.parsed:
+    prefix = response_prefix_of(request.builder.prompt.task, conversation.text)
+  sampled = conversation.tokenizer.decode(request.turn_ids)
+  text = prefix + sampled
+  sizes = tuple((image.pixels.shape[1], image.pixels.shape[0]) for image in request.images)
   parsed = parse(text, Coordinates(conversation.policy.coordinates, sizes), cfg.limits)
-  row.parsed.append(parsed)
-  # A turn that a stop string ended is whole.
-  truncated = row.ids[-1] not in engine.stop_ids and not _has_stop(said, cfg.stop_strings)
-  tokens = row.tokens + len(row.ids)
-  row.reason = end_reason(row.parsed, len(row.pictures), tokens, truncated, cfg.stop)
-  row.episode.add_turn(row.ids, row.logps, step, text, parsed.operations, parsed.errors)
-  row.ids, row.logps = [], []
+  request.parsed.append(parsed)
+  # A turn that a stop string ended is complete.
+  stopped = request.turn_ids[-1] in engine.stop_ids or _has_stop(sampled, cfg.stop_strings)
+  tokens = request.response_tokens + len(request.turn_ids)
+  request.end_reason = end_reason(
+    request.parsed, len(request.images), tokens, not stopped, cfg.stop
+  )
+  request.builder.add_turn(
+    request.turn_ids, request.turn_logps, policy_step, text, parsed.operations, parsed.errors
+  )
+  request.turn_ids, request.turn_logps = [], []
 
 
 def add_observation(
-  engine: Engine, row: Row, drawing: tuple[Picture, ...] | Fault, since: int
+  engine: Engine, request: Request, drawing: tuple[DrawnImage, ...] | Fault, chunk: int
 ) -> TokenSegment | None:
-  """Puts drawn pictures behind the turn; None where the rollout ends here instead."""
+  """Adds the drawn images as an observation, after which the next turn begins.
+
+  Args:
+    engine: limits and conversation.
+    request: its last turn drew.
+    drawing: the drawn images, or why there are none.
+    chunk: the chunk in which the next turn begins.
+
+  Returns:
+    The observation; None if the rollout ends instead, with `end_reason` set.
+  """
   if isinstance(drawing, Fault):
-    row.reason = "fault"
+    request.end_reason = "fault"
     return None
   cfg, conversation = engine.cfg, engine.conversation
-  last = len(row.parsed) == cfg.stop.max_turns - 1
-  closed = row.episode.last_id == conversation.tokenizer.id(IM_END)
-  observation = conversation.observation(
-    len(row.pictures) + 1, [picture.pixels for picture in drawing], last, closed
-  )
-  # Whole pictures or none: a drawing that does not fit a budget ends the rollout.
-  seen = sum(image.tokens for image in (*row.episode.images, *observation.images))
-  if seen > cfg.stop.max_image_tokens:
-    row.reason = "too_many_images"
+  last = len(request.parsed) == cfg.stop.max_turns - 1
+  has_im_end = request.builder.last_id == conversation.tokenizer.id(IM_END)
+  pixels = [image.pixels for image in drawing]
+  observation = conversation.observation(len(request.images) + 1, pixels, last, has_im_end)
+  # An observation is added as a whole or not at all; one over a budget ends the rollout.
+  images = (*request.builder.images, *observation.images)
+  if sum(image.tokens for image in images) > cfg.stop.max_image_tokens:
+    request.end_reason = "too_many_images"
     return None
-  room = min(cfg.stop.max_response_tokens - row.tokens - 1, cfg.observation_buckets[-1])
-  if len(observation.token_ids_T) > room:
-    row.reason = "token_limit"
+  left = cfg.stop.max_response_tokens - request.response_tokens - 1
+  if len(observation.token_ids_T) > min(left, cfg.observation_buckets[-1]):
+    request.end_reason = "token_limit"
     return None
-  row.pictures += drawing
-  row.episode.add_observation(observation)
-  row.active, row.since, row.limit = True, since, turn_limit(engine, row)
+  request.images += drawing
+  request.builder.add_observation(observation)
+  request.active, request.first_chunk = True, chunk
+  request.turn_limit = next_turn_limit(engine, request)
   return observation
+
+
+def finish(engine: Engine, request: Request) -> tuple[Trajectory, str | None]:
+  """Returns the trajectory of a request that has ended, after checking its invariants.
+
+  A trajectory that breaks an invariant is replaced by a fault with the prompt alone, which every
+  later step can read: faults are left out of the statistics and the update.
+
+  Returns:
+    The trajectory, and the message of `violation` if it was replaced.
+  """
+  builder, policy = request.builder, engine.conversation.policy
+  assert request.end_reason is not None
+  trajectory = builder.finish(request.end_reason)
+  message = violation(trajectory, (policy.image_pad_id, policy.video_pad_id))
+  if message is None:
+    return trajectory, None
+  prompt_alone = TrajectoryBuilder(
+    builder.prompt, builder.sample, builder.seed_path, builder.temperature, builder.forbidden_ids
+  )
+  return prompt_alone.finish("fault"), message
 
 
 def _has_stop(text: str, stop_strings: Sequence[str]) -> bool:
   return any(stop in text for stop in stop_strings)
 
 
-def _string_end(engine: Engine, row: Row, fresh: int) -> int | None:
-  """How many of the turn's tokens it takes to complete a stop string; None: none is."""
+def _stop_string_end(engine: Engine, request: Request, new_tokens: int) -> int | None:
+  """Number of tokens of the turn up to the one that completes a stop string; None without one."""
   decode, stop_strings = engine.conversation.tokenizer.decode, engine.cfg.stop_strings
-  if not _has_stop(decode(row.ids), stop_strings):
+  ids = request.turn_ids
+  if not _has_stop(decode(ids), stop_strings):
     return None
-  counts = range(len(row.ids) - fresh + 1, len(row.ids) + 1)
-  return next(count for count in counts if _has_stop(decode(row.ids[:count]), stop_strings))
+  counts = range(len(ids) - new_tokens + 1, len(ids) + 1)
+  return next(count for count in counts if _has_stop(decode(ids[:count]), stop_strings))

@@ -1,4 +1,4 @@
-"""Logits -> one token per row and its log-probability; every number may differ from row to row."""
+"""Logits -> one token per row and its log-probability; every row has its own parameters."""
 
 from typing import NamedTuple
 
@@ -7,24 +7,24 @@ import jax.numpy as jnp
 
 from spatial_jax.types import Array
 
-_BLOCK = 128  # ids that a draw looks at together: the width of a TPU's registers
+_BLOCK = 128  # ids per block of a draw: the width of a TPU register
 _BELOW_ONE = 1 - 2.0**-24
 
 
 class SamplingArrays(NamedTuple):
-  """How each row samples: arrays, so that none of it recompiles.
+  """How each row samples. All values are arrays, so other values do not recompile.
 
   Attributes:
-    key_R2: uint32, data of PRNG keys.
-    temperature_R: float32 > 0, of the distribution; log-probabilities are those at it.
+    key_R: typed PRNG keys.
+    temperature_R: float32 > 0; log-probabilities are those at this temperature.
     greedy_R: bool, takes the most likely token instead of drawing one.
-    top_k_R: int32, how many of the most likely tokens may be drawn; 0: all.
-    top_p_R: float32 in (0, 1], the mass that they hold at least; 1: all of it.
-    min_p_R: float32 in [0, 1), of the most likely token's probability; 0: any.
-    limit_R: int32, how many sampled tokens of the rollout, `count_R`, end its turn.
+    top_k_R: int32, only this number of most likely tokens is drawn from; 0: all.
+    top_p_R: float32 in (0, 1], probability mass of the nucleus; 1: all.
+    min_p_R: float32 in [0, 1), least probability as a fraction of the largest; 0: any.
+    limit_R: int32, the turn ends when the rollout has sampled this number of tokens (`count_R`).
   """
 
-  key_R2: Array
+  key_R: Array
   temperature_R: Array
   greedy_R: Array
   top_k_R: Array
@@ -33,8 +33,8 @@ class SamplingArrays(NamedTuple):
   limit_R: Array
 
 
-class Vocabulary(NamedTuple):
-  """Ids of one policy, bool [V]: those that are never sampled, and those that end a turn."""
+class TokenMasks(NamedTuple):
+  """bool [V]: ids that are never sampled, and ids that end a turn."""
 
   forbidden_V: Array
   stop_V: Array
@@ -43,28 +43,30 @@ class Vocabulary(NamedTuple):
 def sample_token(
   logits_RV: Array, count_R: Array, sampling: SamplingArrays, forbidden_V: Array, truncate: bool
 ) -> tuple[jax.Array, jax.Array]:
-  """One token per row and its log-probability, before truncation; int32 and float32 [R].
+  """Samples one token per row.
 
-  Nothing that is as large as the vocabulary is normalised: a draw need not know the sum, and one
-  token's log-probability takes its logarithm alone.
+  The softmax is not computed over the vocabulary: a draw does not need the sum of the weights, and
+  the log-probability of one token needs only the logarithm of the sum.
 
   Args:
     logits_RV: of the next token.
-    count_R: int32, folded into each row's key, so that a token's draw depends on its place alone.
-    sampling: keys and numbers.
-    forbidden_V: bool.
-    truncate: static; apply top_k, top_p and min_p (costs a sort per token).
+    count_R: int32, folded into the key of each row, so that a draw depends on its position alone.
+    sampling: keys and parameters.
+    forbidden_V: bool, ids that are never sampled.
+    truncate: static; apply top_k, top_p and min_p, which costs a sort per token.
+
+  Returns:
+    Tokens int32 [R], and their log-probabilities before truncation, float32 [R].
   """
   score_RV = scores(logits_RV, sampling.temperature_R, forbidden_V)
   best_R1 = jnp.max(score_RV, axis=-1, keepdims=True)
-  weight_RV = jnp.exp(score_RV - best_R1)  # 1 of the likeliest
+  weight_RV = jnp.exp(score_RV - best_R1)  # 1 for the most likely token
   total_R1 = jnp.sum(weight_RV, axis=-1, keepdims=True)
-  key_R = jax.random.wrap_key_data(jnp.asarray(sampling.key_R2))
-  keys_R = jax.vmap(jax.random.fold_in)(key_R, count_R)
+  keys_R = jax.vmap(jax.random.fold_in)(sampling.key_R, count_R)
   uniform_R = jax.vmap(jax.random.uniform)(keys_R)
   if truncate:
     weight_RV = truncated(weight_RV, sampling.top_k_R, sampling.top_p_R, sampling.min_p_R)
-  # Greedy takes the first of what is likeliest, so that one search serves both ways.
+  # Greedy rows draw from the most likely tokens with uniform number 0: one search serves both.
   greedy_R1 = jnp.asarray(sampling.greedy_R)[:, None]
   weight_RV = jnp.where(greedy_R1 & (score_RV < best_R1), 0.0, weight_RV)
   token_R = draw_token(weight_RV, jnp.where(sampling.greedy_R, 0.0, uniform_R))
@@ -73,21 +75,21 @@ def sample_token(
 
 
 def scores(logits_RV: Array, temperature_R: Array, forbidden_V: Array) -> jax.Array:
-  """float32 [R, V] whose softmax is the policy's distribution: no forbidden ids, tempered."""
+  """Returns float32 [R, V]; its softmax is the policy's distribution at the temperature."""
   allowed_RV = jnp.where(forbidden_V[None, :], -jnp.inf, logits_RV.astype(jnp.float32))
   return allowed_RV / temperature_R[:, None]
 
 
 def truncated(p_RV: Array, top_k_R: Array, top_p_R: Array, min_p_R: Array) -> jax.Array:
-  """Probabilities, 0 where a row's limits leave a token out; not renormalised.
+  """Sets probabilities to 0 that a row's limits leave out; the rest is not renormalised.
 
-  First the `top_k` most likely; of their mass, the fewest that hold `top_p` of it; of them, those
-  with at least `min_p` times the largest probability. Tokens as likely as the last one kept are
-  kept with it.
+  First the `top_k` most likely tokens are kept; of these the fewest with at least `top_p` of their
+  mass; of these the ones with at least `min_p` times the largest probability. Tokens that are as
+  likely as the last one kept are kept too.
 
   Args:
     p_RV: float32 >= 0, need not sum to 1.
-    top_k_R, top_p_R, min_p_R: as in `Sampling`.
+    top_k_R, top_p_R, min_p_R: as in `SamplingArrays`.
 
   Returns:
     float32 [R, V].
@@ -107,12 +109,12 @@ def truncated(p_RV: Array, top_k_R: Array, top_p_R: Array, min_p_R: Array) -> ja
 
 
 def draw_token(p_RV: Array, uniform_R: Array) -> jax.Array:
-  """Inverse CDF with one uniform number per row: first which block of ids, then which of them.
+  """Draws by inverse CDF with one uniform number per row: first a block of ids, then an id in it.
 
-      blocks   | 0.1 | 0.5 | 0.4 |          uniform 0.2: in block 1, at (0.2 - 0.1) / 0.5 of it
-      its ids        | 0.2 | 0.3 |          at 0.2 of 0.5: the first
+      blocks   | 0.1 | 0.5 | 0.4 |     uniform 0.2: block 1, at (0.2 - 0.1) / 0.5 = 0.2 of it
+      ids            | 0.2 | 0.3 |     0.2 of the mass 0.5 is 0.1: the first id
 
-  Sums over the whole vocabulary are never cumulated: that alone cost nearly as much as the softmax.
+  The sum over the whole vocabulary is not cumulated, which cost nearly as much as the softmax.
 
   Args:
     p_RV: float32 >= 0, need not sum to 1.
@@ -130,16 +132,16 @@ def draw_token(p_RV: Array, uniform_R: Array) -> jax.Array:
 
 
 def _invert(p_RN: jax.Array, uniform_R: Array) -> tuple[jax.Array, jax.Array]:
-  """Whose part of the cumulated sum a number falls into, and where in it, in [0, 1)."""
-  # A parallel sum need not be monotone in its last bits: where p is 0 it counts for nothing, and
-  # the largest of what is left stands above uniform times itself.
+  """The index whose part of the cumulated sum contains a number, and where in that part, [0, 1)."""
+  # A parallel sum need not be monotone in its last bits. Entries of probability 0 are left out, and
+  # the largest of the others is above uniform times itself.
   cdf_RN = jnp.where(p_RN > 0.0, jnp.cumsum(p_RN, axis=-1), 0.0)
   target_R1 = jnp.asarray(uniform_R)[:, None] * jnp.max(cdf_RN, axis=-1, keepdims=True)
   index_R = jnp.argmax(cdf_RN > target_R1, axis=-1).astype(jnp.int32)
 
-  def of_it(x_RN: jax.Array) -> jax.Array:
+  def at_index(x_RN: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x_RN, index_R[:, None], axis=-1)
 
-  part_R1 = of_it(p_RN)
-  within_R1 = (target_R1 - (of_it(cdf_RN) - part_R1)) / part_R1
+  part_R1 = at_index(p_RN)
+  within_R1 = (target_R1 - (at_index(cdf_RN) - part_R1)) / part_R1
   return index_R, jnp.clip(within_R1[:, 0], 0.0, _BELOW_ONE)

@@ -1,9 +1,9 @@
-"""Trajectories on the host: their invariants, and JSON + PNG files that give them back bit for bit.
+"""Invariants of trajectories, and JSON + PNG files that restore a trajectory bit for bit.
 
-    folder/any-name.json             ids, masks, log-probabilities, turns; pictures by content hash
-    folder/images/<hash>.png, .npz   each picture once: its pixels, and its patches with their grid
+    folder/any-name.json             ids, masks, log-probabilities, turns; images by content hash
+    folder/images/<hash>.png, .npz   each image once: its pixels, and its patches with their grid
 
-Reports, replays and bug reports read these files.
+The report, replays and bug reports read these files.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from PIL import Image
 from spatial_jax.errors import DataError
 from spatial_jax.types import Operation, OperationError, PatchedImage, Trajectory, Turn
 
-LOGP_SLACK = 1e-4  # float32 log-softmax of a sure token may lie this far above 0, nats
+LOGP_SLACK = 1e-4  # by how much rounding may lift a float32 log-probability above 0, nats
 
 _ARRAYS = {
   "token_ids_T": np.int32,
@@ -32,30 +32,40 @@ _ARRAYS = {
 
 
 def check(trajectory: Trajectory, pad_ids: Collection[int]) -> None:
-  """Holds the invariants of one rollout.
+  """Raises if a trajectory breaks an invariant; arguments as in `violation`.
 
-      tokens   | prompt | turn | observation | turn |     no gap, every turn trained from end to end
+  Raises:
+    ValueError: with the message of `violation`.
+  """
+  if message := violation(trajectory, pad_ids):
+    raise ValueError(message)
+
+
+def violation(trajectory: Trajectory, pad_ids: Collection[int]) -> str | None:
+  """Describes in one line every invariant that a trajectory breaks.
+
+      tokens   | prompt | turn | observation | turn |     turns are trained, nothing else is
       pads     | . #### . ......... ### .......... |      image i: grid_i / 4 pads at image_start[i]
 
   Args:
-    trajectory: to be checked.
-    pad_ids: ids of the image (and video) pad.
+    trajectory: of any content; only the types of its fields must be right.
+    pad_ids: ids of the image pad and the video pad.
 
-  Raises:
-    ValueError: on the host, naming task, sample and, where there is one, turn or image; all
-      violations at once.
+  Returns:
+    A message that names task, sample and, if there is one, turn or image; None if all hold.
   """
   problems = _length_problems(trajectory)
   if not problems:
+    pad_T = np.isin(trajectory.token_ids_T, list(pad_ids))
     problems = [
       *_token_problems(trajectory),
       *_turn_problems(trajectory),
-      *_image_problems(trajectory, pad_ids),
+      *_image_problems(trajectory, pad_T),
       *_position_problems(trajectory),
     ]
-  if problems:
-    name = f"task {trajectory.task_id} sample {trajectory.sample}"
-    raise ValueError(f"{name}: {'; '.join(problems)}")
+  if not problems:
+    return None
+  return f"task {trajectory.task_id} sample {trajectory.sample}: {'; '.join(problems)}"
 
 
 def _length_problems(trajectory: Trajectory) -> list[str]:
@@ -104,7 +114,7 @@ def _turn_problems(trajectory: Trajectory) -> list[str]:
   problems, before = [], trajectory.prompt_length
   for number, turn in enumerate(trajectory.turns, 1):
     if not before <= turn.start <= turn.end <= len(covered_T):
-      problems.append(f"turn {number} spans tokens {turn.start} to {turn.end} behind {before}")
+      problems.append(f"turn {number} spans tokens {turn.start} to {turn.end}, after {before}")
       continue
     covered_T[turn.start : turn.end] = True
     before = turn.end
@@ -116,11 +126,11 @@ def _turn_problems(trajectory: Trajectory) -> list[str]:
   drawn = [image.content_hash for image in trajectory.images[trajectory.prompt_images :]]
   produced = [name for turn in trajectory.turns for name in turn.produced]
   if drawn != produced:
-    problems.append(f"turns produced {len(produced)} images, {len(drawn)} others were seen")
+    problems.append(f"turns produced {len(produced)} images, the trajectory has {len(drawn)}")
   return problems
 
 
-def _image_problems(trajectory: Trajectory, pad_ids: Collection[int]) -> list[str]:
+def _image_problems(trajectory: Trajectory, pad_T: np.ndarray) -> list[str]:
   expected_T = np.zeros(len(trajectory.token_ids_T), bool)
   problems = []
   for number, (image, start) in enumerate(
@@ -133,39 +143,39 @@ def _image_problems(trajectory: Trajectory, pad_ids: Collection[int]) -> list[st
       problems.append(f"image {number} spans tokens {start} to {start + image.tokens}")
       continue
     expected_T[start : start + image.tokens] = True
-  differing_T = expected_T != np.isin(trajectory.token_ids_T, list(pad_ids))
+  differing_T = expected_T != pad_T
   if differing_T.any():
     t = int(np.argmax(differing_T))
-    seen = int(np.isin(trajectory.token_ids_T, list(pad_ids)).sum())
     grids = sum(image.tokens for image in trajectory.images)
-    problems.append(f"{seen} image tokens, {grids} from the grids; they first differ at token {t}")
+    problems.append(
+      f"{pad_T.sum()} image tokens, {grids} from the grids; they first differ at token {t}"
+    )
   return problems
 
 
 def _position_problems(trajectory: Trajectory) -> list[str]:
-  """Text counts on by one; an image starts behind the text before it, text goes on behind both."""
+  """Positions of text rise by one; an image, and the text after it, begin one above the largest."""
   image_T = np.full(len(trajectory.token_ids_T), -1)
   for number, (image, start) in enumerate(
     zip(trajectory.images, trajectory.image_start, strict=True)
   ):
     image_T[max(start, 0) : start + image.tokens] = number
   bounds = np.flatnonzero(np.diff(image_T)) + 1
-  following = 0
+  expected = 0
   for start, position_TA in zip(
     [0, *bounds], np.split(trajectory.position_TA, bounds), strict=True
   ):
-    count = len(position_TA)
-    right = position_TA.min() == following
+    continues = position_TA.min() == expected
     if image_T[start] < 0:
-      right = (position_TA == following + np.arange(count)[:, None]).all()
-    if not right:
-      return [f"positions do not continue at {following} from token {start}"]
-    following = int(position_TA.max()) + 1
+      continues = (position_TA == expected + np.arange(len(position_TA))[:, None]).all()
+    if not continues:
+      return [f"positions do not continue at {expected} from token {start}"]
+    expected = int(position_TA.max()) + 1
   return []
 
 
 def _place(trajectory: Trajectory, token: int) -> str:
-  """ "turn 2 token 31", or "token 31" outside every turn."""
+  """Names a token: "turn 2 token 31", or "token 31" outside every turn."""
   for number, turn in enumerate(trajectory.turns, 1):
     if turn.start <= token < turn.end:
       return f"turn {number} token {token}"
@@ -176,11 +186,12 @@ def _place(trajectory: Trajectory, token: int) -> str:
 
 
 def save(trajectory: Trajectory, path: pathlib.Path) -> None:
-  """Writes one rollout.
+  """Writes one trajectory.
 
   Args:
-    trajectory: of any content, a broken one included.
-    path: the JSON file; pictures go to `images/` beside it and are shared by its neighbours.
+    trajectory: of any content, even if it breaks invariants.
+    path: the JSON file. Images are written to the folder `images/` next to it, which the
+      trajectories of one folder share.
   """
   folder = path.parent / "images"
   folder.mkdir(parents=True, exist_ok=True)
@@ -193,10 +204,10 @@ def save(trajectory: Trajectory, path: pathlib.Path) -> None:
 
 
 def load(path: pathlib.Path) -> Trajectory:
-  """Reads what `save` wrote.
+  """Reads a trajectory that `save` wrote.
 
   Raises:
-    DataError: I/O, naming the file that is missing or cannot be read.
+    DataError: if a file is missing or cannot be read; the message names it.
   """
   try:
     record = json.loads(path.read_text(encoding="utf-8"))
@@ -226,7 +237,7 @@ def _turn(record: dict[str, Any]) -> Turn:
 
 
 def _save_image(image: PatchedImage, folder: pathlib.Path) -> None:
-  """Writes a picture unless it is there; the PNG comes last and says that both are complete."""
+  """Writes an image unless it exists; the PNG is written last, so it marks both as complete."""
   png, npz = _image_paths(image.content_hash, folder)
   if png.exists():
     return
@@ -240,9 +251,9 @@ def _save_image(image: PatchedImage, folder: pathlib.Path) -> None:
 
 def _load_image(content_hash: str, folder: pathlib.Path) -> PatchedImage:
   png, npz = _image_paths(content_hash, folder)
-  with np.load(npz, allow_pickle=False) as arrays, Image.open(png) as picture:
+  with np.load(npz, allow_pickle=False) as arrays, Image.open(png) as image:
     t, h, w = arrays["grid_3"].tolist()
-    return PatchedImage(content_hash, arrays["patches_PX"], (t, h, w), np.asarray(picture))
+    return PatchedImage(content_hash, arrays["patches_PX"], (t, h, w), np.asarray(image))
 
 
 def _image_paths(content_hash: str, folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:

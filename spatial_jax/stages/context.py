@@ -18,7 +18,7 @@ from spatial_jax.rollout import memory
 from spatial_jax.rollout.config import RolloutConfig, WeightForm
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import Engine, forbidden_ids, stop_ids
-from spatial_jax.rollout.memory import Plan
+from spatial_jax.rollout.memory import MemoryPlan
 from spatial_jax.types import Params
 
 
@@ -103,29 +103,33 @@ def make_engine(
   return Engine(conversation, run, executor, cfg, stops)
 
 
-def planned(policy: Policy, cfg: RolloutConfig, resident: int) -> Plan:
+def planned(policy: Policy, cfg: RolloutConfig, resident: int) -> MemoryPlan:
   """`plan` for the devices of the policy's mesh."""
   return plan(policy, cfg, resident, memory.device_bytes(compiled.train_mesh(policy)))
 
 
-def plan(policy: Policy, cfg: RolloutConfig, resident: int, device: int) -> Plan:
+def plan(policy: Policy, cfg: RolloutConfig, resident: int, device: int) -> MemoryPlan:
   """Bytes on each device of `device` bytes during rollouts; nothing is allocated."""
   mesh = compiled.train_mesh(policy)
   local = sharding.rollout_mesh(mesh)
   run = compiled.rollout_programs(policy, cfg, (), ())
-  state = jax.eval_shape(lambda: run.empty(cfg.prompt_buckets[-1]))
+  state = jax.eval_shape(lambda: run.empty_state(cfg.prompt_buckets[-1]))
   params = jax.eval_shape(policy.init, jax.random.key(0))
   weights = jax.eval_shape(compiled.reshard(policy, mesh, cfg.weights), params)
   layout = rollout_shardings(state.cache, local)
   rows, few = memory.tree_bytes(state.cache.layers, layout.layers), cfg.decode_row_counts[:-1]
-  return Plan(
+  return MemoryPlan(
     resident=resident,
     weights=memory.tree_bytes(weights, sharding.param_shardings(weights, local)),
-    prefixes=memory.tree_bytes(state.cache.prefix.layers, layout.prefix.layers),
-    rows=rows,
-    copies=rows * few[-1] // cfg.row_count if few else 0,
-    features=memory.tree_bytes(jax.eval_shape(run.feature_buffer), sharding.replicated(local)),
+    prefix_cache=memory.tree_bytes(state.cache.prefix.layers, layout.prefix.layers),
+    suffix_cache=rows,
+    gathered_rows=rows * few[-1] // cfg.row_count if few else 0,
+    feature_buffer=memory.tree_bytes(
+      jax.eval_shape(run.empty_feature_buffer), sharding.replicated(local)
+    ),
+    gradients=0,
+    update_scratch=0,
     cfg=cfg,
-    devices=local.shape["data"],
+    data_devices=local.shape["data"],
     device=device,
   )

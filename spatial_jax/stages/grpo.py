@@ -26,8 +26,8 @@ from spatial_jax.reward.compose import RewardConfig, score
 from spatial_jax.reward.snra import sharpness
 from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.profiling import Timeline, save_timeline
-from spatial_jax.rollout.saved_groups import groups_of, most_drawings_first, save_groups
-from spatial_jax.rollout.scheduler import generate_rollouts
+from spatial_jax.rollout.saved_groups import make_saved_groups, most_drawings_first, save_groups
+from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
 from spatial_jax.stages.context import RunContext
 from spatial_jax.stages.loop import Step
 from spatial_jax.types import Params, Prompts, Rollouts, Scores, Task, TrainState
@@ -135,29 +135,21 @@ class GrpoStage:
     # A frozen vision tower encodes each image once, for the rollouts and for the update.
     image_features = None if self.context.policy.vision_trainable else {}
     with Timeline() as timeline:
-      rollouts = generate_rollouts(
-        self.engine,
-        weights,
-        prompts,
-        self.seed,
-        step,
-        sampling_params,
-        image_features,
-        timeline=timeline,
-      )
+      job = RolloutJob(prompts, self.seed, step, sampling_params, image_features, timeline=timeline)
+      rollouts = generate_rollouts(self.engine, weights, job)
     del weights  # the update needs the memory
     rollout_s = time.monotonic() - begin
 
     scores = score(rollouts, [prompt.task for prompt in prompts], cfg.reward, k)
     advantages_BG = np.asarray(advantage(scores, cfg.advantage))
-    kept_BG = downsample_rollouts(advantages_BG, cfg.keep_fraction, self.programs.blocks)
+    kept_BG = downsample_rollouts(advantages_BG, cfg.keep_fraction, self.programs.local_row_shards)
     batch, _ = to_train_batch(rollouts, advantages_BG, self.shapes, kept_BG, image_features)
     batch = self.programs.place(batch)
     ref_logp_RT = self.reference and self.programs.score(self.reference(state.params), batch)
     state, metrics = self.programs.update(state, batch, ref_logp_RT)
 
     if cfg.save_rollouts_every and step % cfg.save_rollouts_every == 0:
-      groups = groups_of(prompts, rollouts, scores, advantages_BG, step)
+      groups = make_saved_groups(prompts, rollouts, scores, advantages_BG, step)
       save_groups(most_drawings_first(groups, cfg.saved_groups), self.workdir)
       save_timeline(timeline, step, self.workdir)
     metrics = jax.device_get(metrics)

@@ -1,6 +1,7 @@
-"""The frame around every training loop: resume, count, save; a kill loses a few steps at most."""
+"""The loop around the steps of every stage: resume, record, save, and end well when stopped."""
 
 import dataclasses
+import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -9,20 +10,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from spatial_jax import checkpoint
-from spatial_jax.checkpoint import Progress
+from spatial_jax import checkpoint, preemption
+from spatial_jax.checkpoint import Progress, Saver
+from spatial_jax.config import check_field
+from spatial_jax.errors import CheckpointError
 from spatial_jax.metrics import LogConfig, Metrics, programs_compiled
+from spatial_jax.preemption import Preemption, Terminated
 from spatial_jax.types import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-  """How long, and how often it is saved.
+  """Length of a run, and its checkpoints.
 
   Attributes:
-    steps: updates of the whole run.
-    checkpoint_every: steps.
-    keep: checkpoints that stay.
+    steps: updates of the whole run, >= 1.
+    checkpoint_every: steps between two checkpoints, >= 1; the last step is always saved.
+    keep: number of checkpoints to keep, >= 1.
     log: outputs besides console and metrics.jsonl.
   """
 
@@ -31,8 +35,43 @@ class LoopConfig:
   keep: int
   log: LogConfig
 
+  def __post_init__(self):
+    check_field(self, "steps", self.steps >= 1, "be at least 1")
+    check_field(self, "checkpoint_every", self.checkpoint_every >= 1, "be at least 1")
+    check_field(self, "keep", self.keep >= 1, "be at least 1")
+
 
 Step = Callable[[TrainState, int], tuple[TrainState, Mapping[str, Any]]]
+
+
+class _Checkpoints:
+  """Saves states at most once per step, with the Progress that belongs to them."""
+
+  def __init__(self, saver: Saver, first: int, benchmark: str | None, config: dict[str, Any]):
+    self._saver, self._benchmark, self._config = saver, benchmark, config
+    self._saved = first  # step 0 is the start, which needs no checkpoint
+
+  def save(self, state: TrainState, done: int) -> None:
+    """Saves the state after `done` updates in the background, unless it is saved already."""
+    if done != self._saved:
+      self._saver.save(state, Progress(done, done, {"step": done}, self._benchmark, self._config))
+      self._saved = done
+
+  def finish(self, state: TrainState, done: int) -> str:
+    """Saves the state, waits until it is written, and returns one line for the user.
+
+    A state that was donated to the running update cannot be saved any more.
+    """
+    if done == 0:
+      return "stopped by SIGTERM before the first step was done"
+    try:
+      self.save(state, done)
+      self._saver.close()
+    except (CheckpointError, RuntimeError) as error:
+      donated = any(x.is_deleted() for x in jax.tree.leaves(state))
+      reason = "the running update overwrites it" if donated else error
+      return f"stopped by SIGTERM; step {done} is not saved ({reason})"
+    return f"stopped by SIGTERM; step {done} is saved and the same command resumes from it"
 
 
 def run(
@@ -44,42 +83,44 @@ def run(
   benchmark: str | None,
   config: dict[str, Any],
 ) -> TrainState:
-  """Runs the steps that are left and saves on the way.
+  """Runs the remaining steps and saves checkpoints.
 
   Args:
-    workdir: of the run; its newest checkpoint, where there is one, replaces `state`.
-    cfg: how long.
+    workdir: of the run; its newest whole checkpoint, if there is one, replaces `state`.
+    cfg: length and checkpoints.
     stage: name in the logs.
     state: the start; donated.
-    step_of: first step -> the function of one step, of state and step alone, so that a
-      resumed run takes the same steps.
-    benchmark: recorded with every checkpoint.
-    config: the resolved config, recorded likewise.
+    step_of: first step -> the function of one step. It depends on state and step number alone, so
+      that a resumed run takes the same steps.
+    benchmark: saved with every checkpoint.
+    config: the resolved config, saved with every checkpoint.
 
   Returns:
     The state after the last step.
+
+  Raises:
+    Terminated: after SIGTERM, with the state saved.
   """
   first, state = resume(workdir, state)
   step = step_of(first)
-  with (
-    checkpoint.Saver(workdir, cfg.keep) as saver,
-    Metrics(workdir, first, cfg.steps, cfg.log) as metrics,
-  ):
-    for number in range(first, cfg.steps):
-      begin, compiled = time.monotonic(), programs_compiled()
-      state, values = step(state, number)
-      values = {name: np.asarray(value).item() for name, value in values.items()}
-      values["seconds"] = time.monotonic() - begin
-      values["programs_compiled"] = programs_compiled() - compiled
-      metrics.write(number, stage, values)
-      done = number + 1
-      if done % cfg.checkpoint_every == 0 or done == cfg.steps:
-        saver.save(state, Progress(done, done, {"step": done}, benchmark, config))
+  with Saver(workdir, cfg.keep) as saver, Metrics(workdir, first, cfg.steps, cfg.log) as metrics:
+    checkpoints = _Checkpoints(saver, first, benchmark, config)
+    done = first
+    with Preemption(lambda: checkpoints.finish(state, done), preemption.GRACE_S) as preempted:
+      for number in range(first, cfg.steps):
+        with preempted.step():
+          new_state, values = _timed(step, state, number)
+        state, done = new_state, number + 1
+        metrics.write(number, stage, values)
+        if done % cfg.checkpoint_every == 0 or done == cfg.steps:
+          checkpoints.save(state, done)
+        if preempted.requested:
+          raise Terminated(checkpoints.finish(state, done))
   return state
 
 
-def resume(workdir: pathlib.Path, state: TrainState) -> tuple[int, TrainState]:
-  """(first step, state): the newest checkpoint, or the given start at step 0."""
+def resume(workdir: str | os.PathLike[str], state: TrainState) -> tuple[int, TrainState]:
+  """(first step, state): the newest whole checkpoint, or the given start at step 0."""
   found = checkpoint.latest(workdir)
   if found is None:
     return 0, state
@@ -87,3 +128,13 @@ def resume(workdir: pathlib.Path, state: TrainState) -> tuple[int, TrainState]:
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
   )
   return checkpoint.read_progress(found).step, checkpoint.restore(found, abstract)
+
+
+def _timed(step: Step, state: TrainState, number: int) -> tuple[TrainState, dict[str, float]]:
+  """One finished step: its metrics as numbers, with its time and its compilations."""
+  start, compiled = time.monotonic(), programs_compiled()
+  state, metrics = step(state, number)
+  values = {name: np.asarray(value).item() for name, value in metrics.items()}
+  values["seconds"] = time.monotonic() - start
+  values["programs_compiled"] = programs_compiled() - compiled
+  return state, values

@@ -1,4 +1,4 @@
-"""A walk through a room: eyes over free floor, turning to what was not seen yet."""
+"""A camera path through a room: over free floor, turned to objects that no earlier frame shows."""
 
 import math
 
@@ -7,22 +7,22 @@ import numpy as np
 from spatial_jax.errors import DataError
 from spatial_jax.synthetic.scene import Camera, Scene
 
-_CELL_M = 0.2  # grid of places to stand
+_CELL_M = 0.2  # side of a cell of the grid of camera positions
 _CLEARANCES_M = (0.5, 0.25, 0.1)  # from objects and walls; a crowded room falls back to the next
-_ROOMY_CELLS = 25  # a square metre to walk about in is worth keeping the clearance for
-_BODY_M = (0.3, 0.9)  # heights that must be free besides the eyes: a rug is no obstacle
-_EYE_M = (1.3, 1.7)
+_MIN_REGION_CELLS = 25  # one square metre; with a smaller region the next clearance is tried
+_BODY_HEIGHTS_M = (0.3, 0.9)  # must be free like the camera's height: a rug is no obstacle
+_CAMERA_HEIGHT_M = (1.3, 1.7)
 _DOWN_DEG = (12.0, 20.0)
 _HEADINGS_DEG = np.arange(0.0, 360.0, 15.0)
-_TURN_DEG = 75.0  # the most a walker turns between two frames
-_SIGHT_M = (0.9, 6.0)  # objects nearer or farther do not count as well seen
-_CORE = 0.4  # half the field of view, without its rim
-_OPEN_M = 4.0  # a view that is longer is no better
-_PLACES = 16  # starting places that are compared
-_GOALS = 6  # places to go to that are compared
+_MAX_TURN_DEG = 75.0  # between two frames
+_CLEAR_RANGE_M = (0.9, 6.0)  # an object outside this range does not count as shown
+_CORE = 0.4  # half of the field of view without its border, as a share of the field of view
+_MAX_FREE_VIEW_M = 4.0  # a longer view does not score higher
+_STARTS = 16  # start positions that are compared
+_GOALS = 6  # end positions that are compared
 
 
-def walk(
+def make_camera_path(
   scene: Scene,
   rng: np.random.Generator,
   frames: int,
@@ -30,42 +30,46 @@ def walk(
   height_px: int,
   field_of_view_deg: float,
 ) -> tuple[Camera, ...]:
-  """Cameras along a path over free floor; with one frame, a picture that shows many objects.
+  """Cameras along a path over free floor; a single camera shows many objects.
 
-  The walk begins where most objects are in sight, goes to a far place that can be reached, and
-  turns at every frame to the heading with the most objects that were not seen yet.
+  The path starts at a position that shows many objects and ends at a far position. Each camera is
+  turned to the heading with the most objects that no earlier camera shows.
 
   Args:
     scene: room and objects; `scene.cameras` is not read.
-    rng: the only source of chance.
-    frames: how many cameras, >= 1.
-    width_px, height_px: of the pictures.
+    rng: random numbers for the whole path.
+    frames: number of cameras, >= 1.
+    width_px, height_px: size of the images.
     field_of_view_deg: horizontal.
 
   Returns:
     `frames` cameras in order of time, none inside an object, 1.3 to 1.7 m above the floor.
 
   Raises:
-    DataError: on the host, when every place at the height of the eye is inside an object.
+    DataError: if every position at the height of the camera is inside an object.
   """
-  eye_m = round(_EYE_M[0] + (_EYE_M[1] - _EYE_M[0]) * rng.random(), 3)
+  low_m, high_m = _CAMERA_HEIGHT_M
+  camera_m = round(low_m + (high_m - low_m) * rng.random(), 3)
   down_deg = _DOWN_DEG[0] + (_DOWN_DEG[1] - _DOWN_DEG[0]) * rng.random()
   core_deg = _CORE * field_of_view_deg
-  unseen_Z = np.ones(len(scene.objects), bool)
+  new_Z = np.ones(len(scene.objects), bool)
   heading_deg, cameras = None, []
-  for place_2 in _places(scene, rng, frames, eye_m, core_deg):
-    score, seen = _headings(scene, place_2, unseen_Z, core_deg)
+  for place_2 in _path_positions(scene, rng, frames, camera_m, core_deg):
+    score, shown = _score_headings(scene, place_2, new_Z, core_deg)
     if heading_deg is not None:
-      score = np.where(np.abs(_wrap(_HEADINGS_DEG - heading_deg)) <= _TURN_DEG, score, -np.inf)
+      turn_deg = np.abs(_wrap_degrees(_HEADINGS_DEG - heading_deg))
+      score = np.where(turn_deg <= _MAX_TURN_DEG, score, -np.inf)
     choice = int(np.argmax(score))
     heading_deg = float(_HEADINGS_DEG[choice])
-    unseen_Z &= ~seen[choice]
-    position_3 = np.array([place_2[0], place_2[1], eye_m])
-    cameras.append(look(position_3, heading_deg, down_deg, field_of_view_deg, width_px, height_px))
+    new_Z &= ~shown[choice]
+    position_3 = np.array([place_2[0], place_2[1], camera_m])
+    cameras.append(
+      make_camera(position_3, heading_deg, down_deg, field_of_view_deg, width_px, height_px)
+    )
   return tuple(cameras)
 
 
-def look(
+def make_camera(
   position_3: np.ndarray,
   heading_deg: float,
   down_deg: float,
@@ -84,8 +88,8 @@ def look(
   return Camera(np.round(position_3, 6), rotation_33, field_of_view_deg, width_px, height_px)
 
 
-def inside_outline(polygon_Z2: np.ndarray, points_N2: np.ndarray) -> np.ndarray:
-  """Whether each point lies within the outline, bool [N] (even-odd rule)."""
+def inside_polygon(polygon_Z2: np.ndarray, points_N2: np.ndarray) -> np.ndarray:
+  """Whether each point is inside the polygon, bool [N] (even-odd rule)."""
   x_N1, y_N1 = points_N2[:, :1], points_N2[:, 1:]
   x, y = polygon_Z2.T
   next_x, next_y = np.roll(polygon_Z2, -1, axis=0).T
@@ -95,38 +99,38 @@ def inside_outline(polygon_Z2: np.ndarray, points_N2: np.ndarray) -> np.ndarray:
   return (straddles & (x_N1 < crossing)).sum(axis=1) % 2 == 1
 
 
-def _places(
-  scene: Scene, rng: np.random.Generator, frames: int, eye_m: float, core_deg: float
+def _path_positions(
+  scene: Scene, rng: np.random.Generator, frames: int, camera_m: float, core_deg: float
 ) -> list[np.ndarray]:
-  """Where the walker stands at each frame: from the best of a few places along a path, evenly."""
+  """The positions of the cameras, at equal steps along the path from the best start."""
   low_2 = np.round(scene.polygon_Z2.min(axis=0) + _CELL_M * rng.random(2), 3)
-  free = _free_floor(scene, low_2, eye_m)
+  free = _free_floor(scene, low_2, camera_m)
   cells = np.argwhere(free)
-  starts = cells[(rng.random(_PLACES) * len(cells)).astype(int)]
-  unseen_Z = np.ones(len(scene.objects), bool)
-  scores = [_headings(scene, low_2 + c * _CELL_M, unseen_Z, core_deg)[0].max() for c in starts]
-  path = _path(free, starts[int(np.argmax(scores))], rng)
+  starts = cells[(rng.random(_STARTS) * len(cells)).astype(int)]
+  new_Z = np.ones(len(scene.objects), bool)
+  scores = [_score_headings(scene, low_2 + c * _CELL_M, new_Z, core_deg)[0].max() for c in starts]
+  path = _shortest_path(free, starts[int(np.argmax(scores))], rng)
   steps = [round(i * (len(path) - 1) / max(frames - 1, 1)) for i in range(frames)]
   return [low_2 + np.array(path[step]) * _CELL_M for step in steps]
 
 
-def _free_floor(scene: Scene, low_2: np.ndarray, eye_m: float) -> np.ndarray:
-  """bool [columns, rows]: connected cells of the floor where a walker has room."""
+def _free_floor(scene: Scene, low_2: np.ndarray, camera_m: float) -> np.ndarray:
+  """bool [columns, rows]: the largest connected region of floor cells with enough clearance."""
   size = np.ceil((scene.polygon_Z2.max(axis=0) - low_2) / _CELL_M).astype(int)
   points_N2 = low_2 + np.stack(np.indices(size), axis=-1).reshape(-1, 2) * _CELL_M
-  inside = inside_outline(scene.polygon_Z2, points_N2)
+  inside = inside_polygon(scene.polygon_Z2, points_N2)
   wall_m = _wall_distance(scene.polygon_Z2, points_N2)
-  eye_clear_m = _object_distance(scene, points_N2, eye_m)
-  body_clear_m = [_object_distance(scene, points_N2, height_m) for height_m in _BODY_M]
-  object_m = np.minimum.reduce([eye_clear_m, *body_clear_m])
+  camera_clear_m = _object_distance(scene, points_N2, camera_m)
+  body_clear_m = [_object_distance(scene, points_N2, height_m) for height_m in _BODY_HEIGHTS_M]
+  object_m = np.minimum.reduce([camera_clear_m, *body_clear_m])
   largest = np.zeros(size, bool)
   for clearance_m in _CLEARANCES_M:
     free = inside & (wall_m >= clearance_m) & (object_m >= clearance_m)
     largest = max(largest, _largest_region(free.reshape(size)), key=np.sum)
-    if largest.sum() >= _ROOMY_CELLS:
+    if largest.sum() >= _MIN_REGION_CELLS:
       break
-  if not largest.any():  # a room too full to walk in: stand where the camera has most room
-    clear_m = np.where(inside, np.minimum(wall_m, eye_clear_m), 0.0)
+  if not largest.any():  # no free floor: take the one position with the most clearance
+    clear_m = np.where(inside, np.minimum(wall_m, camera_clear_m), 0.0)
     if clear_m.max() == 0.0:
       raise DataError(f"{scene.scene_id}: no free place for a camera")
     largest.flat[np.argmax(clear_m)] = True
@@ -134,22 +138,22 @@ def _free_floor(scene: Scene, low_2: np.ndarray, eye_m: float) -> np.ndarray:
 
 
 def _object_distance(scene: Scene, points_N2: np.ndarray, height_m: float) -> np.ndarray:
-  """float64 [N]: metres from each point, at one height, to the nearest object; 0 inside one."""
+  """float64 [N]: metres from each point at this height to the nearest object; 0 inside one."""
   points_N3 = np.column_stack([points_N2, np.full(len(points_N2), height_m)])
   object_m = np.full(len(points_N2), np.inf)
-  for thing in scene.objects:
-    beyond = np.abs((points_N3 - thing.centre_3) @ thing.axes_33.T) - thing.size_3 / 2
+  for obj in scene.objects:
+    beyond = np.abs((points_N3 - obj.centre_3) @ obj.axes_33.T) - obj.size_3 / 2
     object_m = np.minimum(object_m, np.sqrt((np.maximum(beyond, 0.0) ** 2).sum(axis=1)))
   return object_m
 
 
 def _largest_region(free: np.ndarray) -> np.ndarray:
-  """The cells of the largest connected part of the free floor."""
+  """The cells of the largest connected region of free floor."""
   left, largest = free.copy(), np.zeros_like(free)
   while left.sum() > largest.sum():
     x, y = np.argwhere(left)[0].tolist()
     region = np.zeros_like(free)
-    region[tuple(np.array(list(_reach(left, (x, y)))).T)] = True
+    region[tuple(np.array(list(_reachable_cells(left, (x, y)))).T)] = True
     left &= ~region
     if region.sum() > largest.sum():
       largest = region
@@ -167,28 +171,28 @@ def _wall_distance(polygon_Z2: np.ndarray, points_N2: np.ndarray) -> np.ndarray:
   return nearest
 
 
-def _headings(
-  scene: Scene, place_2: np.ndarray, unseen_Z: np.ndarray, core_deg: float
+def _score_headings(
+  scene: Scene, place_2: np.ndarray, new_Z: np.ndarray, core_deg: float
 ) -> tuple[np.ndarray, np.ndarray]:
-  """How rewarding each heading is from a place, and which objects it shows, bool [headings, Z].
+  """A score of each heading at a position, and the objects it shows, bool [headings, Z].
 
-  Objects count where they are well in sight (those seen before less), free view counts, and what
-  stands right before the eyes counts against a heading.
+  Clearly shown objects add to the score (new ones more), and so does a free view. Objects right
+  before the camera lower it.
   """
-  to_Z2 = np.array([thing.centre_3[:2] for thing in scene.objects]).reshape(-1, 2) - place_2
+  to_Z2 = np.array([obj.centre_3[:2] for obj in scene.objects]).reshape(-1, 2) - place_2
   distance = np.sqrt((to_Z2**2).sum(axis=1))
-  sighted = (distance > _SIGHT_M[0]) & (distance < _SIGHT_M[1])
-  sighted &= _unblocked(scene.polygon_Z2, place_2, to_Z2)
+  clear = (distance > _CLEAR_RANGE_M[0]) & (distance < _CLEAR_RANGE_M[1])
+  clear &= _has_line_of_sight(scene.polygon_Z2, place_2, to_Z2)
   bearing_deg = np.degrees(np.arctan2(to_Z2[:, 1], to_Z2[:, 0]))
-  off_deg = np.abs(_wrap(bearing_deg - _HEADINGS_DEG[:, None]))  # [headings, Z]
-  seen = (off_deg < core_deg) & sighted
-  close = (off_deg < 1.3 * core_deg) & (distance < _SIGHT_M[0])
-  score = seen @ np.where(unseen_Z, 1.0, 0.3) - close.sum(axis=1)
-  return np.round(score + 0.5 * _open_m(scene.polygon_Z2, place_2, core_deg), 6), seen
+  off_deg = np.abs(_wrap_degrees(bearing_deg - _HEADINGS_DEG[:, None]))  # [headings, Z]
+  shown = (off_deg < core_deg) & clear
+  close = (off_deg < 1.3 * core_deg) & (distance < _CLEAR_RANGE_M[0])
+  score = shown @ np.where(new_Z, 1.0, 0.3) - close.sum(axis=1)
+  return np.round(score + 0.5 * _free_view_m(scene.polygon_Z2, place_2, core_deg), 6), shown
 
 
-def _open_m(polygon_Z2: np.ndarray, place_2: np.ndarray, core_deg: float) -> np.ndarray:
-  """How far each heading is open up to the walls, left, ahead and right: the least."""
+def _free_view_m(polygon_Z2: np.ndarray, place_2: np.ndarray, core_deg: float) -> np.ndarray:
+  """Metres to the walls for each heading: the least of the left, middle and right ray."""
   turn = np.radians(_HEADINGS_DEG[:, None, None] + np.array([[-core_deg], [0.0], [core_deg]]))
   dx, dy = np.cos(turn), np.sin(turn)  # [headings, 3, walls]
   from_x, from_y = (polygon_Z2 - place_2).T
@@ -198,11 +202,13 @@ def _open_m(polygon_Z2: np.ndarray, place_2: np.ndarray, core_deg: float) -> np.
     t = (from_x * along_y - from_y * along_x) * scale
     place = (from_x * dy - from_y * dx) * scale
   hits = (t > 0) & (place >= 0) & (place <= 1)
-  return np.where(hits, t, np.inf).min(axis=(1, 2)).clip(max=_OPEN_M)
+  return np.where(hits, t, np.inf).min(axis=(1, 2)).clip(max=_MAX_FREE_VIEW_M)
 
 
-def _unblocked(polygon_Z2: np.ndarray, place_2: np.ndarray, to_Z2: np.ndarray) -> np.ndarray:
-  """Whether the straight line from a place to each point crosses no wall, bool [Z]."""
+def _has_line_of_sight(
+  polygon_Z2: np.ndarray, place_2: np.ndarray, to_Z2: np.ndarray
+) -> np.ndarray:
+  """Whether the straight line from a position to each point crosses no wall, bool [Z]."""
   to_x, to_y = to_Z2[:, :1], to_Z2[:, 1:]  # against all walls at once: [Z, walls]
   from_x, from_y = (polygon_Z2 - place_2).T
   next_x, next_y = np.roll(from_x, -1), np.roll(from_y, -1)
@@ -213,9 +219,11 @@ def _unblocked(polygon_Z2: np.ndarray, place_2: np.ndarray, to_Z2: np.ndarray) -
   return (same_side | (here * there > 0)).all(axis=1)
 
 
-def _path(free: np.ndarray, start: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
-  """Cells of a shortest path from `start` to the farthest of a few random places."""
-  parent = _reach(free, (int(start[0]), int(start[1])))
+def _shortest_path(
+  free: np.ndarray, start: np.ndarray, rng: np.random.Generator
+) -> list[tuple[int, int]]:
+  """Cells of a shortest path from `start` to the farthest of a few random goals."""
+  parent = _reachable_cells(free, (int(start[0]), int(start[1])))
   order = list(parent)
   path = [order[int(rng.random(_GOALS).max() * len(order))]]
   while path[-1] != order[0]:
@@ -223,8 +231,10 @@ def _path(free: np.ndarray, start: np.ndarray, rng: np.random.Generator) -> list
   return path[::-1]
 
 
-def _reach(free: np.ndarray, start: tuple[int, int]) -> dict[tuple[int, int], tuple[int, int]]:
-  """Cells that can be reached, in order of distance, each with the cell one comes from."""
+def _reachable_cells(
+  free: np.ndarray, start: tuple[int, int]
+) -> dict[tuple[int, int], tuple[int, int]]:
+  """The cells that can be reached, in order of distance, each with its parent on the path."""
   parent, order = {start: start}, [start]
   for x, y in order:
     for cell in ((x + 1, y), (x - 1, y), (x, y + 1), (x, y - 1)):
@@ -235,6 +245,6 @@ def _reach(free: np.ndarray, start: tuple[int, int]) -> dict[tuple[int, int], tu
   return parent
 
 
-def _wrap(angle_deg: np.ndarray) -> np.ndarray:
+def _wrap_degrees(angle_deg: np.ndarray) -> np.ndarray:
   """The same angle in [-180, 180)."""
   return (angle_deg + 180.0) % 360.0 - 180.0

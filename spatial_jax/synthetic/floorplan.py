@@ -1,4 +1,4 @@
-"""seed -> Scene: furnished rooms without end, the same bytes for the same seed."""
+"""seed -> Scene: random furnished rooms; the same seed gives the same bytes."""
 
 import dataclasses
 import math
@@ -6,34 +6,54 @@ from typing import NamedTuple
 
 import numpy as np
 
+from spatial_jax.config import ConfigError, check_field
 from spatial_jax.synthetic.furniture import KINDS, Kind, Place, parts_of
 from spatial_jax.synthetic.furniture_parts import Size
 from spatial_jax.synthetic.scene import Scene, SceneObject
 
-_ROOMS = 40  # rooms that are tried before the configuration is called impossible
-_TRIES = 24  # places that are tried for one object
+_MAX_ROOMS = 40  # attempts before the configuration is called impossible
+_MAX_POSITIONS = 24  # attempts to place one object
+_MAX_OBJECTS, _MIN_SIDE_M, _MAX_SIDE_M = 256, 1.0, 100.0  # limits of the config
 _GAP_M = 0.05  # between objects
 _CEILING_M = (2.4, 2.9)
-_NOTCH = (0.32, 0.5)  # share of each side that the corner cut out of an L-shaped room takes
+_NOTCH = (0.32, 0.5)  # the corner cut out of an L-shaped room, as a share of each side
 _SIDES = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))
 
 
 @dataclasses.dataclass(frozen=True)
 class ProceduralConfig:
-  """How rooms are drawn.
+  """Size and contents of procedural rooms.
 
   Attributes:
-    objects: fewest and most objects in a room; (1, 1) is the first lesson of a curriculum.
-    side_m: shortest and longest side of a room in metres.
+    objects: fewest and most objects in a room, 1 to 256.
+    side_m: shortest and longest side of a room in metres, 1 to 100.
     l_shape_share: share of rooms with a corner cut out, in [0, 1].
-    repeat_share: chance that an object is of a category already drawn (what makes counting worth
-      asking), in [0, 1].
+    repeat_share: probability that an object repeats a category of the room, in [0, 1]; repeats
+      make counting questions possible.
   """
 
   objects: tuple[int, int]
   side_m: tuple[float, float]
   l_shape_share: float
   repeat_share: float
+
+  def __post_init__(self):
+    fewest, most = self.objects
+    low_m, high_m = self.side_m
+    check_field(
+      self,
+      "objects",
+      1 <= fewest <= most <= _MAX_OBJECTS,
+      f"be the fewest and the most objects, both from 1 to {_MAX_OBJECTS}",
+    )
+    check_field(
+      self,
+      "side_m",
+      _MIN_SIDE_M <= low_m <= high_m <= _MAX_SIDE_M,
+      f"be the shortest and the longest side, both from {_MIN_SIDE_M:g} to {_MAX_SIDE_M:g}",
+    )
+    for name in ("l_shape_share", "repeat_share"):
+      check_field(self, name, 0 <= vars(self)[name] <= 1, "be at least 0 and at most 1")
 
 
 class _Box(NamedTuple):
@@ -49,8 +69,8 @@ class _Box(NamedTuple):
   top: float
 
 
-class _Standing(NamedTuple):
-  """A kind of furniture, where it stands, and its colour."""
+class _Placed(NamedTuple):
+  """A piece of furniture with its box in the room and its colour."""
 
   kind: Kind
   box: _Box
@@ -58,54 +78,54 @@ class _Standing(NamedTuple):
 
 
 def procedural_scene(seed: int, cfg: ProceduralConfig) -> Scene:
-  """Draws a room, then its furniture from the largest piece to the smallest.
+  """A random room with furniture, placed from the largest piece to the smallest.
 
-  Objects stand on the floor (back to a wall, free with any yaw, or at a table) or on furniture that
-  carries, and keep 5 cm from one another. All draws come from Philox keyed by the seed; positions
-  are rounded to millimetres, so that the scene is the same on every machine.
+  Objects stand on the floor (with the back to a wall, free with any yaw, or at a table) or on other
+  furniture. They are 5 cm or more apart. All random numbers come from Philox, keyed by the seed.
+  Positions are rounded to millimetres, so that the scene is the same on every machine.
 
   Args:
     seed: >= 0; names the scene ("procedural/<seed>").
-    cfg: sizes and numbers.
+    cfg: sizes and numbers of objects.
 
   Returns:
-    A scene without cameras (see `cameras.walk`).
+    A scene without cameras (see `camera_path.make_camera_path`).
 
   Raises:
-    ValueError: on the host, when `cfg.objects[0]` objects do not fit into rooms of `cfg.side_m`.
+    ConfigError: if `cfg.objects[0]` objects do not fit into rooms of `cfg.side_m`.
   """
-  for attempt in range(_ROOMS):
+  for attempt in range(_MAX_ROOMS):
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, attempt], np.uint64)))
     polygon_Z2, notch = _outline(rng, cfg)
-    standing = _furnish(rng, cfg, polygon_Z2, notch)
-    if len(standing) >= cfg.objects[0]:
+    placed = _furnish(rng, cfg, polygon_Z2, notch)
+    if len(placed) >= cfg.objects[0]:
       return Scene(
         scene_id=f"procedural/{seed}",
         source="procedural",
         polygon_Z2=polygon_Z2,
-        height_m=_between(rng, _CEILING_M),
+        height_m=_uniform(rng, _CEILING_M),
         room_size_m2=_area(polygon_Z2),
-        objects=tuple(_object(thing) for thing in standing),
+        objects=tuple(_object(item) for item in placed),
         cameras=(),
         benchmark=None,
       )
-  raise ValueError(
+  raise ConfigError(
     f"{cfg.objects[0]} objects do not fit into rooms of {cfg.side_m[0]} to {cfg.side_m[1]} m: lower"
-    " objects or raise side_m"
+    " rooms.objects or raise rooms.side_m in the config"
   )
 
 
 def _outline(rng: np.random.Generator, cfg: ProceduralConfig) -> tuple[np.ndarray, list[_Box]]:
-  """Corners of the floor, counter-clockwise from (0, 0), and the corner cut out as a solid box.
+  """Corners of the floor, counter-clockwise from (0, 0), and the cut-out corner as a box.
 
   ┌─────┐░░░░     ░ the notch of an L-shaped room, in any of the corners
   │     └───┐
   └─────────┘
   """
-  w, d = _between(rng, cfg.side_m), _between(rng, cfg.side_m)
+  w, d = _uniform(rng, cfg.side_m), _uniform(rng, cfg.side_m)
   if rng.random() >= cfg.l_shape_share:
     return np.array([[0.0, 0.0], [w, 0.0], [w, d], [0.0, d]]), []
-  cut_w, cut_d = round(w * _between(rng, _NOTCH), 3), round(d * _between(rng, _NOTCH), 3)
+  cut_w, cut_d = round(w * _uniform(rng, _NOTCH), 3), round(d * _uniform(rng, _NOTCH), 3)
   polygon_Z2 = np.array(
     [[0.0, 0.0], [w, 0.0], [w, d - cut_d], [w - cut_w, d - cut_d], [w - cut_w, d], [0.0, d]]
   )
@@ -120,24 +140,24 @@ def _outline(rng: np.random.Generator, cfg: ProceduralConfig) -> tuple[np.ndarra
 
 def _furnish(
   rng: np.random.Generator, cfg: ProceduralConfig, polygon_Z2: np.ndarray, notch: list[_Box]
-) -> list[_Standing]:
-  """Places objects, large ones first; what finds no place is replaced by another draw."""
-  wanted = cfg.objects[0] + int(rng.random() * (cfg.objects[1] - cfg.objects[0] + 1))
+) -> list[_Placed]:
+  """Places objects, large ones first; another random object replaces one that does not fit."""
+  count = cfg.objects[0] + int(rng.random() * (cfg.objects[1] - cfg.objects[0] + 1))
   drawn: list[Kind] = []
-  for _ in range(wanted):
+  for _ in range(count):
     drawn.append(_draw_kind(rng, drawn, cfg.repeat_share))
   drawn.sort(key=lambda kind: (kind.places[0] == "top", -kind.width_m[1]))
-  standing: list[_Standing] = []
-  spare = wanted
+  placed: list[_Placed] = []
+  replacements = count
   while drawn:
     kind = drawn.pop(0)
-    box = _find_place(rng, kind, polygon_Z2, notch, standing)
+    box = _find_place(rng, kind, polygon_Z2, notch, placed)
     if box is not None:
-      standing.append(_Standing(kind, box, kind.colours[int(rng.random() * len(kind.colours))]))
-    elif spare > 0:
-      spare -= 1
+      placed.append(_Placed(kind, box, kind.colours[int(rng.random() * len(kind.colours))]))
+    elif replacements > 0:
+      replacements -= 1
       drawn.append(_draw_kind(rng, [], 0.0))
-  return standing
+  return placed
 
 
 def _draw_kind(rng: np.random.Generator, drawn: list[Kind], repeat_share: float) -> Kind:
@@ -151,53 +171,52 @@ def _find_place(
   kind: Kind,
   polygon_Z2: np.ndarray,
   notch: list[_Box],
-  standing: list[_Standing],
+  placed: list[_Placed],
 ) -> _Box | None:
-  """A box of a drawn size at a place where it touches nothing, or None."""
+  """A box of random size at a free place, or None."""
   size_3 = _draw_size(rng, kind)
   high_x, high_y = float(polygon_Z2[:, 0].max()), float(polygon_Z2[:, 1].max())
-  others = notch + [thing.box for thing in standing]
-  for _ in range(_TRIES):
-    # Half of the tries go to the likeliest place.
+  others = notch + [item.box for item in placed]
+  for _ in range(_MAX_POSITIONS):
+    # At least half of the attempts use the first kind of place.
     place = kind.places[max(0, int((rng.random() * 2 - 1) * len(kind.places)))]
-    box = _propose(rng, kind, place, size_3, polygon_Z2, standing)
+    box = _propose(rng, place, size_3, polygon_Z2, placed)
     if box is None:
       continue
     reach_x = abs(box.along_x) * box.half_w + abs(box.along_y) * box.half_d
     reach_y = abs(box.along_y) * box.half_w + abs(box.along_x) * box.half_d
     within = reach_x < box.x < high_x - reach_x and reach_y < box.y < high_y - reach_y
-    if within and all(_apart(box, other) for other in others):
+    if within and all(_are_apart(box, other) for other in others):
       return box
   return None
 
 
 def _draw_size(rng: np.random.Generator, kind: Kind) -> Size:
   """Width, depth and height in metres."""
-  w = _between(rng, kind.width_m)
-  d = w if kind.depth_m is None else _between(rng, kind.depth_m)
-  h = w if kind.height_m is None else _between(rng, kind.height_m)
+  w = _uniform(rng, kind.width_m)
+  d = w if kind.depth_m is None else _uniform(rng, kind.depth_m)
+  h = w if kind.height_m is None else _uniform(rng, kind.height_m)
   return w, d, h
 
 
 def _propose(
   rng: np.random.Generator,
-  kind: Kind,
   place: Place,
   size_3: Size,
   polygon_Z2: np.ndarray,
-  standing: list[_Standing],
+  placed: list[_Placed],
 ) -> _Box | None:
-  """One random box of the wished kind of place; it may still hit something."""
+  """One random box at this kind of place; it may overlap other boxes."""
   if place == "wall":
     return _at_wall(rng, size_3, polygon_Z2)
   if place == "top":
-    carriers = [thing.box for thing in standing if thing.kind.carries]
+    carriers = [item.box for item in placed if item.kind.carries]
     return _on_top(rng, size_3, carriers)
-  if place == "seat":
-    tables = [thing for thing in standing if thing.kind.category in ("table", "desk")]
+  if place == "table":
+    tables = [item for item in placed if item.kind.category in ("table", "desk")]
     return _at_table(rng, size_3, tables)
   high = polygon_Z2.max(axis=0)
-  # Two of three free objects stand askew.
+  # Two of three free objects have a random yaw, the others a multiple of 90 degrees.
   turn = math.radians(
     int(rng.random() * 360) if rng.random() < 0.67 else 90 * int(rng.random() * 4)
   )
@@ -206,7 +225,7 @@ def _propose(
 
 
 def _at_wall(rng: np.random.Generator, size_3: Size, polygon_Z2: np.ndarray) -> _Box | None:
-  """Back to a wall, front into the room."""
+  """The back to a wall, the front into the room."""
   wall = int(rng.random() * len(polygon_Z2))
   (x0, y0), (x1, y1) = polygon_Z2[wall].tolist(), polygon_Z2[(wall + 1) % len(polygon_Z2)].tolist()
   length = abs(x1 - x0) + abs(y1 - y0)  # walls run along x or y
@@ -219,7 +238,7 @@ def _at_wall(rng: np.random.Generator, size_3: Size, polygon_Z2: np.ndarray) -> 
 
 
 def _on_top(rng: np.random.Generator, size_3: Size, carriers: list[_Box]) -> _Box | None:
-  """On a piece of furniture, facing the same way."""
+  """On top of a piece of furniture, with the same yaw."""
   if not carriers:
     return None
   below = carriers[int(rng.random() * len(carriers))]
@@ -232,8 +251,8 @@ def _on_top(rng: np.random.Generator, size_3: Size, carriers: list[_Box]) -> _Bo
   return _box(x, y, below.along_x, below.along_y, size_3, below.top)
 
 
-def _at_table(rng: np.random.Generator, size_3: Size, tables: list[_Standing]) -> _Box | None:
-  """At one side of a table (the front of a desk), facing it."""
+def _at_table(rng: np.random.Generator, size_3: Size, tables: list[_Placed]) -> _Box | None:
+  """At one side of a table or at the front of a desk, facing it."""
   if not tables:
     return None
   table = tables[int(rng.random() * len(tables))]
@@ -250,7 +269,7 @@ def _at_table(rng: np.random.Generator, size_3: Size, tables: list[_Standing]) -
 
 
 def _box(x: float, y: float, along_x: float, along_y: float, size_3: Size, bottom: float) -> _Box:
-  """A box on a grid of millimetres; rounded axes, so that no last bit depends on the machine."""
+  """A box on a grid of millimetres; its axes are rounded to be equal on every machine."""
   w, d, h = size_3
   along_x, along_y = round(along_x, 12), round(along_y, 12)
   return _Box(
@@ -258,8 +277,8 @@ def _box(x: float, y: float, along_x: float, along_y: float, size_3: Size, botto
   )
 
 
-def _apart(a: _Box, b: _Box) -> bool:
-  """Whether two upright boxes keep their distance: by height or by a separating axis."""
+def _are_apart(a: _Box, b: _Box) -> bool:
+  """Whether two upright boxes are `_GAP_M` apart: by height or along a separating axis."""
   if a.bottom >= b.top or b.bottom >= a.top:
     return True
   dx, dy = b.x - a.x, b.y - a.y
@@ -273,28 +292,28 @@ def _apart(a: _Box, b: _Box) -> bool:
   )
 
 
-def _object(thing: _Standing) -> SceneObject:
-  box = thing.box
+def _object(item: _Placed) -> SceneObject:
+  box = item.box
   size_3 = (2 * box.half_w, 2 * box.half_d, round(box.top - box.bottom, 3))
   axes_33 = [[box.along_x, box.along_y, 0.0], [-box.along_y, box.along_x, 0.0], [0.0, 0.0, 1.0]]
   return SceneObject(
-    category=thing.kind.category,
-    colour=thing.colour,
+    category=item.kind.category,
+    colour=item.colour,
     centre_3=np.array([box.x, box.y, round((box.bottom + box.top) / 2, 6)]),
     size_3=np.array(size_3),
     axes_33=np.array(axes_33),
-    parts=parts_of(thing.kind, size_3, thing.colour),
+    parts=parts_of(item.kind, size_3, item.colour),
   )
 
 
 def _area(polygon_Z2: np.ndarray) -> float:
-  """Area inside the outline in square metres (shoelace formula)."""
+  """Area of the polygon in square metres (shoelace formula)."""
   x, y = polygon_Z2.T
   return round(float((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()) / 2, 6)
 
 
-def _between(rng: np.random.Generator, low_high: tuple[float, float]) -> float:
-  """Uniform in the range, in whole even millimetres."""
+def _uniform(rng: np.random.Generator, low_high: tuple[float, float]) -> float:
+  """A uniform random length, rounded to even millimetres."""
   return round(
     2 * round(500 * (low_high[0] + (low_high[1] - low_high[0]) * rng.random())) / 1000, 3
   )

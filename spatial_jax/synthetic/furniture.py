@@ -1,4 +1,4 @@
-"""Kinds of furniture: how large they are, where they may stand, and which colours they come in."""
+"""Kinds of furniture: their sizes, their places in a room and their colours."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,7 +8,8 @@ from spatial_jax.synthetic import furniture_parts as parts
 from spatial_jax.synthetic.furniture_parts import COLOURS, Colour, Range, Size
 from spatial_jax.synthetic.scene import Part
 
-Place = Literal["wall", "free", "top", "seat"]  # "seat": at a table or desk, facing it
+# "top": on other furniture; "table": at a table or desk, facing it.
+Place = Literal["wall", "free", "top", "table"]
 
 _BRIGHT = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
 _SOFT = (*_BRIGHT, "white", "brown", "grey")
@@ -22,11 +23,11 @@ class Kind:
   """One kind of furniture.
 
   Attributes:
-    category: what questions call it.
-    places: where it may stand, the likeliest first.
-    width_m, depth_m, height_m: ranges of its box; None repeats the width.
-    carries: other things may stand on it.
-    colours: names of COLOURS it may have.
+    category: its name in questions.
+    places: possible places, the most frequent first.
+    width_m, depth_m, height_m: ranges of the size of its box; None repeats the width.
+    carries: whether other objects may stand on it.
+    colours: its possible colours, names of COLOURS.
     build: (size_3 in metres, colour) -> parts, measured from the middle of the bottom.
   """
 
@@ -58,7 +59,7 @@ KINDS: tuple[Kind, ...] = (
   Kind("desk", ("wall",), (1.1, 1.6), (0.6, 0.75), (0.7, 0.78), True, _WOODEN, parts.desk),
   Kind(
     "chair",
-    ("seat", "free", "wall"),
+    ("table", "free", "wall"),
     (0.42, 0.5),
     (0.44, 0.52),
     (0.8, 0.98),
@@ -66,7 +67,7 @@ KINDS: tuple[Kind, ...] = (
     _ANY,
     parts.chair,
   ),
-  Kind("stool", ("free", "seat"), (0.3, 0.4), None, (0.42, 0.7), False, _ANY, parts.stool),
+  Kind("stool", ("free", "table"), (0.3, 0.4), None, (0.42, 0.7), False, _ANY, parts.stool),
   Kind("sofa", ("wall", "free"), (1.4, 2.2), (0.8, 0.95), (0.72, 0.9), False, _SOFT, parts.sofa),
   Kind("bed", ("wall",), (0.96, 1.7), (1.95, 2.1), (0.8, 1.05), False, _BRIGHT, parts.bed),
   Kind("cabinet", ("wall",), (0.7, 1.5), (0.38, 0.5), (0.65, 1.1), True, _WOODEN, parts.cabinet),

@@ -1,7 +1,7 @@
-"""How furniture is built: a size and a colour -> boxes, balls and cylinders that fill it exactly.
+"""Builders of furniture: (size, colour) -> boxes, ellipsoids and cylinders that fill this size.
 
-An object's own frame: x along its width, y out of its front, z up. Builders measure from the middle
-of the bottom, so that z counts from the floor.
+The frame of an object: x along its width, y out of its front, z up. The origin is the middle of its
+bottom face.
 """
 
 from spatial_jax.synthetic.scene import Part
@@ -104,30 +104,30 @@ def desk(size: Size, colour: Colour) -> list[Part]:
 
 
 def chair(size: Size, colour: Colour) -> list[Part]:
-  """Seat, back and four legs; one sits facing y."""
+  """A square board, a back and four legs; its front is y."""
   w, d, h = size
-  seat_m = 0.48 * h
-  back = _box((-w / 2 + 0.02, w / 2 - 0.02), (-d / 2, -d / 2 + 0.05), (seat_m + 0.1, h), colour)
+  board_m = 0.48 * h
+  back = _box((-w / 2 + 0.02, w / 2 - 0.02), (-d / 2, -d / 2 + 0.05), (board_m + 0.1, h), colour)
   posts = [
-    _box((x - 0.02, x + 0.02), (-d / 2 + 0.01, -d / 2 + 0.04), (seat_m, seat_m + 0.1), _WOOD)
+    _box((x - 0.02, x + 0.02), (-d / 2 + 0.01, -d / 2 + 0.04), (board_m, board_m + 0.1), _WOOD)
     for x in (-w / 2 + 0.06, w / 2 - 0.06)
   ]
-  seat = _box((-w / 2, w / 2), (-d / 2, d / 2), (seat_m - 0.06, seat_m), colour)
-  return [seat, back, *posts, *_legs(w, d, seat_m - 0.06, 0.04, 0.02, _WOOD)]
+  board = _box((-w / 2, w / 2), (-d / 2, d / 2), (board_m - 0.06, board_m), colour)
+  return [board, back, *posts, *_legs(w, d, board_m - 0.06, 0.04, 0.02, _WOOD)]
 
 
 def stool(size: Size, colour: Colour) -> list[Part]:
-  """A round seat on a pole."""
+  """A round board on a pole."""
   w, _, h = size
-  seat = _round("cylinder", w / 2, (h - 0.07, h), colour)
+  board = _round("cylinder", w / 2, (h - 0.07, h), colour)
   foot = _round("cylinder", w * 0.42, (0.0, 0.03), _METAL)
-  return [seat, foot, _round("cylinder", 0.03, (0.03, h - 0.07), _METAL)]
+  return [board, foot, _round("cylinder", 0.03, (0.03, h - 0.07), _METAL)]
 
 
 def sofa(size: Size, colour: Colour) -> list[Part]:
   """Base, back, two arms and cushions."""
   w, d, h = size
-  arm, back, seat = 0.16, 0.22, 0.42
+  arm, back, cushion_m = 0.16, 0.22, 0.42
   inner = (-w / 2 + arm, w / 2 - arm)
   cushions = 2 if w < 1.8 else 3
   step = (inner[1] - inner[0]) / cushions
@@ -142,7 +142,7 @@ def sofa(size: Size, colour: Colour) -> list[Part]:
     _box(
       (inner[0] + step * i + 0.01, inner[0] + step * (i + 1) - 0.01),
       (-d / 2 + back, d / 2 - 0.01),
-      (0.26, seat),
+      (0.26, cushion_m),
       _tint(colour, 1.12),
     )
     for i in range(cushions)

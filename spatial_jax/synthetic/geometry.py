@@ -1,8 +1,7 @@
-"""Distances and directions between oriented boxes: the rules that VSI-Bench answers rest on.
+"""Distances and directions between oriented boxes, by the rules of VSI-Bench.
 
-Everything is in metres, z up, and works on `SceneObject` boxes. VSI-Bench takes the smallest
-distance between two grids of points 5 cm apart on the shells of the boxes; here the same distance
-is exact.
+Lengths are in metres, z is up. VSI-Bench takes the smallest distance between two grids of points,
+5 cm apart, on the surfaces of the boxes; the functions here compute this distance exactly.
 """
 
 import math
@@ -31,7 +30,7 @@ def point_distance_m(points_Z3: np.ndarray, obj: SceneObject) -> np.ndarray:
 
 
 def floor_place_m(point_3: np.ndarray, camera: Camera) -> tuple[float, float]:
-  """Where a point stands on the floor as a camera sees it: metres to its right, metres ahead."""
+  """Place of a point on the floor relative to a camera: (metres to the right, metres ahead)."""
   right_3, _, forward_3 = camera.rotation_33
   ahead_2 = forward_3[:2] / np.linalg.norm(forward_3[:2])
   offset_3 = point_3 - camera.position_3
@@ -39,14 +38,14 @@ def floor_place_m(point_3: np.ndarray, camera: Camera) -> tuple[float, float]:
 
 
 def box_distance_m(a: SceneObject, b: SceneObject) -> float:
-  """Distance between the closest points of two oriented boxes, 0 where they touch or overlap.
+  """Distance between the closest points of two oriented boxes, 0 if they touch or overlap.
 
-  Two separate convex bodies are closest at a corner of one and a face of the other, or at two
+  The closest points of two separate boxes are a corner and a point of a face, or points of two
   edges:
 
       min( corners(a) to b,  corners(b) to a,  edges(a) to edges(b) )
 
-  Source: VSI-Bench, arXiv:2412.14171 (its generator samples the same distance on point grids).
+  Source: VSI-Bench, arXiv:2412.14171 (its generator samples this distance on grids of points).
   """
   if _overlap(a, b):
     return 0.0
@@ -58,7 +57,7 @@ def box_distance_m(a: SceneObject, b: SceneObject) -> float:
 
 
 def _overlap(a: SceneObject, b: SceneObject) -> bool:
-  """True unless one of the 15 separating axes of two boxes has a gap."""
+  """Whether none of the 15 separating axes of two boxes has a gap."""
   cross_Z3 = np.cross(a.axes_33[:, None, :], b.axes_33[None, :, :]).reshape(9, 3)
   axes_Z3 = np.concatenate([a.axes_33, b.axes_33, cross_Z3])
   reach_Z = np.abs(axes_Z3 @ a.axes_33.T) @ a.size_3 + np.abs(axes_Z3 @ b.axes_33.T) @ b.size_3
@@ -67,7 +66,7 @@ def _overlap(a: SceneObject, b: SceneObject) -> bool:
 
 
 def _edge_distance_m(a_83: np.ndarray, b_83: np.ndarray) -> float:
-  """Smallest distance between two edges that are closest inside both: an end would be a corner."""
+  """Smallest distance between two edges, among pairs whose closest points are inside both edges."""
   start_a, end_a = a_83[_EDGES_122[:, 0]], a_83[_EDGES_122[:, 1]]
   start_b, end_b = b_83[_EDGES_122[:, 0]], b_83[_EDGES_122[:, 1]]
   along_a, along_b = (end_a - start_a)[:, None, :], (end_b - start_b)[None, :, :]
@@ -95,8 +94,8 @@ def direction_deg(
                 180 back
 
   Args:
-    standing_2, facing_2: where one stands and what one looks at, metres.
-    points_Z2: what is asked about, metres.
+    standing_2, facing_2: position of the observer and a point straight ahead, metres.
+    points_Z2: the points, metres.
   """
   forward_2 = facing_2 - standing_2
   to_Z2 = points_Z2 - standing_2
@@ -106,14 +105,14 @@ def direction_deg(
 
 
 def sector(angle_deg: float, level: str) -> str:
-  """What VSI-Bench calls a direction: quadrants for "hard"; left, back, right for the others."""
+  """Name of a direction in VSI-Bench: a quadrant for "hard"; left, back, right for the others."""
   if level == "hard":
     return HARD_SECTORS[int(angle_deg // 90)]
   return "left" if angle_deg < 135 else "back" if angle_deg < 225 else "right"
 
 
 def near_boundary(angle_deg: float, level: str) -> bool:
-  """True within 10 degrees of a boundary; "hard" minds only the upper end of each quadrant."""
+  """Whether a boundary is within 10 degrees; "hard" checks the upper end of each quadrant only."""
   if level == "hard":
     return 90 - angle_deg % 90 < 10
   return any(abs((angle_deg - edge + 180) % 360 - 180) < 10 for edge in (0, 135, 225))

@@ -1,7 +1,7 @@
-"""Wordings and rules of the question types: what is in sight -> questions with one right answer.
+"""Wordings and rules of the question types: visible objects -> questions with one right answer.
 
-Each generator yields drafts in random order, computed as they are drawn. Rules are those of VSI-
-Bench; camera_distance is ours.
+Each generator yields drafts in random order and computes them lazily. The rules are those of
+VSI-Bench; camera_distance is our own type.
 
 Source: VSI-Bench, arXiv:2412.14171; generation rules as in VLM-3R, arXiv:2505.20279.
 """
@@ -60,19 +60,19 @@ ORDER = (
   "What will be the first-time appearance order of the following categories in the video: {list}?"
 )
 
-MIN_DISTANCE_M = 0.2  # a shorter distance is not asked for
-MIN_GAP_M = 0.15  # between two options of a relative distance, and of the nearest to the target
-DIRECTION_RANGE_M = (0.3, 5.0)  # of every pair among the three objects
-MAX_CORNERS_OUTSIDE = 2  # of the queried box, in another sector than its centre
-MIN_SECONDS = 1  # two first appearances lie further apart than this
-_ROUNDS = 8  # how often every target, or four categories, are tried
+MIN_DISTANCE_M = 0.2  # no question about a shorter distance
+MIN_GAP_M = 0.15  # between the distances of two options, and between the target and the nearest
+DIRECTION_RANGE_M = (0.3, 5.0)  # distance of every pair among the three objects
+MAX_CORNERS_OUTSIDE = 2  # corners of the queried box in another sector than its centre
+MIN_SECONDS = 1  # two first appearances are further apart than this
+_ROUNDS = 8  # attempts for every target, or for four categories
 
 
 class Draft(NamedTuple):
   """A question before its options get letters.
 
-  `wrong` is empty where the answer is a number; `{options}` in the question stands for the options
-  in the order of their letters; `objects` are indices into `scene.objects`.
+  `wrong` holds the wrong options, empty if the answer is a number; `{options}` in the question
+  stands for the options in the order of their letters; `objects` are indices into `scene.objects`.
   """
 
   question: str
@@ -82,14 +82,15 @@ class Draft(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Sight:
-  """What the views of a scene show.
+class Visibility:
+  """The objects and categories that the views of a scene show.
 
   Attributes:
-    visible: per view, the objects clearly in sight.
-    instances: the categories that can be asked about, and their instances.
-    first_view: the view that first shows a category; left out where a few pixels of it come before.
-    distances_m: box distances measured so far, by pair of objects.
+    visible: per view, the clearly visible objects.
+    instances: the categories for questions, and their instances.
+    first_view: the view that first shows a category; without the categories whose first view shows
+      too few pixels.
+    distances_m: cache of box distances, by pair of objects.
   """
 
   scene: Scene
@@ -122,74 +123,74 @@ def _shuffled(items: Iterable, rng: np.random.Generator) -> list:
   return [listed[i] for i in rng.permutation(len(listed))]
 
 
-def counting(sight: Sight, rng: np.random.Generator, wording: str) -> Iterator[Draft]:
-  """How many of a category with more than one instance."""
-  for category, group in _shuffled(sight.instances.items(), rng):
+def counting(visibility: Visibility, rng: np.random.Generator, wording: str) -> Iterator[Draft]:
+  """Number of instances of a category that has more than one."""
+  for category, group in _shuffled(visibility.instances.items(), rng):
     if len(group) > 1:
       yield Draft(wording.format(c=category), str(len(group)), (), group)
 
 
-def abs_distance(sight: Sight, rng: np.random.Generator) -> Iterator[Draft]:
-  """Distance between two objects, each the only one of its category, 0.2 m apart or more."""
-  for pair in _shuffled(itertools.combinations(sight.unique.items(), 2), rng):
+def abs_distance(visibility: Visibility, rng: np.random.Generator) -> Iterator[Draft]:
+  """Distance between the only instances of two categories, 0.2 m or more."""
+  for pair in _shuffled(itertools.combinations(visibility.unique.items(), 2), rng):
     (a, i), (b, j) = _shuffled(pair, rng)
-    distance = sight.distance_m(i, j)
+    distance = visibility.distance_m(i, j)
     if distance >= MIN_DISTANCE_M:
       yield Draft(ABS_DISTANCE.format(a=a, b=b), f"{distance:.1f}", (), (i, j))
 
 
-def size(sight: Sight, rng: np.random.Generator) -> Iterator[Draft]:
-  """Longest dimension of the only object of its category."""
-  for category, i in _shuffled(sight.unique.items(), rng):
-    centimetres = geometry.longest_dimension_cm(sight.scene.objects[i])
+def size(visibility: Visibility, rng: np.random.Generator) -> Iterator[Draft]:
+  """Longest dimension of the only instance of a category."""
+  for category, i in _shuffled(visibility.unique.items(), rng):
+    centimetres = geometry.longest_dimension_cm(visibility.scene.objects[i])
     yield Draft(SIZE.format(c=category), str(centimetres), (), (i,))
 
 
-def room_size(sight: Sight) -> Iterator[Draft]:
+def room_size(visibility: Visibility) -> Iterator[Draft]:
   """Area of the room."""
-  yield Draft(ROOM_SIZE, f"{sight.scene.room_size_m2:.1f}", (), ())
+  yield Draft(ROOM_SIZE, f"{visibility.scene.room_size_m2:.1f}", (), ())
 
 
-def camera_distance(sight: Sight, rng: np.random.Generator) -> Iterator[Draft]:
-  """Distance from the first camera to the only object of its category, 0.2 m or more."""
-  eye_13 = sight.views[0].camera.position_3[None]
-  for category, i in _shuffled(sight.unique.items(), rng):
-    distance = float(geometry.point_distance_m(eye_13, sight.scene.objects[i])[0])
+def camera_distance(visibility: Visibility, rng: np.random.Generator) -> Iterator[Draft]:
+  """Distance from the first camera to the only instance of a category, 0.2 m or more."""
+  camera_13 = visibility.views[0].camera.position_3[None]
+  for category, i in _shuffled(visibility.unique.items(), rng):
+    distance = float(geometry.point_distance_m(camera_13, visibility.scene.objects[i])[0])
     if distance >= MIN_DISTANCE_M:
       yield Draft(CAMERA_DISTANCE.format(c=category), f"{distance:.1f}", (), (i,))
 
 
-def rel_distance(sight: Sight, rng: np.random.Generator) -> Iterator[Draft]:
-  """Which of four categories is closest to an object; any two differ by 0.15 m or more."""
-  asked = set()
+def rel_distance(visibility: Visibility, rng: np.random.Generator) -> Iterator[Draft]:
+  """The closest of four categories to an object; any two distances differ by 0.15 m or more."""
+  done = set()
   for _ in range(_ROUNDS):
-    for category, target in _shuffled(sight.unique.items(), rng):
+    for category, target in _shuffled(visibility.unique.items(), rng):
       chosen: dict[str, float] = {}
-      for other in _shuffled((c for c in sight.instances if c != category), rng):
-        distance = sight.nearest_m(target, other)
+      for other in _shuffled((c for c in visibility.instances if c != category), rng):
+        distance = visibility.nearest_m(target, other)
         if all(abs(distance - d) >= MIN_GAP_M for d in (0.0, *chosen.values())):
           chosen[other] = distance
         if len(chosen) == 4:
           break
       key = (category, frozenset(chosen))
-      if len(chosen) < 4 or key in asked:
+      if len(chosen) < 4 or key in done:
         continue
-      asked.add(key)
+      done.add(key)
       answer, *wrong = sorted(chosen, key=chosen.__getitem__)
-      objects = (target, *(i for name in chosen for i in sight.instances[name]))
+      objects = (target, *(i for name in chosen for i in visibility.instances[name]))
       many = REL_DISTANCE_MANY if len(objects) > 5 else ""
       yield Draft(REL_DISTANCE.replace("{c}", category) + many, answer, tuple(wrong), objects)
 
 
-def direction(sight: Sight, rng: np.random.Generator, level: str) -> Iterator[Draft]:
-  """Where a third object is, for who stands by one and faces another (easy, medium, hard)."""
+def direction(visibility: Visibility, rng: np.random.Generator, level: str) -> Iterator[Draft]:
+  """Direction of a third object, standing by the first and facing the second."""
   nearest_m, farthest_m = DIRECTION_RANGE_M
-  for triple in _shuffled(itertools.permutations(sight.unique.items(), 3), rng):
+  for triple in _shuffled(itertools.permutations(visibility.unique.items(), 3), rng):
     (p, standing), (o, facing), (q, queried) = triple
     pairs = itertools.combinations((standing, facing, queried), 2)
-    if not all(nearest_m <= sight.distance_m(i, j) <= farthest_m for i, j in pairs):
+    if not all(nearest_m <= visibility.distance_m(i, j) <= farthest_m for i, j in pairs):
       continue
-    answer = _sector(sight.scene, standing, facing, queried, level)
+    answer = _sector(visibility.scene, standing, facing, queried, level)
     if answer in DIRECTION_NAMES[level]:
       question = (DIRECTION + DIRECTION_END[level]).format(p=p, o=o, q=q)
       wrong = tuple(name for name in DIRECTION_NAMES[level] if name != answer)
@@ -197,7 +198,7 @@ def direction(sight: Sight, rng: np.random.Generator, level: str) -> Iterator[Dr
 
 
 def _sector(scene: Scene, standing: int, facing: int, queried: int, level: str) -> str:
-  """The sector of the queried object, "" where its box or centre is too near another sector."""
+  """The sector of the queried object, "" if its box or centre is too near another sector."""
   stand_3, face_3 = scene.objects[standing].centre_3, scene.objects[facing].centre_3
   box = scene.objects[queried]
   points_Z2 = np.concatenate([box.centre_3[None], box.corners_83()])[:, :2]
@@ -208,10 +209,12 @@ def _sector(scene: Scene, standing: int, facing: int, queried: int, level: str) 
   return "" if ambiguous else name
 
 
-def order(sight: Sight, rng: np.random.Generator, seconds_per_view: float) -> Iterator[Draft]:
-  """In which order four categories first come into sight, whole seconds more than 1 apart."""
-  seconds = {name: round(view * seconds_per_view) for name, view in sight.first_view.items()}
-  asked = set()
+def order(
+  visibility: Visibility, rng: np.random.Generator, seconds_per_view: float
+) -> Iterator[Draft]:
+  """Order of the first appearances of four categories, more than 1 whole second apart."""
+  seconds = {name: round(view * seconds_per_view) for name, view in visibility.first_view.items()}
+  done = set()
   for _ in range(_ROUNDS * len(seconds)):
     chosen: list[str] = []
     for category in _shuffled(seconds, rng):
@@ -219,10 +222,10 @@ def order(sight: Sight, rng: np.random.Generator, seconds_per_view: float) -> It
         chosen.append(category)
       if len(chosen) == 4:
         break
-    if len(chosen) < 4 or frozenset(chosen) in asked:
+    if len(chosen) < 4 or frozenset(chosen) in done:
       continue
-    asked.add(frozenset(chosen))
+    done.add(frozenset(chosen))
     right, *others = itertools.permutations(sorted(chosen, key=seconds.__getitem__))
     wrong = tuple(", ".join(names) for names in _shuffled(others, rng)[:3])
-    objects = tuple(i for i, obj in enumerate(sight.scene.objects) if obj.category in chosen)
+    objects = tuple(i for i, obj in enumerate(visibility.scene.objects) if obj.category in chosen)
     yield Draft(ORDER.replace("{list}", ", ".join(chosen)), ", ".join(right), wrong, objects)

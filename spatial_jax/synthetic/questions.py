@@ -1,16 +1,19 @@
-"""Scene + Views -> Tasks: the questions of VSI-Bench, asked only about what the pictures show.
+"""Scene + Views -> Tasks: the questions of VSI-Bench about clearly visible objects.
 
-What the instance ids add to the rules of the benchmark (`data.rules`): every object of a question
-is clearly in sight, and nothing half in sight could make the answer another one.
+The rules of the benchmark are in `question_templates`. This module adds two rules, checked with the
+instance ids of the views: every object of a question is clearly visible, and no partly visible
+object could change the answer.
 """
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
+from spatial_jax.config import check_field
 from spatial_jax.errors import DataError
 from spatial_jax.synthetic import geometry
 from spatial_jax.synthetic import question_templates as templates
@@ -32,43 +35,60 @@ ChoiceType: TypeAlias = Literal[
   "object_rel_direction_hard",
   "obj_appearance_order",
 ]
-PhotoChoiceType: TypeAlias = Literal["left_right", "closer_to_camera"]  # asked by `data.photos`
+PhotoChoiceType: TypeAlias = Literal["left_right", "closer_to_camera"]  # made by `data.photos`
 QuestionType: TypeAlias = Literal[NumberType, ChoiceType]
 
-SEVERAL_VIEWS = ("room_size_estimation", "obj_appearance_order")
-ONE_VIEW = ("camera_distance",)
+NEED_SEVERAL_VIEWS = ("room_size_estimation", "obj_appearance_order")
+NEED_ONE_VIEW = ("camera_distance",)
 
 
 @dataclasses.dataclass(frozen=True)
 class QuestionConfig:
-  """What to ask.
+  """Which questions are made about a scene.
 
   Attributes:
-    types: question types; one that needs more (or fewer) views than there are gives none.
-    max_per_type: questions per call and type, > 0.
-    min_pixels: an object is in sight where so many pixels show it, > 0.
-    min_fraction: ... and so large a share of it is neither hidden nor cut by the frame, in [0, 1].
-    scope: "room" counts every instance of the room, as VSI-Bench does, and asks about a category
-      only if all of them are in sight; "views" counts the instances the views show, and asks about
-      a category only if none of those is merely half in sight.
-    seconds_per_view: time between two views, for the order of appearance.
-    prefix: put before every task id; tells apart several calls about one scene.
+    types: question types, at least one; a type that needs several views (or one) gives no
+      questions about one view (or several).
+    max_per_type: most questions of one type about one scene, >= 1.
+    min_visible_pixels: a clearly visible object has this number of pixels or more in a view, >= 1.
+    min_visible_fraction: ... and this share of the object is not hidden and not cut by the image
+      border, in [0, 1].
+    instance_scope: "room" counts all instances of a category in the room, as VSI-Bench does, and
+      makes questions about it if all of them are clearly visible. "views" counts the instances in
+      the views, and makes questions about a category if none of these is only partly visible.
+    seconds_per_view: time between two views, for the order of appearance, > 0.
+    task_id_prefix: start of every task id.
   """
 
   types: tuple[QuestionType, ...]
   max_per_type: int
-  min_pixels: int
-  min_fraction: float
-  scope: Literal["room", "views"]
+  min_visible_pixels: int
+  min_visible_fraction: float
+  instance_scope: Literal["room", "views"]
   seconds_per_view: float
-  prefix: str
+  task_id_prefix: str
+
+  def __post_init__(self):
+    known = get_args(QuestionType)
+    valid = bool(self.types) and set(self.types) <= set(known)
+    check_field(self, "types", valid, f"name at least one type of {', '.join(known)}")
+    valid = len(set(self.types)) == len(self.types)
+    check_field(self, "types", valid, "name each type once")
+    for name in ("max_per_type", "min_visible_pixels"):
+      check_field(self, name, vars(self)[name] >= 1, "be at least 1")
+    valid = 0 <= self.min_visible_fraction <= 1
+    check_field(self, "min_visible_fraction", valid, "be at least 0 and at most 1")
+    valid = self.instance_scope in ("room", "views")
+    check_field(self, "instance_scope", valid, "be room or views")
+    valid = 0 < self.seconds_per_view < math.inf
+    check_field(self, "seconds_per_view", valid, "be above 0 and finite")
 
 
 def answer_kind(question_type: str) -> AnswerKind:
-  """Whether a question is answered by a number or by the letter of a choice.
+  """The kind of answer of a question type: a number or the letter of a choice.
 
   Raises:
-    DataError: for a question type that does not exist.
+    DataError: if the question type does not exist.
   """
   if question_type in get_args(NumberType):
     return "number"
@@ -79,39 +99,41 @@ def answer_kind(question_type: str) -> AnswerKind:
   raise DataError(f"question type {question_type!r} is unknown: use one of {known}")
 
 
-def fits(question_type: QuestionType, views: int) -> bool:
-  """Whether a question of this type can be about so many views."""
-  return question_type not in (SEVERAL_VIEWS if views == 1 else ONE_VIEW)
+def supports_views(question_type: QuestionType, views: int) -> bool:
+  """Whether a question of this type can be about this number of views."""
+  return question_type not in (NEED_SEVERAL_VIEWS if views == 1 else NEED_ONE_VIEW)
 
 
-def ask(
+def make_questions(
   scene: Scene, views: Sequence[View], rng: np.random.Generator, cfg: QuestionConfig
 ) -> list[Task]:
-  """Questions about what the views show; the pictures of each are all the views, in order.
+  """Questions about the visible objects of a scene; each task has all views, in order.
 
   Args:
     scene: the truth.
-    views: one picture, or the frames of a walk in order of time; at least one.
-    rng: every type draws from a child stream of its own, so that one type more shifts no other.
-    cfg: what to ask.
+    views: one view, or the views of a camera path in order of time; at least one.
+    rng: parent of one random stream per question type: a type does not change the questions of
+      another.
+    cfg: which questions.
 
   Returns:
-    Tasks in the order of `cfg.types`; right answers are spread evenly over the letters.
+    Tasks in the order of `cfg.types`; the right answers are spread evenly over the letters.
   """
-  sight = look(scene, views, cfg)
+  visibility = scene_visibility(scene, views, cfg)
   streams = dict(zip(get_args(QuestionType), rng.spawn(len(get_args(QuestionType))), strict=True))
   images = tuple(view.image for view in views)
   tasks = []
   for question_type in cfg.types:
-    if not fits(question_type, len(views)):
+    if not supports_views(question_type, len(views)):
       continue
     stream = streams[question_type]
-    drafts = list(itertools.islice(_drafts(question_type, sight, stream, cfg), cfg.max_per_type))
-    for number, (draft, lettered) in enumerate(zip(drafts, letter(drafts, stream), strict=True)):
-      question, options, answer = lettered
+    all_drafts = _drafts(question_type, visibility, stream, cfg)
+    drafts = list(itertools.islice(all_drafts, cfg.max_per_type))
+    texts = assign_letters(drafts, stream)
+    for number, (draft, (question, options, answer)) in enumerate(zip(drafts, texts, strict=True)):
       tasks.append(
         Task(
-          task_id=f"{cfg.prefix}{scene.scene_id}/{question_type}/{number}",
+          task_id=f"{cfg.task_id_prefix}{scene.scene_id}/{question_type}/{number}",
           question_type=question_type,
           question=question,
           options=options,
@@ -121,38 +143,51 @@ def ask(
           source=scene.source,
           scene_id=scene.scene_id,
           benchmark=scene.benchmark,
-          boxes=_boxes(sight, draft.objects),
+          boxes=_boxes(visibility, draft.objects),
         )
       )
   return tasks
 
 
-def look(scene: Scene, views: Sequence[View], cfg: QuestionConfig) -> templates.Sight:
-  """Which categories the views let one ask about, and when each first comes into sight."""
+def scene_visibility(
+  scene: Scene, views: Sequence[View], cfg: QuestionConfig
+) -> templates.Visibility:
+  """The categories for questions about these views, and the first view of each category."""
   shown = [visible_boxes(scene, view, 1) for view in views]
-  visible = [
-    [s for s in seen if s.pixels >= cfg.min_pixels and s.fraction >= cfg.min_fraction]
-    for seen in shown
+  clear = [
+    [
+      obj
+      for obj in objects
+      if obj.pixels >= cfg.min_visible_pixels and obj.fraction >= cfg.min_visible_fraction
+    ]
+    for objects in shown
   ]
-  any_shown = {s.index for seen in shown for s in seen}
-  any_visible = {s.index for seen in visible for s in seen}
-  sight = templates.Sight(scene, views, visible, {}, {}, {})
+  any_shown = {obj.index for objects in shown for obj in objects}
+  any_clear = {obj.index for objects in clear for obj in objects}
+  visibility = templates.Visibility(scene, views, clear, {}, {}, {})
   for category in dict.fromkeys(obj.category for obj in scene.objects):
     group = {i for i, obj in enumerate(scene.objects) if obj.category == category}
-    asked = group if cfg.scope == "room" else group & any_shown
-    if asked and asked <= any_visible:
-      sight.instances[category] = tuple(sorted(asked))
-    most_pixels = [max((s.pixels for s in seen if s.index in group), default=0) for seen in shown]
+    counted = group if cfg.instance_scope == "room" else group & any_shown
+    if counted and counted <= any_clear:
+      visibility.instances[category] = tuple(sorted(counted))
+    most_pixels = [
+      max((obj.pixels for obj in objects if obj.index in group), default=0) for objects in shown
+    ]
     first = next((view for view, pixels in enumerate(most_pixels) if pixels), None)
-    if first is not None and most_pixels[first] >= cfg.min_pixels:
-      sight.first_view[category] = first
-  return sight
+    if first is not None and most_pixels[first] >= cfg.min_visible_pixels:
+      visibility.first_view[category] = first
+  return visibility
 
 
-def letter(
+def assign_letters(
   drafts: Iterable[templates.Draft], rng: np.random.Generator
 ) -> Iterator[tuple[str, tuple[str, ...] | None, str]]:
-  """Gives options letters, right answers spread over A, B, ...: (question, options, answer)."""
+  """Gives letters to options and spreads the right answers evenly over A, B, ...
+
+  Returns:
+    For each draft (question, options, answer): options are "A. chair", ... and the answer is a
+    letter; for a number, options are None.
+  """
   places: list[int] = []
   for question, answer, wrong, _ in drafts:
     if not wrong:
@@ -168,46 +203,51 @@ def letter(
 
 
 def _drafts(
-  question_type: QuestionType, sight: templates.Sight, rng: np.random.Generator, cfg: QuestionConfig
+  question_type: QuestionType,
+  visibility: templates.Visibility,
+  rng: np.random.Generator,
+  cfg: QuestionConfig,
 ) -> Iterator[templates.Draft]:
-  """The questions of one type that can be asked, in random order."""
+  """All questions of one type, in random order."""
   match question_type:
     case "object_counting":
-      return templates.counting(sight, rng, _count_wording(len(sight.views), cfg.scope))
+      return templates.counting(
+        visibility, rng, _count_wording(len(visibility.views), cfg.instance_scope)
+      )
     case "object_abs_distance":
-      return templates.abs_distance(sight, rng)
+      return templates.abs_distance(visibility, rng)
     case "object_size_estimation":
-      return templates.size(sight, rng)
+      return templates.size(visibility, rng)
     case "room_size_estimation":
-      return templates.room_size(sight)
+      return templates.room_size(visibility)
     case "camera_distance":
-      return templates.camera_distance(sight, rng)
+      return templates.camera_distance(visibility, rng)
     case "object_rel_distance":
-      return templates.rel_distance(sight, rng)
+      return templates.rel_distance(visibility, rng)
     case "object_rel_direction_easy":
-      return templates.direction(sight, rng, "easy")
+      return templates.direction(visibility, rng, "easy")
     case "object_rel_direction_medium":
-      return templates.direction(sight, rng, "medium")
+      return templates.direction(visibility, rng, "medium")
     case "object_rel_direction_hard":
-      return templates.direction(sight, rng, "hard")
+      return templates.direction(visibility, rng, "hard")
     case "obj_appearance_order":
-      return templates.order(sight, rng, cfg.seconds_per_view)
+      return templates.order(visibility, rng, cfg.seconds_per_view)
 
 
-def _count_wording(views: int, scope: str) -> str:
-  if scope == "room":
+def _count_wording(views: int, instance_scope: str) -> str:
+  if instance_scope == "room":
     return templates.COUNT_IN_ROOM
   return templates.COUNT_IN_IMAGE if views == 1 else templates.COUNT_IN_IMAGES
 
 
-def _boxes(sight: templates.Sight, objects: Sequence[int]) -> tuple[ObjectBox, ...]:
-  """Where each view shows the objects of a question, view after view."""
+def _boxes(visibility: templates.Visibility, objects: Sequence[int]) -> tuple[ObjectBox, ...]:
+  """The boxes of the objects of a question, view after view."""
   boxes = []
-  for image, (view, seen) in enumerate(zip(sight.views, sight.visible, strict=True)):
-    by_index = {s.index: s for s in seen}
+  for image, (view, clear) in enumerate(zip(visibility.views, visibility.visible, strict=True)):
+    by_index = {shown.index: shown for shown in clear}
     for index in objects:
       if index in by_index:
-        obj = sight.scene.objects[index]
+        obj = visibility.scene.objects[index]
         distance = float(geometry.point_distance_m(view.camera.position_3[None], obj)[0])
         place = geometry.floor_place_m(obj.centre_3, view.camera)
         boxes.append(ObjectBox(obj.category, image, by_index[index].box_4, distance, place))

@@ -1,4 +1,4 @@
-"""A room with furniture and cameras, in metres, z up: the truth that every question is about."""
+"""Scenes: a room with furniture and cameras, in metres, z up."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ class Part:
   """One primitive of an object, in the object's frame (origin at the box centre, before yaw).
 
   `shape` is "box", "sphere" (an ellipsoid) or "cylinder" (upright); `half_3` are half extents in
-  metres; `colour_3` is what the eye sees in plain light, 8 bit.
+  metres; `colour_3` is the 8-bit display colour in white light.
   """
 
   shape: str
@@ -25,11 +25,11 @@ class SceneObject:
 
   Attributes:
     category: "chair", ...
-    colour: name of the main colour ("red", ...), "" where unknown (real rooms).
+    colour: name of the main colour ("red", ...), "" if unknown (real rooms).
     centre_3: box centre in metres.
     size_3: box extents along its own axes in metres.
     axes_33: float64, rows are the box axes in the world (orthonormal).
-    parts: empty draws a plain box of `size_3`.
+    parts: the primitives; if empty, the renderer draws a plain box of `size_3`.
   """
 
   category: str
@@ -68,10 +68,10 @@ class Scene:
     scene_id: stable name ("procedural/17", "arkitscenes/41069025").
     source: "procedural" or "vsi-rooms".
     polygon_Z2: float64 floor outline in metres, counter-clockwise.
-    height_m: ceiling above the floor; the floor is z = 0 (real rooms are shifted so).
+    height_m: ceiling above the floor; the floor is z = 0.
     room_size_m2: as annotated (real rooms) or the polygon's area.
     objects: all furniture.
-    cameras: a walk through the room, in order of time; one for a single picture.
+    cameras: a path through the room, in order of time; may be empty.
     benchmark: "vsi-bench" or None.
   """
 
@@ -87,13 +87,13 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class View:
-  """What one camera sees, from `data.render`.
+  """The rendered view of one camera, from `render.renderer`.
 
   Attributes:
     image: uint8 [height, width, 3].
-    depth_m: float32 [height, width], distance along the viewing axis (z of the camera), inf for
-      nothing.
-    instance: int32 [height, width], index into scene.objects, -1 for the room, -2 for nothing.
+    depth_m: float32 [height, width], distance along the viewing axis (z of the camera), inf if the
+      ray hits nothing.
+    instance: int32 [height, width], index into scene.objects; -1: the room, -2: nothing.
   """
 
   camera: Camera

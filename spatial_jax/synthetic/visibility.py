@@ -1,4 +1,4 @@
-"""What a view shows: where points fall in the picture, and which objects are really to be seen."""
+"""Visible objects of a view: pixel counts, boxes, and the projection of points into the image."""
 
 import dataclasses
 
@@ -8,19 +8,19 @@ from spatial_jax.synthetic.render import raycast
 from spatial_jax.synthetic.render.renderer import focal_px, pack_camera, pack_objects
 from spatial_jax.synthetic.scene import Camera, Scene, View
 
-_CANVAS = 2.0  # how much larger than the picture an object may be and still be counted whole
+_CANVAS = 2.0  # width and height of the canvas of `fraction`, in widths and heights of the image
 
 
 @dataclasses.dataclass(frozen=True)
 class VisibleObject:
-  """One object as one view shows it.
+  """One object in one view.
 
   Attributes:
     index: into `scene.objects`.
-    pixels: how many pixels show it.
-    fraction: `pixels` over what it would cover alone on a canvas twice as wide and high as the
-      picture: 1 = nothing stands before it and the frame does not cut it.
-    box_4: tight (x1, y1, x2, y2) around those pixels, right and bottom edge exclusive.
+    pixels: number of pixels that show the object.
+    fraction: `pixels` over the pixels of the object alone on a canvas twice as wide and high as
+      the image: 1 if nothing hides the object and the image border does not cut it.
+    box_4: tight (x1, y1, x2, y2) around these pixels, right and bottom edge exclusive.
   """
 
   index: int
@@ -30,36 +30,36 @@ class VisibleObject:
 
 
 def visible_boxes(scene: Scene, view: View, min_pixels: int) -> list[VisibleObject]:
-  """The objects that at least `min_pixels` pixels of the view show, in the order of the scene."""
+  """The objects with `min_pixels` pixels or more in the view, in the order of the scene."""
   pixels_Z = np.bincount(view.instance[view.instance >= 0], minlength=len(scene.objects))
   alone_Z = raycast.count_covered(
     pack_objects(scene.objects), pack_camera(view.camera, _CANVAS), len(scene.objects)
   )
-  seen = []
+  visible = []
   for index in np.flatnonzero(pixels_Z >= max(min_pixels, 1)):
     mask = view.instance == index
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box_4 = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
     pixels = int(pixels_Z[index])
-    seen.append(VisibleObject(int(index), pixels, pixels / int(alone_Z[index]), box_4))
-  return seen
+    visible.append(VisibleObject(int(index), pixels, pixels / int(alone_Z[index]), box_4))
+  return visible
 
 
 def project(camera: Camera, points_N3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Where world points fall in the picture.
+  """Projects world points into the image.
 
   Args:
     camera: the camera.
     points_N3: float, metres, world.
 
   Returns:
-    pixels_N2 float64: x right, y down, (0, 0) is the outer corner of the first pixel, so pixel i
-    covers [i, i + 1); meaningless where the depth is not positive.
+    pixels_N2 float64: x right, y down; (0, 0) is the outer corner of the first pixel, so pixel i
+    covers [i, i + 1). Meaningless if the depth is not positive.
     depth_N float64: metres along the viewing axis.
   """
-  seen_N3 = (np.asarray(points_N3, np.float64) - camera.position_3) @ camera.rotation_33.T
-  depth_N = seen_N3[:, 2]
+  local_N3 = (np.asarray(points_N3, np.float64) - camera.position_3) @ camera.rotation_33.T
+  depth_N = local_N3[:, 2]
   with np.errstate(divide="ignore", invalid="ignore"):
-    plane_N2 = seen_N3[:, :2] / depth_N[:, None]
+    plane_N2 = local_N3[:, :2] / depth_N[:, None]
   middle_2 = np.array([camera.width_px, camera.height_px]) / 2
   return plane_N2 * focal_px(camera) + middle_2, depth_N

@@ -1,10 +1,14 @@
-"""A run's checkpoint as a Hugging Face folder that transformers loads; adapters are merged.
+"""Exports a checkpoint of a run as a Hugging Face folder that transformers loads.
 
 python -m spatial_jax.tools.export --checkpoint=WORKDIR --out=HF_DIR [--dtype=bfloat16]
+
+Adapters are merged into the weights.
 """
 
 import argparse
+import json
 import pathlib
+import shlex
 import sys
 from typing import Literal
 
@@ -16,9 +20,12 @@ from spatial_jax import config as config_lib
 from spatial_jax import sharding
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.errors import CheckpointError, UserError
+from spatial_jax.evaluate.results import ResultTable, is_up_to_date, read_results
 from spatial_jax.hf import weights
 from spatial_jax.hf.export import write_files
+from spatial_jax.hf.folder import CONFIG, INDEX, WEIGHTS, has_weights
 from spatial_jax.stages.load import load_policy
+from spatial_jax.tools.model_card import model_card
 
 
 def export(
@@ -26,47 +33,71 @@ def export(
   out: pathlib.Path,
   files_from: pathlib.Path | None,
   dtype: Literal["float32", "bfloat16"] = "float32",
+  command: str = "python -m spatial_jax.tools.export",
 ) -> None:
-  """Writes a run's newest checkpoint: weights, config, tokenizer, processor, generation config.
+  """Writes weights, config, tokenizer, processor settings, model card and the config of the run.
 
   Args:
-    checkpoint: work directory, its checkpoints folder, or one checkpoint.
-    out: made when missing.
-    files_from: a Hugging Face folder whose other files (chat template, tokenizer settings) are
-      kept; None: the one that the run began with, where it is still there.
-    dtype: of the weights; float32 keeps every bit.
+    checkpoint: work directory of a run (its newest checkpoint), or one checkpoint.
+    out: created if missing.
+    files_from: Hugging Face folder with the chat template and tokenizer settings; None for the base
+      policy of the run, if it is a folder.
+    dtype: dtype of the weights; float32 keeps every bit.
+    command: command line, for the model card.
 
   Raises:
-    CheckpointError: on the host, I/O: no checkpoint, one that names no model, or `out` is taken.
-    DataError: on the host, I/O: no tokenizer in the work directory.
+    CheckpointError: if there is no checkpoint, it does not name its model, or `out` has weights.
+    DataError: if the work directory has no tokenizer.
   """
-  taken = [name for name in (weights.WEIGHTS, weights.INDEX) if (out / name).exists()]
-  if taken:
-    raise CheckpointError(f"{out} already holds {taken[0]}; choose another --out")
+  if existing := [name for name in (WEIGHTS, INDEX) if (out / name).exists()]:
+    raise CheckpointError(f"{out} already has {existing[0]}; choose another --out")
+  if has_weights(pathlib.Path(checkpoint)):
+    raise CheckpointError(f"{checkpoint} is a Hugging Face folder already; give a run")
   cpu = jax.local_devices(backend="cpu")[:1]
   loaded = load_policy(checkpoint, sharding.make_mesh(sharding.MeshConfig(1, 1, 1), cpu))
-  config = checkpoint_lib.read_progress(checkpoint_lib.find(checkpoint)).config
-  preprocess = config_lib.build(PreprocessConfig, config["preprocess"], "config.preprocess")
-  began = pathlib.Path(config["init"])
+  step = checkpoint_lib.find(checkpoint)
+  progress = checkpoint_lib.read_progress(step)
+  preprocess = config_lib.build(
+    PreprocessConfig, progress.config["preprocess"], "config.preprocess"
+  )
+  results = _results(pathlib.Path(step).parent.parent, progress)
   params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), loaded.params)
   weights.save(params, loaded.policy.cfg, out)
-  like = files_from or (began if (began / weights.CONFIG).exists() else None)
+  base = pathlib.Path(progress.config["init"])
+  like = files_from or (base if (base / CONFIG).exists() else None)
   write_files(loaded.tokenizer, preprocess, out, like)
+  record = json.dumps(progress.config, indent=2, sort_keys=True)
+  (out / "training_config.json").write_text(record + "\n")
+  count = sum(leaf.size for leaf in jax.tree.leaves(params))
+  family = loaded.policy.cfg.family
+  card = model_card(progress.config, progress.step, family, count, results, command)
+  (out / "README.md").write_text(card)
+
+
+def _results(workdir: pathlib.Path, progress: checkpoint_lib.Progress) -> ResultTable | None:
+  """The evaluation of this checkpoint; that of another step is not used."""
+  origin = {"steps": progress.step, "seed": progress.config.get("seed")}
+  return read_results(workdir) if is_up_to_date(workdir, origin) else None
 
 
 def main() -> None:
-  """Reads the command line; a user's mistake is one line and exit code 2."""
-  parser = argparse.ArgumentParser(description=__doc__)
+  """Reads the command line; an error of the user is one line and exit code 2."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--checkpoint", required=True, help="work directory or checkpoint of a run")
   parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
   parser.add_argument(
-    "--files_from", type=pathlib.Path, help="keep other files of this folder, not of the run's init"
+    "--files_from",
+    type=pathlib.Path,
+    help="folder with chat template and tokenizer settings (default: base policy of the run)",
   )
-  kinds = ("float32", "bfloat16")
-  parser.add_argument("--dtype", choices=kinds, default=kinds[0], help="of the weights written")
+  dtypes = ("float32", "bfloat16")
+  parser.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="dtype of the weights")
   arguments = parser.parse_args()
+  command = shlex.join(["python", "-m", "spatial_jax.tools.export", *sys.argv[1:]])
   try:
-    export(arguments.checkpoint, arguments.out, arguments.files_from, arguments.dtype)
+    export(arguments.checkpoint, arguments.out, arguments.files_from, arguments.dtype, command)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)

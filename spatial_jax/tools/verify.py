@@ -1,10 +1,10 @@
-"""Proves the port: this policy and transformers, from one checkpoint.
+"""Compares this package's policy with transformers on one checkpoint.
 
-    python -m spatial_jax.tools.verify --checkpoint=HF_DIR                    against transformers
-    python -m spatial_jax.tools.verify --checkpoint=HF_DIR --export=FILE.npz  and keep its answers
-    python -m spatial_jax.tools.verify --checkpoint=HF_DIR --golden=FILE.npz  elsewhere, no torch
+    python -m spatial_jax.tools.verify --checkpoint=HF_DIR                    needs torch
+    python -m spatial_jax.tools.verify --checkpoint=HF_DIR --export=FILE.npz  also saves the outputs
+    python -m spatial_jax.tools.verify --checkpoint=HF_DIR --golden=FILE.npz  needs no torch
 
-`forward` takes and gives NumPy in the layout of the Hugging Face processor, always in float32.
+`forward` takes and returns NumPy arrays in the layout of the Hugging Face processor, in float32.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from spatial_jax.data.tokenizer import load_tokenizer
 from spatial_jax.data.vision_packing import VisionBuckets, geometric_buckets, plan_vision
 from spatial_jax.errors import UserError
 from spatial_jax.hf import weights
+from spatial_jax.hf.folder import check_folder
 from spatial_jax.hf.golden import SENTENCES, Golden, inputs_of, make_golden, mean_divergence
 from spatial_jax.hf.processor import read_processor
 from spatial_jax.policy import rope
@@ -33,10 +34,11 @@ from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.types import Params, PatchedImage, VisionBatch
 
-TOLERANCE = 1e-4  # of the reference's standard deviation
-_TIE = 1e-3  # greedy tokens count up to the first step where the reference's best two are as close
-_HALF_NOISE = 1.5  # few tokens: two ways of rounding differ by chance
-_NONE = np.zeros((0, 0, 0), np.float32)
+TOLERANCE = 1e-4  # in standard deviations of the reference
+# Greedy tokens are compared up to the first step with a smaller margin between the best two logits.
+_TIE = 1e-3
+_HALF_NOISE = 1.5  # two orders of rounding differ by chance, because few tokens are averaged
+_NO_FEATURES = np.zeros((0, 0, 0), np.float32)
 
 _BUCKETS = VisionBuckets(
   geometric_buckets(1, 1 << 16), geometric_buckets(1, 1 << 12), geometric_buckets(64, 1 << 16)
@@ -53,23 +55,23 @@ def forward(
   second_per_grid_ts: Sequence[float] | np.ndarray | None = None,
   video_positions: rope.VideoRule = "hf5",
 ) -> dict[str, np.ndarray]:
-  """The policy on one sequence, as transformers would be called.
+  """Runs the policy on one sequence; the arguments are those of transformers.
 
   Args:
-    checkpoint_dir: Hugging Face checkpoint.
-    input_ids: int [T] or [1, T], pads expanded.
-    pixel_values, pixel_values_videos: float32 [patches, values] of all images, all clips.
+    checkpoint_dir: Hugging Face folder.
+    input_ids: int [T] or [1, T], with one pad token per merged patch.
+    pixel_values, pixel_values_videos: float32 [patches, values] of all images and of all videos.
     image_grid_thw, video_grid_thw: int [n, 3], in patches.
-    second_per_grid_ts: seconds per temporal patch of each clip; 1 where not given.
-    video_positions: "hf5" as transformers >= 5.3 counts behind a clip, or "max".
+    second_per_grid_ts: seconds per temporal patch of each video; default 1.
+    video_positions: rule for positions after a video: "hf5" (transformers >= 5.3) or "max".
 
   Returns:
-    logits float32 [T, V], positions int32 [3, T], image_features float32 [M, D]: images, clips;
-    with DeepStack also deepstack_features float32 [M, Y - 1, D].
+    logits float32 [T, V], positions int32 [3, T], image_features float32 [M, D] (images, then
+    videos); with DeepStack also deepstack_features float32 [M, Y - 1, D].
 
   Raises:
-    CheckpointError: on the host, I/O: the checkpoint does not fit.
-    ValueError: on the host: pads and grids do not match.
+    CheckpointError: if the folder is not a checkpoint or its tensors do not fit its config.
+    ValueError: if pad tokens and grids do not match.
   """
   return _evaluate(
     pathlib.Path(checkpoint_dir).resolve(),
@@ -99,27 +101,25 @@ def _evaluate(
   cfg = weights.read_config(directory)
   token_ids = np.asarray(input_ids, np.int32).reshape(-1)
   images = _split(pixel_values, image_grid_thw)
-  clips = _split(pixel_values_videos, video_grid_thw)
-  seconds = [1.0] * len(clips) if second_per_grid_ts is None else list(second_per_grid_ts)
-  order = _order(token_ids, images, clips, cfg)
-  grids = [(images + clips)[i].grid_3 for i in order]
+  videos = _split(pixel_values_videos, video_grid_thw)
+  seconds = [1.0] * len(videos) if second_per_grid_ts is None else list(second_per_grid_ts)
+  order = _order(token_ids, images, videos, cfg)
+  grids = [(images + videos)[i].grid_3 for i in order]
   positions, _ = rope.mrope_positions(token_ids, grids, cfg, seconds, video_positions)
-  policy, (_, params) = (
-    make_policy(cfg, dtype),
-    _load(directory),
-  )  # what was given fits: now weights
+  policy = make_policy(cfg, dtype)
+  _, params = _load(directory)  # after the checks of the arguments
   with jax.default_matmul_precision("highest"):
-    features_MYD, index = _encode(policy, params, images + clips)
+    features_MYD, index = _encode(policy, params, images + videos)
     feature_T = np.full(len(token_ids), -1, np.int32)
     for pad, rows in (
       (cfg.image_pad_id, index[: len(images)]),
       (cfg.video_pad_id, index[len(images) :]),
     ):
-      feature_T[token_ids == pad] = [row for one in rows for row in one]
+      feature_T[token_ids == pad] = [row for image_rows in rows for row in image_rows]
     logits = _logits(
       policy, params, token_ids[None], positions[None], features_MYD, feature_T[None]
     )
-  rows = np.asarray([row for rows in index for row in rows], np.int32)
+  rows = np.asarray([row for image_rows in index for row in image_rows], np.int32)
   features_MYD = np.asarray(features_MYD.astype(jnp.float32))[rows]
   out = {
     "logits": np.asarray(logits[0]),
@@ -132,7 +132,7 @@ def _evaluate(
 def _encode(
   policy: Policy, params: Params, images: list[PatchedImage]
 ) -> tuple[jax.Array, tuple[np.ndarray, ...]]:
-  """Features and, per image, the rows that hold its tokens."""
+  """Features, and for each image the rows of its tokens."""
   if not images:
     return jnp.zeros((1, policy.cfg.vision.streams, policy.cfg.decoder.width), jnp.float32), ()
   batch, index = plan_vision(images, policy.cfg.vision.window_blocks, _BUCKETS)
@@ -159,41 +159,39 @@ def _load(directory: pathlib.Path) -> tuple[QwenVLConfig, Params]:
 
 
 def _split(patches_PX: np.ndarray | None, grids_N3: np.ndarray | None) -> list[PatchedImage]:
-  """One PatchedImage per grid; only what the planner reads of it is filled."""
+  """One PatchedImage per grid; only the fields that `plan_vision` reads are filled."""
   if patches_PX is None or grids_N3 is None:
     return []
   grids = [(int(t), int(h), int(w)) for t, h, w in np.asarray(grids_N3)]
   ends = np.cumsum([t * h * w for t, h, w in grids])
   if ends[-1] != len(patches_PX):
-    raise ValueError(f"grids {grids} hold {ends[-1]} patches, pixel values have {len(patches_PX)}")
+    raise ValueError(f"grids {grids} have {ends[-1]} patches, pixel values have {len(patches_PX)}")
   parts = np.split(np.asarray(patches_PX, np.float32), ends[:-1])
-  nothing = np.zeros((0, 0, 3), np.uint8)
-  return [PatchedImage("", part, grid, nothing) for part, grid in zip(parts, grids, strict=True)]
+  empty = np.zeros((0, 0, 3), np.uint8)
+  return [PatchedImage("", part, grid, empty) for part, grid in zip(parts, grids, strict=True)]
 
 
 def _order(
-  token_ids: np.ndarray, images: list[PatchedImage], clips: list[PatchedImage], cfg: QwenVLConfig
+  token_ids: np.ndarray, images: list[PatchedImage], videos: list[PatchedImage], cfg: QwenVLConfig
 ) -> list[int]:
-  """Which of images + clips stands where its first pad does, in order of appearance."""
+  """Indices into images + videos, in the order of their pad tokens."""
   starts = []
-  for pad, pictures in ((cfg.image_pad_id, images), (cfg.video_pad_id, clips)):
+  for pad, items in ((cfg.image_pad_id, images), (cfg.video_pad_id, videos)):
     pads = np.flatnonzero(token_ids == pad)
-    ends = np.cumsum([0, *(picture.tokens for picture in pictures)])
+    ends = np.cumsum([0, *(item.tokens for item in items)])
     if len(pads) != ends[-1]:
       kind = "image" if pad == cfg.image_pad_id else "video"
-      raise ValueError(
-        f"{len(pads)} {kind} pads, but {ends[-1]} tokens of the grids that were given"
-      )
+      raise ValueError(f"{len(pads)} {kind} pads, but {ends[-1]} tokens of the grids")
     starts.append(pads[ends[:-1]])
   return np.argsort(np.concatenate(starts)).tolist()
 
 
-# --- against transformers ----------------------------------------------------------------------
+# --- comparison with transformers ---------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-  """One line of the table: `error` against `tolerance`; equal things have an error of 0."""
+  """One line of the table: it passes if `error` is at most `tolerance`."""
 
   kind: str
   what: str
@@ -206,10 +204,17 @@ class Check:
 
 
 def compare(directory: pathlib.Path, golden: Golden) -> list[Check]:
-  """Holds this policy against what transformers said of the same checkpoint.
+  """Compares this policy with the outputs of transformers for the same checkpoint.
+
+  Args:
+    directory: Hugging Face folder.
+    golden: from `make_golden`.
+
+  Returns:
+    One check per quantity and kind of input.
 
   Raises:
-    UserError: on the host, when the checkpoint cannot be read.
+    UserError: if the checkpoint cannot be read.
   """
   directory = directory.resolve()
   checks = _processor_checks(directory, golden) + _tokenizer_checks(directory, golden)
@@ -221,26 +226,27 @@ def compare(directory: pathlib.Path, golden: Golden) -> list[Check]:
 
 def _policy_checks(directory: pathlib.Path, golden: Golden, kind: str) -> list[Check]:
   inputs: dict[str, Any] = inputs_of(golden, kind)
-  said = {key.split("/")[2]: golden[key] for key in golden if key.startswith(f"{kind}/out/")}
+  theirs = {key.split("/")[2]: golden[key] for key in golden if key.startswith(f"{kind}/out/")}
   ours = forward(directory, **inputs)
   checks = []
-  if "positions" in said:
-    wrong = int(np.count_nonzero(ours["positions"] != said["positions"]))
+  if "positions" in theirs:
+    wrong = int(np.count_nonzero(ours["positions"] != theirs["positions"]))
     checks.append(Check(kind, "positions, wrong", wrong, 0))
-  if "features" in said:
-    streams = [ours["image_features"], *np.moveaxis(ours.get("deepstack_features", _NONE), 1, 0)]
-    for number in range(said["features"].shape[1]):
+  if "features" in theirs:
+    deepstack = ours.get("deepstack_features", _NO_FEATURES)
+    streams = [ours["image_features"], *np.moveaxis(deepstack, 1, 0)]
+    for number in range(theirs["features"].shape[1]):
       name = f"DeepStack features {number}" if number else "vision features"
-      error = _relative(streams[number], said["features"][:, number])
+      error = _relative(streams[number], theirs["features"][:, number])
       checks.append(Check(kind, name, error, TOLERANCE))
-  checks.append(Check(kind, "logits", _relative(ours["logits"], said["logits"]), TOLERANCE))
-  ties = np.flatnonzero(said["margins"] < _TIE)
-  steps = int(ties[0]) if len(ties) else len(said["margins"])
+  checks.append(Check(kind, "logits", _relative(ours["logits"], theirs["logits"]), TOLERANCE))
+  ties = np.flatnonzero(theirs["margins"] < _TIE)
+  steps = int(ties[0]) if len(ties) else len(theirs["margins"])
   greedy = _greedy(directory, inputs, steps)
-  wrong = int(np.count_nonzero(greedy != said["greedy"][:steps]))
+  wrong = int(np.count_nonzero(greedy != theirs["greedy"][:steps]))
   checks.append(Check(kind, f"{steps} greedy tokens, wrong", wrong, 0))
   half = _evaluate(directory, jnp.dtype("bfloat16"), **inputs)["logits"]
-  divergence, allowed = mean_divergence(said["logits"], half), float(said["half_divergence"])
+  divergence, allowed = mean_divergence(theirs["logits"], half), float(theirs["half_divergence"])
   checks.append(Check(kind, "bfloat16 logits, KL", divergence, _HALF_NOISE * allowed))
   return checks
 
@@ -251,12 +257,13 @@ def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def _greedy(directory: pathlib.Path, inputs: dict[str, Any], steps: int) -> np.ndarray:
-  """Each token by reading everything before it again: slow, and shares nothing with a cache."""
+  """Greedy tokens without a KV cache: the whole sequence is computed again for each token."""
   cfg, _ = _load(directory)
   special = [cfg.image_pad_id, cfg.video_pad_id, cfg.vision_start_id, cfg.vision_end_id]
   ids = np.asarray(inputs["input_ids"]).reshape(-1)
-  length, ids = len(ids), np.append(ids, np.zeros(steps, ids.dtype))  # one shape: what follows is
-  for step in range(steps):  # not seen by what stands before it
+  # One padded length for all steps. Attention is causal, so later tokens change nothing.
+  length, ids = len(ids), np.append(ids, np.zeros(steps, ids.dtype))
+  for step in range(steps):
     logits_TV = forward(directory, **{**inputs, "input_ids": ids})["logits"]
     allowed_V = np.delete(np.arange(logits_TV.shape[1]), special)
     ids[length + step] = allowed_V[logits_TV[length + step - 1, allowed_V].argmax()]
@@ -264,9 +271,9 @@ def _greedy(directory: pathlib.Path, inputs: dict[str, Any], steps: int) -> np.n
 
 
 def _processor_checks(directory: pathlib.Path, golden: Golden) -> list[Check]:
-  if "processor/in/picture" not in golden:
+  if "processor/in/image" not in golden:
     return []
-  ours = patch_image(golden["processor/in/picture"], read_processor(directory))
+  ours = patch_image(golden["processor/in/image"], read_processor(directory))
   theirs = golden["processor/out/pixel_values"]
   same = ours.grid_3 == tuple(golden["processor/out/grid"].tolist())
   wrong = int(np.count_nonzero(ours.patches_PX != theirs)) if same else theirs.size
@@ -292,13 +299,14 @@ def _table(checks: list[Check]) -> Table:
 
 
 def main() -> None:
-  """Reads the command line, prints the table; exit code 1 when something does not agree."""
-  parser = argparse.ArgumentParser(description="Proves the port against transformers.")
+  """Reads the command line and prints the table; exit code 1 if a check fails."""
+  parser = argparse.ArgumentParser(description="Compares a checkpoint with transformers.")
   parser.add_argument("--checkpoint", type=pathlib.Path, required=True, help="Hugging Face folder")
-  parser.add_argument("--export", type=pathlib.Path, help="keep what transformers said, an .npz")
-  parser.add_argument("--golden", type=pathlib.Path, help="what --export kept: needs no torch")
+  parser.add_argument("--export", type=pathlib.Path, help="save the outputs of transformers (.npz)")
+  parser.add_argument("--golden", type=pathlib.Path, help="file of --export; needs no torch")
   arguments = parser.parse_args()
   try:
+    check_folder(arguments.checkpoint)
     if arguments.golden:
       golden = _read_golden(arguments.golden)
     else:
@@ -307,7 +315,7 @@ def main() -> None:
       np.savez_compressed(arguments.export, **golden)  # pyright: ignore[reportArgumentType]
     checks = compare(arguments.checkpoint, golden)
   except UserError as error:
-    print(error, file=sys.stderr)
+    print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
   Console().print(_table(checks))
   sys.exit(int(not all(check.passed for check in checks)))
@@ -318,7 +326,7 @@ def _read_golden(path: pathlib.Path) -> Golden:
     with np.load(path) as file:
       return dict(file)
   except (OSError, ValueError) as error:
-    raise UserError(f"{path} cannot be read as what --export wrote: {error}") from error
+    raise UserError(f"{path} cannot be read ({error}); write it again with --export") from error
 
 
 if __name__ == "__main__":

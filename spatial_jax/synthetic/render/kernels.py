@@ -1,4 +1,4 @@
-"""The numba decorators of the renderer, and a cache that notices every change of a kernel."""
+"""The numba decorators of the renderer, with a cache keyed by the source of all kernels."""
 
 import pathlib
 import zlib
@@ -10,10 +10,10 @@ _SOURCES = ("raycast.py", "shading.py")
 
 
 def _cache_folder() -> str:
-  """A folder named by the text of all kernels.
+  """A folder named by a checksum of the source of all kernels.
 
-  Numba recompiles a function when its own file changed, not when a function that it inlined from
-  another file did; with the text in the name no stale kernel can come out of the cache.
+  Numba recompiles a function if its own file changes, but not if the file of an inlined function
+  changes. With the checksum in the name, the cache never returns a stale kernel.
   """
   here = pathlib.Path(__file__).parent
   digest = zlib.crc32(b"".join((here / name).read_bytes() for name in _SOURCES))
@@ -24,5 +24,6 @@ def _cache_folder() -> str:
 config.CACHE_DIR = _cache_folder()  # pyright: ignore
 
 kernel = njit(cache=True, nogil=True, error_model="numpy")
-# What runs per pixel is inlined: a call that passes arrays costs more than the arithmetic in it.
+# Functions that run per pixel are inlined: a call with array arguments costs more than their
+# arithmetic.
 inlined = njit(cache=True, nogil=True, error_model="numpy", inline="always")

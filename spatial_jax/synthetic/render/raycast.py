@@ -1,12 +1,13 @@
-"""Numba kernels of the ray-caster: which surface each pixel sees and how far away it is.
+"""Numba kernels of the ray-caster: the surface and the depth of each pixel.
 
-One picture is four passes over arrays of the screen (the last two are in `shading`):
+One image is four passes over arrays of pixels (the last two are in `shading`):
 
     cover ──► enclose ──► shadow ──► shade
     objects   room        light      colour
 
 A surface is one int32 per pixel: the number of a solid, or FLOOR, CEILING, WALL - wall number.
-Only + - * / and square roots are used, without fast-math: a picture has the same bytes everywhere.
+The kernels use only + - * / and square roots, without fast-math: an image has the same bytes on
+every machine.
 """
 
 import math
@@ -17,18 +18,18 @@ import numpy as np
 from spatial_jax.synthetic.render.kernels import inlined, kernel
 
 BOX, SPHERE, CYLINDER = 0, 1, 2
-NOTHING, FLOOR, CEILING, WALL = -4, -1, -2, -5  # a wall is WALL - its number
+NOTHING, FLOOR, CEILING, WALL = -4, -1, -2, -5  # wall number w is the surface WALL - w
 _NEAR_M = 0.02
 
 Vector = tuple[float, float, float]
 
 
-# A convex shape: the unit box, ball or upright cylinder under x -> centre + frame @ x. A record
-# reaches the kernels as a pointer; separate arrays are reference-counted per pixel: twice as slow.
+# A convex shape: the unit box, sphere or upright cylinder under x -> centre + frame @ x. Numba
+# passes a record as a pointer; separate arrays are reference-counted per pixel: twice as slow.
 SOLID = np.dtype(
   [
     ("form", np.int32),  # BOX, SPHERE or CYLINDER
-    ("owner", np.int32),  # the object it belongs to, ascending
+    ("owner", np.int32),  # index of its object, ascending
     ("centre", np.float64, 3),  # metres
     ("frame", np.float64, (3, 3)),  # columns are the half axes in metres
     ("inverse", np.float64, (3, 3)),  # of the frame
@@ -39,10 +40,10 @@ SOLID = np.dtype(
 
 
 class Pinhole(NamedTuple):
-  """A camera for the kernels: pixel (x, y) looks along forward + x * right + y * down.
+  """A camera for the kernels: the ray of pixel (x, y) is forward + x * right + y * down.
 
-  `right` and `down` are as long as one pixel at depth 1. `forward` points through the centre of
-  pixel (0, 0) and has length 1 along the viewing axis, so that the ray parameter is the depth.
+  `right` and `down` have the length of one pixel at depth 1. `forward` points through the centre
+  of pixel (0, 0) and has length 1 along the viewing axis, so that the ray parameter is the depth.
   """
 
   position: Vector
@@ -57,10 +58,10 @@ class Room(NamedTuple):
   """Floor z = 0, ceiling z = height, and one vertical wall per edge of the outline.
 
   Attributes:
-    wall_Z5: float64, where the wall begins (x, y), the unit vector along it (x, y; the inside is to
-      its left), and its length, in metres.
+    wall_Z5: float64, start of the wall (x, y), the unit vector along it (x, y; the inside is to its
+      left), and its length, in metres.
     low_2, high_2: bounds of the outline.
-    height_m: the ceiling.
+    height_m: height of the ceiling.
   """
 
   wall_Z5: np.ndarray
@@ -93,7 +94,7 @@ def direction(camera: Pinhole, x: float, y: float) -> Vector:
 def _hit_box(ox, oy, oz, dx, dy, dz):
   ix, iy, iz = 1.0 / dx, 1.0 / dy, 1.0 / dz
   ax, ay, az = abs(ix), abs(iy), abs(iz)
-  mx, my, mz = -ox * ix, -oy * iy, -oz * iz  # where the ray passes the middle planes
+  mx, my, mz = -ox * ix, -oy * iy, -oz * iz  # ray parameters at the middle planes
   near = max(mx - ax, my - ay, mz - az)
   far = min(mx + ax, my + ay, mz + az)
   return near if 0.0 < near <= far else math.inf
@@ -127,7 +128,7 @@ def _hit_cylinder(ox, oy, oz, dx, dy, dz):
 
 @inlined
 def hit(shape: int, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float) -> float:
-  """Where the ray o + t d enters the unit shape from outside: t > 0, inf when it does not."""
+  """The ray parameter t > 0 at which o + t d enters the unit shape from outside, inf if never."""
   if shape == BOX:
     return _hit_box(ox, oy, oz, dx, dy, dz)
   if shape == SPHERE:
@@ -137,7 +138,7 @@ def hit(shape: int, ox: float, oy: float, oz: float, dx: float, dy: float, dz: f
 
 @kernel
 def _screen_rectangle(solid, camera):
-  """Pixels that the box of a solid can touch (x0, y0, x1, y1, exclusive), and its least depth."""
+  """Pixels that the box of a solid can cover (x0, y0, x1, y1, exclusive), and its least depth."""
   (rx, ry, rz), (dx, dy, dz), (fx, fy, fz) = camera.right, camera.down, camera.forward
   pixel2 = rx * rx + ry * ry + rz * rz
   ax, ay, az = (
@@ -147,21 +148,21 @@ def _screen_rectangle(solid, camera):
   )
   shift_x = (fx * rx + fy * ry + fz * rz) / pixel2
   shift_y = (fx * dx + fy * dy + fz * dz) / pixel2
-  left, top, right, bottom, near, behind = math.inf, math.inf, -math.inf, -math.inf, math.inf, 0
+  left, top, right, bottom, near, hidden = math.inf, math.inf, -math.inf, -math.inf, math.inf, 0
   for corner in range(8):
     px, py, pz = corner_of(solid, corner)
     px, py, pz = px - camera.position[0], py - camera.position[1], pz - camera.position[2]
     depth = px * ax + py * ay + pz * az
     near = min(near, depth)
     if depth < _NEAR_M:
-      behind += 1
+      hidden += 1
       continue
     sx = (px * rx + py * ry + pz * rz) / (pixel2 * depth) - shift_x
     sy = (px * dx + py * dy + pz * dz) / (pixel2 * depth) - shift_y
     left, right, top, bottom = min(left, sx), max(right, sx), min(top, sy), max(bottom, sy)
-  if behind == 8:
+  if hidden == 8:
     return 0, 0, 0, 0, near
-  if behind > 0:
+  if hidden > 0:
     return 0, 0, camera.width_px, camera.height_px, max(near, 0.0)
   x0, x1 = max(left, 0.0), min(right + 1.0, float(camera.width_px))
   y0, y1 = max(top, 0.0), min(bottom + 1.0, float(camera.height_px))
@@ -211,11 +212,11 @@ def hit_pixel(shape: int, basis_Z12: np.ndarray, z: int, x: float, y: float) -> 
 
 @kernel
 def cover(solids_Z: np.ndarray, camera: Pinhole) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The nearest solid behind each pixel.
+  """The nearest solid of each pixel.
 
   Returns:
-    depth float64 [height, width] (inf where none), surface int32 [height, width] (NOTHING where
-    none), basis float64 [Z, 12]: the camera in the coordinates of each solid.
+    depth float64 [height, width] (inf if none), surface int32 [height, width] (NOTHING if none),
+    basis float64 [Z, 12]: the camera in the coordinates of each solid.
   """
   depth = np.full((camera.height_px, camera.width_px), math.inf)
   surface = np.full((camera.height_px, camera.width_px), NOTHING, np.int32)
@@ -240,7 +241,7 @@ def cover(solids_Z: np.ndarray, camera: Pinhole) -> tuple[np.ndarray, np.ndarray
 
 @kernel
 def count_covered(solids_Z: np.ndarray, camera: Pinhole, objects: int) -> np.ndarray:
-  """Pixels that each object would cover if it were alone: int64 [objects]."""
+  """Number of pixels that each object covers without the others: int64 [objects]."""
   stamp = np.full((camera.height_px, camera.width_px), -1, np.int32)
   covered = np.zeros(objects, np.int64)
   basis_Z12 = _ray_bases(solids_Z, camera)
@@ -258,7 +259,7 @@ def count_covered(solids_Z: np.ndarray, camera: Pinhole, objects: int) -> np.nda
 
 @inlined
 def hit_room(room: Room, position: Vector, dx: float, dy: float, dz: float) -> tuple[float, int]:
-  """Depth and surface where the ray leaves the room; walls are seen from inside only."""
+  """Depth and surface at which the ray leaves the room; walls are visible from inside only."""
   best, surface = math.inf, NOTHING
   if dz < 0.0 and position[2] > 0.0:
     best, surface = -position[2] / dz, FLOOR
@@ -279,13 +280,13 @@ def hit_room(room: Room, position: Vector, dx: float, dy: float, dz: float) -> t
 
 @kernel
 def enclose(room: Room, camera: Pinhole, depth: np.ndarray, surface: np.ndarray) -> None:
-  """Puts floor, ceiling and walls behind the objects, in place."""
+  """Fills in floor, ceiling and walls where they are nearer than the solids, in place."""
   for y in range(camera.height_px):
     for x in range(camera.width_px):
       dx, dy, dz = direction(camera, x, y)
-      t, seen = hit_room(room, camera.position, dx, dy, dz)
+      t, room_surface = hit_room(room, camera.position, dx, dy, dz)
       if t < depth[y, x]:
-        depth[y, x], surface[y, x] = t, seen
+        depth[y, x], surface[y, x] = t, room_surface
 
 
 @inlined
@@ -304,7 +305,7 @@ def normal(solids_Z: np.ndarray, room: Room, surface: int, x: float, y: float, z
 def _solid_normal(solid, x, y, z):
   inverse, centre = solid.inverse, solid.centre
   ux, uy, uz = multiply(inverse, x - centre[0], y - centre[1], z - centre[2])
-  face, out = 2, uz  # the axis that a flat face looks along
+  face, out = 2, uz  # the axis of a flat face
   if solid.form == BOX:
     if abs(ux) >= abs(uy) and abs(ux) >= abs(uz):
       face, out = 0, ux

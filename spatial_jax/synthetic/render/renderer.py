@@ -1,4 +1,4 @@
-"""Scene + Camera -> View: picture, exact depth and instance ids of one look into a room."""
+"""Scene + Camera -> View: image, exact depth and instance ids."""
 
 import colorsys
 import math
@@ -10,9 +10,9 @@ from spatial_jax.synthetic.render import raycast, shading
 from spatial_jax.synthetic.scene import Camera, Part, Scene, SceneObject, View
 
 _SHAPES = {"box": raycast.BOX, "sphere": raycast.SPHERE, "cylinder": raycast.CYLINDER}
-_LAMP_ABOVE_CEILING_M = 1.3  # above everything, so that no object can swallow it
+_LAMP_ABOVE_CEILING_M = 1.3  # so that no object contains the lamp
 _LAMP_HALF_M = 0.35
-# (wall, floor, (plank length, width), staggered, contrast, joint)
+# (colour, (plank length, width), staggered, contrast, joint)
 _FLOORS = (
   ((203, 165, 120), (1.3, 0.16), True, 0.30, 0.55),  # oak planks
   ((150, 108, 76), (1.1, 0.14), True, 0.34, 0.5),  # walnut planks
@@ -31,22 +31,21 @@ _WALLS = (
 
 
 def render(scene: Scene, camera: Camera, shadows: bool = True) -> View:
-  """Looks into the scene.
+  """Renders the scene from a camera.
 
-  Objects without parts are drawn as a plain box, coloured by their category. Floor, walls and lamp
-  follow from the room and from `scene_id`: one scene looks the same from every side. The GIL is
-  released.
+  Objects without parts are drawn as a plain box, coloured by category. Floor, walls and lamp depend
+  on the room and on `scene_id` alone: all views of a scene agree. The GIL is released.
 
   Args:
     scene: the room and its objects.
-    camera: where to look from.
-    shadows: false leaves the shadow rays out (faster, flatter).
+    camera: the camera.
+    shadows: False casts no shadow rays (faster, flatter).
 
   Returns:
     View: the same bytes for the same arguments.
 
   Raises:
-    ValueError: on the host, when a part has an unknown shape or a size of zero.
+    ValueError: if a part has an unknown shape or a size of zero.
   """
   solids_Z, room, pinhole = pack_objects(scene.objects), pack_room(scene), pack_camera(camera)
   light, style = _lamp(scene), _style(scene.scene_id)
@@ -57,9 +56,8 @@ def render(scene: Scene, camera: Camera, shadows: bool = True) -> View:
   else:
     lit = np.ones(depth.shape, np.float32)
   image = shading.shade(solids_Z, room, pinhole, light, style, basis_Z12, depth, surface, lit)
-  owner = np.append(
-    solids_Z["owner"], np.int32(-1)
-  )  # the room's surfaces are negative: clipped to the last
+  # The last entry is for the surfaces of the room, whose numbers are negative.
+  owner = np.append(solids_Z["owner"], np.int32(-1))
   instance = owner[np.where(surface >= 0, surface, -1)]
   instance[surface == raycast.NOTHING] = -2
   return View(camera, image, depth.astype(np.float32), instance)
@@ -67,7 +65,7 @@ def render(scene: Scene, camera: Camera, shadows: bool = True) -> View:
 
 def pack_objects(objects: tuple[SceneObject, ...]) -> np.ndarray:
   """The parts of all objects for the kernels, in the order of the objects: raycast.SOLID [Z]."""
-  parts = [(i, part) for i, thing in enumerate(objects) for part in thing.parts or _plain(thing)]
+  parts = [(i, part) for i, obj in enumerate(objects) for part in obj.parts or _plain_box(obj)]
   for i, part in parts:
     if part.shape not in _SHAPES or min(part.half_3) <= 0.0:
       raise ValueError(
@@ -81,8 +79,8 @@ def pack_objects(objects: tuple[SceneObject, ...]) -> np.ndarray:
   solids_Z["owner"] = owner_Z = [i for i, _ in parts]
   half_Z3 = np.array([part.half_3 for _, part in parts])
   offset_Z3 = np.array([part.centre_3 for _, part in parts])
-  axes_Z33 = np.array([thing.axes_33 for thing in objects], np.float64)[owner_Z]
-  centre_Z3 = np.array([thing.centre_3 for thing in objects], np.float64)[owner_Z]
+  axes_Z33 = np.array([obj.axes_33 for obj in objects], np.float64)[owner_Z]
+  centre_Z3 = np.array([obj.centre_3 for obj in objects], np.float64)[owner_Z]
   solids_Z["centre"] = centre_Z3 + (offset_Z3[:, :, None] * axes_Z33).sum(axis=1)
   solids_Z["frame"] = axes_Z33.transpose(0, 2, 1) * half_Z3[:, None, :]
   solids_Z["inverse"] = axes_Z33 / half_Z3[:, :, None]
@@ -92,7 +90,7 @@ def pack_objects(objects: tuple[SceneObject, ...]) -> np.ndarray:
 
 
 def pack_camera(camera: Camera, scale: float = 1.0) -> raycast.Pinhole:
-  """The camera for the kernels; `scale` > 1 adds canvas around the picture, same pixels inside."""
+  """The camera for the kernels; `scale` > 1 enlarges the canvas around the same image."""
   width_px, height_px = round(camera.width_px * scale), round(camera.height_px * scale)
   pixel = 1.0 / focal_px(camera)
   right_3, down_3, forward_3 = np.asarray(camera.rotation_33, np.float64)
@@ -123,17 +121,17 @@ def pack_room(scene: Scene) -> raycast.Room:
   return raycast.Room(wall_Z5, (low_x, low_y), (high_x, high_y), float(scene.height_m))
 
 
-def _plain(thing: SceneObject) -> tuple[Part]:
-  """One box in a soft colour that belongs to the category."""
-  code = zlib.crc32(thing.category.encode())
+def _plain_box(obj: SceneObject) -> tuple[Part]:
+  """One box; the category determines its colour."""
+  code = zlib.crc32(obj.category.encode())
   rgb = colorsys.hls_to_rgb(code % 360 / 360, 0.5 + code // 360 % 5 * 0.05, 0.45)
   red, green, blue = (round(255 * value) for value in rgb)
-  w, d, h = (max(float(size) / 2, 1e-3) for size in thing.size_3)
+  w, d, h = (max(float(size) / 2, 1e-3) for size in obj.size_3)
   return (Part("box", (0.0, 0.0, 0.0), (w, d, h), (red, green, blue)),)
 
 
 def _lamp(scene: Scene) -> shading.Light:
-  """Above the middle of the room and above its highest object, a little off to one side."""
+  """A lamp near the middle of the room, above its highest object."""
   low_2, high_2 = scene.polygon_Z2.min(axis=0), scene.polygon_Z2.max(axis=0)
   x, y = low_2 + (high_2 - low_2) * np.array([0.42, 0.58])
   tops = [
@@ -144,7 +142,7 @@ def _lamp(scene: Scene) -> shading.Light:
 
 
 def _style(scene_id: str) -> shading.Style:
-  """Floor and walls, chosen by the name of the scene."""
+  """Floor and walls, chosen by a checksum of the scene id."""
   code = zlib.crc32(scene_id.encode())
   floor, tile_m, staggered, contrast, joint = _FLOORS[code % len(_FLOORS)]
   wall = _WALLS[code // len(_FLOORS) % len(_WALLS)]
@@ -161,11 +159,11 @@ def _style(scene_id: str) -> shading.Style:
 
 
 def _vector(values_3: np.ndarray) -> raycast.Vector:
-  """Three plain floats: tuples reach the kernels as scalars, arrays would be counted references."""
+  """Three plain floats: numba passes tuples as scalars and counts references to arrays."""
   x, y, z = np.asarray(values_3, np.float64).tolist()
   return x, y, z
 
 
 def _linear(colour: np.ndarray | tuple[int, int, int]) -> np.ndarray:
-  """8-bit display colour -> linear light, the inverse of the picture's square root."""
+  """8-bit display colour -> linear light, the inverse of the display encoding of `shade`."""
   return (np.asarray(colour, np.float64) / 255) ** 2

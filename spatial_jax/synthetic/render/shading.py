@@ -1,8 +1,8 @@
-"""Numba kernels that turn surfaces and depths into a picture: soft shadows, then colour.
+"""Numba kernels that turn surfaces and depths into an image: soft shadows, then colour.
 
-The lamp is a square of 4x4 points. Each pixel asks for one of them, neighbours for different ones,
-and the answers are averaged over the block: a soft shadow for one shadow ray per pixel (interleaved
-sampling, Keller and Heidrich 2001). Pixels at the rim of a surface are sampled 2x2.
+The lamp is a square of 4x4 points. Each pixel casts one shadow ray to one of them, neighbours to
+different points, and the results are averaged over the block: a soft shadow for one ray per pixel
+(interleaved sampling, Keller and Heidrich 2001). Pixels at an edge of a surface are sampled 2x2.
 """
 
 import math
@@ -28,12 +28,12 @@ from spatial_jax.synthetic.render.raycast import (
   normal,
 )
 
-_CELLS = 32  # the floor seen from the lamp is cut into _CELLS^2 lists of casters
+_CELLS = 32  # the floor has _CELLS^2 cells, each with a list of shadow casters
 _LAMP_GRID = 4
 _SKIRTING_M = 0.07
 _STRIPE_M = 0.3
 _AMBIENT, _CEILING_AMBIENT, _KEY, _FILL = 0.46, 0.86, 0.62, 0.12
-_CORNER_M, _GROUND_M = 0.35, 0.22  # how far the dusk of corners and of the floor reaches
+_CORNER_M, _GROUND_M = 0.35, 0.22  # reach of the ambient occlusion of corners and of the floor
 
 
 class Light(NamedTuple):
@@ -44,13 +44,13 @@ class Light(NamedTuple):
 
 
 class Style(NamedTuple):
-  """How the room itself looks; colours are linear light in [0, 1].
+  """Colours and floor pattern of the room; colours are linear light in [0, 1].
 
   Attributes:
     floor, wall, ceiling, skirting: colours.
     tile_m: length and width of planks or tiles.
-    staggered: 1 when each row of planks begins elsewhere, else 0.
-    contrast: how much planks differ in tone, in [0, 1].
+    staggered: 1 if rows of planks are shifted against each other, else 0.
+    contrast: difference in brightness between planks, in [0, 1].
     joint: brightness of the joints relative to the floor.
   """
 
@@ -66,7 +66,7 @@ class Style(NamedTuple):
 
 @inlined
 def _cell(low, high, place):
-  """The cell of one coordinate of the floor; what lies outside belongs to the border cells."""
+  """The cell of one coordinate of the floor, clipped to the border cells."""
   return int(min(max((place - low) / (high - low), 0.0), 0.999999) * _CELLS)
 
 
@@ -83,7 +83,7 @@ def _caster_cells(solids_Z, light, room):
       scale = lz / (lz - pz)
       x, y = lx + (px - lx) * scale, ly + (py - ly) * scale
       x0, x1, y0, y1 = min(x0, x), max(x1, x), min(y0, y), max(y1, y)
-      margin = max(margin, light.half_m * (scale - 1.0))  # the lamp, seen through the corner
+      margin = max(margin, light.half_m * (scale - 1.0))  # projection of half the lamp
     cell_Z4[z, 0], cell_Z4[z, 1] = (
       _cell(low_x, high_x, x0 - margin),
       _cell(low_x, high_x, x1 + margin),
@@ -97,7 +97,7 @@ def _caster_cells(solids_Z, light, room):
 
 @kernel
 def _caster_lists(solids_Z, light, room):
-  """For each cell of the floor the solids that can stand between it and the lamp.
+  """For each cell of the floor the solids that can be between the cell and the lamp.
 
   Returns:
     first int32 [cells + 1] and caster int32: cell c has caster[first[c] : first[c + 1]].
@@ -121,7 +121,7 @@ def _caster_lists(solids_Z, light, room):
 
 @inlined
 def _is_free(solids_Z, caster, start, stop, x, y, z, lx, ly, lz):
-  """Whether nothing of caster[start:stop] stands between (x, y, z) and (lx, ly, lz)."""
+  """Whether no solid of caster[start:stop] is between (x, y, z) and (lx, ly, lz)."""
   free = True
   for i in range(start, stop):
     solid = solids_Z[caster[i]]
@@ -136,11 +136,11 @@ def _is_free(solids_Z, caster, start, stop, x, y, z, lx, ly, lz):
 
 
 @kernel
-def _ask_lamp(solids_Z, room, camera, light, depth, surface):
-  """1 where the pixel's own point of the lamp is seen, 0 where hidden, -1 where it faces away."""
+def _cast_shadow_rays(solids_Z, room, camera, light, depth, surface):
+  """Per pixel: 1 if its point of the lamp is visible, 0 if hidden, -1 if the pixel faces away."""
   first, caster = _caster_lists(solids_Z, light, room)
   lx, ly, lz = light.position
-  seen = np.full(depth.shape, -1.0, np.float32)
+  lit = np.full(depth.shape, -1.0, np.float32)
   for y in range(depth.shape[0]):
     for x in range(depth.shape[1]):
       if surface[y, x] == NOTHING or surface[y, x] == CEILING:
@@ -156,8 +156,8 @@ def _ask_lamp(solids_Z, room, camera, light, depth, surface):
       sx = lx + light.half_m * ((x % _LAMP_GRID + 0.5) * (2.0 / _LAMP_GRID) - 1.0)
       sy = ly + light.half_m * ((y % _LAMP_GRID + 0.5) * (2.0 / _LAMP_GRID) - 1.0)
       free = _is_free(solids_Z, caster, first[cell], first[cell + 1], px, py, pz, sx, sy, lz)
-      seen[y, x] = 1.0 if free else 0.0
-  return seen
+      lit[y, x] = 1.0 if free else 0.0
+  return lit
 
 
 @kernel
@@ -169,44 +169,44 @@ def shadow(
   depth: np.ndarray,
   surface: np.ndarray,
 ) -> np.ndarray:
-  """Share of the lamp that each pixel sees, float32 [height, width]: [0, 1], -1 facing away."""
-  seen = _ask_lamp(solids_Z, room, camera, light, depth, surface)
-  return _spread(_spread(seen, surface, 0, 1), surface, 1, 0)
+  """Visible share of the lamp per pixel, float32 [height, width]: [0, 1], -1 if facing away."""
+  lit = _cast_shadow_rays(solids_Z, room, camera, light, depth, surface)
+  return _blur(_blur(lit, surface, 0, 1), surface, 1, 0)
 
 
 @kernel
-def _spread(seen, surface, step_y, step_x):
+def _blur(lit, surface, step_y, step_x):
   """Averages along one direction within a surface; the weights sum over a whole block of the lamp.
 
-  1 2 2 2 1    = 4 equal ones (a block) smoothed by 2
+  1 2 2 2 1    = 4 equal weights (a block) smoothed by 2
   """
-  height, width = seen.shape
-  spread = seen.copy()
+  height, width = lit.shape
+  blurred = lit.copy()
   for y in range(height):
     for x in range(width):
-      if seen[y, x] < 0.0:
+      if lit[y, x] < 0.0:
         continue
       here, total, weights = surface[y, x], 0.0, 0.0
       for k in range(-2, 3):
         v, u = y + k * step_y, x + k * step_x
-        if 0 <= v < height and 0 <= u < width and surface[v, u] == here and seen[v, u] >= 0.0:
+        if 0 <= v < height and 0 <= u < width and surface[v, u] == here and lit[v, u] >= 0.0:
           weight = 2.0 if -2 < k < 2 else 1.0
-          total += weight * seen[v, u]
+          total += weight * lit[v, u]
           weights += weight
-      spread[y, x] = total / weights
-  return spread
+      blurred[y, x] = total / weights
+  return blurred
 
 
 @inlined
 def _point(camera, t, x, y):
-  """World point at depth t behind pixel (x, y)."""
+  """World point at depth t on the ray of pixel (x, y)."""
   dx, dy, dz = direction(camera, x, y)
   return camera.position[0] + t * dx, camera.position[1] + t * dy, camera.position[2] + t * dz
 
 
 @inlined
 def _hash(a, b):
-  """A number in [0, 1) from two integers, the same everywhere."""
+  """A number in [0, 1) from two integers, the same on every machine."""
   h = ((a * 0x9E3779B1) ^ (b * 0x85EBCA77)) & 0xFFFFFFFF
   h = ((h ^ (h >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
   return ((h ^ (h >> 12)) & 0xFFFF) / 65536.0
@@ -214,7 +214,7 @@ def _hash(a, b):
 
 @inlined
 def _floor_tone(style, x, y, footprint_m):
-  """Relative brightness of planks or tiles and their joints; what is below a pixel fades out."""
+  """Relative brightness of planks or tiles and joints; details below a pixel fade out."""
   length, width = style.tile_m
   row = math.floor(y / width)
   shift = _hash(row, 7) * style.staggered
@@ -229,7 +229,7 @@ def _floor_tone(style, x, y, footprint_m):
 
 @inlined
 def _corner_shade(room, x, y):
-  """Ambient light left beside walls: 1 in the open, lower in a corner."""
+  """Share of the ambient light beside walls: 1 far from walls, lower in a corner."""
   nearest2 = math.inf
   for wall in range(room.wall_Z5.shape[0]):
     dx, dy = x - room.wall_Z5[wall, 0], y - room.wall_Z5[wall, 1]
@@ -238,23 +238,23 @@ def _corner_shade(room, x, y):
     if off > 1e-4:  # in front of the wall, not on it
       beyond = max(-place, place - room.wall_Z5[wall, 4], 0.0)
       nearest2 = min(nearest2, off * off + beyond * beyond)
-  return _dusk(nearest2, _CORNER_M)
+  return _occlusion(nearest2, _CORNER_M)
 
 
 @inlined
-def _dusk(distance2, reach_m):
-  """Ambient light left at a (squared) distance from something large."""
+def _occlusion(distance2, reach_m):
+  """Share of the ambient light at a (squared) distance from a large surface."""
   return 1.0 - 0.3 * reach_m * reach_m / (reach_m * reach_m + distance2)
 
 
 @inlined
 def _albedo(solids_Z, room, style, surface, x, y, z, footprint_m):
-  """Colour of a surface point and the ambient light that reaches it: r, g, b, ambient."""
+  """Colour of a surface point and its share of the ambient light: r, g, b, ambient."""
   tone = 1.0
   if surface >= 0:
     colour = solids_Z[surface].colour
     r, g, b = colour[0], colour[1], colour[2]
-    ambient = _dusk(max(z, 0.0) ** 2, _GROUND_M)
+    ambient = _occlusion(max(z, 0.0) ** 2, _GROUND_M)
   else:
     ambient = _corner_shade(room, x, y)
     if surface == FLOOR:
@@ -270,13 +270,13 @@ def _albedo(solids_Z, room, style, surface, x, y, z, footprint_m):
       place += (y - room.wall_Z5[wall, 1]) * room.wall_Z5[wall, 3]
       tone = 1.0 - 0.035 * (int(place / _STRIPE_M) & 1)
       r, g, b = style.wall
-      ambient *= _dusk(z * z, _GROUND_M) * _dusk((room.height_m - z) ** 2, _GROUND_M)
+      ambient *= _occlusion(z * z, _GROUND_M) * _occlusion((room.height_m - z) ** 2, _GROUND_M)
   return r * tone, g * tone, b * tone, ambient
 
 
 @inlined
 def _colour(solids_Z, room, camera, light, style, surface, depth, lit, x, y):
-  """Linear light from a surface through (x, y): Lambert under the lamp, sky, and a faint fill."""
+  """Linear light of a surface at (x, y): Lambert under the lamp, ambient light, a faint fill."""
   dx, dy, dz = direction(camera, x, y)
   px = camera.position[0] + depth * dx
   py = camera.position[1] + depth * dy
@@ -296,7 +296,7 @@ def _colour(solids_Z, room, camera, light, style, surface, depth, lit, x, y):
 
 
 @inlined
-def _is_rim(surface, y, x):
+def _is_edge(surface, y, x):
   """Whether a direct neighbour shows another surface."""
   here = surface[y, x]
   return (
@@ -309,23 +309,23 @@ def _is_rim(surface, y, x):
 
 @kernel
 def _sample(solids_Z, room, camera, basis_Z12, surface, lit, x, y, sx, sy):
-  """What (sx, sy) inside pixel (x, y) sees, looking only for what the 3x3 pixels around see."""
+  """Depth, surface and visible lamp share at (sx, sy); tests the surfaces of 3x3 pixels only."""
   dx, dy, dz = direction(camera, sx, sy)
-  best, seen = hit_room(room, camera.position, dx, dy, dz)
+  best, nearest = hit_room(room, camera.position, dx, dy, dz)
   for v in range(max(y - 1, 0), min(y + 2, surface.shape[0])):
     for u in range(max(x - 1, 0), min(x + 2, surface.shape[1])):
       other = surface[v, u]
-      if other >= 0 and other != seen:
+      if other >= 0 and other != nearest:
         t = hit_pixel(solids_Z[other].form, basis_Z12, other, sx, sy)
         if t < best:
-          best, seen = t, other
+          best, nearest = t, other
   share = lit[y, x]
-  if seen != surface[y, x]:
+  if nearest != surface[y, x]:
     for v in range(max(y - 1, 0), min(y + 2, surface.shape[0])):
       for u in range(max(x - 1, 0), min(x + 2, surface.shape[1])):
-        if surface[v, u] == seen:
+        if surface[v, u] == nearest:
           share = lit[v, u]
-  return best, seen, share
+  return best, nearest, share
 
 
 @kernel
@@ -340,21 +340,21 @@ def shade(
   surface: np.ndarray,
   lit: np.ndarray,
 ) -> np.ndarray:
-  """The picture, uint8 [height, width, 3], display encoding = square root of linear light."""
+  """The image, uint8 [height, width, 3], display encoding = square root of linear light."""
   image = np.zeros((depth.shape[0], depth.shape[1], 3), np.uint8)
   for y in range(depth.shape[0]):
     for x in range(depth.shape[1]):
       r, g, b = 0.0, 0.0, 0.0
-      rim = _is_rim(surface, y, x)
-      weight = 0.25 if rim else 1.0
-      for corner in range(4 if rim else 1):
+      edge = _is_edge(surface, y, x)
+      weight = 0.25 if edge else 1.0
+      for corner in range(4 if edge else 1):
         sx, sy = float(x), float(y)
-        t, seen, share = depth[y, x], surface[y, x], lit[y, x]
-        if rim:
+        t, nearest, share = depth[y, x], surface[y, x], lit[y, x]
+        if edge:
           sx, sy = x - 0.25 + 0.5 * (corner & 1), y - 0.25 + 0.25 * (corner & 2)
-          t, seen, share = _sample(solids_Z, room, camera, basis_Z12, surface, lit, x, y, sx, sy)
-        if seen != NOTHING:
-          cr, cg, cb = _colour(solids_Z, room, camera, light, style, seen, t, share, sx, sy)
+          t, nearest, share = _sample(solids_Z, room, camera, basis_Z12, surface, lit, x, y, sx, sy)
+        if nearest != NOTHING:
+          cr, cg, cb = _colour(solids_Z, room, camera, light, style, nearest, t, share, sx, sy)
           r, g, b = r + weight * cr, g + weight * cg, b + weight * cb
       image[y, x, 0] = int(255.0 * math.sqrt(min(r, 1.0)) + 0.5)
       image[y, x, 1] = int(255.0 * math.sqrt(min(g, 1.0)) + 0.5)

@@ -1,0 +1,83 @@
+"""The README.md of an exported policy: what it was trained from, how, and with what result."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spatial_jax.evaluate.results import ResultTable, headline
+
+_TEMPLATE = """---
+library_name: transformers
+pipeline_tag: image-text-to-text
+---
+
+# Policy trained with spatial_jax
+
+A {family} model, trained with reinforcement learning to answer questions about space. It loads in
+transformers (`AutoModelForImageTextToText`). The license of the base policy applies.
+
+| | |
+| --- | --- |
+{facts}
+
+## Held-out evaluation
+
+{results}
+"""
+
+
+def model_card(
+  config: Mapping[str, Any],
+  step: int,
+  family: str,
+  parameters: int,
+  results: ResultTable | None,
+  command: str,
+) -> str:
+  """Writes the model card of a run.
+
+  Args:
+    config: resolved config of the run.
+    step: number of updates of the exported checkpoint.
+    family: model_type of the policy.
+    parameters: number of parameters.
+    results: evaluation of this checkpoint; None if there is none.
+    command: command line that wrote the folder.
+
+  Returns:
+    Markdown.
+  """
+  stages = ", ".join(config.get("stages", ())) or "unknown"
+  facts = {
+    "base policy": config.get("init", "unknown"),
+    "stages": stages,
+    "steps": step,
+    "seed": config.get("seed", "unknown"),
+    "parameters": f"{parameters:,}",
+    "config": "every key is in `training_config.json`",
+    "written by": f"`{command}`",
+  }
+  return _TEMPLATE.format(
+    family=family,
+    facts="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
+    results=_results(results) if results else "This checkpoint was not evaluated.",
+  )
+
+
+def _results(results: ResultTable) -> str:
+  """The headline and the mean score of each column."""
+  count = sum(row.n for row in results.rows)
+  rows: Sequence[str] = [
+    f"| {column.label} | {cell.mean:.3f} | {cell.low:.3f} to {cell.high:.3f} |"
+    for column in results.columns
+    if (cell := results.overall.get(column.key))
+  ]
+  return "\n".join(
+    [
+      f"Mean score on {count} held-out questions. {headline(results) or ''}".strip(),
+      "",
+      "| | score | 95 % interval |",
+      "| --- | --- | --- |",
+      *rows,
+      *(["", *results.notes] if results.notes else []),
+    ]
+  )
