@@ -1,10 +1,10 @@
-"""What the device does while rollouts run, by the profiler's trace, and how long it does nothing.
+"""Device programs during rollouts, from the trace of the profiler, and the idle time between them.
 
     python -m benchmarks.profile [--shape=nano] --case=drawing [--after=5] [--seconds=10]
 
-A few seconds out of the middle of a call of `benchmarks.rollout`, after one that compiles: the
-share in which no program runs, beside what the run's own timeline says of the whole call, and the
-operations that take longest. On a CPU their seconds are those of threads.
+Traces a few seconds of a call of `benchmarks.rollout`, after a call that compiles. Prints the
+fraction of the time in which no program runs, the same fraction of the whole call from the run's
+own timeline, and the operations that take longest. On a CPU their seconds are those of threads.
 """
 
 import collections
@@ -29,12 +29,12 @@ from spatial_jax.rollout.profiling import Timeline
 
 AFTER = flags.DEFINE_float("after", 5.0, "seconds of the call before the trace", lower_bound=0.0)
 SECONDS = flags.DEFINE_float("seconds", 10.0, "of the trace", lower_bound=0.1)
-SHOWN = 12  # kinds of operations
-RUNNING = "ThunkExecutor::Execute"  # what runs a CPU's operations, also between two of them
+SHOWN = 12  # kinds of operations in the table
+RUNNING = "ThunkExecutor::Execute"  # on a CPU this event covers all operations of a program
 
 
 class Event(NamedTuple):
-  """An operation of the device, or what runs them; nanoseconds."""
+  """An event in which the device is busy, nanoseconds."""
 
   name: str
   start_ns: float
@@ -42,16 +42,16 @@ class Event(NamedTuple):
 
 
 def trace(folder: pathlib.Path) -> None:
-  """Sleeps until it is time, and while the trace is taken."""
+  """Waits for `--after` seconds, then traces for `--seconds`."""
   options = jax.profiler.ProfileOptions()
-  options.python_tracer_level = 0  # it would slow the host down, which is what is measured
+  options.python_tracer_level = 0  # the Python tracer would slow down the host
   time.sleep(AFTER.value)
   with jax.profiler.trace(str(folder), profiler_options=options):
     time.sleep(SECONDS.value)
 
 
 def read(folder: pathlib.Path) -> list[Event]:
-  """All events of a trace that say that the device was busy."""
+  """Returns the events of a trace in which the device is busy."""
   return [
     Event(event.name, event.start_ns, event.end_ns)
     for path in folder.rglob("*.xplane.pb")
@@ -63,7 +63,7 @@ def read(folder: pathlib.Path) -> list[Event]:
 
 
 def idle_share(events: Sequence[Event], seconds: float) -> float:
-  """Share of so many seconds, from the first event on, in which there is none."""
+  """Returns the fraction of `seconds`, from the first event on, without an event."""
   free_ns = min(event.start_ns for event in events)
   end_ns, idle_ns = free_ns + 1e9 * seconds, 0.0
   for _, start, end in sorted(events, key=lambda event: event.start_ns):
@@ -73,7 +73,7 @@ def idle_share(events: Sequence[Event], seconds: float) -> float:
 
 
 def longest(events: Sequence[Event]) -> Table:
-  """Kinds of operations, those that took longest first."""
+  """Returns a table of the kinds of operations, the longest first."""
   seconds, count = collections.Counter[str](), collections.Counter[str]()
   for name, start, end in events:
     kind = re.sub(r"[.\d]+$", "", name)

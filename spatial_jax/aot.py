@@ -275,6 +275,7 @@ def main(arguments: Sequence[str]) -> None:
   """Compiles and exits with the code of `run`."""
   no_arguments(arguments)
   jax.config.update("jax_platforms", "cpu")  # the host traces; nothing runs
+  assert TOPOLOGY.value is not None  # the flag is required
   sys.exit(run(CONFIG.value, TOPOLOGY.value))
 
 

@@ -318,7 +318,7 @@ def test_message_of_a_wrong_value_has_the_full_config_key(key, value):
     section = section[parent]
   with section.unlocked():
     section[name] = value
-  with pytest.raises(ConfigError, match=rf"^config\.rollout\.{key} is .* and must "):
+  with pytest.raises(ConfigError, match=rf"^config\.rollout\.{key} .*must "):
     build(RolloutConfig, settings_of_run, "config.rollout")
 
 
