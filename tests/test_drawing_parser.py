@@ -1,21 +1,22 @@
-"""The drawing notation: a corpus of 200 turns, error codes, any text at all, and the way back."""
+"""The drawing notation: a corpus of 200 turns, error codes, arbitrary text, and writing turns."""
 
+import dataclasses
 import json
 import math
 import pathlib
-import time
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from spatial_jax.config import ConfigError
 from spatial_jax.drawing.lenient_json import read_items
 from spatial_jax.drawing.parser import Coordinates, Limits, parse, write_answer, write_turn
 from spatial_jax.types import Operation
 
 CORPUS = json.loads((pathlib.Path(__file__).parent / "golden/drawing_corpus.json").read_text())
 LIMITS = Limits(blocks=4, block_chars=2000, depth=6, operations=8, label_chars=32, digits=6)
-SEEN = Coordinates("pixels", ((616, 336), (448, 448)))
+PIXELS = Coordinates("pixels", ((616, 336), (448, 448)))
 PER_MILLE = Coordinates("per_mille", ((616, 336), (448, 448), (168, 170)))
 CODES = {
   "bad_json", "too_deep", "block_too_long", "too_many_blocks", "too_many_operations",
@@ -30,18 +31,18 @@ def _fenced(block: str) -> str:
 
 
 def _codes(block: str) -> list[str]:
-  return [error.code for error in parse(_fenced(block), SEEN, LIMITS).errors]
+  return [error.code for error in parse(_fenced(block), PIXELS, LIMITS).errors]
 
 
-# --- what must be read -------------------------------------------------------------------------
+# --- valid turns and obvious mistakes ------------------------------------------------------------
 
 
-def test_corpus_has_200_cases():
+def test_the_corpus_has_200_cases():
   assert len(CORPUS) == 200
 
 
 @pytest.mark.parametrize("case", CORPUS, ids=lambda case: case["name"])
-def test_corpus_gives_exactly_the_stated_operations(case):
+def test_a_turn_of_the_corpus_gives_its_operations(case):
   coordinates = Coordinates(case["unit"], tuple(map(tuple, case["sizes"])))
   parsed = parse(case["text"], coordinates, LIMITS)
   expected = tuple(
@@ -52,8 +53,8 @@ def test_corpus_gives_exactly_the_stated_operations(case):
   assert parsed.errors == ()
 
 
-def test_published_trace():
-  """Three turns in the grammar of the paper: two drawings with one label moved, then the answer."""
+def test_turns_in_the_published_notation_are_read():
+  """Three turns: two drawings with one label that moves, then the answer."""
   box = '{"index": 3, "bbox_2d": [120, 80, %d, %d], "label": "table"}'
   turns = [
     "<think> The table is visible in frame 3. I mark it. </think> Action: Object Mapper\n"
@@ -72,42 +73,7 @@ def test_published_trace():
   assert second.points_4 == (120, 80, 342, 214)
 
 
-@pytest.mark.parametrize(
-  ("text", "well_formed"),
-  [
-    ("<think> a </think> Action: Answer\n<answer> 4 </answer>", True),
-    ("<think></think>Action:", True),
-    ("<think>a\nb</think>\n\nAction: Path Tracer\n```json\n[]\n```\n", True),
-    ("<think> a </think> b Action: Answer", False),
-    ("<think> a Action: Answer", False),
-    (" <think> a </think> Action: Answer", False),
-    ("<answer> 4 </answer>", False),
-    ("", False),
-  ],
-)
-def test_well_formed_is_the_published_grammar(text, well_formed):
-  assert parse(text, SEEN, LIMITS).well_formed == well_formed
-
-
-@pytest.mark.parametrize(
-  ("text", "answer"),
-  [
-    ("<answer> 4 </answer>", "4"),
-    ("<answer></answer>", ""),
-    ("<answer>a</answer><answer>b</answer>", "a"),
-    ("</answer><answer>b\nc</answer>", "b\nc"),
-    ("<answer> 4", None),
-    ("</answer> 4 <answer>", None),
-    ("4", None),
-  ],
-)
-def test_answer_text(text, answer):
-  parsed = parse(text, SEEN, LIMITS)
-  assert parsed.answer_text == answer
-  assert parsed.has_answer == (answer is not None)
-
-
-# --- what must be rejected, and why ------------------------------------------------------------
+# --- errors ------------------------------------------------------------------------------------
 
 ITEM = '{"index": 1, "bbox_2d": [1, 2, 3, 4], "label": "a"}'
 
@@ -183,34 +149,34 @@ def _with(**changes: str) -> str:
     (_with(label='"' + "a" * 33 + '"'), "label_too_long"),
   ],
 )
-def test_one_error_each(block, code):
-  parsed = parse(_fenced(block), SEEN, LIMITS)
+def test_a_wrong_block_or_item_gives_its_error_code(block, code):
+  parsed = parse(_fenced(block), PIXELS, LIMITS)
   assert [error.code for error in parsed.errors] == [code]
   assert parsed.operations == ()
   assert code in CODES
 
 
-def test_good_items_of_a_block_survive_bad_ones():
-  parsed = parse(_fenced(f"[7, {ITEM}, {{}}, {ITEM}]"), SEEN, LIMITS)
+def test_valid_items_of_a_block_are_read_beside_wrong_ones():
+  parsed = parse(_fenced(f"[7, {ITEM}, {{}}, {ITEM}]"), PIXELS, LIMITS)
   assert len(parsed.operations) == 2
   assert [error.code for error in parsed.errors] == ["not_an_object", "unknown_item"]
 
 
-def test_limits_cut_and_say_so():
+def test_text_over_a_limit_is_cut_with_an_error():
   assert _codes("[" + ",".join([ITEM] * 9) + "]") == ["too_many_operations"]
-  assert len(parse(_fenced("[" + ",".join([ITEM] * 9) + "]"), SEEN, LIMITS).operations) == 8
-  many = parse("\n".join([_fenced(f"[{ITEM}]")] * 5), SEEN, LIMITS)
+  assert len(parse(_fenced("[" + ",".join([ITEM] * 9) + "]"), PIXELS, LIMITS).operations) == 8
+  many = parse("\n".join([_fenced(f"[{ITEM}]")] * 5), PIXELS, LIMITS)
   assert len(many.operations) == 4
   assert [error.code for error in many.errors] == ["too_many_blocks"]
 
 
-def test_lone_surrogate_never_reaches_a_label():
-  parsed = parse(_fenced(_with(label='"a\\ud800b"')), SEEN, LIMITS)
+def test_a_label_has_no_lone_surrogate():
+  parsed = parse(_fenced(_with(label='"a\\ud800b"')), PIXELS, LIMITS)
   assert parsed.operations[0].label == "a\ufffdb"
   parsed.operations[0].label.encode()
 
 
-# --- any text ----------------------------------------------------------------------------------
+# --- arbitrary text ----------------------------------------------------------------------------
 
 PIECES = st.sampled_from(
   ["```json\n", "```", "\n", "[", "]", "{", "}", "(", ")", ",", ":", '"', "'", "\\", "\\u",
@@ -232,15 +198,15 @@ TEXTS = st.one_of(
 @example(_fenced("[}"))
 @example(_fenced('[["a": 1]]'))
 @example(_fenced("{]" * 100))
-def test_any_text_is_read_without_raising_within_limits(text):
-  parsed = parse(text, SEEN, LIMITS)
-  assert parsed == parse(text, SEEN, LIMITS)
+def test_any_text_is_read_within_the_limits(text):
+  parsed = parse(text, PIXELS, LIMITS)
+  assert parsed == parse(text, PIXELS, LIMITS)
   assert len(parsed.operations) <= LIMITS.operations
   assert len(parsed.errors) <= LIMITS.operations + LIMITS.blocks + 2
   assert {error.code for error in parsed.errors} <= CODES
   assert all(len(error.detail) < 200 for error in parsed.errors)
   for operation in parsed.operations:
-    (x1, y1, x2, y2), (width, height) = operation.points_4, SEEN.sizes[operation.image - 1]
+    (x1, y1, x2, y2), (width, height) = operation.points_4, PIXELS.sizes[operation.image - 1]
     assert 0 <= min(x1, x2) <= max(x1, x2) <= width
     assert 0 <= min(y1, y2) <= max(y1, y2) <= height
     assert len(operation.label) <= LIMITS.label_chars
@@ -268,9 +234,9 @@ FIELDS = st.fixed_dictionaries(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(FIELDS | VALUES, max_size=10))
-def test_items_of_any_shape_give_an_operation_or_an_error_each(items):
+def test_each_item_gives_one_operation_or_one_error(items):
   block = json.dumps(items)
-  parsed = parse(_fenced(block), SEEN, LIMITS)
+  parsed = parse(_fenced(block), PIXELS, LIMITS)
   read = min(len(items), LIMITS.operations)
   codes = [error.code for error in parsed.errors]
   if not {"too_deep", "block_too_long", "bad_json"} & set(codes):
@@ -280,7 +246,7 @@ def test_items_of_any_shape_give_an_operation_or_an_error_each(items):
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(VALUES, max_size=4))
-def test_valid_json_reads_as_json(values):
+def test_valid_json_is_read_as_json(values):
   text = json.dumps(values)
   expected = json.loads(text, parse_int=float)
   assert repr(read_items(text, 100)) == repr(expected)  # repr: NaN differs from itself
@@ -298,14 +264,38 @@ def test_valid_json_reads_as_json(values):
     "<think></think>" + " \n" * 50_000,
   ],
 )
-def test_long_text_takes_linear_time(text):
-  generous = Limits(4, 200_000, 6, 8, 32, 6)
-  start = time.thread_time()
-  parse(text, SEEN, generous)
-  assert time.thread_time() - start < 5.0  # milliseconds; a quadratic reader takes minutes
+def test_long_text_has_no_operations(text):
+  """A reader of quadratic time would run for minutes here."""
+  assert parse(text, PIXELS, Limits(4, 200_000, 6, 8, 32, 6)).operations == ()
 
 
-# --- the way back ------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("blocks", 0), ("block_chars", -1), ("depth", 0), ("depth", 101), ("operations", 2.0),
+    ("label_chars", None), ("digits", 0), ("digits", 16), ("digits", True),
+  ],
+)  # fmt: skip
+def test_limits_out_of_range_are_refused(field, value):
+  with pytest.raises(ConfigError, match=f"^{field} is .* and must be "):
+    dataclasses.replace(LIMITS, **{field: value})
+
+
+def test_the_deepest_allowed_block_is_read():
+  deepest = dataclasses.replace(LIMITS, depth=100)
+  for depth, code in ((100, "not_an_object"), (101, "too_deep")):
+    errors = parse(_fenced("[" * depth + "]" * depth), PIXELS, deepest).errors
+    assert [error.code for error in errors] == [code]
+
+
+def test_limits_are_optional():
+  assert (
+    parse(_fenced(f"[{ITEM}]"), PIXELS).operations
+    == parse(_fenced(f"[{ITEM}]"), PIXELS, LIMITS).operations
+  )
+
+
+# --- writing turns -------------------------------------------------------------------------------
 
 LABEL = st.text(max_size=32).filter(lambda s: s.isprintable() and "```" not in s)
 WORDS = st.text(max_size=50).filter(
@@ -330,10 +320,10 @@ def _written_operations(draw, coordinates: Coordinates):
   return tuple(operations)
 
 
-@pytest.mark.parametrize("coordinates", [SEEN, PER_MILLE], ids=lambda c: c.unit)
+@pytest.mark.parametrize("coordinates", [PIXELS, PER_MILLE], ids=lambda c: c.unit)
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), think=WORDS)
-def test_what_is_written_is_read(coordinates, data, think):
+def test_a_written_drawing_turn_is_read_back(coordinates, data, think):
   operations = data.draw(_written_operations(coordinates))
   parsed = parse(write_turn(think, operations, coordinates), coordinates, LIMITS)
   assert parsed.errors == ()
@@ -344,37 +334,37 @@ def test_what_is_written_is_read(coordinates, data, think):
 
 @settings(max_examples=100, deadline=None)
 @given(think=WORDS, answer=WORDS)
-def test_what_is_answered_is_read(think, answer):
-  parsed = parse(write_answer(think, answer), SEEN, LIMITS)
+def test_a_written_answer_is_read_back(think, answer):
+  parsed = parse(write_answer(think, answer), PIXELS, LIMITS)
   assert parsed.well_formed
   assert parsed.operations == parsed.errors == ()
   assert parsed.answer_text == answer.strip()
 
 
-def test_turn_is_written_as_published():
+def test_turns_are_written_in_the_published_notation():
   operation = Operation("box", 2, (120.2, 80, 299.6, 210), "table")
-  assert write_turn("I mark it.", [operation], SEEN) == (
+  assert write_turn("I mark it.", [operation], PIXELS) == (
     "<think> I mark it. </think> Action: Object Mapper\n"
     '```json\n[{"index": 2, "bbox_2d": [120, 80, 300, 210], "label": "table"}]\n```'
   )
   assert write_answer("Two.", "2") == ("<think> Two. </think> Action: Answer\n<answer> 2 </answer>")
 
 
-def test_unreadable_demonstrations_are_refused():
+def test_a_turn_that_cannot_be_read_back_is_not_written():
   box, line = Operation("box", 1, (1, 2, 3, 4), "a"), Operation("line", 1, (1, 2, 3, 4), "a")
   with pytest.raises(ValueError, match="exactly one tool"):
-    write_turn("", [box, line], SEEN)
+    write_turn("", [box, line], PIXELS)
   with pytest.raises(ValueError, match="exactly one tool"):
-    write_turn("", [], SEEN)
+    write_turn("", [], PIXELS)
   with pytest.raises(ValueError, match="fence"):
-    write_turn("", [Operation("box", 1, (1, 2, 3, 4), "```")], SEEN)
+    write_turn("", [Operation("box", 1, (1, 2, 3, 4), "```")], PIXELS)
   with pytest.raises(ValueError, match="</think>"):
-    write_turn("a </think> b", [box], SEEN)
+    write_turn("a </think> b", [box], PIXELS)
   with pytest.raises(ValueError, match="</answer>"):
     write_answer("", "4 </answer>")
 
 
-def test_per_mille_is_of_each_image():
+def test_per_mille_coordinates_scale_with_the_size_of_each_image():
   points_4 = PER_MILLE.to_pixels((500, 500, 1000, 0), 1)
   assert all(map(math.isclose, points_4, (308, 168, 616, 0)))
   assert PER_MILLE.from_pixels(points_4, 1) == (500, 500, 1000, 0)

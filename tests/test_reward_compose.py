@@ -1,6 +1,10 @@
-"""Format, answer extraction, and the gated composition, from trajectories to Scores."""
+"""The gated composition of reward signals: trajectories to Scores, and rewards of plain texts."""
 
 import dataclasses
+import inspect
+import subprocess
+import sys
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -8,134 +12,29 @@ import numpy as np
 import pytest
 
 from spatial_jax import config
-from spatial_jax.reward.compose import Answer, RewardConfig, score, score_answer
-from spatial_jax.reward.format import final_answer, format_reward
-from spatial_jax.reward.snra import Schedule
-from spatial_jax.types import OperationError, Task, Trajectory, Turn
-
-SCHEDULE = Schedule(kind="sigmoid", k_min=1.0, k_max=100.0, midpoint=0.5, steepness=10.0)
-CFG = RewardConfig(
-  number="sigmoid",
-  choice="smooth",
-  schedule=SCHEDULE,
-  discrete_sharpness=None,
-  strict_mra=False,
-  score_threshold=0.0,
-  format_weight=0.5,
-  gate="format",
+from spatial_jax.errors import DataError
+from spatial_jax.reward import compose
+from spatial_jax.reward.compose import (
+  RewardConfig,
+  reward_of_text,
+  score,
+  score_example,
+  score_examples,
 )
-DISTANCE = Task(
-  task_id="distance",
-  question_type="object_abs_distance",
-  question="What is the distance between the bed and the lamp (in meters)?",
-  options=None,
-  answer="2.0",
-  answer_kind="number",
-  images=(),
-  source="procedural",
-  scene_id="room-0",
-  benchmark=None,
-  boxes=(),
-)
-NEAREST = dataclasses.replace(
-  DISTANCE,
-  task_id="nearest",
-  question_type="object_rel_distance",
-  question="Which object is the closest to the bed?",
-  options=("A. lamp", "B. chair", "C. sofa", "D. ball"),
-  answer="B",
-  answer_kind="choice",
-)
-DRAWS = '<think> Mark it. </think> Action: Object Mapper\n```json\n[{"index": 1}]\n```'
-
-
-def says(text):
-  return f"<think> So. </think> Action: Answer\n<answer> {text} </answer>"
-
-
-def turn(text, executable=True, errors=()):
-  return Turn(0, 0, text, (), tuple(errors), executable, ())
-
-
-def rollout(*turns, task=DISTANCE, end_reason="answer", sample=0):
-  """A trajectory of which only words and flags matter here; a str is a faultless turn."""
-  empty = np.zeros(0, np.int32)
-  return Trajectory(
-    task_id=task.task_id,
-    sample=sample,
-    seed_path=(0, 0, 0, sample),
-    temperature=1.0,
-    forbidden_ids=(),
-    token_ids_T=empty,
-    position_TA=np.zeros((0, 3), np.int32),
-    trained_T=np.zeros(0, bool),
-    logp_T=np.zeros(0, np.float32),
-    policy_step_T=empty,
-    images=(),
-    image_start=(),
-    prompt_length=0,
-    prompt_images=0,
-    turns=tuple(turn(t) if isinstance(t, str) else t for t in turns),
-    end_reason=end_reason,
-  )
+from spatial_jax.reward.example import Example
+from tests.reward_fixtures import CFG, DISTANCE, DRAWING, NEAREST, answering, rollout, turn
 
 
 def scores_of(*rollouts, task=DISTANCE, cfg=CFG, k=1.0):
   """Scores of one group, each [G]."""
   scores = score([list(rollouts)], [task], cfg, k)
-  return type(scores)(*(part[0] for part in scores))
+  return jax.tree.map(lambda part_BG: part_BG[0], scores)
 
 
-# --- format ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-  ("turns", "reward"),
-  [
-    ([says("2")], 1.0),
-    ([DRAWS, says("2")], 1.0),
-    ([DRAWS, DRAWS, says("2")], 1.0),
-    ([turn(DRAWS, executable=False), says("2")], 0.0),
-    ([turn(DRAWS, errors=[OperationError("bad_json", "")]), says("2")], 0.0),
-    ([DRAWS.replace("</think>", ""), says("2")], 0.0),
-    ([DRAWS.replace("Action:", "Do:"), says("2")], 0.0),
-    (["Sure! " + DRAWS, says("2")], 0.0),
-    ([DRAWS, "<answer> 2 </answer>"], 0.0),
-    ([DRAWS, says("2") + says("2")], 0.0),
-    ([DRAWS + "<answer> 2 </answer>", says("2")], 0.0),
-    ([DRAWS + "<answer>", says("2")], 0.0),
-    ([DRAWS, says("2").replace("</answer>", "")], 0.0),
-  ],
-)
-def test_format(turns, reward):
-  assert format_reward(rollout(*turns)) == reward
-
-
-@pytest.mark.parametrize(
-  ("turns", "end_reason", "answer"),
-  [
-    ([DRAWS, says("2.0")], "answer", "2.0"),
-    ([says("a\nb")], "answer", "a\nb"),
-    ([says("2"), says("3")], "answer", "3"),
-    ([says("2") + says("3")], "answer", None),
-    (["</answer> 2 <answer>"], "answer", None),
-    ([DRAWS], "no_action", None),
-    ([says("2")], "token_limit", None),
-    ([says("2")], "fault", None),
-    ([], "fault", None),
-  ],
-)
-def test_final_answer(turns, end_reason, answer):
-  assert final_answer(rollout(*turns, end_reason=end_reason)) == answer
-
-
-# --- composition -------------------------------------------------------------------------------
-
-
-def test_a_wild_guess_with_perfect_drawings_earns_no_format_reward():
-  wild = rollout(DRAWS, DRAWS, says("4.1"))  # 105 % off: MRA 0, SNRA 0.50
-  near = rollout(DRAWS, DRAWS, says("2.1"))
-  ugly = rollout(turn(DRAWS, executable=False), says("4.1"))
+def test_a_wild_guess_with_right_format_has_no_format_reward():
+  wild = rollout(DRAWING, DRAWING, answering("4.1"))  # 105 % off: MRA 0, SNRA 0.50
+  near = rollout(DRAWING, DRAWING, answering("2.1"))
+  ugly = rollout(turn(DRAWING, executable=False), answering("4.1"))
   scores = scores_of(wild, near, ugly)
   np.testing.assert_array_equal(scores.format_BG, [1, 1, 0])
   np.testing.assert_allclose(scores.score_BG, [0, 1, 0])
@@ -146,25 +45,27 @@ def test_a_wild_guess_with_perfect_drawings_earns_no_format_reward():
 
 def test_gate_all_is_the_published_equation():
   cfg = dataclasses.replace(CFG, gate="all", number="mra", strict_mra=True, format_weight=1.0)
-  group = [rollout(DRAWS, says(text)) for text in ("2.0", "1.7", "9")]
-  scores = scores_of(*group, rollout(says("1.7").replace("Action", "")), cfg=cfg)
+  group = [rollout(DRAWING, answering(text)) for text in ("2.0", "1.7", "9")]
+  scores = scores_of(*group, rollout(answering("1.7").replace("Action", "")), cfg=cfg)
   np.testing.assert_allclose(scores.reward_BG, [2.0, 1.7, 0.0, 0.7], atol=1e-6)
 
 
-def test_gate_all_silences_the_smooth_part_too():
-  scores = scores_of(rollout(says("4.1")), cfg=dataclasses.replace(CFG, gate="all"))
+def test_gate_all_also_gates_the_smooth_accuracy():
+  scores = scores_of(rollout(answering("4.1")), cfg=dataclasses.replace(CFG, gate="all"))
   assert scores.reward_BG[0] == scores.accuracy_BG[0] == 0.0
 
 
 def test_the_gate_opens_above_the_threshold():
   cfg = dataclasses.replace(CFG, score_threshold=0.6)
-  scores = scores_of(rollout(says("2.5")), rollout(says("2.38")), cfg=cfg)  # 25 and 19 % off
+  scores = scores_of(
+    rollout(answering("2.5")), rollout(answering("2.38")), cfg=cfg
+  )  # 25 and 19 % off
   np.testing.assert_allclose(scores.score_BG, [0.6, 0.7], atol=1e-6)
   np.testing.assert_allclose(scores.reward_BG - scores.accuracy_BG, [0.0, 0.5], atol=1e-6)
 
 
-def test_at_the_least_sharpness_a_wrong_choice_still_gets_054():
-  right, wrong = rollout(says("B"), task=NEAREST), rollout(says("A"), task=NEAREST)
+def test_at_sharpness_1_a_wrong_choice_is_rewarded_054():
+  right, wrong = rollout(answering("B"), task=NEAREST), rollout(answering("A"), task=NEAREST)
   blunt = scores_of(right, wrong, task=NEAREST, k=1.0)
   np.testing.assert_allclose(blunt.reward_BG, [1.5, 0.5379], atol=1e-4)
   np.testing.assert_array_equal(blunt.score_BG, [1, 0])
@@ -172,12 +73,12 @@ def test_at_the_least_sharpness_a_wrong_choice_still_gets_054():
   np.testing.assert_allclose(sharp.reward_BG, [1.5, 0.0], atol=1e-6)
 
 
-def test_discrete_sharpness_is_for_choices_alone():
+def test_discrete_sharpness_changes_choices_only():
   cfg = dataclasses.replace(CFG, discrete_sharpness=20.0)
-  wrong = rollout(says("A"), task=NEAREST)
+  wrong = rollout(answering("A"), task=NEAREST)
   for k in (1.0, 100.0):
     assert scores_of(wrong, task=NEAREST, cfg=cfg, k=k).reward_BG[0] < 1e-6
-  off = rollout(says("4.0"))
+  off = rollout(answering("4.0"))
   assert scores_of(off, cfg=cfg, k=1.0).reward_BG[0] == pytest.approx(0.5379, abs=1e-4)
 
 
@@ -191,75 +92,77 @@ def test_discrete_sharpness_is_for_choices_alone():
     ("sigmoid", "exact", 0.8756, 0.0),
   ],
 )
-def test_kinds_of_accuracy(number, choice, off, wrong):
+def test_each_kind_of_accuracy_has_its_curve(number, choice, off, wrong):
   cfg = dataclasses.replace(CFG, number=number, choice=choice)
-  assert scores_of(rollout(says("3.0")), cfg=cfg).accuracy_BG[0] == pytest.approx(off, abs=1e-4)
-  scores = scores_of(rollout(says("A"), task=NEAREST), task=NEAREST, cfg=cfg)
+  assert scores_of(rollout(answering("3.0")), cfg=cfg).accuracy_BG[0] == pytest.approx(
+    off, abs=1e-4
+  )
+  scores = scores_of(rollout(answering("A"), task=NEAREST), task=NEAREST, cfg=cfg)
   assert scores.accuracy_BG[0] == pytest.approx(wrong, abs=1e-4)
 
 
 @pytest.mark.parametrize("text", ["", "two or three", "2 or 3", "B", "2 m²", "nan"])
-def test_what_cannot_be_read_earns_nothing_and_is_counted(text):
-  scores = scores_of(rollout(DRAWS, says(text)))
+def test_an_unreadable_answer_has_reward_0_and_is_not_parsed(text):
+  scores = scores_of(rollout(DRAWING, answering(text)))
   assert not scores.parsed_BG[0]
   assert scores.valid_BG[0]
   assert scores.reward_BG[0] == scores.accuracy_BG[0] == scores.score_BG[0] == 0.0
 
 
-def test_an_early_end_earns_nothing_even_where_a_reading_would_be_right():
-  """0 is what an unread answer is filled with, so it must not be taken for a truth of 0."""
+def test_a_rollout_that_ended_early_has_reward_0_even_if_the_truth_is_0():
+  """An unread answer has the value 0, which must not equal a truth of 0."""
   none = dataclasses.replace(DISTANCE, question="How many beds?", answer="0")
-  scores = scores_of(rollout(says("0"), task=none, end_reason="token_limit"), task=none)
+  scores = scores_of(rollout(answering("0"), task=none, end_reason="token_limit"), task=none)
   assert scores.reward_BG[0] == scores.score_BG[0] == 0.0
 
 
-def test_a_fault_is_not_usable():
-  scores = scores_of(rollout(says("2"), end_reason="fault"), rollout(says("2")))
+def test_a_fault_is_not_valid():
+  scores = scores_of(rollout(answering("2"), end_reason="fault"), rollout(answering("2")))
   np.testing.assert_array_equal(scores.valid_BG, [False, True])
   np.testing.assert_array_equal(scores.parsed_BG, [False, True])
   assert scores.reward_BG[0] == 0.0
 
 
-def test_units_are_those_of_the_question():
-  scores = scores_of(*(rollout(says(text)) for text in ("200 cm", "2", "about 2.0 meters.")))
+def test_units_are_converted_to_the_unit_of_the_question():
+  scores = scores_of(*(rollout(answering(text)) for text in ("200 cm", "2", "about 2.0 meters.")))
   np.testing.assert_array_equal(scores.score_BG, [1, 1, 1])
 
 
 def test_numbers_and_choices_share_a_batch():
   groups = [
-    [rollout(says("2")), rollout(says("9"))],
-    [rollout(says("chair"), task=NEAREST), rollout(says("2"), task=NEAREST)],
+    [rollout(answering("2")), rollout(answering("9"))],
+    [rollout(answering("chair"), task=NEAREST), rollout(answering("2"), task=NEAREST)],
   ]
   scores = score(groups, [DISTANCE, NEAREST], CFG, jnp.float32(100.0))
   np.testing.assert_allclose(scores.reward_BG, [[1.5, 0.0], [1.5, 0.0]], atol=1e-6)
   np.testing.assert_array_equal(scores.parsed_BG, [[True, True], [True, False]])
-  for part in scores:
+  for part in jax.tree.leaves(scores):
     assert isinstance(part, np.ndarray)
     assert part.shape == (2, 2)
-  assert {part.dtype for part in scores} == {np.dtype(np.float32), np.dtype(bool)}
+  assert {part.dtype for part in jax.tree.leaves(scores)} == {np.dtype(np.float32), np.dtype(bool)}
 
 
-def test_a_task_without_a_usable_answer_is_named():
+def test_a_task_without_a_readable_truth_is_named():
   for broken in (
     dataclasses.replace(DISTANCE, answer=""),
     dataclasses.replace(NEAREST, answer="E"),
   ):
-    with pytest.raises(ValueError, match=broken.task_id):
-      score([[rollout(says("2"), task=broken)]], [broken], CFG, 1.0)
+    with pytest.raises(DataError, match=f"task {broken.task_id}: "):
+      score([[rollout(answering("2"), task=broken)]], [broken], CFG, 1.0)
   with pytest.raises(ValueError, match="nearest"):
-    score([[rollout(says("2"))]], [NEAREST], CFG, 1.0)
+    score([[rollout(answering("2"))]], [NEAREST], CFG, 1.0)
 
 
-def test_one_answer_traces_and_sharpness_never_recompiles():
+def test_sharpness_never_recompiles():
   traces = []
 
   @jax.jit
   def one(answer, sharpness):
     traces.append(1)
-    return score_answer(answer, sharpness, CFG).reward
+    return score_example(answer, sharpness, CFG).reward
 
   yes = jnp.array(True)
-  answer = Answer(jnp.float32(3.0), jnp.float32(2.0), yes, yes, jnp.float32(1.0), yes)
+  answer = Example(jnp.float32(3.0), jnp.float32(2.0), yes, yes, jnp.float32(1.0), yes)
   assert float(one(answer, jnp.float32(1.0))) > float(one(answer, jnp.float32(50.0)))
   assert len(traces) == 1
 
@@ -269,3 +172,124 @@ def test_built_from_a_config():
   assert config.build(RewardConfig, mapping) == CFG
   with pytest.raises(config.ConfigError, match="gate"):
     config.build(RewardConfig, mapping | {"gate": "none"})
+
+
+def test_components_are_the_signals_before_weights_and_gate():
+  cfg = dataclasses.replace(CFG, gate="all")
+  scores = scores_of(rollout(answering("4.1")), rollout(answering("2.1")), cfg=cfg)
+  assert set(scores.components) == {"accuracy", "score", "format"}
+  assert scores.components["accuracy"][0] > 0 == scores.accuracy_BG[0]
+  np.testing.assert_array_equal(scores.components["format"], [1, 1])
+  np.testing.assert_array_equal(scores.components["format"], scores.format_BG)
+  np.testing.assert_array_equal(scores.components["score"], scores.score_BG)
+
+
+def examples_of(format_BG):
+  """Exact answers with the given format signal."""
+  one_BG = np.ones_like(format_BG)
+  return Example(2 * one_BG, 2 * one_BG, one_BG > 0, one_BG > 0, format_BG, one_BG > 0)
+
+
+@pytest.mark.parametrize("gate", ["format", "all"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_reward_that_is_not_finite_makes_one_rollout_invalid(bad, gate):
+  cfg = dataclasses.replace(CFG, gate=gate)
+  format_BG = np.array([[1, bad, 0], [1, 1, 1]], np.float32)
+  scores = score_examples(examples_of(format_BG), cfg, 10.0)
+  np.testing.assert_array_equal(scores.valid_BG, [[True, False, True], [True, True, True]])
+  assert all(np.isfinite(part).all() for part in jax.tree.leaves(scores))
+  assert scores.reward_BG[0, 1] == scores.accuracy_BG[0, 1] == 0.0
+  finite_BG = np.where(np.isfinite(format_BG), format_BG, 0).astype(np.float32)
+  expected = score_examples(examples_of(finite_BG), cfg, 10.0)
+  np.testing.assert_array_equal(scores.reward_BG[:, [0, 2]], expected.reward_BG[:, [0, 2]])
+
+
+@pytest.mark.parametrize("k", [np.nan, np.inf, 0.0, -1.0])
+def test_a_sharpness_that_is_not_a_positive_number_is_refused(k):
+  with pytest.raises(ValueError, match="sharpness is"):
+    scores_of(rollout(answering("2")), k=k)
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("number", "square"), ("choice", "soft"), ("gate", "none"), ("strict_mra", 1),
+    ("discrete_sharpness", 0.0), ("discrete_sharpness", -1.0), ("discrete_sharpness", np.nan),
+    ("score_threshold", 1.0), ("score_threshold", np.nan), ("score_threshold", None),
+    ("format_weight", -0.1), ("format_weight", np.inf), ("format_weight", np.nan),
+    ("format_weight", "0.2"), ("format_weight", True),
+  ],
+)  # fmt: skip
+def test_a_reward_config_out_of_range_is_refused(field, value):
+  with pytest.raises(config.ConfigError, match=f"^{field} is .* and must be "):
+    dataclasses.replace(CFG, **{field: value})
+
+
+def test_the_full_key_of_a_wrong_reward_value_is_named():
+  mapping = dataclasses.asdict(CFG) | {"format_weight": -1.0}
+  mapping["schedule"] = dict(mapping["schedule"], k_min=-2.0)
+  with pytest.raises(config.ConfigError) as raised:
+    config.build(RewardConfig, mapping, "config.learn.reward")
+  assert "config.learn.reward.schedule.k_min is -2.0 and must be" in str(raised.value)
+
+
+# --- rewards of plain texts ----------------------------------------------------------------------
+
+TEXTS = [
+  answering("2.1"), answering("200 cm"), answering("chair"), answering("(B)"), answering("2 or 3"),
+  answering("5") + " Yes.", "<answer> 2.4 </answer>", "2.0", "", "<think> <answer> 2 </answer>",
+  "<think> 2 </think> Action: Answer <answer> 3 </answer> <answer> 2 m </answer>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("gate", ["format", "all"])
+@pytest.mark.parametrize(
+  ("task", "form"), [(DISTANCE, {"unit": "meters"}), (NEAREST, {"options": NEAREST.options})]
+)
+def test_the_reward_of_a_text_is_the_reward_of_its_rollout(task, form, gate):
+  cfg = dataclasses.replace(CFG, gate=gate)
+  scores = scores_of(*(rollout(text, task=task) for text in TEXTS), task=task, cfg=cfg, k=7.0)
+  for g, text in enumerate(TEXTS):
+    result = reward_of_text(text, task.answer, cfg, 7.0, **form)
+    parts = {"reward": scores.reward_BG, "parsed": scores.parsed_BG, **scores.components}
+    assert result == {name: float(part_G[g]) for name, part_G in parts.items()}
+
+
+def test_the_reward_of_a_text_refuses_wrong_truths_and_units():
+  with pytest.raises(DataError, match="'two and a half' cannot be read as a number"):
+    reward_of_text(answering("2"), "two and a half", CFG, 1.0)
+  with pytest.raises(DataError, match="'E' cannot be read as one of the options"):
+    reward_of_text(answering("A"), "E", CFG, 1.0, options=NEAREST.options)
+  with pytest.raises(ValueError, match="'parsec' is not a unit"):
+    reward_of_text(answering("2"), "2", CFG, 1.0, unit="parsec")
+
+
+def test_a_count_of_a_text_may_have_a_noun():
+  assert reward_of_text(answering("4 chairs"), "4", CFG, 1.0, unit="count")["score"] == 1.0
+
+
+def test_the_example_of_the_documentation_runs():
+  lines = inspect.getdoc(reward_of_text).split("\n\n")[1]
+  assert len(lines.splitlines()) == 6
+  names = {}
+  exec(textwrap.dedent(lines), names)
+  assert names["result"]["score"] == names["result"]["format"] == 1.0
+  assert names["result"]["reward"] == pytest.approx(1.2, abs=0.05)
+
+
+def test_rewards_import_no_model_library():
+  script = "import sys, spatial_jax.reward.compose; print(*sys.modules)"
+  command = [sys.executable, "-c", script]
+  modules = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+  roots = {module.partition(".")[0] for module in modules}
+  assert compose.__name__ in modules
+  assert not roots & {
+    "flax",
+    "optax",
+    "transformers",
+    "tokenizers",
+    "orbax",
+    "PIL",
+    "torch",
+    "rich",
+  }

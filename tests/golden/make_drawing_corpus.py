@@ -1,6 +1,6 @@
-"""Writes `drawing_corpus.json`: 200 turns, valid or with one obvious mending, and what they say.
+"""Writes `drawing_corpus.json`: 200 turns, valid or with one obvious mistake, and their operations.
 
-The operations are stated first and the text is written from them, without the parser:
+The operations come first and the text is written from them, without the parser:
 
     python -m tests.golden.make_drawing_corpus
 """
@@ -19,18 +19,18 @@ Case = dict
 
 
 def main() -> None:
-  cases = [*_valid(56), *_mended(), *_by_hand()]
+  cases = [*_valid(56), *_repaired(), *_by_hand()]
   names = [case["name"] for case in cases]
   assert len(cases) == len(set(names)) == 200, len(cases)
   lines = ",\n".join(json.dumps(case, ensure_ascii=True) for case in cases)
   PATH.write_text(f"[\n{lines}\n]\n")
 
 
-# --- operations, stated ------------------------------------------------------------------------
+# --- operations --------------------------------------------------------------------------------
 
 
 def _items(random_: random.Random, tool: str, count: int) -> list[Item]:
-  """Items as a model writes them, with distinct labels, inside the smallest picture."""
+  """Items as a model writes them, with distinct labels, inside the smallest image."""
   items = []
   for label in random_.sample(LABELS, count):
     x1, x2 = sorted(random_.sample(range(168), 2))
@@ -90,14 +90,14 @@ def _valid(count: int) -> list[Case]:
   return cases
 
 
-# --- one damage each ---------------------------------------------------------------------------
+# --- one mistake each --------------------------------------------------------------------------
 
 
 def _each(items: list[Item], change: Callable[[str], str], separator: str = ", ") -> str:
   return "[" + separator.join(change(json.dumps(item)) for item in items) + "]"
 
 
-def _mended() -> list[Case]:
+def _repaired() -> list[Case]:
   blocks: dict[str, Callable[[list[Item]], str]] = {
     "python quotes": lambda items: repr(items),
     "trailing commas": lambda items: _each(items, lambda s: s.replace("}", ",}"))[:-1] + ",]",
@@ -113,16 +113,18 @@ def _mended() -> list[Case]:
     "hash comments": lambda items: "# my boxes: [1]\n" + _each(items, lambda s: s + " # {\n"),
     "block comments": lambda items: _each(items, lambda s: s.replace("{", "{/* a \n b */ ")),
     "bare keys": lambda items: re.sub(r'"(\w+)":', r"\1:", json.dumps(items)),
-    "no list": lambda items: ", ".join(json.dumps(item) for item in items),
-    "an object a line": lambda items: "\n".join(json.dumps(item) for item in items),
-    "a list a line": lambda items: "\n".join(json.dumps([item]) for item in items),
+    "no brackets": lambda items: ", ".join(json.dumps(item) for item in items),
+    "one object per line": lambda items: "\n".join(json.dumps(item) for item in items),
+    "one list per line": lambda items: "\n".join(json.dumps([item]) for item in items),
     "tuples": lambda items: json.dumps(items).replace("[", "(").replace("]", ")"),
     "curly quotes": lambda items: re.sub(r'"([^"]*)"', "\u201c\\1\u201d", json.dumps(items)),
-    "windows lines": lambda items: json.dumps(items, indent=1).replace("\n", "\r\n"),
+    "windows line ends": lambda items: json.dumps(items, indent=1).replace("\n", "\r\n"),
     "floats": lambda items: re.sub(r"(\d+)([,\]])", r"\1.0\2", json.dumps(items)),
     "exponents": lambda items: _each(items, lambda s: re.sub(r"(\d)([,\]])", r"\1e0\2", s)),
     "extra keys": lambda items: _each(items, lambda s: s[:-1] + ', "sure": True, "z": None}'),
-    "nan beside": lambda items: _each(items, lambda s: '{"score": NaN, "n": [null], ' + s[1:]),
+    "nan in another key": lambda items: _each(
+      items, lambda s: '{"score": NaN, "n": [null], ' + s[1:]
+    ),
   }
   cases = []
   for name, write in blocks.items():
@@ -140,7 +142,7 @@ def _mended() -> list[Case]:
     .replace("Mapper```", "Mapper\n```"),
     "within the reasoning": lambda text: text.replace("</think>", "") + " </think> Action: none",
     "no reasoning": lambda text: text.split("Action: ")[1],
-    "words behind": lambda text: text + "\nI wait for the picture ``` and go on.",
+    "text after the block": lambda text: text + "\nI wait for the image ``` and continue.",
   }  # fmt: skip
   for name, write in fences.items():
     for number, tool in enumerate(("box", "line", "box")):
@@ -153,7 +155,7 @@ def _mended() -> list[Case]:
 
 
 def _by_hand() -> list[Case]:
-  """Text and operations written side by side; images 1-4 are SIZES."""
+  """Text and operations, both written by hand; images 1-4 are SIZES."""
   box = '"index": 1, "bbox_2d": [10, 20, 30, 40]'
   one = ["box", 1, [10, 20, 30, 40], "a"]
   rows = {
@@ -169,11 +171,11 @@ def _by_hand() -> list[Case]:
       '[{"index": 1, "bbox_2d": [10.5, .25, 30.75, 40.], "label": "a"}]',
       [["box", 1, [10.5, 0.25, 30.75, 40], "a"]],
     ),
-    "cut at the border": (
+    "beyond the border": (
       '[{"index": 2, "bbox_2d": [-30, -1, 999, 448.5], "label": "a"}]',
       [["box", 2, [0, 0, 448, 448], "a"]],
     ),
-    "cut at the right": (
+    "beyond the right border": (
       '[{"index": 1, "bbox_2d": [600, 300, 700, 336], "label": "a"}]',
       [["box", 1, [600, 300, 616, 336], "a"]],
     ),
@@ -181,10 +183,10 @@ def _by_hand() -> list[Case]:
       '[{"index": 4, "bbox_2d": [0, 0, 640, 480], "label": "room"}]',
       [["box", 4, [0, 0, 640, 480], "room"]],
     ),
-    "a point of a box": (
+    "a box of one point": (
       '[{"index": 3, "bbox_2d": [7, 7, 7, 7], "label": "dot"}]', [["box", 3, [7, 7, 7, 7], "dot"]],
     ),
-    "a point of a line": (
+    "a line of one point": (
       '[{"index": 3, "start_point_2d": [7, 8], "end_point_2d": [7, 8], "label": "dot"}]',
       [["line", 3, [7, 8, 7, 8], "dot"]],
     ),
@@ -197,7 +199,7 @@ def _by_hand() -> list[Case]:
       '{"index": 2, "start_point_2d": [1, 2], "end_point_2d": [3, 4], "label": "b"}]',
       [one, ["line", 2, [1, 2, 3, 4], "b"]],
     ),
-    "box keys win": (
+    "box and line keys in one item": (
       f'[{{{box}, "start_point_2d": [1, 2], "end_point_2d": [3, 4], "label": "a"}}]', [one],
     ),
     "empty label": (f'[{{{box}, "label": ""}}]', [[*one[:3], ""]]),
@@ -222,7 +224,7 @@ def _by_hand() -> list[Case]:
     ),
     "same item twice": (f'[{{{box}, "label": "a"}}, {{{box}, "label": "a"}}]', [one, one]),
     "nothing drawn": ("[]", []),
-    "an empty item's place": (f'[, {{{box}, "label": "a"}} ,]', [one]),
+    "an empty item": (f'[, {{{box}, "label": "a"}} ,]', [one]),
   }  # fmt: skip
   cases = [_case(name, _turn(block), operations) for name, (block, operations) in rows.items()]
   item = f'{{{box}, "label": "a"}}'
@@ -260,7 +262,7 @@ def _by_hand() -> list[Case]:
       quarters,
     ),
     _case(
-      "per mille cut",
+      "per mille beyond the border",
       _turn('[{"index": 1, "bbox_2d": [-5, 400, 1100, 1200], "label": "a"}]'),
       [["box", 1, [0, 50, 250, 125], "a"]],
       "per_mille",
