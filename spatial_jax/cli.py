@@ -24,7 +24,7 @@ CONFIG_HELP = (
   "--config.learn.optimizer.learning_rate=1e-4. All keys: configs/common.py"
 )
 CHECKPOINT_HELP = "Hugging Face folder, or work directory of a run"
-_ROOT = pathlib.Path(__file__).parents[1]  # the folder that holds the package
+_ROOT = pathlib.Path(__file__).resolve().parents[1]  # the folder that holds the package
 _INTERRUPTED = 130  # exit code of a command that Ctrl-C ended
 _TYPES = {bool: "true or false", int: "an integer", float: "a number", tuple: "a list, '(1, 2)'"}
 
@@ -85,7 +85,7 @@ def parse_flags(argv: list[str]) -> list[str]:
   except UserError as error:
     line = str(error)
   except flags.Error as error:
-    line = _explain(str(error), config)
+    line = _explain(str(error), config, argv)
   print(f"error: {' '.join(line.split())}", file=sys.stderr)
   sys.exit(2)
 
@@ -247,12 +247,12 @@ def _is_group(value: Any) -> bool:
   return isinstance(value, Mapping) or hasattr(value, "items")
 
 
-def _explain(message: str, config: Any) -> str:
+def _explain(message: str, config: Any, argv: Sequence[str]) -> str:
   """One plain line for an error of absl."""
   missing = re.match(r"flag --(\w+)=None: Flag --\w+ must have a value other than None", message)
   if missing:
     return f"--{missing[1]} is missing: {flags.FLAGS[missing[1]].help}"
-  wrong = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
+  wrong = re.match(r"flag --config\.([\w.]+)=", message)
   if wrong is None or config is None:
     return message
   value = config
@@ -260,5 +260,5 @@ def _explain(message: str, config: Any) -> str:
     value = value[key]
   if _is_group(value):
     return f"--config.{wrong[1]} is a group of keys; set them one by one: {', '.join(value)}"
-  expected = _TYPES.get(type(value), "another value")
-  return f"--config.{wrong[1]}={wrong[2]} must be {expected}"
+  given = next(a for a in argv if a.lstrip("-").startswith(f"config.{wrong[1]}"))
+  return f"{given} must be {_TYPES.get(type(value), 'another value')}"

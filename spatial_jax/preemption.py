@@ -73,7 +73,7 @@ class Preemption:
     if self._active:  # elsewhere Python allows no signal handlers
       reader, self._writer = socket.socketpair()
       self._writer.setblocking(False)
-      self._handler = signal.signal(signal.SIGTERM, lambda *_: None)
+      self._handler = signal.signal(signal.SIGTERM, lambda *_: self._requested.set())
       self._descriptor = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
       self._thread = threading.Thread(target=self._watch, args=(reader,), daemon=True)
       self._thread.start()
@@ -89,16 +89,18 @@ class Preemption:
     self._outside.release()
 
   def _watch(self, reader: socket.socket) -> None:
+    signals = 0
     with reader:
       while received := reader.recv(64):
         for _ in range(received.count(signal.SIGTERM)):
-          if self.requested:
+          signals += 1
+          if signals > 1:
             os._exit(EXIT_CODE)
           self._requested.set()
           threading.Thread(target=self._abandon, daemon=True).start()
 
   def _abandon(self) -> None:
-    """After the grace period: saves the last finished state and exits, unless the loop has ended."""
+    """Saves the last finished state and exits if the loop does not end in the grace period."""
     if self._ended.wait(self._grace_s):
       return
     with self._outside:

@@ -22,7 +22,7 @@ from spatial_jax.errors import CheckpointError, UserError, system_error
 PathLike: TypeAlias = str | os.PathLike[str]
 
 CONFIG, LOCK = "config.json", "lock"
-_ROOT = pathlib.Path(__file__).parents[1]  # the folder that holds the package
+_ROOT = pathlib.Path(__file__).resolve().parents[1]  # the folder that holds the package
 _LOCKED: dict[pathlib.Path, int] = {}  # lock file -> descriptor, open until the process ends
 
 

@@ -1,5 +1,10 @@
+"""Metrics: one record per step, resumed without loss, on every output."""
+
+import errno
 import io
 import json
+import os
+import pathlib
 import sys
 import types
 
@@ -16,7 +21,7 @@ CONSOLE_ONLY = LogConfig(tensorboard=False, wandb=False)
 
 
 class Clock:
-  """A clock that a test sets by hand."""
+  """A clock that the test moves."""
 
   now = 0.0
 
@@ -68,15 +73,52 @@ def test_resume_drops_the_lines_that_run_again(tmp_path, torn):
   assert [record["reward"] for record in records] == [0, 0.1, 0.2, 9.0]
 
 
-def test_a_broken_line_in_the_middle_is_named(tmp_path):
-  (tmp_path / metrics.FILE).write_text('{"step": 0}\nnonsense\n{"step": 2}\n')
+@pytest.mark.parametrize("broken", [b"nonsense", b"[1]", b'{"reward": 1}', b"\xff\xfe"])
+def test_a_broken_line_in_the_middle_is_named(tmp_path, broken):
+  content = b'{"step": 0}\n' + broken + b'\n{"step": 2}\n'
+  (tmp_path / metrics.FILE).write_bytes(content)
   with pytest.raises(CheckpointError, match=r"metrics\.jsonl line 2 is not a metrics record"):
     open_metrics(tmp_path, first_step=1)
-  assert "nonsense" in (tmp_path / metrics.FILE).read_text()  # nothing overwritten
+  assert (tmp_path / metrics.FILE).read_bytes() == content  # nothing is overwritten
 
 
-def test_plain_lines_where_there_is_no_terminal(tmp_path):
+def test_steps_that_were_recorded_twice_are_kept_once(tmp_path):
+  lines = [{"step": step, "reward": reward} for step, reward in ((0, 1), (1, 2), (0, 3), (2, 4))]
+  (tmp_path / metrics.FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+  log, output = open_metrics(tmp_path, first_step=2)
+  log.close()
+  assert metrics.read(tmp_path) == [{"step": 0, "reward": 3}, {"step": 1, "reward": 2}]
+  assert output.getvalue() == ""
+
+
+def test_missing_records_are_named_once(tmp_path):
+  for first_step, expected in ((4, "metrics.jsonl has no records of steps 0 to 3"), (6, "")):
+    log, output = open_metrics(tmp_path, first_step=first_step)
+    with log:
+      assert expected in output.getvalue().replace("\n", "")
+      assert bool(expected) == bool(output.getvalue())
+      for step in (first_step, first_step + 1):
+        log.write(step, "grpo", {})
+  assert [record["step"] for record in metrics.read(tmp_path)] == [4, 5, 6, 7]
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_records(tmp_path, monkeypatch):
+  log, _ = open_metrics(tmp_path)
+  log.write(0, "grpo", {"reward": 0.5})
+
+  def refuse(_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(os, "fsync", refuse)
+  with pytest.raises(UserError, match=r"metrics\.jsonl: No space left on device; free some space"):
+    log.write(1, "grpo", {"reward": 0.6})
+  log.close()
+  assert metrics.read(tmp_path)[0]["reward"] == 0.5
+
+
+def test_without_a_terminal_every_step_is_a_plain_line(tmp_path):
   clock = Clock()
+  (tmp_path / metrics.FILE).write_text('{"step": 3}\n')
   log, output = open_metrics(tmp_path, first_step=4, clock=clock)
   with log:
     for step in (4, 5):
@@ -88,7 +130,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path):
   ]
 
 
-def test_time_left_forgets_the_compilation(tmp_path):
+def test_remaining_time_forgets_the_compilation(tmp_path):
   clock = Clock()
   log, output = open_metrics(tmp_path, steps=100, clock=clock)
   with log:
@@ -98,7 +140,7 @@ def test_time_left_forgets_the_compilation(tmp_path):
   assert output.getvalue().splitlines()[-1].endswith("ETA 1:00")
 
 
-def test_a_bar_on_a_terminal(tmp_path):
+def test_a_terminal_shows_a_bar(tmp_path):
   log, output = open_metrics(tmp_path, terminal=True)
   with log:
     log.write(0, "grpo", {"reward": 0.41, "[bold]": 1.0})
@@ -119,30 +161,56 @@ def test_duration(seconds, text):
   ("config", "module"),
   [(LogConfig(True, False), "tensorboardX"), (LogConfig(False, True), "wandb")],
 )
-def test_asked_for_and_not_installed(tmp_path, monkeypatch, config, module):
+def test_a_configured_output_that_is_not_installed_is_refused(
+  tmp_path, monkeypatch, config, module
+):
   monkeypatch.setitem(sys.modules, module, None)
   (tmp_path / metrics.FILE).write_text('{"step": 7}\n')
   with pytest.raises(UserError, match=f"{module} is not installed; pip install {module}"):
     open_metrics(tmp_path, config=config)
-  assert (tmp_path / metrics.FILE).read_text() == '{"step": 7}\n'  # nothing overwritten
+  assert (tmp_path / metrics.FILE).read_text() == '{"step": 7}\n'  # nothing is overwritten
 
 
-def test_further_outputs_get_the_finite_values(tmp_path, monkeypatch):
-  seen = []
+@pytest.fixture
+def outputs(monkeypatch):
+  """What TensorBoard and Weights & Biases receive, as a list of calls."""
+  calls = []
   writer = types.SimpleNamespace(
-    add_scalar=lambda *scalar: seen.append(scalar), flush=lambda: None, close=lambda: None
+    add_scalar=lambda *scalar: calls.append(scalar), flush=lambda: None, close=lambda: None
   )
   run = types.SimpleNamespace(
-    log=lambda values, step: seen.append((values, step)), finish=lambda: seen.append("finished")
+    log=lambda values, step: calls.append((values, step)), finish=lambda: calls.append("finished")
   )
-  tensorboard = types.SimpleNamespace(SummaryWriter=lambda folder: writer)
-  wandb = types.SimpleNamespace(init=lambda **_: run)
+
+  def open_writer(folder, purge_step):
+    calls.append((pathlib.Path(folder).name, purge_step))
+    return writer
+
+  def init(**arguments):
+    calls.append((arguments["id"], arguments["resume"]))
+    return run
+
+  tensorboard = types.SimpleNamespace(SummaryWriter=open_writer)
   monkeypatch.setitem(sys.modules, "tensorboardX", tensorboard)
-  monkeypatch.setitem(sys.modules, "wandb", wandb)
-  log, _ = open_metrics(tmp_path, config=LogConfig(True, True))
+  monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+  return calls
+
+
+def test_further_outputs_get_the_finite_values(tmp_path, outputs):
+  (tmp_path / metrics.WANDB_ID).write_text("abc")
+  (tmp_path / metrics.FILE).write_text('{"step": 2}\n')
+  log, _ = open_metrics(tmp_path, first_step=3, config=LogConfig(True, True))
   with log:
     log.write(3, "grpo", {"reward": 0.5, "loss": float("nan")})
-  assert seen == [("reward", 0.5, 3), ({"reward": 0.5}, 3), "finished"]
+  opened = [("tensorboard", 3), ("abc", "allow")]
+  assert outputs == [*opened, ("reward", 0.5, 3), ({"reward": 0.5}, 3), "finished"]
+
+
+def test_every_work_directory_has_its_own_wandb_run(tmp_path, outputs):
+  for name in ("a/0", "b/0", "a/0"):
+    open_metrics(tmp_path / name, config=LogConfig(False, True))[0].close()
+  first, second, resumed = [call[0] for call in outputs if call != "finished"]
+  assert first == resumed != second
 
 
 def test_other_processes_write_nothing(tmp_path, monkeypatch):
@@ -150,12 +218,12 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
   log, output = open_metrics(tmp_path)
   with log:
     log.write(0, "grpo", {"reward": 0.5})
-    log.print_line("hello")
+    log.print_line("text")
   assert output.getvalue() == ""
   assert not list(tmp_path.iterdir())
 
 
-def test_programs_are_counted_once_per_shape():
+def test_a_program_is_counted_once_per_shape():
   double = jax.jit(lambda x: x * 2 + 1)
   small, large = np.ones(3, np.float32), np.ones(4, np.float32)
 

@@ -1,7 +1,12 @@
-"""The frame of every stage: a run that is killed and resumed is the run that was never killed."""
+"""The loop of every stage: a run that is stopped and resumed equals one that was not stopped."""
 
 import dataclasses
 import functools
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +14,18 @@ import numpy as np
 import pytest
 
 from configs import common
-from spatial_jax import checkpoint, metrics, train
+from spatial_jax import checkpoint, metrics, preemption, sharding, train
+from spatial_jax.checkpoint import Progress, Saver
+from spatial_jax.config import ConfigError, build
+from spatial_jax.errors import CheckpointError
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.update import apply_gradient
 from spatial_jax.metrics import LogConfig
 from spatial_jax.policy.param_tree import matches, path_name
+from spatial_jax.preemption import Terminated
 from spatial_jax.reward.compose import score
 from spatial_jax.stages import grpo, loop
+from spatial_jax.stages.load import load_policy
 from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.types import TrainState
 from tests.evaluate_fixtures import SETTINGS, save_policy
@@ -40,22 +50,26 @@ def update(state, x_T):
   return apply_gradient(OPTIMIZER, state, grads, {"loss": value})
 
 
-def step_of(first, kill_at=None):
-  """Data are a function of the step; the iterator must begin where the run does."""
+def step_of(first, stop_at=None, stop=None):
+  """Data are a function of the step; their iterator must begin at the first step of the run."""
   numbers = iter(range(first, 100))
 
   def step(state, step):
     assert next(numbers) == step
-    if step == kill_at:
-      raise KeyboardInterrupt
+    if step == stop_at:
+      stop()
     x_T = np.random.default_rng(step).normal(size=(4, 2)).astype(np.float32)
     return update(state, x_T)
 
   return step
 
 
-def run(workdir, kill_at=None, cfg=LOOP):
-  step = functools.partial(step_of, kill_at=kill_at)
+def interrupt():
+  raise KeyboardInterrupt
+
+
+def run(workdir, stop_at=None, stop=interrupt, cfg=LOOP):
+  step = functools.partial(step_of, stop_at=stop_at, stop=stop)
   return loop.run(workdir, cfg, "toy", start(), step, "vsi-bench", {"seed": 0})
 
 
@@ -70,23 +84,23 @@ def whole(tmp_path_factory):
 
 
 def values(workdir):
-  """The records of a run without what a clock says, and what this process had compiled before."""
+  """The records of a run without times and without what this process had compiled before."""
   other = ("time_s", "seconds", "programs_compiled")
   return [{k: v for k, v in r.items() if k not in other} for r in metrics.read(workdir)]
 
 
-@pytest.mark.parametrize("kills", [(1,), (5,), (8,), (3, 3, 7)])
-def test_killed_and_resumed_is_the_same_run(whole, tmp_path, kills):
-  for kill_at in kills:
+@pytest.mark.parametrize("stops", [(1,), (5,), (8,), (3, 3, 7)])
+def test_a_stopped_and_resumed_run_is_the_same_run(whole, tmp_path, stops):
+  for stop_at in stops:
     with pytest.raises(KeyboardInterrupt):
-      run(tmp_path, kill_at)
+      run(tmp_path, stop_at)
   state = run(tmp_path)
   assert_same(state, whole[1])
   assert [record["step"] for record in metrics.read(tmp_path)] == list(range(STEPS))
   assert values(tmp_path) == values(whole[0])
 
 
-def test_what_is_saved(whole):
+def test_the_last_step_is_saved_with_its_progress(whole):
   workdir, state = whole
   progress = checkpoint.read_progress(checkpoint.find(workdir))
   assert (progress.step, progress.schedule_step) == (STEPS, STEPS)
@@ -103,11 +117,11 @@ def test_what_is_saved(whole):
 def test_a_finished_run_does_nothing_more(whole):
   workdir, state = whole
   before = values(workdir)
-  assert_same(run(workdir, kill_at=STEPS - 1), state)
+  assert_same(run(workdir, stop_at=STEPS - 1), state)
   assert values(workdir) == before
 
 
-def test_a_run_may_be_prolonged(whole, tmp_path):
+def test_a_run_can_be_prolonged(whole, tmp_path):
   short = dataclasses.replace(LOOP, steps=5)
   run(tmp_path, cfg=short)
   assert_same(run(tmp_path), whole[1])
@@ -115,16 +129,140 @@ def test_a_run_may_be_prolonged(whole, tmp_path):
 
 def test_without_a_checkpoint_it_starts_over(whole, tmp_path):
   with pytest.raises(KeyboardInterrupt):
-    run(tmp_path, kill_at=1, cfg=dataclasses.replace(LOOP, checkpoint_every=100))
+    run(tmp_path, stop_at=1, cfg=dataclasses.replace(LOOP, checkpoint_every=100))
   assert [record["step"] for record in metrics.read(tmp_path)] == [0]
   assert_same(run(tmp_path), whole[1])
 
 
-# --- the real thing ------------------------------------------------------------------------------
+def damage(workdir, step):
+  file = max((workdir / "checkpoints" / step).rglob("d/*"), key=lambda path: path.stat().st_size)
+  file.write_bytes(file.read_bytes()[:-1])
+
+
+def test_a_damaged_checkpoint_is_replaced_from_the_one_before(whole, tmp_path, capsys):
+  run(tmp_path)
+  damage(tmp_path, str(STEPS))
+  assert_same(run(tmp_path), whole[1])
+  assert capsys.readouterr().err.count("warning: ") == 1
+  assert values(tmp_path) == values(whole[0])
+  assert checkpoint.find(tmp_path).name == str(STEPS)
+  assert capsys.readouterr().err == ""
+
+
+def test_a_run_with_only_damaged_checkpoints_does_not_start_over(tmp_path):
+  run(tmp_path, cfg=dataclasses.replace(LOOP, keep=1))
+  damage(tmp_path, str(STEPS))
+  with pytest.raises(CheckpointError, match=r"delete \S+/checkpoints to start again"):
+    run(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["steps", "checkpoint_every", "keep"])
+@pytest.mark.parametrize("value", [0, -3])
+def test_counts_below_one_are_refused(key, value):
+  with pytest.raises(ConfigError, match=f"^config.loop.{key} is {value} and must be at least 1$"):
+    build(LoopConfig, dataclasses.asdict(LOOP) | {key: value}, "config.loop")
+
+
+# --- SIGTERM -------------------------------------------------------------------------------------
+
+
+def terminate():
+  signal.raise_signal(signal.SIGTERM)
+
+
+def test_sigterm_saves_the_step_that_runs(whole, tmp_path):
+  handler = signal.getsignal(signal.SIGTERM)
+  for stop_at in (0, 4):
+    with pytest.raises(Terminated, match=f"^stopped by SIGTERM; step {stop_at + 1} is saved and"):
+      run(tmp_path, stop_at, terminate)
+    assert checkpoint.find(tmp_path).name == str(stop_at + 1)
+  assert_same(run(tmp_path), whole[1])
+  assert values(tmp_path) == values(whole[0])
+  assert signal.getsignal(signal.SIGTERM) is handler
+  assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_sigterm_in_the_last_step_ends_the_program_too(tmp_path):
+  with pytest.raises(Terminated, match=f"step {STEPS} is saved"):
+    run(tmp_path, STEPS - 1, terminate)
+
+
+def test_a_second_sigterm_exits_at_once(tmp_path, monkeypatch):
+  exits, exited = [], threading.Event()
+  monkeypatch.setattr(preemption.os, "_exit", lambda code: (exits.append(code), exited.set()))
+
+  def stop():
+    terminate()
+    terminate()
+    assert exited.wait(60)
+
+  with pytest.raises(Terminated):
+    run(tmp_path, 3, stop)
+  assert exits == [143]
+
+
+STUCK = """
+  import hashlib, pathlib, sys
+  import jax, jax.numpy as jnp
+  from absl import flags
+  from spatial_jax import cli, preemption
+  from spatial_jax.metrics import LogConfig
+  from spatial_jax.stages import loop
+  from spatial_jax.stages.loop import LoopConfig
+  from spatial_jax.types import TrainState
+
+  preemption.GRACE_S = 0.3
+  state = TrainState({"w": jnp.zeros(3)}, {}, jnp.int32(0))
+
+  def step(state, number):
+    if number == 3:
+      print("stuck", flush=True)
+      hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # an hour without a signal handler
+    return jax.tree.map(lambda x: x + jnp.ones((), x.dtype), state), {"reward": 0.0}
+
+  cfg = LoopConfig(9, 2, 2, LogConfig(False, False))
+  cli.launch(
+    lambda _: loop.run(pathlib.Path(sys.argv[1]), cfg, "toy", state, lambda _: step, None, {}),
+    "stopped",
+    read=lambda argv: flags.FLAGS(argv),
+  )
+"""
+
+
+def test_a_step_that_does_not_end_is_abandoned(tmp_path):
+  command = [sys.executable, "-c", textwrap.dedent(STUCK), str(tmp_path)]
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+  with subprocess.Popen(command, text=True, **pipes) as process:
+    while process.stdout.readline() not in ("stuck\n", ""):
+      pass
+    process.terminate()
+    _, errors = process.communicate(timeout=300)
+  assert process.returncode == 143, errors
+  assert errors.strip() == (
+    "stopped by SIGTERM; step 3 is saved and the same command resumes from it"
+  )
+  found = checkpoint.find(tmp_path)
+  assert checkpoint.read_progress(found).step == 3
+  assert int(loop.resume(tmp_path, TrainState({"w": jnp.zeros(3)}, {}, jnp.int32(0)))[1].step) == 3
+  assert [record["step"] for record in metrics.read(tmp_path)] == [0, 1, 2]
+
+
+def test_a_state_that_the_update_overwrites_is_not_saved(tmp_path):
+  state = start()
+  with Saver(tmp_path, keep=2) as saver:
+    saver.save(state, Progress(1, 1, {}, None, {}))
+    checkpoints = loop.Checkpoints(saver, 1, None, {})
+    jax.tree.map(lambda x: x.delete(), state)
+    line = checkpoints.finish(state, 2)
+  assert line == "stopped by SIGTERM; step 2 is not saved (the running update overwrites it)"
+  assert checkpoint.find(tmp_path).name == "1"
+
+
+# --- a whole training run ------------------------------------------------------------------------
 
 
 def tiny_run(init, steps):
-  """`configs/common.py` around a policy of random weights that is hardly there."""
+  """`configs/common.py` with a very small policy of random weights."""
   cfg = common.get_config()
   cfg.init, cfg.mesh.data = str(init), 1
   cfg.loop.steps, cfg.loop.checkpoint_every = steps, 1
@@ -138,18 +276,18 @@ def tiny_run(init, steps):
   return cfg
 
 
-def luck(rollouts, tasks, cfg, sharpness):
-  """Random weights never answer: rewards by what was said, so that there is something to learn."""
+def reward_of_tokens(rollouts, tasks, cfg, sharpness):
+  """Random weights never answer: the reward depends on the tokens, so that there is a gradient."""
   scores = score(rollouts, tasks, cfg, sharpness)
-  said_BG = [[t.token_ids_T[t.trained_T].sum() % 7 for t in group] for group in rollouts]
-  return scores._replace(reward_BG=np.array(said_BG, np.float32), accuracy_BG=scores.format_BG + 1)
+  sum_BG = [[t.token_ids_T[t.trained_T].sum() % 7 for t in group] for group in rollouts]
+  return scores._replace(reward_BG=np.array(sum_BG, np.float32), accuracy_BG=scores.format_BG + 1)
 
 
 @pytest.mark.slow
 def test_reinforcement_learning_resumes_bit_for_bit(tmp_path, monkeypatch):
   ends = []
-  monkeypatch.setattr(train, "finish", lambda cfg, learner, end, workdir: ends.append(end))
-  monkeypatch.setattr(grpo, "score", luck)
+  monkeypatch.setattr(train, "finish", lambda cfg, context, end, *_: ends.append(end))
+  monkeypatch.setattr(grpo, "score", reward_of_tokens)
   monkeypatch.setattr(jax, "devices", jax.local_devices()[:1].copy)
   (tmp_path / "init").mkdir()
   save_policy(tmp_path / "init", 1)
@@ -157,11 +295,13 @@ def test_reinforcement_learning_resumes_bit_for_bit(tmp_path, monkeypatch):
   for steps in (1, 2, 3):
     train.run(tiny_run(tmp_path / "init", steps), tmp_path / "parts")
   whole, *_, parts = ends
-  assert_same(whole.after, parts.after)
-  moved = jax.tree.map(lambda x, y: bool((x != y).any()), whole.before, whole.after)
+  assert_same(whole, parts)
+  mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices())
+  begin = load_policy(tmp_path / "init", mesh).params
+  moved = jax.tree.map(lambda x, y: bool((x != y).any()), begin, whole)
   frozen = common.get_config().learn.optimizer.frozen
-  for path, has in jax.tree_util.tree_leaves_with_path(moved):
-    assert has != matches(path_name(path), frozen), jax.tree_util.keystr(path)
+  for path, has_moved in jax.tree_util.tree_leaves_with_path(moved):
+    assert has_moved != matches(path_name(path), frozen), jax.tree_util.keystr(path)
   numbers = [
     [
       (r["step"], r["reward"], r["loss"], r["response_tokens"], r["kl_ref_k3"])
@@ -170,4 +310,4 @@ def test_reinforcement_learning_resumes_bit_for_bit(tmp_path, monkeypatch):
     for run in ("whole", "parts")
   ]
   assert numbers[0] == numbers[1]
-  assert numbers[0][-1][-1] > 0  # it has left the reference
+  assert numbers[0][-1][-1] > 0  # the policy has moved away from the reference

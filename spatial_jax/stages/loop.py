@@ -12,6 +12,7 @@ import numpy as np
 
 from spatial_jax import checkpoint, preemption
 from spatial_jax.checkpoint import Progress, Saver
+from spatial_jax.checks import is_whole
 from spatial_jax.config import check_field
 from spatial_jax.errors import CheckpointError
 from spatial_jax.metrics import LogConfig, Metrics, programs_compiled
@@ -36,15 +37,15 @@ class LoopConfig:
   log: LogConfig
 
   def __post_init__(self):
-    check_field(self, "steps", self.steps >= 1, "be at least 1")
-    check_field(self, "checkpoint_every", self.checkpoint_every >= 1, "be at least 1")
-    check_field(self, "keep", self.keep >= 1, "be at least 1")
+    check_field(self, "steps", is_whole(self.steps, 1), "be at least 1")
+    check_field(self, "checkpoint_every", is_whole(self.checkpoint_every, 1), "be at least 1")
+    check_field(self, "keep", is_whole(self.keep, 1), "be at least 1")
 
 
 Step = Callable[[TrainState, int], tuple[TrainState, Mapping[str, Any]]]
 
 
-class _Checkpoints:
+class Checkpoints:
   """Saves states at most once per step, with the Progress that belongs to them."""
 
   def __init__(self, saver: Saver, first: int, benchmark: str | None, config: dict[str, Any]):
@@ -104,7 +105,7 @@ def run(
   first, state = resume(workdir, state)
   step = step_of(first)
   with Saver(workdir, cfg.keep) as saver, Metrics(workdir, first, cfg.steps, cfg.log) as metrics:
-    checkpoints = _Checkpoints(saver, first, benchmark, config)
+    checkpoints = Checkpoints(saver, first, benchmark, config)
     done = first
     with Preemption(lambda: checkpoints.finish(state, done), preemption.GRACE_S) as preempted:
       for number in range(first, cfg.steps):
