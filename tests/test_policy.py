@@ -1,4 +1,4 @@
-"""The policy's functions agree with one another: cached and whole, scanned and unrolled."""
+"""The functions of the policy agree: cached and whole, scanned and unrolled."""
 
 import functools
 
@@ -35,14 +35,14 @@ def setting(name: str = TIED):
 
 @functools.cache
 def four_rows(name: str = TIED):
-  """Two prompts of different lengths, two rows each; rows 0 and 2 see a new picture on the way.
+  """Two prompts of different lengths, two rows each; rows 0 and 2 contain another image.
 
   row 0   prompt 0 | 5 text | image 2 + 3 text | 4 text
   row 1   prompt 0 | 7 text |                    4 text
   row 2   prompt 1 | 5 text | image 1 + 2 text | 4 text
   row 3   prompt 1 | 7 text |                    4 text
 
-  Returns the batch (ids, positions, valid, feature), row and prompt lengths, hidden of the whole.
+  Returns the batch (ids, positions, valid, feature), row and prompt lengths, and hidden states.
   """
   policy, params, images, index, features_MYD = setting(name)
   prompts = [[3, images[0], 6], [4, images[1], 2, images[2], 3]]
@@ -80,7 +80,7 @@ def close(actual, expected):
   ("name", "unstacked", "sizes"),
   [(TIED, False, (6, 3, 31)), (TIED, True, (9, 31)), *((name, True, (40,)) for name in FAMILIES)],
 )
-def test_prefill_decode_append_equal_the_whole_forward(name, unstacked, sizes):
+def test_prefill_decode_and_append_equal_the_whole_forward(name, unstacked, sizes):
   policy, params, _, _, features_MYD = setting(name)
   batch, lengths, prompt_lengths, expected = four_rows(name)
   weights = policy.unstack(params) if unstacked else params
@@ -103,10 +103,10 @@ def test_prefill_decode_append_equal_the_whole_forward(name, unstacked, sizes):
     close(hidden_RD[active], expected[rows, at][active])
   np.testing.assert_array_equal(cache.length_R, done - start)
 
-  # The two pictures arrive together: any order of slots, one of them padding.
-  slots, ends = np.array([2, 9, 0], np.int32), np.array(lengths) - 4
+  # Both images are appended in one call: any order of rows, one of them padding.
+  rows_R, ends = np.array([2, 9, 0], np.int32), np.array(lengths) - 4
   part = cut(batch, [2, 3, 0], done[[2, 3, 0]], ends[[2, 3, 0]], 24)
-  hidden, cache = append(weights, cache, slots, *part[:3], features_MYD, part[3])
+  hidden, cache = append(weights, cache, rows_R, *part[:3], features_MYD, part[3])
   for i, row in ((0, 2), (2, 0)):
     close(hidden[i, : ends[row] - done[row]], expected[row, done[row] : ends[row]])
     done[row] = ends[row]
@@ -117,7 +117,7 @@ def test_prefill_decode_append_equal_the_whole_forward(name, unstacked, sizes):
   np.testing.assert_array_equal(cache.length_R, done + 4 - start)
 
 
-def test_admit_replaces_one_prompt_and_leaves_the_other():
+def test_put_prefix_replaces_one_prompt_and_leaves_the_other():
   policy, params, _, _, features_MYD = setting()
   batch, _, prompt_lengths, expected = four_rows()
   part = cut(batch, [0, 2], [0, 0], prompt_lengths, max(prompt_lengths))
@@ -141,28 +141,28 @@ def test_admit_replaces_one_prompt_and_leaves_the_other():
 
 
 @pytest.mark.parametrize("sizes", [(4,), (1, 3), (2, 2), (3, 1), (1, 1, 1, 1)])
-def test_writes_go_to_their_place_and_none_behind_the_end(sizes):
-  own = tuple(cache_lib.KV(*(jnp.zeros((2, 1, size, 1)) for _ in range(2))) for size in sizes)
+def test_write_stores_at_the_offset_and_drops_tokens_beyond_the_end(sizes):
+  suffix = tuple(cache_lib.KV(*(jnp.zeros((2, 1, size, 1)) for _ in range(2))) for size in sizes)
   new = cache_lib.KV(*(i * jnp.arange(1.0, 4.0)[None, None, :, None] for i in (1, -1)))
   new = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), new)
   start_R, valid_RT = jnp.array([2, 0]), jnp.array([[True] * 3, [True, True, False]])
-  own = cache_lib.write(own, new, None, start_R, valid_RT)
-  whole = cache_lib.KV(*(jnp.concatenate(x, axis=2) for x in zip(*own, strict=True)))
+  suffix = cache_lib.write(suffix, new, None, start_R, valid_RT)
+  whole = cache_lib.KV(*(jnp.concatenate(x, axis=2) for x in zip(*suffix, strict=True)))
   np.testing.assert_array_equal(whole.k_RKSC[:, 0, :, 0], [[0, 0, 1, 2], [1, 2, 0, 0]])
   np.testing.assert_array_equal(whole.v_RKSC, -whole.k_RKSC)
-  back = cache_lib.read(own, start_R, 2)
+  back = cache_lib.read(suffix, start_R, 2)
   jax.tree.map(np.testing.assert_array_equal, back, jax.tree.map(lambda x: x[:, :, :2], new))
 
 
-def test_the_front_of_a_layer_leaves_out_what_lies_behind():
-  own = tuple(cache_lib.KV(*(jnp.ones((3, 1, size, 1)) for _ in range(2))) for size in (2, 3, 4))
+def test_take_rows_until_reads_no_block_after_the_end():
+  suffix = tuple(cache_lib.KV(*(jnp.ones((3, 1, size, 1)) for _ in range(2))) for size in (2, 3, 4))
   for end, blocks in ((1, 1), (2, 1), (3, 2), (5, 2), (6, 3)):
-    taken = cache_lib.take_rows_until(own, jnp.array([2, 7]), jnp.int32(end))
+    taken = cache_lib.take_rows_until(suffix, jnp.array([2, 7]), jnp.int32(end))
     assert [x.k_RKSC.shape for x in taken] == [(2, 1, size, 1) for size in (2, 3, 4)]
     assert [float(x.v_RKSC.max()) for x in taken] == [1.0] * blocks + [0.0] * (3 - blocks)
 
 
-def test_features_do_not_depend_on_buckets_or_company():
+def test_features_do_not_depend_on_buckets_or_other_images():
   policy, params, images, index, features_MYD = setting()
   roomy = VisionBuckets((64,), (8,), (128,))
   batch, alone = plan_vision(images[2:], policy.cfg.vision.window_blocks, roomy)
@@ -186,7 +186,7 @@ def test_remat_and_scan_do_not_change_values_or_gradients(name):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), gradient, expected)
 
 
-def test_logprobs_are_the_masked_tempered_softmax_whatever_the_chunk():
+def test_logprobs_are_the_masked_tempered_softmax_for_every_chunk_size():
   policy, params, *_ = setting()
   rng = np.random.default_rng(0)
   hidden = rng.standard_normal((2, 7, policy.cfg.decoder.width), np.float32)
@@ -206,7 +206,7 @@ def test_logprobs_are_the_masked_tempered_softmax_whatever_the_chunk():
 
 
 def test_logprobs_never_hold_all_logits():
-  """The largest float32 value in the program and its gradient is one chunk of logits."""
+  """The program and its gradient contain float32 logits of one chunk, not of all tokens."""
   policy, params, *_ = setting()
   policy = make_policy(policy.cfg, jnp.float32, logprob_chunk=4)
   shapes = (jnp.zeros((2, 64, 48)), jnp.zeros((2, 64), jnp.int32), jnp.ones(2), jnp.zeros(96, bool))
@@ -226,7 +226,7 @@ def test_bfloat16_runs_and_stays_close():
   assert error.mean() < 0.05 * np.abs(expected).mean()
 
 
-def test_init_gives_the_table_of_weights_and_depends_on_the_key():
+def test_init_has_the_shapes_of_the_name_table_and_depends_on_the_key():
   for tied in (True, False):
     policy = fixtures.small_policy(tied)
     one, other = policy.init(jax.random.key(0)), policy.init(jax.random.key(1))
@@ -237,11 +237,11 @@ def test_init_gives_the_table_of_weights_and_depends_on_the_key():
     assert not np.array_equal(kernel[0], kernel[1])
 
 
-# --- the tower: memory and traces ----------------------------------------------------------------
+# --- vision tower: memory and traces -------------------------------------------------------------
 
 
 def test_a_clip_of_sixteen_large_frames_fits_eight_gib():
-  """Of the width of Qwen2.5-VL-3B's tower: what XLA says it needs, weights and all."""
+  """Vision tower of Qwen2.5-VL-3B: memory of the compiled program, weights included."""
   cfg = released("Qwen2.5-VL-3B")
   policy = make_policy(cfg, jnp.float32)
   params = jax.eval_shape(policy.init, jax.random.key(0))
@@ -256,7 +256,7 @@ def test_a_clip_of_sixteen_large_frames_fits_eight_gib():
   assert used < 4 << 30
 
 
-def test_two_hundred_sizes_are_one_trace_per_bucket():
+def test_two_hundred_image_sizes_need_one_trace_per_bucket():
   """Sides log-uniform from 2 to 24 patches."""
   policy, params, *_ = setting()
   cfg, traces = policy.cfg.vision, []

@@ -1,4 +1,4 @@
-"""Attention: every form is the one softmax over the keys a query may see."""
+"""Every form of attention equals one softmax over the visible keys."""
 
 import dataclasses
 import types
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from spatial_jax.policy import attention
 from spatial_jax.policy.cache import RowAssignment
 
-# Prompts, group, KV heads, queries per KV head, prefix, own tokens: few, each is a compilation.
+# Prompts, group, KV heads, queries per KV head, prefix, suffix: few, because each is compiled.
 SHAPES = (
   (1, 1, 1, 1, 1, 1),
   (1, 4, 2, 3, 5, 2),
@@ -26,12 +26,12 @@ SHAPES = (
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """Rows behind prefixes: random queries, keys, values, and how many of them are valid."""
+  """Rows that continue prefixes: random queries, keys and values, and which of them are valid."""
 
   q_RKQTC: np.ndarray
   prefix: tuple[np.ndarray, np.ndarray]
   prefix_length_B: np.ndarray
-  own: tuple[np.ndarray, np.ndarray]
+  suffix: tuple[np.ndarray, np.ndarray]
   valid_RT: np.ndarray
 
 
@@ -48,13 +48,13 @@ def cases(draw):
     q_RKQTC=normal(rows, kv_heads, per_kv, tokens),
     prefix=(normal(prompts, kv_heads, size), normal(prompts, kv_heads, size)),
     prefix_length_B=generator.integers(0, size + 1, prompts).astype(np.int32),
-    own=(normal(rows, kv_heads, tokens), normal(rows, kv_heads, tokens)),
+    suffix=(normal(rows, kv_heads, tokens), normal(rows, kv_heads, tokens)),
     valid_RT=np.arange(tokens)[None] < generator.integers(1, tokens + 1, (rows, 1)),
   )
 
 
-def by_hand(case: Case) -> np.ndarray:
-  """One query at a time, in float64; 0 where the query is not valid."""
+def expected_output(case: Case) -> np.ndarray:
+  """One query at a time, in float64; 0 for invalid queries."""
   out = np.zeros(case.q_RKQTC.shape)
   group = len(case.q_RKQTC) // len(case.prefix_length_B)
   for r, k, n, t in np.ndindex(out.shape[:4]):
@@ -63,7 +63,7 @@ def by_hand(case: Case) -> np.ndarray:
     length = case.prefix_length_B[r // group]
     keys, values = (
       np.concatenate([old[r // group, k, :length], new[r, k, : t + 1]]).astype(np.float64)
-      for old, new in zip(case.prefix, case.own, strict=True)
+      for old, new in zip(case.prefix, case.suffix, strict=True)
     )
     weight = np.exp(keys @ case.q_RKQTC[r, k, n, t] / 2)  # sqrt(C) = 2
     out[r, k, n, t] = weight @ values / weight.sum()
@@ -71,61 +71,61 @@ def by_hand(case: Case) -> np.ndarray:
 
 
 @jax.jit
-def behind(*arrays) -> jax.Array:
-  """The fields of a case, to XLA."""
-  return attention.attend_with_prefix(*arrays, None)
+def attend_with_prefix(*fields) -> jax.Array:
+  """The XLA form, of the fields of a case."""
+  return attention.attend_with_prefix(*fields, None)
 
 
 @jax.jit
-def gradient_behind(q_RKQTC, prefix, prefix_length_B, own, valid_RT):
-  """Of the squares of what valid queries get, to prefix and own keys and values."""
+def gradient_with_prefix(q_RKQTC, prefix, prefix_length_B, suffix, valid_RT):
+  """Derivative of the squared outputs of valid queries by prefix and suffix keys and values."""
 
-  def total(prefix, own):
-    out = attention.attend_with_prefix(q_RKQTC, prefix, prefix_length_B, own, valid_RT, None)
+  def total(prefix, suffix):
+    out = attention.attend_with_prefix(q_RKQTC, prefix, prefix_length_B, suffix, valid_RT, None)
     return jnp.sum(jnp.where(valid_RT[:, None, None, :, None], out, 0.0) ** 2)
 
-  return jax.grad(total, argnums=(0, 1))(prefix, own)
+  return jax.grad(total, argnums=(0, 1))(prefix, suffix)
 
 
 def assert_same(out, case: Case) -> None:
   assert np.isfinite(out).all()
   valid = np.broadcast_to(case.valid_RT[:, None, None, :, None], out.shape)
-  np.testing.assert_allclose(np.asarray(out)[valid], by_hand(case)[valid], atol=1e-5)
+  np.testing.assert_allclose(np.asarray(out)[valid], expected_output(case)[valid], atol=1e-5)
 
 
 @settings(deadline=None, max_examples=40)
 @given(cases())
-def test_rows_see_their_prefix_and_themselves(case):
-  assert_same(behind(*dataclasses.astuple(case)), case)
+def test_rows_attend_to_their_prefix_and_themselves(case):
+  assert_same(attend_with_prefix(*dataclasses.astuple(case)), case)
 
 
 @settings(deadline=None, max_examples=40)
 @given(cases())
-def test_one_row_for_a_kernel_is_the_same(case):
-  """Where there is a kernel it reads prefix and own keys as one row; here XLA reads that row."""
+def test_concatenated_row_of_a_kernel_gives_the_same_output(case):
+  """A kernel reads prefix and suffix as one row; here XLA reads that row."""
 
-  def read(q_RKQTC, k_RKSC, v_RKSC, valid_RS, causal, mesh):
+  def attend_xla(q_RKQTC, k_RKSC, v_RKSC, valid_RS, causal, mesh):
     return attention.attend_xla(q_RKQTC, k_RKSC, v_RKSC, valid_RS, causal)
 
   device = types.SimpleNamespace(platform="tpu")
   mesh = types.SimpleNamespace(devices=np.array([device]))
   with pytest.MonkeyPatch.context() as monkeypatch:
-    monkeypatch.setattr(attention, "_splash", read)
+    monkeypatch.setattr(attention, "_splash", attend_xla)
     out = attention.attend_with_prefix(
-      case.q_RKQTC, case.prefix, case.prefix_length_B, case.own, case.valid_RT, mesh
+      case.q_RKQTC, case.prefix, case.prefix_length_B, case.suffix, case.valid_RT, mesh
     )
   assert_same(out, case)
 
 
-# Prompts, group, cache rows, query tokens, sizes of the blocks of the rows' own cache.
+# Prompts, group, cache rows, query tokens, sizes of the suffix blocks.
 CACHES = ((2, 3, 6, 1, (4, 3, 5)), (2, 3, 4, 1, (12,)), (3, 2, 5, 2, (5, 7)), (1, 4, 3, 3, (2, 10)))
 attend_cache = jax.jit(attention.attend_cache)
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from(CACHES), st.integers(0, 2**32))
-def test_rows_that_share_a_prefix_see_what_a_copy_of_it_would_show(shape, seed):
-  """Beside one query at a time over a prompt repeated for every row, in float64; to 1e-5."""
+def test_shared_prefix_gives_the_output_of_a_copied_prefix(shape, seed):
+  """Reference: one query at a time over a prefix that is copied for every row, in float64."""
   prompts, group, rows, tokens, sizes = shape
   random = np.random.default_rng(seed)
 
@@ -134,7 +134,7 @@ def test_rows_that_share_a_prefix_see_what_a_copy_of_it_would_show(shape, seed):
 
   prefix = (normal(prompts, 2, 5), normal(prompts, 2, 5))
   length_B = random.integers(1, 6, prompts).astype(np.int32)
-  own = [(normal(rows, 2, size), normal(rows, 2, size)) for size in sizes]
+  suffix = [(normal(rows, 2, size), normal(rows, 2, size)) for size in sizes]
   start_R = random.integers(0, sum(sizes) - tokens + 1, rows).astype(np.int32)
   q_RKQTC = normal(rows, 2, 3, tokens)
   rollout_R = np.arange(prompts * group, dtype=np.int32)
@@ -145,8 +145,8 @@ def test_rows_that_share_a_prefix_see_what_a_copy_of_it_would_show(shape, seed):
     row_BG[rollout_R] = np.arange(rows)
     assignment = RowAssignment(rollout_R, row_BG.reshape(prompts, group))
   last = np.int32(start_R.max() + tokens - 1)
-  out = attend_cache(q_RKQTC, prefix, length_B, own, start_R, last, None, assignment)
-  whole = [np.concatenate(parts, axis=2) for parts in zip(*own, strict=True)]
+  out = attend_cache(q_RKQTC, prefix, length_B, suffix, start_R, last, None, assignment)
+  whole = [np.concatenate(parts, axis=2) for parts in zip(*suffix, strict=True)]
   for r, k, n, t in np.ndindex(rows, 2, 3, tokens):
     b = rollout_R[r] // group
     keys, values = (
@@ -160,21 +160,21 @@ def test_rows_that_share_a_prefix_see_what_a_copy_of_it_would_show(shape, seed):
 @settings(deadline=None, max_examples=20)
 @given(cases())
 def test_padding_has_no_gradient(case):
-  prefix_grads, own_grads = gradient_behind(*dataclasses.astuple(case))
+  prefix_grads, suffix_grads = gradient_with_prefix(*dataclasses.astuple(case))
   size = case.prefix[0].shape[2]
   padding_BS = np.arange(size)[None] >= case.prefix_length_B[:, None]
   for grad in prefix_grads:
     assert np.isfinite(grad).all()
     assert (np.moveaxis(np.asarray(grad), 2, 1)[padding_BS] == 0).all()
-  for grad in own_grads:
+  for grad in suffix_grads:
     assert np.isfinite(grad).all()
     assert (np.moveaxis(np.asarray(grad), 2, 1)[~case.valid_RT] == 0).all()
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 3, 4, 8, 20])
+@pytest.mark.parametrize("queries", [1, 2, 3, 4, 8, 20])
 @pytest.mark.parametrize("causal", [False, True])
-def test_queries_in_parts_are_the_same_queries(monkeypatch, at_once, causal):
-  """Values and gradients, also where the parts divide neither a row's 4 queries nor the 5 rows."""
+def test_pieces_of_queries_give_the_same_output(monkeypatch, queries, causal):
+  """Values and gradients, also if the pieces divide neither a row's 4 queries nor the 5 rows."""
   q_RKQTC = jax.random.normal(jax.random.key(0), (5, 2, 3, 4, 4))
   k_RKSC, v_RKSC = jax.random.normal(jax.random.key(1), (2, 5, 2, 6, 4))
   valid_RS = jnp.arange(6)[None] < jnp.asarray([6, 1, 3, 4, 2])[:, None]
@@ -184,14 +184,14 @@ def test_queries_in_parts_are_the_same_queries(monkeypatch, at_once, causal):
     total = lambda *qkv: jnp.sum(out(*qkv) ** 2)  # noqa: E731
     return out(q_RKQTC, k_RKSC, v_RKSC), jax.grad(total, (0, 1, 2))(q_RKQTC, k_RKSC, v_RKSC)
 
-  monkeypatch.setattr(attention, "_SCORE_BYTES", at_once * 2 * 3 * 6 * 4)
-  parts = squares(lambda *arguments: attention.attend(*arguments, None))
+  monkeypatch.setattr(attention, "_SCORE_BYTES", queries * 2 * 3 * 6 * 4)
+  pieces = squares(lambda *arguments: attention.attend(*arguments, None))
   whole = squares(attention.attend_xla)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), parts, whole)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), pieces, whole)
 
 
-def test_scores_of_large_pictures_are_never_all_in_memory():
-  """16 frames of 1,024 patches under a gradient: a part of their 1 GiB of scores."""
+def test_scores_of_large_images_are_never_all_in_memory():
+  """16 frames of 1,024 patches with a gradient need a fraction of their 1 GiB of scores."""
   shape = jax.ShapeDtypeStruct((16, 16, 1, 1024, 4), jnp.float32)
   rows = jax.ShapeDtypeStruct((16, 16, 1024, 4), jnp.float32)
 

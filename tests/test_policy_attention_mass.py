@@ -1,4 +1,4 @@
-"""Where a layer looks, against its own keys and queries written out."""
+"""Attention weights of a layer against queries and keys computed in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,14 @@ from tests.test_policy import TIED, cut, four_rows, setting
 LAYER = 2
 
 
-def by_hand(name: str, row: int, prompt_length: int) -> np.ndarray:
-  """Attention [H, T, S] of the tokens behind the prompt over the prompt, from the whole row."""
+def expected_weights(name: str, row: int, prompt_length: int) -> np.ndarray:
+  """Attention [H, T, S] from response tokens to prompt tokens, computed from the whole row."""
   policy, params, _, _, features_MYD = setting(name)
   (token_RT, position_RTA, valid_RT, feature_RT), *_ = four_rows(name)
   cfg, layers = policy.cfg.decoder, params["decoder"]["layers"]
-  before, before_params = policy.truncate(params, LAYER)
-  hidden_TD = before.hidden(
-    before_params, token_RT, position_RTA, valid_RT, features_MYD, feature_RT
+  lower, lower_params = policy.truncate(params, LAYER)
+  hidden_TD = lower.hidden(
+    lower_params, token_RT, position_RTA, valid_RT, features_MYD, feature_RT
   )[row]
   x_TD = np.asarray(hidden_TD / params["decoder"]["norm"]["scale"][None])
   x_TD = x_TD * np.asarray(layers["attn_norm"]["scale"])[LAYER]
@@ -46,7 +46,7 @@ def by_hand(name: str, row: int, prompt_length: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", [TIED, "qwen3_vl/tied"])
-def test_log_attention_is_that_of_the_layer(name):
+def test_log_attention_equals_the_layer_s_attention(name):
   """Two prompts of different lengths, two rows each: every head of every row."""
   policy, params, _, _, features_MYD = setting(name)
   batch, lengths, prompt_lengths, _ = four_rows(name)
@@ -57,7 +57,7 @@ def test_log_attention_is_that_of_the_layer(name):
   rows = cut(batch, range(4), starts, lengths, width)
   found = log_attention(policy, params, LAYER, prefix, *rows[:3], features_MYD, rows[3])
   for r in range(4):
-    expected = by_hand(name, r, starts[r])
+    expected = expected_weights(name, r, starts[r])
     weight_HTS = np.exp(found[r, :, : lengths[r] - starts[r]])
     np.testing.assert_allclose(weight_HTS[..., : starts[r]], expected, atol=1e-5)
     assert not weight_HTS[..., starts[r] :].any()

@@ -10,7 +10,7 @@ CFG = fixtures.small_config(True)
 IMG, VID = fixtures.IMAGE, fixtures.VIDEO
 
 
-def test_text_counts_on():
+def test_text_positions_count_up():
   positions, following = rope.mrope_positions(np.arange(5), [], CFG, (), "max")
   np.testing.assert_array_equal(positions, np.repeat(np.arange(5)[:, None], 3, 1))
   assert following == 5
@@ -20,7 +20,7 @@ def test_text_counts_on():
 
 
 @pytest.mark.parametrize("rule", ["max", "hf5"])
-def test_an_image_spans_a_box(rule):
+def test_an_image_spans_a_box_of_positions(rule):
   ids = np.array([1, 1] + [IMG] * 6 + [1])
   positions, following = rope.mrope_positions(ids, [(1, 4, 6)], CFG, (), rule)
   np.testing.assert_array_equal(positions[:, 0], [0, 1, 2, 2, 2, 2, 2, 2, 5])
@@ -29,7 +29,7 @@ def test_an_image_spans_a_box(rule):
   assert following == 6
 
 
-def test_a_clip_moves_time_by_seconds_and_the_rules_differ_behind_it():
+def test_clip_time_counts_seconds_and_the_rules_differ_after_it():
   """2 tokens per second x 1.4 s: steps of 2.8, floored in float32."""
   ids = np.array([1] + [VID] * 6 + [1, 1])
   grids = [(6, 2, 2)]
@@ -39,7 +39,7 @@ def test_a_clip_moves_time_by_seconds_and_the_rules_differ_behind_it():
   np.testing.assert_array_equal(by_max[7:], [[16] * 3, [17] * 3])
   np.testing.assert_array_equal(by_hf5[:7], by_max[:7])
   np.testing.assert_array_equal(by_hf5[7:], [[2] * 3, [3] * 3])
-  assert (following_max, following_hf5) == (18, 4)  # generation goes on behind the last token
+  assert (following_max, following_hf5) == (18, 4)  # generation continues after the last token
 
 
 def test_time_is_floored_in_float32():
@@ -49,7 +49,7 @@ def test_time_is_floored_in_float32():
   assert positions[5, 0] == 7
 
 
-def test_neighbouring_images_are_told_apart_by_their_grids():
+def test_adjacent_images_are_separated_by_their_grids():
   ids = np.array([IMG] * 5)
   positions, _ = rope.mrope_positions(ids, [(1, 2, 2), (1, 4, 4)], CFG, (), "max")
   np.testing.assert_array_equal(positions[:, 1], [0, 1, 1, 2, 2])
@@ -59,16 +59,16 @@ def test_neighbouring_images_are_told_apart_by_their_grids():
   ("ids", "grids", "message"),
   [
     ([1, IMG, 1], [(1, 4, 4)], "image 0"),
-    ([1, IMG, IMG], [(1, 2, 2)], "behind the last"),
+    ([1, IMG, IMG], [(1, 2, 2)], "1 pad tokens follow the last of 1 grids"),
     ([1, 1], [(1, 2, 2)], "image 0"),
     ([IMG, 1, IMG, IMG], [(1, 2, 2), (1, 2, 6)], "image 1"),
   ],
 )
-def test_pads_and_grids_that_do_not_match_are_named(ids, grids, message):
+def test_pad_tokens_must_match_the_grids(ids, grids, message):
   with pytest.raises(ValueError, match=message):
     rope.mrope_positions(np.array(ids), grids, CFG, (), "max")
 
 
-def test_a_clip_without_seconds_is_named():
+def test_a_clip_needs_its_seconds():
   with pytest.raises(ValueError, match="second_per_grid"):
     rope.mrope_positions(np.array([VID, VID]), [(2, 2, 2)], CFG, (), "max")
