@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The test command: format, lint, types, tests. Installs what it needs into .venv.
-#   ./check.sh           what every change must pass (at most 20 minutes on two cores)
+# The test command: format, lint, types, tests. Installs everything into .venv.
+#   ./check.sh           what every change must pass (at most 15 minutes on two cores)
 #   ./check.sh --all     also the slow tests, and live parity against transformers on torch's CPU build
 set -euo pipefail
 cd "$(dirname "$0")"

@@ -17,6 +17,7 @@ setup(
     "optax>=0.2.8",
     "qwix>=0.1.8",
     "orbax-checkpoint>=0.12.8",
+    "etils>=1.15.0",
     "transformers>=5.23.0",
     "tokenizers>=0.23.3",
     "safetensors>=0.8.0",

@@ -1,6 +1,9 @@
-# Sourced by check.sh and launch/*.sh: makes .venv at the repository's root and installs the package into it.
-# Re-used when present and complete; safe to interrupt: the stamp is written last, after a whole installation.
-#   prepare_venv EXTRAS...    e.g. prepare_venv dev
+# Sourced by check.sh, .ci/run and launch/*.sh: creates .venv in the root of the repository and installs the package.
+# An installation that is complete is used again. It is safe to interrupt: the stamp is written last.
+#   prepare_venv EXTRAS...    for example: prepare_venv dev
+#   machine                   prints tpu, cuda or cpu
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 prepare_venv() {
   local python extras stamp wanted
@@ -14,12 +17,22 @@ prepare_venv() {
     exit 2
   fi
   extras=$(IFS=,; echo "$*")
-  stamp=.venv/.installed-${extras:-base}
-  wanted=$(cksum setup.py | cut -d' ' -f1)
+  stamp="$root/.venv/.installed-${extras:-base}"
+  wanted=$(cksum "$root/setup.py" | cut -d' ' -f1)
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-    echo "installing into .venv (${extras:-no extras}) ..."
-    [ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null || "$python" -m venv --clear .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extras:+[$extras]}"
+    echo "installing into $root/.venv (${extras:-no extras}) ..." >&2
+    "$root/.venv/bin/python" -c '' 2>/dev/null || "$python" -m venv --clear "$root/.venv"
+    "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root${extras:+[$extras]}"
     echo "$wanted" >"$stamp"
+  fi
+}
+
+machine() {
+  if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi --list-gpus 2>/dev/null | grep -q '^GPU'; then
+    echo cuda
+  elif compgen -G "/dev/accel*" >/dev/null || compgen -G "/dev/vfio/[0-9]*" >/dev/null; then
+    echo tpu
+  else
+    echo cpu
   fi
 }
