@@ -1,7 +1,7 @@
-"""Small policies, inputs and parity cases that the policy tests and the golden script share.
+"""Small policies, inputs and parity cases for the policy tests and the golden files.
 
-Weights and pixels come from an integer hash, so that they are the same bits everywhere and the
-golden files need to hold outputs only.
+Weights and pixels are computed by an integer hash. They have the same bits on every machine, so the
+golden files contain outputs only.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ BUCKETS = VisionBuckets((8, 16, 32, 64), (2, 4, 8, 16), (64, 128))
 NEW_TOKENS = 32
 
 
-# What tells the families apart: norm, mlp, patch_bias, table_side, deepstack of the tower;
-# rope_interleaved, qkv_bias, qk_norm of the decoder.
+# The values that differ between families. Vision: norm, mlp, patch_bias, table_side, deepstack.
+# Decoder: rope_interleaved, qkv_bias, qk_norm.
 QWEN2_TOWER = ("layer", "quick_gelu", False, 0, ())
 QWEN2_5_TOWER = ("rms", "gated", False, 0, ())
 QWEN2_DECODER = (False, True, False)
@@ -63,7 +63,7 @@ def _qwen2(heads: int, kv_heads: int, head_dim: int, tied: bool, *tower: int) ->
 def _qwen3(
   heads: int, kv_heads: int, tied: bool, side: int, deepstack: tuple[int, ...], tower_heads: int
 ) -> QwenVLConfig:
-  """Qwen3-VL with heads of 16 channels, behind a width of 48."""
+  """Qwen3-VL of width 48 with heads of 16 channels."""
   vision = VisionConfig(
     *(3, 16 * tower_heads, tower_heads, 56, 4, 2, 2, 0, (0, 1, 2), 1e-6),
     *("layer", "gelu_tanh", True, side, deepstack),
@@ -102,7 +102,7 @@ def with_ids(vision: VisionConfig, decoder: DecoderConfig, tokenizer: Tokenizer)
 
 
 def small_params(cfg: QwenVLConfig) -> Params:
-  """The weights of the parity cases; with these seeds greedy decoding meets no near tie."""
+  """The weights of the parity cases; with these seeds greedy decoding has no near ties."""
   name = next((name for name, other in family_configs().items() if other == cfg), "")
   return hashed_params(cfg, SEEDS.get(name, 1))
 
@@ -112,7 +112,7 @@ def small_policy(tied: bool = True) -> Policy:
 
 
 def hashed(shape: Sequence[int], seed: int) -> np.ndarray:
-  """uint32 pseudo-random numbers by integer arithmetic alone."""
+  """uint32 pseudo-random numbers, computed with integers alone."""
   x = np.arange(int(np.prod(shape)), dtype=np.uint64) + np.uint64(seed * 0x9E3779B9)
   for multiplier in (0x7FEB352D, 0x846CA68B):
     x = ((x ^ (x >> np.uint64(16))) * np.uint64(multiplier)) & np.uint64(0xFFFFFFFF)
@@ -120,10 +120,10 @@ def hashed(shape: Sequence[int], seed: int) -> np.ndarray:
 
 
 def hashed_params(cfg: QwenVLConfig, seed: int) -> Params:
-  """Parameters of which every one matters: biases and scales are random too.
+  """Parameters in which biases and scales are random too, so that every one affects the output.
 
-  Kernels are uniform with deviation 1.5 / sqrt(inputs): logits then spread widely, and greedy
-  decoding rarely meets a near tie.
+  Kernels are uniform with deviation 1.5 / sqrt(inputs). Logits then spread widely, and greedy
+  decoding rarely has near ties.
   """
   params: Params = {}
   for number, entry in enumerate(name_map.name_table(cfg)):
@@ -138,13 +138,13 @@ def hashed_params(cfg: QwenVLConfig, seed: int) -> Params:
   return params
 
 
-def picture(seed: int, height: int, width: int) -> np.ndarray:
+def pixels(seed: int, height: int, width: int) -> np.ndarray:
   """uint8 [height, width, 3] noise."""
   return (hashed((height, width, 3), seed) >> 24).astype(np.uint8)
 
 
 def image(seed: int, height: int, width: int) -> PatchedImage:
-  return patch_image(picture(seed, height, width), PREPROCESS)
+  return patch_image(pixels(seed, height, width), PREPROCESS)
 
 
 # --- sequences ---------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def image(seed: int, height: int, width: int) -> PatchedImage:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
-  """One prompt: ids and positions, its images, and per token (image, token of it) or (-1, 0)."""
+  """One prompt. `source` is (image, token of the image) for each token, (-1, 0) for text."""
 
   ids: np.ndarray
   positions: np.ndarray
@@ -171,9 +171,9 @@ def sequence(
   rule: VideoRule = "max",
   second_per_grid: Sequence[float] = (),
 ) -> Row:
-  """A part is a number of text tokens, an image, or (more than one temporal patch) a clip.
+  """A prompt from parts: a number of text tokens, an image, or a clip (several temporal patches).
 
-  Where times are written, three text tokens stand for them before each temporal patch.
+  In families that write the time of frames as text, three text tokens precede each temporal patch.
   """
   ids, source, images = [], [], []
 
@@ -181,7 +181,7 @@ def sequence(
     ids.extend((hashed((count,), seed) % IMAGE).tolist())
     source.extend([(-1, 0)] * count)
 
-  def picture_tokens(pad: int, first: int, count: int) -> None:
+  def image_tokens(pad: int, first: int, count: int) -> None:
     ids.extend([START] + [pad] * count + [END])
     numbers = [(len(images), first + i) for i in range(count)]
     source.extend([(-1, 0), *numbers, (-1, 0)])
@@ -194,9 +194,9 @@ def sequence(
     if times > 1 and cfg.video_time == "text":
       for time in range(times):
         text(3, 100 * number + time)
-        picture_tokens(VIDEO, time * part.tokens // times, part.tokens // times)
+        image_tokens(VIDEO, time * part.tokens // times, part.tokens // times)
     else:
-      picture_tokens(VIDEO if times > 1 else IMAGE, 0, part.tokens)
+      image_tokens(VIDEO if times > 1 else IMAGE, 0, part.tokens)
     images.append(part)
   ids = np.asarray(ids, np.int32)
   grids = [one.grid_3 for one in images]
@@ -220,10 +220,12 @@ class Case:
   """One comparison with transformers.
 
   Attributes:
-    config: of `family_configs`.
-    kind: what it is about.
-    rule: of video positions; under "max" the reference is given explicit positions.
-    live: tokens read by prefill; the rest (with an image) arrives through a live cache. 0: all.
+    config: key of `family_configs`.
+    kind: name of the input.
+    parts: of the prompt, see `sequence`.
+    rule: of video positions; with "max" the reference gets explicit positions.
+    second_per_grid: of the clips.
+    live: number of tokens for prefill; `append` adds the rest, with an image. 0: all tokens.
   """
 
   config: str
@@ -247,7 +249,7 @@ class Case:
 
 def clip_of(frames: int) -> PatchedImage:
   """Frames of 16 x 24 pixels."""
-  return patch_frames([picture(3 + i, 16, 24) for i in range(frames)], PREPROCESS)
+  return patch_frames([pixels(3 + i, 16, 24) for i in range(frames)], PREPROCESS)
 
 
 def cases() -> list[Case]:
@@ -272,7 +274,7 @@ def cases() -> list[Case]:
 
 
 def run_case(case: Case, policy: Policy, params: Params) -> tuple[np.ndarray, np.ndarray]:
-  """Logits [T, V] of the case's sequence and 32 greedy tokens, both through the live cache."""
+  """Logits [T, V] of the case's sequence, and 32 greedy tokens decoded with the cache."""
   seq = case.sequence()
   features_MYD, index = jnp.zeros((1, policy.cfg.vision.streams, policy.cfg.decoder.width)), ()
   if seq.images:
@@ -310,6 +312,6 @@ def _greedy(policy, params, cache, logits_V, position) -> np.ndarray:
 
 
 def compared_steps(margins: np.ndarray) -> int:
-  """Greedy steps that must agree: up to the reference's first near tie."""
+  """The number of greedy steps that must agree: up to the first near tie of the reference."""
   ties = np.flatnonzero(margins < 1e-3)
   return int(ties[0]) if len(ties) else len(margins)

@@ -30,12 +30,12 @@ def reference_model(name: str):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_equals_transformers(name):
+def test_policy_equals_transformers(name):
   case = CASES[name]
   live = hf_reference.reference(case, reference_model(case.config))
   assert_parity(case, live)
   if case.config in GOLDEN:
-    with np.load(PATH) as golden:  # the committed files are still what transformers says
+    with np.load(PATH) as golden:  # transformers still computes the committed files
       np.testing.assert_allclose(golden[f"{name}/logits"], live["logits"], atol=1e-4)
 
 
@@ -69,7 +69,7 @@ def _rows(name: str) -> list[fixtures.Row]:
 
 
 def _batch(policy: Policy, rows: list[fixtures.Row]):
-  """Right-padded rows of ours, and what they see."""
+  """Our right-padded rows, and their images."""
   images = [image for row in rows for image in row.images]
   batch, index = plan_vision(images, policy.cfg.vision.window_blocks, fixtures.BUCKETS)
   first = np.cumsum([0] + [len(row.images) for row in rows])
@@ -112,8 +112,8 @@ def _left_padded(rows: list[fixtures.Row]) -> dict:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_batch_equals_a_left_padded_one(name):
-  """Rows of three lengths, one without any image."""
+def test_a_batch_equals_a_left_padded_batch(name):
+  """Rows of three lengths, one of them without images."""
   policy = make_policy(CONFIGS[name], jnp.float32)
   rows = _rows(name)
   ours = np.asarray(_forward(policy, fixtures.small_params(policy.cfg), rows))
@@ -127,7 +127,7 @@ def test_a_batch_equals_a_left_padded_one(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_gradients_equal_autograd(name):
-  """Of the mean log-probability of every other token, for every parameter."""
+  """Derivative of the mean log-probability of every other token by every parameter."""
   policy = make_policy(CONFIGS[name], jnp.float32)
   params, row = fixtures.small_params(policy.cfg), _rows(name)[2]
   batch, (ids, positions, valid, feature) = _batch(policy, [row])
@@ -155,10 +155,10 @@ def test_gradients_equal_autograd(name):
 
 
 @pytest.mark.parametrize("family", get_args(Family))
-def test_half_precision_is_as_close_as_transformers_own(family):
-  """KL to the float32 reference in bfloat16: no larger than that of transformers.
+def test_half_precision_is_as_exact_as_in_transformers(family):
+  """KL to the float32 reference in bfloat16 is not larger than that of transformers.
 
-  Over 40 seeds of the shape that does worst the two agree within the noise, 5 %; over these, 20 %.
+  Over 40 seeds of the worst shape the two differ by 5 %, the noise; over these seeds by 20 %.
   """
   sums = np.zeros(2)
   for name, cfg in CONFIGS.items():
@@ -168,7 +168,7 @@ def test_half_precision_is_as_close_as_transformers_own(family):
 
 
 def _half_divergences(name: str, seed: int) -> tuple[float, float]:
-  """Of ours and of theirs, summed over the tokens of three rows."""
+  """KL of our logits and of theirs, summed over the tokens of three rows."""
   rows, policy = _rows(name), make_policy(CONFIGS[name], jnp.bfloat16)
   params = fixtures.hashed_params(policy.cfg, seed)
   ours = torch.tensor(np.array(_forward(policy, params, rows)))

@@ -1,4 +1,4 @@
-"""Kernels in 8 bits: how far from what they stand for, where they lie, what is sampled on them."""
+"""Kernels in 8 bits: rounding error, sharding, and the effect on sampling."""
 
 import dataclasses
 
@@ -34,22 +34,23 @@ def by_path(tree):
   return {param_tree.path_name(path): leaf for path, leaf in leaves}
 
 
-def test_every_kernel_of_a_layer_is_rounded_and_nothing_else():
+def test_only_kernels_of_decoder_layers_are_rounded():
   params = unstacked(small_config(tied=False))
-  small = by_path(int8.quantized(params))
-  rounded = {path for path, leaf in small.items() if isinstance(leaf, qwix.QArray)}
-  assert rounded == {p for p in small if p.startswith("decoder/layers/") and p.endswith("/kernel")}
+  leaves = by_path(int8.quantized(params))
+  rounded = {path for path, leaf in leaves.items() if isinstance(leaf, qwix.QArray)}
+  assert rounded == {p for p in leaves if p.startswith("decoder/layers/") and p.endswith("/kernel")}
   assert len(rounded) == 7 * len(params["decoder"]["layers"])
   for path, leaf in by_path(params).items():
     if path not in rounded:
-      np.testing.assert_array_equal(small[path], leaf)
+      np.testing.assert_array_equal(leaves[path], leaf)
 
 
 def test_rounding_is_at_most_half_a_step_of_each_output_channel():
   params = unstacked(small_config(tied=False))
-  small, back = int8.quantized(params), int8.restored(int8.quantized(params))
+  quantized = int8.quantized(params)
+  restored = int8.restored(quantized)
   for (path, q), x, y in zip(
-    by_path(small).items(), jax.tree.leaves(params), jax.tree.leaves(back), strict=True
+    by_path(quantized).items(), jax.tree.leaves(params), jax.tree.leaves(restored), strict=True
   ):
     if not isinstance(q, qwix.QArray):
       continue
@@ -60,7 +61,7 @@ def test_rounding_is_at_most_half_a_step_of_each_output_channel():
     assert np.abs(np.asarray(x - y)).max() > 0
 
 
-def test_values_lie_like_the_kernel_and_make_the_same_weights_on_every_mesh():
+def test_values_are_sharded_like_the_kernel_and_equal_on_every_mesh():
   cfg = step_config()
   params = hashed_params(cfg, 1)
   found = []
@@ -76,7 +77,7 @@ def test_values_lie_like_the_kernel_and_make_the_same_weights_on_every_mesh():
   assert down.scale.sharding.is_fully_replicated
 
 
-def test_sampling_on_them_is_a_little_off_policy():
+def test_sampling_with_them_is_slightly_off_policy():
   policy, params, exact = policy_and_params()
   cfg = dataclasses.replace(ROLLOUT, weights="int8")
   weights = compiled.decode_params(policy, compiled.train_mesh(policy), "int8")(params)

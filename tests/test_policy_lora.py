@@ -1,4 +1,4 @@
-"""Adapters: merged and apart they compute the same, off they are the policy that was loaded."""
+"""Adapters: merged parameters give the same outputs; without adapters, the initial policy."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ QUERIES = LoraConfig(paths=("attn/q/kernel$",), rank=2, alpha=1.0)
 def with_adapters(
   policy: Policy, params: Params, cfg: LoraConfig, seed: int = 0
 ) -> tuple[Policy, Params]:
-  """The policy with adapters that all matter."""
+  """The policy with random adapters, so that every one affects the output."""
   policy = dataclasses.replace(policy, lora=cfg, frozen=lora.frozen_paths(cfg, ()))
   fresh = compiled.init_adapters(policy, jax.random.key(seed), compiled.train_mesh(policy))
   leaves, tree = jax.tree.flatten(fresh)
@@ -47,7 +47,7 @@ def with_adapters(
 
 
 def outputs(policy: Policy, params: Params, name: str) -> tuple[np.ndarray, np.ndarray]:
-  """Features of pictures, and hidden states of rows about them."""
+  """Features of images, and hidden states of rows with these images."""
   _, _, images, _, _ = setting(name)
   blocks = policy.cfg.vision.window_blocks
   batch, _ = plan_vision(images, blocks, policy_fixtures.BUCKETS)
@@ -58,38 +58,38 @@ def outputs(policy: Policy, params: Params, name: str) -> tuple[np.ndarray, np.n
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_merged_adapters_compute_what_they_compute_apart(name):
+def test_merged_adapters_give_the_same_outputs(name):
   plain, params, *_ = setting(name)
   policy, adapted = with_adapters(plain, params, EVERYWHERE)
   apart = outputs(policy, adapted, name)
   together = outputs(policy.without_adapters, lora.merged(adapted, EVERYWHERE), name)
   for one, other, start in zip(apart, together, outputs(plain, params, name), strict=True):
     np.testing.assert_allclose(one, other, atol=2e-4 * other.std())
-    assert np.abs(other - start).max() > 0.05 * start.std(), "adapters that matter"
+    assert np.abs(other - start).max() > 0.05 * start.std(), "the adapters change the output"
 
 
 def test_every_kernel_has_its_adapter():
   plain, params, *_ = setting("qwen3_vl/tied")
   _, adapted = with_adapters(plain, params, EVERYWHERE)
   base, adapters = lora.split(adapted)
-  there = {param_tree.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(adapters)}
+  found = {param_tree.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(adapters)}
   kernels = [path for path, _ in jax.tree_util.tree_leaves_with_path(base)]
   kernels = [name for name in map(param_tree.path_name, kernels) if name.endswith("/kernel")]
-  assert there == {f"{kernel}_lora_{side}" for kernel in kernels for side in "ab"}
+  assert found == {f"{kernel}_lora_{side}" for kernel in kernels for side in "ab"}
 
 
-def test_the_base_is_the_same_arrays():
+def test_split_copies_no_array():
   plain, params, *_ = setting()
   _, adapted = with_adapters(plain, params, QUERIES)
   base, adapters = lora.split(adapted)
   assert jax.tree.structure(base) == jax.tree.structure(params)
   pairs = zip(jax.tree.leaves(base), jax.tree.leaves(params), strict=True)
-  assert all(one is other for one, other in pairs), "no second copy"
+  assert all(one is other for one, other in pairs), "the same arrays"
   assert list(adapters) == ["decoder"]
 
 
-def test_merging_is_the_sum_of_products():
-  """By hand, in NumPy, head by head."""
+def test_merged_kernel_is_the_sum_of_kernel_and_product():
+  """Computed in NumPy, head by head."""
   plain, params, *_ = setting()
   _, adapted = with_adapters(plain, params, QUERIES)
   found = np.asarray(lora.merged(adapted, QUERIES)["decoder"]["layers"]["attn"]["q"]["kernel"])
@@ -102,7 +102,7 @@ def test_merging_is_the_sum_of_products():
       np.testing.assert_allclose(found[layer, :, head], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_fresh_adapters_change_nothing():
+def test_new_adapters_change_nothing():
   plain, params, *_ = setting()
   policy = dataclasses.replace(plain, lora=EVERYWHERE)
   fresh = compiled.init_adapters(policy, jax.random.key(5), compiled.train_mesh(policy))
@@ -113,7 +113,7 @@ def test_fresh_adapters_change_nothing():
     np.testing.assert_array_equal(one, other)
 
 
-def test_half_precision_traces():
+def test_half_precision_stays_close():
   plain, params, *_ = setting()
   policy, adapted = with_adapters(plain, params, EVERYWHERE)
   half = dataclasses.replace(policy, compute_dtype=jnp.dtype("bfloat16"))
@@ -123,19 +123,14 @@ def test_half_precision_traces():
 
 
 @pytest.mark.parametrize("paths", [("attn/z/kernel",), ("attn_norm",), ("bias",)])
-def test_paths_of_no_kernel_are_refused(paths):
+def test_paths_that_match_no_kernel_are_refused(paths):
   policy = make_policy(policy_fixtures.small_config(True), jnp.float32)
   policy = dataclasses.replace(policy, lora=LoraConfig(("/kernel$", *paths), 2, 2.0))
-  with pytest.raises(ConfigError, match=r"config\.lora\.paths: no kernel's path matches"):
+  with pytest.raises(ConfigError, match=r"config\.lora\.paths: .* matches no kernel path"):
     jax.eval_shape(policy.init, jax.random.key(0))
 
 
-def test_a_rank_of_nothing_is_refused():
-  with pytest.raises(ConfigError, match=r"config\.lora\.rank must be at least 1, got 0"):
-    LoraConfig(("/kernel$",), 0, 1.0)
-
-
-# --- learning ----------------------------------------------------------------------------------
+# --- training ----------------------------------------------------------------------------------
 
 LOSS = LossConfig(clip_low=0.2, clip_high=0.3, kl_weight=0.1, normalise="token")
 MICRO = Microbatches(2, (256,))
@@ -145,8 +140,8 @@ ADAM = OptimizerConfig(
 
 
 @functools.cache
-def learned():
-  """Policy, the state at the start, and the state and metrics of two steps with adapters."""
+def trained():
+  """Policy, initial parameters, and state and metrics after two steps with adapters."""
   plain, params = lab()
   policy = dataclasses.replace(plain, lora=QUERIES, frozen=lora.frozen_paths(QUERIES, ()))
   mesh = compiled.train_mesh(policy)
@@ -162,31 +157,31 @@ def learned():
   return policy, params, state, found
 
 
-def test_adapters_learn_and_the_base_stays():
-  _, params, state, metrics = learned()
+def test_adapters_are_trained_and_the_base_is_not():
+  _, params, state, metrics = trained()
   base, adapters = lora.split(state.params)
   jax.tree.map(np.testing.assert_array_equal, base, params)
   assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(adapters)), "B too"
   assert all(float(one["update_norm"]) > 0 for one in metrics)
 
 
-def test_moments_are_those_of_adapters():
-  _, _, state, _ = learned()
+def test_only_adapters_have_moments():
+  _, _, state, _ = trained()
   _, adapters = lora.split(state.params)
   moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
   assert sum(leaf.size for leaf in moments) == 2 * sum(x.size for x in jax.tree.leaves(adapters))
 
 
-def test_the_reference_is_the_policy_with_adapters_off():
-  _, _, _, (first, second) = learned()
+def test_the_reference_is_the_policy_without_adapters():
+  _, _, _, (first, second) = trained()
   assert abs(float(first["kl_ref_k3"])) < 1e-9, "fresh adapters are the reference"
   assert float(second["kl_ref_k3"]) > 1e-6
 
 
-def test_no_room_is_taken_for_gradients_of_the_base():
-  policy, params, _, _ = learned()
+def test_the_base_has_no_gradients_in_memory():
+  policy, params, _, _ = trained()
   state = TrainState(params, (), np.int32(0))
-  everything = dataclasses.replace(policy.without_adapters, frozen=())
+  all_trained = dataclasses.replace(policy.without_adapters, frozen=())
 
   def scratch(policy: Policy, state: TrainState, frozen: tuple[str, ...]) -> int:
     optimizer = make_optimizer(dataclasses.replace(ADAM, frozen=frozen))
@@ -196,14 +191,14 @@ def test_no_room_is_taken_for_gradients_of_the_base():
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
   fresh = compiled.init_adapters(policy, jax.random.key(1), compiled.train_mesh(policy))
-  ours = scratch(policy, state._replace(params=param_tree.merge(params, fresh)), (lora.BASE,))
-  full = scratch(everything, state, ())
+  adapted = state._replace(params=param_tree.merge(params, fresh))
+  small, large = scratch(policy, adapted, (lora.BASE,)), scratch(all_trained, state, ())
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-  assert full - ours > 0.9 * size, (full, ours, size)
+  assert large - small > 0.9 * size, (large, small, size)
 
 
-def test_a_run_with_adapters_is_loaded_merged(tmp_path: pathlib.Path):
-  policy, _, state, _ = learned()
+def test_a_run_with_adapters_loads_merged_parameters(tmp_path: pathlib.Path):
+  policy, _, state, _ = trained()
   config = {"model": record(policy.cfg), "lora": dataclasses.asdict(QUERIES)}
   with checkpoint.Saver(tmp_path, 1) as saver:
     saver.save(state, Progress(2, 2, {"step": 2}, None, config))

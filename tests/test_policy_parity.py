@@ -1,4 +1,4 @@
-"""The policy against what transformers computed (golden files; live: test_parity_hf)."""
+"""The policy against outputs of transformers in golden files (live: test_parity_hf)."""
 
 import pathlib
 
@@ -15,7 +15,7 @@ CASES = {case.name: case for case in fixtures.cases()}
 
 
 def assert_parity(case: fixtures.Case, reference) -> None:
-  """Positions equal, logits within 1e-4 of their deviation, greedy tokens up to a near tie."""
+  """Positions are equal, logits within 1e-4 of their deviation, greedy tokens up to a near tie."""
   policy = make_policy(case.cfg, jnp.float32)
   np.testing.assert_array_equal(case.sequence().positions, reference["positions"])
   logits, greedy = fixtures.run_case(case, policy, fixtures.small_params(policy.cfg))
@@ -27,7 +27,7 @@ def assert_parity(case: fixtures.Case, reference) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.config in GOLDEN])
-def test_equals_the_golden_reference(name):
+def test_policy_equals_the_golden_reference(name):
   with np.load(PATH) as golden:
     keys = ("positions", "logits", "greedy", "margins")
     assert_parity(CASES[name], {key: golden[f"{name}/{key}"] for key in keys})

@@ -1,4 +1,4 @@
-"""A whole step on a mesh of eight devices is the step on one, and the second costs no trace."""
+"""A whole step on eight devices equals the step on one; the second step traces nothing."""
 
 import dataclasses
 import itertools
@@ -110,8 +110,8 @@ def test_rollouts_are_the_same(ran):
     np.testing.assert_allclose(one.logp_T, eight.logp_T, rtol=0, atol=1e-5)
 
 
-def test_rollouts_that_take_turns_in_few_rows_are_the_same(ran):
-  """A row's prompt may lie on another device than the row."""
+def test_rollouts_in_fewer_rows_are_the_same(ran):
+  """The prompt of a row may be on another device than the row."""
   few = dataclasses.replace(step_fixtures.ROLLOUT, rows=4)
   with pytest.MonkeyPatch.context() as monkeypatch:
     step_fixtures.everybody_draws(monkeypatch)
@@ -124,6 +124,18 @@ def test_rollouts_that_take_turns_in_few_rows_are_the_same(ran):
   for one, other in pairs:
     np.testing.assert_array_equal(one.token_ids_T, other.token_ids_T)
     np.testing.assert_allclose(one.logp_T, other.logp_T, rtol=0, atol=1e-5)
+
+
+def test_rollouts_do_not_depend_on_the_default_prng(ran):
+  with pytest.MonkeyPatch.context() as monkeypatch, jax.default_prng_impl("rbg"):
+    step_fixtures.everybody_draws(monkeypatch)
+    lab = step_fixtures.lab(1, 1, 1)
+    weights = lab.decode_params(lab.state.params)
+    prompts = [lab.engine.conversation.prompt(task) for task in step_fixtures.tasks(0)[:1]]
+    job = RolloutJob(prompts, 0, 0, [step_fixtures.SAMPLED] * step_fixtures.ROLLOUT.group)
+    rollouts = generate_rollouts(lab.engine, weights, job)
+  for one, other in zip(ran.one.rollouts[0], rollouts[0], strict=True):
+    np.testing.assert_array_equal(one.token_ids_T, other.token_ids_T)
 
 
 def test_updates_are_the_same(ran):
@@ -139,8 +151,8 @@ def test_updates_are_the_same(ran):
 
 def test_every_token_of_every_row_is_scored_as_it_was_sampled(ran):
   rollouts, lab = ran.eight.rollouts, ran.lab
-  nothing_BG = np.zeros((len(rollouts), len(rollouts[0])))
-  batch, _ = to_train_batch(rollouts, nothing_BG, step_fixtures.SHAPES)
+  zero_BG = np.zeros((len(rollouts), len(rollouts[0])))
+  batch, _ = to_train_batch(rollouts, zero_BG, step_fixtures.SHAPES)
   params = jax.device_put(ran.before, sharding.param_shardings(ran.before, lab.mesh))
   logp_RT = np.asarray(lab.learn.score(params, lab.learn.place(batch)))
   trained = sum(t.trained_T.sum() for t in itertools.chain(*rollouts))
@@ -151,20 +163,20 @@ def test_every_token_of_every_row_is_scored_as_it_was_sampled(ran):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", ["compute", "int8"])
-def test_how_far_low_precision_samples_from_what_learns_is_said(monkeypatch, weights):
-  """bfloat16 computes both; what the sampler rounds further is off the policy, and shows."""
+def test_metrics_show_the_difference_of_a_rounded_sampler(monkeypatch, weights):
+  """Sampler and trainer compute in bfloat16; kernels in 8 bits are further off the policy."""
   step_fixtures.everybody_draws(monkeypatch)
   cfg = dataclasses.replace(step_fixtures.ROLLOUT, weights=weights)
   lab = step_fixtures.lab(1, 1, 1, cfg, jnp.bfloat16)
-  said = step_fixtures.step(lab, lab.state, 0).metrics
-  difference = float(said["logp_difference"])
+  metrics = step_fixtures.step(lab, lab.state, 0).metrics
+  difference = float(metrics["logp_difference"])
   assert (3e-3 if weights == "int8" else 1e-4) < difference < 0.2
-  assert np.isfinite(float(said["kl_old_k1"]))
-  assert 0 < float(said["kl_old_k3"]) < 0.1
-  assert 0.8 < float(said["effective_share"]) < 1
+  assert np.isfinite(float(metrics["kl_old_k1"]))
+  assert 0 < float(metrics["kl_old_k3"]) < 0.1
+  assert 0.8 < float(metrics["effective_share"]) < 1
 
 
-def test_state_and_weights_lie_where_the_rules_say(ran):
+def test_state_and_weights_are_sharded_by_the_rules(ran):
   lab, local = ran.lab, sharding.rollout_mesh(ran.lab.mesh)
   assert dict(local.shape) == {"data": 4, "tensor": 2}
   for tree, mesh in ((ran.second.state, lab.mesh), (ran.second.weights, local)):
@@ -180,7 +192,7 @@ def test_the_same_buckets_are_traced_once(ran):
     assert calls.function._cache_size() == calls.signatures, name
 
 
-def test_abstract_inputs_are_what_a_run_calls_with(ran):
+def test_abstract_inputs_match_the_calls_of_a_run(ran):
   optimizer = make_optimizer(step_fixtures.OPTIMIZER)
   x = abstract_inputs.largest_inputs(
     ran.lab.policy,
@@ -204,5 +216,5 @@ def test_abstract_inputs_are_what_a_run_calls_with(ran):
     for call in calls:
       assert jax.tree.structure(call) == jax.tree.structure(shapes), name
       assert _kinds(call) == _kinds(shapes), name
-    if name in ("decode", "update"):  # the others see smaller buckets than the largest
+    if name in ("decode", "update"):  # the others use smaller buckets than the largest
       assert shapes in calls, name

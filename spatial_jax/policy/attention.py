@@ -169,9 +169,9 @@ def _mask(
     visible = (visible == query_segment_RT[:, :, None]) & (visible > 0)
   if first is None:
     return visible
-  last_T1 = first + jnp.arange(query_segment_RT.shape[1])[:, None]
-  order_TS = jnp.arange(key_segment_RS.shape[1])[None, :] <= last_T1
-  return visible & order_TS[None]
+  key_1S = jnp.arange(key_segment_RS.shape[1])[None, :]
+  causal_TS = key_1S <= first + jnp.arange(query_segment_RT.shape[1])[:, None]
+  return visible & causal_TS[None]
 
 
 def attend_cache(

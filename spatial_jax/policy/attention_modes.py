@@ -122,16 +122,20 @@ def with_cache(
   count_R = jnp.sum(valid_RT, axis=1, dtype=jnp.int32)
   prefix_length_B, start_R = cache.prefix.length_B, cache.length_R
   prompt_R, assignment = None, cache.assignment
+
+  def last_offset(start_R: jax.Array) -> jax.Array:
+    return jnp.max(jnp.where(count_R > 0, start_R + count_R - 1, 0))
+
   if row_R is None:
-    length_R = start_R + count_R
+    last, length_R = last_offset(start_R), start_R + count_R
   else:
     row_R, assignment = jnp.asarray(row_R), None
     prompt_R = jnp.take(cache.prompt_R, row_R, mode="clip")
     start_R = jnp.take(cache.length_R, row_R, mode="clip")
     length_R = cache.length_R.at[row_R].add(count_R, mode="drop")
     prefix_length_B = prefix_length_B[prompt_R]
-  last_offset = jnp.max(jnp.where(count_R > 0, start_R + count_R - 1, 0))
-  shared = (start_R, last_offset, prompt_R, row_R, assignment)
+    last = last_offset(start_R)
+  shared = (start_R, last, prompt_R, row_R, assignment)
   modes = tuple(
     CacheAttention(valid_RT, kv, prefix_length_B, suffix, *shared)
     for kv, suffix in zip(cache.prefix.layers, cache.layers, strict=True)
