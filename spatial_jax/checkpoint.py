@@ -326,7 +326,9 @@ def _reason(error: Exception) -> str | None:
 
 def _saved_leaves(checkpoint: PathLike) -> dict[str, Any]:
   """Name -> array metadata. Tuples and fields come back as lists and dicts."""
-  return _leaves(_reader().metadata(epath.Path(checkpoint)).item_metadata[STATE].tree)
+  items = _reader().metadata(epath.Path(checkpoint)).item_metadata
+  assert items is not None
+  return _leaves(items[STATE].tree)
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

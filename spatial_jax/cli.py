@@ -31,7 +31,7 @@ _TYPES = {bool: "true or false", int: "an integer", float: "a number", tuple: "a
 
 def enable_compilation_cache() -> None:
   """Keeps compiled programs on disk; JAX_COMPILATION_CACHE_DIR, if set, says where."""
-  if jax.config.jax_compilation_cache_dir is None:
+  if jax.config.values["jax_compilation_cache_dir"] is None:
     jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache/spatial_jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

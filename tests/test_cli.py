@@ -1,11 +1,13 @@
 """What every entry point does with flags, config files, mistakes, full disks and signals."""
 
 import errno
+import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+from typing import ClassVar
 
 import jax
 import pytest
@@ -102,7 +104,7 @@ def test_the_users_compilation_cache_is_kept(monkeypatch):
 class Unset:
   """jax.config of a process without a compilation cache."""
 
-  jax_compilation_cache_dir = None
+  values: ClassVar = {"jax_compilation_cache_dir": None}
 
   def __init__(self, updates):
     self.update = updates.__setitem__
@@ -152,6 +154,19 @@ def test_flags_override_the_config(command):
     "on": False,
   }
   assert values["workdir"].value == "w"
+
+
+def test_field_references_follow_the_key_that_a_flag_sets(command, tmp_path):
+  (tmp_path / "linked.py").write_text(
+    "from ml_collections import ConfigDict, FieldReference\n"
+    "def get_config():\n"
+    "  steps = FieldReference(50)\n"
+    "  optimizer = {'total': steps * 1, 'decay': steps // 2}\n"
+    "  return ConfigDict({'steps': steps, 'optimizer': optimizer})\n"
+  )
+  _, values = command("--config.steps=200", "--config.optimizer.total=90", path="linked.py")
+  config = json.loads(values["config"].value.to_json_best_effort())
+  assert config == {"steps": 200, "optimizer": {"total": 90, "decay": 100}}
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,16 @@ import jax.numpy as jnp
 from spatial_jax import checkpoint as checkpoint_lib
 from spatial_jax import config as config_lib
 from spatial_jax import sharding
+from spatial_jax.cli import one_line_exits
 from spatial_jax.data.image import PreprocessConfig
-from spatial_jax.errors import CheckpointError, UserError
+from spatial_jax.errors import CheckpointError
 from spatial_jax.evaluate.results import ResultTable, is_up_to_date, read_results
 from spatial_jax.hf import weights
 from spatial_jax.hf.export import write_files
 from spatial_jax.hf.folder import CONFIG, INDEX, WEIGHTS, has_weights
 from spatial_jax.stages.load import load_policy
 from spatial_jax.tools.model_card import model_card
+from spatial_jax.workdir import find_path, to_path
 
 
 def export(
@@ -51,7 +53,7 @@ def export(
   """
   if existing := [name for name in (WEIGHTS, INDEX) if (out / name).exists()]:
     raise CheckpointError(f"{out} already has {existing[0]}; choose another --out")
-  if has_weights(pathlib.Path(checkpoint)):
+  if has_weights(find_path(checkpoint)):
     raise CheckpointError(f"{checkpoint} is a Hugging Face folder already; give a run")
   cpu = jax.local_devices(backend="cpu")[:1]
   loaded = load_policy(checkpoint, sharding.make_mesh(sharding.MeshConfig(1, 1, 1), cpu))
@@ -63,7 +65,7 @@ def export(
   results = _results(pathlib.Path(step).parent.parent, progress)
   params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), loaded.params)
   weights.save(params, loaded.policy.cfg, out)
-  base = pathlib.Path(progress.config["init"])
+  base = find_path(progress.config["init"])
   like = files_from or (base if (base / CONFIG).exists() else None)
   write_files(loaded.tokenizer, preprocess, out, like)
   record = json.dumps(progress.config, indent=2, sort_keys=True)
@@ -86,7 +88,7 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--checkpoint", required=True, help="work directory or checkpoint of a run")
-  parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
+  parser.add_argument("--out", required=True, help="folder to write")
   parser.add_argument(
     "--files_from",
     type=pathlib.Path,
@@ -96,11 +98,9 @@ def main() -> None:
   parser.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="dtype of the weights")
   arguments = parser.parse_args()
   command = shlex.join(["python", "-m", "spatial_jax.tools.export", *sys.argv[1:]])
-  try:
-    export(arguments.checkpoint, arguments.out, arguments.files_from, arguments.dtype, command)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+  with one_line_exits("stopped; delete --out and export again"):
+    out = to_path(arguments.out)
+    export(arguments.checkpoint, out, arguments.files_from, arguments.dtype, command)
   print(f"wrote {arguments.out}")
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from spatial_jax.cli import one_line_exits
 from spatial_jax.data.image import patch_image
 from spatial_jax.data.tokenizer import load_tokenizer
 from spatial_jax.data.vision_packing import VisionBuckets, geometric_buckets, plan_vision
@@ -305,7 +306,7 @@ def main() -> None:
   parser.add_argument("--export", type=pathlib.Path, help="save the outputs of transformers (.npz)")
   parser.add_argument("--golden", type=pathlib.Path, help="file of --export; needs no torch")
   arguments = parser.parse_args()
-  try:
+  with one_line_exits("stopped"):
     check_folder(arguments.checkpoint)
     if arguments.golden:
       golden = _read_golden(arguments.golden)
@@ -314,9 +315,6 @@ def main() -> None:
     if arguments.export:
       np.savez_compressed(arguments.export, **golden)  # pyright: ignore[reportArgumentType]
     checks = compare(arguments.checkpoint, golden)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
   Console().print(_table(checks))
   sys.exit(int(not all(check.passed for check in checks)))
 
