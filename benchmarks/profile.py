@@ -107,13 +107,13 @@ def main(argv: list[str]) -> None:
     watch.join()
     if timeline.total_s < AFTER.value + SECONDS.value:
       raise app.UsageError(
-        f"the call took {timeline.total_s:.1f} s: --after and --seconds must lie in it"
+        f"the call took {timeline.total_s:.1f} s; lower --after or --seconds to stay within it"
       )
     events = read(folder / "trace")
   console = make_console()
   console.print(
     f"{SECONDS.value:g} s of {timeline.total_s:.1f}: no program ran for "
-    f"{idle_share(events, SECONDS.value):.1%} of them; the timeline says "
+    f"{idle_share(events, SECONDS.value):.1%} of them; by the timeline for "
     f"{timeline.summary()['device_idle_share']:.1%} of the whole call"
   )
   console.print(longest(events))

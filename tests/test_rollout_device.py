@@ -255,13 +255,14 @@ def test_tokens_do_not_depend_on_the_row():
   """Three rows for the four rollouts of two prompts, in several assignments."""
   full = started()
   _, whole_RT, whole_logp_RT = decode(full, 8, new=False)
-  few = started(rows=3, active=(False, False))
+  state = started(rows=3, active=(False, False))
   for rollout_R in ([2, 0, 3], [3, 1, 0], [1, 2, 0]):
     row_BG = np.zeros(4, np.int32)
     row_BG[rollout_R] = np.arange(3)
     sampling = jax.tree.map(lambda x, at=rollout_R: x[np.array(at)], full.sampling)
-    taken = (np.ones(3, bool), np.array(rollout_R, np.int32), row_BG.reshape(2, 2), sampling)
-    few, token_RT, logp_RT = decode(jitted().start_rows(few, *taken), 8, new=False)
+    assignment = np.array(rollout_R, np.int32), row_BG.reshape(2, 2)
+    state = jitted().start_rows(state, np.ones(3, bool), *assignment, sampling)
+    state, token_RT, logp_RT = decode(state, 8, new=False)
     np.testing.assert_array_equal(token_RT, np.asarray(whole_RT)[rollout_R])
     np.testing.assert_allclose(logp_RT, np.asarray(whole_logp_RT)[rollout_R], atol=1e-5)
 

@@ -19,7 +19,6 @@ from spatial_jax.config import ConfigError, build
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.data.prompt_text import TextConfig
 from spatial_jax.data.source import SourceConfig, make_source
-from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig, Fault
 from spatial_jax.drawing.termination import StopLimits
@@ -266,7 +265,6 @@ def test_drawings_that_may_not_fit_are_refused_before_sampling():
 
 
 NAN, INF = math.nan, math.inf
-VISION = ROLLOUT.vision
 
 
 @pytest.mark.parametrize(
@@ -296,14 +294,12 @@ VISION = ROLLOUT.vision
     (ROLLOUT, "prompt_buckets", ((), (64, 32), (-1,), (NAN,))),
     (ROLLOUT, "observation_buckets", ((), (64, 32))),
     (ROLLOUT, "suffix_block_edges", ((0, 8), (8, 8), (9, 8))),
-    (ROLLOUT, "vision.windows", (VisionBuckets((32, 8), VISION.frames, VISION.patches),)),
-    (ROLLOUT, "vision.patches", (VisionBuckets(VISION.windows, VISION.frames, ()),)),
   ],
 )
 def test_values_out_of_range_are_refused_by_name(cfg, field, values):
   for value in values:
     with pytest.raises(ConfigError, match=rf"^{field} is .* and must ") as error:
-      dataclasses.replace(cfg, **{field.partition(".")[0]: value})
+      dataclasses.replace(cfg, **{field: value})
     assert "\n" not in str(error.value)
 
 

@@ -5,7 +5,7 @@ import itertools
 from typing import Literal
 
 from spatial_jax.checks import is_finite, is_whole
-from spatial_jax.config import FieldError, check_field
+from spatial_jax.config import check_field
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.drawing.parser import Limits
 from spatial_jax.drawing.termination import StopLimits
@@ -148,9 +148,6 @@ class RolloutConfig:
     check_field(self, "suffix_block_edges", not edges or _is_ascending(edges), _ASCENDING)
     for name in ("prefill", "append", "prompt_buckets", "observation_buckets"):
       check_field(self, name, _is_ascending(vars(self)[name]), _ASCENDING)
-    for name, sizes in vars(self.vision).items():
-      if not _is_ascending(sizes):
-        raise FieldError(f"vision.{name} is {sizes} and must {_ASCENDING}")
 
   @property
   def suffix_block_sizes(self) -> tuple[int, ...]:
