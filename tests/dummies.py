@@ -1,4 +1,4 @@
-"""Small made-up objects of every kind that crosses a stage: valid, random, reproducible."""
+"""Small random objects of every kind that crosses a stage: valid and reproducible."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ FORBIDDEN = (IMAGE_PAD, VISION_START, VISION_END)
 COLOURS = ("#b5651d", "#4a6fa5", "#6b8e4e", "#8c4a5b", "#c9a227", "#5f5f6e")
 
 
-def picture(generator: np.random.Generator, height: int = 112, width: int = 112) -> np.ndarray:
+def room_image(generator: np.random.Generator, height: int = 112, width: int = 112) -> np.ndarray:
   """A wall, a floor and a few boxes, uint8 [height, width, 3]."""
   image = Image.new("RGB", (width, height), "#d9d4c7")
   draw = ImageDraw.Draw(image)
@@ -44,7 +44,7 @@ def picture(generator: np.random.Generator, height: int = 112, width: int = 112)
 
 
 def patched(pixels: np.ndarray, grid_3: tuple[int, int, int] | None = None) -> PatchedImage:
-  """A picture with random patches: right in form, without preprocessing."""
+  """An image with random patches of the right shape, without preprocessing."""
   digest = hashlib.sha256(pixels.tobytes() + bytes(str(pixels.shape), "ascii")).hexdigest()
   grid_3 = grid_3 or (1, pixels.shape[0] // 14, pixels.shape[1] // 14)
   generator = np.random.default_rng(int(digest[:8], 16))
@@ -53,7 +53,7 @@ def patched(pixels: np.ndarray, grid_3: tuple[int, int, int] | None = None) -> P
 
 
 def drawn(image: PatchedImage, operation: Operation) -> PatchedImage:
-  """The picture with one operation drawn on it."""
+  """The image with one operation drawn on it."""
   canvas = Image.fromarray(image.pixels)
   draw = ImageDraw.Draw(canvas)
   if operation.tool == "box":
@@ -72,7 +72,7 @@ def random_operation(generator: np.random.Generator, image: int, size_px: int) -
 
 
 class TrajectoryWriter:
-  """Appends text, pictures and turns so that positions and masks come out right."""
+  """Appends text, images and turns with the right positions and masks."""
 
   def __init__(self):
     self.ids, self.positions, self.logps = [], [], []
@@ -127,8 +127,8 @@ class TrajectoryWriter:
 
 
 def number_task(generator: np.random.Generator, task_id: str = "room-7/chair.table") -> Task:
-  """How far apart two things are, on one picture."""
-  pixels = picture(generator)
+  """The distance between two objects in one image."""
+  pixels = room_image(generator)
   return Task(
     task_id=task_id,
     question_type="object_abs_distance",
@@ -206,7 +206,7 @@ QUESTION_TYPES = (
 
 
 def group(generator: np.random.Generator, task: Task, samples: int = 8) -> list[Trajectory]:
-  """Rollouts of one task whose answers scatter around the truth."""
+  """Rollouts of one task with answers around the truth."""
   answers = [
     None if generator.uniform() < 0.15 else f"{float(task.answer) * spread:.1f}"
     for spread in generator.normal(1, 0.35, samples)
@@ -215,7 +215,7 @@ def group(generator: np.random.Generator, task: Task, samples: int = 8) -> list[
 
 
 def prompt(task: Task) -> Prompt:
-  """Only the task of it is real."""
+  """A prompt of which only the task is real."""
   return Prompt(task, np.zeros(1, np.int32), np.zeros((1, 3), np.int32), 1, (), ())
 
 
@@ -269,29 +269,12 @@ def result_table(generator: np.random.Generator) -> ResultTable:
 
 
 def finished_run(workdir: pathlib.Path, steps: int = 120, groups: int = 2) -> pathlib.Path:
-  """A work directory as a run leaves it, with plausible numbers."""
+  """A work directory as a run leaves it, with plausible numbers and every file of the report."""
   generator = np.random.default_rng(0)
-  lines = []
-  for step in range(steps):
-    u = step / max(steps - 1, 1)
-    noise = generator.normal(0, 1, 7)
-    record = {"step": step, "stage": "grpo", "time_s": 4.1 * (step + 1)}
-    record |= {
-      "reward": 0.45 + 0.16 * u**0.7 + 0.03 * noise[0],
-      "score": 0.41 + 0.09 * u**0.7 + 0.03 * noise[1],
-      "format": min(1.0, 0.82 + 0.16 * u**0.4 + 0.02 * noise[2]),
-      "logp_difference": 2e-5 * float(np.exp(0.3 * noise[3])),
-      "response_tokens": 96 - 22 * u + 4 * noise[4],
-      "tokens_per_s": 2900 + 120 * noise[5],
-      "entropy_estimate": 0.9 - 0.35 * u + 0.03 * noise[6],
-      "sharpness": 1 + 99 / (1 + float(np.exp(-10 * (u - 0.5)))),
-    }
-    if step == 37:
-      record |= {"entropy_estimate": None, "not_finite": ["entropy_estimate"]}
-    lines.append(json.dumps(record))
   workdir.mkdir(parents=True, exist_ok=True)
-  (workdir / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+  write_metrics(generator, workdir, steps)
   (workdir / "config.json").write_text(json.dumps({"seed": 0, "advantage": {"alpha": 1.0}}))
+  (workdir / "timeline.json").write_text(json.dumps(timeline_record(step=steps)))
   write_results(result_table(generator), workdir, {})
   for step in (0, steps):
     tasks = [number_task(generator, f"room-{step + i}/chair.table") for i in range(groups)]
@@ -300,4 +283,63 @@ def finished_run(workdir: pathlib.Path, steps: int = 120, groups: int = 2) -> pa
     advantages_BG = np.asarray(advantage(scores, ADVANTAGE))
     prompts = [prompt(task) for task in tasks]
     save_groups(make_saved_groups(prompts, rollouts, scores, advantages_BG, step), workdir)
+  write_evaluation(generator, workdir, groups)
   return workdir
+
+
+def write_metrics(generator: np.random.Generator, workdir: pathlib.Path, steps: int) -> None:
+  """metrics.jsonl: the score rises, the reward falls, one value is not finite."""
+  lines = []
+  for step in range(steps):
+    u = step / max(steps - 1, 1)
+    noise = generator.normal(0, 1, 7)
+    record = {"step": step, "stage": "grpo", "time_s": 4.1 * (step + 1)}
+    record |= {
+      "reward": 0.75 - 0.16 * u**0.7 + 0.03 * noise[0],
+      "score": 0.41 + 0.09 * u**0.7 + 0.03 * noise[1],
+      "format": min(1.0, 0.82 + 0.16 * u**0.4 + 0.02 * noise[2]),
+      "logp_difference": 2e-5 * float(np.exp(0.3 * noise[3])),
+      "response_tokens": 96 - 22 * u + 4 * noise[4],
+      "drawing_share": 0.3 - 0.1 * u,
+      "tokens_per_s": 2900 + 120 * noise[5],
+      "entropy_estimate": 0.9 - 0.35 * u + 0.03 * noise[6],
+      "sharpness": 1 + 99 / (1 + float(np.exp(-10 * (u - 0.5)))),
+    }
+    if step == 37:
+      record |= {"entropy_estimate": None, "not_finite": ["entropy_estimate"]}
+    lines.append(json.dumps(record))
+  (workdir / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+
+
+def write_evaluation(generator: np.random.Generator, workdir: pathlib.Path, groups: int) -> None:
+  """Saved groups of the end, and predictions of start and end for the same questions."""
+  tasks = [number_task(generator, f"room-{900 + i}/chair.table") for i in range(groups)]
+  rollouts = [group(generator, task, 2) for task in tasks]
+  scores = score(rollouts, tasks, REWARD, CARD.sharpness)
+  prompts = [prompt(task) for task in tasks]
+  saved = make_saved_groups(prompts, rollouts, scores, None, None, greedy=(True, False))
+  save_groups(saved, workdir)
+  lines = []
+  for number, task in enumerate(tasks):
+    end_score = 0.5 + 0.1 * number
+    for column, score_, answer in (("start_greedy", 0.2, "0.1"), ("end_greedy", end_score, "9.9")):
+      record = {"column": column, "task_id": task.task_id, "answer": answer}
+      record |= {"score": score_, "reward": 0.5, "end_reason": "answer"}
+      record |= {"tokens": 20, "text": f"<think> From the {column}. </think> <answer> 1 </answer>"}
+      lines.append(json.dumps(record))
+  (workdir / "predictions.jsonl").write_text("".join(line + "\n" for line in lines))
+
+
+def timeline_record(step: int) -> dict[str, object]:
+  """timeline.json of two slots: images, prefill, two chunks; nothing was appended."""
+  spans = (("encode_images", 0, 1), ("prefill", 1, 2), ("decode", 2, 4), ("decode", 4, 5))
+  chunks = ((2, 4, [4, 4], [0, 0]), (4, 5, [1, 0], [2, 0]))
+  return {
+    "step": step,
+    "total_s": 5.5,
+    "programs": [{"program": p, "start_s": a, "end_s": b} for p, a, b in spans],
+    "chunks": [
+      {"start_s": a, "end_s": b, "group": 4, "active": active, "drawing": drawing}
+      for a, b, active, drawing in chunks
+    ],
+  }

@@ -1,48 +1,76 @@
+"""The report page: its structure, its words, its figures, and missing or broken files."""
+
+import base64
+import copy
 import dataclasses
+import functools
 import html.parser
+import io
 import json
+import pathlib
 import re
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from spatial_jax.errors import CheckpointError, DataError
-from spatial_jax.evaluate.results import is_up_to_date, read_results, write_results
-from spatial_jax.report import gallery as gallery_lib
-from spatial_jax.report import plots
-from spatial_jax.report.report import About, interval_scale, not_finite, tiles, write_report
+from spatial_jax.evaluate.results import (
+  Cell,
+  Paired,
+  is_up_to_date,
+  read_results,
+  write_results,
+)
+from spatial_jax.report import curves, drawings, gallery, result_plots, svg, wording
+from spatial_jax.report.example import choose_example
+from spatial_jax.report.predictions import Answers, read_answers
+from spatial_jax.report.report import About, key_figures, not_finite, write_report
+from spatial_jax.report.response_text import Piece, pieces
+from spatial_jax.report.reward_card import RewardCard, card_view
+from spatial_jax.report.timeline_plot import timeline_figure
 from spatial_jax.reward.snra import Schedule
 from spatial_jax.rollout import saved_groups
+from spatial_jax.types import Operation
 from tests import dummies
 
-ABOUT = About("A <small> run & more", "What this is.", (("policy", "random"),))
-VOID = {"meta", "img", "input", "path", "use", "br"}
+ABOUT = About("A <small> run & more", "A short summary.", (("policy", "random"),))
+VOID = {"meta", "img", "input", "path", "use", "br", "rect"}
+FILES = (
+  "metrics.jsonl", "results.json", "predictions.jsonl", "rollouts", "timeline.json", "config.json",
+)  # fmt: skip
 
 
 class Page(html.parser.HTMLParser):
-  """Checks that every tag is closed, and collects what a browser would load."""
+  """Asserts that every tag is closed; collects tags, texts, and what a browser would load."""
 
   def __init__(self, text):
     super().__init__()
-    self.open, self.tags, self.loads, self.texts = [], [], [], []
+    self.unclosed, self.tags, self.loads, self.texts = [], [], [], []
     self.feed(text)
     self.close()
-    assert not self.open, f"not closed: {self.open}"
+    assert not self.unclosed, f"not closed: {self.unclosed}"
 
   def handle_starttag(self, tag, attrs):
     self.tags.append(tag)
     if tag not in VOID:
-      self.open.append(tag)
+      self.unclosed.append(tag)
     self.loads += [value for name, value in attrs if name in ("src", "href", "data", "action")]
     assert not [name for name, _ in attrs if name.startswith("on")]
 
   def handle_endtag(self, tag):
     if tag not in VOID:
-      assert self.open.pop() == tag
+      assert self.unclosed.pop() == tag
 
   def handle_data(self, data):
-    self.texts.append(data)
+    if self.tags[-1:] != ["style"]:
+      self.texts.append(data)
+
+  @property
+  def words(self):
+    """The visible text with single blanks."""
+    return " ".join("".join(self.texts).split())
 
 
 @pytest.fixture(scope="module")
@@ -55,143 +83,605 @@ def text(run):
   return write_report(run, ABOUT, dummies.CARD, groups_per_step=2).read_text()
 
 
-def test_the_page_is_whole_and_loads_nothing_from_outside(text):
+@functools.cache
+def _result_table():
+  return dummies.result_table(np.random.default_rng(0))
+
+
+def result_table():
+  """A copy of one table: its intervals take seconds."""
+  return copy.deepcopy(_result_table())
+
+
+def copied(run, folder):
+  """A copy of a work directory that a test may change."""
+  return shutil.copytree(run, folder / "run")
+
+
+def headings(text):
+  return re.findall(r"<h2>(.*?)</h2>", text)
+
+
+# --- the page ----------------------------------------------------------------------------------
+
+
+def test_page_is_self_contained(text):
   page = Page(text)
-  assert "script" not in page.tags
-  assert "link" not in page.tags
+  assert not {"script", "link", "iframe"} & set(page.tags)
   assert {url.split(":")[0] for url in page.loads if not url.startswith("#")} == {"data"}
   assert "@import" not in text
   assert not re.findall(r"url\((?!#)", text)
+  outside = set(re.findall(r"https?://[^\s\"<]*", text))
+  assert all(url.startswith("http://www.w3.org/") for url in outside), "only XML namespaces"
 
 
-def test_every_section_is_there(text):
-  headings = re.findall(r"<h2>(.*?)</h2>", text)
-  assert headings == [
-    "Before and after", "Training", "Reward and advantage", "Rollouts of step 0",
-    "Rollouts of step 40", "Configuration",
+def test_sections_and_folds_are_complete(text):
+  assert headings(text) == [
+    "Scores by question type", "Training", "Reward and advantage",
+    "Held-out questions at the start and at the end", "Rollouts of step 0", "Rollouts of step 40",
+    "What the devices did during the rollouts of step 40", "Configuration",
   ]  # fmt: skip
-  assert text.count("<article>") == 4
-  assert text.count('<div class="sibling') == 4 * (8 + 1)  # and the four grids around them
-  assert text.count("<svg") == 8 + 2
+  folds = dict.fromkeys(re.findall(r"<summary>(.*?)</summary>", text))
+  assert list(folds) == [
+    "All numbers", "All differences", "Further curves: format, entropy, loss, speed, devices",
+    "drawing code", "config.json",
+  ]  # fmt: skip
+  assert text.count("<article>") == 6
+  assert text.count('<div class="rollout ') + text.count('<div class="rollout"') == 4 * 8 + 2 * 3
 
 
-def test_model_text_is_shown_and_never_markup(text):
+def test_result_and_example_are_first(text):
+  head = text[: text.index("<h2>")]
+  assert re.search(r'class="result">On 451 held-out questions the greedy score rose from', head)
+  assert '<div class="example">' in head
+  assert head.count("data:image/webp") == 1
+  assert "9.9" in head, "the answer of the end"
+  assert "the score rose on 2, fell on 0 and stayed equal on 0" in head
+
+
+def test_texts_of_models_and_data_are_escaped(text):
   assert "I can not tell &lt;script&gt;alert(1)&lt;/script&gt;" in text
   assert "&lt;b&gt;plant&lt;/b&gt;" in text
   assert "<b>plant" not in text
   assert "A &lt;small&gt; run &amp; more" in text
 
 
-def test_each_thing_said_of_a_rollout(run, text):
-  group = saved_groups.load_groups(run, per_step=2)[0][0]
-  shown = "".join(Page(text).texts)
-  for sibling in group.rollouts:
-    assert f"{sibling.reward:.2f}" in shown
-    for turn in sibling.trajectory.turns:
-      for kind, piece in gallery_lib.pieces(turn.text):
-        assert piece in shown, kind
+def test_every_saved_rollout_is_shown_in_full(run, text):
+  words = Page(text).words
+  groups = [group for groups in saved_groups.load_groups(run, per_step=2) for group in groups]
+  images = set()
+  for rollout in (rollout for group in groups for rollout in group.rollouts):
+    assert f"{rollout.reward:.2f}" in words
+    images |= {image.content_hash for image in rollout.trajectory.images}
+    for turn in rollout.trajectory.turns:
+      for piece in pieces(turn.text, ""):
+        assert " ".join(piece.text.split()) in words, piece.kind
       for error in turn.errors:
-        assert error.detail in shown
-  assert "no action" in shown
-  drawing = next(s for s in group.rollouts if len(s.trajectory.images) == 3)
-  assert [
-    image["number"]
-    for turn in gallery_lib.rollout_view(drawing)["turns"]
-    for image in turn["images"]
-  ] == [2, 3]
-  pictures = {url for url in Page(text).loads if url.startswith("data:image/webp")}
-  trajectories = [
-    sibling.trajectory
-    for groups in saved_groups.load_groups(run, per_step=2)
-    for each in groups
-    for sibling in each.rollouts
-  ]
-  assert len(pictures) == len({i.content_hash for t in trajectories for i in t.images})
+        assert error.detail in words
+  assert "<think>" not in words
+  assert len({url for url in Page(text).loads if url.startswith("data:image/")}) == len(images)
 
 
-def test_the_note_on_wrong_choices(text):
-  assert "<b>0.54</b> at k_min (1)" in text
+def test_rollouts_of_training_are_sorted_by_reward_and_the_truth_is_shown_once(run):
+  [first, *_] = saved_groups.load_groups(run, per_step=1)
+  view = gallery.group_view(first[0], dummies.CARD, None)
+  rewards = [rollout.reward for rollout in view.rollouts]
+  assert rewards == sorted(rewards, reverse=True)
+  assert {rollout.name for rollout in view.rollouts} == {f"sample {i}" for i in range(1, 9)}
 
 
-def test_the_same_work_directory_gives_the_same_page(run, text):
+def test_evaluation_shows_the_start_beside_the_end(run):
+  evaluation = saved_groups.load_groups(run, per_step=2)[-1]
+  view = gallery.step_view(evaluation, None, read_answers(run).start)
+  assert view.compared
+  for group in view.groups:
+    assert [r.name for r in group.rollouts] == ["start, greedy", "end, greedy", "end, sampled"]
+    assert group.rollouts[0].turns[0].pieces[0].text == "From the start_greedy."
+
+
+def test_equal_work_directories_give_equal_pages(run, text):
   assert write_report(run, ABOUT, dummies.CARD, groups_per_step=2).read_text() == text
 
 
-def test_an_empty_work_directory(tmp_path):
+@pytest.mark.parametrize("missing", FILES)
+def test_a_missing_file_leaves_out_its_section_only(tmp_path, run, missing):
+  workdir = copied(run, tmp_path)
+  path = workdir / missing
+  shutil.rmtree(path) if path.is_dir() else path.unlink()
+  text = write_report(workdir, ABOUT, None, 1).read_text()
+  Page(text)
+  every = {
+    "results.json": ["Scores by question type"],
+    "metrics.jsonl": ["Training"],
+    "predictions.jsonl": ["Held-out questions at the start and at the end"],
+    "rollouts": [
+      "Held-out questions at the start and at the end",
+      "Rollouts of step 0",
+      "Rollouts of step 40",
+    ],
+    "timeline.json": ["What the devices did during the rollouts of step 40"],
+    "config.json": ["Configuration"],
+  }
+  expected = [name for names in every.values() for name in names if name not in every[missing]]
+  assert set(expected) <= set(headings(text))
+  assert not set(every[missing]) & set(headings(text))
+
+
+def test_an_empty_work_directory_has_a_page(tmp_path):
   text = write_report(tmp_path, ABOUT, None, groups_per_step=2).read_text()
   Page(text)
-  assert "<h2>" not in text
+  assert not headings(text)
   assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_one_step_and_odd_text(tmp_path):
-  dummies.finished_run(tmp_path, steps=1, groups=1)
-  (tmp_path / "results.json").unlink()
-  [[group]] = saved_groups.load_groups(tmp_path, 1)[:1]
+def test_odd_texts_and_invalid_rollouts_are_shown(tmp_path, run):
+  (group, *_), *_ = saved_groups.load_groups(run, 1)
   strange = "\ud800 \x00 </textarea><!-- \"' &amp; ]]> <think> {{ 7 * 7 }} {% raw %}"
   broken = []
-  for sibling in group.rollouts:
-    turns = tuple(dataclasses.replace(t, text=strange) for t in sibling.trajectory.turns)
-    rollout = dataclasses.replace(sibling.trajectory, turns=turns, end_reason="fault")
-    broken.append(dataclasses.replace(sibling, trajectory=rollout, valid=False, answer=strange))
-  shutil.rmtree(tmp_path / "rollouts")
+  for rollout in group.rollouts:
+    turns = tuple(dataclasses.replace(t, text=strange) for t in rollout.trajectory.turns)
+    trajectory = dataclasses.replace(rollout.trajectory, turns=turns, end_reason="fault")
+    broken.append(dataclasses.replace(rollout, trajectory=trajectory, valid=False, answer=strange))
   saved_groups.save_groups([dataclasses.replace(group, rollouts=tuple(broken))], tmp_path)
   text = write_report(tmp_path, ABOUT, dummies.CARD, 2).read_text()
   Page(text)
   assert "{{ 7 * 7 }} {% raw %}" in text
   assert "</textarea>" not in text
-  assert "mean reward" not in text  # nobody is usable
+  assert "Mean reward" not in text, "no rollout is valid"
 
 
-def test_broken_files_are_named(tmp_path):
-  dummies.finished_run(tmp_path, steps=2, groups=1)
-  group = tmp_path / "rollouts" / "000000" / "0.json"
-  group.write_text("{}")
-  with pytest.raises(DataError, match=r"0\.json is not a group of rollouts"):
-    write_report(tmp_path, ABOUT, None, 1)
-  (tmp_path / "results.json").write_text('{"columns": 3}')
-  with pytest.raises(DataError, match=r"results\.json is not a table of results .*evaluate again"):
-    write_report(tmp_path, ABOUT, None, 1)
-  (tmp_path / "metrics.jsonl").write_text("x\n")
-  with pytest.raises(CheckpointError, match=r"metrics\.jsonl line 1"):
-    write_report(tmp_path, ABOUT, None, 1)
-  assert not (tmp_path / "report.html").exists()
+def test_broken_files_are_named(tmp_path, run):
+  workdir = copied(run, tmp_path)
+  (workdir / "report.html").unlink(missing_ok=True)
+  faults = (
+    ("timeline.json", "{}", DataError, r"timeline\.json cannot be read"),
+    ("rollouts/000000/0.json", "{}", DataError, r"0\.json is not a group of rollouts"),
+    ("predictions.jsonl", "{}\n", DataError, r"predictions\.jsonl line 1 .*evaluate again"),
+    ("results.json", '{"columns": 3}', DataError, r"results\.json .*evaluate again"),
+    ("metrics.jsonl", "x\n", CheckpointError, r"metrics\.jsonl line 1"),
+  )
+  for name, content, error, message in faults:
+    path = workdir / name
+    before = path.read_text()
+    path.write_text(content)
+    with pytest.raises(error, match=message):
+      write_report(workdir, ABOUT, None, 1)
+    path.write_text(before)
+  assert not (workdir / "report.html").exists()
+
+
+def test_a_question_by_hand_is_written_once(tmp_path):
+  generator = np.random.default_rng(1)
+  task = dummies.number_task(generator)
+  rollouts = [[dummies.trajectory(generator, task, answer="2.5")]]
+  scores = dummies.score(rollouts, [task], dummies.REWARD, 5.0)
+  [group] = saved_groups.make_saved_groups([dummies.prompt(task)], rollouts, scores, None, None)
+  unknown = {"reward": None, "score": None, "advantage": None}
+  rollout = dataclasses.replace(group.rollouts[0], **unknown)
+  group = dataclasses.replace(group, truth=None, rollouts=(rollout,))
+  saved_groups.save_groups([group], tmp_path)
+  text = write_report(tmp_path, About("Title", task.question, ()), None, 1).read_text()
+  words = Page(text).words
+  assert words.count(task.question) == 1
+  assert headings(text) == ["Answers"]
+  for absent in ("reward", "score", "advantage", "True answer", "rewarded"):
+    assert absent not in words, absent
+
+
+def test_an_evaluation_alone_speaks_of_no_training(tmp_path):
+  dummies.write_evaluation(np.random.default_rng(1), tmp_path, 1)
+  (tmp_path / "predictions.jsonl").unlink()
+  text = write_report(tmp_path, ABOUT, None, 1).read_text()
+  assert headings(text) == ["Answers to held-out questions"]
+  words = Page(text).words
+  for absent in ("Rollouts of step", "advantage", "Mean reward", "start"):
+    assert absent not in words, absent
+  assert not headings(write_report(tmp_path, ABOUT, None, 0).read_text())
+
+
+def test_page_has_a_layout_for_phones():
+  css = pathlib.Path(wording.__file__).with_name("report.css").read_text()
+  assert re.search(r"\.scroll {[^}]*overflow-x: auto", css)
+  assert re.search(r"th:first-child {[^}]*position: sticky", css)
+  assert re.search(r"\.rollouts {[^}]*align-items: start", css)
+  phone = css[css.index("@media (max-width") :]
+  assert re.search(r"\.wide-only { display: none", phone)
+  assert re.search(r"\.narrow-only { display: block", phone)
+
+
+# --- words -------------------------------------------------------------------------------------
+
+
+def table_with(*changes):
+  """The dummy table whose differences have the given intervals: ((after, before), low, high)."""
+  table = result_table()
+  paired = [
+    Paired(f"{after} - {before}", after, before, "score", (low + high) / 2, low, high)
+    for after, before, low, high in changes
+  ]
+  return dataclasses.replace(table, paired=tuple(paired))
+
+
+@pytest.mark.parametrize(
+  ("low", "high", "verb"),
+  [
+    (0.01, 0.2, "rose from"),
+    (-0.2, -0.01, "fell from"),
+    (-0.1, 0.2, "did not change"),
+    (0.0, 0.0, "did not change"),
+  ],
+)
+def test_headline_says_rose_fell_or_did_not_change(low, high, verb):
+  table = table_with(("end_greedy", "start_greedy", low, high))
+  sentence = wording.headline(table)
+  assert sentence
+  assert f"the greedy score {verb}" in sentence
+  assert not re.search(r"by [+-]|\+", sentence)
+  assert wording.headline_verb(table) == verb.removesuffix(" from")
+
+
+def test_nearly_equal_scores_are_written_with_different_digits():
+  table = table_with(("end_greedy", "start_greedy", 0.001, 0.003))
+  overall = table.overall | {
+    "start_greedy": Cell(0.5211, 0.4, 0.6),
+    "end_greedy": Cell(0.5232, 0.4, 0.6),
+  }
+  sentence = wording.headline(dataclasses.replace(table, overall=overall))
+  assert sentence
+  assert "from 0.521 to 0.523" in sentence
+
+
+@pytest.mark.parametrize(
+  ("gain", "best", "words"),
+  [
+    ((0.1, 0.2), (0.01, 0.1), "more than sharpening"),
+    ((0.1, 0.2), (-0.1, 0.1), "as much without training"),
+    ((0.1, 0.2), (-0.2, -0.1), "more without training"),
+    ((-0.1, 0.1), (0.01, 0.1), None),
+    ((-0.2, -0.1), (-0.2, -0.1), None),
+  ],
+)
+def test_sharpening_is_mentioned_only_if_the_sampled_score_rose(gain, best, words):
+  table = table_with(
+    ("end_greedy", "start_greedy", -0.1, 0.1),
+    ("end_sampled", "start_sampled", *gain),
+    ("end_sampled", "start_best_temperature", *best),
+  )
+  found = " ".join(wording.findings(table))
+  assert (words in found) if words else not re.search("sharpening|temperature", found)
+
+
+def test_baselines_are_compared_in_words():
+  table = table_with(
+    ("end_greedy", "start_greedy", 0.1, 0.2),
+    ("end_greedy", "median", 0.1, 0.2),
+    ("end_greedy", "end_other_image", -0.1, 0.2),
+  )
+  median, other = wording.findings(table)
+  assert median.startswith("The greedy score at the end is above that of the median answer")
+  assert other.startswith("The greedy score at the end does not differ from")
+
+
+def test_an_evaluation_of_one_policy_has_no_verb_of_change():
+  table = table_with(("end_greedy", "median", 0.1, 0.2))
+  kept = ("end_greedy", "median")
+  table = dataclasses.replace(table, overall={key: table.overall[key] for key in kept})
+  sentence = wording.headline(table)
+  assert sentence
+  assert re.search(r"the greedy score is 0\.\d\d\.$", sentence)
+  assert wording.findings(table)[0].startswith("The greedy score is above")
+
+
+@pytest.mark.parametrize(
+  ("k", "reward", "score", "words"),
+  [
+    ((10, 40), (0.9, 0.7), (0.5, 0.6), "falls from 0.90 to 0.70 because the sharpness k rises"),
+    ((10, 40), (0.9, 0.7), (0.6, 0.5), "The sharpness k rises from 10 to 40, so the same error"),
+    ((10, 40), (0.7, 0.9), (0.5, 0.6), "rewards of different steps do not compare"),
+    ((40, 10), (0.7, 0.9), (0.5, 0.6), "the same error earns more"),
+    ((20, 20), (0.9, 0.7), (0.5, 0.6), None),
+    ((None, None), (0.9, 0.7), (0.5, 0.6), None),
+  ],
+)
+def test_reward_curve_says_why_it_falls(k, reward, score, words):
+  records = [{"sharpness": k[i], "reward": reward[i], "score": score[i]} for i in (0, 1)]
+  sentence = wording.reward_sentence(records)
+  assert (words in sentence) if words else sentence is None
+
+
+def test_schedules_that_did_not_end_are_mentioned():
+  def config(steps, warmup, total):
+    optimizer = {"warmup_steps": warmup, "total_steps": total}
+    return {"loop": {"steps": steps}, "learn": {"optimizer": optimizer}}
+
+  assert "warms up for 20 steps and the run has 6" in wording.schedule_sentence(config(6, 20, 56))
+  assert "made for 56 steps and the run has 30" in wording.schedule_sentence(config(30, 20, 56))
+  assert wording.schedule_sentence(config(56, 20, 56)) is None
+  assert wording.schedule_sentence({"seed": 0}) is None
+
+
+def test_numbers_have_a_true_minus_and_no_negative_zero():
+  assert wording.signed(-0.0004) == "+0.000"
+  assert wording.signed(-0.011) == "\N{MINUS SIGN}0.011"
+  assert (
+    wording.typeset("end - start x factor")
+    == "end \N{MINUS SIGN} start \N{MULTIPLICATION SIGN} factor"
+  )
+  assert wording.type_name("object_abs_distance") == "absolute distance between objects"
+  assert wording.type_name("my_new_type") == "my new type"
+
+
+# --- figures -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", [result_plots.WIDE, result_plots.NARROW])
+def test_dot_plot_has_a_row_per_question_type(layout):
+  table = result_table()
+  rows = [dataclasses.replace(row, question_type=f"a$b$<{i}>") for i, row in enumerate(table.rows)]
+  table = dataclasses.replace(table, rows=tuple(rows))
+  keys = result_plots.plot_keys(table)
+  assert keys == ("start_greedy", "end_greedy", "median", "end_other_image")
+  figure = result_plots.dot_plot(table, keys, layout)
+  for row in rows:
+    name = row.question_type.replace("<", "&lt;").replace(">", "&gt;")
+    assert f"<title>{name}</title>" in figure
+    assert figure.count(f">{name}</text>") == 1
+  assert figure.count("n = 64") == len(rows) - 1
+  few = re.search(r"n = 3</text>", figure)
+  assert few
+  assert svg.PALE in figure, "a type with few questions is pale"
+
+
+def test_dot_plot_falls_back_to_the_columns_of_the_table():
+  table = result_table()
+
+  def keys(*names):
+    columns = tuple(c for c in table.columns if c.key in names)
+    return result_plots.plot_keys(dataclasses.replace(table, columns=columns))
+
+  assert keys("end_greedy", "median") == (None, "end_greedy", "median", None)
+  assert keys("start_sampled", "end_sampled") == ("start_sampled", "end_sampled", None, None)
+  assert keys("median") is None
+
+
+def test_a_missing_cell_leaves_a_gap(tmp_path):
+  table = result_table()
+  del table.rows[0].cells["median"]
+  del table.rows[1].cells["end_greedy"]
+  write_results(table, tmp_path, {})
+  text = write_report(tmp_path, ABOUT, None, 1).read_text()
+  assert text.count("no value") == 2
+
+
+def test_forest_plot_has_a_row_per_difference():
+  table = result_table()
+  for layout in (result_plots.WIDE, result_plots.NARROW):
+    figure = result_plots.forest_plot(table.paired, layout)
+    for paired in table.paired:
+      assert wording.typeset(paired.label) in figure
+      assert wording.interval(paired) in figure
+
+
+def test_smoothing_keeps_lines_and_ends():
+  line_Z = np.linspace(0, 3, 200)
+  np.testing.assert_allclose(curves.smooth(line_Z), line_Z, atol=1e-12)
+  noise_Z = np.random.default_rng(0).normal(size=400)
+  assert curves.smooth(noise_Z)[40:-40].std() < 0.3
+  np.testing.assert_array_equal(curves.smooth(np.array([5.0])), [5.0])
+
+
+def test_main_curves_start_at_zero_and_others_say_if_they_do_not():
+  records = [
+    {"step": s, "score": 0.9, "reward": 0.8, "sharpness": s, "loss": 5.0 + s, "format": 0.99}
+    for s in range(3)
+  ]
+  main = curves.main_panels(records)
+  assert [panel.curve.key for panel in main] == ["score", "reward"]
+  assert all(re.search(r">0</text>", panel.figure) for panel in main)
+  further = {panel.curve.key: panel for panel in curves.further_panels(records)}
+  assert list(further) == ["format", "loss"]
+  assert further["loss"].sentence == "The axis does not start at 0."
+  assert further["format"].sentence == ""
+  assert re.search(r">0</text>", further["format"].figure), "a share is drawn from 0 to 1"
+
+
+def test_timeline_legend_names_only_programs_with_bars():
+  record = dummies.timeline_record(step=3)
+  figure = timeline_figure(record, 10.0)
+  for name in ("decode", "drawing", "idle", "encode images", "prefill"):
+    assert f">{name}</text>" in figure
+  assert ">append</text>" not in figure
+  record["chunks"] = record["chunks"][:1]  # nothing is drawn in the first chunk
+  assert ">drawing</text>" not in timeline_figure(record, 10.0)
+
+
+# --- the reward card ---------------------------------------------------------------------------
+
+
+def test_card_rewards_as_the_run_does():
+  card = dummies.CARD
+  error_Z = np.array([0.0, 0.1, 1.0])
+  np.testing.assert_allclose(card.accuracy(error_Z, 100.0), [1, 0.538, 0], atol=5e-4)
+  assert card.wrong_choice(1.0) == pytest.approx(0.538, abs=5e-4)
+  exact = dataclasses.replace(card, reward=dataclasses.replace(card.reward, choice="exact"))
+  assert exact.wrong_choice(1.0) == 0
+  assert card.sharpness == pytest.approx(1 + 99 / (1 + np.exp(0.5)), rel=1e-4)
+
+
+@pytest.mark.parametrize("gate", ["format", "all"])
+def test_accuracy_and_format_part_add_up_to_the_reward(gate):
+  generator = np.random.default_rng(2)
+  card = dataclasses.replace(dummies.CARD, reward=dataclasses.replace(dummies.REWARD, gate=gate))
+  task = dummies.number_task(generator)
+  rollouts = [dummies.group(generator, task)]
+  scores = dummies.score(rollouts, [task], card.reward, 5.0)
+  [group] = saved_groups.make_saved_groups(
+    [dummies.prompt(task)], rollouts, scores, scores.reward_BG, step=0
+  )
+  views = gallery.group_view(group, card, None).rollouts
+  by_name = {view.name: view for view in views}
+  for g in range(8):
+    accuracy, format_part = by_name[f"sample {g + 1}"].parts
+    assert accuracy == pytest.approx(scores.accuracy_BG[0, g], abs=1e-6)
+    assert accuracy + format_part == pytest.approx(scores.reward_BG[0, g], abs=1e-6)
+  assert len({view.parts[1] for view in views}) == 2, "some earn the format part"
+
+
+def test_end_of_the_schedule_is_wider_than_now():
+  card = dataclasses.replace(dummies.CARD, progress=1.0)
+  figure = card_view(card).reward
+  wide = re.search(rf"stroke: {svg.WASH}; stroke-width: 7", figure)
+  now = re.search(rf"stroke: {svg.ACCENT}; stroke-width: 2", figure)
+  assert wide
+  assert now
+  assert wide.start() < now.start(), "drawn below"
+  assert "end of the schedule, k = 100" in figure
+
+
+def test_a_wrong_option_is_explained(text):
+  assert "earns 0.54 at the start, k = 1, " in text
+
+
+def test_a_constant_schedule_has_one_curve(tmp_path):
+  schedule = Schedule("constant", 20.0, 20.0, 0.5, 10.0)
+  reward = dataclasses.replace(dummies.REWARD, schedule=schedule, discrete_sharpness=1.0)
+  advantage = dataclasses.replace(dummies.ADVANTAGE, sign_safe=True)
+  card = RewardCard(reward, advantage, 0.3)
+  text = write_report(tmp_path, ABOUT, card, 1).read_text()
+  assert "start of the schedule" not in text
+  assert "now, k = 20" in text
+  assert "sign-safe AP-GRPO" in text
+  assert "earns 0.54 throughout the run" in text
 
 
 # --- parts -------------------------------------------------------------------------------------
 
 
+def test_pieces_lose_only_tags():
+  text = "<think> a\n<b> </think> Action: X\n```json\n[1]\n```\nso <answer> 2 </answer> ```json [2"
+  found = pieces(text, "")
+  kinds = [piece.kind for piece in found]
+  assert kinds == ["think", "action", "code", "plain", "answer", "code"]
+  without_tags = re.sub(r"</?think>|Action:|```(json)?|</?answer>", "", text)
+  assert "".join("".join(p.text.split()) for p in found) == "".join(without_tags.split())
+  assert [p.kind for p in pieces("<think> not closed ```json [1]", "")] == ["think", "code"]
+  assert pieces("<answer Answer <answer>", "") == [Piece("plain", "", "<answer Answer <answer>")]
+  assert pieces(" \n", "") == []
+
+
+def test_given_words_are_marked():
+  prefix = "<think> I mark the"
+  think, answer = pieces(f"{prefix} tv. </think> <answer> 3 </answer>", prefix)
+  assert think == Piece("think", "I mark the", "tv.")
+  assert answer == Piece("answer", "", "3")
+  assert pieces("<think> I mark it.", prefix) == [Piece("think", "", "I mark it.")]
+  assert pieces("<think> I mark", "<think> I mark") == [Piece("think", "I mark", "")]
+
+
+def test_drawings_have_their_colour_and_the_iou_with_true_boxes():
+  generator = np.random.default_rng(5)
+  task = dummies.number_task(generator)
+  image = dummies.patched(task.images[0])
+  writer = dummies.TrajectoryWriter()
+  writer.image(image)
+  prompt_length = len(writer.ids)
+  box = Operation("box", 1, (0.0, 0.0, 20.0, 10.0), "Chair")
+  line = Operation("line", 1, (0.0, 0.0, 20.0, 10.0), "gap")
+  first, second = dummies.drawn(image, box), dummies.drawn(image, line)
+  writer.turn("I mark the chair", 5, generator, (box, line), (), (first.content_hash,))
+  writer.image(first)
+  again = Operation("box", 2, (5.0, 5.0, 9.0, 9.0), "lamp")
+  writer.turn("<answer> 1 </answer>", 5, generator, (again,), (), (second.content_hash,))
+  writer.image(second)
+  trajectory = writer.finish(task.task_id, 0, prompt_length, 1, "answer")
+  truth = [drawings.TrueBox("chair", 0, (10.0, 0.0, 20.0, 10.0))]
+  truth += [drawings.TrueBox("chair", 1, (0.0, 0.0, 20.0, 10.0))]  # in another image
+  one, two = drawings.drawings(trajectory, truth)
+  assert [(o.colour, o.iou) for o in one.operations] == [("red", 0.5), ("black", None)]
+  assert [(o.label, o.colour, o.iou) for o in two.operations] == [("lamp", "green", None)]
+  assert [view.number for turn in (one, two) for view in turn.images] == [2, 3]
+  for turn in (one, two):  # the box of the first turn is still there in the second image
+    assert turn.images[0].true_boxes == [(10.0, 0.0, 10.0, 10.0)]
+
+
+def test_iou():
+  assert drawings.iou((0, 0, 2, 2), (0, 0, 2, 2)) == 1
+  assert drawings.iou((0, 0, 2, 2), (1, 0, 3, 2)) == pytest.approx(1 / 3)
+  assert drawings.iou((0, 0, 1, 1), (2, 2, 3, 3)) == 0
+  assert drawings.iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0
+
+
+def test_small_images_are_enlarged_without_smoothing():
+  pixels = np.zeros((28, 14, 3), np.uint8)
+  pixels[:, 7:] = 255
+  view = drawings.image_view(pixels, 1, [])
+  assert (view.width, view.height) == (14, 28)
+  enlarged = Image.open(io.BytesIO(base64.b64decode(view.uri.partition(",")[2])))
+  assert enlarged.size[1] >= 336
+  assert enlarged.size[0] * 2 == enlarged.size[1]
+  assert len(np.unique(np.asarray(enlarged)[5, :, 0] > 127)) == 2
+  large = drawings.image_view(np.zeros((600, 400, 3), np.uint8), 1, [])
+  assert Image.open(io.BytesIO(base64.b64decode(large.uri.partition(",")[2]))).size == (400, 600)
+
+
+def test_example_moves_with_the_result(run):
+  steps, answers = saved_groups.load_groups(run, per_step=2), read_answers(run)
+  rose = choose_example(steps, answers, "rose")
+  assert rose
+  assert [who for who, *_ in rose.answers] == ["Start", "End"]
+  assert rose.answers[1] == ("End", "9.9", 0.6)
+  assert "largest rise among 2 saved questions" in rose.note
+  same = choose_example(steps, answers, "did not change")
+  assert same
+  assert same.answers[1] == ("End", "9.9", 0.5)
+  fell = choose_example(steps, answers, "fell")
+  assert fell
+  assert "largest fall" not in fell.note, "no question fell"
+
+
+def test_example_falls_back_to_what_is_saved(run):
+  none = Answers({}, {})
+  steps = saved_groups.load_groups(run, per_step=1)
+  example = choose_example(steps, none, None)
+  assert example
+  assert example.where == "Held-out question"
+  assert [who for who, *_ in example.answers] == ["Answer, greedy", "Answer, sampled"]
+  example = choose_example(steps[:-1], none, None)
+  assert example
+  assert example.where == "Training question of step 40"
+  assert choose_example([], none, None) is None
+
+
+def test_key_figures_and_metrics_that_are_not_finite():
+  records = [
+    {"step": s, "time_s": 10.0 * (s % 5 + 1), "score": 0.1 * s, "loss": None} for s in range(10)
+  ]
+  records[3]["not_finite"] = ["loss"]
+  found = {item.label: (item.value, item.context) for item in key_figures(records, None)}
+  assert found == {
+    "score in training": ("0.90", "from 0.00, sampled"),
+    "steps": ("10", "in 1:40"),
+  }
+  assert not_finite(records) == [("loss", [3])]
+  assert key_figures([], None) == []
+  table = result_table()
+  labels = [item.label for item in key_figures(records, table)]
+  assert labels == ["greedy score", "sampled score", "median answer", "steps"]
+
+
+# --- files that the page reads -----------------------------------------------------------------
+
+
 def test_results_round_trip(tmp_path):
   assert read_results(tmp_path) is None
-  table = dummies.result_table(np.random.default_rng(0))
+  table = result_table()
   write_results(table, tmp_path, {})
   assert read_results(tmp_path) == table
   record = json.loads((tmp_path / "results.json").read_text())
   assert record["rows"][0]["cells"]["start_sampled"].keys() == {"mean", "low", "high"}
 
 
-def test_a_missing_cell_leaves_a_gap(tmp_path):
-  table = dummies.result_table(np.random.default_rng(0))
-  del table.rows[0].cells["median"]
-  write_results(table, tmp_path, {})
-  assert "not asked" in write_report(tmp_path, ABOUT, None, 1).read_text()
-  low, high = interval_scale(table)
-  assert low < min(cell.low for row in table.rows for cell in row.cells.values())
-  assert high > max(cell.high for row in table.rows for cell in row.cells.values())
-
-
-@pytest.mark.parametrize("count", [1, 5])
-def test_every_column_of_the_table_has_room(tmp_path, count):
-  """The table is as wide as so many columns need; its frame scrolls where the page is narrower."""
-  table = dummies.result_table(np.random.default_rng(0))
-  write_results(dataclasses.replace(table, columns=table.columns[:count]), tmp_path, {})
-  text = write_report(tmp_path, ABOUT, None, 1).read_text()
-  assert f'<div class="wide">\n<table class="results" style="--columns:{count}">' in text
-  assert re.search(r"\.results {[^}]*min-width: calc\([^;]*var\(--columns\)", text)
-  assert re.search(r"\.wide {[^}]*overflow-x: auto", text)
-
-
-def test_groups_round_trip_and_replace(tmp_path):
+def test_saved_groups_round_trip_and_replace(tmp_path):
   generator = np.random.default_rng(1)
   task = dummies.number_task(generator)
   for _ in range(2):
@@ -203,11 +693,11 @@ def test_groups_round_trip_and_replace(tmp_path):
     saved_groups.save_groups(saved, tmp_path)
   [[group]] = saved_groups.load_groups(tmp_path, per_step=4)
   assert (group.step, group.truth, group.task_id) == (7, task.answer, task.task_id)
-  for g, sibling in enumerate(group.rollouts):
-    assert sibling.reward == scores.reward_BG[0, g]
-    assert sibling.advantage == np.float32(scores.reward_BG[0, g] - 0.5)
-    assert sibling.answer == saved[0].rollouts[g].answer
-    np.testing.assert_array_equal(sibling.trajectory.token_ids_T, rollouts[0][g].token_ids_T)
+  for g, rollout in enumerate(group.rollouts):
+    assert rollout.reward == scores.reward_BG[0, g]
+    assert rollout.advantage == np.float32(scores.reward_BG[0, g] - 0.5)
+    assert rollout.answer == saved[0].rollouts[g].answer
+    np.testing.assert_array_equal(rollout.trajectory.token_ids_T, rollouts[0][g].token_ids_T)
 
 
 def test_groups_with_most_drawings_are_kept():
@@ -219,7 +709,7 @@ def test_groups_with_most_drawings_are_kept():
   groups = saved_groups.make_saved_groups(prompts, rollouts, scores, scores.reward_BG, step=0)
 
   def drew(group):
-    return sum(any(turn.produced for turn in s.trajectory.turns) for s in group.rollouts)
+    return sum(any(turn.produced for turn in r.trajectory.turns) for r in group.rollouts)
 
   counts = sorted(map(drew, groups), reverse=True)
   assert counts[0] > counts[-1]
@@ -227,84 +717,8 @@ def test_groups_with_most_drawings_are_kept():
   assert len(saved_groups.most_drawings_first(groups, 9)) == 6
 
 
-def test_answers_of_an_evaluation_are_no_rollouts_of_a_step(tmp_path):
-  """A greedy and a sampled answer, which nothing was learnt from."""
-  generator = np.random.default_rng(1)
-  task = dummies.number_task(generator)
-  rollouts = []
-  for greedy in (True, False):
-    rollouts = [dummies.group(generator, task, 1)]
-    scores = dummies.score(rollouts, [task], dummies.REWARD, 5.0)
-    [group] = saved_groups.make_saved_groups([dummies.prompt(task)], rollouts, scores, None, None, [greedy])
-    rollouts += group.rollouts
-  saved_groups.save_groups([dataclasses.replace(group, rollouts=tuple(rollouts))], tmp_path)
-  [[loaded]] = saved_groups.load_groups(tmp_path, per_step=4)
-  assert loaded.step is None
-  assert [(s.advantage, s.greedy) for s in loaded.rollouts] == [(None, True), (None, False)]
-  text = write_report(tmp_path, ABOUT, None, 1).read_text()
-  assert "<h2>Answers to held-out questions</h2>" in text
-  assert "reward, greedy</span>" in text
-  assert "reward, sampled</span>" in text
-  for words in ("Rollouts of step", "advantage", "ranked", "mean reward"):
-    assert words not in "".join(Page(text).texts), words
-  assert "<h2>" not in write_report(tmp_path, ABOUT, None, 0).read_text()
-
-
-def test_pieces_lose_nothing():
-  text = "<think> a\n<b> </think> Action: X\n```json\n[1]\n```\nso <answer> 2 </answer> ```json [2"
-  kinds = gallery_lib.pieces(text)
-  assert [kind for kind, _ in kinds] == ["think", "plain", "code", "plain", "answer", "code"]
-  assert "".join("".join(piece.split()) for _, piece in kinds) == "".join(text.split())
-
-
-def test_smoothing_keeps_lines_and_ends():
-  line_Z = np.linspace(0, 3, 200)
-  np.testing.assert_allclose(plots.smooth(line_Z), line_Z, atol=1e-12)
-  noise_Z = np.random.default_rng(0).normal(size=400)
-  assert plots.smooth(noise_Z)[40:-40].std() < 0.3
-  np.testing.assert_array_equal(plots.smooth(np.array([5.0])), [5.0])
-
-
-def test_the_card_pays_as_the_run_does():
-  card = dummies.CARD
-  error_Z = np.array([0.0, 0.1, 1.0])
-  np.testing.assert_allclose(card.accuracy(error_Z, 100.0), [1, 0.538, 0], atol=5e-4)
-  assert card.wrong_choice(1.0) == pytest.approx(0.538, abs=5e-4)
-  exact = dataclasses.replace(card, reward=dataclasses.replace(card.reward, choice="exact"))
-  assert exact.wrong_choice(1.0) == 0
-  assert card.sharpness == pytest.approx(1 + 99 / (1 + np.exp(0.5)), rel=1e-4)
-
-
-def test_a_constant_schedule_and_sign_safe_advantages(tmp_path):
-  schedule = Schedule("constant", 1.0, 20.0, 0.5, 10.0)
-  reward = dataclasses.replace(dummies.REWARD, schedule=schedule, discrete_sharpness=1.0)
-  advantage = dataclasses.replace(dummies.ADVANTAGE, sign_safe=True)
-  card = plots.RewardCard(reward, advantage, 0.3)
-  text = write_report(tmp_path, ABOUT, card, 1).read_text()
-  assert "start of the schedule" not in text
-  assert "now, k = 20" in text
-  assert "sign-safe AP-GRPO" in text
-  assert "paid the same throughout the run: 0.54" in text
-
-
-def test_tiles_and_flags():
-  records = [
-    {"step": s, "time_s": 10.0 * (s % 5 + 1), "reward": 0.1 * s, "score": None} for s in range(10)
-  ]
-  records[3]["not_finite"] = ["loss"]
-  found = {tile.label: (tile.value, tile.before) for tile in tiles(records, None)}
-  assert found == {"reward in training": ("0.90", "from 0.00"), "steps": ("10", "in 1:40")}
-  assert not_finite(records) == [("loss", [3])]
-  sharper = [r | {"sharpness": r["step"], "score": 0.5} for r in records]
-  assert [t.label for t in tiles(sharper, None)] == ["sampled score in training", "steps"]
-  assert tiles([], None) == []
-  table = dummies.result_table(np.random.default_rng(0))
-  assert [tile.label for tile in tiles([], table)] == [p.label for p in table.paired[:2]]
-
-
-def test_results_say_what_they_come_from(tmp_path):
-  """So that a finished run is not examined again, and a changed one is."""
-  table = dummies.result_table(np.random.default_rng(0))
+def test_results_of_another_config_are_not_up_to_date(tmp_path):
+  table = result_table()
   origin = {"seed": 0, "evaluation": {"temperatures": (0.3, 0.5)}}
   assert not is_up_to_date(tmp_path, origin)
   write_results(table, tmp_path, {"origin": origin | {"benchmark": None}})
