@@ -260,12 +260,16 @@ def test_the_reward_of_a_text_refuses_wrong_truths_and_units():
     reward_of_text(answering("2"), "two and a half", CFG, 1.0)
   with pytest.raises(DataError, match="'E' cannot be read as one of the options"):
     reward_of_text(answering("A"), "E", CFG, 1.0, options=NEAREST.options)
+  with pytest.raises(ValueError, match="a choice has no unit"):
+    reward_of_text(answering("A"), "A", CFG, 1.0, unit="m", options=NEAREST.options)
   with pytest.raises(ValueError, match="'parsec' is not a unit"):
     reward_of_text(answering("2"), "2", CFG, 1.0, unit="parsec")
 
 
-def test_a_count_of_a_text_may_have_a_noun():
-  assert reward_of_text(answering("4 chairs"), "4", CFG, 1.0, unit="count")["score"] == 1.0
+@pytest.mark.parametrize(("noun", "right"), [(None, 1.0), ("chair(s)", 1.0), ("table(s)", 0.0)])
+def test_a_count_of_a_text_may_have_a_noun(noun, right):
+  result = reward_of_text(answering("4 chairs"), "4", CFG, 1.0, unit="count", noun=noun)
+  assert result["score"] == result["parsed"] == right
 
 
 def test_the_example_of_the_documentation_runs():

@@ -128,6 +128,7 @@ def reward_of_text(
   sharpness: float,
   *,
   unit: str | None = None,
+  noun: str | None = None,
   options: Sequence[str] | None = None,
 ) -> dict[str, float]:
   """Scores the text of one response, as training scores a rollout of one turn.
@@ -146,6 +147,7 @@ def reward_of_text(
     sharpness: k > 0, steepness of the smooth rewards.
     unit: of the truth, and of an answer without a unit: "m", "cm", "m^2", ...; "count": the answer
       counts something; None: the question asks for no unit.
+    noun: the noun that may follow a count, "chair(s)"; None allows any noun.
     options: of a choice, "A. table", ...; None: the answer is a number.
 
   Returns:
@@ -154,9 +156,12 @@ def reward_of_text(
 
   Raises:
     DataError: if the truth cannot be read.
-    ValueError: if the unit is unknown or the sharpness is not a finite number above 0.
+    ValueError: if the unit is unknown, a choice has a unit, or the sharpness is not a finite number
+      above 0.
   """
-  expected = Expected(None if options is None else tuple(options), unit, None)
+  if options is not None and unit is not None:
+    raise ValueError(f"a choice has no unit, got unit {unit!r} and options")
+  expected = Expected(None if options is None else tuple(options), unit, noun)
   reading = read_as(truth, expected)
   if not reading.parsed:
     form = "a number" if options is None else f"one of the options {expected.options}"
@@ -257,10 +262,8 @@ def hard_score(example: Example, strict_mra: bool) -> jax.Array:
 
 def accuracy(example: Example, sharpness: Array, cfg: RewardConfig) -> jax.Array:
   """The accuracy reward that the config chooses, in [0, 1]; 0 where not parsed."""
-  number, choice = (
-    _number_accuracy(example, sharpness, cfg),
-    _choice_accuracy(example, sharpness, cfg),
-  )
+  number = _number_accuracy(example, sharpness, cfg)
+  choice = _choice_accuracy(example, sharpness, cfg)
   return jnp.where(example.parsed, jnp.where(example.is_number, number, choice), 0.0)
 
 
