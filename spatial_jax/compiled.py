@@ -26,6 +26,7 @@ from spatial_jax.policy import int8, lora, param_tree
 from spatial_jax.policy.config import VisionConfig
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout.config import RolloutConfig, WeightForm
+from spatial_jax.rollout.memory import UpdateShapes
 from spatial_jax.rollout.programs import RolloutFunctions, RolloutPrograms
 from spatial_jax.rollout.sampling import TokenMasks
 from spatial_jax.types import Array, Params, TrainBatch, TrainState
@@ -280,6 +281,32 @@ def micro_buckets(micro: Microbatches, mesh: Mesh) -> Microbatches:
   if not _is_tpu(mesh):
     return micro
   return dataclasses.replace(micro, lengths=_round_up(micro.lengths))
+
+
+def update_shapes(
+  policy: Policy, micro: Microbatches, batch: BatchConfig, prompts: int
+) -> UpdateShapes:
+  """Returns the largest sizes of the update on one device, for the memory plan.
+
+  Args:
+    policy: on its train mesh.
+    micro, batch: shapes of the update, before they are rounded up.
+    prompts: prompts of a step, of all processes.
+  """
+  mesh = train_mesh(policy)
+  micro, batch = micro_buckets(micro, mesh), batch_buckets(batch, mesh)
+  devices = sharding.row_devices(mesh)
+  patches = batch.vision.windows[-1] * window_patches(policy.cfg.vision)
+  return UpdateShapes(
+    prompts=-(-prompts // devices),
+    prefix_tokens=batch.prefix_buckets[-1],
+    rows=micro.rows,
+    tokens=micro.lengths[-1],
+    logprob_tokens=min(policy.logprob_chunk, micro.lengths[-1]),
+    patches=-(-patches // devices) if policy.vision_trainable else 0,
+    tensor=mesh.shape["tensor"],
+    itemsize=policy.compute_dtype.itemsize,
+  )
 
 
 def _is_tpu(mesh: Mesh) -> bool:

@@ -237,6 +237,16 @@ def decode(state, steps, truncate=False, forbidden_V=None, **sampling):
   return jitted().decode(jitted().params, state, masks, steps=steps, truncate=truncate)
 
 
+def numpy_tree(tree):
+  """The tree as NumPy arrays, PRNG keys as their data."""
+
+  def one(x):
+    is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(x) if is_key else x)
+
+  return jax.tree.map(one, tree)
+
+
 def test_rows_of_a_reused_slot_sample_the_same():
   """Neither earlier prompts in a slot nor the slot of a prompt change its tokens."""
   _, fresh_RT, fresh_logp_RT = decode(started(), 6, temperature=1.5)
@@ -310,7 +320,7 @@ def test_rows_that_start_do_not_change_rows_that_continue():
   def start_and_decode(state, starts_R, rollout_R):
     row_BG = np.zeros(4, np.int32)
     row_BG[rollout_R] = np.arange(2)
-    sampling = jax.tree.map(lambda x: np.asarray(x)[rollout_R], full.sampling)
+    sampling = jax.tree.map(lambda x: x[np.array(rollout_R)], full.sampling)
     rollout_R = np.array(rollout_R, np.int32)
     assignment = rollout_R, row_BG.reshape(2, 2)
     state = jitted().start_rows(state, np.array(starts_R), *assignment, sampling)
@@ -326,7 +336,7 @@ def test_rows_that_start_do_not_change_rows_that_continue():
 def test_padding_prompts_change_nothing():
   before = started()
   after = started(slots=(2, 3), state=before)
-  jax.tree.map(np.testing.assert_array_equal, after, before)
+  jax.tree.map(np.testing.assert_array_equal, numpy_tree(after), numpy_tree(before))
 
 
 def test_rows_end_by_their_limit_or_a_stop_token():
@@ -397,7 +407,7 @@ def test_block_sizes_change_no_token(sizes):
     blocks, token_RT, logp_RT = decode(blocks, steps, forbidden_V=NEVER_STOP)
     np.testing.assert_array_equal(token_RT, whole_RT)
     close(logp_RT, whole_logp_RT)
-  jax.tree.map(close, joined(blocks), joined(plain))
+  jax.tree.map(close, numpy_tree(joined(blocks)), numpy_tree(joined(plain)))
 
 
 @pytest.mark.parametrize("sizes", [(32,), (4, 3, 25), (6, 26), (9, 23)])
@@ -415,12 +425,11 @@ def test_gathered_rows_sample_as_among_all_rows(sizes):
   back = device.scatter_rows(state, gathered, row_R, 5)
 
   def assert_scattered(found, decoded, before):
-    found, decoded, before = (np.asarray(x) for x in (found, decoded, before))
     np.testing.assert_allclose(found[[1, 3]], decoded[[1, 3]], atol=1e-5)
     np.testing.assert_array_equal(found[[0, 2]], before[[0, 2]])
 
   def row_fields(state):
-    return (state.cache.layers, state.cache.length_R, *state[2:])
+    return numpy_tree((state.cache.layers, state.cache.length_R, *state[2:]))
 
   jax.tree.map(assert_scattered, row_fields(back), row_fields(whole), row_fields(state))
   jax.tree.map(np.testing.assert_array_equal, back.cache.prefix, state.cache.prefix)

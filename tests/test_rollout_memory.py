@@ -11,7 +11,6 @@ from configs import common
 from spatial_jax import abstract_inputs, compiled, sharding
 from spatial_jax.config import ConfigError, build
 from spatial_jax.learn.optimizer import make_optimizer
-from spatial_jax.policy import param_tree
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout import memory
 from spatial_jax.stages import context
@@ -194,13 +193,23 @@ def test_update_that_does_not_fit_is_refused():
   memory.check(plan._replace(device=(440 << 20) - 1, gradients=0, update_scratch=0), KEY)
 
 
-@pytest.mark.parametrize("frozen", [(), ("vision/",)], ids=["all", "vision frozen"])
-def test_estimate_of_the_update_is_near_the_compiled_scratch(frozen):
+def test_update_shapes_are_those_of_one_device():
+  mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2), jax.devices())
+  policy = make_policy(step_fixtures.step_config(), jnp.float32, mesh)
+  sizes = compiled.update_shapes(policy, step_fixtures.MICRO, step_fixtures.SHAPES, 32)
+  assert (sizes.prompts, sizes.prefix_tokens) == (8, 128), "over data and fsdp"
+  assert (sizes.rows, sizes.tokens, sizes.logprob_tokens) == (1, 128, 128)
+  assert (sizes.patches, sizes.tensor, sizes.itemsize) == (48 * 16 // 4, 2, 4)
+  frozen = dataclasses.replace(policy, frozen=("vision/",))
+  sizes = compiled.update_shapes(frozen, step_fixtures.MICRO, step_fixtures.SHAPES, 32)
+  assert sizes.patches == 0
+
+
+def test_estimate_of_the_update_is_near_the_compiled_scratch():
   """Within a factor of two, on shapes where activations are most of the scratch."""
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
   cfg = step_fixtures.step_config()
-  policy = dataclasses.replace(make_policy(cfg, jnp.float32, mesh), frozen=frozen)
-  optimizer = make_optimizer(dataclasses.replace(step_fixtures.OPTIMIZER, frozen=frozen))
+  policy, optimizer = make_policy(cfg, jnp.float32, mesh), make_optimizer(step_fixtures.OPTIMIZER)
   shapes = dataclasses.replace(step_fixtures.SHAPES, prefix_buckets=(256,), tokens=256)
   micro = dataclasses.replace(step_fixtures.MICRO, rows=4, lengths=(256,))
   program = next(
@@ -210,22 +219,10 @@ def test_estimate_of_the_update_is_near_the_compiled_scratch(frozen):
     )
     if p.name == "update"
   )
-  state, batch, _ = program.arguments
+  state, *_ = program.arguments
   scratch = program.function.lower(*program.arguments).compile().memory_analysis()
-  gradients = memory.bytes_of(param_tree.partition(state.params, policy.frozen)[1])
+  gradients = memory.bytes_of(state.params)
   measured = scratch.temp_size_in_bytes - gradients
-  estimate = memory.estimate_update_scratch(
-    cfg,
-    memory.UpdateShapes(
-      prompts=step_fixtures.ROLLOUT.prompts,
-      prefix_tokens=256,
-      rows=4,
-      tokens=256,
-      logprob_tokens=256,
-      patches=0 if frozen else batch.vision.window_P.shape[0],
-    ),
-    gradients,
-    itemsize=4,
-    stores_scores=True,
-  )
+  sizes = compiled.update_shapes(policy, micro, shapes, step_fixtures.ROLLOUT.prompts)
+  estimate = memory.estimate_update_scratch(cfg, sizes, gradients)
   assert measured / 2 < estimate < measured * 2, f"{estimate:,} estimated, {measured:,} compiled"

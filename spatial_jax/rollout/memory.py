@@ -81,7 +81,7 @@ class MemoryPlan(NamedTuple):
     update = {
       "resident": self.resident,
       "gradients": self.gradients,
-      "scratch": self.update_scratch,
+      "estimated scratch": self.update_scratch,
     }
     return f"{text}; update {self.update / MIB:,.0f} MiB ({_parts(update)})"
 
@@ -139,6 +139,8 @@ class UpdateShapes(NamedTuple):
     rows, tokens: rows of one microbatch and their padded length.
     logprob_tokens: tokens per row whose logits exist at once.
     patches: of the vision batch; 0 if the vision tower is frozen.
+    tensor: devices over which heads, MLP and vocabulary are sharded.
+    itemsize: bytes of the compute dtype.
   """
 
   prompts: int
@@ -147,45 +149,43 @@ class UpdateShapes(NamedTuple):
   tokens: int
   logprob_tokens: int
   patches: int
+  tensor: int
+  itemsize: int
 
 
-def estimate_update_scratch(
-  cfg: QwenVLConfig, shapes: UpdateShapes, gradients: int, itemsize: int, stores_scores: bool
-) -> int:
+def estimate_update_scratch(cfg: QwenVLConfig, shapes: UpdateShapes, gradients: int) -> int:
   """Estimates the temporaries of the update, without compiling it.
 
-  Layers are recomputed in the backward pass, so that only their inputs are stored, besides the
-  activations of one layer. Prefixes of all prompts are stored while microbatches run one by one.
+  With remat, only the inputs of the layers are stored, besides the activations of one layer. The
+  prefixes of all prompts stay in memory while the microbatches run one after the other; then one
+  layer of all prefixes is differentiated at a time. Attention scores are never stored.
 
   Args:
     cfg: shape of the policy.
     shapes: sizes on one device.
-    gradients: bytes of the gradients: those of a microbatch are added to their sum.
-    itemsize: bytes of the compute dtype.
-    stores_scores: attention writes its scores to memory, as the XLA form does and kernels do not.
+    gradients: bytes of the gradients; those of one microbatch are added to their sum.
 
   Returns:
     Bytes.
   """
-  decoder, vision = cfg.decoder, cfg.vision
-  heads, kv = decoder.heads * decoder.head_dim, 2 * decoder.kv_heads * decoder.head_dim
-  activations = 4 * decoder.width + 2 * heads + kv + 3 * decoder.mlp_width
-  scores = 4 * 2 * decoder.heads if stores_scores else 0
-
-  def layer(rows: int, queries: int, keys: int) -> int:
-    """One layer, forward and backward."""
-    return rows * queries * (2 * itemsize * activations + scores * keys)
-
-  prefix, row = shapes.prompts * shapes.prefix_tokens, shapes.rows * shapes.tokens
-  inputs = decoder.layers * decoder.width * itemsize
-  # Keys and values of the prefixes, their cotangents in float32, and both for one microbatch.
-  prefix_kv = decoder.layers * kv * (itemsize + 4)
-  gathered_kv = decoder.layers * kv * 2 * itemsize * shapes.rows * shapes.prefix_tokens
-  keys = shapes.prefix_tokens + shapes.tokens
-  microbatch = row * inputs + layer(shapes.rows, shapes.tokens, keys) + gathered_kv
-  prefill = layer(shapes.prompts, shapes.prefix_tokens, shapes.prefix_tokens)
+  decoder, vision, itemsize = cfg.decoder, cfg.vision, shapes.itemsize
+  kv = 2 * decoder.kv_heads * decoder.head_dim // shapes.tensor  # keys and values of a token
+  wide = 2 * decoder.heads * decoder.head_dim + 3 * decoder.mlp_width
+  # Activations of a token in one layer, and their cotangents.
+  layer = 2 * itemsize * (4 * decoder.width + wide // shapes.tensor + kv)
+  inputs = decoder.layers * decoder.width * itemsize  # of all layers, per token
+  cached = decoder.layers * kv * itemsize  # keys and values in all layers, per token
+  summed = decoder.layers * kv * 4  # their cotangents, summed in float32
+  prefix_tokens = shapes.prompts * shapes.prefix_tokens
+  logits = 2 * 4 * shapes.rows * shapes.logprob_tokens * decoder.vocabulary // shapes.tensor
+  microbatch = (
+    shapes.rows * shapes.tokens * (inputs + layer)
+    + 2 * shapes.rows * shapes.prefix_tokens * cached  # the prefix of each row, and its cotangent
+    + logits
+  )
   tower = shapes.patches * itemsize * vision.width * (vision.layers + 8)
-  return gradients + tower + prefix * (inputs + prefix_kv) + max(microbatch, prefill)
+  stored = prefix_tokens * (inputs + cached + summed)
+  return gradients + tower + stored + max(microbatch, prefix_tokens * layer)
 
 
 # --- sizes ---------------------------------------------------------------------------------------
