@@ -33,10 +33,10 @@ def drawings_per_s(workers: int) -> list[float]:
   image, rates = DrawnImage(pixels, ()), []
   with Executor(ExecutorConfig(workers, 20.0, 1024), STYLE) as executor:
     for _ in range(REPEATS.value + 1):
-      begin = time.perf_counter()
+      start = time.perf_counter()
       drawings = [executor.submit([image], _operations(i)) for i in range(COUNT.value)]
       drawn = [drawing.result() for drawing in drawings]
-      rates.append(COUNT.value / (time.perf_counter() - begin))
+      rates.append(COUNT.value / (time.perf_counter() - start))
       faults = [result for result in drawn if isinstance(result, Fault)]
       if faults:
         raise RuntimeError(f"{len(faults)} drawings failed: {faults[0].detail}")

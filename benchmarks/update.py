@@ -1,4 +1,4 @@
-"""Seconds of one policy update: this repository beside the same loss and optimizer in torch.
+"""Seconds of one policy update: this repository and the same loss and optimizer in torch.
 
     python -m benchmarks.update [--shape=nano] [--repeats=5] [--sides=...] [--out=update.json]
 
@@ -29,7 +29,7 @@ from spatial_jax.types import Rollouts, TrainState, Trajectory
 
 ROWS = shapes.PROMPTS * shapes.GROUP
 TOKENS = ROWS * shapes.RESPONSE
-OWN_TOKENS = shapes.RESPONSE + 1  # a row begins with the last token of its prompt
+ROW_TOKENS = shapes.RESPONSE + 1  # a row begins with the last token of its prompt
 CLIP_LOW, CLIP_HIGH = 0.2, 0.3
 LOSS = LossConfig(CLIP_LOW, CLIP_HIGH, kl_weight=0.0, normalise="token")
 OPTIMIZER = OptimizerConfig(
@@ -44,8 +44,6 @@ OPTIMIZER = OptimizerConfig(
   weight_decay=0.01,
   max_grad_norm=1.0,
   scale_by_param_rms=False,
-  gains=(),
-  gain_rate=0.0,
   frozen=(),
 )
 COMPARED_STEPS = 2  # from the checkpoint: the first shows loss and gradient, the next the optimizer
@@ -54,7 +52,7 @@ NORM_TOLERANCE = 1e-3  # of the gradient's norm, relative to itself
 
 
 class OursVariant(NamedTuple):
-  """What training may choose: rows in a microbatch, recomputing, logits at once."""
+  """Settings of ours: rows in a microbatch, recomputation of layers, tokens with logits at once."""
 
   micro_rows: int
   remat: bool
@@ -62,7 +60,7 @@ class OursVariant(NamedTuple):
 
 
 class TorchVariant(NamedTuple):
-  """What a torch trainer may choose; `share_image`: the tower runs once per prompt, not per row."""
+  """Settings of torch; `share_image`: the vision tower runs once per prompt, not per row."""
 
   checkpointing: bool
   chunked_logits: bool
@@ -87,7 +85,7 @@ MICRO_ROWS = flags.DEFINE_integer("micro_rows", 8, "rows in a microbatch of torc
 
 
 class Step(NamedTuple):
-  """What both sides report of a step."""
+  """The results of a step, of either side."""
 
   loss: float
   grad_norm: float
@@ -95,7 +93,7 @@ class Step(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Work:
-  """The rollouts to learn from: per row a response, its log-probabilities and an advantage."""
+  """The rollouts of the update: a response, its log-probabilities and an advantage per row."""
 
   questions: list[shapes.Question]
   response_RT: np.ndarray
@@ -104,7 +102,7 @@ class Work:
 
 
 def make_work(cfg: QwenVLConfig) -> Work:
-  """Random responses; log-probabilities so near those of random weights that few are clipped."""
+  """Random responses; log-probabilities close to those of random weights, so that few are clipped."""
   random = np.random.default_rng(1)
   shape = (ROWS, shapes.RESPONSE)
   noise_RT = random.normal(0.0, 0.2, shape)
@@ -127,7 +125,7 @@ class Ours:
     work = make_work(cfg)
     batch_cfg = BatchConfig(
       prefix_buckets=(len(work.questions[0].token_ids_T) - 1,),
-      tokens=OWN_TOKENS,
+      tokens=ROW_TOKENS,
       vision=shapes.VISION_BUCKETS,
       window_blocks=cfg.vision.window_blocks,
       vocabulary=cfg.decoder.vocabulary,
@@ -147,16 +145,16 @@ class Ours:
     return compiled.init_state(self._policy, self._optimizer, params, self._mesh)
 
   def restart(self) -> None:
-    """Back to the checkpoint, with a new optimizer."""
-    jax.tree.map(lambda x: x.delete(), self._state)  # before there is another
+    """Loads the checkpoint again, with a new optimizer."""
+    jax.tree.map(lambda x: x.delete(), self._state)  # before new ones are allocated
     self._state = self._initial()
 
   def step_of(self, variant: OursVariant) -> Callable[[], Step]:
-    """A function that makes one step."""
+    """Returns a function that makes one step."""
     policy = dataclasses.replace(
       self._policy, remat=variant.remat, logprob_chunk=variant.logprob_chunk
     )
-    micro = Microbatches(variant.micro_rows, (OWN_TOKENS,))
+    micro = Microbatches(variant.micro_rows, (ROW_TOKENS,))
     update = compiled.LearnPrograms(policy, self._optimizer, LOSS, micro).update
 
     def step() -> Step:
@@ -168,14 +166,14 @@ class Ours:
 
 
 def _rollouts(cfg: QwenVLConfig, work: Work) -> Rollouts:
-  """The work as trajectories, which `to_train_batch` makes rows of."""
+  """The work as trajectories, the input of `to_train_batch`."""
 
   def trajectory(number: int) -> Trajectory:
     question = work.questions[number // shapes.GROUP]
     prompt = len(question.token_ids_T)
     following_TA = question.next_position + np.arange(shapes.RESPONSE)[:, None].repeat(3, axis=1)
     trained_T = np.arange(prompt + shapes.RESPONSE) >= prompt
-    unsaid_T = np.zeros(prompt, np.float32)
+    untrained_T = np.zeros(prompt, np.float32)
     return Trajectory(
       task_id=f"question-{number // shapes.GROUP}",
       sample=number % shapes.GROUP,
@@ -185,7 +183,7 @@ def _rollouts(cfg: QwenVLConfig, work: Work) -> Rollouts:
       token_ids_T=np.concatenate([question.token_ids_T, work.response_RT[number]]),
       position_TA=np.concatenate([question.position_TA, following_TA.astype(np.int32)]),
       trained_T=trained_T,
-      logp_T=np.concatenate([unsaid_T, work.old_logp_RT[number]]),
+      logp_T=np.concatenate([untrained_T, work.old_logp_RT[number]]),
       policy_step_T=np.where(trained_T, 0, -1).astype(np.int32),
       images=(question.image,),
       image_start=(question.image_start,),
@@ -203,7 +201,7 @@ def _rollouts(cfg: QwenVLConfig, work: Work) -> Rollouts:
 
 
 class Torch:
-  """Rows as full sequences, in microbatches whose gradients add up, then the fused AdamW."""
+  """Rows as full sequences in microbatches, gradients accumulated, then the fused AdamW."""
 
   def __init__(self, folder: pathlib.Path):
     cfg = weights.read_config(folder)
@@ -219,14 +217,14 @@ class Torch:
       self._parts.append((peer.rows(cfg, question, work.response_RT[part]), *numbers))
 
   def restart(self) -> None:
-    """Back to the checkpoint, with a new optimizer."""
+    """Loads the checkpoint again, with a new optimizer."""
     self._optimizer.zero_grad(set_to_none=True)
-    self._optimizer.state.clear()  # before there is another
+    self._optimizer.state.clear()  # before new ones are allocated
     self._model = peer.load(self._folder).train()
     self._optimizer = _adamw(self._model)
 
   def step_of(self, variant: TorchVariant) -> Callable[[], Step]:
-    """A function that makes one step."""
+    """Returns a function that makes one step."""
 
     def step() -> Step:
       if variant.checkpointing:
@@ -250,15 +248,15 @@ class Torch:
 def _policy_loss(
   logp_RT: torch.Tensor, old_logp_RT: torch.Tensor, advantage_R: torch.Tensor
 ) -> torch.Tensor:
-  """`policy_loss` of spatial_jax.learn.loss: this microbatch's part of the mean over tokens."""
+  """`spatial_jax.learn.losses.ppo_clip`: the part of a microbatch of the mean over tokens."""
   ratio_RT = torch.exp(logp_RT - old_logp_RT)
-  bound_RT = ratio_RT.clamp(1.0 - CLIP_LOW, 1.0 + CLIP_HIGH)
-  gain_RT = torch.minimum(ratio_RT * advantage_R[:, None], bound_RT * advantage_R[:, None])
-  return -gain_RT.sum() / TOKENS
+  clipped_RT = ratio_RT.clamp(1.0 - CLIP_LOW, 1.0 + CLIP_HIGH)
+  surrogate_RT = torch.minimum(ratio_RT * advantage_R[:, None], clipped_RT * advantage_R[:, None])
+  return -surrogate_RT.sum() / TOKENS
 
 
 def _adamw(model: torch.nn.Module) -> torch.optim.Optimizer:
-  """As `make_optimizer`: norm scales, biases and token tables are not decayed."""
+  """As `make_optimizer`: no weight decay on norm scales, biases and embeddings."""
   decayed, plain = [], []
   for name, parameter in model.named_parameters():
     table = "embed_tokens" in name or "lm_head" in name
@@ -279,7 +277,7 @@ def _adamw(model: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def time(folder: pathlib.Path) -> Timed:
-  """All sides in turn, after each made the same first steps from the checkpoint."""
+  """Times all sides in turn, after each made the same first steps from the checkpoint."""
   ours, theirs = Ours(folder), Torch(folder)
   calls = {side: ours.step_of(variant) for side, variant in OURS.items()}
   calls |= {side: theirs.step_of(variant) for side, variant in TORCH.items()}
@@ -293,14 +291,14 @@ def time(folder: pathlib.Path) -> Timed:
 
 
 def load(side: str, folder: pathlib.Path) -> Callable[[], Step]:
-  """The step of one side alone."""
+  """Returns the step function of one side."""
   if side in OURS:
     return Ours(folder).step_of(OURS[side])
   return Torch(folder).step_of(TORCH[side])
 
 
 def _compare(first_steps: dict[str, list[Step]]) -> dict[str, float]:
-  """The largest difference of any side from the first, at each of the first steps."""
+  """Returns the largest differences between the first side and any other, per step."""
   differences = {}
   base = next(iter(first_steps.values()))
   for number in range(COMPARED_STEPS):
@@ -335,12 +333,12 @@ def main(argv: list[str]) -> None:
       notes=(
         "Included on both sides: vision tower, clipped policy gradient, global clip, AdamW on all "
         "parameters. Left out on both: making the batch, loading.",
-        "Ours runs each image and each prompt once per group; m8, m2, m1: rows of each of the "
-        f"{shapes.PROMPTS} groups in a microbatch; logits 32 tokens at once.",
+        "Ours runs each image and each prompt once per group; m64, m16, m8: rows in a microbatch; "
+        "logits of 32 tokens at once.",
         f"torch: full rows, {MICRO_ROWS.value} in a microbatch, logits of trained tokens only.",
-        "remat: layers are computed again in the backward pass. chunked: so are logits, "
-        f"{peer.LOGIT_CHUNK} tokens at once. shared: one image serves the rows of a microbatch, "
-        "where trainers encode it for each row.",
+        "remat: layers are recomputed in the backward pass. chunked: logits are recomputed, "
+        f"{peer.LOGIT_CHUNK} tokens at once. shared: the image is encoded once for all rows of a "
+        "microbatch; trainers encode it for each row.",
       ),
     )
   )

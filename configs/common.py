@@ -288,8 +288,6 @@ def optimizer(learning_rate: float, steps: int, frozen: tuple[str, ...] = ()) ->
       "weight_decay": 0.01,
       "max_grad_norm": 1.0,
       "scale_by_param_rms": False,
-      "gains": (),
-      "gain_rate": 0.0,
       "frozen": frozen,
     }
   )

@@ -20,4 +20,7 @@ def get_config() -> ConfigDict:
   cfg = common.get_config()
   cfg.source.camera.field_of_view_deg = 50.0
   cfg.source.questions.types = ("object_abs_distance", "object_size_estimation", "camera_distance")
+  # The run is short: guesses are ranked from the start, and most of it has the final sharpness.
+  # Reward of an answer that is 20 % off: 0.80 at sharpness 10, 0.34 at 40.
+  cfg.learn.reward.schedule.update({"k_min": 10.0, "k_max": 40.0, "midpoint": 0.25})
   return cfg

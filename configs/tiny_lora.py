@@ -21,7 +21,5 @@ def get_config() -> ConfigDict:
   optimizer = cfg.learn.optimizer
   optimizer.learning_rate = 1e-3
   optimizer.frozen = ("vision/",)
-  optimizer.gains = ()
-  optimizer.gain_rate = 0.0
   optimizer.scale_by_param_rms = False  # B begins at 0
   return cfg

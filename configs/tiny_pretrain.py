@@ -1,7 +1,7 @@
-"""The embedded policy, from nothing: to see rooms, to speak the drawing protocol, to measure.
+"""Pretraining of the embedded policy from random parameters: dense targets, then demonstrations.
 
 Source: this repository's own recipe (dense targets per visual token, demonstrations that draw).
-Expected: see spatial_jax/assets/tiny/README.md for steps, time and what it scores.
+Expected: see spatial_jax/assets/tiny/README.md for steps, time and scores.
 Command: python -m experiments.tiny.pretrain --config=configs/tiny_pretrain.py
          --workdir=runs/pretrain
 """
@@ -31,7 +31,7 @@ OTHER_WORDS = (
 
 
 def get_config() -> ConfigDict:
-  """First to see, then to answer; prolong before the decay, by loop.steps and total_steps."""
+  """900 vision steps, then answers; raise loop.steps and total_steps before the decay starts."""
   source = common.source()
   policy = common.policy()
   steps = 6200
@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
   cfg.loop = common.loop(steps)
   cfg.recipe = recipe()
   cfg.optimizer = common.optimizer(4e-4, steps)
-  cfg.optimizer.decay_steps = 260  # in it, the loss of choices fell from 0.39 to 0.34
+  cfg.optimizer.decay_steps = 260  # the loss of choices fell from 0.39 to 0.34 in these steps
   cfg.optimizer.warmup_steps = 100
   cfg.shapes = ConfigDict(
     {
@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
   cfg.camera = source.camera
   cfg.questions = source.questions
   cfg.text = common.text()
-  cfg.text.response_prefix_fraction = 0.0  # demonstrations speak for themselves
+  cfg.text.response_prefix_fraction = 0.0  # demonstrations have no response prefix
   cfg.preprocess = common.preprocess()
   cfg.style = common.style()
   cfg.family = policy.family
@@ -68,20 +68,26 @@ def get_config() -> ConfigDict:
 
 
 def recipe() -> ConfigDict:
-  """What is taught, in which order."""
-  numbers = ConfigDict({"scenes": 16, "group": 6, "answer": "number", "draw_share": 0.0})
-  choices = ConfigDict({"scenes": 8, "group": 8, "answer": "choice", "draw_share": 0.0})
-  drawing = ConfigDict({"scenes": 16, "group": 3, "answer": "number", "draw_share": 1.0})
+  """Batches and dense losses."""
+  numbers = {
+    "rooms": 16,
+    "questions_per_room": 6,
+    "answer_kind": "number",
+    "draw_fraction": 0.0,
+  }
+  choices = numbers | {"rooms": 8, "questions_per_room": 8, "answer_kind": "choice"}
+  drawing = numbers | {"questions_per_room": 3, "draw_fraction": 1.0}
+  order = (numbers, choices, choices, numbers, choices, choices, drawing)
   return ConfigDict(
     {
       "vision_steps": 900,
-      "vision_scenes": 32,
-      "batches": (numbers, choices, choices, numbers, choices, choices, drawing),
+      "vision_rooms": 32,
+      "batches": tuple(ConfigDict(batch) for batch in order),
       "dense_weight": 0.5,
-      "point_layer": 1,  # the second of four: those behind make numbers of what it found
-      "point_tokens": 112,
-      "point_reach": 9,  # " -1.2 3.4;"
-      "share": 0.25,
+      "pointing_layer": 1,  # the second of four: later layers compute numbers from its result
+      "pointing_tokens": 112,
+      "pointing_reach": 9,  # " -1.2 3.4;"
+      "min_cell_fraction": 0.25,
       "categories": CATEGORIES,
       "max_boxes": 2,
       "micro": {"rows": 16, "lengths": (72, 96, 128, 160, 208, 288)},

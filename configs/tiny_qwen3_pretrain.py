@@ -1,8 +1,8 @@
-"""A small Qwen3-VL from nothing, by the recipe of the embedded policy, for a few minutes.
+"""Pretraining of a small Qwen3-VL with the recipe of the embedded policy, for a few minutes.
 
 Source: as configs/tiny_pretrain.py; patches of 16 pixels, learned positions, DeepStack.
-Expected: answers in the right form that do not look at the picture yet (sampled 0.20, greedy 0.32):
-what configs/tiny_qwen3.py starts from. Time: 14 minutes on two cores beside other work.
+Expected: answers in the right format that do not depend on the image yet (sampled 0.20, greedy
+0.32); configs/tiny_qwen3.py starts from them. Time: 14 minutes on two cores beside other work.
 Command: python -m experiments.tiny.pretrain --config=configs/tiny_qwen3_pretrain.py
          --workdir=runs/qwen3_pretrain
 """
@@ -16,7 +16,7 @@ HALF = (0.5, 0.5, 0.5)
 
 
 def get_config() -> ConfigDict:
-  """240 steps; another family, pictures of 160 pixels."""
+  """240 steps; another family, images of 160 pixels."""
   cfg = tiny_pretrain.get_config()
   steps = 240
   cfg.loop = common.loop(steps)
@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
   cfg.decoder.update(decoder())
   cfg.camera.width_px = cfg.camera.height_px = SIDE_PX
   cfg.preprocess.update(preprocess())
-  # Without windows a token is counted as one.
+  # Without windows each token is a window of its own.
   cfg.shapes.vision = {"windows": (400, 800, 1600), "frames": (16, 32, 64), "patches": (100,)}
   cfg.shapes.window_blocks = 1
   cfg.out = "runs/qwen3_pretrain/policy"
@@ -62,5 +62,5 @@ def decoder() -> dict:
 
 
 def preprocess() -> dict:
-  """As in Qwen3-VL but for the budget."""
+  """As in Qwen3-VL, except the pixel budget."""
   return {"patch_size": 16, "max_pixels": SIDE_PX**2, "mean": HALF, "std": HALF}

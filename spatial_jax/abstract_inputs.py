@@ -21,7 +21,15 @@ from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.rollout.device import ObservationBatch, PromptBatch, SampleState
 from spatial_jax.rollout.sampling import SamplingArrays
-from spatial_jax.types import FeatureBatch, Params, PrefixBatch, TrainBatch, TrainState, VisionBatch
+from spatial_jax.types import (
+  FeatureBatch,
+  Params,
+  TokenArrays,
+  TrainBatch,
+  TrainRows,
+  TrainState,
+  VisionBatch,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -163,25 +171,32 @@ def train_batch(vision: VisionConfig, prompts: int, count: int, cfg: BatchConfig
     count: number of rows.
     cfg: buckets.
   """
-  size, prefix_size = cfg.tokens, cfg.prefix_buckets[-1]
+  each_R = _struct((count,), jnp.float32)
+  index_R = _struct((count,), jnp.int32)
   return TrainBatch(
-    prefix=PrefixBatch(
-      token_BT=_struct((prompts, prefix_size), jnp.int32),
-      position_BTA=_struct((prompts, prefix_size, 3), jnp.int32),
-      valid_BT=_struct((prompts, prefix_size), jnp.bool_),
-      feature_BT=_struct((prompts, prefix_size), jnp.int32),
+    prefix=_tokens(prompts, cfg.prefix_buckets[-1]),
+    rows=TrainRows(
+      tokens=_tokens(count, cfg.tokens),
+      trained_RT=_struct((count, cfg.tokens), jnp.bool_),
+      old_logp_RT=_struct((count, cfg.tokens), jnp.float32),
+      advantage_R=each_R,
+      temperature_R=each_R,
+      prefix_R=index_R,
+      group_R=index_R,
+      role_R=index_R,
+      weight_R=each_R,
     ),
-    prompt_R=_struct((count,), jnp.int32),
-    token_RT=_struct((count, size), jnp.int32),
-    position_RTA=_struct((count, size, 3), jnp.int32),
-    valid_RT=_struct((count, size), jnp.bool_),
-    trained_RT=_struct((count, size), jnp.bool_),
-    old_logp_RT=_struct((count, size), jnp.float32),
-    advantage_R=_struct((count,), jnp.float32),
-    feature_RT=_struct((count, size), jnp.int32),
-    temperature_R=_struct((count,), jnp.float32),
     forbidden_V=_struct((cfg.vocabulary,), jnp.bool_),
     vision=_vision(vision, cfg.vision),
+  )
+
+
+def _tokens(rows: int, size: int) -> TokenArrays:
+  return TokenArrays(
+    token_RT=_struct((rows, size), jnp.int32),
+    position_RTA=_struct((rows, size, 3), jnp.int32),
+    valid_RT=_struct((rows, size), jnp.bool_),
+    feature_RT=_struct((rows, size), jnp.int32),
   )
 
 

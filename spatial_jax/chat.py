@@ -36,7 +36,6 @@ from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import ExecutorConfig
 from spatial_jax.errors import UserError
 from spatial_jax.evaluate.best_of_n import mean_logp, most_likely
-from spatial_jax.hf import processor
 from spatial_jax.report.report import About, write_report
 from spatial_jax.reward.format import final_answer, format_reward
 from spatial_jax.rollout.auto_buckets import fit_rollout_config
@@ -47,9 +46,9 @@ from spatial_jax.rollout.saved_groups import SavedGroup, SavedRollout, save_grou
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
 from spatial_jax.sharding import MeshConfig
 from spatial_jax.stages.context import open_context
-from spatial_jax.stages.load import check_normalisation, load_policy, recorded_settings
+from spatial_jax.stages.load import load_policy, own_preprocess, recorded_settings
 from spatial_jax.types import Prompt, Task, Trajectory
-from spatial_jax.workdir import find_path, to_path
+from spatial_jax.workdir import to_path
 
 _DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "chat.py"
 
@@ -170,7 +169,7 @@ def chat(
     loaded.policy,
     loaded.tokenizer,
     text,
-    _preprocess(checkpoint, cfg),
+    own_preprocess(checkpoint, cfg.preprocess),
     cfg.style,
     cfg.executor,
     cfg.rollout.weights,
@@ -199,19 +198,6 @@ def chat(
   facts = (("policy", checkpoint), ("command", command))
   write_report(workdir, About("One question", task.question, facts), None, 1)
   return kept
-
-
-def _preprocess(checkpoint: str, cfg: ChatRunConfig) -> PreprocessConfig:
-  """Preprocessing of the checkpoint's own processor, with the pixel bounds of the config."""
-  folder = find_path(checkpoint)
-  if processor.processor_file(folder) is None:
-    check_normalisation(cfg.preprocess, folder, "config.preprocess")
-    return cfg.preprocess
-  return dataclasses.replace(
-    processor.read_processor(folder),
-    min_pixels=cfg.preprocess.min_pixels,
-    max_pixels=cfg.preprocess.max_pixels,
-  )
 
 
 def _image_name(sample: int | str, number: int | str) -> str:

@@ -12,3 +12,10 @@ def is_whole(value: object, at_least: int, at_most: int | None = None) -> bool:
 def is_finite(value: object) -> TypeGuard[float]:
   """Returns whether the value is an int or a float (no bool) and finite."""
   return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_ascending(values: object, at_least: int) -> bool:
+  """Returns whether the value is a tuple of ascending ints, one or more, from `at_least` on."""
+  if not isinstance(values, tuple) or not all(is_whole(value, at_least) for value in values):
+    return False
+  return len(values) > 0 and list(values) == sorted(set(values))

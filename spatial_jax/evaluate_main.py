@@ -84,12 +84,12 @@ def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -
   """
   cfg = build(EvaluateRun, settings)
   mesh = sharding.make_mesh(cfg.mesh, jax.devices())
-  lock_workdir(workdir)
   for path in (checkpoint, cfg.init) if cfg.init else (checkpoint,):
-    check_normalisation(cfg.preprocess, path, "config.preprocess")
+    check_normalisation(cfg.preprocess, path)
   end = load_policy(checkpoint, mesh)
   start = _start(cfg.init, checkpoint, end, mesh)
   source = make_source(cfg.source)
+  lock_workdir(workdir)
   bind_workdir(workdir, settings | {"checkpoint": checkpoint}, ())
   console = make_console()
   command = shlex.join(["python", "-m", "spatial_jax.evaluate", *sys.argv[1:]])

@@ -4,7 +4,7 @@
     <think> There is one table. </think> Action: Answer               the last turn
     <answer> 1 </answer>
 
-Drawing asks whether a turn ends the rollout, reward asks which answer it gives; both ask here.
+Drawing (does this turn end the rollout?) and reward (what is the answer?) share these functions.
 
 Source: ViLaSR, arXiv:2506.09965. Its released code finds the tags anywhere in the text; here an
 answer block inside the reasoning is no answer.
@@ -37,7 +37,7 @@ def answer_of(text: str) -> str | None:
 def is_well_formed(text: str) -> bool:
   """Returns whether the turn is one think block, an action and at most one answer block at its end.
 
-  Says nothing about the drawing blocks of the turn.
+  Drawing blocks are not checked.
 
   Args:
     text: one turn of the policy, of any content.

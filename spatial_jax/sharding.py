@@ -293,7 +293,7 @@ def train_batch_shardings(batch: TrainBatch, window: int, mesh: Mesh) -> TrainBa
   Raises:
     ConfigError: if the number of prompts does not divide over the mesh.
   """
-  check_rows(batch.prefix.token_BT.shape[0], "prompts of an update (config.rollout.prompts)", mesh)
+  check_rows(batch.prefix.token_RT.shape[0], "prompts of an update (config.rollout.prompts)", mesh)
   row: Any = rows(mesh)
   everywhere: Any = replicated(mesh)
 
@@ -321,8 +321,21 @@ def place_train_batch(batch: TrainBatch, window: int, mesh: Mesh) -> TrainBatch:
     window, mesh: as in `train_batch_shardings`.
   """
   shardings = train_batch_shardings(batch, window, mesh)
+  _check_prefixes(batch, row_devices(mesh) // island_mesh(mesh).shape["island"])
 
   def put(sharding: NamedSharding, x: Array) -> jax.Array:
     return jax.make_array_from_process_local_data(sharding, np.asarray(x))
 
   return jax.tree.map(put, shardings, batch)
+
+
+def _check_prefixes(batch: TrainBatch, devices: int) -> None:
+  """Checks that each device of this process has the same number of rows, after its own prefixes."""
+  prefix_R = np.asarray(batch.rows.prefix_R)
+  prompts = batch.prefix.token_RT.shape[0] // devices
+  device_R = np.arange(len(prefix_R)) * devices // len(prefix_R)
+  if len(prefix_R) % devices or (prefix_R // prompts % devices != device_R).any():
+    raise ValueError(
+      f"{len(prefix_R)} rows of an update do not divide over {devices} devices together with their "
+      "prefixes; add padding rows with learn.train_batch.pad_rows"
+    )

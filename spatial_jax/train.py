@@ -165,11 +165,11 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   mesh = sharding.make_mesh(cfg.mesh, jax.devices())
   shape = read_shape(cfg.init)
   check_preprocess(cfg.preprocess, shape, "config.preprocess")
-  check_normalisation(cfg.preprocess, cfg.init, "config.preprocess")
+  check_normalisation(cfg.preprocess, cfg.init)
   lora.kernels(cfg.lora, make_policy(shape, jax.numpy.float32).kernel_paths)
-  lock_workdir(workdir)
   loaded = load_policy(cfg.init, mesh)  # from here on arrays are on the devices
   resolved = json.loads(config.to_json_best_effort()) | {MODEL_KEY: record(loaded.policy.cfg)}
+  lock_workdir(workdir)
   bind_workdir(workdir, resolved, MAY_DIFFER)
   loaded.tokenizer.inner.save(str(workdir / "tokenizer.json"))
   source = make_source(cfg.source)

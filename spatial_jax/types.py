@@ -17,6 +17,7 @@ Prompt, Trajectory) contain NumPy arrays; structs on devices (VisionBatch, Train
 """
 
 import dataclasses
+import enum
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -311,50 +312,81 @@ class FeatureBatch(NamedTuple):
   features_MYD: Array
 
 
-class PrefixBatch(NamedTuple):
-  """The tokens that all rows of a group have in common, left-aligned; fields as in TrainBatch."""
+class RowRole(enum.IntEnum):
+  """The role of a row in the loss."""
 
-  token_BT: Array
-  position_BTA: Array
-  valid_BT: Array
-  feature_BT: Array
+  ROLLOUT = 0  # sampled by the policy, with an advantage
+  CHOSEN = 1  # the preferred answer of a pair
+  REJECTED = 2  # the other answer of a pair
+  DEMONSTRATION = 3  # a conversation to be imitated
 
 
-class TrainBatch(NamedTuple):
-  """Padded rows for the update; no other padded form of trajectories exists.
+class TokenArrays(NamedTuple):
+  """Token sequences as the policy reads them, one per row, padded on the right.
 
-  The tokens that the rollouts of a group have in common are stored once, as its prefix:
-
-      prefix b | prompt ...... |      suffixes of its rows | last prompt token, response ...
-                                                           | last prompt token, response ...
-
-  The last common token belongs to the rows: its hidden state predicts their first response token.
+      token_RT     5  90  90   7   0   0          90: the placeholder of an image token
+      valid_RT     1   1   1   1   0   0
+      feature_RT  -1  12  13  -1  -1  -1
 
   Attributes:
-    prefix: of B groups.
-    prompt_R: int32, group of each row, ascending; a row and its prefix are on the same device.
-    token_RT: int32, suffixes, like all fields [R, T].
-    position_RTA: int32.
-    valid_RT: bool.
-    trained_RT: bool; token t was sampled, its distribution comes from t - 1; false at t = 0.
-    old_logp_RT: float32 as recorded by the sampler, 0 where not trained.
-    advantage_R: float32.
-    feature_RT: int32, row of the image feature that replaces the embedding, -1 for text.
-    temperature_R: float32 > 0.
-    forbidden_V: bool, true for tokens that could not be sampled.
-    vision: the distinct images of all rows, or their features.
+    token_RT: int32.
+    position_RTA: int32 rotary positions.
+    valid_RT: bool, false for padding.
+    feature_RT: int32 index of the image feature that replaces the embedding, -1 for text.
   """
 
-  prefix: PrefixBatch
-  prompt_R: Array
   token_RT: Array
   position_RTA: Array
   valid_RT: Array
+  feature_RT: Array
+
+
+class TrainRows(NamedTuple):
+  """The rows of an update, or of a microbatch of it.
+
+  Attributes:
+    tokens: of the row after its prefix.
+    trained_RT: bool; trained_RT[r, t] says that token t was sampled, predicted from token t - 1;
+      never true at t = 0.
+    old_logp_RT: float32, recorded by the sampler, 0 where not trained.
+    advantage_R: float32.
+    temperature_R: float32 > 0, of sampling.
+    prefix_R: int32, ascending, the prefix that the row follows; the rows of a device follow
+      prefixes of the same device.
+    group_R: int32, the group whose rows are compared with one another; -1 for padding.
+    role_R: int32, a RowRole.
+    weight_R: float32 >= 0, how much the row counts in the loss; 0 for padding.
+  """
+
+  tokens: TokenArrays
   trained_RT: Array
   old_logp_RT: Array
   advantage_R: Array
-  feature_RT: Array
   temperature_R: Array
+  prefix_R: Array
+  group_R: Array
+  role_R: Array
+  weight_R: Array
+
+
+class TrainBatch(NamedTuple):
+  """Padded trajectories for the update: the common prefix of each group once, then its rows.
+
+      prefix of group b | prompt ......... |      rows | last prompt token, response ... |
+                                                       | last prompt token, response ... |
+
+  The last common token belongs to the rows, because the first token of a response is predicted
+  from it.
+
+  Attributes:
+    prefix: one row per group.
+    rows: in the order of their groups.
+    forbidden_V: bool, true for a token that could not be sampled.
+    vision: each distinct image of all rows once, or the features of these images.
+  """
+
+  prefix: TokenArrays
+  rows: TrainRows
   forbidden_V: Array
   vision: VisionBatch | FeatureBatch
 

@@ -95,9 +95,10 @@ def lock_workdir(workdir: PathLike) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
   except OSError as error:
+    is_file = pathlib.Path(workdir).is_file()
+    problem = "is a file" if is_file else f"cannot be written ({os.strerror(error.errno or 0)})"
     raise CheckpointError(
-      f"--workdir={os.fspath(workdir)} cannot be written ({os.strerror(error.errno or 0)}); "
-      "choose another folder"
+      f"--workdir={os.fspath(workdir)} {problem}; choose another folder"
     ) from error
   try:
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,29 +1,38 @@
-"""The recipe of the embedded policy, hardly there."""
+"""The recipe of the embedded policy with a very small policy and few rooms."""
 
 import dataclasses
 import functools
 
 from configs import tiny_pretrain
-from experiments.tiny.pretrain import BatchBuilder, PretrainRun
+from experiments.tiny.pretrain import BatchBuilder, PretrainConfig
 from spatial_jax.config import build
 from spatial_jax.rollout.conversation import Conversation
 from tests import rollout_fixtures as fixtures
 
-SEE, STEPS = 1, 4
+VISION_STEPS, STEPS = 1, 4
+
+
+def batch_recipe(rooms, questions_per_room, answer_kind, draw_fraction):
+  return {
+    "rooms": rooms,
+    "questions_per_room": questions_per_room,
+    "answer_kind": answer_kind,
+    "draw_fraction": draw_fraction,
+  }
 
 
 def small_config(out):
-  """`configs/tiny_pretrain.py`, hardly there: one seeing step, then plain and drawing batches."""
+  """`configs/tiny_pretrain.py` in small: a vision step, then batches without and with drawings."""
   cfg = tiny_pretrain.get_config()
   cfg.recipe.update(
     {
-      "vision_steps": SEE,
-      "vision_scenes": 2,
+      "vision_steps": VISION_STEPS,
+      "vision_rooms": 2,
       "micro": {"rows": 2, "lengths": (256, 1024)},
       "batches": (
-        {"scenes": 1, "group": 2, "answer": "choice", "draw_share": 0.0},
-        {"scenes": 2, "group": 2, "answer": "number", "draw_share": 0.0},
-        {"scenes": 2, "group": 1, "answer": "number", "draw_share": 1.0},
+        batch_recipe(1, 2, "choice", 0.0),
+        batch_recipe(2, 2, "number", 0.0),
+        batch_recipe(2, 1, "number", 1.0),
       ),
     }
   )
@@ -43,22 +52,18 @@ def small_config(out):
   return cfg
 
 
-def settings(cfg):
-  return {key: value for key, value in cfg.items() if key != "stage"}
-
-
 @functools.cache
 def builder() -> BatchBuilder:
-  run = build(PretrainRun, settings(small_config("unused")))
+  cfg = build(PretrainConfig, dict(small_config("unused")))
   policy = dataclasses.replace(
     fixtures.policy_config(),
-    vision=run.vision,
-    decoder=dataclasses.replace(run.decoder, vocabulary=fixtures.VOCABULARY),
+    vision=cfg.vision,
+    decoder=dataclasses.replace(cfg.decoder, vocabulary=fixtures.VOCABULARY),
   )
-  conversation = Conversation(fixtures.TOKENIZER, run.text, run.preprocess, policy)
+  conversation = Conversation(fixtures.TOKENIZER, cfg.text, cfg.preprocess, policy)
   shapes = dataclasses.replace(
-    run.shapes, prefix_buckets=(512,), tokens=1024, vocabulary=fixtures.VOCABULARY
+    cfg.shapes, prefix_buckets=(512,), tokens=1024, vocabulary=fixtures.VOCABULARY
   )
   return BatchBuilder(
-    conversation, run.recipe, run.rooms, run.camera, run.questions, shapes, run.style, run.seed
+    conversation, cfg.recipe, cfg.rooms, cfg.camera, cfg.questions, shapes, cfg.style, cfg.seed
   )

@@ -28,7 +28,7 @@ from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import Engine, forbidden_ids, stop_ids
 from spatial_jax.rollout.programs import RolloutPrograms
 from spatial_jax.types import ObjectBox, Operation, Params, Rollouts, Task, Trajectory
-from tests.policy_fixtures import PREPROCESS, hashed_params, picture, small_config, with_ids
+from tests.policy_fixtures import PREPROCESS, hashed_params, pixels, small_config, with_ids
 
 VOCABULARY = 384  # the last rows of the embedding belong to no token
 BOX_TURN = (
@@ -89,7 +89,7 @@ def random_policy() -> tuple[Policy, Params]:
 
 def task(name: str, sizes: Sequence[tuple[int, int]] = ((24, 24),), question: str = "") -> Task:
   """A question about noise images of the given (height, width), which are not resized."""
-  images = tuple(picture(len(name) + 7 * i, h, w) for i, (h, w) in enumerate(sizes))
+  images = tuple(pixels(len(name) + 7 * i, h, w) for i, (h, w) in enumerate(sizes))
   return Task(
     task_id=name,
     question_type="object_abs_distance",
@@ -172,12 +172,12 @@ def largest_difference(rollouts: Rollouts) -> float:
   policy, params, _ = policy_and_params()
   advantage_BG = np.zeros((len(rollouts), len(rollouts[0])))
   batch, _ = to_train_batch(rollouts, advantage_BG, shapes())
-  micro = Microbatches(2, (64, batch.token_RT.shape[1]))
+  micro = Microbatches(2, (64, batch.rows.tokens.token_RT.shape[1]))
   logp_RT = np.asarray(jax.jit(functools.partial(score_batch, policy, micro))(params, batch))
-  assert batch.trained_RT.sum() == sum(t.trained_T.sum() for t in flat(rollouts))
+  assert batch.rows.trained_RT.sum() == sum(t.trained_T.sum() for t in flat(rollouts))
   assert np.isfinite(logp_RT).all()
-  assert (logp_RT[~batch.trained_RT] == 0).all()
-  return float(np.abs(logp_RT - batch.old_logp_RT)[batch.trained_RT].max())
+  assert (logp_RT[~batch.rows.trained_RT] == 0).all()
+  return float(np.abs(logp_RT - batch.rows.old_logp_RT)[batch.rows.trained_RT].max())
 
 
 # --- programs of tests ---------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from spatial_jax.rollout.engine import Engine
 from spatial_jax.stages.context import make_engine
 from spatial_jax.types import Operation, Params, Rollouts, Task, TrainState
 from tests import dummies
-from tests.policy_fixtures import PREPROCESS, hashed_params, picture, small_config, with_ids
+from tests.policy_fixtures import PREPROCESS, hashed_params, pixels, small_config, with_ids
 from tests.rollout_fixtures import SAMPLED, STYLE, WORDS
 
 VOCABULARY = 288
@@ -62,10 +62,8 @@ ROLLOUT = RolloutConfig(
   vision=VisionBuckets((16, 48), (4, 12), (64,)),
 )
 # A small step and a large epsilon: where a gradient is noise, Adam would turn it into a full step.
-OPTIMIZER = OptimizerConfig(
-  3e-3, "constant", 0, 100, 0, 0.9, 0.95, 1e-5, 0.01, 1.0, True, ("decoder/norm/",), 1e-3, ()
-)
-SHARE, BLOCKS = 0.5, 4
+OPTIMIZER = OptimizerConfig(3e-3, "constant", 0, 100, 0, 0.9, 0.95, 1e-5, 0.01, 1.0, True, ())
+KEEP_FRACTION, BLOCKS = 0.5, 4
 SHAPES = BatchConfig((128,), 128, VisionBuckets((48,), (12,), (64,)), 2, VOCABULARY)
 LOSS = LossConfig(clip_low=0.2, clip_high=0.3, kl_weight=0.0, normalise="token")
 MICRO = Microbatches(1, (32, 128))
@@ -128,7 +126,7 @@ def tasks(first: int) -> list[Task]:
     dataclasses.replace(
       dummies.number_task(np.random.default_rng(i), f"task-{i}"),
       question="How far is the chair?",
-      images=(picture(i, 24, 24),),
+      images=(pixels(i, 24, 24),),
     )
     for i in range(first, first + ROLLOUT.prompts)
   ]
@@ -162,7 +160,7 @@ def step(lab: Lab, state: TrainState, number: int) -> Outcome:
   scores = scores._replace(reward_BG=luck_BG, accuracy_BG=luck_BG)
   advantage_BG = np.asarray(advantage(scores, dummies.ADVANTAGE))
   # By blocks of the largest mesh, on which every other keeps the same rows.
-  kept_BG = downsample_rollouts(advantage_BG, SHARE, BLOCKS)
+  kept_BG = downsample_rollouts(advantage_BG, KEEP_FRACTION, BLOCKS)
   batch, _ = to_train_batch(rollouts, advantage_BG, SHAPES, kept_BG)
   state, metrics = lab.learn.update(state, lab.learn.place(batch), None)
   return Outcome(rollouts, state, metrics, weights)

@@ -14,7 +14,7 @@ from PIL import Image
 from configs import chat as chat_config
 from configs import tiny
 from spatial_jax import chat as chat_lib
-from spatial_jax.chat import Asking, AskRun, ask, overlay, settings_of
+from spatial_jax.chat import ChatOptions, ChatRunConfig, chat, overlay, settings_of
 from spatial_jax.config import ConfigError, build
 from spatial_jax.evaluate.best_of_n import mean_logp, most_likely
 from spatial_jax.rollout.auto_buckets import fit_rollout_config
@@ -23,7 +23,7 @@ from tests import rollout_fixtures as fixtures
 from tests.dummies import TrajectoryWriter
 
 ASSET = "spatial_jax/assets/tiny"
-GREEDY = Asking(begin="<think> I mark the", samples=1, best=1, temperature=0.0)
+GREEDY = ChatOptions(begin="<think> I mark the", samples=1, best=1, temperature=0.0)
 
 
 def room():
@@ -53,7 +53,7 @@ def test_what_is_said_is_what_was_sampled_and_drawn(tmp_path, monkeypatch):
     return rollouts
 
   monkeypatch.setattr(chat_lib, "generate_rollouts", run)
-  (answer,) = ask(settings(), ASSET, question(), GREEDY, tmp_path, "python ...", words.append)
+  (answer,) = chat(settings(), ASSET, question(), GREEDY, tmp_path, "python ...", words.append)
   paths = sorted(tmp_path.glob("answer_*.png"))
   assert [path.name for path in paths] == ["answer_1_image_2.png"]
   np.testing.assert_array_equal(np.asarray(Image.open(paths[0])), answer.images[1].pixels)
@@ -70,11 +70,11 @@ def test_what_is_said_is_what_was_sampled_and_drawn(tmp_path, monkeypatch):
 
 
 def test_of_several_answers_the_likeliest_are_kept(tmp_path):
-  how = Asking(begin="", samples=5, best=2, temperature=1.0)
+  how = ChatOptions(begin="", samples=5, best=2, temperature=1.0)
   words: list[str] = []
-  kept = ask(settings(), ASSET, question(), how, tmp_path, "", words.append)
+  kept = chat(settings(), ASSET, question(), how, tmp_path, "", words.append)
   everyone = dataclasses.replace(how, best=5)
-  answers = ask(settings(), ASSET, question(), everyone, tmp_path, "", words.append)
+  answers = chat(settings(), ASSET, question(), everyone, tmp_path, "", words.append)
   assert [t.sample for t in kept] == [t.sample for t in answers[:2]]
   assert sorted(t.sample for t in answers) == list(range(5))
   read = [t for t in answers if t.end_reason == "answer"]
@@ -99,7 +99,7 @@ def test_answers_go_before_what_is_likely_but_none():
 )
 def test_how_to_ask_is_checked(samples, best, temperature):
   with pytest.raises(ConfigError, match=r"^--(best|samples)"):
-    Asking("", samples, best, temperature)
+    ChatOptions("", samples, best, temperature)
 
 
 def test_the_shapes_hold_the_prompt_and_whatever_is_drawn():
@@ -117,7 +117,7 @@ def test_the_shapes_hold_the_prompt_and_whatever_is_drawn():
 
 
 def test_a_full_size_policy_is_asked_in_a_config_that_builds():
-  build(AskRun, settings_of(json.loads(chat_config.get_config().to_json_best_effort())))
+  build(ChatRunConfig, settings_of(json.loads(chat_config.get_config().to_json_best_effort())))
 
 
 def command(tmp_path, *more):

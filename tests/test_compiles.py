@@ -151,7 +151,7 @@ def test_adapters_compile_around_the_kernel():
 def test_a_slice_of_several_hosts_reshards_to_islands_of_one():
   learn, rollout = tiny_shapes()
   found = programs_of("v5e:4x4", tiny_policy(), rollout)
-  tokens = found["update"].arguments[1].token_RT
+  tokens = found["update"].arguments[1].rows.tokens.token_RT
   sampled = 4 * found["decode"].arguments[1].position_R.shape[0]
   assert tokens.shape[0] == learn.keep_fraction * sampled, "of four islands"
   for name in ("decode_params", "decode"):

@@ -18,9 +18,9 @@ from spatial_jax.data.tokenizer import IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_
 from tests import policy_fixtures, rollout_fixtures
 
 PREPROCESS = policy_fixtures.PREPROCESS  # a token is 8 x 8 pixels
-IMAGE = patch_image(policy_fixtures.picture(1, 8, 16), PREPROCESS)
-OTHER = patch_image(policy_fixtures.picture(2, 16, 16), PREPROCESS)
-FRAMES = [policy_fixtures.picture(3 + i, 8, 8) for i in range(4)]
+IMAGE = patch_image(policy_fixtures.pixels(1, 8, 16), PREPROCESS)
+OTHER = patch_image(policy_fixtures.pixels(2, 16, 16), PREPROCESS)
+FRAMES = [policy_fixtures.pixels(3 + i, 8, 8) for i in range(4)]
 CLIP = PatchedClip(patch_frames(FRAMES, PREPROCESS), (0.3, 1.5), 1.2)
 QUESTION = [Message("user", (IMAGE, "Here ", CLIP, "moves. And ", OTHER, "?"))]
 IMAGE_TEXT = f"{VISION_START}{IMAGE_PAD}{VISION_END}"
@@ -42,7 +42,8 @@ def test_the_text_of_qwen3_has_the_time_before_each_temporal_patch():
   timed = f"<0.3 seconds>{VIDEO_TEXT}<1.5 seconds>{VIDEO_TEXT}"
   chat = chat_text(QUESTION, QWEN3_CHAT)
   assert chat.text == (
-    f"<|im_start|>user\n{IMAGE_TEXT}Here {timed}moves. And {IMAGE_TEXT}?<|im_end|>\n<|im_start|>assistant\n"
+    f"<|im_start|>user\n{IMAGE_TEXT}Here {timed}moves. And {IMAGE_TEXT}?<|im_end|>\n"
+    "<|im_start|>assistant\n"
   )
   assert [image.grid_3 for image in chat.images] == [
     (1, 2, 4), (1, 2, 2), (1, 2, 2), (1, 4, 4)

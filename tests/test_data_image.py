@@ -23,7 +23,7 @@ BUCKETS = packing.VisionBuckets((1, 4, 16, 64, 256), (1, 4, 16, 32), (64, 256, 1
   "size", [(56, 56), (224, 224), (97, 131), (480, 640), (33, 700), (5, 9), (28, 84), (300, 2)]
 )
 def test_patches_equal_the_reference_processor_bit_for_bit(cfg, size):
-  picture = fixtures.picture(sum(size), *size)
+  picture = fixtures.pixels(sum(size), *size)
   processor = Qwen2VLImageProcessorPil(
     size={"shortest_edge": cfg.min_pixels, "longest_edge": cfg.max_pixels},
     patch_size=cfg.patch_size,
@@ -40,7 +40,7 @@ def test_patches_equal_the_reference_processor_bit_for_bit(cfg, size):
 
 
 def test_a_clip_is_its_frames_in_pairs_and_the_last_one_repeated():
-  frames = [fixtures.picture(i, 20, 28) for i in range(5)]
+  frames = [fixtures.pixels(i, 20, 28) for i in range(5)]
   clip = image_lib.patch_frames(frames, SMALL)
   assert clip.grid_3[0] == 3
   patches = clip.patches_PX.reshape(3, -1, 3, 2, 16)  # time, patch, channel, frame, pixel
@@ -50,7 +50,7 @@ def test_a_clip_is_its_frames_in_pairs_and_the_last_one_repeated():
 
 
 def test_content_hash_tells_pixels_and_kind():
-  one, other = fixtures.picture(1, 24, 24), fixtures.picture(2, 24, 24)
+  one, other = fixtures.pixels(1, 24, 24), fixtures.pixels(2, 24, 24)
   hashes = [
     image_lib.patch_image(one, SMALL).content_hash,
     image_lib.patch_image(other, SMALL).content_hash,
@@ -78,7 +78,7 @@ def test_unusable_pictures_are_named(picture, message):
 
 def test_clips_of_no_or_unequal_frames_are_named():
   with pytest.raises(DataError, match="one size"):
-    image_lib.patch_frames([fixtures.picture(0, 8, 8), fixtures.picture(0, 8, 16)], SMALL)
+    image_lib.patch_frames([fixtures.pixels(0, 8, 8), fixtures.pixels(0, 8, 16)], SMALL)
   with pytest.raises(DataError, match="frame"):
     image_lib.patch_frames([], SMALL)
 

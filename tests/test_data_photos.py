@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatial_jax.data.photos import load_photo_tasks, solid_of
+from spatial_jax.data.photos import load_photo_tasks, box_from_corners
 from spatial_jax.errors import DataError
 
 REAL = pathlib.Path(__file__).parents[2] / "shared" / "data" / "real3d"
@@ -119,13 +119,13 @@ def test_the_corners_of_a_box_may_come_in_any_order():
     size = rng.uniform(0.3, 4, 3)
     signs = np.array(list(itertools.product((-0.5, 0.5), repeat=3)))
     corners = rng.permutation(np.round((signs * size) @ axes + 5.0, 3))
-    solid = solid_of("car", corners, "here")
+    solid = box_from_corners("car", corners, "here")
     np.testing.assert_allclose(np.sort(solid.size_3), np.sort(size), atol=3e-3)
     np.testing.assert_allclose(solid.axes_33 @ solid.axes_33.T, np.eye(3), atol=1e-9)
     rebuilt = solid.corners_83()
     assert max(np.linalg.norm(rebuilt - corner, axis=1).min() for corner in corners) < 5e-3
   with pytest.raises(DataError, match="here: field corners must be the 8 corners of a box"):
-    solid_of("car", rng.normal(size=(8, 3)), "here")
+    box_from_corners("car", rng.normal(size=(8, 3)), "here")
 
 
 @pytest.mark.parametrize(

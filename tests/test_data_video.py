@@ -78,7 +78,7 @@ def test_seconds_per_patch_follow_the_frames():
 def test_the_bounds_of_a_whole_clip(frames, size, expected):
   cfg = PreprocessConfig(16, 2, 2, 128 * 32 * 32, 768 * 32 * 32, HALF, HALF)
   assert clip_resize(frames, *size, cfg) == expected
-  pictures = [fixtures.picture(i, *size) for i in range(frames)]
+  pictures = [fixtures.pixels(i, *size) for i in range(frames)]
   grid_3 = patch_frames(pictures, cfg, whole_clip=True).grid_3
   assert grid_3 == ((frames + 1) // 2, expected[0] // 16, expected[1] // 16)
 

@@ -1,4 +1,4 @@
-"""The heads that teach a small policy to see."""
+"""Dense losses of pretraining against NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from experiments.tiny.dense_loss import (
 )
 
 
-def test_dense_loss_learns_and_leaves_out_what_has_no_truth():
+def test_dense_loss_is_the_mean_over_features_with_targets():
   generator = np.random.default_rng(0)
   features_MD = jnp.asarray(generator.normal(size=(40, 6)).astype(np.float32))
   truth = DenseBatch(
@@ -30,10 +30,10 @@ def test_dense_loss_learns_and_leaves_out_what_has_no_truth():
   head = init_heads(6)["cell"]
   assert head["kernel"].shape == (6, 1 + 13)
   value, metrics = dense_loss(head, features_MD, names_ZD, truth)
-  valid, known = truth.valid_M, truth.valid_M & truth.object_M
-  box, extent = np.abs(truth.box_M4[known]).mean(), np.abs(truth.extent_M2[known]).mean()
+  valid, filled = truth.valid_M, truth.valid_M & truth.object_M
+  box, extent = np.abs(truth.box_M4[filled]).mean(), np.abs(truth.extent_M2[filled]).mean()
   depth = np.abs(truth.log_depth_M[valid]).mean()
-  place_Z6 = np.abs(truth.place_M6[known])
+  place_Z6 = np.abs(truth.place_M6[filled])
   corner, floor = place_Z6[:, :4].mean(), place_Z6[:, 4:].mean()
   logits_MK = np.concatenate([np.zeros((40, 1)), 2 * features_MD @ names_ZD.T], axis=1)
   chosen_M = logits_MK[np.arange(40), truth.category_M] - np.log(np.exp(logits_MK).sum(1))
@@ -51,27 +51,27 @@ def test_dense_loss_learns_and_leaves_out_what_has_no_truth():
   grads = jax.grad(lambda f, names: dense_loss(head, f, names, truth)[0], (0, 1))
   features_grad, names_grad = grads(features_MD, names_ZD)
   np.testing.assert_array_equal(np.abs(np.asarray(features_grad)).max(1) > 0, valid)
-  assert not np.asarray(names_grad).any(), "features go to the words, words stay"
+  assert not np.asarray(names_grad).any(), "embeddings get no gradient"
 
 
 def _along(mask_M, x):
   return mask_M.reshape(-1, *(1,) * (x.ndim - 1))
 
 
-def test_subjects_last_for_a_few_tokens_or_until_the_next_name():
+def test_a_subject_lasts_until_the_next_name_or_the_end_of_its_reach():
   names = np.array([[0, 7, 0, 0, 0, 2, 0, 3], [5, 0, 0, 0, 0, 0, 0, 0]], np.int32)
   found = [[0, 7, 7, 7, 0, 2, 2, 3], [5, 5, 5, 0, 0, 0, 0, 0]]
   np.testing.assert_array_equal(subjects(names, 2), found)
   np.testing.assert_array_equal(subjects(names, 0), names)
 
 
-def test_pointing_is_at_what_a_word_names():
+def test_pointing_loss_is_the_attention_to_the_named_category():
   generator = np.random.default_rng(2)
   log_BTS = jax.nn.log_softmax(jnp.asarray(generator.normal(size=(2, 4, 5)).astype(np.float32)))
   name_BT = np.array([[0, 1, 2, 1], [3, 0, 0, 2]], np.int32)
   category_BS = np.array([[0, 1, 1, 2, 0], [0, 0, 2, 0, 1]], np.int32)
-  looked = {(0, 1): [1, 2], (0, 2): [3], (0, 3): [1, 2], (1, 3): [2]}  # nothing shows a 3
-  mass = [np.exp(np.asarray(log_BTS)[b, t, where]).sum() for (b, t), where in looked.items()]
+  shown = {(0, 1): [1, 2], (0, 2): [3], (0, 3): [1, 2], (1, 3): [2]}  # no token shows a 3
+  mass = [np.exp(np.asarray(log_BTS)[b, t, where]).sum() for (b, t), where in shown.items()]
   value, metrics = pointing_loss(log_BTS, name_BT, category_BS)
   np.testing.assert_allclose(value, -np.log(mass).mean(), rtol=1e-5)
   np.testing.assert_allclose(metrics["pointing"], np.mean(mass), rtol=1e-5)
@@ -81,24 +81,24 @@ def test_pointing_is_at_what_a_word_names():
   assert pointing_loss(log_BTS, none, category_BS)[0] == 0
 
 
-def test_what_was_found_is_what_was_looked_at():
+def test_finding_loss_reads_the_attended_objects():
   generator = np.random.default_rng(3)
   log_BTS = jax.nn.log_softmax(jnp.asarray(generator.normal(size=(1, 3, 4)).astype(np.float32)))
   subject_BT, category_BS = np.array([[1, 2, 0]], np.int32), np.array([[1, 0, 1, 3]], np.int32)
   truth_BS4 = generator.normal(size=(1, 4, 4)).astype(np.float32)
   head = init_heads(6)["word"]
   hidden_BTD = jnp.asarray(generator.normal(size=(1, 3, 6)).astype(np.float32))
-  looked_S = np.exp(np.asarray(log_BTS)[0, 0]) * [1, 0, 1, 0]
-  truth_4 = looked_S / looked_S.sum() @ truth_BS4[0]  # nothing shows a 2, the last speaks of none
+  mass_S = np.exp(np.asarray(log_BTS)[0, 0]) * [1, 0, 1, 0]
+  truth_4 = mass_S / mass_S.sum() @ truth_BS4[0]  # no token shows a 2; the last has no subject
   value, metrics = finding_loss(head, hidden_BTD, log_BTS, subject_BT, category_BS, truth_BS4)
   np.testing.assert_allclose(metrics["found_m"], np.abs(truth_4[2:]).mean(), rtol=1e-5)
   extent = np.abs(truth_4[:2]).mean()
   np.testing.assert_allclose(value, extent + metrics["found_m"], rtol=1e-5)
 
   def loss(hidden_BTD, log_BTS):
-    known = {"kernel": jnp.eye(6, 4), "bias": jnp.zeros(4)}
-    return finding_loss(known, hidden_BTD, log_BTS, subject_BT, category_BS, truth_BS4)[0]
+    head = {"kernel": jnp.eye(6, 4), "bias": jnp.zeros(4)}
+    return finding_loss(head, hidden_BTD, log_BTS, subject_BT, category_BS, truth_BS4)[0]
 
   hidden_grad, log_grad = jax.grad(loss, (0, 1))(hidden_BTD, log_BTS)
   assert np.abs(np.asarray(hidden_grad)[0]).max(1).astype(bool).tolist() == [True, False, False]
-  assert not np.asarray(log_grad).any(), "where to look is the other loss's to say"
+  assert not np.asarray(log_grad).any(), "attention is trained by the pointing loss alone"

@@ -12,7 +12,7 @@ CATEGORIES = ("ball", "bed", "chair")
 CELL = 4
 
 
-def thing(category, centre, size):
+def make_object(category, centre, size):
   return SceneObject(category, "", np.array(centre, float), np.array(size, float), np.eye(3), ())
 
 
@@ -28,11 +28,14 @@ def view_of(instance, depth_m):
   return View(camera, image, depth_m.astype(np.float32), instance.astype(np.int32))
 
 
-OBJECTS = [thing("chair", (1, 3, 0), (0.5, 0.6, 0.9)), thing("bed", (1, 0, 4), (2, 1.5, 0.5))]
+OBJECTS = [
+  make_object("chair", (1, 3, 0), (0.5, 0.6, 0.9)),
+  make_object("bed", (1, 0, 4), (2, 1.5, 0.5)),
+]
 
 
 @pytest.mark.parametrize("share", [0.2, 0.6])
-def test_against_a_loop(share):
+def test_dense_targets_equal_a_loop_over_cells(share):
   generator = np.random.default_rng(3)
   instance = generator.integers(-2, 2, (12, 20)).repeat(2, 0).repeat(2, 1)[:12, :20]
   depth_m = generator.uniform(0.5, 5, instance.shape)
@@ -71,7 +74,7 @@ def test_against_a_loop(share):
     np.testing.assert_allclose(found.extent_M2[m], np.log([distance, longest]), atol=1e-6)
 
 
-def test_an_object_out_of_sight_is_in_no_cell():
+def test_an_object_without_pixels_fills_no_cell():
   instance = np.zeros((8, 8), int)
   found = dense_targets(
     scene_of(OBJECTS), view_of(instance, np.ones((8, 8))), CATEGORIES, CELL, 0.5
@@ -80,7 +83,7 @@ def test_an_object_out_of_sight_is_in_no_cell():
   assert found.object_M.all()
 
 
-def test_a_category_the_head_does_not_know_is_an_error():
-  scene = scene_of([thing("piano", (0, 0, 1), (1, 1, 1))])
-  with pytest.raises(DataError, match="piano"):
+def test_an_unknown_category_is_an_error():
+  scene = scene_of([make_object("piano", (0, 0, 1), (1, 1, 1))])
+  with pytest.raises(DataError, match=r"contains piano; add it to config\.recipe\.categories"):
     dense_targets(scene, view_of(np.zeros((4, 4)), np.ones((4, 4))), CATEGORIES, CELL, 0.5)

@@ -1,4 +1,4 @@
-"""Released shapes: their counts, against docs/policies.md and transformers' own classes."""
+"""Released configs: their parameter counts, against docs/policies.md and transformers."""
 
 import json
 import pathlib
@@ -16,13 +16,13 @@ DOCS = pathlib.Path(__file__).parent.parent / "docs" / "policies.md"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_abstract_parameters_are_as_many_as_the_table_says(name):
+def test_the_policy_has_the_parameters_of_its_name_table(name):
   policy = make_policy(released(name), jnp.float32)
   leaves = jax.tree.leaves(jax.eval_shape(policy.init, jax.random.key(0)))
   assert sum(leaf.size for leaf in leaves) == parameter_count(policy.cfg)
 
 
-def test_the_readme_lists_every_released_shape():
+def test_the_docs_list_every_released_config():
   rows = re.findall(r"^\| (Qwen\S+) \| ([\d,]+) \|", DOCS.read_text(), re.MULTILINE)
   assert {name: int(count.replace(",", "")) for name, count in rows} == {
     name: parameter_count(released(name)) for name in NAMES
@@ -32,7 +32,7 @@ def test_the_readme_lists_every_released_shape():
 @pytest.mark.torch
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", NAMES)
-def test_transformers_counts_the_same(name, tmp_path):
+def test_transformers_counts_the_same_parameters(name, tmp_path):
   torch = pytest.importorskip("torch", reason="needs torch (extra bench)")
   from transformers import AutoConfig, AutoModelForImageTextToText
 

@@ -20,7 +20,7 @@ COORDINATES = Coordinates("pixels", ((168, 168),))
     ("<answer></answer>", ""),
     ("<answer>b\nc</answer>", "b\nc"),
     ("<think> a </think> Action: Answer\n<answer> 4 </answer>", "4"),
-    ("a </think> <answer> 4 </answer>", "4"),  # the chat template has opened the think block
+    ("a </think> <answer> 4 </answer>", "4"),  # the chat template writes <think>
     ("<answer>a</answer><answer>b</answer>", "b"),
     ("<think> a </think> <answer> 3 </answer> or <answer> 4 </answer>", "4"),
     ("<think> <answer> 2 </answer> </think> <answer> 3 </answer>", "3"),

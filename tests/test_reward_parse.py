@@ -411,7 +411,7 @@ def test_the_unit_of_any_question_can_be_expected(question):
     ("What is the length of the bed, measured in centimeters?", "centimeters"),
     ("What is the size of this room (in square meters)? \nIf multiple", "square meters"),
     ("How many meters away is the chair?", "meters"),
-    ("How far is the chair in the picture, in feet?", "feet"),
+    ("How far is the chair in the image, in feet?", "feet"),
     ("What number is on the door?", None),
     ("What is the size of this room (in m\N{SUPERSCRIPT TWO})?", "m^2"),
     ("Give the area in meters squared.", "meters squared"),

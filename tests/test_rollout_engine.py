@@ -190,8 +190,8 @@ def test_fault_is_left_out_of_the_update():
   other = scripted_rollout(ANSWER_TURN, cfg=long_response())
   shapes = dataclasses.replace(fixtures.shapes(), tokens=512)
   batch, _ = to_train_batch([[fault, other]], np.ones((1, 2)), shapes)
-  assert not batch.trained_RT[0].any()
-  assert batch.trained_RT[1].sum() == len(turn_ids(ANSWER_TURN))
+  assert not batch.rows.trained_RT[0].any()
+  assert batch.rows.trained_RT[1].sum() == len(turn_ids(ANSWER_TURN))
 
 
 # --- any output ----------------------------------------------------------------------------------
@@ -392,7 +392,7 @@ def test_each_image_is_encoded_once_and_its_features_serve_the_update(all_turns_
   batch, _ = to_train_batch(rollouts, zero_BG, fixtures.shapes(), image_features=image_features)
   score = jax.jit(functools.partial(score_batch, policy, Microbatches(2, (256,))))
   logp_RT = np.asarray(score(params, batch))
-  assert np.abs(logp_RT - batch.old_logp_RT)[batch.trained_RT].max() < 1e-4
+  assert np.abs(logp_RT - batch.rows.old_logp_RT)[batch.rows.trained_RT].max() < 1e-4
 
 
 def test_sampler_equals_trainer_over_several_drawing_turns(all_turns_draw):
@@ -518,5 +518,5 @@ def test_sampler_equals_trainer_on_real_drawings():
   batch, _ = to_train_batch(rollouts, np.zeros((6, 4)), shapes)
   recompute = jax.jit(functools.partial(score_batch, policy, learn.micro))
   logp_RT = np.asarray(recompute(loaded.params, batch))
-  difference_RT = np.abs(logp_RT - batch.old_logp_RT)[batch.trained_RT]
+  difference_RT = np.abs(logp_RT - batch.rows.old_logp_RT)[batch.rows.trained_RT]
   assert difference_RT.max() < 1e-4, f"{difference_RT.max()} in {len(difference_RT)} tokens"

@@ -273,10 +273,10 @@ def end_reasons_of_random_outputs(monkeypatch, outputs):
       reasons.add(trajectory.end_reason)
     batch, _ = to_train_batch(rollouts, np.zeros((ADVERSE.prompts, ADVERSE.group)), shapes)
     logp_RT = np.asarray(recompute(params, batch))
-    trained_RT = batch.trained_RT
+    trained_RT = batch.rows.trained_RT
     faults = [t.end_reason == "fault" for t in flat(rollouts)]
     assert not trained_RT[np.flatnonzero(faults)].any()
-    recorded = batch.old_logp_RT[trained_RT]
+    recorded = batch.rows.old_logp_RT[trained_RT]
     np.testing.assert_allclose(logp_RT[trained_RT], recorded, atol=1e-4, rtol=0)
   return reasons
 

@@ -7,7 +7,7 @@ from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.rollout.image_feature_cache import ImageFeatureCache
 from spatial_jax.rollout.profiling import Timeline
 from spatial_jax.rollout.programs import RolloutPrograms
-from tests.policy_fixtures import PREPROCESS, picture
+from tests.policy_fixtures import PREPROCESS, pixels
 
 COUNT = 8  # images of four tokens each
 
@@ -27,7 +27,7 @@ class RecordingPrograms(RolloutPrograms):
 
 
 def test_least_recently_used_images_leave_the_buffer():
-  images = [patch_image(picture(seed, 16, 16), PREPROCESS) for seed in range(COUNT + 4)]
+  images = [patch_image(pixels(seed, 16, 16), PREPROCESS) for seed in range(COUNT + 4)]
   names = [image.content_hash for image in images]
   assert len(set(names)) == COUNT + 4
   assert {image.tokens for image in images} == {4}

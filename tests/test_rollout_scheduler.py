@@ -150,14 +150,14 @@ def draw_of(trajectory, index, seed):
     whole = np.concatenate([prefix_BT[0][:before], suffix_RT[0], prefix_BT[0][before:]])
     return whole[None]  # of one length: attention is causal, so what follows changes nothing
 
-  token_RT = row(batch.prefix.token_BT, batch.token_RT)
+  token_RT = row(batch.prefix.token_RT, batch.rows.tokens.token_RT)
   hidden_RTD = hidden(
     params,
     token_RT,
-    row(batch.prefix.position_BTA, batch.position_RTA),
+    row(batch.prefix.position_RTA, batch.rows.tokens.position_RTA),
     np.arange(token_RT.shape[1])[None] < index,
     encode(params, batch.vision),
-    row(batch.prefix.feature_BT, batch.feature_RT),
+    row(batch.prefix.feature_RT, batch.rows.tokens.feature_RT),
   )
   logits_RV = logits(params, hidden_RTD[:, index - 1])
   logp_RV = jax.nn.log_softmax(scores(logits_RV, np.ones(1, np.float32), batch.forbidden_V))
@@ -504,7 +504,7 @@ def test_trajectory_that_breaks_an_invariant_is_one_fault(monkeypatch, field):
   trajectory_lib.check(found[3], PADS)
   shapes = dataclasses.replace(fixtures.shapes(), tokens=512)
   batch, _ = to_train_batch(rollouts, np.ones((2, 2)), shapes)
-  assert [row.any() for row in batch.trained_RT] == [True, True, True, False]
+  assert [row.any() for row in batch.rows.trained_RT] == [True, True, True, False]
 
 
 def test_run_without_violations_has_none():

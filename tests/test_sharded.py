@@ -156,8 +156,8 @@ def test_every_token_of_every_row_is_scored_as_it_was_sampled(ran):
   params = jax.device_put(ran.before, sharding.param_shardings(ran.before, lab.mesh))
   logp_RT = np.asarray(lab.learn.score(params, lab.learn.place(batch)))
   trained = sum(t.trained_T.sum() for t in itertools.chain(*rollouts))
-  assert batch.trained_RT.sum() == trained > 0
-  difference_RT = np.abs(logp_RT - batch.old_logp_RT)[batch.trained_RT]
+  assert batch.rows.trained_RT.sum() == trained > 0
+  difference_RT = np.abs(logp_RT - batch.rows.old_logp_RT)[batch.rows.trained_RT]
   assert difference_RT.max() < 1e-4
 
 
@@ -200,7 +200,7 @@ def test_abstract_inputs_match_the_calls_of_a_run(ran):
     optimizer,
     step_fixtures.ROLLOUT,
     step_fixtures.SHAPES,
-    step_fixtures.SHARE,
+    step_fixtures.KEEP_FRACTION,
   )
   expected = {
     "encode_images": (x.weights, x.feature_buffer_MYD, *x.vision),

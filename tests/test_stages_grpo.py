@@ -82,8 +82,8 @@ def test_the_report_shows_the_timeline(workdir):
   programs = {span["program"] for span in kept["programs"]}
   assert programs == {"encode_images", "prefill", "append", "decode"}
   page = write_report(workdir, About("a run", "of two steps", ()), None, 2).read_text()
-  section = page.split("Rollouts of step 1")[1]
-  for word in ("<svg", "decoding", "drawing", "idle", "tower", "prefill", "append"):
+  section = page.split("What the devices did during the rollouts of step 1")[1]
+  for word in ("<svg", "decode", "drawing", "idle", "encode images", "prefill", "append"):
     assert word in section.split("</svg>")[0], word
 
 

@@ -1,71 +1,89 @@
-"""What cannot be used is refused in one line that names it, before anything lies on a device."""
+"""A path that is no usable policy is refused in one line, before an array is on a device."""
 
 import dataclasses
 import json
 import pathlib
+import re
+import shutil
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from configs import common
-from spatial_jax import sharding, train
-from spatial_jax.config import ConfigError
+from spatial_jax import evaluate_main, sharding, train
+from spatial_jax.config import ConfigError, build
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.errors import DataError, UserError
 from spatial_jax.hf import processor, weights
 from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.stages.load import load_policy, read_shape
+from spatial_jax.stages.load import check_normalisation, load_policy, own_preprocess, read_shape
 from spatial_jax.tools import verify
 from tests import evaluate_fixtures as fixtures
 from tests import rollout_fixtures
 
+PREPROCESS = build(PreprocessConfig, common.preprocess())
+
 
 @pytest.fixture
 def folder(tmp_path):
-  """A Hugging Face folder in two files, with its tokenizer and processor."""
+  """A Hugging Face folder with two shards, tokenizer and processor."""
   path = fixtures.save_policy(tmp_path / "policy", 0)
-  (path / weights.WEIGHTS).unlink()
   cfg = fixtures.policy_config()
   weights.save(fixtures.random_params(0), cfg, path, file_bytes=40_000)
   (path / processor.IMAGE_FILE).write_text(json.dumps(processor.to_hf(pixels(14))))
   return path
 
 
-def pixels(patch_size: int) -> PreprocessConfig:
-  return PreprocessConfig(patch_size, 2, 2, 784, 3136, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+@pytest.fixture
+def single(folder):
+  """The same folder with one file of weights."""
+  weights.save(fixtures.random_params(0), fixtures.policy_config(), folder)
+  for shard in folder.glob("model-*"):
+    shard.unlink()
+  return folder
+
+
+def pixels(
+  patch_size: int = 14, mean: tuple[float, float, float] = PREPROCESS.mean
+) -> PreprocessConfig:
+  return PreprocessConfig(patch_size, 2, 2, 784, 3136, mean, PREPROCESS.std)
 
 
 def mesh():
   return sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
 
 
-def other_architecture(path: pathlib.Path) -> None:
-  (path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 64}))
+def refuse_devices(monkeypatch) -> None:
+  """Any array put on a device fails the test."""
+
+  def refuse(*_: object, **__: object):
+    raise AssertionError("an array was put on a device")
+
+  monkeypatch.setattr(jax, "device_put", refuse)
+  monkeypatch.setattr(jax, "make_array_from_single_device_arrays", refuse)
 
 
-def truncated(path: pathlib.Path) -> None:
-  file = sorted(path.glob("*.safetensors"))[1]
-  file.write_bytes(file.read_bytes()[:-100])
+def refused(path, monkeypatch) -> str:
+  """The line with which a path is refused."""
+  refuse_devices(monkeypatch)
+  with pytest.raises(UserError) as caught:
+    load_policy(path, mesh())
+  assert "\n" not in str(caught.value)
+  assert len(str(caught.value)) < 1000
+  return str(caught.value)
 
 
-def missing_shard(path: pathlib.Path) -> None:
-  sorted(path.glob("*.safetensors"))[1].unlink()
+def change_json(path: pathlib.Path, **changes: object) -> None:
+  record = json.loads(path.read_text()) if path.exists() else {}
+  path.write_text(json.dumps(record | changes))
 
 
-def odd_patches(path: pathlib.Path) -> None:
-  (path / processor.IMAGE_FILE).write_text(json.dumps(processor.to_hf(pixels(13))))
-
-
-def no_tokenizer(path: pathlib.Path) -> None:
-  (path / "tokenizer.json").unlink()
-
-
-def narrow_tensor(path: pathlib.Path) -> None:
-  """Of a policy that is a little wider than its config says."""
-  config = json.loads((path / "config.json").read_text())
-  config["vision_config"]["intermediate_size"] = 20
-  (path / "config.json").write_text(json.dumps(config))
+def change_tensors(path: pathlib.Path, change) -> None:
+  tensors = load_file(path / weights.WEIGHTS)
+  save_file(change(tensors), path / weights.WEIGHTS, metadata={"format": "pt"})
 
 
 def test_the_folder_itself_loads(folder):
@@ -73,33 +91,230 @@ def test_the_folder_itself_loads(folder):
   assert load_policy(folder, mesh()).policy.cfg == read_shape(folder)
 
 
+# --- a folder with one mistake -----------------------------------------------------------------
+
+
+def other_family(path):
+  (path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 64}))
+
+
+def cut_shard(path):
+  file = sorted(path.glob("*.safetensors"))[1]
+  file.write_bytes(file.read_bytes()[:-100])
+
+
+def empty_shard(path):
+  sorted(path.glob("*.safetensors"))[1].write_bytes(b"")
+
+
+def broken_header(path):
+  file = sorted(path.glob("*.safetensors"))[1]
+  file.write_bytes(b"\xff" * 64 + file.read_bytes()[64:])
+
+
+def lfs_pointer(path):
+  text = b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 34\n"
+  sorted(path.glob("*.safetensors"))[1].write_bytes(text)
+
+
+def shard_is_a_folder(path):
+  file = sorted(path.glob("*.safetensors"))[1]
+  file.unlink()
+  file.mkdir()
+
+
+def missing_shard(path):
+  sorted(path.glob("*.safetensors"))[1].unlink()
+
+
+def broken_index(path):
+  (path / weights.INDEX).write_text('{"weight_map": [1]}')
+
+
+def missing_index(path):
+  (path / weights.INDEX).unlink()
+
+
+def odd_patches(path):
+  (path / processor.IMAGE_FILE).write_text(json.dumps(processor.to_hf(pixels(13))))
+
+
+def odd_nested_patches(path):
+  record = {"image_processor": processor.to_hf(pixels(13))}
+  (path / processor.NESTED_FILE).write_text(json.dumps(record))
+
+
+def no_tokenizer(path):
+  (path / "tokenizer.json").unlink()
+
+
+def no_config(path):
+  (path / "config.json").unlink()
+
+
+def config_alone(path):
+  for file in path.iterdir():
+    if file.name != "config.json":
+      file.unlink()
+
+
+def smaller_mlp_in_the_config(path):
+  config = json.loads((path / "config.json").read_text())
+  config["vision_config"]["intermediate_size"] = 20
+  (path / "config.json").write_text(json.dumps(config))
+
+
+def quantised(method):
+  return lambda path: change_json(
+    path / "config.json", quantization_config={"quant_method": method}
+  )
+
+
+def adapter_beside_weights(path):
+  change_json(path / "adapter_config.json", base_model_name_or_path="Qwen/Qwen2.5-VL-3B-Instruct")
+
+
+def adapter_alone(path):
+  adapter_beside_weights(path)
+  for file in path.glob("model*"):
+    file.unlink()
+  (path / "config.json").unlink()
+
+
+def other_ids(path):
+  change_json(path / "config.json", image_token_id=3)
+
+
+def more_tokens(path):
+  inner = fixtures.tokenizer().inner
+  inner.add_tokens([f"<obj{number}>" for number in range(20)])
+  inner.save(str(path / "tokenizer.json"))
+
+
+def byte_tokenizer(path):
+  """Without any special token."""
+  record = json.loads((path / "tokenizer.json").read_text())
+  (path / "tokenizer.json").write_text(json.dumps(record | {"added_tokens": []}))
+
+
+MISTAKES = {
+  other_family: r"config\.json: .*model_type is 'llama'.*give the folder of a Qwen",
+  cut_shard: r"model-00002-of-\d+\.safetensors is damaged or incomplete .*download it again",
+  empty_shard: r"model-00002-of-\d+\.safetensors is damaged or incomplete",
+  broken_header: r"model-00002-of-\d+\.safetensors is damaged or incomplete",
+  lfs_pointer: r"model-00002-of-\d+\.safetensors is a Git LFS pointer.*git lfs pull",
+  shard_is_a_folder: r"model-00002-of-\d+\.safetensors is damaged or incomplete",
+  missing_shard: r"has no model-00002-of-\d+\.safetensors: 1 of the \d+ files",
+  broken_index: r"index\.json has no readable weight_map",
+  missing_index: r"holds shards such as model-00001-of.* without model\.safetensors\.index\.json",
+  odd_patches: r"/preprocessor_config\.json: patch_size is 13, but this policy has 14",
+  odd_nested_patches: r"/processor_config\.json: patch_size is 13, but this policy has 14",
+  no_tokenizer: r"tokenizer\.json does not exist; copy",
+  no_config: r"policy has no config\.json",
+  config_alone: r"policy has no model\.safetensors; copy the weights",
+  smaller_mlp_in_the_config: r"blocks\.0\.mlp\.gate_proj\.weight: expected \[20, 16\], file has",
+  quantised("awq"): r"the weights are quantised \(awq\), .*give the model's folder without",
+  quantised("gptq"): r"the weights are quantised \(gptq\)",
+  quantised("bitsandbytes"): r"the weights are quantised \(bitsandbytes\)",
+  quantised("fp8"): r"the weights are quantised \(fp8\)",
+  adapter_beside_weights: r"holds a PEFT adapter; merge it into its base model Qwen/Qwen2",
+  adapter_alone: r"holds a PEFT adapter; merge it into its base model Qwen/Qwen2",
+  other_ids: r"tokenizer\.json: <\|image_pad\|> has id \d+, but the policy's config has 3",
+  more_tokens: r"tokenizer\.json: token '<obj19>' has id 297, but the embedding has 288 rows",
+  byte_tokenizer: r"tokenizer\.json has no special token <\|im_start\|>",
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), MISTAKES.items(), ids=range(len(MISTAKES)))
+def test_each_mistake_in_a_folder_is_refused_by_its_name(folder, monkeypatch, spoil, message):
+  spoil(folder)
+  line = refused(folder, monkeypatch)
+  assert line.startswith(str(folder))
+  assert re.search(message, line), line
+
+
+def rename_weights(name):
+  return lambda path: (path / weights.WEIGHTS).rename(path / name)
+
+
+def int8(dtype):
+  """The first kernel as bitsandbytes or FP8 training stores it, without a word in the config."""
+
+  def spoil(path):
+    name = "model.layers.0.mlp.up_proj.weight"
+    change_tensors(path, lambda tensors: tensors | {name: np.zeros(tensors[name].shape, dtype)})
+
+  return spoil
+
+
+def gptq(path):
+  name = "model.layers.0.mlp.up_proj"
+
+  def change(tensors):
+    del tensors[f"{name}.weight"]
+    return tensors | {
+      f"{name}.qweight": np.zeros((2, 32), np.int32),
+      f"{name}.scales": np.zeros((1, 32), np.float16),
+    }
+
+  change_tensors(path, change)
+
+
 @pytest.mark.parametrize(
   ("spoil", "message"),
   [
-    (other_architecture, r"config\.json: .*llama"),
-    (truncated, r"model-00002-of-\d+\.safetensors is not a safetensors file"),
-    (missing_shard, r"has no model-00002-of-\d+\.safetensors"),
-    (odd_patches, r"preprocessor_config\.json: patch_size is 13, but this policy has 14"),
-    (no_tokenizer, r"tokenizer\.json does not exist"),
-    (narrow_tensor, r"visual\.blocks\.0\.mlp\.gate_proj\.weight: expected \[20, 16\], file has"),
+    (rename_weights("pytorch_model.bin"), r"holds PyTorch weights \(pytorch_model\.bin\)"),
+    (rename_weights("consolidated.00.pth"), r"holds PyTorch weights \(consolidated\.00\.pth\)"),
+    (rename_weights("model-Q4_K_M.gguf"), "quantised weights in GGUF"),
+    (
+      rename_weights("model.fp16.safetensors"),
+      r"holds model\.fp16\.safetensors, but no model\.saf",
+    ),
+    (rename_weights("adapter_model.safetensors"), "holds a PEFT adapter; merge it into its base"),
+    (int8(np.int8), r"quantised \(model\.layers\.0\.mlp\.up_proj\.weight is stored as I8\)"),
+    (int8(np.uint8), "quantised .* is stored as U8"),
+    (int8(ml_dtypes.float8_e4m3fn), "quantised .* is stored as F8_E4M3"),
+    (gptq, r"quantised \(model\.layers\.0\.mlp\.up_proj\.(qweight|scales) is stored as"),
   ],
 )
-def test_a_spoilt_folder_is_refused_before_anything_is_placed(folder, monkeypatch, spoil, message):
-  spoil(folder)
-  refuse_devices(monkeypatch)
-  with pytest.raises(UserError, match=message) as caught:
-    load_policy(folder, mesh())
-  assert "\n" not in str(caught.value)
+def test_weights_in_another_format_are_refused_by_its_name(single, monkeypatch, spoil, message):
+  spoil(single)
+  line = refused(single, monkeypatch)
+  assert line.startswith(str(single))
+  assert re.search(message, line), line
 
 
-def refuse_devices(monkeypatch) -> None:
-  """Any array put on a device fails the test."""
+# --- a path that is no folder of weights --------------------------------------------------------
 
-  def refuse(*_: object, **__: object):
-    raise AssertionError("something was put on a device")
 
-  monkeypatch.setattr(jax, "device_put", refuse)
-  monkeypatch.setattr(jax, "make_array_from_single_device_arrays", refuse)
+def test_each_other_path_is_refused_by_its_name(single, tmp_path, monkeypatch):
+  cache = tmp_path / "models--Qwen--Qwen2.5-VL-3B-Instruct" / "snapshots" / "66285546"
+  shutil.copytree(single, cache)
+  trainer = tmp_path / "sft"
+  shutil.copytree(single, trainer / "checkpoint-500")
+  (tmp_path / "empty").mkdir()
+  monkeypatch.chdir(tmp_path)
+  for path, message in (
+    ("Qwen/Qwen2.5-VL-3B-Instruct", "hf download Qwen/Qwen2.5-VL-3B-Instruct --local-dir"),
+    (single / weights.WEIGHTS, "is a file; give the folder that contains it"),
+    (cache.parents[1], f"but its folder {cache} has; give that folder"),
+    (trainer, f"but its folder {trainer / 'checkpoint-500'} has; give that folder"),
+    (tmp_path / "empty", "holds no complete checkpoint; give"),
+    (tmp_path / "gone", "does not exist; give"),
+  ):
+    line = refused(path, monkeypatch)
+    assert str(path) in line
+    assert message in line, line
+
+
+# --- a config that does not fit the policy ------------------------------------------------------
+
+
+def run_config(folder, **changes):
+  config = common.get_config()
+  config.init = str(folder)
+  config.update_from_flattened_dict(changes)
+  return config
 
 
 @pytest.mark.parametrize(
@@ -110,32 +325,52 @@ def refuse_devices(monkeypatch) -> None:
       r"config\.preprocess: patch_size is 13, but this policy has 14",
     ),
     (
-      {"lora.paths": ("attn/z/",), "learn.optimizer.gains": ()},
-      r"config\.lora\.paths: no kernel's path matches 'attn/z/'",
+      {"preprocess.mean": (0.5, 0.5, 0.5)},
+      r"config\.preprocess\.mean is \(0\.5, 0\.5, 0\.5\), but",
     ),
-    (
-      {"lora.paths": ("attn/q/kernel$",)},
-      r"config\.learn\.optimizer\.gains must be \(\) where config\.lora has paths",
-    ),
+    ({"preprocess.std": (0.5, 0.5, 0.5)}, r"config\.preprocess\.std is \(0\.5, 0\.5, 0\.5\), but"),
+    ({"lora.paths": ("attn/z/",)}, r"config\.lora\.paths: 'attn/z/' matches no kernel path"),
   ],
 )
 def test_a_run_that_does_not_fit_its_policy_is_refused_before_it_is_loaded(
   folder, tmp_path, monkeypatch, changes, message
 ):
-  config = common.get_config()
-  config.init = str(folder)
-  config.update_from_flattened_dict(changes)
   refuse_devices(monkeypatch)
   with pytest.raises(ConfigError, match=message):
-    train.run(config, tmp_path / "run")
-  assert not (tmp_path / "run").exists()
+    train.run(run_config(folder, **changes), tmp_path / "run")
+  assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize("file", [processor.IMAGE_FILE, processor.NESTED_FILE])
+def test_an_evaluation_with_other_normalisation_is_refused(file, folder, tmp_path, monkeypatch):
+  record = processor.to_hf(pixels(mean=(0.5, 0.5, 0.5)))
+  nested = {"image_processor": record} if file == processor.NESTED_FILE else record
+  (folder / file).write_text(json.dumps(nested))
+  refuse_devices(monkeypatch)
+  with pytest.raises(ConfigError, match=r"config\.preprocess\.mean is \(0\.48.*with \(0\.5, 0\.5"):
+    evaluate_main.evaluate(fixtures.SETTINGS, str(folder), tmp_path / "out")
+
+
+def test_a_folder_without_a_processor_has_no_normalisation_to_compare(folder):
+  (folder / processor.IMAGE_FILE).unlink()
+  check_normalisation(pixels(mean=(0.5, 0.5, 0.5)), folder)
+
+
+def test_the_processor_file_of_transformers_5_is_read_with_the_bounds_of_the_config(folder):
+  """So does chat, which has no normalisation of its own."""
+  (folder / processor.IMAGE_FILE).unlink()
+  record = {"image_processor": processor.to_hf(pixels(mean=(0.5, 0.5, 0.5)))}
+  (folder / processor.NESTED_FILE).write_text(json.dumps(record))
+  bounds = dataclasses.replace(pixels(), min_pixels=1, max_pixels=2)
+  expected = dataclasses.replace(bounds, mean=(0.5, 0.5, 0.5))
+  assert own_preprocess(folder, bounds) == expected
 
 
 def test_image_tokens_without_an_image_name_the_task():
-  words = dataclasses.replace(rollout_fixtures.WORDS, image_line="<|image_pad|>")
+  text = dataclasses.replace(rollout_fixtures.WORDS, image_line="<|image_pad|>")
   conversation = rollout_fixtures.conversation()
   conversation = Conversation(
-    conversation.tokenizer, words, conversation.preprocess, conversation.policy
+    conversation.tokenizer, text, conversation.preprocess, conversation.policy
   )
   with pytest.raises(DataError, match=r"task room/7: the text has 2 image tokens for 1 images"):
     conversation.prompt(rollout_fixtures.task("room/7"))

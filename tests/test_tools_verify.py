@@ -48,7 +48,7 @@ def test_forward_takes_what_the_processor_gives(directory, name):
 def test_forward_mixes_images_and_clips_in_any_order(directory):
   """A clip before an image: each takes from its own stream, features come images first."""
   image = fixtures.image(1, 16, 16)
-  clip = fixtures.patch_frames([fixtures.picture(i, 16, 24) for i in range(4)], fixtures.PREPROCESS)
+  clip = fixtures.patch_frames([fixtures.pixels(i, 16, 24) for i in range(4)], fixtures.PREPROCESS)
   cfg = fixtures.small_config(True)
   row = fixtures.sequence([2, clip, 3, image, 2], cfg, "hf5", (1.0,))
   out = verify.forward(

@@ -128,9 +128,9 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, capsys)
 
 def test_a_work_directory_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
   (tmp_path / "file").write_text("")
-  for folder in (tmp_path / "file", tmp_path / "file" / "run"):
-    with pytest.raises(CheckpointError, match=rf"--workdir={folder} cannot be written .* choose"):
-      bind_workdir(folder, CONFIG, ())
+  for name, problem in (("file", "is a file"), ("file/run", r"cannot be written \(Not a dir.*\)")):
+    with pytest.raises(CheckpointError, match=rf"--workdir=\S+/{name} {problem}; choose another"):
+      bind_workdir(tmp_path / name, CONFIG, ())
 
   def refuse(*_, **__):
     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

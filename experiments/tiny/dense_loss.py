@@ -1,13 +1,12 @@
-"""Teaches a small vision tower to see: a temporary head reads dense truth off every feature.
+"""Dense losses of pretraining: temporary heads read the truth from features and hidden states.
 
-    category   feature . embedding of the category's name      the rest   feature @ head
-    pointing   log attention of what is said of a bed, in one head, on what shows a bed
-    finding    what is said of a bed knows, behind that layer, where the bed stands
+    dense      category = feature . embedding of the category's name; the rest = feature @ head
+    pointing   one attention head: tokens about a bed attend to visual tokens that show a bed
+    finding    after this layer, the hidden states of these tokens encode the place of the bed
 
-A feature of a bed points where the word "bed" points, one head of the decoder is shown to look
-there, and what it brings back is asked for at once. Without these the embedded policy learned in
-4,000 steps what is usual about beds, and never to look for the bed. Needed where a policy starts
-from nothing; the heads end with pretraining.
+Without these losses the embedded policy learned in 4,000 steps the usual answers about beds, but
+not to attend to the bed. A policy that starts from random parameters needs them; pretraining
+removes the heads at its end.
 """
 
 from typing import NamedTuple
@@ -18,23 +17,23 @@ import jax.numpy as jnp
 from spatial_jax.learn.losses import Metrics
 from spatial_jax.types import Array, Params
 
-# Boxes are errors of a few percent of the picture: weighted to the size of the other parts.
+# Box errors are a few percent of the image; the weight makes them as large as the other terms.
 _BOX_WEIGHT = 10.0
-# Logits per product of feature and embedding: how long features have to be.
+# Logits are this factor times the product of feature and embedding.
 _NAME_SCALE = 2.0
 
 
 class DenseBatch(NamedTuple):
-  """Truth per feature, in the order the tower returns features.
+  """Dense targets in the order in which the tower returns features; see DenseTargets.
 
   Attributes:
     category_M: int32, 0 for the room.
     log_depth_M: float32, log metres.
-    box_M4: float32, box of the object relative to the cell, in picture sides.
+    box_M4: float32, box of the object relative to the cell, in image sides.
     extent_M2: float32, log metres (distance, longest dimension).
-    place_M6: float32, box in picture sides from the picture's corner; (right, ahead) in metres.
-    object_M: bool, an object fills the cell.
-    valid_M: bool, the feature has a truth.
+    place_M6: float32, box in image sides from the corner of the image; (right, ahead) in metres.
+    object_M: bool, whether an object fills the cell.
+    valid_M: bool, whether the feature has targets.
   """
 
   category_M: Array
@@ -47,7 +46,7 @@ class DenseBatch(NamedTuple):
 
 
 def init_heads(width: int) -> Params:
-  """Zero heads: of a cell (room's logit, depth, box, extent, place), of a word (extent, place)."""
+  """Zero heads: "cell" (logit of the room, depth, box, extent, place), "word" (extent, place)."""
   values = {"cell": 1 + 1 + 4 + 2 + 6, "word": 2 + 2}
   return {
     name: {"kernel": jnp.zeros((width, count)), "bias": jnp.zeros(count)}
@@ -61,17 +60,17 @@ def dense_loss(
   """Cross-entropy of the category plus absolute errors of depth, box, extent and place.
 
   Args:
-    head: the cell's, from `init_heads`.
+    head: the head "cell" of `init_heads`.
     features_MD: of the tower.
-    names_ZD: embeddings of the categories' names; they are not moved.
-    truth: by feature.
+    names_ZD: embeddings of the names of the categories; they get no gradient.
+    truth: targets per feature.
 
   Returns:
     The loss, and metrics: accuracy on object cells, mean absolute errors.
   """
   features_MD = features_MD.astype(jnp.float32)
-  read_MK = features_MD @ head["kernel"] + head["bias"][None]
-  room_M1, depth_M, box_M4, extent_M2, place_M6 = jnp.split(read_MK, [1, 2, 6, 8], axis=1)
+  output_MK = features_MD @ head["kernel"] + head["bias"][None]
+  room_M1, depth_M, box_M4, extent_M2, place_M6 = jnp.split(output_MK, [1, 2, 6, 8], axis=1)
   named_MZ = _NAME_SCALE * features_MD @ jax.lax.stop_gradient(names_ZD).T
   logits_MK = jnp.concatenate([room_M1, named_MZ], axis=1)
   log_p_MK = jax.nn.log_softmax(logits_MK)
@@ -100,7 +99,7 @@ def dense_loss(
 
 
 def subjects(name_BT: Array, reach: int) -> jax.Array:
-  """The thing each token speaks of: the last that was named, at most `reach` tokens before.
+  """The category that each token refers to: the last name, at most `reach` tokens before it.
 
   tokens    the  bed  -  0  .  4  ;  bin          reach 4
   names      0    7   0  0  0  0  0   2
@@ -117,21 +116,21 @@ def subjects(name_BT: Array, reach: int) -> jax.Array:
 def pointing_loss(
   log_attention_BTS: Array, subject_BT: Array, category_BS: Array
 ) -> tuple[jax.Array, Metrics]:
-  """Minus log of how much a token that speaks of a thing looks at such things.
+  """Minus log of the attention from tokens to the visual tokens that show their subject.
 
   Args:
     log_attention_BTS: log attention of tokens over the prompt.
-    subject_BT: int32, category that a token speaks of, 0 for none.
+    subject_BT: int32, category that a token refers to, 0 for none.
     category_BS: int32, category that fills a visual token, 0 for none and for text.
 
   Returns:
-    The mean over tokens that speak of things in sight, and the attention they give to them.
+    The mean over tokens with a visible subject, and the mean attention to it.
   """
   match_BTS = _matches(subject_BT, category_BS)
   log_mass_BT = jax.nn.logsumexp(jnp.where(match_BTS, log_attention_BTS, -1e30), axis=-1)
-  seen_BT = jnp.any(match_BTS, axis=-1)
-  weight_BT = seen_BT.astype(jnp.float32)
-  log_mass_BT = jnp.where(seen_BT, log_mass_BT, 0.0)
+  visible_BT = jnp.any(match_BTS, axis=-1)
+  weight_BT = visible_BT.astype(jnp.float32)
+  log_mass_BT = jnp.where(visible_BT, log_mass_BT, 0.0)
   return -_mean(log_mass_BT, weight_BT), {"pointing": _mean(jnp.exp(log_mass_BT), weight_BT)}
 
 
@@ -143,25 +142,25 @@ def finding_loss(
   category_BS: Array,
   extent_place_BS4: Array,
 ) -> tuple[jax.Array, Metrics]:
-  """Absolute errors of what tokens know of the thing they speak of, behind the layer that looks.
+  """Absolute errors of extent and place of the subject, read from the hidden states of tokens.
 
-  Of several such things the truth is that of the ones looked at, by attention.
+  If several visual tokens show the subject, the truth is their mean, weighted by attention.
 
   Args:
-    head: the word's, from `init_heads`.
-    hidden_BTD: of the tokens, behind that layer.
+    head: the head "word" of `init_heads`.
+    hidden_BTD: hidden states of the tokens after the pointing layer.
     log_attention_BTS, subject_BT, category_BS: as in `pointing_loss`.
-    extent_place_BS4: log metres (distance, longest dimension), metres (right, ahead) by token of
-      the prompt.
+    extent_place_BS4: log metres (distance, longest dimension) and metres (right, ahead) per token
+      of the prompt.
 
   Returns:
-    The mean over tokens that speak of things in sight, and the error of places in metres.
+    The mean over tokens with a visible subject, and the error of places in metres.
   """
   match_BTS = _matches(subject_BT, category_BS)
-  looked_BTS = jax.nn.softmax(jnp.where(match_BTS, log_attention_BTS, -1e30), axis=-1)
-  truth_BT4 = jax.lax.stop_gradient(looked_BTS) @ extent_place_BS4
-  read_BT4 = hidden_BTD.astype(jnp.float32) @ head["kernel"] + head["bias"][None, None]
-  error_BT4 = jnp.abs(read_BT4 - truth_BT4)
+  share_BTS = jax.nn.softmax(jnp.where(match_BTS, log_attention_BTS, -1e30), axis=-1)
+  truth_BT4 = jax.lax.stop_gradient(share_BTS) @ extent_place_BS4
+  output_BT4 = hidden_BTD.astype(jnp.float32) @ head["kernel"] + head["bias"][None, None]
+  error_BT4 = jnp.abs(output_BT4 - truth_BT4)
   weight_BT = jnp.any(match_BTS, axis=-1).astype(jnp.float32)
   extent = _mean(jnp.mean(error_BT4[..., :2], axis=-1), weight_BT)
   place = _mean(jnp.mean(error_BT4[..., 2:], axis=-1), weight_BT)
@@ -169,7 +168,7 @@ def finding_loss(
 
 
 def _matches(subject_BT: Array, category_BS: Array) -> jax.Array:
-  """bool [B, T, S]: the visual token shows what the token speaks of."""
+  """bool [B, T, S]: whether visual token s shows the subject of token t."""
   subject_BT1 = jnp.asarray(subject_BT)[:, :, None]
   return (subject_BT1 == jnp.asarray(category_BS)[:, None, :]) & (subject_BT1 > 0)
 

@@ -1,6 +1,6 @@
-"""What each merged visual token shows: dense targets that teach a small vision tower to see.
+"""Dense targets per merged visual token: category, depth, box and place of its object.
 
-Used by the recipe of the embedded policy only; the head that reads them ends with pretraining.
+Only the pretraining of the embedded policy uses them; it removes their heads at its end.
 """
 
 import dataclasses
@@ -14,17 +14,20 @@ from spatial_jax.synthetic.scene import Scene, SceneObject, View
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DenseTargets:
-  """Truth per merged token of one picture, in token order (rows of cells, left to right).
+  """Truth per merged token of one image, in token order (rows of cells, left to right).
+
+  The object of a cell is the object with the most pixels in it.
 
   Attributes:
-    category_M: int32, category of the object that fills most of the cell, 0 for the room.
+    category_M: int32, category of the object, 0 for the room.
     log_depth_M: float32, log of the mean distance along the viewing axis in metres.
-    box_M4: float32, that object's box (x1, y1, x2, y2) from the cell's centre, in picture sides.
-    extent_M2: float32, log of (distance to the camera in m, longest dimension in m) of that object.
-    place_M6: float32, that object's box in picture sides from the picture's corner, and its place
-      on the floor, (right, ahead) in m: nothing else makes a tower tell where a cell lies, its
-      positions are relative.
-    object_M: bool, whether an object fills the cell (box, extent and place are to be learned).
+    box_M4: float32, box of the object (x1, y1, x2, y2) relative to the centre of the cell, in image
+      sides.
+    extent_M2: float32, log of (distance to the camera in m, longest dimension in m) of the object.
+    place_M6: float32, box of the object relative to the corner of the image, in image sides, and
+      its place on the floor, (right, ahead) in m. This target makes the tower encode the absolute
+      position of a cell; its position embedding is relative.
+    object_M: bool, whether the object fills enough of the cell; else its targets are 0.
   """
 
   category_M: np.ndarray
@@ -36,23 +39,23 @@ class DenseTargets:
 
 
 def dense_targets(
-  scene: Scene, view: View, categories: tuple[str, ...], cell_px: int, share: float
+  scene: Scene, view: View, categories: tuple[str, ...], cell_px: int, min_cell_fraction: float
 ) -> DenseTargets:
-  """Targets of one rendered picture.
+  """Targets of one rendered image.
 
   Args:
-    scene, view: a room with at least one object, and what the camera saw.
-    categories: names in order; index 0 of the target means none of them.
+    scene, view: a room with at least one object, and one of its views.
+    categories: names in order; target 0 stands for none of them.
     cell_px: side of a merged token in pixels.
-    share: part of a cell an object must fill to be its object, in (0, 1).
+    min_cell_fraction: least fraction of a cell that its object fills, in (0, 1).
 
   Raises:
-    DataError: on the host, for an object of no such category.
+    DataError: if an object has another category.
   """
-  unknown = {thing.category for thing in scene.objects} - set(categories)
+  unknown = {obj.category for obj in scene.objects} - set(categories)
   if unknown:
     raise DataError(
-      f"{scene.scene_id}: {', '.join(sorted(unknown))} not in config.recipe.categories"
+      f"{scene.scene_id} contains {', '.join(sorted(unknown))}; add it to config.recipe.categories"
     )
   height, width = view.instance.shape
   rows, columns = height // cell_px, width // cell_px
@@ -65,7 +68,7 @@ def dense_targets(
   depth_M = np.where(finite_MX, depth_MX, 0).sum(1) / np.maximum(finite_MX.sum(1), 1)
   counts_MO = (instance_MX[:, :, None] == np.arange(len(scene.objects))).sum(1)
   chosen_M = counts_MO.argmax(1)
-  object_M = counts_MO.max(1) >= share * cell_px**2
+  object_M = counts_MO.max(1) >= min_cell_fraction * cell_px**2
   category_O = [categories.index(o.category) + 1 for o in scene.objects]
   box_O4 = np.array([_box(view.instance == o) for o in range(len(scene.objects))])
   extent_O2 = np.array([_extent(view, o) for o in scene.objects])
@@ -93,6 +96,6 @@ def _box(mask: np.ndarray) -> tuple[float, float, float, float]:
   return (float(xs[0]), float(ys[0]), float(xs[-1] + 1), float(ys[-1] + 1))
 
 
-def _extent(view: View, thing: SceneObject) -> tuple[float, float]:
-  distance = np.linalg.norm(thing.centre_3 - view.camera.position_3)
-  return float(np.log(max(distance, 0.1))), float(np.log(thing.size_3.max()))
+def _extent(view: View, obj: SceneObject) -> tuple[float, float]:
+  distance = np.linalg.norm(obj.centre_3 - view.camera.position_3)
+  return float(np.log(max(distance, 0.1))), float(np.log(obj.size_3.max()))

@@ -1,6 +1,6 @@
 """Image or video frames -> patches: resize, normalise, cut; in NumPy and Pillow.
 
-Bit-equal to the PIL image processor of transformers.
+The result is bit-equal to the PIL image processor of transformers.
 """
 
 import dataclasses
@@ -11,20 +11,21 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from spatial_jax.config import check_field
 from spatial_jax.errors import DataError
 from spatial_jax.types import PatchedImage
 
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessConfig:
-  """How pictures become patches.
+  """Size and normalisation of patches.
 
   Attributes:
-    patch_size: side of a patch, pixels.
-    merge_size: patches per side of a merged token; 2.
-    temporal_size: frames per patch; 2.
-    min_pixels, max_pixels: bounds on the area of the resized picture, pixels.
-    mean, std: of each channel, for pixels scaled to [0, 1].
+    patch_size: side of a patch, pixels, >= 1.
+    merge_size: patches per side of a merged token, >= 1.
+    temporal_size: frames per patch, >= 1.
+    min_pixels, max_pixels: bounds on the area of the resized image, 1 <= min <= max.
+    mean, std: of each channel, for pixels scaled to [0, 1]; std > 0.
   """
 
   patch_size: int
@@ -35,9 +36,18 @@ class PreprocessConfig:
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
 
+  def __post_init__(self):
+    for name in ("patch_size", "merge_size", "temporal_size", "min_pixels"):
+      check_field(self, name, vars(self)[name] >= 1, "be at least 1")
+    rule = f"be at least min_pixels, {self.min_pixels}"
+    check_field(self, "max_pixels", self.max_pixels >= self.min_pixels, rule)
+    check_field(self, "mean", all(map(math.isfinite, self.mean)), "be finite")
+    valid = all(0 < value < math.inf for value in self.std)
+    check_field(self, "std", valid, "be above 0 and finite")
+
 
 def smart_resize(height: int, width: int, cfg: PreprocessConfig) -> tuple[int, int]:
-  """The size a picture is resized to: multiples of patch x merge, area within bounds, aspect kept.
+  """The size of the resized image: multiples of patch x merge, area within bounds, same aspect.
 
   Args:
     height, width: pixels.
@@ -47,7 +57,7 @@ def smart_resize(height: int, width: int, cfg: PreprocessConfig) -> tuple[int, i
     (height, width) in pixels.
 
   Raises:
-    DataError: on the host, when a side is empty or the aspect ratio is over 200.
+    DataError: if a side is empty or the aspect ratio is over 200.
 
   Source: Qwen2VLImageProcessorPil of transformers.
   """
@@ -55,25 +65,25 @@ def smart_resize(height: int, width: int, cfg: PreprocessConfig) -> tuple[int, i
 
 
 def clip_resize(frames: int, height: int, width: int, cfg: PreprocessConfig) -> tuple[int, int]:
-  """`smart_resize` of a clip whose pixels are bounded as a whole, Qwen3-VL's rule.
+  """`smart_resize` with bounds on the pixels of a whole clip (Qwen3-VL).
 
   Args:
-    frames: how many.
-    height, width: of each, pixels.
+    frames: number of frames.
+    height, width: of each frame, pixels.
     cfg: bounds on frames x height x width.
 
   Returns:
     (height, width) in pixels.
 
   Raises:
-    DataError: on the host, for fewer than two frames, or as `smart_resize`.
+    DataError: if there are fewer than two frames, or as in `smart_resize`.
 
   Source: smart_resize of transformers' Qwen3VLVideoProcessor.
   """
   if frames < cfg.temporal_size:
-    raise DataError(f"a clip of {frames} frame is too short; Qwen3-VL looks at 2 or more")
+    raise DataError(f"a clip of {frames} frame is too short; Qwen3-VL needs 2 or more")
   factor = cfg.patch_size * cfg.merge_size
-  if 0 < min(height, width) < factor:  # first up to one token
+  if 0 < min(height, width) < factor:  # enlarge to one token first
     scale = max(factor / height, factor / width)
     height, width = int(height * scale), int(width * scale)
   counted = round(frames / cfg.temporal_size) * cfg.temporal_size
@@ -83,7 +93,7 @@ def clip_resize(frames: int, height: int, width: int, cfg: PreprocessConfig) -> 
 def _fit(
   height: int, width: int, cfg: PreprocessConfig, frames: int, counted: int
 ) -> tuple[int, int]:
-  """Sides as multiples of a token's; `counted` frames are held against the bounds."""
+  """Sides as multiples of the side of a token; the bounds apply to `counted` frames."""
   if min(height, width) < 1:
     raise DataError(f"image of {height} x {width} pixels is empty")
   if max(height, width) / min(height, width) > 200:
@@ -103,7 +113,7 @@ def _fit(
 
 
 def patch_image(image: np.ndarray, cfg: PreprocessConfig) -> PatchedImage:
-  """Resizes, normalises and cuts one picture; bit-equal to Qwen2VLImageProcessorPil.
+  """Resizes, normalises and cuts one image; bit-equal to Qwen2VLImageProcessorPil.
 
   Args:
     image: uint8 [height, width, 3].
@@ -113,30 +123,30 @@ def patch_image(image: np.ndarray, cfg: PreprocessConfig) -> PatchedImage:
     The patches, grid (1, height, width).
 
   Raises:
-    DataError: on the host, for a wrong dtype or shape or a size `smart_resize` refuses.
+    DataError: if dtype or shape is wrong, or `smart_resize` refuses the size.
   """
-  # One picture fills all frames of a temporal patch.
+  # One image fills all frames of a temporal patch.
   return patch_frames([image] * cfg.temporal_size, cfg)
 
 
 def patch_frames(
   frames: Sequence[np.ndarray], cfg: PreprocessConfig, whole_clip: bool = False
 ) -> PatchedImage:
-  """Cuts a clip: pairs of frames become temporal patches, the last frame repeated to fill.
+  """Cuts a clip: pairs of frames become temporal patches; the last frame is repeated to fill one.
 
-  Rows are ordered time, block row, block column, row in block, column in block; a row holds
-  channel, frame, y, x.
+  The order of rows is time, block row, block column, row in block, column in block; the order
+  within a row is channel, frame, y, x.
 
   Args:
     frames: uint8 [height, width, 3] each, all of one size.
     cfg: sizes and normalisation.
-    whole_clip: the bounds on pixels are those of the clip (Qwen3-VL), else of one frame.
+    whole_clip: True: the bounds on pixels apply to the clip (Qwen3-VL), False: to one frame.
 
   Returns:
     The patches, grid (ceil(frames / temporal_size), height, width).
 
   Raises:
-    DataError: on the host, for no frames, unequal frames, or what `patch_image` refuses.
+    DataError: if there are no frames or frames of several sizes, or as in `patch_image`.
   """
   for frame in frames:
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:

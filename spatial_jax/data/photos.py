@@ -1,11 +1,11 @@
-"""Photographs with measured 3D boxes -> Tasks: real pictures, real metres.
+"""Photographs with measured 3D boxes -> Tasks.
 
     annotations.json: [{image, width, height, projection, objects: [{label, bbox_2d, corners}]}]
 
-`corners` are metres in a frame with the camera at its origin; `projection` takes them to the
-picture. An object is asked about when words tell it from all others ("the truck", "the closest
-car") and it is clear: most of it inside the picture, not behind nearer objects, not tiny. It is
-counted when enough of it is shown to tell that it is there.
+`corners` are metres in a frame with the camera at its origin; `projection` maps them to pixels. A
+question names an object that words tell from all others ("the truck", "the closest car") and that
+is clear: most of it is inside the image, not hidden by nearer objects, and not tiny. Objects are
+counted if a smaller part of them is shown.
 """
 
 import dataclasses
@@ -35,18 +35,23 @@ COUNT = "How many {c}(s) in this image are less than {d} meters away from the ca
 LEFT_RIGHT = "Which of these objects ({options}) is further to the left in this image?"
 CLOSER = "Which of these objects ({options}) is closer to the camera?"
 
-# (share of the projected 3D box in the picture, share of the 2D box free of nearer 2D boxes), least
-_CLEAR = (0.6, 0.5)  # to be asked about
-_SHOWN = (0.1, 0.3)  # to be counted
-_MIN_SIDE = 0.015  # shorter side of the 2D box, in longer sides of the picture
+# Minimum of (share of the projected 3D box that is inside the image, share of the 2D box that no 2D
+# box of a nearer object covers).
+_CLEAR = (0.6, 0.5)  # for questions that name the object
+_SHOWN = (0.1, 0.3)  # for counting
+_MIN_SIDE = 0.015  # shorter side of the 2D box, in longer sides of the image
 _LIMITS_M = (10, 15, 20, 25, 30, 40, 60)  # "less than ... meters away"
-_DISTANCE_MARGIN = 0.1  # relative: nearest to the next, an object to a limit, two that are compared
-_CENTRE_MARGIN = 0.03  # in picture widths: leftmost to the next, two that are compared
-_SAMPLES = 64  # per side of a 2D box, to see how much of it is covered
+_DISTANCE_MARGIN = 0.1  # least relative difference between two compared distances
+_CENTRE_MARGIN = 0.03  # least difference between two compared positions, in image widths
+_SAMPLES = 64  # per side of a 2D box, for the share that is not covered
+_EXPECTED = (
+  "expected a folder with annotations.json ([{image, width, height, projection, objects: [{label,"
+  " bbox_2d, corners}]}]) and the images it names; set config.source.path to this folder"
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Thing:
+class _PhotoObject:
   """An annotated object; `distance_m` is from the camera to its closest point."""
 
   solid: SceneObject
@@ -67,29 +72,40 @@ def load_photo_tasks(
   """All questions about the photographs of a folder.
 
   Args:
-    path: folder with `annotations.json` and the pictures it names.
-    seed: of the order of questions and options.
-    max_side_px: larger pictures are made smaller so that the longer side has this length.
+    path: folder with `annotations.json` and the images it names.
+    seed: for the order of questions and options.
+    max_side_px: the longer side of larger images is reduced to this length.
     max_per_type: most questions per photograph and type.
 
   Returns:
-    Tasks with source "photos"; the scene is the photograph, boxes are in pixels of the picture as
-    resized.
+    Tasks with source "photos"; each photograph is a scene, boxes are in pixels of the resized
+    image.
 
   Raises:
-    DataError: on the host, one line naming file, object and field, when something cannot be used.
+    DataError: if a file is missing or cannot be used; names file, object and field.
   """
-  file = pathlib.Path(path) / "annotations.json"
+  path = pathlib.Path(path)
+  file = path / "annotations.json"
+  if not path.is_dir():
+    problem = "is not a folder" if path.exists() else "does not exist"
+    raise DataError(f"{path} {problem}; {_EXPECTED}")
+  if not file.exists():
+    raise DataError(f"{file} does not exist; {_EXPECTED}")
   records = read_json(file)
   if not isinstance(records, list):
     raise DataError(f"{file} must be a list of photographs, got a {type(records).__name__}")
-  return [
+  tasks = [
     task
     for index, record in enumerate(records)
     for task in _photo_tasks(
       file, record, np.random.default_rng((seed, index)), max_side_px, max_per_type
     )
   ]
+  if len({task.task_id for task in tasks}) < len(tasks):
+    raise DataError(f"{file}: two images have the same name without extension; rename one")
+  if not tasks:
+    raise DataError(f"{file} gives no question: no photograph has a clearly visible object")
+  return tasks
 
 
 def _photo_tasks(
@@ -99,11 +115,11 @@ def _photo_tasks(
   name = field(record, "image", str, f"{file}, a photograph")
   where = f"{file}, {name}"
   size_2 = np.array([numbers(record, side, (), where).item() for side in ("width", "height")])
-  things = _things(record, size_2, where)
-  image, scale = _picture(file.parent / name, size_2, max_side_px)
+  objects = _photo_objects(record, size_2, where)
+  image, scale = _load_image(file.parent / name, size_2, max_side_px)
   scene_id = f"photos/{pathlib.Path(name).stem}"
   tasks = []
-  for question_type, drafts in _drafts(things, size_2[0]).items():
+  for question_type, drafts in _drafts(objects, size_2[0]).items():
     chosen = [drafts[i] for i in rng.permutation(len(drafts))[:max_per_type]]
     texts = assign_letters(chosen, rng)
     for number, (draft, (question, options, answer)) in enumerate(zip(chosen, texts, strict=True)):
@@ -119,60 +135,65 @@ def _photo_tasks(
           source="photos",
           scene_id=scene_id,
           benchmark=None,
-          boxes=tuple(_box(things[i], scale) for i in draft.objects),
+          boxes=tuple(_box(objects[i], scale) for i in draft.objects),
         )
       )
   return tasks
 
 
-def _picture(path: pathlib.Path, size_2: np.ndarray, max_side_px: int) -> tuple[np.ndarray, float]:
-  """The picture, uint8 [height, width, 3], at most as large as asked, and how it was scaled."""
-  picture = read_image(path)
-  if picture.size != tuple(size_2):
+def _load_image(
+  path: pathlib.Path, size_2: np.ndarray, max_side_px: int
+) -> tuple[np.ndarray, float]:
+  """The resized image, uint8 [height, width, 3], and its scale."""
+  image = read_image(path)
+  if image.size != tuple(size_2):
     raise DataError(
-      f"{path} is {picture.width} x {picture.height} px, its annotation says {size_2[0]:.0f} x"
-      f" {size_2[1]:.0f}: fetch both again"
+      f"{path} is {image.width} x {image.height} px but its annotation says {size_2[0]:.0f} x"
+      f" {size_2[1]:.0f}; use the annotations of this image"
     )
-  scale = min(1.0, max_side_px / max(picture.size))
-  width, height = (max(1, round(side * scale)) for side in picture.size)
+  scale = min(1.0, max_side_px / max(image.size))
+  width, height = (max(1, round(side * scale)) for side in image.size)
   if scale < 1:
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-  return np.asarray(picture), scale
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+  return np.asarray(image), scale
 
 
-def _things(record: Any, size_2: np.ndarray, where: str) -> list[_Thing]:
+def _photo_objects(record: Any, size_2: np.ndarray, where: str) -> list[_PhotoObject]:
   """The annotated objects of a photograph, from left to right."""
   projection = field(record, "projection", list, where)
-  columns = 4 if np.shape(projection) == (3, 4) else 3
+  columns = 4 if all(isinstance(row, list) and len(row) == 4 for row in projection) else 3
   projection = numbers(record, "projection", (3, columns), where)
-  things, inside = [], []
+  objects, inside = [], []
   for index, entry in enumerate(field(record, "objects", list, where)):
     place = f"{where}, object {index}"
     corners_83 = numbers(entry, "corners", (8, 3), place)
-    solid = solid_of(field(entry, "label", str, place), corners_83, place)
+    solid = box_from_corners(field(entry, "label", str, place), corners_83, place)
     distance_m = float(geometry.point_distance_m(np.zeros((1, 3)), solid)[0])
-    things.append(_Thing(solid, numbers(entry, "bbox_2d", (4,), place), distance_m, False, False))
+    box_4 = numbers(entry, "bbox_2d", (4,), place)
+    objects.append(_PhotoObject(solid, box_4, distance_m, False, False))
     inside.append(_inside(corners_83, projection, size_2))
   judged = [
-    _judge(thing, things, share, _MIN_SIDE * size_2.max())
-    for thing, share in zip(things, inside, strict=True)
+    _judge(obj, objects, share, _MIN_SIDE * size_2.max())
+    for obj, share in zip(objects, inside, strict=True)
   ]
-  return sorted(judged, key=lambda thing: thing.centre_px)
+  return sorted(judged, key=lambda obj: obj.centre_px)
 
 
-def _judge(thing: _Thing, things: Sequence[_Thing], inside: float, small_px: float) -> _Thing:
-  """Whether an object is shown, and clear."""
-  large = min(thing.box_4[2:] - thing.box_4[:2]) >= small_px
-  free = _free(thing, things)
+def _judge(
+  obj: _PhotoObject, objects: Sequence[_PhotoObject], inside: float, small_px: float
+) -> _PhotoObject:
+  """The object with its flags `shown` and `clear` set."""
+  large = min(obj.box_4[2:] - obj.box_4[:2]) >= small_px
+  free = _free(obj, objects)
   shown, clear = (large and inside >= least[0] and free >= least[1] for least in (_SHOWN, _CLEAR))
-  return dataclasses.replace(thing, shown=shown, clear=clear)
+  return dataclasses.replace(obj, shown=shown, clear=clear)
 
 
-def solid_of(label: str, corners_83: np.ndarray, where: str) -> SceneObject:
-  """The box with these 8 corners, whatever their order.
+def box_from_corners(label: str, corners_83: np.ndarray, where: str) -> SceneObject:
+  """The box with these 8 corners, in any order.
 
   Raises:
-    DataError: on the host, starting with `where`, when no three edges from a corner are orthogonal.
+    DataError: if no three edges from a corner are orthogonal; the message starts with `where`.
   """
   from_first_73 = corners_83[1:] - corners_83[0]
   length_7 = np.maximum(np.linalg.norm(from_first_73, axis=1), 1e-9)
@@ -190,115 +211,115 @@ def solid_of(label: str, corners_83: np.ndarray, where: str) -> SceneObject:
 
 
 def _inside(corners_83: np.ndarray, projection: np.ndarray, size_2: np.ndarray) -> float:
-  """Share of the rectangle around the projected corners in the picture; 0 behind the camera."""
+  """Share of the rectangle around the projected corners in the image; 0 if behind the camera."""
   points = corners_83
   if projection.shape[1] == 4:
     points = np.concatenate([corners_83, np.ones((8, 1))], axis=1)
-  seen_83 = points @ projection.T
-  if seen_83[:, 2].min() <= 0:
+  projected_83 = points @ projection.T
+  if projected_83[:, 2].min() <= 0:
     return 0.0
-  pixels_82 = seen_83[:, :2] / seen_83[:, 2:]
+  pixels_82 = projected_83[:, :2] / projected_83[:, 2:]
   low_2, high_2 = pixels_82.min(axis=0), pixels_82.max(axis=0)
   kept_2 = np.clip(high_2, 0, size_2) - np.clip(low_2, 0, size_2)
   return float(np.prod(kept_2) / max(np.prod(high_2 - low_2), 1e-9))
 
 
-def _free(thing: _Thing, things: Sequence[_Thing]) -> float:
-  """Share of an object's 2D box that the 2D boxes of nearer objects leave free."""
-  x1, y1, x2, y2 = thing.box_4
+def _free(obj: _PhotoObject, objects: Sequence[_PhotoObject]) -> float:
+  """Share of the 2D box of an object that no 2D box of a nearer object covers."""
+  x1, y1, x2, y2 = obj.box_4
   steps = (np.arange(_SAMPLES) + 0.5) / _SAMPLES
   x, y = np.meshgrid(x1 + steps * (x2 - x1), y1 + steps * (y2 - y1))
   free = np.ones(x.shape, bool)
-  for other in things:
-    if other.distance_m < thing.distance_m:
+  for other in objects:
+    if other.distance_m < obj.distance_m:
       left, top, right, bottom = other.box_4
       free &= (x < left) | (x > right) | (y < top) | (y > bottom)
   return float(free.mean())
 
 
-def _box(thing: _Thing, scale: float) -> ObjectBox:
-  x1, y1, x2, y2 = (float(side) * scale for side in thing.box_4)
-  return ObjectBox(thing.solid.category, 0, (x1, y1, x2, y2), thing.distance_m)
+def _box(obj: _PhotoObject, scale: float) -> ObjectBox:
+  x1, y1, x2, y2 = (float(side) * scale for side in obj.box_4)
+  return ObjectBox(obj.solid.category, 0, (x1, y1, x2, y2), obj.distance_m)
 
 
-def _names(things: Sequence[_Thing], width_px: float) -> dict[int, str]:
-  """Clear objects that words tell from all others of their label, and these words.
+def _names(objects: Sequence[_PhotoObject], width_px: float) -> dict[int, str]:
+  """Clear objects with a unique name, and this name.
 
-  Objects that are hidden or tiny count as others: "the closest car" is closer than those too.
+  Hidden and tiny objects count too: "the closest car" is closer than all other cars.
   """
   names: dict[int, str] = {}
-  for label in dict.fromkeys(thing.solid.category for thing in things):
-    group = [i for i, thing in enumerate(things) if thing.solid.category == label]  # left to right
+  for label in dict.fromkeys(obj.solid.category for obj in objects):
+    group = [i for i, obj in enumerate(objects) if obj.solid.category == label]  # left to right
     if len(group) == 1:
       names[group[0]] = label
       continue
-    gaps_px = [things[j].centre_px - things[i].centre_px for i, j in itertools.pairwise(group)]
+    gaps_px = [objects[j].centre_px - objects[i].centre_px for i, j in itertools.pairwise(group)]
     apart = [gap_px >= _CENTRE_MARGIN * width_px for gap_px in gaps_px]
-    if len(group) > 2 and all(apart[:2]) and things[group[0]].shown:
+    if len(group) > 2 and all(apart[:2]) and objects[group[0]].shown:
       names[group[1]] = f"second {label} from the left"
-    if len(group) > 3 and all(apart[-2:]) and things[group[-1]].shown:
+    if len(group) > 3 and all(apart[-2:]) and objects[group[-1]].shown:
       names[group[-2]] = f"second {label} from the right"
     if apart[0]:
       names[group[0]] = f"leftmost {label}"
     if apart[-1]:
       names[group[-1]] = f"rightmost {label}"
-    near, next_near = sorted(group, key=lambda i: things[i].distance_m)[:2]
-    if _differ(things[near].distance_m, things[next_near].distance_m):
+    near, next_near = sorted(group, key=lambda i: objects[i].distance_m)[:2]
+    if _differ(objects[near].distance_m, objects[next_near].distance_m):
       names[near] = f"closest {label}"
-  return {i: name for i, name in sorted(names.items()) if things[i].clear}
+  return {i: name for i, name in sorted(names.items()) if objects[i].clear}
 
 
 def _differ(a_m: float, b_m: float) -> bool:
   return abs(a_m - b_m) >= _DISTANCE_MARGIN * max(a_m, b_m)
 
 
-def _drafts(things: Sequence[_Thing], width_px: float) -> dict[str, list[Draft]]:
-  """Every question about one photograph, by type; objects of a draft are indices into `things`."""
-  names = _names(things, width_px)
+def _drafts(objects: Sequence[_PhotoObject], width_px: float) -> dict[str, list[Draft]]:
+  """All questions about one photograph, by type; drafts have indices into `objects`."""
+  names = _names(objects, width_px)
   pairs = list(itertools.combinations(names, 2))
   return {
-    "object_counting": list(_counting(things)),
+    "object_counting": list(_counting(objects)),
     "camera_distance": [
-      Draft(CAMERA_DISTANCE.format(c=name), f"{things[i].distance_m:.1f}", (), (i,))
+      Draft(CAMERA_DISTANCE.format(c=name), f"{objects[i].distance_m:.1f}", (), (i,))
       for i, name in names.items()
-      if things[i].distance_m >= MIN_DISTANCE_M
+      if objects[i].distance_m >= MIN_DISTANCE_M
     ],
     "object_size_estimation": [
-      Draft(SIZE.format(c=name), str(geometry.longest_dimension_cm(things[i].solid)), (), (i,))
+      Draft(SIZE.format(c=name), str(geometry.longest_dimension_cm(objects[i].solid)), (), (i,))
       for i, name in names.items()
     ],
     "object_abs_distance": [
       Draft(ABS_DISTANCE.format(a=names[i], b=names[j]), f"{distance:.1f}", (), (i, j))
       for i, j in pairs
-      if (distance := geometry.box_distance_m(things[i].solid, things[j].solid)) >= MIN_DISTANCE_M
+      if (distance := geometry.box_distance_m(objects[i].solid, objects[j].solid)) >= MIN_DISTANCE_M
     ],
     "left_right": [
       Draft(LEFT_RIGHT, names[i], (names[j],), (i, j))
       for i, j in pairs
-      if things[i].solid.category != things[j].solid.category
-      and things[j].centre_px - things[i].centre_px >= _CENTRE_MARGIN * width_px
+      if objects[i].solid.category != objects[j].solid.category
+      and objects[j].centre_px - objects[i].centre_px >= _CENTRE_MARGIN * width_px
     ],
-    "closer_to_camera": list(_closer(things, names)),
+    "closer_to_camera": list(_closer(objects, names)),
   }
 
 
-def _counting(things: Sequence[_Thing]) -> Iterator[Draft]:
-  """How many of a label are nearer than a limit: all of these shown, none near the limit."""
-  for label in dict.fromkeys(thing.solid.category for thing in things):
-    group = [i for i, thing in enumerate(things) if thing.solid.category == label]
+def _counting(objects: Sequence[_PhotoObject]) -> Iterator[Draft]:
+  """Number of objects of a label nearer than a limit; all are shown, none is near the limit."""
+  for label in dict.fromkeys(obj.solid.category for obj in objects):
+    group = [i for i, obj in enumerate(objects) if obj.solid.category == label]
     counted = set()
     for limit_m in _LIMITS_M:
-      near = tuple(i for i in group if things[i].distance_m < limit_m)
-      certain = all(_differ(things[i].distance_m, limit_m) for i in group)
-      if len(near) > 1 and certain and all(things[i].shown for i in near) and near not in counted:
+      near = tuple(i for i in group if objects[i].distance_m < limit_m)
+      certain = all(_differ(objects[i].distance_m, limit_m) for i in group)
+      if len(near) > 1 and certain and all(objects[i].shown for i in near) and near not in counted:
         counted.add(near)
         yield Draft(COUNT.format(c=label, d=limit_m), str(len(near)), (), near)
 
 
-def _closer(things: Sequence[_Thing], names: dict[int, str]) -> Iterator[Draft]:
-  """Which of two is closer to the camera, for objects of two labels."""
+def _closer(objects: Sequence[_PhotoObject], names: dict[int, str]) -> Iterator[Draft]:
+  """The closer of two objects of different labels."""
   for i, j in itertools.combinations(names, 2):
-    near, far = sorted((i, j), key=lambda k: things[k].distance_m)
-    different = things[i].solid.category != things[j].solid.category
-    if different and _differ(things[i].distance_m, things[j].distance_m):
+    near, far = sorted((i, j), key=lambda k: objects[k].distance_m)
+    different = objects[i].solid.category != objects[j].solid.category
+    if different and _differ(objects[i].distance_m, objects[j].distance_m):
       yield Draft(CLOSER, names[near], (names[far],), (i, j))

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from spatial_jax.config import ConfigError
+from spatial_jax.config import FieldError, check_field
 from spatial_jax.data.tokenizer import (
   IM_END,
   IM_START,
@@ -62,23 +62,18 @@ class TextConfig:
   response_prefix_fraction: float
 
   def __post_init__(self):
-    if not 0 <= self.response_prefix_fraction <= 1:
-      raise ConfigError(
-        f"config.text.response_prefix_fraction is {self.response_prefix_fraction} and must be in "
-        "[0, 1]"
-      )
+    valid = 0 <= self.response_prefix_fraction <= 1
+    check_field(self, "response_prefix_fraction", valid, "be from 0 to 1")
     image = {"index": 1, "width": 28, "height": 28}
     _check_template("image_line", self.image_line, image)
     _check_template("question", self.question, {"question": "?"})
     _check_template("observation", self.observation, image)
     if not any(field == "question" for field in _fields(self.question)):
-      raise ConfigError(
-        "config.text.question has no field {question}; write {question} where the question belongs"
-      )
+      raise FieldError("question must contain {question}; write it where the question belongs")
 
 
 def _check_template(key: str, template: str, values: Mapping[str, int | str]) -> None:
-  """Raises ConfigError if `template` cannot be filled with `values`."""
+  """Raises FieldError if `template` cannot be filled with `values`."""
   try:
     unknown = [field for field in _fields(template) if field not in values]
     problem = f"has the unknown field {{{unknown[0]}}}" if unknown else ""
@@ -88,9 +83,7 @@ def _check_template(key: str, template: str, values: Mapping[str, int | str]) ->
     problem = f"is not a template: {error}"
   if problem:
     fields = ", ".join(f"{{{field}}}" for field in values)
-    raise ConfigError(
-      f"config.text.{key} {problem}; its fields are {fields}; write {{{{ and }}}} for a brace"
-    )
+    raise FieldError(f"{key} {problem}; its fields are {fields}; write {{{{ and }}}} for a brace")
 
 
 def _fields(template: str) -> list[str]:

@@ -1,27 +1,34 @@
-"""Clips: which frames are looked at, when they were taken, and how a file is read.
+"""Video files: which frames are read, their times, and decoding.
 
-file ──sample_frames──► indices ──read_video──► Clip ──vision.patch_frames──► PatchedImage
+file ──sample_frames──► indices ──read_video──► Clip ──image.patch_frames──► PatchedImage
 """
 
 import dataclasses
 import math
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
+from spatial_jax.config import check_field
+from spatial_jax.data.records import check_file, composite_on_white, first_line
 from spatial_jax.errors import DataError
+
+if TYPE_CHECKING:
+  import av
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-  """How many frames of a clip are looked at.
+  """Number and positions of the frames that are read.
 
   Attributes:
-    even_grid: Qwen3-VL: evenly from the first frame to the last; else (Qwen2-VL, Qwen2.5-VL) the
-      first of each of equal parts, an even number of them.
-    fps: frames per second that are wanted.
-    min_frames, max_frames: bounds on their number.
+    even_grid: True (Qwen3-VL): evenly from the first frame to the last. False (Qwen2-VL,
+      Qwen2.5-VL): the first frame of each of equal parts, an even number of frames.
+    fps: wanted frames per second, > 0.
+    min_frames, max_frames: bounds on the number of frames, 2 <= min <= max.
   """
 
   even_grid: bool
@@ -29,25 +36,31 @@ class SampleConfig:
   min_frames: int
   max_frames: int
 
+  def __post_init__(self):
+    check_field(self, "fps", 0 < self.fps < math.inf, "be above 0 and finite")
+    check_field(self, "min_frames", self.min_frames >= 2, "be at least 2")
+    rule = f"be at least min_frames, {self.min_frames}"
+    check_field(self, "max_frames", self.max_frames >= self.min_frames, rule)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clip:
-  """Chosen frames of a video, uint8 [height, width, 3] each, and the second each was taken at."""
+  """Frames of a video, upright, uint8 [height, width, 3] each, and their times in seconds."""
 
   frames: tuple[np.ndarray, ...]
   times_s: tuple[float, ...]
 
 
 def sample_frames(total: int, fps: float, cfg: SampleConfig) -> np.ndarray:
-  """Indices of the frames to look at, ascending.
+  """Indices of the frames to read, ascending.
 
   Args:
-    total: frames of the video.
-    fps: of the video, frames per second.
-    cfg: see there.
+    total: number of frames of the video.
+    fps: frames per second of the video.
+    cfg: number and positions of the frames.
 
   Raises:
-    DataError: on the host, for a video of fewer frames than fill one temporal patch.
+    DataError: if the video has fewer than two frames.
 
   Source: sample_frames of transformers' Qwen2VLVideoProcessor and Qwen3VLVideoProcessor.
   """
@@ -55,21 +68,21 @@ def sample_frames(total: int, fps: float, cfg: SampleConfig) -> np.ndarray:
   if cfg.even_grid:
     count = min(max(int(wanted), cfg.min_frames), cfg.max_frames, total)
     if count < 2:
-      raise DataError(f"a video of {total} frames is too short; Qwen3-VL looks at 2 or more")
+      raise DataError(f"a video of {total} frames is too short; 2 or more are needed")
     return np.linspace(0, total - 1, count).round().astype(np.int64)
   most = min(cfg.max_frames, total) // 2 * 2
   count = math.floor(min(max(wanted, cfg.min_frames), most) / 2) * 2
   if count < 2:
-    raise DataError(f"a video of {total} frames is too short; 2 or more are looked at")
-  # By way of float32, as the reference: 29.99999999 is the thirtieth frame. Rounding may give one
-  # more, behind the end.
+    raise DataError(f"a video of {total} frames is too short; 2 or more are needed")
+  # Through float32 like the reference: 29.99999999 becomes 30. Rounding may add an index after the
+  # end.
   return np.arange(0, total, total / count).astype(np.float32).astype(np.int64)[:count]
 
 
 def patch_times(times_s: Sequence[float], temporal_size: int = 2) -> tuple[float, ...]:
-  """The second that stands for each temporal patch: the middle of its first and last frame.
+  """The time of each temporal patch in seconds: the mean of its first and its last frame.
 
-  An odd last frame is its own partner, as in the patches.
+  An odd last frame is paired with itself, as in the patches.
   """
   padded = [*times_s, *[times_s[-1]] * (-len(times_s) % temporal_size)]
   return tuple(
@@ -78,7 +91,7 @@ def patch_times(times_s: Sequence[float], temporal_size: int = 2) -> tuple[float
 
 
 def seconds_per_patch(clip: Clip, temporal_size: int = 2) -> float:
-  """Seconds from one temporal patch to the next; 1 where a clip has but one frame."""
+  """Seconds from one temporal patch to the next; 1 if a clip has only one frame."""
   if len(clip.times_s) < 2:
     return 1.0
   span = clip.times_s[-1] - clip.times_s[0]
@@ -86,20 +99,26 @@ def seconds_per_patch(clip: Clip, temporal_size: int = 2) -> float:
 
 
 def read_video(path: pathlib.Path, cfg: SampleConfig) -> Clip:
-  """Decodes a video file from its begin and keeps the frames that are looked at.
+  """Decodes a video file and returns the chosen frames.
+
+  Frames are turned and mirrored as the display matrix of the file says. Transparent pixels are
+  composited on white.
 
   Raises:
-    DataError: I/O, when the file is no video, or too short; when PyAV (extra video) is missing.
+    DataError: if the file does not exist, is no video, is too short or cannot be decoded, or if
+      PyAV (extra video) is missing.
   """
   try:
     import av
-    import av.error
   except ImportError as error:
     raise DataError("reading video files needs PyAV: pip install 'spatial_jax[video]'") from error
+  check_file(path)
   try:
     with av.open(str(path)) as container:
+      if not container.streams.video:
+        raise DataError("the file has no video stream")
       stream = container.streams.video[0]
-      stream.thread_type = "NONE"  # workers share their cores already
+      stream.thread_type = "NONE"  # the worker processes use all cores already
       fps = float(stream.average_rate or 24)
       total = stream.frames or sum(1 for _ in container.decode(stream))
       wanted = sample_frames(total, fps, cfg)
@@ -107,11 +126,43 @@ def read_video(path: pathlib.Path, cfg: SampleConfig) -> Clip:
       chosen, keep = [], set(wanted.tolist())
       for number, frame in enumerate(container.decode(stream)):
         if number in keep:
-          chosen.append(frame.to_ndarray(format="rgb24"))
+          chosen.append(_upright(_to_rgb(frame), _display_matrix(frame)))
         if len(chosen) == len(keep):
           break
-  except (av.error.FFmpegError, OSError, IndexError) as error:
-    raise DataError(f"{path} cannot be read as a video: {error}") from error
+  except Exception as error:  # PyAV raises errors of many types for damaged files
+    raise DataError(f"{path} cannot be read as a video ({first_line(error)})") from error
   if len(chosen) < len(keep):
-    raise DataError(f"{path} holds {total} frames by its header, but fewer could be decoded")
+    raise DataError(f"{path} has {total} frames by its header, but fewer could be decoded")
   return Clip(tuple(chosen), tuple((wanted / fps).tolist()))
+
+
+def _to_rgb(frame: "av.VideoFrame") -> np.ndarray:
+  """uint8 [height, width, 3] of a frame with any pixel format."""
+  if not any(component.is_alpha for component in frame.format.components):
+    return frame.to_ndarray(format="rgb24")
+  return np.asarray(composite_on_white(Image.fromarray(frame.to_ndarray(format="rgba"))))
+
+
+def _display_matrix(frame: "av.VideoFrame") -> np.ndarray:
+  """The linear part [[a, b], [c, d]] of the display matrix; the identity if there is none."""
+  data = frame.side_data.get("DISPLAYMATRIX")
+  if data is None:
+    return np.eye(2)
+  return np.frombuffer(bytes(data), np.int32).reshape(3, 3)[:2, :2] / 65536
+
+
+def _upright(pixels: np.ndarray, matrix_22: np.ndarray) -> np.ndarray:
+  """Turns and mirrors a frame: a pixel at (x, y) moves to (a x + c y, b x + d y).
+
+  Raises:
+    DataError: if the matrix turns by an angle that is not a multiple of 90 degrees.
+  """
+  (a, b), (c, d) = matrix_22
+  straight, turned = max(abs(a), abs(d)), max(abs(b), abs(c))
+  if min(straight, turned) > 0.01 * max(straight, turned):
+    raise DataError("its display matrix turns it by an angle that is not a multiple of 90 degrees")
+  if turned > straight:
+    pixels, right, down = pixels.swapaxes(0, 1), c, b
+  else:
+    right, down = a, d
+  return np.ascontiguousarray(pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1])

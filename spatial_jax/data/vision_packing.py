@@ -1,6 +1,6 @@
-"""Patched images -> one batch of the vision tower: windows contiguous, frames in padded rows.
+"""Patched images -> one batch of the vision tower: contiguous windows, frames in padded rows.
 
-PatchedImage ──plan_vision──► VisionBatch + the index of every image's features
+PatchedImage ──plan_vision──► VisionBatch + the indices of the features of every image
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from spatial_jax.config import check_field
 from spatial_jax.errors import DataError
 from spatial_jax.types import PatchedImage, VisionBatch
 
@@ -18,12 +19,12 @@ MERGE = 2  # patches per side of a merged token
 
 @dataclasses.dataclass(frozen=True)
 class VisionBuckets:
-  """Sizes a VisionBatch may take, ascending: the first that fits is taken, one trace per triple.
+  """Sizes of a VisionBatch, ascending; the first that fits is used, with one trace per triple.
 
   Attributes:
-    windows: W, slots of one attention window or several cut by a border.
-    frames: N, rows of frames (an image is one frame, a clip one per pair of pictures); a row of S
-      patches may hold several.
+    windows: W, slots of one whole attention window or of several smaller ones.
+    frames: N, rows of frames (an image is one frame, a clip has one per pair of frames); a row of
+      S patches may hold several.
     patches: S, patches of the largest frame.
   """
 
@@ -31,12 +32,18 @@ class VisionBuckets:
   frames: tuple[int, ...]
   patches: tuple[int, ...]
 
+  def __post_init__(self):
+    for name in ("windows", "frames", "patches"):
+      sizes = vars(self)[name]
+      valid = bool(sizes) and sizes[0] >= 1 and list(sizes) == sorted(set(sizes))
+      check_field(self, name, valid, "list at least one size, ascending from 1 or more")
+
 
 def bucket(count: int, sizes: Sequence[int], name: str) -> int:
-  """The first of the ascending `sizes` that holds `count`.
+  """The first of the ascending `sizes` that is `count` or more.
 
   Raises:
-    DataError: on the host, when none does; `name` says what was counted.
+    DataError: if none is; the message contains `name`.
   """
   for size in sizes:
     if size >= count:
@@ -64,16 +71,16 @@ def plan_vision(
 ) -> tuple[VisionBatch, tuple[np.ndarray, ...]]:
   """Packs images into one VisionBatch, in the order the tower computes (and returns) them.
 
-  One frame of 3 x 5 merged tokens under windows of 2 x 2, and the window each token falls into:
+  One frame of 3 x 5 merged tokens with windows of 2 x 2, and the window of each token:
 
       1 1 | 2 2 | 3        slots    1 1 1 1    2 2 2 2    3 3 4 4    5 5 6 -
       1 1 | 2 2 | 3
-      ----+-----+--        windows cut by the border share the slots of whole ones;
+      ----+-----+--        windows that the border cuts share a slot;
       4 4 | 5 5 | 6        a token is 4 patches, so a slot is 16 rows of patches_PX
 
-  Frames are rows for the layers that see all of one; small ones share the row of a large one.
-  Features come out in the order of slots; the second result tells where each image's tokens lie, so
-  that the decoder gathers them by index and nothing is permuted back.
+  Layers with full attention read frames as rows; small frames share a row. The tower returns
+  features in the order of slots. The second result is the index of the tokens of each image, so
+  that the decoder gathers the features by index and no permutation is needed.
 
   Args:
     images: each distinct image once, at least one.
@@ -85,7 +92,7 @@ def plan_vision(
     tokens, in token order.
 
   Raises:
-    DataError: on the host, without images or when they exceed the largest bucket.
+    DataError: if there are no images or they exceed the largest bucket.
   """
   if not images:
     raise DataError("no images to plan a vision batch for; a batch of text needs none")
@@ -117,18 +124,18 @@ def pack_features(
   window_blocks: int,
   buckets: VisionBuckets,
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-  """Features that are known already, of one image behind the other: no tower is run.
+  """Packs computed features of images, one image after the other, without the vision tower.
 
   Args:
     images: each distinct image once, at least one.
-    known: [tokens, Y, D] by content hash.
-    window_blocks, buckets: as in `plan_vision`, which could have given as many features.
+    image_features: [tokens, Y, D] by content hash.
+    window_blocks, buckets: as in `plan_vision`; they determine the number of rows M.
 
   Returns:
-    [M, Y, D], and the rows of each image, as `plan_vision` tells them.
+    [M, Y, D], and for each image the rows of its tokens, as in `plan_vision`.
 
   Raises:
-    DataError: on the host, without images or when they exceed the largest bucket.
+    DataError: if there are no images or they exceed the largest bucket.
   """
   if not images:
     raise DataError("no images to pack features of; a batch of text needs none")
@@ -176,37 +183,37 @@ def _place(
 
 
 def first_fit(sizes: Sequence[int], room: int) -> tuple[list[tuple[int, int]], int]:
-  """Packs things into rows, the largest first, each into the first row that has room for it.
+  """Packs items into rows, the largest first, each into the first row with enough room.
 
   Args:
-    sizes: of each thing, at most `room`.
-    room: of a row.
+    sizes: of the items, each at most `room`.
+    room: size of a row.
 
   Returns:
-    (row, start) of each thing, and how many rows there are.
+    (row, start) of each item, and the number of rows.
   """
   places = [(0, 0)] * len(sizes)
   used: list[int] = []
   open_rows: list[int] = []
-  for thing in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-    row = next((row for row in open_rows if used[row] + sizes[thing] <= room), len(used))
+  for item in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+    row = next((row for row in open_rows if used[row] + sizes[item] <= room), len(used))
     if row == len(used):
       used.append(0)
       open_rows.append(row)
-    places[thing] = (row, used[row])
-    used[row] += sizes[thing]
+    places[item] = (row, used[row])
+    used[row] += sizes[item]
     if used[row] == room:
       open_rows.remove(row)
   return places, len(used)
 
 
 class WindowLayout(NamedTuple):
-  """Where the merged tokens of an image lie, in token order.
+  """Positions of the merged tokens of an image in its slots, in token order.
 
   Attributes:
-    place_T: int32, counted over the image's slots.
-    window_T: int32, the window of each, from 1.
-    slots: how many there are.
+    place_T: int32, index over the slots of the image.
+    window_T: int32, the window of each token, from 1.
+    slots: number of slots.
   """
 
   place_T: np.ndarray
@@ -216,7 +223,7 @@ class WindowLayout(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def window_layout(grid_3: tuple[int, int, int], window_blocks: int) -> WindowLayout:
-  """Whole windows have a slot each, those cut by a border share some.
+  """Assigns slots to windows: a whole window fills a slot, windows cut by the border share slots.
 
   Args:
     grid_3: (time, height, width) in patches.
@@ -230,7 +237,7 @@ def window_layout(grid_3: tuple[int, int, int], window_blocks: int) -> WindowLay
   sizes = np.bincount(window_T)
   places, slots = first_fit(sizes.tolist(), window_blocks**2)
   start = np.asarray([slot * window_blocks**2 + first for slot, first in places])
-  # Tokens of a window lie behind one another, row by row.
+  # The tokens of a window are contiguous, row by row.
   window_width = np.minimum(window_blocks, width - column // window_blocks * window_blocks)
   inside = row % window_blocks * window_width + column % window_blocks
   return WindowLayout(start[window_T] + inside, (window_T + 1).astype(np.int32), slots)

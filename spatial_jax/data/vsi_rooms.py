@@ -3,8 +3,8 @@
     {scene: {dataset, room_size, room_center, object_bbox: {category: [{centroid, axesLengths,
                                                                         normalizedAxes}]}}}
 
-The metadata holds boxes, not walls: the room is drawn as a rectangle. `object_counts` is not read:
-in a few rooms it disagrees with the boxes, and the boxes are what a picture of the room shows.
+The metadata has boxes but no walls, so each room is a rectangle. `object_counts` is not read: in a
+few rooms it disagrees with the boxes, and images of the room show the boxes.
 
 Source: VSI-Bench, arXiv:2412.14171, and the meta_info files of its repository.
 """
@@ -12,6 +12,7 @@ Source: VSI-Bench, arXiv:2412.14171, and the meta_info files of its repository.
 import dataclasses
 import math
 import pathlib
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,11 @@ from spatial_jax.data.records import field, numbers, read_json
 from spatial_jax.errors import DataError
 from spatial_jax.synthetic.scene import Scene, SceneObject
 
-_NAMES = ("arkitscenes*.json", "scannet*.json")  # the second takes scannetpp as well
+_NAMES = ("arkitscenes*.json", "scannet*.json")  # the second matches scannetpp too
+_EXPECTED = (
+  "expected the meta_info files of VSI-Bench (arkitscenes*.json, scannet*.json: {scene: {dataset,"
+  " room_size, room_center, object_bbox}}); set config.source.path to their folder"
+)
 _MIN_HEIGHT_M = 2.4
 _ABOVE_M = 0.1  # between the highest object and the ceiling
 
@@ -28,29 +33,35 @@ _ABOVE_M = 0.1  # between the highest object and the ceiling
 def load_rooms(path: pathlib.Path | str) -> list[Scene]:
   """All rooms of a metadata file, or of the files of a folder, in the order of the files.
 
-  Boxes keep their place up to one shift that puts the lowest corner on the floor, z = 0. The
-  outline is the rectangle of least area around objects and room centre, widened evenly to the
-  annotated size and pushed towards the room centre; where the objects alone take more than that, it
-  is left as it is. There are no cameras yet.
+  One vertical shift per room puts the lowest corner of its boxes on the floor, z = 0. The outline
+  is the rectangle of least area around objects and room centre. If it is smaller than the annotated
+  size, it grows evenly to this size and moves towards the room centre. The scenes have no cameras.
 
   Args:
-    path: arkitscenes.json, scannet.json, ... or a folder that holds them.
+    path: arkitscenes.json, scannet.json, ..., or a folder that contains them.
 
   Returns:
     Scenes with source "vsi-rooms", benchmark "vsi-bench" and ids "dataset/scene".
 
   Raises:
-    DataError: on the host, one line naming file, scene and field, when a file cannot be used.
+    DataError: if the path has no such file or a file cannot be used; names file, scene and field.
   """
   path = pathlib.Path(path)
+  if not path.exists():
+    raise DataError(f"{path} does not exist; {_EXPECTED}")
   files = [path]
   if path.is_dir():
     files = sorted(file for name in _NAMES for file in path.glob(name))
     if not files:
-      raise DataError(
-        f"{path} holds no {' or '.join(_NAMES)}: point to VSI-Bench's meta_info files"
-      )
-  return [scene for file in files for scene in _load_file(file)]
+      raise DataError(f"{path} contains no such file; {_EXPECTED}")
+  scenes = [scene for file in files for scene in _load_file(file)]
+  if not scenes:
+    raise DataError(f"{path} contains no rooms; {_EXPECTED}")
+  counts = Counter(scene.scene_id for scene in scenes)
+  repeated = [scene_id for scene_id, count in counts.items() if count > 1]
+  if repeated:
+    raise DataError(f"{path} contains the scene {repeated[0]} twice; remove one of its files")
+  return scenes
 
 
 def _load_file(file: pathlib.Path) -> list[Scene]:
@@ -73,7 +84,7 @@ def _scene(name: str, record: Any, where: str) -> Scene:
     for i, box in enumerate(field(groups, category, list, f"{where}, object_bbox"))
   ]
   if not objects:
-    raise DataError(f"{where}: field object_bbox holds no box: leave the scene out")
+    raise DataError(f"{where}: field object_bbox has no boxes; remove the scene")
   corners_Z3 = np.concatenate([obj.corners_83() for obj in objects])
   floor_m, top_m = float(corners_Z3[:, 2].min()), float(corners_Z3[:, 2].max())
   shift_3 = np.array([0.0, 0.0, floor_m])
@@ -102,27 +113,27 @@ def _object(category: str, box: Any, where: str) -> SceneObject:
 
 
 def outline(points_Z2: np.ndarray, centre_2: np.ndarray, area_m2: float) -> np.ndarray:
-  """A rectangle around the points and the centre, of the given area where they leave room for it.
+  """A rectangle around the points and the centre; its area is `area_m2` or, if larger, minimal.
 
-      |<- margin ->| points |<- margin ->|     (w + 2m)(h + 2m) = area,  then shifted towards the
-      centre
+      |<- margin ->| points |<- margin ->|     (w + 2m)(h + 2m) = area
+      then moved towards the centre, as far as all points stay inside
 
   Args:
     points_Z2: float64, metres.
-    centre_2: where the middle of the room is said to be.
+    centre_2: annotated centre of the room.
     area_m2: annotated floor area.
 
   Returns:
     float64 [4, 2], counter-clockwise.
   """
-  held_Z2 = np.concatenate([points_Z2, centre_2[None]])
+  inner_Z2 = np.concatenate([points_Z2, centre_2[None]])
   turns_N = np.radians(np.arange(90.0))
   across_N2 = np.stack([np.cos(turns_N), np.sin(turns_N)], axis=1)
   along_N2 = np.stack([-np.sin(turns_N), np.cos(turns_N)], axis=1)
-  extent_N = np.ptp(across_N2 @ held_Z2.T, axis=1) * np.ptp(along_N2 @ held_Z2.T, axis=1)
+  extent_N = np.ptp(across_N2 @ inner_Z2.T, axis=1) * np.ptp(along_N2 @ inner_Z2.T, axis=1)
   best = int(np.argmin(extent_N))
   frame_22 = np.stack([across_N2[best], along_N2[best]])
-  local_Z2 = held_Z2 @ frame_22.T
+  local_Z2 = inner_Z2 @ frame_22.T
   low_2, high_2 = local_Z2.min(axis=0), local_Z2.max(axis=0)
   width, height = high_2 - low_2
   missing = max(area_m2 - width * height, 0.0)

@@ -1,4 +1,4 @@
-"""Text of one turn -> drawing operations and typed errors, and back: the only use of the notation.
+"""Text of one turn -> drawing operations and typed errors, and operations -> text of a turn.
 
     <think> The table is cut off. </think> Action: Object Mapper
     ```json
@@ -123,7 +123,7 @@ class Parsed:
     operations: in order of the text; boxes have x1 <= x2 and y1 <= y2.
     errors: one for every item or block that gives no operation.
     answer_text: text of the answer block, stripped; None without one. See `grammar.answer_of`.
-    well_formed: the turn follows the grammar; says nothing about its drawing blocks.
+    well_formed: the turn follows the grammar; its drawing blocks are not part of this check.
   """
 
   operations: tuple[Operation, ...]

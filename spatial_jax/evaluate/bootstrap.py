@@ -5,7 +5,7 @@ import numpy as np
 from spatial_jax.evaluate.results import Cell
 
 RESAMPLES = 10_000
-_CHUNK = 2_000_000  # drawn indices held at once: 16 MB of int64
+_CHUNK = 2_000_000  # drawn indices in memory at once: 16 MB of int64
 
 
 def bootstrap_interval(values: np.ndarray, seed: int) -> Cell:

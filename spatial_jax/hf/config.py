@@ -15,7 +15,6 @@ _ARCHITECTURES: dict[Family, str] = {
   "qwen3_vl": "Qwen3VLForConditionalGeneration",
 }
 _VISION_EPS = 1e-6  # a constant of the reference code, not a key of the file
-_TOKEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
 def from_hf(hf: Mapping[str, Any]) -> QwenVLConfig:
@@ -44,13 +43,13 @@ def from_hf(hf: Mapping[str, Any]) -> QwenVLConfig:
   text = hf.get("text_config") or hf
   try:
     _refuse_quantised(hf.get("quantization_config") or text.get("quantization_config"))
-    cfg = QwenVLConfig(
+    return QwenVLConfig(
       vision=_vision(hf["vision_config"], family),
       decoder=_decoder(text, _tied(hf, text, family), family),
-      image_pad_id=hf["image_token_id"],
-      video_pad_id=hf["video_token_id"],
-      vision_start_id=hf["vision_start_token_id"],
-      vision_end_id=hf["vision_end_token_id"],
+      image_pad_id=_token_id(hf, "image_token_id", text),
+      video_pad_id=_token_id(hf, "video_token_id", text),
+      vision_start_id=_token_id(hf, "vision_start_token_id", text),
+      vision_end_id=_token_id(hf, "vision_end_token_id", text),
       tokens_per_second=hf["vision_config"]["tokens_per_second"] if family == "qwen2_5_vl" else 1,
       family=family,
     )
@@ -58,13 +57,6 @@ def from_hf(hf: Mapping[str, Any]) -> QwenVLConfig:
     raise ValueError(f"config.json: {error.args[0]!r} is missing") from error
   except (TypeError, AttributeError) as error:
     raise ValueError(f"config.json: a value has the wrong type ({error})") from error
-  for key in _TOKEN_IDS:
-    if not isinstance(hf[key], int) or hf[key] not in range(cfg.decoder.vocabulary):
-      raise ValueError(
-        f"config.json: {key} is {hf[key]!r} and must be a whole number below vocab_size "
-        f"{cfg.decoder.vocabulary}"
-      )
-  return cfg
 
 
 def _refuse_quantised(quantization: Mapping[str, Any] | None) -> None:
@@ -93,6 +85,14 @@ def _size(hf: Mapping[str, Any], key: str) -> int:
   value = hf[key]
   if not isinstance(value, int) or isinstance(value, bool) or value < 1:
     raise ValueError(f"config.json: {key} is {value!r} and must be a whole number of at least 1")
+  return value
+
+
+def _token_id(hf: Mapping[str, Any], key: str, text: Mapping[str, Any]) -> int:
+  """An id below the vocabulary size."""
+  value, size = hf[key], _size(text, "vocab_size")
+  if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < size:
+    raise ValueError(f"config.json: {key} is {value!r} and must be below vocab_size {size}")
   return value
 
 

@@ -181,8 +181,8 @@ def _head_is_embedding(tensors: Tensors) -> bool:
     return False
   count, width = embedding.get_shape()
   rows = max(1, _COPY_BYTES // (4 * width))
-  starts = range(0, count, rows)
-  return all(np.array_equal(embedding[i : i + rows], head[i : i + rows]) for i in starts)
+  parts = (slice(i, min(i + rows, count)) for i in range(0, count, rows))
+  return all(np.array_equal(embedding[part], head[part]) for part in parts)
 
 
 def _refuse_quantised(directory: pathlib.Path, tensors: Tensors) -> None:

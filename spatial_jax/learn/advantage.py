@@ -1,43 +1,54 @@
-"""Group advantages: GRPO, and AP-GRPO, which keeps the absolute size of the reward."""
+"""Group advantages: GRPO, and AP-GRPO, which scales an advantage by the accuracy of its rollout."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 
+from spatial_jax.checks import is_finite
+from spatial_jax.config import check_field
 from spatial_jax.types import Array, Scores
 
-# Added to the standard deviation. Rewards of an all-bad group differ by about 1e-7; a smaller
-# epsilon would blow that noise up to advantages of 1.5.
+# Added to the standard deviation. The rewards of a group in which every answer is wrong differ by
+# about 1e-7; a smaller epsilon would turn that noise into advantages of 1.5.
 STD_EPSILON = 1e-6
+# The square of a larger reward overflows float32, and would make the whole group NaN.
+REWARD_LIMIT = 1e18
 
 
 @dataclasses.dataclass(frozen=True)
 class AdvantageConfig:
-  """How rewards become advantages.
+  """How advantages are computed from rewards.
 
   Attributes:
-    alpha: exponent of the accuracy factor; 0 is GRPO, 1 is AP-GRPO.
-    sign_safe: scales a negative advantage by (1 - accuracy)^alpha instead of accuracy^alpha.
-    by_std: divides by the standard deviation of the group, as GRPO does.
+    alpha: exponent of the accuracy factor, >= 0; 0 is GRPO, 1 is AP-GRPO.
+    sign_safe: scale a negative advantage by (1 - accuracy)^alpha instead of accuracy^alpha.
+    by_std: divide by the standard deviation of the group, as GRPO does.
   """
 
   alpha: float
   sign_safe: bool
   by_std: bool
 
+  def __post_init__(self):
+    valid = is_finite(self.alpha) and self.alpha >= 0
+    check_field(self, "alpha", valid, "be a finite number, at least 0")
+    for name in ("sign_safe", "by_std"):
+      check_field(self, name, isinstance(vars(self)[name], bool), "be True or False")
+
 
 def advantage(scores: Scores, cfg: AdvantageConfig) -> jax.Array:
-  """Advantages of one step.
+  """Advantages of the rollouts of one step.
 
-  Format takes part in the reward, and so in the rank, and stays outside the factor.
+  The format reward is part of the reward that is compared within the group, and not part of the
+  accuracy factor.
 
   Args:
     scores: [B, G].
-    cfg: how rewards become advantages.
+    cfg: which form.
 
   Returns:
-    float32 [B, G], 0 where not usable.
+    float32 [B, G], 0 where not valid.
   """
   return ap_grpo(
     scores.reward_BG,
@@ -50,31 +61,36 @@ def advantage(scores: Scores, cfg: AdvantageConfig) -> jax.Array:
 
 
 def grpo(rewards_BG: Array, valid_BG: Array | None = None, *, by_std: bool = True) -> jax.Array:
-  """Rewards relative to their group.
+  """Rewards relative to the mean of their group.
 
-      A = (r - mean r) / (std r + 1e-6)           std with divisor n - 1, over the n usable rollouts
+      A = (r - mean r) / (std r + 1e-6)           std with divisor n - 1, over the n valid rollouts
       by_std = False:  A = r - mean r
 
-  Division by the deviation makes a group of near-equal rewards count as much as one in which half
-  failed; where little is sampled, that is noise.
+  If all rewards of a group are equal, its advantages are exactly 0. The division gives a group of
+  nearly equal rewards the same influence as a group in which half of the answers are wrong; with
+  few rollouts these small differences are mostly noise.
 
   Args:
-    rewards_BG: float32.
-    valid_BG: bool, false for a rollout that is left out; None: all are usable.
-    by_std: see above.
+    rewards_BG: float32. A reward that is NaN, infinite or larger than 1e18 is not valid.
+    valid_BG: bool, false for a rollout that is left out; None: all rollouts are valid.
+    by_std: whether to divide by the standard deviation.
 
   Returns:
-    float32 [B, G]; 0 where not usable, and in a group with fewer than two usable rollouts.
+    float32 [B, G]; 0 where not valid, and in a group with fewer than two valid rollouts.
 
-  Source: DeepSeekMath (arXiv:2402.03300); n - 1 and 1e-6 as in EasyR1, which ViLaSR
-  (arXiv:2506.09965) was trained with; without the deviation: Dr. GRPO (arXiv:2503.20783).
+  Source: DeepSeekMath (arXiv:2402.03300); n - 1 and 1e-6 as in EasyR1, which trained ViLaSR
+  (arXiv:2506.09965); without the deviation: Dr. GRPO (arXiv:2503.20783).
   """
   rewards_BG = jnp.asarray(rewards_BG, jnp.float32)
-  valid_BG = jnp.ones(rewards_BG.shape, bool) if valid_BG is None else jnp.asarray(valid_BG)
+  valid_BG = _usable(rewards_BG, valid_BG)
+  # Relative to the first valid reward: the mean of equal numbers is off by a rounding error, the
+  # mean of zeros is not.
+  first_B1 = jnp.argmax(valid_BG, axis=-1, keepdims=True)
+  difference_BG = rewards_BG - jnp.take_along_axis(rewards_BG, first_B1, axis=-1)
+  difference_BG = jnp.where(valid_BG, difference_BG, 0.0)
   count_B1 = jnp.sum(valid_BG, axis=-1, keepdims=True).astype(jnp.float32)
-  kept_BG = jnp.where(valid_BG, rewards_BG, 0.0)
-  mean_B1 = jnp.sum(kept_BG, axis=-1, keepdims=True) / jnp.maximum(count_B1, 1.0)
-  deviation_BG = jnp.where(valid_BG, rewards_BG - mean_B1, 0.0)
+  mean_B1 = jnp.sum(difference_BG, axis=-1, keepdims=True) / jnp.maximum(count_B1, 1.0)
+  deviation_BG = jnp.where(valid_BG, difference_BG - mean_B1, 0.0)
   if not by_std:
     return deviation_BG
   squares_B1 = jnp.sum(jnp.square(deviation_BG), axis=-1, keepdims=True)
@@ -91,33 +107,40 @@ def ap_grpo(
   sign_safe: bool = False,
   by_std: bool = True,
 ) -> jax.Array:
-  """Group advantages scaled by how good the answer is in absolute terms.
+  """Group advantages, each multiplied by a power of the accuracy of its own answer.
 
       A' = scale^alpha * A                                       (alpha = 0: GRPO)
       sign_safe:  A' = scale^alpha * A where A > 0, (1 - scale)^alpha * A where A < 0
 
-  The plain form damps groups in which everybody is bad, and with them most negative signal: a
-  rollout that earned nothing is never counted against. The sign-safe form counts it in full, and
-  damps near misses that fell below the mean instead. Neither is of mean zero.
+  The plain form weakens groups in which every answer is wrong, and most negative advantages with
+  them: a rollout of accuracy 0 never has a negative advantage. The sign-safe form keeps that
+  advantage in full, and weakens the negative advantage of a nearly right answer instead. The
+  advantages of a group do not sum to 0 in either form.
 
   Args:
-    rewards_BG: float32, ranked within the group.
+    rewards_BG: float32, compared within the group.
     alpha: >= 0.
-    scale_BG: float32 in [0, 1], the accuracy part; None: the rewards, then to lie in [0, 1].
-    valid_BG: bool, as in `grpo`.
-    sign_safe: see above.
-    by_std: as in `grpo`.
+    scale_BG: float32, the accuracy part, limited to [0, 1]; None: `rewards_BG`. A rollout whose
+      scale is NaN or infinite is not valid.
+    valid_BG, by_std: as in `grpo`.
+    sign_safe: which form.
 
   Returns:
-    float32 [B, G]; 0 where not usable.
+    float32 [B, G]; 0 where not valid.
 
   Source: Smooth Operator, arXiv:2601.07695 ("in the form r^alpha"; the product is reconstructed,
   the sign-safe form is ours).
   """
-  advantages_BG = grpo(rewards_BG, valid_BG, by_std=by_std)
   scale_BG = jnp.asarray(rewards_BG if scale_BG is None else scale_BG, jnp.float32)
-  used_BG = jnp.ones(scale_BG.shape, bool) if valid_BG is None else jnp.asarray(valid_BG)
-  scale_BG = jnp.where(used_BG, scale_BG, 0.0)  # what is not usable need not be a number
+  valid_BG = _usable(scale_BG, valid_BG)
+  advantage_BG = grpo(rewards_BG, valid_BG, by_std=by_std)
+  scale_BG = jnp.where(valid_BG, jnp.clip(scale_BG, 0.0, 1.0), 0.0)
   if sign_safe:
-    scale_BG = jnp.where(advantages_BG < 0.0, 1.0 - scale_BG, scale_BG)
-  return jnp.power(scale_BG, jnp.asarray(alpha, jnp.float32)) * advantages_BG
+    scale_BG = jnp.where(advantage_BG < 0.0, 1.0 - scale_BG, scale_BG)
+  return jnp.power(scale_BG, jnp.asarray(alpha, jnp.float32)) * advantage_BG
+
+
+def _usable(x_BG: jax.Array, valid_BG: Array | None) -> jax.Array:
+  """bool [B, G]: valid, and a number; false for NaN, whose comparisons are false."""
+  number_BG = jnp.abs(x_BG) <= REWARD_LIMIT
+  return number_BG if valid_BG is None else number_BG & jnp.asarray(valid_BG)

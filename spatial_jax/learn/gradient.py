@@ -1,14 +1,14 @@
-"""Loss and gradient of a TrainBatch: shared prefixes once, rows in microbatches.
+"""Loss and gradient of a TrainBatch: shared parts once, rows in microbatches.
 
-What rows have in common runs once: the vision tower over all images of the batch, the decoder
-over the prefix of each group. Rows go through the decoder behind it in microbatches, the shortest
-first, each cut to its longest; cotangents are summed over them, and each common part is
-differentiated once:
+The vision tower runs once over all images of the batch, and the decoder once over the prefix of
+each group. The rows then go through the decoder in microbatches, the shortest rows first, each
+microbatch truncated to its longest row. The cotangents of the shared parts are summed over the
+rows in float32, and each shared part is differentiated once:
 
     features = encode(params)
     prefix = prefill(params, features)         for each microbatch:
                                                  d loss / d (params, prefix, features)
-    d loss / d params = sum of the rows' parts + prefill's and encode's pullbacks of the sums
+    d loss / d params = sum over microbatches + pullbacks of prefill and encode of the sums
 """
 
 import dataclasses
@@ -22,50 +22,51 @@ import jax.numpy as jnp
 import numpy as np
 
 from spatial_jax import sharding
-from spatial_jax.learn.losses import (
-  Metrics,
-)
+from spatial_jax.checks import is_ascending, is_whole
+from spatial_jax.config import check_field
+from spatial_jax.learn.losses import Metrics
 from spatial_jax.policy import param_tree
-from spatial_jax.policy.cache import KV, Prefix
+from spatial_jax.policy.cache import Prefix
 from spatial_jax.policy.qwen_vl import Policy
-from spatial_jax.types import Array, FeatureBatch, Params, TrainBatch, VisionBatch
-
-
-class Rows(NamedTuple):
-  """What one microbatch of rows is made of; fields as in TrainBatch.
-
-  `prompt_R`: whose prefix each reads, counted over the batch.
-  """
-
-  prompt_R: Array
-  token_RT: Array
-  position_RTA: Array
-  valid_RT: Array
-  trained_RT: Array
-  old_logp_RT: Array
-  ref_logp_RT: Array
-  advantage_R: Array
-  feature_RT: Array
-  temperature_R: Array
-  weight_R: Array
+from spatial_jax.types import Array, FeatureBatch, Params, TrainBatch, TrainRows, VisionBatch
 
 
 @dataclasses.dataclass(frozen=True)
 class Microbatches:
-  """How rows go through the decoder; static.
+  """How rows are divided into microbatches; static.
 
   Attributes:
-    rows: most of each device at once; so many as divide both this and what there is.
-    lengths: tokens, ascending; a microbatch is cut to the first that holds its longest row, so
-      that one long response does not make all rows long. The last holds every row. Each is one
-      more compiled form of the decoder in the same program.
+    rows: at most this number of rows per device in a microbatch; the greatest common divisor of it
+      and the number of rows per device is used.
+    lengths: tokens, ascending. A microbatch is truncated to the first length that holds its longest
+      row, so that one long response does not make all rows long; the last must hold every row. The
+      decoder is compiled once per length, within one program.
   """
 
   rows: int
   lengths: tuple[int, ...]
 
+  def __post_init__(self):
+    check_field(self, "rows", is_whole(self.rows, 1), "be a whole number, at least 1")
+    check_field(self, "lengths", is_ascending(self.lengths, 1), "be ascending, from 1 on")
 
-RowLoss = Callable[[jax.Array, Rows], tuple[jax.Array, Metrics]]
+
+class Microbatch(NamedTuple):
+  """Some rows of a batch.
+
+  Attributes:
+    rows: of the batch.
+    token_weight_R: float32, from `token_weights` of the whole batch.
+    ref_logp_RT: float32, of the reference policy; None without one.
+  """
+
+  rows: TrainRows
+  token_weight_R: Array
+  ref_logp_RT: Array | None
+
+
+# (logp_RT, microbatch) -> its part of the loss and of the metrics
+MicrobatchLoss = Callable[[jax.Array, Microbatch], tuple[jax.Array, Metrics]]
 
 
 def token_logprobs(
@@ -73,17 +74,35 @@ def token_logprobs(
   params: Params,
   prefix: Prefix,
   features_MYD: Array,
-  rows: Rows | TrainBatch,
+  rows: TrainRows,
   forbidden_V: Array,
 ) -> jax.Array:
-  """float32 [R, T]: log-probability of each own token given those before it; 0 for the first."""
+  """Log-probability of each trained token given the tokens before it.
+
+  Args:
+    policy, params: the policy.
+    prefix: of each row.
+    features_MYD: of the images of the batch.
+    rows: R rows.
+    forbidden_V: bool.
+
+  Returns:
+    float32 [R, T], 0 where not trained.
+  """
+  tokens = rows.tokens
   hidden_RTD = policy.hidden_with_prefix(
-    params, prefix, rows.token_RT, rows.position_RTA, rows.valid_RT, features_MYD, rows.feature_RT
+    params,
+    prefix,
+    tokens.token_RT,
+    tokens.position_RTA,
+    tokens.valid_RT,
+    features_MYD,
+    tokens.feature_RT,
   )
   logp_RT = policy.logprobs(
-    params, hidden_RTD[:, :-1], rows.token_RT[:, 1:], rows.temperature_R, forbidden_V
+    params, hidden_RTD[:, :-1], tokens.token_RT[:, 1:], rows.temperature_R, forbidden_V
   )
-  # A token that could not be sampled has -inf; nothing untrained may carry it into a gradient.
+  # A forbidden token has -inf, which must not reach a gradient.
   logp_RT = jnp.where(rows.trained_RT[:, 1:], logp_RT, 0.0)
   return jnp.pad(logp_RT, ((0, 0), (1, 0)))
 
@@ -91,186 +110,204 @@ def token_logprobs(
 def score_batch(
   policy: Policy, micro: Microbatches, params: Params, batch: TrainBatch
 ) -> jax.Array:
-  """float32 [R, T] log-probabilities of a batch under any parameters (reference, old policy)."""
+  """float32 [R, T]: log-probabilities of a batch under any parameters (reference, old policy)."""
   features_MYD = _features(policy, params, batch.vision)
   prefix = _prefill(policy, batch, params, features_MYD)
   order = make_order(policy, batch, micro)
-  size = batch.token_RT.shape[1]
+  size = batch.rows.tokens.token_RT.shape[1]
 
-  def one(rows: Rows) -> jax.Array:
-    behind = order.prefix_of(rows, prefix)
-    logp_RT = token_logprobs(policy, params, behind, features_MYD, rows, batch.forbidden_V)
+  def score(rows: TrainRows) -> jax.Array:
+    row_prefix = order.prefix_of(rows, prefix)
+    logp_RT = token_logprobs(policy, params, row_prefix, features_MYD, rows, batch.forbidden_V)
     return jnp.pad(logp_RT, ((0, 0), (0, size - logp_RT.shape[1])))
 
-  rows = order.split(rows_of(batch, jnp.ones(batch.token_RT.shape[0]), None))
-  return order.join(jax.lax.map(_cut_to_need(one, micro.lengths), rows))
-
-
-def rows_of(batch: TrainBatch, weight_R: Array, ref_logp_RT: Array | None) -> Rows:
-  """All rows of a batch as one, in its order."""
-  return Rows(
-    prompt_R=batch.prompt_R,
-    token_RT=batch.token_RT,
-    position_RTA=batch.position_RTA,
-    valid_RT=batch.valid_RT,
-    trained_RT=batch.trained_RT,
-    old_logp_RT=batch.old_logp_RT,
-    ref_logp_RT=batch.old_logp_RT if ref_logp_RT is None else ref_logp_RT,
-    advantage_R=batch.advantage_R,
-    feature_RT=batch.feature_RT,
-    temperature_R=batch.temperature_R,
-    weight_R=weight_R,
-  )
+  return order.join(jax.lax.map(_truncated(score, micro.lengths), order.split(batch.rows)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Order:
-  """Which row goes through the decoder when.
+class MicrobatchOrder:
+  """The order in which rows go through the decoder.
 
-  A device's rows stay on it: microbatches have equally many of every device, its shortest first,
-  and each row reads the prefix of one of its device's own prompts.
+  Rows stay on their device: every microbatch has the same number of rows of each device, the
+  shortest first, and each row reads the prefix of a prompt of its own device.
 
   Attributes:
     row_NL: int32, the rows of each of N devices by their length.
-    micro: rows of a device in one microbatch; divides L.
+    size: rows of one device in one microbatch; divides L.
   """
 
   row_NL: jax.Array
-  micro: int
+  size: int
 
-  def split(self, rows: Rows) -> Rows:
-    """Fields [R, ...] -> [microbatches, N * micro, ...]."""
+  def split(self, tree: Any) -> Any:
+    """Arrays [R, ...] -> [microbatches, N * size, ...]."""
     devices, length = self.row_NL.shape
 
-    def one(x_R: Array) -> jax.Array:
+    def split_one(x_R: Array) -> jax.Array:
       x_NL = jnp.asarray(x_R).reshape(devices, length, *x_R.shape[1:])
       x_NL = jax.vmap(lambda x_L, row_L: x_L[row_L])(x_NL, self.row_NL)
-      parts = x_NL.reshape(devices, -1, self.micro, *x_R.shape[1:])
-      return jnp.moveaxis(parts, 1, 0).reshape(-1, devices * self.micro, *x_R.shape[1:])
+      parts = x_NL.reshape(devices, -1, self.size, *x_R.shape[1:])
+      return jnp.moveaxis(parts, 1, 0).reshape(-1, devices * self.size, *x_R.shape[1:])
 
-    return jax.tree.map(one, rows)
+    return jax.tree.map(split_one, tree)
 
   def join(self, parts: jax.Array) -> jax.Array:
-    """The inverse of `split`, for one field."""
+    """The inverse of `split`, for one array."""
     devices, length = self.row_NL.shape
-    x = parts.reshape(-1, devices, self.micro, *parts.shape[2:])
+    x = parts.reshape(-1, devices, self.size, *parts.shape[2:])
     x_NL = jnp.moveaxis(x, 0, 1).reshape(devices, length, *parts.shape[2:])
     place_NL = jnp.argsort(self.row_NL, axis=1)
     x_NL = jax.vmap(lambda x_L, place_L: x_L[place_L])(x_NL, place_NL)
     return x_NL.reshape(-1, *parts.shape[2:])
 
-  def prefix_of(self, rows: Rows, prefix: Prefix) -> Prefix:
-    """The prefix of each row of a microbatch, as if each were alone in its group."""
+  def prefix_of(self, rows: TrainRows, prefix: Any) -> Any:
+    """The prefix of each row: arrays [B, ...] -> [R, ...]."""
     devices = self.row_NL.shape[0]
 
-    def one(x_B: jax.Array) -> jax.Array:
+    def gather(x_B: jax.Array) -> jax.Array:
       x_NB = x_B.reshape(devices, -1, *x_B.shape[1:])
-      prompt_NM = rows.prompt_R.reshape(devices, -1) % x_NB.shape[1]
-      return jax.vmap(lambda x, prompt: x[prompt])(x_NB, prompt_NM).reshape(-1, *x_B.shape[1:])
+      prefix_NM = rows.prefix_R.reshape(devices, -1) % x_NB.shape[1]
+      return jax.vmap(lambda x, prefix_M: x[prefix_M])(x_NB, prefix_NM).reshape(-1, *x_B.shape[1:])
 
-    return jax.tree.map(one, prefix)
+    return jax.tree.map(gather, prefix)
+
+  def sum_by_prefix(self, rows: TrainRows, of_rows: Any, prefix: Any) -> Any:
+    """Float32 sums over the rows of each prefix, [R, ...] -> [B, ...]: transpose of `prefix_of`."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), prefix)
+    transpose = jax.linear_transpose(functools.partial(self.prefix_of, rows), shapes)
+    return transpose(jax.tree.map(lambda x: x.astype(jnp.float32), of_rows))[0]
 
 
-def make_order(policy: Policy, batch: TrainBatch, micro: Microbatches) -> Order:
-  """Each device's rows, the shortest first."""
+def make_order(policy: Policy, batch: TrainBatch, micro: Microbatches) -> MicrobatchOrder:
+  """The rows of each device, the shortest first."""
   devices = 1 if policy.mesh is None else sharding.row_devices(policy.mesh)
-  length_NL = jnp.sum(jnp.asarray(batch.valid_RT), axis=1).reshape(devices, -1)
+  length_NL = jnp.sum(jnp.asarray(batch.rows.tokens.valid_RT), axis=1).reshape(devices, -1)
   row_NL = jnp.argsort(length_NL, axis=1)
-  return Order(row_NL, math.gcd(micro.rows, row_NL.shape[1]))
+  return MicrobatchOrder(row_NL, math.gcd(micro.rows, row_NL.shape[1]))
 
 
 def gradient(
   policy: Policy,
   params: Params,
   batch: TrainBatch,
-  weight_R: Array,
+  token_weight_R: Array,
   ref_logp_RT: Array | None,
-  loss_of_rows: RowLoss,
+  microbatch_loss: MicrobatchLoss,
   micro: Microbatches,
 ) -> tuple[jax.Array, Metrics, Params]:
-  """Loss, metrics and gradient of a whole batch, microbatch by microbatch; 0 for what is frozen.
+  """Loss, metrics and gradient of a whole batch, microbatch after microbatch.
 
   Args:
-    params: differentiated but for what `policy.frozen` matches.
+    policy: parameters whose paths match `policy.frozen` are not differentiated.
+    params: all parameters.
     batch: images, prefixes, rows.
-    weight_R: from `row_weights`.
-    ref_logp_RT: of the reference policy, None without one.
-    loss_of_rows: (logp_RT, rows) -> (this microbatch's part of the loss, of the metrics).
+    token_weight_R: float32, from `token_weights`.
+    ref_logp_RT: float32, of the reference policy; None without one.
+    microbatch_loss: (logp_RT, microbatch) -> its part of the loss and of the metrics.
     micro: static.
+
+  Returns:
+    The loss, the metrics, and the gradient of all parameters, 0 for frozen ones.
   """
   order = make_order(policy, batch, micro)
-  frozen, moving = param_tree.partition(params, policy.frozen)
+  frozen, trained = param_tree.partition(params, policy.frozen)
   whole = functools.partial(param_tree.merge, frozen)
-  features_MYD, pull_encode = jax.vjp(lambda p: _features(policy, whole(p), batch.vision), moving)
-  prefix, pull_prefill = jax.vjp(
-    lambda p, features_MYD: _prefill(policy, batch, whole(p), features_MYD), moving, features_MYD
-  )
 
-  def loss(
-    moving: Params, layers: tuple[KV, ...], features_MYD: jax.Array, rows: Rows
-  ) -> tuple[jax.Array, Metrics]:
-    behind = order.prefix_of(rows, prefix._replace(layers=layers))
-    logp_RT = token_logprobs(policy, whole(moving), behind, features_MYD, rows, batch.forbidden_V)
-    return loss_of_rows(logp_RT, rows)
+  def encode(trained: Params) -> jax.Array:
+    # In float32, so that the cotangents of features are summed in float32.
+    return _features(policy, whole(trained), batch.vision).astype(jnp.float32)
 
-  def gradient_of(rows: Rows) -> Any:
-    differentiate = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
-    return differentiate(moving, prefix.layers, features_MYD, rows)
+  def prefill(trained: Params, features_MYD: jax.Array) -> Prefix:
+    return _prefill(policy, batch, whole(trained), features_MYD)
 
-  rows = order.split(rows_of(batch, weight_R, ref_logp_RT))
-  total = _summed(_cut_to_need(gradient_of, micro.lengths), rows)
-  (loss_sum, metrics), (grads, layers_grad, features_grad) = total
+  features_MYD, pull_encode = jax.vjp(encode, trained)
+  prefix, pull_prefill = jax.vjp(prefill, trained, features_MYD)
+
+  def gradient_of(microbatch: Microbatch) -> Any:
+    rows = microbatch.rows
+
+    def loss(
+      trained: Params, row_prefix: Prefix, features_MYD: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+      logp_RT = token_logprobs(
+        policy, whole(trained), row_prefix, features_MYD, rows, batch.forbidden_V
+      )
+      return microbatch_loss(logp_RT, microbatch)
+
+    differentiate = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True, allow_int=True)
+    arguments = (trained, order.prefix_of(rows, prefix), features_MYD)
+    value, (grads, prefix_grad, features_grad) = differentiate(*arguments)
+    layers_grad = order.sum_by_prefix(rows, prefix_grad.layers, prefix.layers)
+    return value, grads, layers_grad, features_grad
+
+  microbatches = order.split(Microbatch(batch.rows, token_weight_R, ref_logp_RT))
+  total = _sum_over(_truncated(gradient_of, micro.lengths, lambda m: m.rows), microbatches)
+  (loss_sum, metrics), grads, layers_grad, features_grad = total
+  layers_grad = jax.tree.map(lambda grad, x: grad.astype(x.dtype), layers_grad, prefix.layers)
   # Integers have no cotangent.
-  lengths_grad: Any = np.zeros(prefix.length_B.shape, jax.dtypes.float0)
-  prefill_grads, more_features_grad = pull_prefill(Prefix(layers_grad, lengths_grad))
+  length_grad: Any = np.zeros(prefix.length_B.shape, jax.dtypes.float0)
+  prefill_grads, more_features_grad = pull_prefill(Prefix(layers_grad, length_grad))
   (encode_grads,) = pull_encode(features_grad + more_features_grad)
   grads = jax.tree.map(lambda *terms: sum(terms), grads, prefill_grads, encode_grads)
-  # Zeros that XLA folds away: what is held takes no room.
+  # XLA folds these zeros: frozen parameters take no memory for a gradient.
   return loss_sum, metrics, param_tree.merge(jax.tree.map(jnp.zeros_like, frozen), grads)
 
 
-def _summed(one: Callable[[Rows], Any], rows: Rows) -> Any:
-  """The sum of `one` over microbatches [microbatches, ...], one after the other."""
+def _sum_over(function: Callable[[Any], Any], microbatches: Any) -> Any:
+  """The sum of `function` over microbatches [microbatches, ...], one after another."""
 
-  def add(total: Any, rows: Rows) -> tuple[Any, None]:
-    return jax.tree.map(jnp.add, total, one(rows)), None
+  def add(total: Any, microbatch: Any) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, total, function(microbatch)), None
 
-  first = jax.tree.map(lambda x: x[0], rows)
-  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
-  return jax.lax.scan(add, zero, rows)[0]
+  first = jax.tree.map(lambda x: x[0], microbatches)
+  shapes = jax.eval_shape(function, first)
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  return jax.lax.scan(add, zero, microbatches)[0]
 
 
-def _cut_to_need(one: Callable[[Rows], Any], lengths: tuple[int, ...]) -> Callable[[Rows], Any]:
-  """`one` on rows cut to the first length that holds them; refuses, at trace, to cut any short."""
+def _truncated(
+  function: Callable[[Any], Any],
+  lengths: tuple[int, ...],
+  rows_of: Callable[[Any], TrainRows] = lambda rows: rows,
+) -> Callable[[Any], Any]:
+  """`function` on rows truncated to the first length that holds the longest.
 
-  def of_length(length: int, rows: Rows) -> Any:
-    return one(jax.tree.map(lambda x: x[:, :length] if x.ndim > 1 else x, rows))
+  Raises:
+    ValueError: at trace, if the last length is too short for the rows.
+  """
 
-  def cut(rows: Rows) -> Any:
-    if lengths[-1] < rows.token_RT.shape[1]:
-      raise ValueError(f"microbatches of {lengths} tokens, rows of {rows.token_RT.shape[1]}")
-    longest = jnp.max(jnp.sum(rows.valid_RT, axis=1))
-    which = jnp.searchsorted(jnp.asarray(lengths), longest)
-    return jax.lax.switch(which, [functools.partial(of_length, n) for n in lengths], rows)
+  def of_length(length: int, tree: Any) -> Any:
+    return function(jax.tree.map(lambda x: x[:, :length] if x.ndim > 1 else x, tree))
 
-  return cut
+  def truncate(tree: Any) -> Any:
+    tokens = rows_of(tree).tokens
+    size = tokens.token_RT.shape[1]
+    if lengths[-1] < size:
+      raise ValueError(
+        f"micro.lengths is {lengths}; the last must be at least {size}, the length of the rows"
+      )
+    longest = jnp.max(jnp.sum(tokens.valid_RT, axis=1))
+    index = jnp.searchsorted(jnp.asarray(lengths), longest)
+    return jax.lax.switch(index, [functools.partial(of_length, n) for n in lengths], tree)
+
+  return truncate
 
 
 def _features(policy: Policy, params: Params, vision: VisionBatch | FeatureBatch) -> jax.Array:
-  """Those of the batch, where the rollouts have seen its images with the same tower."""
+  """Features of the batch: given if a frozen tower encoded the images for the rollouts."""
   if isinstance(vision, FeatureBatch):
     return jnp.asarray(vision.features_MYD)
   return policy.encode(params, vision)
 
 
 def _prefill(policy: Policy, batch: TrainBatch, params: Params, features_MYD: Array) -> Prefix:
-  """What the rows of each group have in common, as keys and values."""
-  prefix = batch.prefix
+  """Keys and values of the prefix of each group."""
+  tokens = batch.prefix
   return policy.prefill(
     params,
-    prefix.token_BT,
-    prefix.position_BTA,
-    prefix.valid_BT,
+    tokens.token_RT,
+    tokens.position_RTA,
+    tokens.valid_RT,
     features_MYD,
-    prefix.feature_BT,
+    tokens.feature_RT,
   )[1]

@@ -1,4 +1,4 @@
-"""Rollouts -> TrainBatch: the one place where trajectories become padded rows."""
+"""Rollouts -> TrainBatch: the only place where trajectories become padded rows."""
 
 import dataclasses
 import itertools
@@ -6,8 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from spatial_jax.checks import is_ascending, is_whole
+from spatial_jax.config import check_field
 from spatial_jax.data.vision_packing import (
   VisionBuckets,
   bucket,
@@ -19,12 +22,17 @@ from spatial_jax.errors import DataError
 from spatial_jax.types import (
   FeatureBatch,
   PatchedImage,
-  PrefixBatch,
   Rollouts,
+  RowRole,
+  TokenArrays,
   TrainBatch,
+  TrainRows,
   Trajectory,
   VisionBatch,
 )
+
+# One value per rollout: an array [B, G], or a list per group if groups differ in size.
+PerRollout = np.ndarray | Sequence[Sequence[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +40,9 @@ class BatchConfig:
   """Static shapes of the update.
 
   Attributes:
-    prefix_buckets: lengths of what groups have in common, ascending; a batch takes the first that
-      holds its longest.
-    tokens: length of what rows have of their own; one, because microbatches are cut to what
-      they need.
+    prefix_buckets: padded lengths of prefixes, ascending; a batch has the first that holds its
+      longest prefix.
+    tokens: padded length of rows; one length, because microbatches are truncated.
     vision: buckets of the vision tower.
     window_blocks: merged tokens along one side of a vision window.
     vocabulary: V.
@@ -47,88 +54,155 @@ class BatchConfig:
   window_blocks: int
   vocabulary: int
 
-
-class Part(NamedTuple):
-  """Some tokens of a trajectory, or of many (then [R, T]), as the update reads them."""
-
-  token_T: Any
-  position_TA: Any
-  valid_T: Any
-  trained_T: Any
-  logp_T: Any
-  feature_T: Any
+  def __post_init__(self):
+    valid = is_ascending(self.prefix_buckets, 1)
+    check_field(self, "prefix_buckets", valid, "be ascending, from 1 on")
+    for name, least in (("tokens", 2), ("window_blocks", 1), ("vocabulary", 1)):
+      valid = is_whole(vars(self)[name], least)
+      check_field(self, name, valid, f"be a whole number, at least {least}")
 
 
-_PADDING = Part(token_T=0, position_TA=0, valid_T=False, trained_T=False, logp_T=0, feature_T=-1)
+class _Sequence(NamedTuple):
+  """Some tokens of a trajectory (fields [T, ...]), or of many (fields [R, T, ...])."""
+
+  tokens: TokenArrays
+  trained: Any
+  logp: Any
+
+
+_PADDING = _Sequence(
+  TokenArrays(token_RT=0, position_RTA=0, valid_RT=False, feature_RT=-1), trained=False, logp=0
+)
+# A row that trains nothing; its prefix is the first of its block.
+_PADDING_ROW = TrainRows(
+  tokens=_PADDING.tokens,
+  trained_RT=_PADDING.trained,
+  old_logp_RT=_PADDING.logp,
+  advantage_R=0,
+  temperature_R=1,
+  prefix_R=0,
+  group_R=-1,
+  role_R=RowRole.ROLLOUT,
+  weight_R=0,
+)
 
 
 def to_train_batch(
   groups: Rollouts,
-  advantage_BG: np.ndarray,
+  advantage_BG: PerRollout | None,
   cfg: BatchConfig,
-  kept_BG: np.ndarray | None = None,
+  kept_BG: PerRollout | None = None,
   image_features: Mapping[str, np.ndarray] | None = None,
+  role_BG: PerRollout | None = None,
+  weight_BG: PerRollout | None = None,
 ) -> tuple[TrainBatch, dict[str, np.ndarray]]:
-  """Pads trajectories to rows; each distinct image (by content) is in the vision batch once.
+  """Pads trajectories to rows; the vision batch contains each distinct image once.
 
-  A trajectory that ended in a fault trains nothing; where it has a row, that shapes may hold.
+  A trajectory that ended in a fault becomes a row that trains nothing.
 
   Args:
-    groups: B of G trajectories each: the rollouts of one prompt, or any about the same images. As
-      far as the prompts of a group agree they are run once.
-    advantage_BG: float32.
+    groups: B groups of trajectories: the rollouts of one prompt, a preferred and a rejected answer,
+      or any trajectories about the same images. Groups may differ in size. The common part of their
+      prompts is computed once.
+    advantage_BG: float32, one value per trajectory; None: 0.
     cfg: static shapes.
-    kept_BG: bool, the rollouts that become rows; None: all.
-    known: features of each image, by content hash, that take the place of its pixels.
+    kept_BG: bool, whether a trajectory becomes a row; None: all do.
+    image_features: content hash -> features, which then replace the pixels of the images.
+    role_BG: RowRole; None: `RowRole.ROLLOUT`.
+    weight_BG: float32 >= 0, how much a trajectory counts in the loss; None: 1.
 
   Returns:
-    A TrainBatch of NumPy arrays, and where each image's features lie in it, by content hash.
+    A TrainBatch of NumPy arrays, and content hash -> indices of the features of each image.
 
   Raises:
-    DataError: on the host, when a part is longer than its largest bucket (it names the task).
-    ValueError: on the host, when groups are not equally large, or when rows were sampled with
-      different ids forbidden.
+    DataError: if a prefix or a row is longer than its largest bucket.
+    ValueError: if values do not fit the groups, a group or the batch is empty, or the trajectories
+      were sampled with different forbidden ids.
   """
-  kept_BG = np.ones(advantage_BG.shape, bool) if kept_BG is None else kept_BG
-  kept, seen = _kept(groups, kept_BG)
+  kept_R = _flat("kept_BG", kept_BG, groups, True, bool)
+  weight_R = _flat("weight_BG", weight_BG, groups, 1, np.float32)[kept_R]
+  if not (np.isfinite(weight_R) & (weight_R >= 0)).all():
+    raise ValueError("weight_BG must be finite and at least 0")
+  kept, shown = _kept(groups, kept_R)
+  vision, feature_of = _pack_images(shown, image_features, cfg)
+  prefixes, suffixes = _split_at_prefix(shown, feature_of)
+  suffixes = [s for group, row in zip(suffixes, kept, strict=True) for s in group[: len(row)]]
   rows = [trajectory for group in kept for trajectory in group]
-  vision, feature_of = _look(seen, image_features, cfg)
-  prefixes, own = _split(seen, feature_of)
-  own = [part for group, parts in zip(kept, own, strict=True) for part in parts[: len(group)]]
-  prefix = _pad(prefixes, cfg.prefix_buckets, "prompt tokens", [group[0] for group in seen])
-  part = _pad(own, (cfg.tokens,), "response tokens", rows)
+  suffix = _pad(suffixes, (cfg.tokens,), "response tokens", rows)
+  first = [group[0] for group in shown]
+  group_R = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in kept])
   return TrainBatch(
-    prefix=PrefixBatch(prefix.token_T, prefix.position_TA, prefix.valid_T, prefix.feature_T),
-    prompt_R=np.nonzero(kept_BG)[0].astype(np.int32),
-    token_RT=part.token_T,
-    position_RTA=part.position_TA,
-    valid_RT=part.valid_T,
-    trained_RT=part.trained_T,
-    old_logp_RT=part.logp_T,
-    advantage_R=np.asarray(advantage_BG, np.float32)[kept_BG],
-    feature_RT=part.feature_T,
-    temperature_R=np.asarray([trajectory.temperature for trajectory in rows], np.float32),
+    prefix=_pad(prefixes, cfg.prefix_buckets, "prompt tokens", first).tokens,
+    rows=TrainRows(
+      tokens=suffix.tokens,
+      trained_RT=suffix.trained,
+      old_logp_RT=suffix.logp,
+      advantage_R=_flat("advantage_BG", advantage_BG, groups, 0, np.float32)[kept_R],
+      temperature_R=np.asarray([trajectory.temperature for trajectory in rows], np.float32),
+      prefix_R=group_R,
+      group_R=group_R,
+      role_R=_flat("role_BG", role_BG, groups, RowRole.ROLLOUT, np.int32)[kept_R],
+      weight_R=weight_R,
+    ),
     forbidden_V=_forbidden(rows, cfg.vocabulary),
     vision=vision,
   ), feature_of
 
 
-def downsample_rollouts(advantage_BG: np.ndarray, keep_fraction: float, blocks: int) -> np.ndarray:
-  """Which rollouts to learn from: those that say most, since an update costs more than they did.
+def pad_rows(batch: TrainBatch, count: int, blocks: int = 1) -> TrainBatch:
+  """Adds rows that train nothing, so that groups of any sizes divide over the devices.
 
-  Half of a step's rollouts hold nearly all of its squared advantages; the gradient of the others
-  is small.
+      blocks = 2, count = 6      | group 0, row 0 1 | pad |  group 1, row 0 1 2 |
+                                 |     device 0           |     device 1        |
+
+  Args:
+    batch: NumPy arrays, from `to_train_batch`.
+    count: number of rows afterwards; a constant count avoids compilations.
+    blocks: number of equal parts of prefixes and rows; the rows of a part follow prefixes of the
+      same part. The number of devices that rows are sharded over.
+
+  Raises:
+    ValueError: if the rows do not fit.
+  """
+  prompts, size = batch.prefix.token_RT.shape[0], count // blocks
+  found = np.bincount(batch.rows.prefix_R // max(prompts // blocks, 1), minlength=blocks)
+  if prompts % blocks or count % blocks or found.max() > size:
+    raise ValueError(
+      f"{prompts} groups with {found.tolist()} rows in {blocks} blocks cannot be padded to {count} "
+      "rows; give every block the same number of groups, and at most its share of the rows"
+    )
+  place_R = np.concatenate([block * size + np.arange(rows) for block, rows in enumerate(found)])
+
+  def pad(padding: Any, x_R: np.ndarray) -> np.ndarray:
+    padded = np.full((count, *x_R.shape[1:]), padding, x_R.dtype)
+    padded[place_R] = x_R
+    return padded
+
+  rows = jax.tree.map(pad, _PADDING_ROW, batch.rows)
+  padding_R = np.ones(count, bool)
+  padding_R[place_R] = False
+  first_R = (np.arange(count) // size * (prompts // blocks)).astype(np.int32)
+  prefix_R = np.where(padding_R, first_R, rows.prefix_R)
+  return batch._replace(rows=rows._replace(prefix_R=prefix_R))
+
+
+def downsample_rollouts(advantage_BG: np.ndarray, keep_fraction: float, blocks: int) -> np.ndarray:
+  """Selects the rollouts with the largest absolute advantages.
+
+  Half of the rollouts of a step hold nearly all of its squared advantages; the others contribute
+  little to the gradient.
 
   Args:
     advantage_BG: float32, 0 for faults.
     keep_fraction: of the rollouts, in (0, 1].
-    blocks: equal runs of prompts, each of which keeps as many; divides B.
+    blocks: equal runs of prompts, each of which keeps the same number; divides B.
 
   Returns:
-    bool [B, G]; of equally large advantages, the first.
+    bool [B, G]; of equally large advantages, the first are selected.
 
-  Source: Xu et al., "Not All Rollouts are Useful" (arXiv:2504.13818): there rewards of largest
-  variance within each group; here advantages of largest size over all, which skips dull groups.
+  Source: Xu et al., "Not All Rollouts are Useful" (arXiv:2504.13818), which selects the rewards of
+  largest variance within each group; here the largest advantages over all groups are selected,
+  which skips groups without differences.
   """
   size_NR = np.abs(advantage_BG).reshape(blocks, -1)
   count = kept_rows(size_NR.size, keep_fraction, blocks) // blocks
@@ -138,23 +212,23 @@ def downsample_rollouts(advantage_BG: np.ndarray, keep_fraction: float, blocks: 
 
 
 def kept_rows(rollouts: int, keep_fraction: float, blocks: int) -> int:
-  """How many rollouts `downsample_rollouts` keeps."""
+  """The number of rollouts that `downsample_rollouts` selects."""
   return math.ceil(keep_fraction * (rollouts // blocks)) * blocks
 
 
 def plan_images(
   images_by_row: Sequence[Sequence[PatchedImage]], cfg: BatchConfig
 ) -> tuple[VisionBatch, dict[str, np.ndarray]]:
-  """The vision batch of all distinct images, and the feature indices of each by content hash."""
+  """The vision batch of all distinct images, and content hash -> feature indices."""
   images = distinct(images_by_row)
   vision, plan = plan_vision(list(images.values()), cfg.window_blocks, cfg.vision)
   return vision, dict(zip(images, plan, strict=True))
 
 
-def _look(
+def _pack_images(
   groups: Rollouts, image_features: Mapping[str, np.ndarray] | None, cfg: BatchConfig
 ) -> tuple[VisionBatch | FeatureBatch, dict[str, np.ndarray]]:
-  """`plan_images` of the rollouts, or what is known of their images."""
+  """`plan_images` of the rollouts, or the given features of their images in the same form."""
   images_by_row = [trajectory.images for group in groups for trajectory in group]
   try:
     if image_features is None:
@@ -168,81 +242,104 @@ def _look(
   return FeatureBatch(packed[0]), dict(zip(images, packed[1], strict=True))
 
 
-def _kept(groups: Rollouts, kept_BG: np.ndarray) -> tuple[Rollouts, Rollouts]:
-  """The rollouts that become rows, and those whose prefix and images the batch holds."""
-  if {len(group) for group in groups} != {kept_BG.shape[1]}:
-    raise ValueError(f"advantages {kept_BG.shape} for groups of {[len(g) for g in groups]}")
-  kept = [list(itertools.compress(*pair)) for pair in zip(groups, kept_BG, strict=True)]
-  # A prompt without rows has a prefix all the same: one of its rollouts shows it.
-  return kept, [group or all_of[:1] for group, all_of in zip(kept, groups, strict=True)]
+def _flat(
+  name: str, values: PerRollout | None, groups: Rollouts, default: Any, dtype: Any
+) -> np.ndarray:
+  """One value per trajectory, in the order of the groups."""
+  sizes = [len(group) for group in groups]
+  if values is None:
+    return np.full(sum(sizes), default, dtype)
+  if [len(of_group) for of_group in values] != sizes:
+    raise ValueError(f"{name} has {[len(v) for v in values]} values for groups of {sizes}")
+  return np.concatenate([np.asarray(of_group, dtype) for of_group in values])
+
+
+def _kept(groups: Rollouts, kept_R: np.ndarray) -> tuple[Rollouts, Rollouts]:
+  """The trajectories that become rows, and those whose prefix and images the batch contains."""
+  for number, group in enumerate(groups):
+    if not group:
+      raise ValueError(f"group {number} has no trajectories; leave it out")
+  if not kept_R.any():
+    raise ValueError("the batch has no rows: kept_BG is false for every trajectory")
+  ends = np.cumsum([len(group) for group in groups])[:-1]
+  pairs = zip(groups, np.split(kept_R, ends), strict=True)
+  kept = [list(itertools.compress(group, keep)) for group, keep in pairs]
+  # A group without rows has a prefix too, that of its first trajectory: prefixes stay in order.
+  return kept, [row or group[:1] for row, group in zip(kept, groups, strict=True)]
 
 
 def _forbidden(rows: Sequence[Trajectory], vocabulary: int) -> np.ndarray:
-  """bool [V], what none of the rows could sample."""
+  """bool [V], the ids that were forbidden for all rows."""
   if len({trajectory.forbidden_ids for trajectory in rows}) != 1:
-    raise ValueError("rows of one batch were sampled with different ids forbidden")
+    raise ValueError("the rows of a batch were sampled with different forbidden ids")
   forbidden_V = np.zeros(vocabulary, bool)
   forbidden_V[list(rows[0].forbidden_ids)] = True
   return forbidden_V
 
 
-def _split(
+def _split_at_prefix(
   groups: Rollouts, feature_of: Mapping[str, np.ndarray]
-) -> tuple[list[Part], list[list[Part]]]:
-  """What each group has in common, and what each of its rows has of its own."""
-  prefixes: list[Part] = []
-  own: list[list[Part]] = []
+) -> tuple[list[_Sequence], list[list[_Sequence]]]:
+  """The common part of each group, and the rest of each of its trajectories."""
+  prefixes: list[_Sequence] = []
+  suffixes: list[list[_Sequence]] = []
   for group in groups:
-    parts = [_part(trajectory, feature_of) for trajectory in group]
-    shared = _common_length(parts, min(trajectory.prompt_length for trajectory in group) - 1)
-    prefixes.append(_cut(parts[0], 0, shared))
-    own.append([_cut(part, shared, None) for part in parts])
-  return prefixes, own
+    sequences = [_sequence(trajectory, feature_of) for trajectory in group]
+    shared = _common_length(sequences, min(trajectory.prompt_length for trajectory in group) - 1)
+    prefixes.append(_slice(sequences[0], 0, shared))
+    suffixes.append([_slice(sequence, shared, None) for sequence in sequences])
+  return prefixes, suffixes
 
 
-def _part(trajectory: Trajectory, feature_of: Mapping[str, np.ndarray]) -> Part:
+def _sequence(trajectory: Trajectory, feature_of: Mapping[str, np.ndarray]) -> _Sequence:
   """All tokens of a trajectory."""
   count = len(trajectory.token_ids_T)
   feature_T = np.full(count, -1, np.int32)
   for image, start in zip(trajectory.images, trajectory.image_start, strict=True):
     feature_T[start : start + image.tokens] = feature_of[image.content_hash]
-  return Part(
-    token_T=trajectory.token_ids_T,
-    position_TA=trajectory.position_TA,
-    valid_T=np.ones(count, bool),
-    trained_T=trajectory.trained_T & (trajectory.end_reason != "fault"),
-    logp_T=trajectory.logp_T,
-    feature_T=feature_T,
+  return _Sequence(
+    TokenArrays(
+      token_RT=trajectory.token_ids_T,
+      position_RTA=trajectory.position_TA,
+      valid_RT=np.ones(count, bool),
+      feature_RT=feature_T,
+    ),
+    trained=trajectory.trained_T & (trajectory.end_reason != "fault"),
+    logp=trajectory.logp_T,
   )
 
 
-def _common_length(parts: Sequence[Part], limit: int) -> int:
-  """How many tokens in front, at most `limit`, are the same to the policy in all parts."""
-  first = _cut(parts[0], 0, limit)
+def _common_length(sequences: Sequence[_Sequence], limit: int) -> int:
+  """The number of first tokens, at most `limit`, that are the same for the policy in all."""
+  first = _slice(sequences[0], 0, limit).tokens
   same_T = np.ones(limit, bool)
-  for part in parts:
-    same_T &= part.token_T[:limit] == first.token_T
-    same_T &= (part.position_TA[:limit] == first.position_TA).all(axis=1)
-    same_T &= part.feature_T[:limit] == first.feature_T
+  for sequence in sequences:
+    tokens = _slice(sequence, 0, limit).tokens
+    same_T &= tokens.token_RT == first.token_RT
+    same_T &= (tokens.position_RTA == first.position_RTA).all(axis=1)
+    same_T &= tokens.feature_RT == first.feature_RT
   return int(np.logical_and.accumulate(same_T).sum())
 
 
-def _cut(part: Part, start: int, end: int | None) -> Part:
-  return Part(*(values[start:end] for values in part))
+def _slice(sequence: _Sequence, start: int, end: int | None) -> _Sequence:
+  return jax.tree.map(lambda x: x[start:end], sequence)
 
 
 def _pad(
-  parts: Sequence[Part], buckets: Sequence[int], name: str, trajectories: Sequence[Trajectory]
-) -> Part:
-  """Parts as rows of one array per field, as long as the first bucket that holds the longest."""
-  lengths = [len(part.token_T) for part in parts]
+  sequences: Sequence[_Sequence],
+  buckets: Sequence[int],
+  name: str,
+  trajectories: Sequence[Trajectory],
+) -> _Sequence:
+  """Sequences as rows of one array per field, padded to the first bucket that holds the longest."""
+  lengths = [len(sequence.trained) for sequence in sequences]
   longest = trajectories[int(np.argmax(lengths))].task_id
   size = bucket(max(lengths), buckets, f"{name} of task {longest}")
 
-  def rows(values: Sequence[np.ndarray], padding: Any) -> np.ndarray:
-    padded = np.full((len(parts), size, *values[0].shape[1:]), padding, values[0].dtype)
+  def pad(padding: Any, *values: np.ndarray) -> np.ndarray:
+    padded = np.full((len(values), size, *values[0].shape[1:]), padding, values[0].dtype)
     for row, value in zip(padded, values, strict=True):
       row[: len(value)] = value
     return padded
 
-  return Part(*map(rows, zip(*parts, strict=True), _PADDING))
+  return jax.tree.map(pad, _PADDING, *sequences)

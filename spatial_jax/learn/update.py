@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spatial_jax.learn.gradient import Microbatches, Rows, gradient
+from spatial_jax.learn.gradient import Microbatch, Microbatches, gradient
 from spatial_jax.learn.losses import (
   LossConfig,
   Metrics,
   effective_share,
-  policy_loss,
-  row_weights,
-  sft_loss,
+  nll,
+  ppo_clip,
+  token_weights,
 )
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.types import Array, Params, TrainBatch, TrainState
@@ -26,38 +26,35 @@ def policy_update(
   batch: TrainBatch,
   ref_logp_RT: Array | None,
 ) -> tuple[TrainState, Metrics]:
-  """One GRPO / AP-GRPO step.
+  """One step of GRPO or AP-GRPO; they differ in the advantages alone.
 
   Args:
     policy, optimizer: static.
     cfg: clip range and beta.
     micro: static.
-    state: donated by the program that jits this.
-    batch: advantages already in it.
-    ref_logp_RT: log-probabilities of the reference policy, None without one.
+    state: the program that jits this donates it.
+    batch: rollouts with their advantages.
+    ref_logp_RT: float32, log-probabilities under the reference policy; None without one.
 
   Returns:
-    The next state and scalar metrics.
+    The next state, and scalar metrics.
   """
-  reference = None if ref_logp_RT is None else jnp.asarray(ref_logp_RT)
 
-  def loss_of_rows(logp_RT: jax.Array, rows: Rows) -> tuple[jax.Array, Metrics]:
-    return policy_loss(
+  def loss(logp_RT: jax.Array, microbatch: Microbatch) -> tuple[jax.Array, Metrics]:
+    rows = microbatch.rows
+    return ppo_clip(
       logp_RT,
       rows.old_logp_RT,
       rows.advantage_R,
       rows.trained_RT,
-      rows.weight_R,
+      microbatch.token_weight_R,
       cfg,
-      None if reference is None else rows.ref_logp_RT,
+      microbatch.ref_logp_RT,
     )
 
-  weight_R = row_weights(batch.trained_RT, cfg.normalise)
-  loss, metrics, grads = gradient(
-    policy, state.params, batch, weight_R, reference, loss_of_rows, micro
-  )
-  metrics = {"loss": loss, **effective_share(metrics)}
-  return apply_gradient(optimizer, state, grads, metrics)
+  weight_R = token_weights(batch.rows.trained_RT, cfg.normalise, batch.rows.weight_R)
+  value, metrics, grads = gradient(policy, state.params, batch, weight_R, ref_logp_RT, loss, micro)
+  return apply_gradient(optimizer, state, grads, {"loss": value, **effective_share(metrics)})
 
 
 def sft_update(
@@ -67,26 +64,42 @@ def sft_update(
   state: TrainState,
   batch: TrainBatch,
 ) -> tuple[TrainState, Metrics]:
-  """One step of maximum likelihood on the trained tokens, every token counting the same."""
+  """One step of maximum likelihood on the trained tokens; arguments as in `policy_update`."""
 
-  def loss_of_rows(logp_RT: jax.Array, rows: Rows) -> tuple[jax.Array, Metrics]:
-    return sft_loss(logp_RT, rows.trained_RT, rows.weight_R), {}
+  def loss(logp_RT: jax.Array, microbatch: Microbatch) -> tuple[jax.Array, Metrics]:
+    return nll(logp_RT, microbatch.rows.trained_RT, microbatch.token_weight_R), {}
 
-  weight_R = row_weights(batch.trained_RT, "token")
-  loss, metrics, grads = gradient(policy, state.params, batch, weight_R, None, loss_of_rows, micro)
-  return apply_gradient(optimizer, state, grads, {"loss": loss, **metrics})
+  weight_R = token_weights(batch.rows.trained_RT, "token", batch.rows.weight_R)
+  value, metrics, grads = gradient(policy, state.params, batch, weight_R, None, loss, micro)
+  return apply_gradient(optimizer, state, grads, {"loss": value, **metrics})
 
 
 def apply_gradient(
   optimizer: optax.GradientTransformation, state: TrainState, grads: Params, metrics: Metrics
 ) -> tuple[TrainState, Metrics]:
-  """One optimizer step; a gradient that is not finite moves nothing and is counted."""
+  """One optimizer step; a gradient that is not finite changes nothing and is counted.
+
+  `optax.apply_if_finite` would do the same inside `lax.cond`, which keeps gradients, updates and
+  both versions of the moments: compiled for a TPU that takes 1.5 times the trained parameters
+  (float32) more memory than the selection below. It also accepts finite gradients whose norm
+  overflows.
+
+  Args:
+    optimizer: static.
+    state: before the step.
+    grads: of all parameters.
+    metrics: of the loss.
+
+  Returns:
+    The next state, and `metrics` with the norms of gradient, update and parameters, and
+    `skipped_updates`: 1 if the gradient was not finite, else 0.
+  """
   grad_norm = optax.tree.norm(grads)
   finite = jnp.isfinite(grad_norm)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  moved = (optax.apply_updates(state.params, updates), opt_state)
+  updated = (optax.apply_updates(state.params, updates), opt_state)
   params, opt_state = jax.tree.map(
-    lambda new, old: jnp.where(finite, new, old), moved, (state.params, state.opt_state)
+    lambda new, old: jnp.where(finite, new, old), updated, (state.params, state.opt_state)
   )
   metrics = metrics | {
     "grad_norm": grad_norm,

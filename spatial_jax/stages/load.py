@@ -96,13 +96,12 @@ def recorded_settings(path: pathlib.Path | str) -> dict[str, Any] | None:
   return settings
 
 
-def check_normalisation(preprocess: PreprocessConfig, path: pathlib.Path | str, key: str) -> None:
+def check_normalisation(preprocess: PreprocessConfig, path: pathlib.Path | str) -> None:
   """Refuses mean and std of pixels that differ from those that the policy was trained with.
 
   Args:
     preprocess: settings of the config.
     path: as for `load_policy`.
-    key: config key of `preprocess`, for the message.
 
   Raises:
     ConfigError: if mean or std differ.
@@ -118,9 +117,27 @@ def check_normalisation(preprocess: PreprocessConfig, path: pathlib.Path | str, 
   ):
     if not np.allclose(given, needed, rtol=0, atol=1e-4):
       raise ConfigError(
-        f"{key}.{name} is {given}, but {path} was trained with {needed}; "
-        f"set --{key}.{name}='{needed}'"
+        f"config.preprocess.{name} is {given}, but {path} was trained with {needed}; "
+        f"set --config.preprocess.{name}='{needed}'"
       )
+
+
+def own_preprocess(path: pathlib.Path | str, preprocess: PreprocessConfig) -> PreprocessConfig:
+  """Returns the image settings that a policy was trained with, with the pixel bounds of a config.
+
+  Args:
+    path: as for `load_policy`.
+    preprocess: settings of the config; returned for a Hugging Face folder without a processor.
+
+  Raises:
+    CheckpointError: if the path holds no policy.
+    DataError: if the processor of the folder cannot be read.
+  """
+  trained = _trained_preprocess(find_path(path))
+  if trained is None:
+    return preprocess
+  bounds = {"min_pixels": preprocess.min_pixels, "max_pixels": preprocess.max_pixels}
+  return dataclasses.replace(trained, **bounds)
 
 
 def _trained_preprocess(path: pathlib.Path) -> PreprocessConfig | None:

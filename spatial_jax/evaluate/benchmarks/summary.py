@@ -40,8 +40,8 @@ def vsi_score(predictions: Sequence[Prediction]) -> float | None:
   """
   scores: dict[str, list[float]] = {}
   for p in predictions:
-    known = p.question_type in (*vsi_bench.NUMBER_TYPES, *vsi_bench.CHOICE_TYPES)
-    if p.benchmark == VSI_BENCH and p.valid and known:
+    has_score = p.question_type in (*vsi_bench.NUMBER_TYPES, *vsi_bench.CHOICE_TYPES)
+    if p.benchmark == VSI_BENCH and p.valid and has_score:
       value = vsi_bench.score(p.answer or "", p.truth, p.question_type)
       scores.setdefault(p.question_type, []).append(value)
   return vsi_bench.average(scores) if scores else None
