@@ -102,7 +102,7 @@ class Work:
 
 
 def make_work(cfg: QwenVLConfig) -> Work:
-  """Random responses; log-probabilities close to those of random weights, so that few are clipped."""
+  """Random responses with log-probabilities close to those of random weights: few are clipped."""
   random = np.random.default_rng(1)
   shape = (ROWS, shapes.RESPONSE)
   noise_RT = random.normal(0.0, 0.2, shape)
