@@ -1,4 +1,4 @@
-"""One small reinforcement-learning step, drawing included, for any mesh."""
+"""One small reinforcement-learning step with drawing, on any mesh."""
 
 import dataclasses
 import zlib
@@ -61,7 +61,7 @@ ROLLOUT = RolloutConfig(
   feature_buffer_tokens=256,
   vision=VisionBuckets((16, 48), (4, 12), (64,)),
 )
-# A small step and a large epsilon: where a gradient is noise, Adam would turn it into a full step.
+# A small learning rate and a large epsilon, or Adam turns rounding errors into full steps.
 OPTIMIZER = OptimizerConfig(3e-3, "constant", 0, 100, 0, 0.9, 0.95, 1e-5, 0.01, 1.0, True, ())
 KEEP_FRACTION, BLOCKS = 0.5, 4
 SHAPES = BatchConfig((128,), 128, VisionBuckets((48,), (12,), (64,)), 2, VOCABULARY)
@@ -77,7 +77,7 @@ def step_config() -> QwenVLConfig:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Lab:
+class StepSetup:
   """Everything one step needs, on one mesh."""
 
   engine: Engine
@@ -89,7 +89,7 @@ class Lab:
 
 
 class Outcome(NamedTuple):
-  """What a step gave."""
+  """The results of a step."""
 
   rollouts: Rollouts
   state: TrainState
@@ -97,20 +97,20 @@ class Outcome(NamedTuple):
   weights: Params
 
 
-def lab(
+def step_setup(
   data: int, fsdp: int, tensor: int, rollout: RolloutConfig = ROLLOUT, dtype=jnp.float32
-) -> Lab:
-  """A fresh start with hashed weights; the same bits on every mesh."""
+) -> StepSetup:
+  """The start of a run with hashed weights, which are the same on every mesh."""
   mesh_cfg = sharding.MeshConfig(data, fsdp, tensor)
   mesh = sharding.make_mesh(mesh_cfg, jax.devices()[: data * fsdp * tensor])
   cfg = step_config()
   policy, optimizer = make_policy(cfg, dtype, mesh), make_optimizer(OPTIMIZER)
-  # Tame weights: the wide logits of the parity cases lose a digit to rounding.
+  # Smaller weights: the large logits of the parity cases lose a digit to rounding.
   params = jax.tree.map(lambda x: x * jnp.float32(0.7), hashed_params(cfg, 3))
   params = jax.device_put(params, sharding.param_shardings(params, mesh))
   conversation = Conversation(TOKENIZER, WORDS, PREPROCESS, cfg)
   executor = Executor(ExecutorConfig(0, 20.0, 1024), STYLE)
-  return Lab(
+  return StepSetup(
     engine=make_engine(policy, conversation, executor, rollout, 0, "config.rollout.slots"),
     learn=compiled.LearnPrograms(policy, optimizer, LOSS, MICRO),
     policy=policy,
@@ -121,7 +121,7 @@ def lab(
 
 
 def tasks(first: int) -> list[Task]:
-  """One question per prompt, each about a picture of its own."""
+  """One question per prompt, each about another image."""
   return [
     dataclasses.replace(
       dummies.number_task(np.random.default_rng(i), f"task-{i}"),
@@ -132,35 +132,35 @@ def tasks(first: int) -> list[Task]:
   ]
 
 
-def everybody_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-  """Random weights never draw: let half of the first turns, by their text, count as a box."""
+def make_rollouts_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Makes half of the first turns draw a box, chosen by their text: random weights never draw."""
 
   def parse(text: str, coordinates: Coordinates, limits: Limits) -> Parsed:
     box = Operation("box", 1, (2.0, 3.0, 15.0, 4.0 + len(text)), "a")
-    sample_index = len(coordinates.sizes) == 1 and zlib.crc32(text.encode()) % 2 == 0
-    return Parsed((box,) if sample_index else (), (), None, False)
+    draws = len(coordinates.sizes) == 1 and zlib.crc32(text.encode()) % 2 == 0
+    return Parsed((box,) if draws else (), (), None, False)
 
-  def ended(turns, images, tokens, truncated, limits):
+  def end_reason_of(turns, images, tokens, truncated, limits):
     return end_reason(turns, images, tokens, False, limits)
 
   monkeypatch.setattr(request, "parse", parse)
-  monkeypatch.setattr(request, "end_reason", ended)
+  monkeypatch.setattr(request, "end_reason", end_reason_of)
 
 
-def step(lab: Lab, state: TrainState, number: int) -> Outcome:
+def step(setup: StepSetup, state: TrainState, number: int) -> Outcome:
   """tasks -> prompts -> rollouts -> scores -> advantages -> batch -> update; `state` is donated."""
-  asked = tasks(100 * number)
-  prompts = [lab.engine.conversation.prompt(task) for task in asked]
-  weights = lab.decode_params(state.params)
+  questions = tasks(100 * number)
+  prompts = [setup.engine.conversation.prompt(task) for task in questions]
+  weights = setup.decode_params(state.params)
   job = scheduler.RolloutJob(prompts, 0, number, [SAMPLED] * ROLLOUT.group)
-  rollouts = scheduler.generate_rollouts(lab.engine, weights, job)
-  scores = score(rollouts, asked, dummies.REWARD, 2.0)
-  # Random weights never answer; rewards that differ make the update move.
-  luck_BG = np.random.default_rng(number).random(scores.reward_BG.shape, np.float32)
-  scores = scores._replace(reward_BG=luck_BG, accuracy_BG=luck_BG)
+  rollouts = scheduler.generate_rollouts(setup.engine, weights, job)
+  scores = score(rollouts, questions, dummies.REWARD, 2.0)
+  # Random weights never answer; without different rewards the update would change nothing.
+  random_BG = np.random.default_rng(number).random(scores.reward_BG.shape, np.float32)
+  scores = scores._replace(reward_BG=random_BG, accuracy_BG=random_BG)
   advantage_BG = np.asarray(advantage(scores, dummies.ADVANTAGE))
-  # By blocks of the largest mesh, on which every other keeps the same rows.
+  # Blocks of the largest mesh, so that every mesh keeps the same rows.
   kept_BG = downsample_rollouts(advantage_BG, KEEP_FRACTION, BLOCKS)
   batch, _ = to_train_batch(rollouts, advantage_BG, SHAPES, kept_BG)
-  state, metrics = lab.learn.update(state, lab.learn.place(batch), None)
+  state, metrics = setup.learn.update(state, setup.learn.place(batch), None)
   return Outcome(rollouts, state, metrics, weights)

@@ -280,7 +280,7 @@ def test_only_damaged_checkpoints_are_an_error_that_names_folder_and_fix(run):
   with pytest.raises(CheckpointError) as error:
     checkpoint.latest(run)
   message = str(error.value)
-  assert re.search(r"/2 is damaged: state/\S+ is missing; 1 older ones are damaged too", message)
+  assert re.search(r"/2 is damaged: state/\S+ is missing; damaged too: 1; delete", message)
   assert message.endswith(f"; delete {run / 'checkpoints'} to start again")
 
 
@@ -298,11 +298,20 @@ def test_saving_replaces_a_damaged_checkpoint(run, capsys):
   assert not capsys.readouterr().err
 
 
-def test_damaged_checkpoints_after_the_saved_step_do_not_count_as_kept(run):
-  (run / "checkpoints" / "7").mkdir()
+@pytest.mark.parametrize(("damaged", "kept"), [(2, ["1", "3"]), (7, ["2", "3"])])
+def test_damaged_checkpoints_do_not_count_as_kept(run, damaged, kept):
+  shutil.rmtree(run / "checkpoints" / str(damaged), ignore_errors=True)
+  (run / "checkpoints" / str(damaged)).mkdir()
   with Saver(run, keep=2) as saver:
     saver.save(train_state(), progress(3))
-  assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "3"]
+  assert sorted(path.name for path in (run / "checkpoints").iterdir()) == kept
+
+
+def test_progress_of_another_version_is_refused(run):
+  step = run / "checkpoints" / "2"
+  (step / "progress" / "metadata").write_text('{"step": 2}')
+  with pytest.raises(CheckpointError, match="2 was written by another version of this program"):
+    checkpoint.read_progress(step)
 
 
 # --- disk full -----------------------------------------------------------------------------------

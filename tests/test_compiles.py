@@ -1,4 +1,4 @@
-"""The programs of the tiny shape compile for TPUs that are not there."""
+"""The programs of a tiny policy compile for TPUs without a TPU."""
 
 import dataclasses
 import importlib.util
@@ -44,7 +44,7 @@ def tiny_policy() -> QwenVLConfig:
 
 
 def tiny_shapes() -> tuple[GrpoConfig, RolloutConfig]:
-  """The config's limits with one small bucket each: compile time grows with what is unrolled."""
+  """The default limits with one small bucket each, which compile quickly."""
   vision = VisionBuckets((16,), (4,), (144,))
   learn = build(GrpoConfig, common.learn(100))
   learn = dataclasses.replace(learn, prefix_buckets=(128,), micro=Microbatches(4, (256,)))
@@ -93,7 +93,7 @@ def test_every_program_compiles_and_fits(compiled):
 
 @needs_libtpu
 @pytest.mark.parametrize("name", ["encode_images", "prefill", "update"])
-def test_attention_over_whole_rows_is_the_kernel(compiled, name):
+def test_attention_of_whole_rows_uses_the_kernel(compiled, name):
   calls = [line for line in compiled[name].text.splitlines() if "tpu_custom_call" in line]
   assert any("splash" in line for line in calls), f"{len(calls)} kernels, none of them splash"
 
@@ -115,8 +115,8 @@ def programs_of(
 
 
 @needs_libtpu
-def test_decoding_needs_little_beside_its_cache():
-  """At the head size of every published Qwen2.5-VL, with a cache of some length."""
+def test_decoding_needs_little_memory_besides_its_cache():
+  """At the head size of every published Qwen2.5-VL."""
   cfg = tiny_policy()
   decoder = dataclasses.replace(cfg.decoder, head_dim=128, rope_sections=(16, 24, 24))
   rollout = tiny_shapes()[1]
@@ -130,13 +130,13 @@ def test_decoding_needs_little_beside_its_cache():
   assert one.temporaries <= 0.1 * cache
   few = aot.compile_program(found["decode_gathered"])
   assert few.error is None, few.error
-  own = aot.bytes_per_chip(found["decode"].arguments[1].cache.layers)
-  assert few.temporaries <= 0.1 * cache + 0.6 * own, "half of the rows' own, and of no prompt"
+  suffixes = aot.bytes_per_chip(found["decode"].arguments[1].cache.layers)
+  assert few.temporaries <= 0.1 * cache + 0.6 * suffixes, "half of the suffixes, and no prefix, are copied"
 
 
 @needs_libtpu
-def test_adapters_compile_around_the_kernel():
-  """Beside every kernel of the decoder; the tower, which stays, is not in the update."""
+def test_adapters_compile_with_the_attention_kernel():
+  """Adapters at every kernel of the decoder; the frozen vision tower is not in the update."""
   adapters = LoraConfig(("^decoder/layers/.*/kernel$",), 8, 16.0)
   found = programs_of("v5e:2x2", tiny_policy(), tiny_shapes()[1], adapters)
   assert isinstance(found["update"].arguments[1].vision, FeatureBatch)
@@ -148,19 +148,19 @@ def test_adapters_compile_around_the_kernel():
 
 
 @needs_libtpu
-def test_a_slice_of_several_hosts_reshards_to_islands_of_one():
+def test_the_weights_of_several_hosts_are_resharded_to_each_host():
   learn, rollout = tiny_shapes()
   found = programs_of("v5e:4x4", tiny_policy(), rollout)
   tokens = found["update"].arguments[1].rows.tokens.token_RT
   sampled = 4 * found["decode"].arguments[1].position_R.shape[0]
-  assert tokens.shape[0] == learn.keep_fraction * sampled, "of four islands"
+  assert tokens.shape[0] == learn.keep_fraction * sampled, "the rows of four hosts"
   for name in ("decode_params", "decode"):
     one = aot.compile_program(found[name])
     assert one.error is None, f"{name}: {one.error}"
 
 
 @needs_libtpu
-def test_what_cannot_be_compiled_for_is_one_line():
+def test_a_topology_that_does_not_exist_is_one_line():
   with pytest.raises(ConfigError, match="--topology=v5e:1x99 is not a TPU topology"):
     aot.topology_mesh("v5e:1x99", sharding.MeshConfig(-1, 1, 1))
   with pytest.raises(ConfigError, match="does not fit 4 devices"):
@@ -176,7 +176,7 @@ def test_without_libtpu_the_error_names_the_extra(monkeypatch):
     aot.topology_mesh("v5e:2x2", sharding.MeshConfig(-1, 1, 1))
 
 
-def test_the_table_says_what_does_not_fit():
+def test_the_table_names_programs_that_do_not_fit():
   good = aot.CompiledProgram("decode", 1.0, 1 << 30, 0, 2 << 30, 1 << 30, "", None)
   bad = dataclasses.replace(good, name="update", error="RESOURCE_EXHAUSTED: 20 GiB")
   lines = aot.table([good, bad], 4 << 30).splitlines()

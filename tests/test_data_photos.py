@@ -133,8 +133,8 @@ def test_the_corners_of_a_box_may_come_in_any_order():
   [
     ({"image": 3}, "field image must be a str"),
     ({"width": None}, "street.png: field width must be a finite number"),
-    ({"width": 640}, r"street.png is 400 x 300 px, its annotation says 640 x 300"),
-    ({"image": "gone.png"}, "gone.png cannot be read as a picture"),
+    ({"width": 640}, r"street.png is 400 x 300 px but its annotation says 640 x 300"),
+    ({"image": "gone.png"}, "gone.png does not exist"),
     ({"projection": [[1, 2], [3, 4]]}, "street.png: field projection must be finite numbers"),
     ({"objects": [{"label": "car"}]}, "street.png, object 0: field corners is missing"),
     ({"objects": [entry("car", 0, 9) | {"bbox_2d": [1, 2, 3]}]}, "field bbox_2d must be finite"),
@@ -148,16 +148,16 @@ def test_what_cannot_be_used_is_named_in_one_line(tmp_path, changes, message):
   assert "\n" not in str(caught.value)
 
 
-def test_a_broken_picture_and_a_broken_list_are_named(tmp_path):
+def test_a_broken_image_and_a_broken_list_are_named(tmp_path):
   photo(tmp_path, entry("tree", 0, 6))
-  (tmp_path / "street.png").write_bytes(b"not a picture")
-  with pytest.raises(DataError, match=r"street\.png cannot be read as a picture"):
+  (tmp_path / "street.png").write_bytes(b"not an image")
+  with pytest.raises(DataError, match=r"street\.png cannot be read as an image"):
     load(tmp_path)
   (tmp_path / "annotations.json").write_text("{}")
   with pytest.raises(DataError, match=r"annotations\.json must be a list"):
     load(tmp_path)
   (tmp_path / "annotations.json").unlink()
-  with pytest.raises(DataError, match=r"annotations\.json cannot be read as JSON"):
+  with pytest.raises(DataError, match=r"annotations\.json does not exist"):
     load(tmp_path)
 
 

@@ -178,7 +178,7 @@ def test_rooms_without_questions():
   assert all(
     number % 3 == 0 for number in numbers(training_batch(every_third, 0, 0, 0, 10, 2, TYPES))
   )
-  with pytest.raises(DataError, match="32 rooms in a row gave no question; loosen"):
+  with pytest.raises(DataError, match="32 rooms in a row gave no question; lower"):
     training_batch(lambda number: [], 0, 0, 0, 1, 1, TYPES)
 
 

@@ -29,7 +29,7 @@ SGD = optax.sgd(1.0)  # the update is then the negative gradient
 
 
 @functools.cache
-def lab():
+def policy_and_params():
   return fixtures.random_policy()
 
 
@@ -58,7 +58,7 @@ def batch_of(length: int = 256) -> TrainBatch:
   """`demonstrations`, as if sampled a little off-policy."""
   shapes = dataclasses.replace(fixtures.shapes(), tokens=length)
   batch, _ = to_train_batch(demonstrations(), ADVANTAGE_BG, shapes)
-  logp_RT = np.asarray(score()(lab()[1], batch))
+  logp_RT = np.asarray(score()(policy_and_params()[1], batch))
   noise_RT = 0.2 * np.random.default_rng(1).normal(size=(4, 256))[:, :length]
   old_logp_RT = np.where(batch.rows.trained_RT, logp_RT + noise_RT, 0).astype(np.float32)
   return with_rows(batch, old_logp_RT=old_logp_RT)
@@ -70,21 +70,21 @@ def with_rows(batch: TrainBatch, **fields: np.ndarray) -> TrainBatch:
 
 @functools.cache
 def score():
-  return jax.jit(functools.partial(score_batch, lab()[0], Microbatches(4, (256,))))
+  return jax.jit(functools.partial(score_batch, policy_and_params()[0], Microbatches(4, (256,))))
 
 
 def start(optimizer=SGD, params=None) -> TrainState:
-  params = lab()[1] if params is None else params
+  params = policy_and_params()[1] if params is None else params
   return TrainState(params, optimizer.init(params), jnp.int32(0))
 
 
 @functools.cache
 def program(micro=MICRO, optimizer=SGD):
-  return jax.jit(functools.partial(policy_update, lab()[0], optimizer, LOSS, micro))
+  return jax.jit(functools.partial(policy_update, policy_and_params()[0], optimizer, LOSS, micro))
 
 
 def gradient_of(state: TrainState):
-  return jax.tree.map(lambda new, old: old - new, state.params, lab()[1])
+  return jax.tree.map(lambda new, old: old - new, state.params, policy_and_params()[1])
 
 
 def assert_close(one, other, tolerance=2e-5):
@@ -104,7 +104,7 @@ def assert_same(one, other):
 
 def test_the_gradient_is_the_gradient_of_the_whole_loss():
   """`jax.grad` of all rows at once, vision tower included."""
-  policy, params = lab()
+  policy, params = policy_and_params()
   batch = batch_of()
 
   def whole(params):
@@ -143,7 +143,7 @@ def test_rows_longer_than_every_microbatch_are_refused():
 
 def test_a_shared_prefix_changes_nothing():
   """Compared with every trajectory as one whole row, and with groups of one."""
-  policy, params = lab()
+  policy, params = policy_and_params()
   batch = batch_of()
   shared_B = batch.prefix.valid_RT.sum(1)
   groups = demonstrations()
@@ -273,13 +273,13 @@ def test_a_step_changes_every_parameter_and_is_counted(adam):
   assert int(state.step) == 1
   assert metrics["skipped_updates"] == 0
   assert metrics["update_norm"] > 0
-  changed = jax.tree.map(lambda x, y: bool((x != y).any()), state.params, lab()[1])
+  changed = jax.tree.map(lambda x, y: bool((x != y).any()), state.params, policy_and_params()[1])
   assert all(jax.tree.leaves(changed))
   np.testing.assert_allclose(metrics["param_norm"], optax.tree.norm(state.params), rtol=1e-5)
 
 
 def test_a_frozen_vision_tower_has_no_gradient():
-  policy, params = lab()
+  policy, params = policy_and_params()
   frozen = dataclasses.replace(policy, frozen=("^vision/",))
   update = jax.jit(functools.partial(policy_update, frozen, SGD, LOSS, MICRO))
   state, _ = update(start(), batch_of(), None)
@@ -327,7 +327,7 @@ def test_one_bad_entry_of_one_parameter_changes_nothing(bad):
 
 
 def test_on_policy_the_ratio_is_one():
-  logp_RT = np.asarray(score()(lab()[1], batch_of()))
+  logp_RT = np.asarray(score()(policy_and_params()[1], batch_of()))
   _, metrics = program()(start(), with_rows(batch_of(), old_logp_RT=logp_RT), None)
   np.testing.assert_allclose(metrics["ratio"], 1, atol=1e-5)
   assert float(metrics["logp_difference"]) < 1e-5
@@ -336,7 +336,7 @@ def test_on_policy_the_ratio_is_one():
 
 
 def test_the_divergence_pulls_towards_the_reference():
-  policy, params = lab()
+  policy, params = policy_and_params()
   cfg = dataclasses.replace(LOSS, kl_weight=1.0)
   still = with_rows(batch_of(), advantage_R=np.zeros(4, np.float32))
   other = jax.tree.map(lambda x: x * 1.01, params)
@@ -354,7 +354,7 @@ def test_the_divergence_pulls_towards_the_reference():
 
 
 def test_sft_is_the_mean_over_tokens():
-  policy, params = lab()
+  policy, params = policy_and_params()
   batch = batch_of()
   _, metrics = jax.jit(functools.partial(sft_update, policy, SGD, MICRO))(start(), batch)
   logp_RT, trained_RT = score()(params, batch), batch.rows.trained_RT
@@ -365,7 +365,10 @@ def test_sft_is_the_mean_over_tokens():
 
 
 def test_the_score_of_untrained_tokens_is_zero():
-  logp_RT, trained_RT = np.asarray(score()(lab()[1], batch_of())), batch_of().rows.trained_RT
+  logp_RT, trained_RT = (
+    np.asarray(score()(policy_and_params()[1], batch_of())),
+    batch_of().rows.trained_RT,
+  )
   assert (logp_RT[~trained_RT] == 0).all()
   assert (logp_RT[trained_RT] < 0).any()
   assert np.isfinite(logp_RT).all()
@@ -373,7 +376,7 @@ def test_the_score_of_untrained_tokens_is_zero():
 
 def test_scores_are_in_the_order_of_the_batch():
   """For every number of rows per microbatch and every length."""
-  policy, params = lab()
+  policy, params = policy_and_params()
   batch = batch_of()
   shortest = int(batch.rows.tokens.valid_RT.sum(1).min())
   for micro in (Microbatches(1, (shortest, 256)), Microbatches(3, (256,))):
@@ -383,7 +386,7 @@ def test_scores_are_in_the_order_of_the_batch():
 
 def test_features_of_a_frozen_tower_replace_its_images():
   """The gradient is the same, and the tower is not run."""
-  policy, params = lab()
+  policy, params = policy_and_params()
   frozen = dataclasses.replace(policy, frozen=("^vision/",))
   cfg = fixtures.shapes()
   images = {i.content_hash: i for group in demonstrations() for t in group for i in t.images}

@@ -57,8 +57,8 @@ def test_global_program_afterwards_gives_both_the_same(results):
 
 def test_processes_sample_what_one_process_samples(results):
   with pytest.MonkeyPatch.context() as monkeypatch:
-    step_fixtures.everybody_draws(monkeypatch)
-    lab = step_fixtures.lab(1, two_processes.DEVICES, 1)
+    step_fixtures.make_rollouts_draw(monkeypatch)
+    lab = step_fixtures.step_setup(1, two_processes.DEVICES, 1)
     for numbers, process in zip(two_processes.TASK_NUMBERS, results, strict=True):
       token_ids, _ = two_processes.sample_twice(lab, numbers)
       assert token_ids == process["token_ids"]

@@ -24,7 +24,7 @@ from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.stages.load import load_policy, record
 from spatial_jax.types import Params, TrainState
 from tests import policy_fixtures, rollout_fixtures
-from tests.test_learn_update import batch_of, lab
+from tests.test_learn_update import batch_of, policy_and_params
 from tests.test_policy import FAMILIES, four_rows, setting
 
 EVERYWHERE = LoraConfig(paths=("/kernel$",), rank=3, alpha=6.0)
@@ -142,7 +142,7 @@ ADAM = OptimizerConfig(
 @functools.cache
 def trained():
   """Policy, initial parameters, and state and metrics after two steps with adapters."""
-  plain, params = lab()
+  plain, params = policy_and_params()
   policy = dataclasses.replace(plain, lora=QUERIES, frozen=lora.frozen_paths(QUERIES, ()))
   mesh = compiled.train_mesh(policy)
   fresh = compiled.init_adapters(policy, jax.random.key(1), mesh)

@@ -29,7 +29,7 @@ def on_one_device(tree) -> int:
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)], ids=str)
 def test_plan_equals_the_allocated_bytes(sizes):
-  lab, cfg = step_fixtures.lab(*sizes), step_fixtures.ROLLOUT
+  lab, cfg = step_fixtures.step_setup(*sizes), step_fixtures.ROLLOUT
   plan = context.plan(lab.policy, cfg, 7, 1 << 30)
   state = lab.engine.programs.empty_state(cfg.prompt_buckets[-1])
   assert plan.prefix_cache == on_one_device(state.cache.prefix.layers)
@@ -45,7 +45,7 @@ def test_plan_equals_the_allocated_bytes(sizes):
 
 
 def test_prefix_cache_does_not_grow_with_the_group():
-  lab, cfg = step_fixtures.lab(1, 1, 1), step_fixtures.ROLLOUT
+  lab, cfg = step_fixtures.step_setup(1, 1, 1), step_fixtures.ROLLOUT
   plans = [
     context.plan(lab.policy, dataclasses.replace(cfg, group=group), 0, 1 << 40)
     for group in (1, 4, 16)
@@ -64,7 +64,7 @@ def test_decoding_never_copies_a_prompt_for_each_row():
     gather_fractions=(),
     suffix_block_edges=(),
   )
-  lab = step_fixtures.lab(1, 1, 1, cfg)
+  lab = step_fixtures.step_setup(1, 1, 1, cfg)
   programs = lab.engine.programs
   state = jax.eval_shape(lambda: programs.empty_state(4096))
   weights = jax.eval_shape(compiled.reshard(lab.policy, lab.mesh, "compute"), lab.state.params)
@@ -120,7 +120,7 @@ def test_cpu_devices_share_the_memory_of_the_machine():
 
 
 def test_engine_that_does_not_fit_is_not_made(monkeypatch):
-  lab, cfg = step_fixtures.lab(1, 1, 1), step_fixtures.ROLLOUT
+  lab, cfg = step_fixtures.step_setup(1, 1, 1), step_fixtures.ROLLOUT
   plan, engine = context.plan(lab.policy, cfg, 1000, 1 << 40), lab.engine
   arguments = (lab.policy, engine.conversation, engine.executor, cfg, 1000, KEY)
   monkeypatch.setattr(memory, "device_bytes", lambda mesh: plan.rollouts)

@@ -88,9 +88,9 @@ class Ran:
 @pytest.fixture(scope="module")
 def ran():
   with pytest.MonkeyPatch.context() as monkeypatch:
-    step_fixtures.everybody_draws(monkeypatch)
-    small = step_fixtures.lab(1, 1, 1)
-    lab, watched = _watch(step_fixtures.lab(2, 2, 2))
+    step_fixtures.make_rollouts_draw(monkeypatch)
+    small = step_fixtures.step_setup(1, 1, 1)
+    lab, watched = _watch(step_fixtures.step_setup(2, 2, 2))
     before = jax.tree.map(np.array, small.state.params)  # copies: the update donates its state
     one = step_fixtures.step(small, small.state, 0)
     eight = step_fixtures.step(lab, lab.state, 0)
@@ -114,8 +114,8 @@ def test_rollouts_in_fewer_rows_are_the_same(ran):
   """The prompt of a row may be on another device than the row."""
   few = dataclasses.replace(step_fixtures.ROLLOUT, rows=4)
   with pytest.MonkeyPatch.context() as monkeypatch:
-    step_fixtures.everybody_draws(monkeypatch)
-    lab = step_fixtures.lab(2, 2, 2, few)
+    step_fixtures.make_rollouts_draw(monkeypatch)
+    lab = step_fixtures.step_setup(2, 2, 2, few)
     weights = lab.decode_params(lab.state.params)
     prompts = [lab.engine.conversation.prompt(task) for task in step_fixtures.tasks(0)]
     job = RolloutJob(prompts, 0, 0, [step_fixtures.SAMPLED] * few.group)
@@ -128,8 +128,8 @@ def test_rollouts_in_fewer_rows_are_the_same(ran):
 
 def test_rollouts_do_not_depend_on_the_default_prng(ran):
   with pytest.MonkeyPatch.context() as monkeypatch, jax.default_prng_impl("rbg"):
-    step_fixtures.everybody_draws(monkeypatch)
-    lab = step_fixtures.lab(1, 1, 1)
+    step_fixtures.make_rollouts_draw(monkeypatch)
+    lab = step_fixtures.step_setup(1, 1, 1)
     weights = lab.decode_params(lab.state.params)
     prompts = [lab.engine.conversation.prompt(task) for task in step_fixtures.tasks(0)[:1]]
     job = RolloutJob(prompts, 0, 0, [step_fixtures.SAMPLED] * step_fixtures.ROLLOUT.group)
@@ -165,9 +165,9 @@ def test_every_token_of_every_row_is_scored_as_it_was_sampled(ran):
 @pytest.mark.parametrize("weights", ["compute", "int8"])
 def test_metrics_show_the_difference_of_a_rounded_sampler(monkeypatch, weights):
   """Sampler and trainer compute in bfloat16; kernels in 8 bits are further off the policy."""
-  step_fixtures.everybody_draws(monkeypatch)
+  step_fixtures.make_rollouts_draw(monkeypatch)
   cfg = dataclasses.replace(step_fixtures.ROLLOUT, weights=weights)
-  lab = step_fixtures.lab(1, 1, 1, cfg, jnp.bfloat16)
+  lab = step_fixtures.step_setup(1, 1, 1, cfg, jnp.bfloat16)
   metrics = step_fixtures.step(lab, lab.state, 0).metrics
   difference = float(metrics["logp_difference"])
   assert (3e-3 if weights == "int8" else 1e-4) < difference < 0.2

@@ -39,7 +39,7 @@ METRICS = {
 def workdir(tmp_path_factory):
   """The work directory of a run of two steps."""
   folder = tmp_path_factory.mktemp("run")
-  lab = step_fixtures.lab(1, 1, 1)
+  lab = step_fixtures.step_setup(1, 1, 1)
   context = RunContext(
     lab.policy, lab.engine.conversation, lab.engine.executor, lab.decode_params, None
   )
@@ -57,7 +57,7 @@ def workdir(tmp_path_factory):
   )
   log = LogConfig(False, False)
   with pytest.MonkeyPatch.context() as monkeypatch:
-    step_fixtures.everybody_draws(monkeypatch)
+    step_fixtures.make_rollouts_draw(monkeypatch)
     cfg = LoopConfig(steps=2, checkpoint_every=9, keep=1, log=log)
     loop.run(folder, cfg, "grpo", lab.state, stage.step_function, None, {})
   jax.clear_caches()  # no other test uses these shapes

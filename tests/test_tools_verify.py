@@ -1,4 +1,4 @@
-"""`verify.forward` in the processor's layout, and `verify` live."""
+"""`verify.forward` in the layout of the processor, and `verify` against transformers."""
 
 import pathlib
 import subprocess
@@ -26,7 +26,7 @@ def directory(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["text", "two_images", "video_hf5", "video_max"])
-def test_forward_takes_what_the_processor_gives(directory, name):
+def test_forward_reads_the_layout_of_the_processor(directory, name):
   case = CASES[f"qwen2_5_vl/tied/{name}"]
   row = case.sequence()
   inputs = {}
@@ -45,8 +45,8 @@ def test_forward_takes_what_the_processor_gives(directory, name):
   assert {value.dtype.name for value in out.values()} == {"float32", "int32"}
 
 
-def test_forward_mixes_images_and_clips_in_any_order(directory):
-  """A clip before an image: each takes from its own stream, features come images first."""
+def test_forward_takes_images_and_videos_in_any_order(directory):
+  """A video before an image. The features of images come first."""
   image = fixtures.image(1, 16, 16)
   clip = fixtures.patch_frames([fixtures.pixels(i, 16, 24) for i in range(4)], fixtures.PREPROCESS)
   cfg = fixtures.small_config(True)
@@ -71,7 +71,7 @@ def test_forward_mixes_images_and_clips_in_any_order(directory):
   )
 
 
-def test_forward_names_what_does_not_fit(directory):
+def test_forward_names_the_input_that_does_not_fit(directory):
   image = fixtures.image(1, 16, 16)
   ids = fixtures.sequence([2, image], fixtures.small_config(True)).ids
   with pytest.raises(ValueError, match="image pads"):
@@ -93,18 +93,18 @@ def test_verify_compares_with_transformers(name, tmp_path):
   assert [check for check in checks if not check.passed] == []
   kinds = {check.kind for check in checks}
   assert kinds == {"text", "images", "video", "mixed"}
-  deep = {check.what for check in checks if "DeepStack" in check.what}
-  assert len(deep) == len(cfg.vision.deepstack)
+  deepstack = {check.what for check in checks if "DeepStack" in check.what}
+  assert len(deepstack) == len(cfg.vision.deepstack)
   wrong = fixtures.hashed_params(cfg, 77)
   weights.save(wrong, cfg, tmp_path)
   verify._load.cache_clear()
   failed = [check.what for check in verify.compare(tmp_path, golden) if not check.passed]
-  assert {"logits", "vision features", *deep} <= set(failed)
+  assert {"logits", "vision features", *deepstack} <= set(failed)
 
 
 @pytest.mark.torch
 @pytest.mark.filterwarnings("default")
-def test_the_embedded_policy_agrees_here_and_where_there_is_no_torch(tmp_path):
+def test_the_embedded_policy_passes_with_torch_and_with_saved_outputs(tmp_path):
   pytest.importorskip("torch", reason="live parity needs torch (extra bench)")
   golden = tmp_path / "golden.npz"
   done = run_verify("as installed", ASSET, f"--export={golden}")
@@ -136,10 +136,12 @@ def run_verify(how, directory, *more):
 def test_a_missing_checkpoint_is_one_line_and_exit_code_2(how, tmp_path):
   done = run_verify(how, tmp_path)
   assert done.returncode == 2
-  assert "config.json" in done.stderr.splitlines()[-1]
+  assert f"error: {tmp_path} has no config.json" in done.stderr.splitlines()[-1]
 
 
-def test_no_torch_is_one_line_and_exit_code_2(directory):
+def test_missing_torch_is_one_line_that_names_the_extra(directory):
   done = run_verify("without torch", directory)
   assert done.returncode == 2
-  assert "needs torch" in done.stderr.splitlines()[-1]
+  line = done.stderr.splitlines()[-1]
+  assert line.startswith("error: verify compares with transformers and needs torch")
+  assert "install the extra `bench`: pip install -e '.[bench]'" in line

@@ -45,8 +45,8 @@ def main(rank: int, port: str, out: str) -> None:
   jax.config.update("jax_numpy_dtype_promotion", "strict")
   jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
   with pytest.MonkeyPatch.context() as monkeypatch:
-    step_fixtures.everybody_draws(monkeypatch)
-    lab = step_fixtures.lab(1, 2 * DEVICES, 1)  # every matrix is sharded over both processes
+    step_fixtures.make_rollouts_draw(monkeypatch)
+    lab = step_fixtures.step_setup(1, 2 * DEVICES, 1)  # every matrix is sharded over both processes
     kernel = lab.state.params["decoder"]["layers"]["mlp"]["up"]["kernel"]
     assert not kernel.is_fully_addressable
     token_ids, programs = sample_twice(lab, TASK_NUMBERS[rank])
