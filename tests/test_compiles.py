@@ -131,7 +131,9 @@ def test_decoding_needs_little_memory_besides_its_cache():
   few = aot.compile_program(found["decode_gathered"])
   assert few.error is None, few.error
   suffixes = aot.bytes_per_chip(found["decode"].arguments[1].cache.layers)
-  assert few.temporaries <= 0.1 * cache + 0.6 * suffixes, "half of the suffixes, and no prefix, are copied"
+  assert few.temporaries <= 0.1 * cache + 0.6 * suffixes, (
+    "half of the suffixes, and no prefix, are copied"
+  )
 
 
 @needs_libtpu
