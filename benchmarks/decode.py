@@ -1,11 +1,10 @@
-"""A decode step beside its limits: the same matmuls alone, and what the machine can copy and add.
+"""A decode step compared with its matrix products alone, and with the speed of the machine.
 
-    python -m benchmarks.decode [--shape=nano] [--case=image|frames|drawing] [--own=64]
+    python -m benchmarks.decode [--shape=nano] [--case=image|frames|drawing] [--suffix=64]
 
-All rows of the case's slots sample behind a full prompt, with `own` tokens of their own in a cache
-of the size that the case has. `bare matmuls` is the chain of the step's products with weights,
-prompt and own cache, as often, compiled by XLA as it likes: no softmax, no norms, no rotation, no
-sampling, nothing written to a cache.
+All rows of the case sample after a full prompt, with `suffix` tokens in the suffix of each row.
+`bare matmuls` computes only the products of the step with weights, prefix cache and suffix cache,
+the same number of times: no softmax, norms, rotation or sampling, and no cache is written.
 """
 
 import itertools
@@ -29,13 +28,13 @@ from spatial_jax.policy.config import DecoderConfig
 from spatial_jax.rollout.device import SampleState
 from spatial_jax.types import Params
 
-OWN = flags.DEFINE_integer("own", 64, "tokens that each row has said", lower_bound=0)
-PEAK_SIDE = 2_048  # of the matrices whose product is the machine's peak
-COPIED = 1 << 26  # floats of the array whose copy is the machine's bandwidth
+SUFFIX = flags.DEFINE_integer("suffix", 64, "tokens in the suffix of each row", lower_bound=0)
+PEAK_SIDE = 2_048  # side of the matrices for the peak of the machine
+COPIED = 1 << 26  # floats of the array for the bandwidth of the machine
 
 
 class Ours:
-  """One chunk of the engine, all rows active, begun again and again from the same state."""
+  """One chunk of the engine with all rows active, always from the same state."""
 
   def __init__(self, folder: pathlib.Path):
     side = rollout.Ours(folder)
@@ -55,7 +54,7 @@ class Ours:
   def _full(self) -> SampleState:
     cache, size = self.state.cache, self.engine.cfg.prompt_buckets[-1]
     prefix = cache.prefix._replace(length_B=jnp.full(cache.prefix.length_B.shape, size, jnp.int32))
-    length_R = jnp.full(self.rows, OWN.value, jnp.int32)
+    length_R = jnp.full(self.rows, SUFFIX.value, jnp.int32)
     return self.state._replace(
       cache=cache._replace(prefix=prefix, length_R=length_R),
       active_R=jnp.ones(self.rows, bool),
@@ -68,11 +67,10 @@ class Ours:
 
 
 def bare_matmuls(ours: Ours, cfg: DecoderConfig) -> Callable[[], None]:
-  """The products of a chunk, in the order of the layers, each fed by the one before."""
+  """The matrix products of a chunk, in the order of the layers, each with the last one's output."""
   cache, steps = ours.state.cache, ours.engine.cfg.decode_steps
   groups, rows = cache.prefix.length_B.size, ours.rows
-  own = own_read(ours)
-  shape = (rows, cfg.kv_heads, own, cfg.head_dim)
+  shape = (rows, cfg.kv_heads, suffix_read(ours), cfg.head_dim)
   layers = [
     (*(jnp.copy(x) for x in prefix), jnp.zeros(shape), jnp.zeros(shape))
     for prefix in cache.prefix.layers
@@ -84,19 +82,17 @@ def bare_matmuls(ours: Ours, cfg: DecoderConfig) -> Callable[[], None]:
 
   def step(_, carry):
     x_RD, weights, layers = carry
-    for weight, kept in zip(weights["decoder"]["layers"], layers, strict=True):
+    for weight, kv in zip(weights["decoder"]["layers"], layers, strict=True):
       of = weight["attn"]
       q = jnp.einsum("RD,DHC->RHC", x_RD, of["q"]["kernel"])
-      fresh = [jnp.einsum("RD,DKC->RKC", x_RD, of[name]["kernel"]) for name in "kv"]
-      q = q.reshape(rows, cfg.kv_heads, -1, cfg.head_dim) + sum(fresh)[:, :, None]
+      new = [jnp.einsum("RD,DKC->RKC", x_RD, of[name]["kernel"]) for name in "kv"]
+      q = q.reshape(rows, cfg.kv_heads, -1, cfg.head_dim) + sum(new)[:, :, None]
       shared = jnp.swapaxes(q.reshape(groups, -1, *q.shape[1:]), 1, 2)
       shared = shared.reshape(groups, cfg.kv_heads, -1, cfg.head_dim)
-      seen = attend(shared, *kept[:2]).reshape(
-        groups, cfg.kv_heads, rows // groups, -1, cfg.head_dim
-      )
-      seen = jnp.swapaxes(seen, 1, 2).reshape(q.shape) + attend(q, *kept[2:])
-      seen = seen.reshape(rows, cfg.heads, cfg.head_dim)
-      x_RD = jnp.einsum("RHC,HCD->RD", seen, of["o"]["kernel"])
+      out = attend(shared, *kv[:2]).reshape(groups, cfg.kv_heads, rows // groups, -1, cfg.head_dim)
+      out = jnp.swapaxes(out, 1, 2).reshape(q.shape) + attend(q, *kv[2:])
+      out = out.reshape(rows, cfg.heads, cfg.head_dim)
+      x_RD = jnp.einsum("RHC,HCD->RD", out, of["o"]["kernel"])
       mlp = weight["mlp"]
       hidden = (x_RD @ mlp["gate"]["kernel"]) * (x_RD @ mlp["up"]["kernel"])
       x_RD = hidden @ mlp["down"]["kernel"]
@@ -112,38 +108,40 @@ def bare_matmuls(ours: Ours, cfg: DecoderConfig) -> Callable[[], None]:
   return lambda: jax.block_until_ready(chain(x_RD, ours.weights, layers))
 
 
-def own_read(ours: Ours) -> int:
-  """How much of each row's own cache a chunk reads."""
+def suffix_read(ours: Ours) -> int:
+  """The number of suffix tokens of each row that a chunk reads: whole blocks."""
   cfg = ours.engine.cfg
   ends = itertools.accumulate(cfg.suffix_block_sizes)
-  found = next((end for end in ends if end >= OWN.value + cfg.decode_steps), None)
+  found = next((end for end in ends if end >= SUFFIX.value + cfg.decode_steps), None)
   if found is None:
-    raise app.UsageError(f"--own is at most {cfg.stop.max_response_tokens - cfg.decode_steps}")
+    most = cfg.stop.max_response_tokens - cfg.decode_steps
+    raise app.UsageError(f"--suffix is {SUFFIX.value} and must be at most {most}; lower it")
   return found
 
 
 def work(ours: Ours, cfg: DecoderConfig) -> tuple[float, float]:
-  """Bytes read and additions with multiplication of one step."""
+  """Bytes read and floating-point operations of one step."""
   decoder = ours.weights["decoder"]
   kernels = [x for x in jax.tree.leaves(decoder["layers"]) if x.ndim > 1]
   table = decoder["embed" if cfg.tied else "head"]["embedding"]
   numbers = sum(x.size for x in kernels) + table.size
   groups = ours.state.cache.prefix.length_B.size
-  prompt, own = ours.engine.cfg.prompt_buckets[-1], own_read(ours)
-  cached = 2 * cfg.layers * cfg.kv_heads * cfg.head_dim * (groups * prompt + ours.rows * own)
-  attention = 4 * cfg.layers * cfg.heads * cfg.head_dim * ours.rows * (prompt + own)
+  prefix, suffix = ours.engine.cfg.prompt_buckets[-1], suffix_read(ours)
+  cached = 2 * cfg.layers * cfg.kv_heads * cfg.head_dim * (groups * prefix + ours.rows * suffix)
+  attention = 4 * cfg.layers * cfg.heads * cfg.head_dim * ours.rows * (prefix + suffix)
   return 4.0 * (numbers + cached), 2.0 * ours.rows * numbers + attention
 
 
 def machine() -> dict[str, Callable[[], object]]:
-  """What the machine can do: a large product, and a copy."""
+  """A large matrix product and a copy, which measure the speed of the machine."""
   square = jnp.ones((PEAK_SIDE, PEAK_SIDE), jnp.float32)
-  kept = [jnp.ones(COPIED, jnp.float32)]
+  array = [jnp.ones(COPIED, jnp.float32)]
   product = jax.jit(jnp.matmul)
-  add = jax.jit(lambda x: x + 1, donate_argnums=0)  # in place: fresh pages would be what is timed
+  # In place, because page faults of a new array would take most of the time.
+  add = jax.jit(lambda x: x + 1, donate_argnums=0)
 
   def copy() -> None:
-    kept[0] = jax.block_until_ready(add(kept[0]))
+    array[0] = jax.block_until_ready(add(array[0]))
 
   return {"matmul": lambda: jax.block_until_ready(product(square, square)), "copy": copy}
 
@@ -175,8 +173,8 @@ def report(seconds: Mapping[str, list[float]], ours: Ours, cfg: DecoderConfig) -
   bound = "memory" if read_ms > count_ms else "arithmetic"
   share = median["bare matmuls"] / median["ours"]
   console.print(
-    f"{bound} binds ({read_ms:.2f} ms to read, {count_ms:.2f} ms to compute); "
-    f"ours reaches {share:.0%} of the bare matmuls' speed"
+    f"{bound} is the limit ({read_ms:.2f} ms to read, {count_ms:.2f} ms to compute); "
+    f"ours reaches {share:.0%} of the speed of the bare matmuls"
   )
 
 

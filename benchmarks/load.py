@@ -1,9 +1,10 @@
-"""Host memory while a checkpoint goes to the devices.
+"""Host memory while a checkpoint is loaded onto the devices.
 
     python -m benchmarks.load [--name=Qwen2-VL-2B] [--dtype=bfloat16] [--folder=...]
 
 Writes random weights of a released shape, in files of 1 GiB, and loads them in a fresh process.
-Printed: the most memory beside what the devices hold, against the largest stacked parameter.
+Prints the peak host memory besides the arrays on the devices, relative to the largest stacked
+parameter.
 """
 
 import json
@@ -28,12 +29,12 @@ from spatial_jax.hf.name_map import name_table
 from spatial_jax.types import Params
 
 NAME = flags.DEFINE_enum("name", "Qwen2-VL-2B", list(NAMES), "released shape")
-DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "that is loaded")
-LIMIT = 1.2  # of the largest stacked parameter
+DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "dtype of the parameters")
+LIMIT = 1.2  # times the size of the largest stacked parameter
 
 
 def write(folder: pathlib.Path) -> None:
-  """Random bfloat16 weights of the shape; what they are does not matter, only how many."""
+  """Writes random bfloat16 weights of the shape."""
   cfg = released(NAME.value)
   noise = np.random.default_rng(0).standard_normal(1 << 20, np.float32).astype(ml_dtypes.bfloat16)
   params: Params = {}
@@ -43,7 +44,10 @@ def write(folder: pathlib.Path) -> None:
 
 
 class Watch:
-  """Memory beside what is on the devices already; asked where to put each parameter in turn."""
+  """Measures host memory besides the arrays that are already on the devices.
+
+  `weights.load` calls it for the sharding of each parameter in turn.
+  """
 
   def __init__(self, memory: measure.PeakMemory, size: int, sharding: jax.sharding.Sharding):
     self._memory, self._size, self._sharding = memory, size, sharding
@@ -56,15 +60,15 @@ class Watch:
     return self._sharding
 
   def close(self) -> None:
-    """Of the parameter that was read last; from now on it counts as the devices'."""
-    beside = (self._memory.peak_kib - self._start_kib) * 1024 - self._placed
-    self.peak = max(self.peak, beside)
+    """Ends the measurement of the last parameter, which is on the devices from now on."""
+    host = (self._memory.peak_kib - self._start_kib) * 1024 - self._placed
+    self.peak = max(self.peak, host)
     self._placed += self._last
     self._memory.peak_kib = measure.anonymous_kib()
 
 
 def load(folder: pathlib.Path) -> dict[str, float]:
-  """Seconds, and bytes beside the devices'."""
+  """Seconds of loading, and host bytes besides the arrays on the devices."""
   cfg, dtype = weights.read_config(folder), np.dtype(DTYPE.value)
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   jax.block_until_ready(jax.device_put(np.zeros(8, np.float32), place))
@@ -78,16 +82,16 @@ def load(folder: pathlib.Path) -> dict[str, float]:
   stacked = [entry for entry in name_table(cfg) if entry.layers]
   largest = max(int(np.prod(entry.full_shape)) for entry in stacked) * dtype.itemsize
   seconds = time.perf_counter() - start
-  return {"seconds": seconds, "beside": watch.peak, "largest": largest, "devices": sum(sizes)}
+  return {"seconds": seconds, "host": watch.peak, "largest": largest, "devices": sum(sizes)}
 
 
 def report(folder: pathlib.Path) -> bool:
-  """Whether the limit holds."""
+  """Prints the result; returns whether the memory is within the limit."""
   if not (folder / weights.CONFIG).exists():
     _part("write", folder)
   found = json.loads(_part("load", folder).splitlines()[-1])
   on_disk = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-  ratio, gib = found["beside"] / found["largest"], 1 << 30
+  ratio, gib = found["host"] / found["largest"], 1 << 30
   console = Console()
   console.print(
     f"{NAME.value}: {parameter_count(released(NAME.value)):,} parameters, "
@@ -97,7 +101,7 @@ def report(folder: pathlib.Path) -> bool:
     highlight=False,
   )
   console.print(
-    f"devices hold {found['devices'] / gib:.2f} GiB; beside it at most {found['beside'] / gib:.2f} "
+    f"on devices {found['devices'] / gib:.2f} GiB; on the host at most {found['host'] / gib:.2f} "
     f"GiB, {ratio:.2f} x the largest stacked parameter ({found['largest'] / gib:.2f} GiB); limit "
     f"{LIMIT}",
     highlight=False,

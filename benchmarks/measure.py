@@ -1,12 +1,12 @@
-"""Time and memory of two sides, fairly: the machinery that comparisons share.
+"""Measures time and memory of the sides of a benchmark under equal conditions.
 
-time     one process, all sides in turn, round after round; medians
-memory   one fresh process per side: peak RssAnon (mapped files do not count) of its first two
-         calls, less that before anything was loaded
+time     one process; every round calls each side once; the median counts
+memory   one fresh process per side: peak RssAnon (without mapped files) of its first two calls,
+         minus RssAnon before loading
 
-Both run with the same threads and the same allocator: glibc with transparent huge pages, without
-which the page faults of large temporaries cost both sides time. The machine must be quiet: threads
-of torch wait for one another, and beside other work two of them took 80 s for what one does in 4.
+All sides use the same threads and the same allocator: glibc with transparent huge pages. Without
+them, page faults of large temporaries slow down all sides. The machine must be idle: the threads of
+torch wait for one another; on a busy machine two threads took 80 s for the work of 4 s.
 """
 
 import contextlib
@@ -39,14 +39,14 @@ from spatial_jax.policy.config import QwenVLConfig
 
 SHAPE = flags.DEFINE_enum("shape", "nano", list(shapes.SHAPES), "size of the model")
 REPEATS = flags.DEFINE_integer("repeats", 5, "timed rounds after the warm-up", lower_bound=1)
-OUT = flags.DEFINE_string("out", None, "write the numbers here as JSON")
+OUT = flags.DEFINE_string("out", None, "file for the numbers as JSON")
 FOLDER = flags.DEFINE_string(
-  "folder", None, "where the random weights lie; made when missing, temporary when not given"
+  "folder", None, "folder of the random weights, made if missing; default: a temporary folder"
 )
-SIDES = flags.DEFINE_list("sides", [], "which of them to run; all where none are named")
-PART = flags.DEFINE_string("part", None, "used by the benchmark itself: 'time', or side to weigh")
+SIDES = flags.DEFINE_list("sides", [], "the sides to run; default: all")
+PART = flags.DEFINE_string("part", None, "internal: 'time', or the side whose memory is measured")
 
-PEER = "torch"  # sides whose name begins so are what a user would pick instead
+PEER = "torch"  # prefix of the sides that the other sides are compared with
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _SAMPLE_S = 0.002
 T = TypeVar("T")
@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
-  """What the timing process found: seconds of each round, and how far the sides' results differ."""
+  """Seconds of each round for every side, and the differences between the results of the sides."""
 
   seconds: dict[str, list[float]]
   differences: dict[str, float]
@@ -65,12 +65,12 @@ class Benchmark:
   """One comparison.
 
   Attributes:
-    title: one line, what is done.
-    unit, tokens: what one call makes, and how many of it.
+    title: one line.
+    unit, tokens: unit of the output of one call ("tokens"), and its number.
     sides: names, ours first.
-    time: (folder) -> times of all sides, results compared.
+    time: (folder) -> times of all sides, after their results were compared.
     load: (side, folder) -> the call of one side alone.
-    notes: what a reader must know to believe the figures.
+    notes: conditions of the measurement.
   """
 
   title: str
@@ -84,7 +84,7 @@ class Benchmark:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A line of the table."""
+  """One row of the table."""
 
   side: str
   seconds: list[float]
@@ -94,24 +94,24 @@ class Row:
 
 
 def chosen(every: Mapping[str, T]) -> dict[str, T]:
-  """Those sides that `--sides` names, in their order here.
+  """The entries that `--sides` names, in the order of `every`; all by default.
 
   Raises:
-    UsageError: on the host, for a side that there is not.
+    UsageError: if a name is unknown.
   """
   unknown = sorted(set(SIDES.value) - every.keys())
   if unknown:
-    raise app.UsageError(f"--sides are of: {', '.join(every)}; got {', '.join(unknown)}")
-  return {side: what for side, what in every.items() if side in (SIDES.value or every)}
+    raise app.UsageError(f"--sides {', '.join(unknown)} must be of: {', '.join(every)}")
+  return {side: value for side, value in every.items() if side in (SIDES.value or every)}
 
 
 def run(benchmark: Benchmark) -> None:
-  """Measures, prints the table and writes JSON; in a process of its own, does one part of it."""
+  """Measures all sides, prints the table and writes JSON; with `--part`, runs one part."""
   with _checkpoint_folder(shapes.SHAPES[SHAPE.value]) as folder:
     if PART.value is None:
       _report(benchmark, folder)
       return
-    # Compiling is no part of the figures: a run finds its programs on disk, as training does.
+    # Compilation is not measured: programs are read from the compilation cache, as in training.
     jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if PART.value == "time":
@@ -122,7 +122,7 @@ def run(benchmark: Benchmark) -> None:
 
 
 def alternate(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-  """Seconds of each call in each round; the calls take turns and are warm already."""
+  """Seconds of each call in each round; a round calls each once, after a warm-up."""
   seconds: dict[str, list[float]] = {name: [] for name in calls}
   for _ in range(rounds):
     for name, call in calls.items():
@@ -134,17 +134,17 @@ def alternate(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, 
 
 
 def require_close(name: str, difference: float, tolerance: float) -> None:
-  """Both sides must compute the same.
+  """Checks that both sides compute the same.
 
   Raises:
-    ValueError: on the host, when they do not.
+    ValueError: if `difference` exceeds `tolerance` or is NaN.
   """
   if not difference <= tolerance:
-    raise ValueError(f"the two sides differ: {name} by {difference:.2e}, tolerated {tolerance:.0e}")
+    raise ValueError(f"{name} of the sides differs by {difference:.2e}, more than {tolerance:.0e}")
 
 
 class PeakMemory:
-  """While entered, a thread samples the RssAnon of this process; `peak_kib` is the most it saw."""
+  """A context in which a thread samples RssAnon of this process; `peak_kib` is the maximum."""
 
   def __init__(self):
     self.peak_kib = anonymous_kib()
@@ -169,13 +169,13 @@ class PeakMemory:
 
 
 def anonymous_kib() -> int:
-  """Memory of this process that no file backs, KiB (Linux)."""
+  """RssAnon of this process, KiB: memory that is not mapped from files (Linux)."""
   with open("/proc/self/status", encoding="ascii") as status:
     return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
 
 
 def _peak_mib(benchmark: Benchmark, side: str, folder: pathlib.Path) -> float:
-  """Of the first two calls, what they work on included; what loading alone needed is not."""
+  """Peak of the first two calls, including their inputs, but not the peak of loading."""
   start_kib = anonymous_kib()
   call = benchmark.load(side, folder)
   gc.collect()
@@ -185,7 +185,7 @@ def _peak_mib(benchmark: Benchmark, side: str, folder: pathlib.Path) -> float:
   return (memory.peak_kib - start_kib) / 1024
 
 
-# --- the process that waits --------------------------------------------------------------------
+# --- parent process ----------------------------------------------------------------------------
 
 
 def _report(benchmark: Benchmark, folder: pathlib.Path) -> None:
@@ -216,7 +216,7 @@ def _report(benchmark: Benchmark, folder: pathlib.Path) -> None:
 
 
 def _in_process(part: str, folder: pathlib.Path) -> dict[str, Any]:
-  """This command again, for one part; the last line it prints is the result."""
+  """Runs this command again for one part; its last output line is the result."""
   options = [f"--part={part}", f"--folder={folder}"]
   command = [sys.executable, *sys.orig_argv[1:], *options]
   done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, check=True)
@@ -224,7 +224,7 @@ def _in_process(part: str, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def environment() -> dict[str, str]:
-  """Ours, with huge pages, and JAX on the CPU unless told otherwise."""
+  """The environment of this process with huge pages; JAX runs on the CPU by default."""
   tunables = os.environ.get("GLIBC_TUNABLES")
   if tunables is None:
     tunables = HUGE_PAGES
@@ -235,7 +235,7 @@ def environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _checkpoint_folder(cfg: QwenVLConfig) -> Iterator[pathlib.Path]:
-  """Where both sides load from; the first process of a benchmark writes it."""
+  """The folder from which all sides load; the first process of a benchmark writes it."""
   with contextlib.ExitStack() as stack:
     if FOLDER.value is None:
       folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -263,7 +263,7 @@ def _machine() -> dict[str, Any]:
 
 
 def threads() -> int:
-  """Cores this process may use; JAX takes all of them, and torch is told to."""
+  """The number of cores of this process; JAX uses all of them, torch is set to use all."""
   return len(os.sched_getaffinity(0))
 
 
@@ -274,7 +274,7 @@ def _show(
   machine: dict[str, Any],
   console: Console,
 ) -> None:
-  """Every row against the best time and the best memory of the peer, or else against the first."""
+  """Prints the table: every row against the best time and memory of the peer, or the first row."""
   total, vision = shapes.parameter_counts(shapes.SHAPES[SHAPE.value])
   console.print(benchmark.title, style="bold")
   console.print(
@@ -300,12 +300,12 @@ def _show(
     )
   console.print(grid)
   console.print(
-    f"s: median of {REPEATS.value}, sides in turn. x: against the best time and memory of "
+    f"s: median of {REPEATS.value} rounds. x: against the best time and memory of "
     f"{', '.join(row.side for row in peers)}. "
-    "Memory: fresh process, peak RssAnon of two calls less that after import. "
-    f"{machine['glibc_tunables']}, all sides."
+    "Memory: fresh process, peak RssAnon of two calls minus RssAnon after import. "
+    f"All sides: {machine['glibc_tunables']}."
   )
   for note in benchmark.notes:
     console.print(note, markup=False)
   for name, difference in differences.items():
-    console.print(f"same result: {name} differ by {difference:.1e}", markup=False)
+    console.print(f"equal results: {name} differ by {difference:.1e}", markup=False)

@@ -1,4 +1,4 @@
-"""What a user would pick instead: the same checkpoint in transformers, on torch."""
+"""The peer of the benchmarks: the same checkpoint in transformers, on torch."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from transformers.utils import logging
 from benchmarks import measure, shapes
 from spatial_jax.policy.config import QwenVLConfig
 
-LOGIT_CHUNK = 32  # tokens per row whose logits exist at once, where they are chunked
+LOGIT_CHUNK = 32  # tokens per row whose logits exist at once in the chunked variants
 
 
 def load(directory: pathlib.Path) -> Qwen2_5_VLForConditionalGeneration:
@@ -26,18 +26,18 @@ def load(directory: pathlib.Path) -> Qwen2_5_VLForConditionalGeneration:
   )
   with torch.no_grad():
     for parameter in model.parameters():
-      # Weights mapped from the file would not count as memory of this side.
+      # RssAnon does not include weights that are mapped from the file.
       parameter.data = parameter.data.clone()
   return model
 
 
 def prompt_tensors(cfg: QwenVLConfig, questions: list[shapes.Question]) -> dict[str, torch.Tensor]:
-  """The prompts as the Hugging Face processor gives them."""
+  """The prompts in the form of the Hugging Face processor."""
   ids_BT = torch.tensor(np.stack([question.token_ids_T for question in questions])).long()
   return {
     "input_ids": ids_BT,
     "attention_mask": torch.ones_like(ids_BT),
-    # Without it transformers quietly takes positions of plain text.
+    # Without it transformers uses text positions for images, without an error.
     "mm_token_type_ids": (ids_BT == cfg.image_pad_id).int(),
     "pixel_values": torch.tensor(
       np.concatenate([i.patches_PX for q in questions for i in q.images])
@@ -48,7 +48,7 @@ def prompt_tensors(cfg: QwenVLConfig, questions: list[shapes.Question]) -> dict[
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
-  """Some rows of one prompt: int64 tokens of prompt and response, rotary positions of a row."""
+  """Rows of one prompt: int64 tokens of prompt and response, rotary positions of one row."""
 
   question: shapes.Question
   token_RT: torch.Tensor
@@ -57,7 +57,7 @@ class Rows:
 
 
 def rows(cfg: QwenVLConfig, question: shapes.Question, response_RT: np.ndarray) -> Rows:
-  """Responses behind their prompt."""
+  """The rows of several responses to one prompt."""
   count, length = response_RT.shape
   prompt_RT = np.tile(question.token_ids_T, (count, 1))
   following_TA = question.next_position + np.arange(length)[:, None].repeat(3, axis=1)
@@ -72,13 +72,13 @@ def rows(cfg: QwenVLConfig, question: shapes.Question, response_RT: np.ndarray) 
 def logprobs(
   model: Qwen2_5_VLForConditionalGeneration, rows: Rows, chunked: bool, share_image: bool
 ) -> torch.Tensor:
-  """Log-probabilities of the responses, from whole rows; logits of responses alone.
+  """Log-probabilities of the responses, from whole rows; logits are computed of responses alone.
 
   Args:
-    model: as it stands, with or without gradient checkpointing.
+    model: with or without gradient checkpointing.
     rows: of one prompt.
-    chunked: logits of a few tokens exist at once, made again in the backward pass.
-    share_image: the vision tower runs once for all rows; else for each, as trainers do.
+    chunked: logits of a few tokens exist at once; the backward pass computes them again.
+    share_image: the vision tower runs once for all rows; else once per row, as in other trainers.
 
   Returns:
     float32 [R, response].
@@ -88,15 +88,19 @@ def logprobs(
   patches_PX, grid_N3 = torch.tensor(image.patches_PX), torch.tensor([image.grid_3])
   if share_image:
     features_MD = model.model.visual(patches_PX, grid_thw=grid_N3).pooler_output
-    # The model takes features of each image where it would find what its tower returned.
-    shown = {"mm_encoder_outputs": {"image": SimpleNamespace(pooler_output=[features_MD] * count)}}
+    # The model accepts the features of each image in place of the output of its vision tower.
+    image_inputs = {
+      "mm_encoder_outputs": {"image": SimpleNamespace(pooler_output=[features_MD] * count)}
+    }
   else:
-    shown = {
+    image_inputs = {
       "pixel_values": patches_PX.repeat(count, 1),
       "image_grid_thw": grid_N3.repeat(count, 1),
     }
   positions = rows.position_TA.T[:, None].expand(-1, count, -1)
-  out = model.model(input_ids=rows.token_RT, position_ids=positions, use_cache=False, **shown)
+  out = model.model(
+    input_ids=rows.token_RT, position_ids=positions, use_cache=False, **image_inputs
+  )
   hidden_RTD, target_RT = out.last_hidden_state[:, prompt - 1 : -1], rows.token_RT[:, prompt:]
   score = functools.partial(_score, model.lm_head.weight, rows.forbidden_ids)
   if not chunked:
@@ -112,7 +116,7 @@ def _score(
   hidden_RTD: torch.Tensor,
   target_RT: torch.Tensor,
 ) -> torch.Tensor:
-  """Log-probability of each target; logits are masked in place."""
+  """Log-probability of each target; the logits are masked in place."""
   logits = torch.nn.functional.linear(hidden_RTD, table_VD)
   logits[..., list(forbidden_ids)] = -torch.inf
   chosen_RT = logits.gather(-1, target_RT[..., None])[..., 0]

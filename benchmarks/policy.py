@@ -1,9 +1,9 @@
-"""Seconds of one pass through the policy: this port beside transformers, from one checkpoint.
+"""Time of one forward or gradient pass: this policy and transformers, from one checkpoint.
 
     python -m benchmarks.policy [--shape=nano] [--what=forward|gradient] [--repeats=5] [--sides=...]
 
-8 prompts of 64 tokens of text and one image of 256 tokens: vision tower, decoder, and the
-log-probability of every next token; with `gradient`, also its derivative by every parameter.
+8 prompts of 64 text tokens and one image of 256 tokens: vision tower, decoder, and the
+log-probability of every next token; with `gradient`, also the derivative by every parameter.
 """
 
 import dataclasses
@@ -26,13 +26,15 @@ from spatial_jax.hf import weights
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.types import Params, VisionBatch
 
-WHAT = flags.DEFINE_enum("what", "forward", ["forward", "gradient"], "one way, or there and back")
-LOGIT_CHUNK = 32  # tokens per row whose logits exist at once, where they are chunked
+WHAT = flags.DEFINE_enum(
+  "what", "forward", ["forward", "gradient"], "forward pass alone, or with gradient"
+)
+LOGIT_CHUNK = 32  # tokens per row whose logits exist at once in the chunked variants
 TOLERANCE = 1e-4
 
 
 class Variant(NamedTuple):
-  """Whether layers are computed again in the backward pass, and logits made in chunks."""
+  """`remat`: the backward pass computes layers again; `chunked`: logits are computed in chunks."""
 
   remat: bool
   chunked: bool
@@ -53,19 +55,19 @@ GRADIENT = {
 
 
 def variants() -> dict[str, Variant]:
-  """The sides of this run, by name."""
+  """The variants of this run, by name."""
   return measure.chosen(FORWARD if WHAT.value == "forward" else GRADIENT)
 
 
 class Result(NamedTuple):
-  """What both sides report of a pass; the norm is 0 without a gradient."""
+  """The result of one pass; the norm is 0 without a gradient."""
 
   mean_logp: float
   grad_norm: float
 
 
 class Batch(NamedTuple):
-  """The prompts as rows, and the picture of each."""
+  """The prompts as rows, and their images."""
 
   token_RT: np.ndarray
   position_RTA: np.ndarray
@@ -85,21 +87,22 @@ def forward(policy: Policy, params: Params, batch: Batch) -> jax.Array:
     params, batch.token_RT, batch.position_RTA, valid_RT, features_MYD, batch.feature_RT
   )
   forbidden_V = jnp.zeros(policy.cfg.decoder.vocabulary, bool)
-  heat_R = jnp.ones(len(batch.token_RT), jnp.float32)
+  temperature_R = jnp.ones(len(batch.token_RT), jnp.float32)
   target_RT = batch.token_RT[:, 1:]
-  return jnp.mean(policy.logprobs(params, hidden_RTD[:, :-1], target_RT, heat_R, forbidden_V))
+  logp_RT = policy.logprobs(params, hidden_RTD[:, :-1], target_RT, temperature_R, forbidden_V)
+  return jnp.mean(logp_RT)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def gradient(policy: Policy, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array, Params]:
-  """The mean, the norm of its derivative, and the derivative."""
+  """The mean log-probability, the norm of its gradient, and the gradient."""
   value, grads = jax.value_and_grad(functools.partial(forward, policy))(params, batch)
   squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)]
   return value, jnp.sqrt(jnp.sum(jnp.stack(squares))), grads
 
 
 class Ours:
-  """The policy's functions, jitted as training does."""
+  """The functions of the policy, jitted as in training."""
 
   def __init__(self, folder: pathlib.Path):
     cfg = weights.read_config(folder)
@@ -152,7 +155,7 @@ class Torch:
     """A function that makes one pass."""
 
     def call() -> Result:
-      # Layers are checkpointed in training mode only; nothing here drops out.
+      # Layers are checkpointed in training mode only; the model has no dropout.
       self._model.train(variant.remat)
       if variant.remat:
         self._model.activation_checkpointing_enable({"use_reentrant": False})
@@ -191,7 +194,7 @@ def _score(
 
 
 def time(folder: pathlib.Path) -> Timed:
-  """All sides in turn, after their results were compared."""
+  """Times of all variants, after their results were compared."""
   ours, theirs = Ours(folder), Torch(folder)
   calls = {
     side: (ours if side.startswith("ours") else theirs).call_of(variant)
@@ -208,7 +211,7 @@ def time(folder: pathlib.Path) -> Timed:
 
 
 def load(side: str, folder: pathlib.Path) -> Callable[[], Result]:
-  """The pass of one side alone."""
+  """The pass of one variant alone."""
   kind = Ours if side.startswith("ours") else Torch
   return kind(folder).call_of(variants()[side])
 
@@ -217,20 +220,20 @@ def main(argv: list[str]) -> None:
   """Measures and prints."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-  length = shapes.TEXT_BEFORE + shapes.TEXT_BEHIND + 2 + (shapes.IMAGE_PX // 28) ** 2
+  length = shapes.TEXT_BEFORE + shapes.TEXT_AFTER + 2 + (shapes.IMAGE_PX // 28) ** 2
   measure.run(
     Benchmark(
-      title=f"Policy, {WHAT.value}: {shapes.PROMPTS} prompts of 64 tokens of text, an image of 256",
+      title=f"Policy, {WHAT.value}: {shapes.PROMPTS} prompts of 64 text tokens, an image of 256",
       unit="tokens",
       tokens=shapes.PROMPTS * length,
       sides=tuple(variants()),
       time=time,
       load=load,
       notes=(
-        "Included on both sides: vision tower, decoder, log-probability of every next token; with "
-        "gradient, that of all parameters. Left out: preprocessing, optimizer.",
-        f"Ours makes logits {LOGIT_CHUNK} tokens at once, torch all of them unless chunked. remat: "
-        "layers are computed again in the backward pass.",
+        "Both include vision tower, decoder and the log-probability of every next token; with "
+        "gradient, the derivative by all parameters. Both exclude preprocessing and optimizer.",
+        f"Ours computes logits of {LOGIT_CHUNK} tokens at once, torch of all unless chunked. "
+        "remat: the backward pass computes layers again.",
       ),
     )
   )

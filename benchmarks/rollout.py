@@ -151,7 +151,7 @@ def rollout_config(case: Case, parts: Parts) -> RolloutConfig:
   prompts = 2 * case.slots if refilled else case.slots  # in the prefix cache
   tokens = (case.side_px // 28) ** 2
   windows, observation = tokens // 16, tokens + 32  # fewer than 32 tokens of text per drawing
-  size = shapes.TEXT_BEFORE + shapes.TEXT_BEHIND + (tokens + 2) * case.images
+  size = shapes.TEXT_BEFORE + shapes.TEXT_AFTER + (tokens + 2) * case.images
   response = max(sum(lengths) + (len(lengths) - 1) * observation for lengths in all_lengths(case))
   # The fastest of 4, 8 and 16 for each.
   decode_steps = 4 if case.turns > 1 and parts.overlap else 16

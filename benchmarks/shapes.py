@@ -1,7 +1,7 @@
-"""Models and work that benchmarks measure: three shapes with random weights, one batch of prompts.
+"""Models and inputs of the benchmarks: three shapes with random weights, one batch of prompts.
 
-A prompt is 64 tokens of text (the two around the image counted) and an image of 448 x 448 pixels
-(or several, each with two more around it):
+A prompt has 64 text tokens, including the two around the image, and one image of 448 x 448 pixels
+(or several images, each with two more tokens around it):
 
     30 text | vision start | 256 image pads | vision end | 32 text        320 tokens
 """
@@ -37,7 +37,7 @@ from spatial_jax.policy.rope import mrope_positions
 from spatial_jax.types import Params, PatchedImage
 
 PROMPTS, GROUP, RESPONSE = 8, 8, 128  # rows of all benchmarks: 8 prompts, 8 rollouts each
-TEXT_BEFORE, TEXT_BEHIND = 30, 32
+TEXT_BEFORE, TEXT_AFTER = 30, 32
 IMAGE_PX = 448
 PREPROCESS = PreprocessConfig(14, 2, 2, 56 * 56, IMAGE_PX**2, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 WINDOWS, PATCHES = 16, 1024  # of one image: windows of 4 x 4 tokens, patches of 14 x 14 pixels
@@ -80,17 +80,17 @@ SHAPES = {
 
 
 def stop_id(cfg: QwenVLConfig) -> int:
-  """The token that would end a turn; never sampled, so that all rows are equally long."""
+  """The token that ends a turn; it is forbidden, so that all rows have the same length."""
   return cfg.decoder.vocabulary - 5
 
 
 def forbidden_ids(cfg: QwenVLConfig) -> tuple[int, ...]:
-  """Ids that neither side samples: the end of a turn and the four of vision."""
+  """Ids that neither side samples: the end of a turn and the four vision tokens."""
   return tuple(range(stop_id(cfg), cfg.decoder.vocabulary))
 
 
 def parameter_counts(cfg: QwenVLConfig) -> tuple[int, int]:
-  """Parameters in all, and those of the vision tower; no array is made."""
+  """The number of parameters of the policy and of its vision tower; no array is made."""
   sizes = [(entry.path, math.prod(entry.full_shape)) for entry in name_table(cfg)]
   vision = sum(size for path, size in sizes if path.startswith("vision/"))
   return sum(size for _, size in sizes), vision
@@ -100,19 +100,19 @@ def parameter_counts(cfg: QwenVLConfig) -> tuple[int, int]:
 
 
 def write_checkpoint(cfg: QwenVLConfig, directory: pathlib.Path) -> None:
-  """Random float32 weights as a Hugging Face folder that both sides load."""
+  """Writes random float32 weights as a Hugging Face folder that both sides load."""
   init = jax.jit(make_policy(cfg, jnp.dtype(jnp.float32)).init)
   weights.save(init(jax.random.key(0)), cfg, directory)
 
 
 def policy_of(cfg: QwenVLConfig) -> Policy:
-  """The policy's functions on one device, computing in float32 as torch does."""
+  """The policy on one device; it computes in float32, as torch does."""
   policy = make_policy(cfg, jnp.dtype(jnp.float32))
   return dataclasses.replace(policy, mesh=compiled.train_mesh(policy))
 
 
 def load(directory: pathlib.Path, policy: Policy) -> Params:
-  """The checkpoint's parameters, stacked, on the policy's device."""
+  """The parameters of the checkpoint, stacked, on the device of the policy."""
   mesh = compiled.train_mesh(policy)
 
   def place(name: str, shape: tuple[int, ...]) -> NamedSharding:
@@ -126,7 +126,7 @@ def load(directory: pathlib.Path, policy: Policy) -> Params:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Question:
-  """A prompt of random words about random pictures; fields as in `types.Prompt`."""
+  """A prompt of random tokens and random images; fields as in `types.Prompt`."""
 
   token_ids_T: np.ndarray
   position_TA: np.ndarray
@@ -136,13 +136,13 @@ class Question:
 
   @property
   def image(self) -> PatchedImage:
-    """The only picture."""
+    """The only image."""
     (image,) = self.images
     return image
 
   @property
   def image_start(self) -> int:
-    """The first token of the only picture."""
+    """The first token of the only image."""
     (start,) = self.image_starts
     return start
 
@@ -150,13 +150,13 @@ class Question:
 def questions(
   cfg: QwenVLConfig, count: int = PROMPTS, images: int = 1, side_px: int = IMAGE_PX
 ) -> list[Question]:
-  """The batch of prompts of all benchmarks; the same for both sides."""
+  """The prompts of all benchmarks; the same for both sides."""
   random = np.random.default_rng(0)
   return [_question(cfg, random, images, side_px) for _ in range(count)]
 
 
 def words(cfg: QwenVLConfig, count: int, random: np.random.Generator) -> np.ndarray:
-  """int32 random ids, none of them forbidden."""
+  """Random token ids that are not forbidden, int32."""
   return random.integers(0, stop_id(cfg), count).astype(np.int32)
 
 
@@ -168,9 +168,9 @@ def _question(
     patch_image(random.integers(0, 256, shape, np.uint8), PREPROCESS) for _ in range(images)
   ]
   tokens = patched[0].tokens
-  shown = [cfg.vision_start_id, *[cfg.image_pad_id] * tokens, cfg.vision_end_id] * images
-  before, behind = words(cfg, TEXT_BEFORE, random), words(cfg, TEXT_BEHIND, random)
-  token_ids_T = np.concatenate([before, np.asarray(shown, np.int32), behind])
+  image_ids = [cfg.vision_start_id, *[cfg.image_pad_id] * tokens, cfg.vision_end_id] * images
+  before, after = words(cfg, TEXT_BEFORE, random), words(cfg, TEXT_AFTER, random)
+  token_ids_T = np.concatenate([before, np.asarray(image_ids, np.int32), after])
   grids = [image.grid_3 for image in patched]
   position_TA, following = mrope_positions(token_ids_T, grids, cfg, (), "max")
   starts = tuple(TEXT_BEFORE + 1 + i * (tokens + 2) for i in range(images))
@@ -178,7 +178,7 @@ def _question(
 
 
 def tokenizer(cfg: QwenVLConfig) -> Tokenizer:
-  """Every id is a word; the special ones are those of the shape."""
+  """A tokenizer in which every id is a word, with the special tokens of the shape."""
   words = {f"w{i}": i for i in range(cfg.decoder.vocabulary)}
   special = {
     IM_END: stop_id(cfg),
@@ -187,8 +187,8 @@ def tokenizer(cfg: QwenVLConfig) -> Tokenizer:
     VISION_START: cfg.vision_start_id,
     VISION_END: cfg.vision_end_id,
   }
-  taken = set(special.values())
-  words = {word: i for word, i in words.items() if i not in taken} | special
+  special_ids = set(special.values())
+  words = {word: i for word, i in words.items() if i not in special_ids} | special
   inner = tokenizers.Tokenizer(models.WordLevel(words, unk_token="w0"))
   inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
   inner.add_special_tokens([tokenizers.AddedToken(token, special=True) for token in special])

@@ -240,16 +240,17 @@ def replication_report(params: Params, mesh: Mesh) -> str | None:
     mesh: train mesh.
 
   Returns:
-    "replicated, because the axis does not divide: decoder/layers/attn/k/kernel (2 over tensor=4)";
-    None if every axis divides.
+    "replicated, because the size does not divide: 2 over tensor=4 (decoder/layers/attn/k/kernel,
+    decoder/layers/attn/v/kernel)"; None if every axis divides.
   """
-  found = []
+  found: dict[str, list[str]] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     name = _path_name(path)
     for axis, size in zip(_rule_axes(name, leaf.shape), leaf.shape, strict=True):
       if axis in mesh.shape and size % mesh.shape[axis]:
-        found.append(f"{name} ({size} over {axis}={mesh.shape[axis]})")
-  return f"replicated, because the axis does not divide: {', '.join(found)}" if found else None
+        found.setdefault(f"{size} over {axis}={mesh.shape[axis]}", []).append(name)
+  axes = ", ".join(f"{division} ({', '.join(names)})" for division, names in found.items())
+  return f"replicated, because the size does not divide: {axes}" if found else None
 
 
 def local_view(tree: Params, mesh: Mesh) -> Params:

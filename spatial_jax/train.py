@@ -161,6 +161,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   Raises:
     UserError: if config, policy or work directory cannot be used.
   """
+  sharding.refuse_several_processes()
   cfg = build(TrainConfig, dict(config))
   mesh = sharding.make_mesh(cfg.mesh, jax.devices())
   shape = read_shape(cfg.init)
@@ -230,6 +231,8 @@ def train(
   del start
   state = compiled.init_state(context.policy, optimizer, params, context.mesh)
   del params
+  if replicated := sharding.replication_report(state.params, context.mesh):
+    print(replicated)
   state = loop.run(
     workdir, cfg.loop, "grpo", state, stage.step_function, context.trained_on, resolved
   )

@@ -144,8 +144,10 @@ def test_axes_that_do_not_divide_are_reported_in_one_line():
   params = jax.eval_shape(policy_fixtures.small_policy().init, jax.random.key(0))
   assert sharding.replication_report(params, _abstract_mesh(4, 2, 2)) is None
   report = sharding.replication_report(params, _abstract_mesh(1, 5, 4))
-  assert "decoder/layers/attn/k/kernel (48 over fsdp=5)" in report
-  assert "decoder/layers/attn/k/kernel (2 over tensor=4)" in report
+  attention = "decoder/layers/attn/"
+  heads = ", ".join(f"{attention}{name}" for name in ("k/bias", "k/kernel", "v/bias", "v/kernel"))
+  assert f"2 over tensor=4 ({heads}, " in report, "KV heads; then two heads of the vision tower"
+  assert re.search(rf"48 over fsdp=5 \([^)]*{attention}q/kernel[,)]", report)
   assert "norm" not in report, "no rule shards norms"
   assert "\n" not in report
 
