@@ -12,7 +12,6 @@ is named in one line, and the step before it is used.
 import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -20,7 +19,7 @@ import re
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -66,7 +65,8 @@ class Saver:
       keep: number of checkpoints to keep, >= 1.
     """
     self._folder = epath.Path(to_path(workdir).resolve() / FOLDER)
-    self._step = 0  # of the last save
+    self._whole: set[int] = set()  # steps that were verified or saved here
+    self._step: int | None = None  # of the last save
     options = ocp.CheckpointManagerOptions(
       preservation_policy=ocp.checkpoint_managers.LatestN(keep),
       cleanup_tmp_directories=True,
@@ -80,7 +80,7 @@ class Saver:
   def save(self, state: TrainState, progress: Progress) -> None:
     """Copies the state to the host and returns; the files are written in the background.
 
-    Waits for the save before it. Damaged checkpoints of this or a later step are removed.
+    Waits for the save before it. The first save removes damaged checkpoints.
 
     Args:
       state: may be donated to the next update as soon as this returns.
@@ -92,7 +92,7 @@ class Saver:
     """
     with self._one_line_errors():
       self._manager.wait_until_finished()
-      self._remove_damaged(progress.step)
+      self._check_existing(progress.step)
       self._step = progress.step
       self._manager.save(
         progress.step,
@@ -102,6 +102,7 @@ class Saver:
         ),
         force=True,
       )
+      self._whole.add(progress.step)
 
   def close(self) -> None:
     """Waits until the last checkpoint is complete; errors as in `save`."""
@@ -114,13 +115,16 @@ class Saver:
   def __exit__(self, *_: object) -> None:
     self.close()
 
-  def _remove_damaged(self, first: int) -> None:
-    for step in self._manager.all_steps():
-      folder = self._folder / str(step)
-      if step >= first and _damage(folder) is None:
+  def _check_existing(self, step: int) -> None:
+    """Removes damaged checkpoints, which must not count as kept; refuses whole ones from `step`."""
+    for other in self._manager.all_steps():
+      folder = self._folder / str(other)
+      if other not in self._whole and _damage(folder) is not None:
+        self._manager.delete(other)
+        continue
+      self._whole.add(other)
+      if other >= step:
         raise CheckpointError(f"{folder} exists; resume from it instead of saving it again")
-      if step >= first:
-        self._manager.delete(step)
 
   def _list_files(self) -> None:
     """Writes files.json into the temporary folder of the step that is being saved."""
@@ -128,7 +132,7 @@ class Saver:
       folder = pathlib.Path(temporary.get())
       paths = [p for item in (STATE, PROGRESS) for p in (folder / item).rglob("*") if p.is_file()]
       names = [path.relative_to(folder).as_posix() for path in paths]
-      files = dict(zip(names, _in_threads(_checksum, paths), strict=True))
+      files = dict(zip(names, _checksums(paths), strict=True))
       (folder / FILES).write_text(json.dumps(files))
 
   @contextlib.contextmanager
@@ -144,9 +148,9 @@ class Saver:
       reason = _reason(error)
       if reason is None:
         raise
+      name = "checkpoints" if self._step is None else f"checkpoint {self._step}"
       raise CheckpointError(
-        f"checkpoint {self._step} cannot be written to {self._folder}: {reason}; "
-        "older checkpoints are kept"
+        f"{name} cannot be written to {self._folder}: {reason}; older checkpoints are kept"
       ) from error
 
 
@@ -198,7 +202,7 @@ def read_progress(checkpoint: PathLike) -> Progress:
     checkpoint: a folder that `find` returned.
 
   Raises:
-    CheckpointError: if another program wrote the checkpoint.
+    CheckpointError: if another version of this program wrote the checkpoint.
   """
   restored = _reader().restore(
     epath.Path(checkpoint), args=ocp.args.Composite(progress=ocp.args.JsonRestore())
@@ -207,7 +211,7 @@ def read_progress(checkpoint: PathLike) -> Progress:
   names = {field.name for field in dataclasses.fields(Progress)}
   if not isinstance(saved, dict) or saved.keys() != names:
     raise CheckpointError(
-      f"{os.fspath(checkpoint)} has no record of its progress; give a checkpoint of this program"
+      f"{os.fspath(checkpoint)} was written by another version of this program; use another one"
     )
   return Progress(**saved)
 
@@ -273,7 +277,7 @@ def _advice(damaged: list[str], steps: list[epath.Path]) -> str:
   whole = next((other for other in others if _damage(other) is None), None)
   if whole is not None:
     return f"{damaged[0]}; use {whole}"
-  more = f"; {len(damaged) - 1} older ones are damaged too" if len(damaged) > 1 else ""
+  more = f"; damaged too: {', '.join(other.name for other in steps[1:])}" if steps[1:] else ""
   return f"{damaged[0]}{more}; delete {step.parent} to start again"
 
 
@@ -292,27 +296,26 @@ def _damage(step: epath.Path) -> str | None:
       return f"{path.relative_to(folder)} is missing"
     if path.stat().st_size != size:
       return f"{path.relative_to(folder)} has {path.stat().st_size:,} of {size:,} bytes"
-  for path, found in zip(expected, _in_threads(_checksum, list(expected)), strict=True):
-    if found != expected[path]:
-      return f"{path.relative_to(folder)} has other bytes than were written"
-  return None
+  try:
+    found = dict(zip(expected, _checksums(list(expected)), strict=True))
+  except OSError as error:
+    return f"a file cannot be read ({error})"
+  changed = [path.relative_to(folder) for path in expected if found[path] != expected[path]]
+  return f"{changed[0]} has other bytes than were written" if changed else None
+
+
+def _checksums(paths: Sequence[pathlib.Path]) -> list[list[int]]:
+  """[size, CRC-32] of every file."""
+  with concurrent.futures.ThreadPoolExecutor() as threads:
+    return list(threads.map(_checksum, paths))
 
 
 def _checksum(path: pathlib.Path) -> list[int]:
-  """[size, CRC-32] of a file; [-1, 0] if it cannot be read."""
   size = crc = 0
-  try:
-    with path.open("rb") as file:
-      for block in iter(functools.partial(file.read, _CHUNK), b""):
-        size, crc = size + len(block), zlib.crc32(block, crc)
-  except OSError:
-    return [-1, 0]
+  with path.open("rb") as file:
+    while block := file.read(_CHUNK):
+      size, crc = size + len(block), zlib.crc32(block, crc)
   return [size, crc]
-
-
-def _in_threads(function: Any, items: list[Any]) -> list[Any]:
-  with concurrent.futures.ThreadPoolExecutor() as threads:
-    return list(threads.map(function, items))
 
 
 def _reason(error: Exception) -> str | None:

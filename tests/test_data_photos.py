@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatial_jax.data.photos import load_photo_tasks, box_from_corners
+from spatial_jax.data.photos import box_from_corners, load_photo_tasks
 from spatial_jax.errors import DataError
 
 REAL = pathlib.Path(__file__).parents[2] / "shared" / "data" / "real3d"

@@ -1,12 +1,15 @@
-"""Which frames of a clip are looked at, when they were taken, and how a file is read."""
+"""Video files: which frames are read, their times, orientation, and damaged files."""
 
+import dataclasses
 import io
+import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spatial_jax.config import ConfigError
 from spatial_jax.data import video
 from spatial_jax.data.image import PreprocessConfig, clip_resize, patch_frames
 from spatial_jax.errors import DataError
@@ -17,10 +20,10 @@ av = pytest.importorskip("av", reason="reading video files needs PyAV (extra vid
 QWEN2 = video.SampleConfig(even_grid=False, fps=2.0, min_frames=4, max_frames=768)
 QWEN3 = video.SampleConfig(even_grid=True, fps=2.0, min_frames=4, max_frames=768)
 HALF = (0.5, 0.5, 0.5)
-PIXELS = {"mpeg4": "yuv420p", "mjpeg": "yuvj420p"}
+PIXELS = {"mpeg4": "yuv420p", "mjpeg": "yuvj420p", "png": "rgba"}
 
 
-def test_three_seconds_at_two_frames_each():
+def test_three_seconds_at_two_frames_per_second_give_six_frames():
   np.testing.assert_array_equal(video.sample_frames(90, 30.0, QWEN2), [0, 15, 30, 45, 60, 75])
   np.testing.assert_array_equal(video.sample_frames(90, 30.0, QWEN3), [0, 18, 36, 53, 71, 89])
 
@@ -33,7 +36,7 @@ def test_three_seconds_at_two_frames_each():
   st.integers(2, 8),
   st.integers(8, 64),
 )
-def test_frames_ascend_within_the_video(total, fps, even_grid, wanted, least, most):
+def test_chosen_frames_ascend_within_the_video(total, fps, even_grid, wanted, least, most):
   cfg = video.SampleConfig(even_grid, wanted, least, most)
   if total < 2:
     with pytest.raises(DataError, match="too short"):
@@ -51,9 +54,24 @@ def test_frames_ascend_within_the_video(total, fps, even_grid, wanted, least, mo
     assert len(chosen) % 2 == 0
 
 
-def test_a_patch_stands_in_the_middle_of_its_frames():
+def test_the_time_of_a_patch_is_the_mean_of_its_frames():
   assert video.patch_times((0.0, 0.6, 1.2, 1.8)) == pytest.approx((0.3, 1.5))
   assert video.patch_times((0.0, 0.6, 1.2)) == pytest.approx((0.3, 1.2)), "the last is repeated"
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"fps": 0.0}, "fps is 0.0 and must be above 0"),
+    ({"fps": math.nan}, "fps is nan"),
+    ({"fps": math.inf}, "fps is inf"),
+    ({"min_frames": 1}, "min_frames is 1 and must be at least 2"),
+    ({"max_frames": 3}, "max_frames is 3 and must be at least min_frames, 4"),
+  ],
+)
+def test_sampling_out_of_range_is_refused(changes, message):
+  with pytest.raises(ConfigError, match=message):
+    dataclasses.replace(QWEN2, **changes)
 
 
 def test_seconds_per_patch_follow_the_frames():
@@ -71,21 +89,21 @@ def test_seconds_per_patch_follow_the_frames():
   [
     (16, (240, 320), (192, 256)),
     (2, (240, 320), (256, 320)),
-    (2, (8, 16), (192, 384)),  # first up to one token, 32 x 64
-    (3, (100, 100), (224, 224)),  # three frames are held against the bounds as four
+    (2, (8, 16), (192, 384)),  # enlarged to one token first, 32 x 64
+    (3, (100, 100), (224, 224)),  # three frames count as four
   ],
 )
-def test_the_bounds_of_a_whole_clip(frames, size, expected):
+def test_the_bounds_apply_to_a_whole_clip(frames, size, expected):
   cfg = PreprocessConfig(16, 2, 2, 128 * 32 * 32, 768 * 32 * 32, HALF, HALF)
   assert clip_resize(frames, *size, cfg) == expected
-  pictures = [fixtures.pixels(i, *size) for i in range(frames)]
-  grid_3 = patch_frames(pictures, cfg, whole_clip=True).grid_3
+  images = [fixtures.pixels(i, *size) for i in range(frames)]
+  grid_3 = patch_frames(images, cfg, whole_clip=True).grid_3
   assert grid_3 == ((frames + 1) // 2, expected[0] // 16, expected[1] // 16)
 
 
 @pytest.mark.torch
 @pytest.mark.filterwarnings("default")
-def test_the_bounds_of_a_whole_clip_are_the_references():
+def test_the_size_of_a_clip_equals_the_reference():
   pytest.importorskip("torch", reason="the reference's module needs torch (extra bench)")
   from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
@@ -96,7 +114,7 @@ def test_the_bounds_of_a_whole_clip_are_the_references():
     assert clip_resize(frames, height, width, cfg) == expected
 
 
-def test_one_frame_is_no_clip():
+def test_a_clip_of_one_frame_is_too_short():
   cfg = PreprocessConfig(16, 2, 2, 1024, 4096, HALF, HALF)
   with pytest.raises(DataError, match="too short"):
     clip_resize(1, 32, 32, cfg)
@@ -105,15 +123,25 @@ def test_one_frame_is_no_clip():
 # --- files -------------------------------------------------------------------------------------
 
 
-def movie(codec: str, container: str, frames: int) -> bytes:
-  """Grey pictures that brighten by two levels each, 30 a second."""
+def movie(codec: str, container: str, frames: int, pixels=None, display=()) -> bytes:
+  """A video of 64 x 48 pixels with 30 frames per second.
+
+  Args:
+    codec, container: of the file.
+    frames: number of frames.
+    pixels: of all frames; None: grey images, each two levels brighter than the last.
+    display: arguments of the display matrix, (degrees counter-clockwise, mirrored).
+  """
   data = io.BytesIO()
   with av.open(data, "w", format=container) as file:
     stream = file.add_stream(codec, rate=30)
     stream.width, stream.height, stream.pix_fmt = 64, 48, PIXELS[codec]
+    if display:
+      stream.set_display_rotation(display[0], hflip=display[1])
     for number in range(frames):
-      picture = np.full((48, 64, 3), 20 + 2 * number, np.uint8)
-      file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+      image = np.full((48, 64, 3), 20 + 2 * number, np.uint8) if pixels is None else pixels
+      form = "rgb24" if image.shape[2] == 3 else "rgba"
+      file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format=form)))
     file.mux(stream.encode())
   return data.getvalue()
 
@@ -129,9 +157,87 @@ def test_a_file_gives_the_frames_that_were_chosen(codec, container, tmp_path):
   assert clip.frames[0].shape == (48, 64, 3)
 
 
-def test_what_is_no_video_is_named(tmp_path):
+def corners(frame: np.ndarray) -> list[list[int]]:
+  """Grey levels of the four quarters of a frame."""
+  height, width = frame.shape[0] // 4, frame.shape[1] // 4
+  return frame[height :: 2 * height, width :: 2 * width, 0][:2, :2].round(-1).tolist()
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_frames_are_turned_and_mirrored_upright(tmp_path, degrees, mirrored):
+  """As the display matrix says: first mirrored, then turned."""
+  quarters = np.array([[20, 80], [140, 200]], np.uint8)
+  stored = np.repeat(np.repeat(quarters, 24, 0), 32, 1)[..., None].repeat(3, 2)
+  path = tmp_path / "phone.mp4"
+  path.write_bytes(movie("mpeg4", "mp4", 4, stored, (degrees, mirrored)))
+  upright = np.rot90(quarters[:, ::-1] if mirrored else quarters, degrees // 90)
+  frame = video.read_video(path, QWEN2).frames[0]
+  assert frame.shape == ((64, 48, 3) if degrees in (90, 270) else (48, 64, 3))
+  np.testing.assert_allclose(corners(frame), upright, atol=10)
+
+
+def test_a_display_matrix_with_another_angle_is_refused(tmp_path):
+  (tmp_path / "tilted.mp4").write_bytes(movie("mpeg4", "mp4", 4, display=(30, False)))
+  with pytest.raises(DataError, match=r"tilted\.mp4 .*not a multiple of 90 degrees"):
+    video.read_video(tmp_path / "tilted.mp4", QWEN2)
+
+
+def test_transparent_pixels_become_white(tmp_path):
+  stored = np.zeros((48, 64, 4), np.uint8)
+  stored[20:28] = [0, 0, 0, 255]
+  (tmp_path / "plan.mov").write_bytes(movie("png", "mov", 4, stored))
+  frame = video.read_video(tmp_path / "plan.mov", QWEN2).frames[0]
+  assert (frame[:20] == 255).all()
+  assert (frame[20:28] == 0).all()
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
   (tmp_path / "notes.mp4").write_text("no video")
-  with pytest.raises(DataError, match=r"notes\.mp4"):
-    video.read_video(tmp_path / "notes.mp4", QWEN2)
-  with pytest.raises(DataError, match=r"gone\.mp4"):
-    video.read_video(tmp_path / "gone.mp4", QWEN2)
+  (tmp_path / "empty.mp4").touch()
+  (tmp_path / "short.mp4").write_bytes(movie("mpeg4", "mp4", 1))
+  (tmp_path / "cut.mp4").write_bytes(movie("mpeg4", "mp4", 30)[:2000])
+  for name, problem in (
+    ("notes.mp4", "cannot be read as a video"),
+    ("gone.mp4", "does not exist"),
+    ("", "is a folder"),
+    ("empty.mp4", "is empty"),
+    ("short.mp4", "a video of 1 frames is too short"),
+    ("cut.mp4", "cannot be read as a video"),
+  ):
+    with pytest.raises(DataError, match=problem) as caught:
+      video.read_video(tmp_path / name, QWEN2)
+    assert str(caught.value).startswith(str(tmp_path / name))
+    assert "\n" not in str(caught.value)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+  st.floats(0, 1), st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=4)
+)
+def test_a_damaged_video_is_read_or_named(tmp_path_factory, kept, changes):
+  data = bytearray(DAMAGED)
+  for place, value in changes:
+    data[place % len(data)] = value
+  path = tmp_path_factory.mktemp("damaged") / "a.mp4"
+  path.write_bytes(data[: round(kept * len(data))])
+  message = str(path)
+  try:
+    assert len(video.read_video(path, QWEN2).frames) >= 2
+  except DataError as error:
+    message = str(error)
+  assert message.startswith(str(path))
+  assert "\n" not in message
+
+
+def test_a_file_without_video_is_named(tmp_path):
+  with av.open(str(tmp_path / "sound.wav"), "w") as file:
+    stream = file.add_stream("pcm_s16le", rate=8000, layout="mono")
+    frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
+    frame.rate = 8000
+    file.mux(stream.encode(frame))
+  with pytest.raises(DataError, match=r"sound\.wav .*no video stream"):
+    video.read_video(tmp_path / "sound.wav", QWEN2)
+
+
+DAMAGED = movie("mpeg4", "mp4", 6)

@@ -1,9 +1,7 @@
 """The report page: its structure, its words, its figures, and missing or broken files."""
 
 import base64
-import copy
 import dataclasses
-import functools
 import html.parser
 import io
 import json
@@ -17,20 +15,15 @@ from PIL import Image
 
 from spatial_jax.errors import CheckpointError, DataError
 from spatial_jax.evaluate.results import (
-  Cell,
-  Paired,
   is_up_to_date,
   read_results,
   write_results,
 )
-from spatial_jax.report import curves, drawings, gallery, result_plots, svg, wording
+from spatial_jax.report import drawings, gallery, wording
 from spatial_jax.report.example import choose_example
 from spatial_jax.report.predictions import Answers, read_answers
-from spatial_jax.report.report import About, key_figures, not_finite, write_report
+from spatial_jax.report.report import About, write_report
 from spatial_jax.report.response_text import Piece, pieces
-from spatial_jax.report.reward_card import RewardCard, card_view
-from spatial_jax.report.timeline_plot import timeline_figure
-from spatial_jax.reward.snra import Schedule
 from spatial_jax.rollout import saved_groups
 from spatial_jax.types import Operation
 from tests import dummies
@@ -81,16 +74,6 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def text(run):
   return write_report(run, ABOUT, dummies.CARD, groups_per_step=2).read_text()
-
-
-@functools.cache
-def _result_table():
-  return dummies.result_table(np.random.default_rng(0))
-
-
-def result_table():
-  """A copy of one table: its intervals take seconds."""
-  return copy.deepcopy(_result_table())
 
 
 def copied(run, folder):
@@ -286,166 +269,11 @@ def test_page_has_a_layout_for_phones():
   assert re.search(r"\.rollouts {[^}]*align-items: start", css)
   phone = css[css.index("@media (max-width") :]
   assert re.search(r"\.wide-only { display: none", phone)
-  assert re.search(r"\.narrow-only { display: block", phone)
-
-
-# --- words -------------------------------------------------------------------------------------
-
-
-def table_with(*changes):
-  """The dummy table whose differences have the given intervals: ((after, before), low, high)."""
-  table = result_table()
-  paired = [
-    Paired(f"{after} - {before}", after, before, "score", (low + high) / 2, low, high)
-    for after, before, low, high in changes
-  ]
-  return dataclasses.replace(table, paired=tuple(paired))
-
-
-@pytest.mark.parametrize(
-  ("low", "high", "verb"),
-  [
-    (0.01, 0.2, "rose from"),
-    (-0.2, -0.01, "fell from"),
-    (-0.1, 0.2, "did not change"),
-    (0.0, 0.0, "did not change"),
-  ],
-)
-def test_headline_says_rose_fell_or_did_not_change(low, high, verb):
-  table = table_with(("end_greedy", "start_greedy", low, high))
-  sentence = wording.headline(table)
-  assert sentence
-  assert f"the greedy score {verb}" in sentence
-  assert not re.search(r"by [+-]|\+", sentence)
-  assert wording.headline_verb(table) == verb.removesuffix(" from")
-
-
-def test_nearly_equal_scores_are_written_with_different_digits():
-  table = table_with(("end_greedy", "start_greedy", 0.001, 0.003))
-  overall = table.overall | {
-    "start_greedy": Cell(0.5211, 0.4, 0.6),
-    "end_greedy": Cell(0.5232, 0.4, 0.6),
-  }
-  sentence = wording.headline(dataclasses.replace(table, overall=overall))
-  assert sentence
-  assert "from 0.521 to 0.523" in sentence
-
-
-@pytest.mark.parametrize(
-  ("gain", "best", "words"),
-  [
-    ((0.1, 0.2), (0.01, 0.1), "more than sharpening"),
-    ((0.1, 0.2), (-0.1, 0.1), "as much without training"),
-    ((0.1, 0.2), (-0.2, -0.1), "more without training"),
-    ((-0.1, 0.1), (0.01, 0.1), None),
-    ((-0.2, -0.1), (-0.2, -0.1), None),
-  ],
-)
-def test_sharpening_is_mentioned_only_if_the_sampled_score_rose(gain, best, words):
-  table = table_with(
-    ("end_greedy", "start_greedy", -0.1, 0.1),
-    ("end_sampled", "start_sampled", *gain),
-    ("end_sampled", "start_best_temperature", *best),
-  )
-  found = " ".join(wording.findings(table))
-  assert (words in found) if words else not re.search("sharpening|temperature", found)
-
-
-def test_baselines_are_compared_in_words():
-  table = table_with(
-    ("end_greedy", "start_greedy", 0.1, 0.2),
-    ("end_greedy", "median", 0.1, 0.2),
-    ("end_greedy", "end_other_image", -0.1, 0.2),
-  )
-  median, other = wording.findings(table)
-  assert median.startswith("The greedy score at the end is above that of the median answer")
-  assert other.startswith("The greedy score at the end does not differ from")
-
-
-def test_an_evaluation_of_one_policy_has_no_verb_of_change():
-  table = table_with(("end_greedy", "median", 0.1, 0.2))
-  kept = ("end_greedy", "median")
-  table = dataclasses.replace(table, overall={key: table.overall[key] for key in kept})
-  sentence = wording.headline(table)
-  assert sentence
-  assert re.search(r"the greedy score is 0\.\d\d\.$", sentence)
-  assert wording.findings(table)[0].startswith("The greedy score is above")
-
-
-@pytest.mark.parametrize(
-  ("k", "reward", "score", "words"),
-  [
-    ((10, 40), (0.9, 0.7), (0.5, 0.6), "falls from 0.90 to 0.70 because the sharpness k rises"),
-    ((10, 40), (0.9, 0.7), (0.6, 0.5), "The sharpness k rises from 10 to 40, so the same error"),
-    ((10, 40), (0.7, 0.9), (0.5, 0.6), "rewards of different steps do not compare"),
-    ((40, 10), (0.7, 0.9), (0.5, 0.6), "the same error earns more"),
-    ((20, 20), (0.9, 0.7), (0.5, 0.6), None),
-    ((None, None), (0.9, 0.7), (0.5, 0.6), None),
-  ],
-)
-def test_reward_curve_says_why_it_falls(k, reward, score, words):
-  records = [{"sharpness": k[i], "reward": reward[i], "score": score[i]} for i in (0, 1)]
-  sentence = wording.reward_sentence(records)
-  assert (words in sentence) if words else sentence is None
-
-
-def test_schedules_that_did_not_end_are_mentioned():
-  def config(steps, warmup, total):
-    optimizer = {"warmup_steps": warmup, "total_steps": total}
-    return {"loop": {"steps": steps}, "learn": {"optimizer": optimizer}}
-
-  assert "warms up for 20 steps and the run has 6" in wording.schedule_sentence(config(6, 20, 56))
-  assert "made for 56 steps and the run has 30" in wording.schedule_sentence(config(30, 20, 56))
-  assert wording.schedule_sentence(config(56, 20, 56)) is None
-  assert wording.schedule_sentence({"seed": 0}) is None
-
-
-def test_numbers_have_a_true_minus_and_no_negative_zero():
-  assert wording.signed(-0.0004) == "+0.000"
-  assert wording.signed(-0.011) == "\N{MINUS SIGN}0.011"
-  assert (
-    wording.typeset("end - start x factor")
-    == "end \N{MINUS SIGN} start \N{MULTIPLICATION SIGN} factor"
-  )
-  assert wording.type_name("object_abs_distance") == "absolute distance between objects"
-  assert wording.type_name("my_new_type") == "my new type"
-
-
-# --- figures -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("layout", [result_plots.WIDE, result_plots.NARROW])
-def test_dot_plot_has_a_row_per_question_type(layout):
-  table = result_table()
-  rows = [dataclasses.replace(row, question_type=f"a$b$<{i}>") for i, row in enumerate(table.rows)]
-  table = dataclasses.replace(table, rows=tuple(rows))
-  keys = result_plots.plot_keys(table)
-  assert keys == ("start_greedy", "end_greedy", "median", "end_other_image")
-  figure = result_plots.dot_plot(table, keys, layout)
-  for row in rows:
-    name = row.question_type.replace("<", "&lt;").replace(">", "&gt;")
-    assert f"<title>{name}</title>" in figure
-    assert figure.count(f">{name}</text>") == 1
-  assert figure.count("n = 64") == len(rows) - 1
-  few = re.search(r"n = 3</text>", figure)
-  assert few
-  assert svg.PALE in figure, "a type with few questions is pale"
-
-
-def test_dot_plot_falls_back_to_the_columns_of_the_table():
-  table = result_table()
-
-  def keys(*names):
-    columns = tuple(c for c in table.columns if c.key in names)
-    return result_plots.plot_keys(dataclasses.replace(table, columns=columns))
-
-  assert keys("end_greedy", "median") == (None, "end_greedy", "median", None)
-  assert keys("start_sampled", "end_sampled") == ("start_sampled", "end_sampled", None, None)
-  assert keys("median") is None
+  assert re.search(r"\.phone-only { display: block", phone)
 
 
 def test_a_missing_cell_leaves_a_gap(tmp_path):
-  table = result_table()
+  table = dummies.result_table(np.random.default_rng(0))
   del table.rows[0].cells["median"]
   del table.rows[1].cells["end_greedy"]
   write_results(table, tmp_path, {})
@@ -453,105 +281,8 @@ def test_a_missing_cell_leaves_a_gap(tmp_path):
   assert text.count("no value") == 2
 
 
-def test_forest_plot_has_a_row_per_difference():
-  table = result_table()
-  for layout in (result_plots.WIDE, result_plots.NARROW):
-    figure = result_plots.forest_plot(table.paired, layout)
-    for paired in table.paired:
-      assert wording.typeset(paired.label) in figure
-      assert wording.interval(paired) in figure
-
-
-def test_smoothing_keeps_lines_and_ends():
-  line_Z = np.linspace(0, 3, 200)
-  np.testing.assert_allclose(curves.smooth(line_Z), line_Z, atol=1e-12)
-  noise_Z = np.random.default_rng(0).normal(size=400)
-  assert curves.smooth(noise_Z)[40:-40].std() < 0.3
-  np.testing.assert_array_equal(curves.smooth(np.array([5.0])), [5.0])
-
-
-def test_main_curves_start_at_zero_and_others_say_if_they_do_not():
-  records = [
-    {"step": s, "score": 0.9, "reward": 0.8, "sharpness": s, "loss": 5.0 + s, "format": 0.99}
-    for s in range(3)
-  ]
-  main = curves.main_panels(records)
-  assert [panel.curve.key for panel in main] == ["score", "reward"]
-  assert all(re.search(r">0</text>", panel.figure) for panel in main)
-  further = {panel.curve.key: panel for panel in curves.further_panels(records)}
-  assert list(further) == ["format", "loss"]
-  assert further["loss"].sentence == "The axis does not start at 0."
-  assert further["format"].sentence == ""
-  assert re.search(r">0</text>", further["format"].figure), "a share is drawn from 0 to 1"
-
-
-def test_timeline_legend_names_only_programs_with_bars():
-  record = dummies.timeline_record(step=3)
-  figure = timeline_figure(record, 10.0)
-  for name in ("decode", "drawing", "idle", "encode images", "prefill"):
-    assert f">{name}</text>" in figure
-  assert ">append</text>" not in figure
-  record["chunks"] = record["chunks"][:1]  # nothing is drawn in the first chunk
-  assert ">drawing</text>" not in timeline_figure(record, 10.0)
-
-
-# --- the reward card ---------------------------------------------------------------------------
-
-
-def test_card_rewards_as_the_run_does():
-  card = dummies.CARD
-  error_Z = np.array([0.0, 0.1, 1.0])
-  np.testing.assert_allclose(card.accuracy(error_Z, 100.0), [1, 0.538, 0], atol=5e-4)
-  assert card.wrong_choice(1.0) == pytest.approx(0.538, abs=5e-4)
-  exact = dataclasses.replace(card, reward=dataclasses.replace(card.reward, choice="exact"))
-  assert exact.wrong_choice(1.0) == 0
-  assert card.sharpness == pytest.approx(1 + 99 / (1 + np.exp(0.5)), rel=1e-4)
-
-
-@pytest.mark.parametrize("gate", ["format", "all"])
-def test_accuracy_and_format_part_add_up_to_the_reward(gate):
-  generator = np.random.default_rng(2)
-  card = dataclasses.replace(dummies.CARD, reward=dataclasses.replace(dummies.REWARD, gate=gate))
-  task = dummies.number_task(generator)
-  rollouts = [dummies.group(generator, task)]
-  scores = dummies.score(rollouts, [task], card.reward, 5.0)
-  [group] = saved_groups.make_saved_groups(
-    [dummies.prompt(task)], rollouts, scores, scores.reward_BG, step=0
-  )
-  views = gallery.group_view(group, card, None).rollouts
-  by_name = {view.name: view for view in views}
-  for g in range(8):
-    accuracy, format_part = by_name[f"sample {g + 1}"].parts
-    assert accuracy == pytest.approx(scores.accuracy_BG[0, g], abs=1e-6)
-    assert accuracy + format_part == pytest.approx(scores.reward_BG[0, g], abs=1e-6)
-  assert len({view.parts[1] for view in views}) == 2, "some earn the format part"
-
-
-def test_end_of_the_schedule_is_wider_than_now():
-  card = dataclasses.replace(dummies.CARD, progress=1.0)
-  figure = card_view(card).reward
-  wide = re.search(rf"stroke: {svg.WASH}; stroke-width: 7", figure)
-  now = re.search(rf"stroke: {svg.ACCENT}; stroke-width: 2", figure)
-  assert wide
-  assert now
-  assert wide.start() < now.start(), "drawn below"
-  assert "end of the schedule, k = 100" in figure
-
-
 def test_a_wrong_option_is_explained(text):
   assert "earns 0.54 at the start, k = 1, " in text
-
-
-def test_a_constant_schedule_has_one_curve(tmp_path):
-  schedule = Schedule("constant", 20.0, 20.0, 0.5, 10.0)
-  reward = dataclasses.replace(dummies.REWARD, schedule=schedule, discrete_sharpness=1.0)
-  advantage = dataclasses.replace(dummies.ADVANTAGE, sign_safe=True)
-  card = RewardCard(reward, advantage, 0.3)
-  text = write_report(tmp_path, ABOUT, card, 1).read_text()
-  assert "start of the schedule" not in text
-  assert "now, k = 20" in text
-  assert "sign-safe AP-GRPO" in text
-  assert "earns 0.54 throughout the run" in text
 
 
 # --- parts -------------------------------------------------------------------------------------
@@ -652,29 +383,12 @@ def test_example_falls_back_to_what_is_saved(run):
   assert choose_example([], none, None) is None
 
 
-def test_key_figures_and_metrics_that_are_not_finite():
-  records = [
-    {"step": s, "time_s": 10.0 * (s % 5 + 1), "score": 0.1 * s, "loss": None} for s in range(10)
-  ]
-  records[3]["not_finite"] = ["loss"]
-  found = {item.label: (item.value, item.context) for item in key_figures(records, None)}
-  assert found == {
-    "score in training": ("0.90", "from 0.00, sampled"),
-    "steps": ("10", "in 1:40"),
-  }
-  assert not_finite(records) == [("loss", [3])]
-  assert key_figures([], None) == []
-  table = result_table()
-  labels = [item.label for item in key_figures(records, table)]
-  assert labels == ["greedy score", "sampled score", "median answer", "steps"]
-
-
 # --- files that the page reads -----------------------------------------------------------------
 
 
 def test_results_round_trip(tmp_path):
   assert read_results(tmp_path) is None
-  table = result_table()
+  table = dummies.result_table(np.random.default_rng(0))
   write_results(table, tmp_path, {})
   assert read_results(tmp_path) == table
   record = json.loads((tmp_path / "results.json").read_text())
@@ -718,7 +432,7 @@ def test_groups_with_most_drawings_are_kept():
 
 
 def test_results_of_another_config_are_not_up_to_date(tmp_path):
-  table = result_table()
+  table = dummies.result_table(np.random.default_rng(0))
   origin = {"seed": 0, "evaluation": {"temperatures": (0.3, 0.5)}}
   assert not is_up_to_date(tmp_path, origin)
   write_results(table, tmp_path, {"origin": origin | {"benchmark": None}})

@@ -70,21 +70,26 @@ class _Sequence(NamedTuple):
   logp: Any
 
 
-_PADDING = _Sequence(
-  TokenArrays(token_RT=0, position_RTA=0, valid_RT=False, feature_RT=-1), trained=False, logp=0
-)
+_NO_TOKEN: dict[str, Any] = {
+  "token_RT": 0,
+  "position_RTA": 0,
+  "valid_RT": False,
+  "feature_RT": -1,
+}
+_PADDING = _Sequence(TokenArrays(**_NO_TOKEN), trained=False, logp=0)
 # A row that trains nothing; its prefix is the first of its block.
-_PADDING_ROW = TrainRows(
-  tokens=_PADDING.tokens,
-  trained_RT=_PADDING.trained,
-  old_logp_RT=_PADDING.logp,
-  advantage_R=0,
-  temperature_R=1,
-  prefix_R=0,
-  group_R=-1,
-  role_R=RowRole.ROLLOUT,
-  weight_R=0,
-)
+_NO_ROW: dict[str, Any] = {
+  "tokens": _PADDING.tokens,
+  "trained_RT": _PADDING.trained,
+  "old_logp_RT": _PADDING.logp,
+  "advantage_R": 0,
+  "temperature_R": 1,
+  "prefix_R": 0,
+  "group_R": -1,
+  "role_R": RowRole.ROLLOUT,
+  "weight_R": 0,
+}
+_PADDING_ROW = TrainRows(**_NO_ROW)
 
 
 def to_train_batch(

@@ -106,7 +106,7 @@ def _points(records: Sequence[dict[str, Any]], key: str) -> list[tuple[int, floa
 def _panel(
   curve: Curve, points: list[tuple[int, float]], size_in: tuple[float, float], from_zero: bool
 ) -> Panel:
-  """An axis that does not start at 0 says so."""
+  """A sentence tells if the axis does not start at 0."""
   limits = (-0.02, 1.03) if curve.share else None
   if not limits and from_zero:
     limits = (min(0.0, *(y for _, y in points)), 1.15 * max(y for _, y in points) or 1.0)

@@ -7,7 +7,7 @@ import numpy as np
 
 from spatial_jax.report import wording
 from spatial_jax.report.drawings import ImageView, OperationView, TrueBox, drawings, image_view
-from spatial_jax.report.predictions import Answered
+from spatial_jax.report.predictions import GreedyAnswer
 from spatial_jax.report.response_text import Piece, pieces
 from spatial_jax.report.reward_card import RewardCard
 from spatial_jax.rollout.saved_groups import SavedGroup, SavedRollout
@@ -69,7 +69,7 @@ class StepView(NamedTuple):
 
   Attributes:
     step: None for an evaluation.
-    scored: whether the true answers are known.
+    scored: whether there are true answers.
     compared: whether answers of the start are shown.
     given: first words that were given to the policy in some of the responses, "" for none.
     true_boxes: whether true boxes are drawn.
@@ -85,7 +85,7 @@ class StepView(NamedTuple):
 
 
 def step_view(
-  groups: Sequence[SavedGroup], card: RewardCard | None, start: dict[str, Answered]
+  groups: Sequence[SavedGroup], card: RewardCard | None, start: dict[str, GreedyAnswer]
 ) -> StepView:
   """What the template shows of one step.
 
@@ -107,7 +107,7 @@ def step_view(
   )
 
 
-def group_view(group: SavedGroup, card: RewardCard | None, start: Answered | None) -> GroupView:
+def group_view(group: SavedGroup, card: RewardCard | None, start: GreedyAnswer | None) -> GroupView:
   """What the template shows of one question: texts are unescaped.
 
   Rollouts of training are sorted by reward; in an evaluation the start is first.
@@ -173,7 +173,7 @@ def _rollout_view(
   )
 
 
-def _start_view(start: Answered, group: SavedGroup) -> RolloutView:
+def _start_view(start: GreedyAnswer, group: SavedGroup) -> RolloutView:
   """The answer of the start; its drawings are not saved."""
   return RolloutView(
     name="start, greedy",

@@ -8,7 +8,7 @@ from spatial_jax.errors import DataError
 from spatial_jax.evaluate.results import END_GREEDY, PREDICTIONS, START_GREEDY
 
 
-class Answered(NamedTuple):
+class GreedyAnswer(NamedTuple):
   """One prediction: fields as in `Prediction`, `text` of all turns."""
 
   answer: str | None
@@ -22,8 +22,8 @@ class Answered(NamedTuple):
 class Answers(NamedTuple):
   """Greedy answers by task id; empty without an evaluation."""
 
-  start: dict[str, Answered]
-  end: dict[str, Answered]
+  start: dict[str, GreedyAnswer]
+  end: dict[str, GreedyAnswer]
 
 
 def read_answers(workdir: pathlib.Path) -> Answers:
@@ -33,7 +33,7 @@ def read_answers(workdir: pathlib.Path) -> Answers:
     DataError: I/O: if a line is not a prediction.
   """
   path = workdir / PREDICTIONS
-  columns: dict[str, dict[str, Answered]] = {START_GREEDY: {}, END_GREEDY: {}}
+  columns: dict[str, dict[str, GreedyAnswer]] = {START_GREEDY: {}, END_GREEDY: {}}
   lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
   for number, line in enumerate(lines, 1):
     if not line:
@@ -41,8 +41,8 @@ def read_answers(workdir: pathlib.Path) -> Answers:
     try:
       record = json.loads(line)
       if record["column"] in columns:
-        fields = {name: record[name] for name in Answered._fields}
-        columns[record["column"]][record["task_id"]] = Answered(**fields)
+        fields = {name: record[name] for name in GreedyAnswer._fields}
+        columns[record["column"]][record["task_id"]] = GreedyAnswer(**fields)
     except (ValueError, KeyError, TypeError) as error:
       raise DataError(
         f"{path} line {number} is not a prediction ({error!r}); delete the file and evaluate again"

@@ -66,7 +66,7 @@ class Figure(NamedTuple):
   """A plot in two layouts: for a wide page and for a phone."""
 
   wide: Markup
-  narrow: Markup
+  phone: Markup
 
 
 class KeyFigure(NamedTuple):
@@ -183,15 +183,15 @@ def _dots(table: ResultTable) -> Figure | None:
   keys = result_plots.plot_keys(table)
   if keys is None:
     return None
-  wide, narrow = result_plots.WIDE, result_plots.NARROW
-  return Figure(*(result_plots.dot_plot(table, keys, layout) for layout in (wide, narrow)))
+  wide, phone = result_plots.WIDE, result_plots.PHONE
+  return Figure(*(result_plots.dot_plot(table, keys, layout) for layout in (wide, phone)))
 
 
 def _forest(table: ResultTable) -> Figure | None:
   if not table.paired:
     return None
-  wide, narrow = result_plots.WIDE, result_plots.NARROW
-  return Figure(*(result_plots.forest_plot(table.paired, layout) for layout in (wide, narrow)))
+  wide, phone = result_plots.WIDE, result_plots.PHONE
+  return Figure(*(result_plots.forest_plot(table.paired, layout) for layout in (wide, phone)))
 
 
 def _schedule(config: str | None) -> str | None:

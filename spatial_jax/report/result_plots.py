@@ -31,11 +31,11 @@ class Layout(NamedTuple):
   """One of the two layouts of a plot.
 
   Attributes:
-    narrow: names above the rows.
+    phone: names above the rows.
     width_in: of the figure, inches.
   """
 
-  narrow: bool
+  phone: bool
   width_in: float
 
 
@@ -50,7 +50,7 @@ class _RowText(NamedTuple):
   two_lines: bool
 
 
-WIDE, NARROW = Layout(narrow=False, width_in=10.0), Layout(narrow=True, width_in=3.7)
+WIDE, PHONE = Layout(phone=False, width_in=10.0), Layout(phone=True, width_in=3.7)
 
 
 def plot_keys(table: ResultTable) -> Keys | None:
@@ -78,11 +78,11 @@ def dot_plot(table: ResultTable, keys: Keys, layout: Layout) -> Markup:
   Args:
     table: the result.
     keys: the columns to draw.
-    layout: `WIDE` or `NARROW`.
+    layout: `WIDE` or `PHONE`.
   """
   rows = [("all questions", "", sum(row.n for row in table.rows), table.overall)]
   rows += [(wording.type_name(r.question_type), r.question_type, r.n, r.cells) for r in table.rows]
-  height_in = 0.48 * len(rows) + 1.15 if layout.narrow else 0.33 * len(rows) + 0.85
+  height_in = 0.48 * len(rows) + 1.15 if layout.phone else 0.33 * len(rows) + 0.85
   draw = functools.partial(_draw_dots, rows, keys, layout)
   return svg.axes_svg(draw, layout.width_in, height_in, "scores per question type")
 
@@ -92,9 +92,9 @@ def forest_plot(paired: Sequence[Paired], layout: Layout) -> Markup:
 
   Args:
     paired: at least one.
-    layout: `WIDE` or `NARROW`.
+    layout: `WIDE` or `PHONE`.
   """
-  height_in = 0.62 * len(paired) + 0.5 if layout.narrow else 0.33 * len(paired) + 0.5
+  height_in = 0.62 * len(paired) + 0.5 if layout.phone else 0.33 * len(paired) + 0.5
   draw = functools.partial(_draw_forest, paired, layout)
   return svg.axes_svg(draw, layout.width_in, height_in, "differences paired by question")
 
@@ -110,7 +110,7 @@ def _draw_dots(
     _draw_row(axes, y, keys, cells, svg.PALE if few else svg.ACCENT)
   axes.set(xlim=(0, 1), xlabel="score")
   _finish(axes, len(rows), layout)
-  columns = 2 if layout.narrow else 5
+  columns = 2 if layout.phone else 5
   axes.figure.legend(handles=_dot_legend(keys), loc="outside upper left", ncols=columns)
 
 
@@ -173,11 +173,11 @@ def _draw_forest(paired: Sequence[Paired], layout: Layout, axes: Axes) -> None:
 def _write_row(axes: Axes, y: float, text: _RowText, layout: Layout) -> None:
   """Writes the name of a row on the left and its numbers on the right, or both above the row."""
   place: Any = {"transform": axes.get_yaxis_transform(), "va": "center", "zorder": 3}
-  if layout.narrow:
+  if layout.phone:
     place["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # hides grid lines
   name: Any = {"color": text.colour, "fontweight": text.weight, "gid": svg.tooltip(text.tooltip)}
   numbers: Any = {"color": svg.MUTED, "fontsize": svg.SMALL_PT}
-  if not layout.narrow:
+  if not layout.phone:
     axes.text(-0.02, y, text.name, ha="right", **place, **name)
     axes.text(1.02, y, text.numbers, ha="left", **place, **numbers)
     return
@@ -190,6 +190,6 @@ def _write_row(axes: Axes, y: float, text: _RowText, layout: Layout) -> None:
 
 def _finish(axes: Axes, count: int, layout: Layout) -> None:
   """Rows from top to bottom, no frame on the left."""
-  axes.set(ylim=(count - 0.5, -0.8 if layout.narrow else -0.5), yticks=[])
+  axes.set(ylim=(count - 0.5, -0.8 if layout.phone else -0.5), yticks=[])
   axes.grid(visible=False, axis="y")
   axes.spines["left"].set_visible(False)

@@ -10,7 +10,7 @@ from spatial_jax.evaluate.results import Paired, ResultTable
 
 MINUS = "\N{MINUS SIGN}"
 ENDS = 0.1  # share of the steps at either end of a run that are averaged
-FEW = 30  # a mean over fewer questions is shown in grey
+FEW = 30  # a mean over fewer questions is drawn pale
 
 _TYPES = {
   "object_counting": "number of objects",
