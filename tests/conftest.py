@@ -13,7 +13,11 @@ os.environ["XLA_FLAGS"] = (
 
 import jax
 import pytest
+from hypothesis import settings
 
+# Without a deadline: the time of a test depends on the other work on the machine.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(

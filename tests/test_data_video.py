@@ -166,12 +166,13 @@ def corners(frame: np.ndarray) -> list[list[int]]:
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 def test_frames_are_turned_and_mirrored_upright(tmp_path, degrees, mirrored):
-  """As the display matrix says: first mirrored, then turned."""
+  """As the display matrix says: first turned, then mirrored."""
   quarters = np.array([[20, 80], [140, 200]], np.uint8)
   stored = np.repeat(np.repeat(quarters, 24, 0), 32, 1)[..., None].repeat(3, 2)
   path = tmp_path / "phone.mp4"
   path.write_bytes(movie("mpeg4", "mp4", 4, stored, (degrees, mirrored)))
-  upright = np.rot90(quarters[:, ::-1] if mirrored else quarters, degrees // 90)
+  upright = np.rot90(quarters, degrees // 90)
+  upright = upright[:, ::-1] if mirrored else upright
   frame = video.read_video(path, QWEN2).frames[0]
   assert frame.shape == ((64, 48, 3) if degrees in (90, 270) else (48, 64, 3))
   np.testing.assert_allclose(corners(frame), upright, atol=10)
