@@ -351,8 +351,7 @@ class TrainRows(NamedTuple):
     old_logp_RT: float32, recorded by the sampler, 0 where not trained.
     advantage_R: float32.
     temperature_R: float32 > 0, of sampling.
-    prefix_R: int32, ascending, the prefix that the row follows; the rows of a device follow
-      prefixes of the same device.
+    prefix_R: int32, the prefix that the row follows; both are stored on the same device.
     group_R: int32, the group whose rows are compared with one another; -1 for padding.
     role_R: int32, a RowRole.
     weight_R: float32 >= 0, how much the row counts in the loss; 0 for padding.

@@ -76,20 +76,24 @@ _NO_TOKEN: dict[str, Any] = {
   "valid_RT": False,
   "feature_RT": -1,
 }
-_PADDING = _Sequence(TokenArrays(**_NO_TOKEN), trained=False, logp=0)
-# A row that trains nothing; its prefix is the first of its block.
-_NO_ROW: dict[str, Any] = {
-  "tokens": _PADDING.tokens,
-  "trained_RT": _PADDING.trained,
-  "old_logp_RT": _PADDING.logp,
-  "advantage_R": 0,
-  "temperature_R": 1,
-  "prefix_R": 0,
-  "group_R": -1,
-  "role_R": RowRole.ROLLOUT,
-  "weight_R": 0,
-}
-_PADDING_ROW = TrainRows(**_NO_ROW)
+_ZERO, _NONE = np.array(0), np.array(-1)
+_PADDING = _Sequence(
+  TokenArrays(token_RT=_ZERO, position_RTA=_ZERO, valid_RT=np.array(False), feature_RT=_NONE),
+  trained=np.array(False),
+  logp=_ZERO,
+)
+# A row that trains nothing; `pad_rows` gives it a prefix.
+_PADDING_ROW = TrainRows(
+  tokens=_PADDING.tokens,
+  trained_RT=_PADDING.trained,
+  old_logp_RT=_PADDING.logp,
+  advantage_R=_ZERO,
+  temperature_R=np.array(1),
+  prefix_R=_NONE,
+  group_R=_NONE,
+  role_R=np.array(RowRole.ROLLOUT),
+  weight_R=_ZERO,
+)
 
 
 def to_train_batch(
@@ -184,10 +188,8 @@ def pad_rows(batch: TrainBatch, count: int, blocks: int = 1) -> TrainBatch:
     return padded
 
   rows = jax.tree.map(pad, _PADDING_ROW, batch.rows)
-  padding_R = np.ones(count, bool)
-  padding_R[place_R] = False
   first_R = (np.arange(count) // size * (prompts // blocks)).astype(np.int32)
-  prefix_R = np.where(padding_R, first_R, rows.prefix_R)
+  prefix_R = np.where(rows.prefix_R < 0, first_R, rows.prefix_R)
   return batch._replace(rows=rows._replace(prefix_R=prefix_R))
 
 
