@@ -58,7 +58,7 @@ class Saver:
   """Writes checkpoints in the background and keeps the last few; close it, or use it in `with`."""
 
   def __init__(self, workdir: PathLike, keep: int):
-    """Opens the checkpoint folder and removes what an interrupted save left there.
+    """Opens the checkpoint folder and removes the rest of an interrupted save.
 
     Args:
       workdir: of the run; created if missing.

@@ -64,11 +64,11 @@ def build(cls: type[T], config: Mapping[str, Any], name: str = "config") -> T:
   return value
 
 
-def suggestion(key: str, known: Iterable[str]) -> str:
-  """The known key that `key` may be a misspelling of, else all known keys."""
-  known = list(known)
-  close = difflib.get_close_matches(key, known, 1)
-  return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+def suggestion(key: str, keys: Iterable[str]) -> str:
+  """The key that `key` may be a misspelling of, else all keys."""
+  keys = list(keys)
+  close = difflib.get_close_matches(key, keys, 1)
+  return f"did you mean {close[0]}?" if close else f"keys: {', '.join(keys)}"
 
 
 def _build(cls: Any, config: Mapping[str, Any], name: str, problems: list[str]) -> Any:

@@ -186,7 +186,7 @@ def test_none_is_a_value(command, argument, key, value):
 @pytest.mark.parametrize(
   ("argument", "expected"),
   [
-    ("--config.bogus=1", "--config.bogus=1: config has no key 'bogus' (known: inner, on, sizes"),
+    ("--config.bogus=1", "--config.bogus=1: config has no key 'bogus' (keys: inner, on, sizes"),
     ("--config.inner.rat=1", "config.inner has no key 'rat' (did you mean rate?)"),
     ("--config.bogus.rate=1", "config has no key 'bogus'"),
     ("--config.steps.rate=1", "config.steps is a value without keys"),

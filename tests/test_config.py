@@ -82,8 +82,8 @@ def test_field_references_are_resolved():
   [
     ("steps", ..., "config.steps is missing"),
     ("inner.kind", ..., "config.inner.kind is missing"),
-    ("bogus", 1, "config.bogus is unknown (known: steps, rate"),
-    ("inner.bogus", 1, "config.inner.bogus is unknown (known: kind, sizes, pair)"),
+    ("bogus", 1, "config.bogus is unknown (keys: steps, rate"),
+    ("inner.bogus", 1, "config.inner.bogus is unknown (keys: kind, sizes, pair)"),
     ("steps", 1.5, "config.steps must be int, got 1.5"),
     ("steps", True, "config.steps must be int, got True"),
     ("steps", None, "config.steps must be int, got None"),

@@ -116,7 +116,7 @@ def at(room, *path):
     (lambda r: r.update(room_size=-1), "field room_size must be above 0"),
     (lambda r: r.update(room_center=[1, 2]), r"field room_center must be finite .*\[3\]"),
     (lambda r: r.update(object_bbox=[]), "field object_bbox must be a dict"),
-    (lambda r: r.update(object_bbox={}), "field object_bbox holds no box"),
+    (lambda r: r.update(object_bbox={}), "field object_bbox has no boxes"),
     (lambda r: at(r, "object_bbox").update(table=3), "field table must be a list"),
     (lambda r: at(r, *TABLE).pop("centroid"), r"table\[0\]: field centroid is missing"),
     (
@@ -136,9 +136,9 @@ def test_a_malformed_room_names_file_scene_and_field(tmp_path, change, message):
 
 
 def test_a_missing_or_unreadable_file_is_named(tmp_path):
-  with pytest.raises(DataError, match="holds no arkitscenes"):
+  with pytest.raises(DataError, match="contains no such file; expected"):
     load_rooms(tmp_path)
-  with pytest.raises(DataError, match=r"none\.json cannot be read as JSON"):
+  with pytest.raises(DataError, match=r"none\.json does not exist"):
     load_rooms(tmp_path / "none.json")
   (tmp_path / "scannet.json").write_text("{")
   with pytest.raises(DataError, match=r"scannet\.json cannot be read as JSON"):

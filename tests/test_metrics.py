@@ -202,8 +202,8 @@ def test_further_outputs_get_the_finite_values(tmp_path, outputs):
   log, _ = open_metrics(tmp_path, first_step=3, config=LogConfig(True, True))
   with log:
     log.write(3, "grpo", {"reward": 0.5, "loss": float("nan")})
-  opened = [("tensorboard", 3), ("abc", "allow")]
-  assert outputs == [*opened, ("reward", 0.5, 3), ({"reward": 0.5}, 3), "finished"]
+  starts = [("tensorboard", 3), ("abc", "allow")]
+  assert outputs == [*starts, ("reward", 0.5, 3), ({"reward": 0.5}, 3), "finished"]
 
 
 def test_every_work_directory_has_its_own_wandb_run(tmp_path, outputs):

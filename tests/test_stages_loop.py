@@ -51,7 +51,7 @@ def update(state, x_T):
 
 
 def step_of(first, stop_at=None, stop=None):
-  """Data are a function of the step; their iterator must begin at the first step of the run."""
+  """Data are a function of the step; their iterator must start at the first step of the run."""
   numbers = iter(range(first, 100))
 
   def step(state, step):
@@ -297,8 +297,8 @@ def test_reinforcement_learning_resumes_bit_for_bit(tmp_path, monkeypatch):
   whole, *_, parts = ends
   assert_same(whole, parts)
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices())
-  begin = load_policy(tmp_path / "init", mesh).params
-  moved = jax.tree.map(lambda x, y: bool((x != y).any()), begin, whole)
+  before = load_policy(tmp_path / "init", mesh).params
+  moved = jax.tree.map(lambda x, y: bool((x != y).any()), before, whole)
   frozen = common.get_config().learn.optimizer.frozen
   for path, has_moved in jax.tree_util.tree_leaves_with_path(moved):
     assert has_moved != matches(path_name(path), frozen), jax.tree_util.keystr(path)

@@ -1,4 +1,4 @@
-"""Procedural rooms: one seed one scene, nothing intersects, all stands; walks on free floor."""
+"""Procedural rooms: reproducible, valid placement of objects; camera paths over free floor."""
 
 import dataclasses
 import hashlib
@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from spatial_jax.config import ConfigError
 from spatial_jax.errors import DataError
 from spatial_jax.synthetic.camera_path import inside_polygon, make_camera_path
 from spatial_jax.synthetic.floorplan import ProceduralConfig, procedural_scene
@@ -24,40 +25,40 @@ def scenes() -> list[Scene]:
 
 
 def _digest(scene: Scene) -> str:
-  """Every bit of a scene."""
+  """A checksum of all values of a scene."""
   digest = hashlib.sha256(repr((scene.scene_id, scene.height_m, scene.room_size_m2)).encode())
   digest.update(scene.polygon_Z2.tobytes())
-  for thing in scene.objects:
-    digest.update(repr((thing.category, thing.colour)).encode())
-    digest.update(thing.centre_3.tobytes() + thing.size_3.tobytes() + thing.axes_33.tobytes())
-    digest.update(repr([dataclasses.astuple(part) for part in thing.parts]).encode())
+  for obj in scene.objects:
+    digest.update(repr((obj.category, obj.colour)).encode())
+    digest.update(obj.centre_3.tobytes() + obj.size_3.tobytes() + obj.axes_33.tobytes())
+    digest.update(repr([dataclasses.astuple(part) for part in obj.parts]).encode())
   return digest.hexdigest()
 
 
-def _inside(thing: SceneObject, points_N3: np.ndarray) -> np.ndarray:
-  """Whether points lie within the oriented box, a micrometre of its faces excepted."""
-  local_N3 = (points_N3 - thing.centre_3) @ thing.axes_33.T
-  return (np.abs(local_N3) < thing.size_3 / 2 - 1e-6).all(axis=1)
+def _inside(obj: SceneObject, points_N3: np.ndarray) -> np.ndarray:
+  """Whether points are inside the oriented box, more than a micrometre from its faces."""
+  local_N3 = (points_N3 - obj.centre_3) @ obj.axes_33.T
+  return (np.abs(local_N3) < obj.size_3 / 2 - 1e-6).all(axis=1)
 
 
-def _lattice(thing: SceneObject) -> np.ndarray:
-  """Points all over the box, its corners and faces included."""
+def _lattice(obj: SceneObject) -> np.ndarray:
+  """A grid of points in the box and on its faces."""
   steps = np.linspace(-0.5, 0.5, 13)
   unit_N3 = np.stack(np.meshgrid(steps, steps, steps[::3], indexing="ij"), axis=-1).reshape(-1, 3)
-  return thing.centre_3 + (unit_N3 * thing.size_3) @ thing.axes_33
+  return obj.centre_3 + (unit_N3 * obj.size_3) @ obj.axes_33
 
 
-def test_one_seed_one_scene(scenes):
+def test_the_same_seed_gives_the_same_scene(scenes):
   assert _digest(procedural_scene(7, CONFIG)) == _digest(scenes[7])
   assert len({_digest(scene) for scene in scenes}) == len(scenes)
 
 
 def test_scene_bytes_never_change():
-  # A change of this digest changes every data set: the embedded policy was trained on these rooms.
+  # The embedded policy was trained on these rooms; a change of this digest changes its data.
   assert _digest(procedural_scene(7, CONFIG))[:16] == "7382c0241fee9344"
 
 
-def test_global_random_state_is_untouched():
+def test_the_global_random_state_does_not_change():
   np.random.seed(0)  # noqa: NPY002
   before = np.random.get_state()[1].tobytes()  # noqa: NPY002
   first = _digest(procedural_scene(3, CONFIG))
@@ -75,8 +76,8 @@ def test_objects_never_intersect(scenes):
 def test_objects_are_inside_the_room(scenes):
   assert {len(scene.polygon_Z2) for scene in scenes} == {4, 6}
   for scene in scenes:
-    for thing in scene.objects:
-      points_N3 = _lattice(thing)
+    for obj in scene.objects:
+      points_N3 = _lattice(obj)
       assert inside_polygon(scene.polygon_Z2, points_N3[:, :2]).all(), scene.scene_id
       assert points_N3[:, 2].min() > -1e-9
       assert points_N3[:, 2].max() < scene.height_m
@@ -85,11 +86,11 @@ def test_objects_are_inside_the_room(scenes):
 def test_objects_stand_on_the_floor_or_on_furniture(scenes):
   carried = 0
   for scene in scenes:
-    for thing in scene.objects:
-      bottom = thing.centre_3[2] - thing.size_3[2] / 2
+    for obj in scene.objects:
+      bottom = obj.centre_3[2] - obj.size_3[2] / 2
       if abs(bottom) < 1e-9:
         continue
-      below_83 = thing.corners_83() - [0.0, 0.0, 0.01]
+      below_83 = obj.corners_83() - [0.0, 0.0, 0.01]
       lowest_43 = below_83[np.argsort(below_83[:, 2])[:4]]
       assert any(_inside(other, lowest_43).all() for other in scene.objects), scene.scene_id
       carried += 1
@@ -105,24 +106,25 @@ def test_outline_is_counter_clockwise_and_its_area_is_the_room_size(scenes):
     assert scene.room_size_m2 == pytest.approx(share * high_2.prod(), rel=0.01)  # positive: ccw
 
 
-def test_number_of_objects_is_the_curriculum():
-  lesson = dataclasses.replace(CONFIG, objects=(1, 1))
-  assert all(len(procedural_scene(seed, lesson).objects) == 1 for seed in range(20))
+def test_the_number_of_objects_is_in_the_configured_range():
+  single = dataclasses.replace(CONFIG, objects=(1, 1))
+  assert all(len(procedural_scene(seed, single).objects) == 1 for seed in range(20))
   counts = {len(procedural_scene(seed, CONFIG).objects) for seed in range(60)}
   assert counts <= set(range(10, 19))
   assert len(counts) > 5
 
 
-def test_categories_and_repeats(scenes):
+def test_all_categories_occur_and_repeat(scenes):
   assert len({kind.category for kind in KINDS}) >= 16
   assert {t.category for s in scenes for t in s.objects} == {kind.category for kind in KINDS}
   most = [max(np.unique([t.category for t in s.objects], return_counts=True)[1]) for s in scenes]
   assert np.median(most) >= 3
 
 
-def test_too_many_objects_name_the_mend():
+def test_an_error_about_too_many_objects_names_the_keys():
   crowded = dataclasses.replace(CONFIG, objects=(60, 60), side_m=(2.0, 2.2))
-  with pytest.raises(ValueError, match=r"60 objects do not fit .* lower objects or raise side_m"):
+  message = r"60 objects do not fit .* lower rooms\.objects or raise rooms\.side_m"
+  with pytest.raises(ConfigError, match=message):
     procedural_scene(0, crowded)
 
 
@@ -144,8 +146,8 @@ def test_parts_fill_the_box_exactly(kind):
 
 
 @pytest.mark.parametrize("frames", [1, 6])
-def test_walk_stays_on_free_floor_and_looks_around(scenes, frames):
-  in_sight = []
+def test_a_camera_path_is_over_free_floor_and_shows_most_objects(scenes, frames):
+  shares = []
   for seed, scene in enumerate(scenes):
     cameras = make_camera_path(scene, np.random.default_rng(seed), frames, 64, 48, 70.0)
     assert len(cameras) == frames
@@ -153,24 +155,24 @@ def test_walk_stays_on_free_floor_and_looks_around(scenes, frames):
       assert 1.3 <= camera.position_3[2] <= 1.7
       assert (camera.width_px, camera.height_px) == (64, 48)
       assert inside_polygon(scene.polygon_Z2, camera.position_3[None, :2]).all()
-      assert not any(_inside(thing, camera.position_3[None]).any() for thing in scene.objects)
+      assert not any(_inside(obj, camera.position_3[None]).any() for obj in scene.objects)
       np.testing.assert_allclose(camera.rotation_33 @ camera.rotation_33.T, np.eye(3), atol=1e-9)
       np.testing.assert_allclose(
         np.cross(camera.rotation_33[0], camera.rotation_33[1]), camera.rotation_33[2], atol=1e-9
       )
       assert abs(camera.rotation_33[0, 2]) < 1e-9  # upright
       assert camera.rotation_33[2, 2] < 0  # a little down
-    seen = set()
+    shown = set()
     for camera in cameras:
-      for index, thing in enumerate(scene.objects):
-        right, _, ahead = camera.rotation_33 @ (thing.centre_3 - camera.position_3)
+      for index, obj in enumerate(scene.objects):
+        right, _, ahead = camera.rotation_33 @ (obj.centre_3 - camera.position_3)
         if ahead > 0.5 and abs(right) < 0.7 * ahead:
-          seen.add(index)
-    in_sight.append(len(seen) / len(scene.objects))
-  assert np.mean(in_sight) > (0.5 if frames == 1 else 0.75)
+          shown.add(index)
+    shares.append(len(shown) / len(scene.objects))
+  assert np.mean(shares) > (0.5 if frames == 1 else 0.75)
 
 
-def test_walk_moves_and_repeats_itself_exactly(scenes):
+def test_a_camera_path_moves_and_is_reproducible(scenes):
   first = make_camera_path(scenes[0], np.random.default_rng(5), 8, 64, 64, 70.0)
   again = make_camera_path(scenes[0], np.random.default_rng(5), 8, 64, 64, 70.0)
   for a, b in zip(first, again, strict=True):
@@ -182,8 +184,8 @@ def test_walk_moves_and_repeats_itself_exactly(scenes):
   assert min(turns) > np.cos(np.radians(75.1))
 
 
-def test_walk_of_a_room_too_full_to_walk_in_stands_in_a_gap(scenes):
-  """A run of 5,000 steps ended at such a room: an L with a bed across its foot."""
+def test_a_camera_path_in_a_full_room_stays_at_the_clearest_position(scenes):
+  """A run of 5,000 steps stopped at such a room: an L with a bed across its foot."""
   full = SceneObject(
     "bed", "", np.array([3.0, 3.0, 0.4]), np.array([20.0, 20.0, 0.8]), np.eye(3), ()
   )
@@ -197,7 +199,7 @@ def test_walk_of_a_room_too_full_to_walk_in_stands_in_a_gap(scenes):
   assert np.abs(camera.position_3 - lamp.centre_3)[:2].max() > 0.2, "beside the lamp"
 
 
-def test_walk_without_a_place_for_the_camera_is_an_error(scenes):
+def test_a_room_without_a_place_for_the_camera_is_an_error(scenes):
   full = SceneObject(
     "bed", "", np.array([3.0, 3.0, 1.0]), np.array([20.0, 20.0, 2.0]), np.eye(3), ()
   )

@@ -1,4 +1,4 @@
-"""Pictures: depth and ids against points sampled along rays, shadows against all casters, boxes."""
+"""Rendering: depth and ids against points on rays, shadows against all casters, visible boxes."""
 
 import concurrent.futures
 import dataclasses
@@ -27,7 +27,7 @@ from spatial_jax.synthetic.visibility import project, visible_boxes
 CONFIG = ProceduralConfig(objects=(8, 16), side_m=(3.6, 6.0), l_shape_share=0.5, repeat_share=0.3)
 
 
-def _looks(count: int, size_px: int = 72) -> list[tuple[Scene, Camera]]:
+def _scenes_and_cameras(count: int, size_px: int = 72) -> list[tuple[Scene, Camera]]:
   scenes = [procedural_scene(seed, CONFIG) for seed in range(count)]
   return [
     (scene, make_camera_path(scene, np.random.default_rng(i), 1, size_px, size_px, 70.0)[0])
@@ -50,13 +50,13 @@ def _room(*objects: SceneObject) -> Scene:
 
 
 def _ahead(size_px: int = 64) -> Camera:
-  """Looks along y from the middle of the near wall, level."""
+  """A level camera at the middle of the near wall, along y."""
   return make_camera(np.array([3.0, 0.5, 1.5]), 90.0, 0.0, 70.0, size_px, size_px)
 
 
-def _inside_part(thing: SceneObject, part: Part, points_N3: np.ndarray) -> np.ndarray:
-  """Whether points lie inside the shape: its implicit function, no ray in sight."""
-  unit_N3 = ((points_N3 - thing.centre_3) @ thing.axes_33.T - part.centre_3) / part.half_3
+def _inside_part(obj: SceneObject, part: Part, points_N3: np.ndarray) -> np.ndarray:
+  """Whether points are inside the shape, by its implicit function."""
+  unit_N3 = ((points_N3 - obj.centre_3) @ obj.axes_33.T - part.centre_3) / part.half_3
   if part.shape == "box":
     return (np.abs(unit_N3) < 1).all(axis=1)
   if part.shape == "sphere":
@@ -65,7 +65,7 @@ def _inside_part(thing: SceneObject, part: Part, points_N3: np.ndarray) -> np.nd
 
 
 def _world(view: View, depth: np.ndarray) -> np.ndarray:
-  """World point at a depth behind each pixel centre, [height, width, 3]."""
+  """World point at a depth on the ray of each pixel centre, [height, width, 3]."""
   camera = view.camera
   focal = camera.width_px / 2 / np.tan(np.radians(camera.field_of_view_deg) / 2)
   x = (np.arange(camera.width_px) + 0.5 - camera.width_px / 2) / focal
@@ -85,25 +85,25 @@ def _surface_distance(scene: Scene, points_N3: np.ndarray) -> np.ndarray:
   return distance
 
 
-def test_depth_and_ids_against_points_along_the_rays():
-  for scene, camera in _looks(3, 32):
+def test_depth_and_ids_equal_those_of_points_along_the_rays():
+  for scene, camera in _scenes_and_cameras(3, 32):
     view = render(scene, camera)
     assert view.instance.dtype == np.int32
     assert view.depth_m.dtype == np.float32
     assert view.instance.min() >= -1
     depth = view.depth_m.astype(np.float64)
-    behind_N3 = _world(view, depth * 1.0005 + 1e-4).reshape(-1, 3)
+    after_N3 = _world(view, depth * 1.0005 + 1e-4).reshape(-1, 3)
     before = [
       _world(view, depth * share - 1e-4).reshape(-1, 3) for share in np.linspace(0.02, 1, 40)
     ]
     owner_N = view.instance.reshape(-1)
     hit_N = np.zeros(len(owner_N), bool)
-    for index, thing in enumerate(scene.objects):
-      for part in thing.parts:
-        hit_N |= _inside_part(thing, part, behind_N3) & (owner_N == index)
+    for index, obj in enumerate(scene.objects):
+      for part in obj.parts:
+        hit_N |= _inside_part(obj, part, after_N3) & (owner_N == index)
         for points_N3 in before:
-          assert not _inside_part(thing, part, points_N3).any(), f"{thing.category} stands before"
-    # Grazing rays leave the shape within half a millimetre; all others must be inside it now.
+          assert not _inside_part(obj, part, points_N3).any(), f"{obj.category} is before"
+    # Grazing rays leave the shape within half a millimetre; all others are inside it here.
     assert hit_N[owner_N >= 0].mean() > 0.985
     room_N3 = _world(view, depth).reshape(-1, 3)[owner_N == -1]
     assert _surface_distance(scene, room_N3).max() < 1e-4
@@ -127,7 +127,7 @@ def test_silhouettes_have_the_right_size(shape, size_3, share):
   assert view.depth_m[200, 200] == pytest.approx(3.5 - size_3[1] / 2, abs=1e-3)
 
 
-def test_tilted_boxes_of_real_rooms():
+def test_tilted_boxes_have_the_right_silhouette():
   tilt = np.radians(30)
   axes_33 = np.array([[np.cos(tilt), 0, np.sin(tilt)], [0, 1, 0], [-np.sin(tilt), 0, np.cos(tilt)]])
   thing = SceneObject("sofa", "", np.array([3.0, 3.0, 1.4]), np.array([1.2, 0.5, 0.4]), axes_33, ())
@@ -136,19 +136,19 @@ def test_tilted_boxes_of_real_rooms():
   box = Part("box", (0.0, 0.0, 0.0), (0.6, 0.25, 0.2), (0, 0, 0))
   for depth in np.linspace(2.0, 3.0, 200):
     points_N3 = _world(view, np.full(view.instance.shape, depth)).reshape(-1, 3)
-    expected |= _inside_part(thing, box, points_N3).reshape(expected.shape)
+    expected |= _inside_part(obj, box, points_N3).reshape(expected.shape)
   assert (expected != (view.instance == 0)).mean() < 0.004
 
 
-def test_shadow_lists_forget_no_caster():
-  for scene, camera in _looks(3):
+def test_caster_lists_contain_every_caster():
+  for scene, camera in _scenes_and_cameras(3):
     solids_Z, room, pinhole = pack_objects(scene.objects), pack_room(scene), pack_camera(camera)
     depth, surface, _ = cover(solids_Z, pinhole)
     enclose(room, pinhole, depth, surface)
     lamp = _lamp(scene)
     from_lists = shading._cast_shadow_rays(solids_Z, room, pinhole, lamp, depth, surface)
     everything = np.arange(len(solids_Z), dtype=np.int32)
-    asked = 0
+    rays = 0
     for y, x in np.argwhere((surface <= -1) & (from_lists >= 0))[::5]:
       point_3 = shading._point(pinhole, depth[y, x], int(x), int(y))
       lifted_3 = np.array(point_3) + 1e-3 * np.array(
@@ -158,12 +158,12 @@ def test_shadow_lists_forget_no_caster():
       aim_3 = np.array([*(corner * lamp.half_m), 0.0]) + lamp.position
       free = shading._is_free(solids_Z, everything, 0, len(everything), *lifted_3, *aim_3)
       assert free == (from_lists[y, x] == 1.0)
-      asked += 1
-    assert asked > 100
+      rays += 1
+    assert rays > 100
     assert (from_lists == 0).any()
 
 
-def test_shadows_only_darken_and_fall_away_from_the_lamp():
+def test_shadows_darken_the_floor_below_a_table_only():
   table = _object("box", (3.0, 3.0, 0.7), (1.2, 1.2, 0.06))
   scene, camera = _room(table), _ahead(96)
   dark, plain = render(scene, camera).image, render(scene, camera, shadows=False).image
@@ -175,7 +175,7 @@ def test_shadows_only_darken_and_fall_away_from_the_lamp():
     dark[open_floor[1], open_floor[0]], plain[open_floor[1], open_floor[0]]
   )
   partial = (dark.astype(int) - plain).mean(axis=-1)[_floor_of(scene, camera)]
-  assert len(np.unique(np.round(partial))) > 8, "a penumbra, not a hard edge"
+  assert len(np.unique(np.round(partial))) > 8, "a penumbra"
 
 
 def _floor_of(scene: Scene, camera: Camera) -> np.ndarray:
@@ -183,11 +183,11 @@ def _floor_of(scene: Scene, camera: Camera) -> np.ndarray:
   return (view.instance == -1) & (np.abs(_world(view, view.depth_m)[..., 2]) < 1e-3)
 
 
-def test_same_bytes_again_and_from_threads():
-  looks = _looks(6)
-  first = [render(scene, camera) for scene, camera in looks]
+def test_threads_render_the_same_bytes():
+  pairs = _scenes_and_cameras(6)
+  first = [render(scene, camera) for scene, camera in pairs]
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
-    again = list(pool.map(lambda pair: render(*pair), looks))
+    again = list(pool.map(lambda pair: render(*pair), pairs))
   for a, b in zip(first, again, strict=True):
     np.testing.assert_array_equal(a.image, b.image)
     np.testing.assert_array_equal(a.depth_m, b.depth_m)
@@ -209,10 +209,10 @@ print(digest.hexdigest())
 
 
 @pytest.mark.slow
-def test_same_bytes_on_a_plain_processor(tmp_path):
-  """Compiled for any x86-64, without wide vectors or fused multiply-add: the same pictures."""
+def test_a_generic_processor_renders_the_same_bytes(tmp_path):
+  """Code for any x86-64, without wide vectors or fused multiply-add, gives the same images."""
   digest = hashlib.sha256()
-  for scene, camera in _looks(3):
+  for scene, camera in _scenes_and_cameras(3):
     view = render(scene, camera)
     digest.update(view.image.tobytes() + view.depth_m.tobytes() + view.instance.tobytes())
   plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
@@ -227,11 +227,11 @@ def test_same_bytes_on_a_plain_processor(tmp_path):
 
 
 def test_objects_without_parts_are_boxes_coloured_by_category():
-  def paint(category: str, x: float) -> SceneObject:
+  def plain(category: str, x: float) -> SceneObject:
     size_3 = np.array([1.0, 0.5, 1.0])
     return SceneObject(category, "", np.array([x, 4.0, 1.2]), size_3, np.eye(3), ())
 
-  view = render(_room(paint("chair", 1.8), paint("table", 3.0), paint("chair", 4.2)), _ahead(96))
+  view = render(_room(plain("chair", 1.8), plain("table", 3.0), plain("chair", 4.2)), _ahead(96))
   colours = [
     np.median(view.image[view.instance == index].astype(float), axis=0) for index in range(3)
   ]
@@ -239,15 +239,15 @@ def test_objects_without_parts_are_boxes_coloured_by_category():
   assert np.abs(colours[0] - colours[1]).max() > 25
 
 
-def test_pictures_are_neither_dark_nor_burnt_out():
-  for scene, camera in _looks(6):
+def test_images_are_neither_dark_nor_overexposed():
+  for scene, camera in _scenes_and_cameras(6):
     image = render(scene, camera).image
     assert 90 < image.mean() < 215
     assert (image == 255).all(axis=-1).mean() < 0.1
     assert image.std() > 20
 
 
-def test_unusable_parts_are_named():
+def test_invalid_parts_are_named():
   good = _object("box", (3.0, 3.0, 0.5), (1.0, 1.0, 1.0))
   for part in (
     dataclasses.replace(good.parts[0], shape="cone"),
@@ -257,7 +257,7 @@ def test_unusable_parts_are_named():
       render(_room(good, dataclasses.replace(good, parts=(part,))), _ahead())
 
 
-def test_empty_room_and_view_without_objects():
+def test_an_empty_room_shows_only_the_room():
   view = render(_room(), _ahead())
   assert (view.instance == -1).all()
   assert np.isfinite(view.depth_m).all()
@@ -265,7 +265,7 @@ def test_empty_room_and_view_without_objects():
 
 
 def test_project_inverts_depth():
-  for scene, camera in _looks(3):
+  for scene, camera in _scenes_and_cameras(3):
     camera = dataclasses.replace(camera, height_px=50)  # not square
     view = render(scene, camera)
     points_N3 = _world(view, view.depth_m.astype(np.float64)).reshape(-1, 3)
@@ -276,7 +276,7 @@ def test_project_inverts_depth():
     np.testing.assert_allclose(depth_N, view.depth_m.reshape(-1), rtol=1e-6)
 
 
-def test_visible_boxes_say_what_is_seen_of_each_object():
+def test_visible_boxes_measure_each_visible_object():
   whole = _object("box", (1.5, 4.5, 0.5), (0.6, 0.6, 1.0), 30.0)
   hidden = _object("box", (4.2, 4.5, 0.5), (0.8, 0.2, 1.0))
   screen = _object("box", (4.05, 4.0, 0.7), (0.5, 0.1, 1.4))
@@ -285,24 +285,24 @@ def test_visible_boxes_say_what_is_seen_of_each_object():
   wall = _object("box", (3.0, 5.0, 0.6), (0.6, 0.1, 1.2))
   scene = _room(whole, hidden, screen, cut, gone, wall)
   view = render(scene, _ahead(128))
-  seen = {item.index: item for item in visible_boxes(scene, view, 4)}
-  assert set(seen) == {0, 1, 2, 5} | ({3} if (view.instance == 3).sum() >= 4 else set())
-  assert seen[0].fraction == 1.0
-  assert seen[2].fraction == 1.0
-  assert 0.2 < seen[1].fraction < 0.7
-  for item in seen.values():
+  found = {item.index: item for item in visible_boxes(scene, view, 4)}
+  assert set(found) == {0, 1, 2, 5} | ({3} if (view.instance == 3).sum() >= 4 else set())
+  assert found[0].fraction == 1.0
+  assert found[2].fraction == 1.0
+  assert 0.2 < found[1].fraction < 0.7
+  for item in found.values():
     mask = view.instance == item.index
     rows, columns = np.nonzero(mask)
     assert item.pixels == mask.sum()
     assert item.box_4 == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
   corners_N2, _ = project(view.camera, whole.corners_83())
-  np.testing.assert_allclose(seen[0].box_4[:2], corners_N2.min(axis=0), atol=1.0)
-  np.testing.assert_allclose(seen[0].box_4[2:], corners_N2.max(axis=0), atol=1.0)
-  fewer = {item.index for item in visible_boxes(scene, view, int(seen[0].pixels) + 1)}
+  np.testing.assert_allclose(found[0].box_4[:2], corners_N2.min(axis=0), atol=1.0)
+  np.testing.assert_allclose(found[0].box_4[2:], corners_N2.max(axis=0), atol=1.0)
+  fewer = {item.index for item in visible_boxes(scene, view, int(found[0].pixels) + 1)}
   assert 0 not in fewer
 
 
-def test_an_object_cut_by_the_frame_is_not_whole():
+def test_an_object_cut_by_the_border_has_a_smaller_fraction():
   thing = _object("box", (5.2, 3.5, 1.5), (1.0, 0.2, 1.0))
   item = visible_boxes(_room(thing), render(_room(thing), _ahead(128)), 1)[0]
   assert item.box_4[2] == 128.0

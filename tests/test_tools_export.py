@@ -84,13 +84,13 @@ def test_export_copies_only_what_stays_true_of_the_base_policy(tmp_path):
   others = ("config.json", "tokenizer.json", "README.md", "model-00001-of-00002.safetensors")
   others += ("pytorch_model.bin", "model.gguf", "adapter_config.json", "trainer_state.json")
   for name in (*copied, *others):
-    (base / name).write_text(f"of the base: {name}")
-  clips = {"video_processor": {"fps": 2, "note": "of the base"}, "image_processor": {"size": 1}}
+    (base / name).write_text(f"@base {name}")
+  clips = {"video_processor": {"fps": 2, "note": "@base"}, "image_processor": {"size": 1}}
   (base / processor.NESTED_FILE).write_text(json.dumps(clips))
   save_run(tmp_path / "run", base)
   out = tmp_path / "hf"
   export.export(tmp_path / "run", out, None, "bfloat16")
-  kept = {path.name for path in out.iterdir() if "of the base" in path.read_text("latin1")}
+  kept = {path.name for path in out.iterdir() if "@base" in path.read_text("latin1")}
   assert kept == {*copied, processor.VIDEO_FILE}
   assert not (out / processor.NESTED_FILE).exists(), "it would override the run's image settings"
   assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
@@ -143,7 +143,8 @@ def test_the_model_card_is_of_the_run(tmp_path):
   ):
     assert f"\n{line}\n" in card
   assert "64 held-out questions. greedy score: rose from 0.500 to 0.712" in card
-  assert json.loads((tmp_path / "hf" / "training_config.json").read_text())["model"] == record(cfg)
+  written = json.loads((tmp_path / "hf" / "training_config.json").read_text())
+  assert written["model"] == json.loads(json.dumps(record(cfg)))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -6,13 +6,17 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, PathPatch
+from matplotlib.path import Path
 
 from spatial_jax.report import svg
+
+_Rectangle = tuple[float, float, float, float]  # left, bottom, right, top
 
 # Bars of a slot: what its rollouts do. The strip above: the other programs of the devices.
 _SLOT = {"decode": svg.ACCENT, "drawing": "#d9a441", "idle": "#eef1f4"}
 _STRIP = {"encode_images": svg.INK, "prefill": svg.MUTED, "append": "#8a5a9e"}
+_FILL = 0.9  # height of a full bar, in slots
 _VISIBLE = 0.002  # share of the total time; shorter bars are not drawn
 
 
@@ -34,31 +38,57 @@ def _slots(record: dict[str, Any]) -> int:
 
 def _draw(record: dict[str, Any], columns: int, axes: Axes) -> None:
   """The bar of a slot is filled by the share of its rollouts in each state."""
-  present = set()
-  least_s = _VISIBLE * record["total_s"]
-  for chunk in record["chunks"]:
-    length_s = chunk["end_s"] - chunk["start_s"]
-    active_B = np.asarray(chunk["active"]) / chunk["group"]
-    drawing_B = np.asarray(chunk["drawing"]) / chunk["group"]
-    bottom_B = np.arange(len(active_B), dtype=np.float64)
-    shares = {"decode": active_B, "drawing": drawing_B, "idle": 1 - active_B - drawing_B}
-    for name, share_B in shares.items():
-      style: Any = {"bottom": bottom_B, "align": "edge", "color": _SLOT[name], "linewidth": 0}
-      if length_s >= least_s and share_B.max(initial=0) > 0:
-        present.add(name)
-        axes.bar(chunk["start_s"], 0.9 * share_B, length_s, **style)
-      bottom_B = bottom_B + 0.9 * share_B
-  slots = _slots(record)
-  strip = (slots + 0.3, max(0.06 * slots, 0.8))
-  for program, colour in _STRIP.items():
-    found = [span for span in record["programs"] if span["program"] == program]
-    spans = [(span["start_s"], span["end_s"] - span["start_s"]) for span in found]
-    if spans := [(start_s, length_s) for start_s, length_s in spans if length_s >= least_s]:
-      present.add(program)
-      axes.broken_barh(spans, strip, color=colour, linewidth=0)
-  colours = {name: colour for name, colour in (_SLOT | _STRIP).items() if name in present}
-  handles = [Patch(color=colour, label=name.replace("_", " ")) for name, colour in colours.items()]
+  bars = _slot_bars(record) | _strip_bars(record)
+  handles = []
+  for name, colour in (_SLOT | _STRIP).items():
+    if rectangles := bars[name]:
+      axes.add_patch(PathPatch(_path(rectangles), color=colour, linewidth=0))
+      handles.append(Patch(color=colour, label=name.replace("_", " ")))
   axes.figure.legend(handles=handles, loc="outside upper left", ncols=columns)
-  axes.set(xlim=(0, record["total_s"]), ylim=(0, sum(strip)), xlabel="seconds", yticks=[])
-  axes.set_ylabel(f"{slots} slots")
+  axes.set(xlim=(0, record["total_s"]), ylim=(0, sum(_strip(record))), xlabel="seconds", yticks=[])
+  axes.set_ylabel(f"{_slots(record)} slots")
   axes.grid(visible=False)
+
+
+def _slot_bars(record: dict[str, Any]) -> dict[str, list[_Rectangle]]:
+  """Rectangles by what the rollouts of a slot do."""
+  bars: dict[str, list[_Rectangle]] = {name: [] for name in _SLOT}
+  for chunk in record["chunks"]:
+    start_s, end_s = chunk["start_s"], chunk["end_s"]
+    if end_s - start_s < _VISIBLE * record["total_s"]:
+      continue
+    for slot, (active, drawing) in enumerate(zip(chunk["active"], chunk["drawing"], strict=True)):
+      counts = {"decode": active, "drawing": drawing, "idle": chunk["group"] - active - drawing}
+      bottom = float(slot)
+      for name, count in counts.items():
+        top = bottom + _FILL * count / chunk["group"]
+        if count > 0:
+          bars[name].append((start_s, bottom, end_s, top))
+        bottom = top
+  return bars
+
+
+def _strip_bars(record: dict[str, Any]) -> dict[str, list[_Rectangle]]:
+  """Rectangles by the other programs, in a strip above the slots."""
+  bottom, height = _strip(record)
+  least_s = _VISIBLE * record["total_s"]
+  return {
+    name: [
+      (span["start_s"], bottom, span["end_s"], bottom + height)
+      for span in record["programs"]
+      if span["program"] == name and span["end_s"] - span["start_s"] >= least_s
+    ]
+    for name in _STRIP
+  }
+
+
+def _strip(record: dict[str, Any]) -> tuple[float, float]:
+  """Bottom and height of the strip above the slots."""
+  return _slots(record) + 0.3, max(0.06 * _slots(record), 0.8)
+
+
+def _path(rectangles: list[_Rectangle]) -> Path:
+  """One path of all rectangles: much smaller than a patch for each."""
+  corners = [((x, y), (x, top), (right, top), (right, y), (x, y)) for x, y, right, top in rectangles]
+  codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
+  return Path(np.reshape(corners, (-1, 2)), codes * len(rectangles))
