@@ -89,6 +89,8 @@ def _strip(record: dict[str, Any]) -> tuple[float, float]:
 
 def _path(rectangles: list[_Rectangle]) -> Path:
   """One path of all rectangles: much smaller than a patch for each."""
-  corners = [((x, y), (x, top), (right, top), (right, y), (x, y)) for x, y, right, top in rectangles]
+  corners = [
+    ((x, y), (x, top), (right, top), (right, y), (x, y)) for x, y, right, top in rectangles
+  ]
   codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
   return Path(np.reshape(corners, (-1, 2)), codes * len(rectangles))
