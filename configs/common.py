@@ -208,14 +208,7 @@ def rollout() -> ConfigDict:
       },
       "stop_tokens": ("<|im_end|>",),
       "stop_strings": (),
-      "limits": {  # of one turn; more is an error of the turn, not of the run
-        "blocks": 4,
-        "block_chars": 2000,
-        "depth": 8,
-        "operations": 8,
-        "label_chars": 40,
-        "digits": 6,
-      },
+      "limits": limits(),
       "prompt_buckets": (160, 512),
       "observation_buckets": (64, 128, 256),
       "suffix_block_edges": (96,),  # a first turn; without it attention reads twice the cache
@@ -229,6 +222,18 @@ def rollout() -> ConfigDict:
       },
     }
   )
+
+
+def limits() -> dict[str, int]:
+  """Limits of one turn; more is an error of the turn, not of the run."""
+  return {
+    "blocks": 4,
+    "block_chars": 2000,
+    "depth": 8,
+    "operations": 8,
+    "label_chars": 40,
+    "digits": 6,
+  }
 
 
 def policy() -> ConfigDict:

@@ -142,23 +142,7 @@ def chat(
   command: str,
   stream: Stream,
 ) -> list[Trajectory]:
-  """Answers a question, saves the drawn images and writes the page.
-
-  Args:
-    settings: as `ChatRunConfig`.
-    checkpoint: as for `load_policy`.
-    task: the question; its true answer is unknown.
-    how: number of samples, temperature.
-    workdir: of the drawn images and the page.
-    command: shown on the page.
-    stream: called with the text of the first answer as it is sampled.
-
-  Returns:
-    The kept answers, the most likely first.
-
-  Raises:
-    UserError: if settings, checkpoint or images cannot be used.
-  """
+  """Answers a question, saves the drawn images and writes the page."""
   cfg = build(ChatRunConfig, settings)
   mesh = sharding.make_mesh(cfg.mesh, jax.devices())
   loaded = load_policy(checkpoint, mesh)
@@ -181,9 +165,7 @@ def chat(
     )
     greedy, temperature = how.temperature == 0, how.temperature or 1.0
     sampling = dataclasses.replace(rollout.sampling, greedy=greedy, temperature=temperature)
-    workdir.mkdir(parents=True, exist_ok=True)
-    for old in workdir.glob(_image_name("*", "*")):
-      old.unlink()
+    _clear(workdir)
     engine = context.engine(rollout, bytes_of(loaded.params), "--samples")
     job = RolloutJob(
       prompts=[prompt],
@@ -198,6 +180,13 @@ def chat(
   facts = (("policy", checkpoint), ("command", command))
   write_report(workdir, About("One question", task.question, facts), None, 1)
   return kept
+
+
+def _clear(workdir: pathlib.Path) -> None:
+  """Creates the work directory and removes the images of an earlier question."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  for old in workdir.glob(_image_name("*", "*")):
+    old.unlink()
 
 
 def _image_name(sample: int | str, number: int | str) -> str:

@@ -74,11 +74,6 @@ def settings_of(settings: dict[str, Any]) -> dict[str, Any]:
 def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -> None:
   """Evaluates a policy: results.json, predictions.jsonl, saved rollouts, report.html.
 
-  Args:
-    settings: as `EvaluateRun`.
-    checkpoint: Hugging Face folder or work directory of a run.
-    workdir: created if missing.
-
   Raises:
     UserError: if config, policy or work directory cannot be used; nothing was written.
   """

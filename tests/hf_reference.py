@@ -1,4 +1,4 @@
-"""What transformers computes for a parity case (needs torch)."""
+"""The outputs of transformers for a parity case; needs torch."""
 
 import pathlib
 import tempfile
@@ -21,7 +21,7 @@ CLASSES = {
 
 
 def model(cfg: QwenVLConfig, params: Params):
-  """The parameters as a transformers model, through a checkpoint of ours."""
+  """The parameters as a transformers model, through a saved checkpoint."""
   with tempfile.TemporaryDirectory() as directory:
     weights.save(params, cfg, pathlib.Path(directory))
     loaded = CLASSES[cfg.family].from_pretrained(
@@ -129,10 +129,10 @@ def _greedy_explicit(hf, inputs: dict, row: fixtures.Row) -> torch.Tensor:
 
 
 def gradients(cfg: QwenVLConfig, hf) -> Params:
-  """The gradients that `backward` left, in our layout."""
+  """The gradients of a transformers model, in the layout of the parameters."""
   found = {name_map.short_name(name): weight.grad for name, weight in hf.named_parameters()}
-  ours: Params = {}
+  result: Params = {}
   for entry in name_map.name_table(cfg):
     parts = [entry.read(found[name_map.short_name(name)].numpy()) for name in entry.names]
-    weights.insert(ours, entry.path, np.stack(parts) if entry.layers else parts[0])
-  return ours
+    weights.insert(result, entry.path, np.stack(parts) if entry.layers else parts[0])
+  return result

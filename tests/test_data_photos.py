@@ -1,4 +1,4 @@
-"""Photographs: answers against sampled boxes, names without doubt, boxes after resizing."""
+"""Photographs: answers against sampled boxes, unique names, boxes after resizing, bad files."""
 
 import collections
 import itertools
@@ -22,7 +22,7 @@ PROJECTION = [[FOCAL_PX, 0, SIZE[0] / 2], [0, FOCAL_PX, SIZE[1] / 2], [0, 0, 1]]
 
 
 def entry(label, x, z, size=(1.0, 1.0, 1.0), y=0.0):
-  """An upright box in front of the camera, x right, y down, z forward, with its 2D box."""
+  """The annotation of an upright box in front of the camera: x right, y down, z forward."""
   corners = np.array(
     [[x + sx * size[0] / 2, y + sy * size[1] / 2, z + sz * size[2] / 2]
      for sx, sy, sz in itertools.product((-1, 1), repeat=3)]
@@ -56,7 +56,7 @@ def right(task):
   return task.options["AB".index(task.answer)][3:]
 
 
-def test_questions_about_a_street_made_by_hand(tmp_path):
+def test_answers_about_a_street_are_those_worked_out_by_hand(tmp_path):
   street = photo(
     tmp_path,
     entry("car", -4, 10, (2, 1.5, 4)),
@@ -83,7 +83,7 @@ def test_questions_about_a_street_made_by_hand(tmp_path):
   assert nearer == {"tree"}
 
 
-def test_hidden_cut_and_tiny_objects_are_not_asked_about(tmp_path):
+def test_there_are_no_questions_about_hidden_cut_or_tiny_objects(tmp_path):
   hidden = photo(tmp_path, entry("truck", 0, 6, (4, 3, 3)), entry("car", 0, 20))
   assert all("car" not in question for question in answers(hidden))
   cut = photo(tmp_path, entry("truck", 7, 6, (4, 3, 3)), entry("tree", 0, 6))
@@ -92,18 +92,18 @@ def test_hidden_cut_and_tiny_objects_are_not_asked_about(tmp_path):
   assert all("car" not in question for question in answers(tiny))
 
 
-def test_a_doubtful_name_is_not_used(tmp_path):
+def test_ambiguous_names_are_not_used(tmp_path):
   level = photo(tmp_path, entry("car", -3, 10), entry("car", 3, 10.2), entry("car", 0, 10.1))
   assert all("closest car" not in question for question in answers(level))
   cars = [entry("car", x, 20) for x in (-6, 3, 7)]
-  behind = photo(tmp_path, entry("truck", -3, 6, (4, 3, 3)), *cars)
-  # the leftmost car is behind the truck: people would call another one the second from the left
-  assert all("second car from the left" not in question for question in answers(behind))
+  occluded = photo(tmp_path, entry("truck", -3, 6, (4, 3, 3)), *cars)
+  # The truck hides the leftmost car, so that "the second from the left" could be another car.
+  assert all("second car from the left" not in question for question in answers(occluded))
   unsure = photo(tmp_path, entry("car", -2, 9.9), entry("car", 2, 12))
   assert not any("less than 10 m" in question for question in answers(unsure))
 
 
-def test_boxes_and_picture_follow_the_resizing(tmp_path):
+def test_boxes_scale_with_the_image(tmp_path):
   street = photo(tmp_path, entry("tree", 0, 6))
   (large, *_), (small, *_) = load(street), load(street, max_side_px=100)
   assert large.images[0].shape == (300, 400, 3)
@@ -112,7 +112,7 @@ def test_boxes_and_picture_follow_the_resizing(tmp_path):
   assert load(street, max_side_px=9999)[0].images[0].shape == (300, 400, 3)
 
 
-def test_the_corners_of_a_box_may_come_in_any_order():
+def test_the_corners_of_a_box_may_have_any_order():
   rng = np.random.default_rng(0)
   for _ in range(20):
     axes = np.linalg.qr(rng.normal(size=(3, 3)))[0]
@@ -136,12 +136,13 @@ def test_the_corners_of_a_box_may_come_in_any_order():
     ({"width": 640}, r"street.png is 400 x 300 px but its annotation says 640 x 300"),
     ({"image": "gone.png"}, "gone.png does not exist"),
     ({"projection": [[1, 2], [3, 4]]}, "street.png: field projection must be finite numbers"),
+    ({"projection": [[1, 2], [3]]}, "street.png: field projection must be finite numbers"),
     ({"objects": [{"label": "car"}]}, "street.png, object 0: field corners is missing"),
     ({"objects": [entry("car", 0, 9) | {"bbox_2d": [1, 2, 3]}]}, "field bbox_2d must be finite"),
     ({"objects": [entry("car", 0, 9) | {"label": None}]}, "field label must be a str"),
   ],
 )
-def test_what_cannot_be_used_is_named_in_one_line(tmp_path, changes, message):
+def test_invalid_annotations_are_named_in_one_line(tmp_path, changes, message):
   with pytest.raises(DataError, match=message) as caught:
     load(photo(tmp_path, **changes))
   assert str(tmp_path) in str(caught.value)
@@ -165,7 +166,7 @@ def test_a_broken_image_and_a_broken_list_are_named(tmp_path):
 
 
 def named(record, words):
-  """The annotated object that words describe, worked out anew from the annotations."""
+  """The annotated object with this name, determined from the annotations again."""
   match = re.fullmatch(
     r"(closest|leftmost|rightmost|second)? ?(.+?)(?: from the (left|right))?", words
   )
@@ -182,7 +183,7 @@ def named(record, words):
 
 
 def edges_of(obj):
-  """The three edges that meet in the first corner: those that span a box."""
+  """The three edges at the first corner."""
   corners = np.array(obj["corners"])
   for triple in itertools.combinations(range(1, 8), 3):
     edges = corners[list(triple)] - corners[0][None]
@@ -193,7 +194,7 @@ def edges_of(obj):
 
 
 def solid_points(obj, steps):
-  """Points all over the box, its faces included."""
+  """A grid of points in the box and on its faces."""
   weights = np.stack(np.meshgrid(*[np.linspace(0, 1, steps)] * 3), -1).reshape(-1, 3)
   return np.array(obj["corners"])[:1] + weights @ edges_of(obj)
 
@@ -208,7 +209,7 @@ def gap_m(a, b):
 
 
 @needs_real
-def test_the_nine_photographs_give_sixty_questions_with_answers_that_sampling_confirms():
+def test_sampling_confirms_the_answers_about_nine_photographs():
   records = {
     f"photos/{pathlib.Path(r['image']).stem}": r
     for r in json.loads((REAL / "annotations.json").read_text())
@@ -253,7 +254,7 @@ def check(task, record):
 
 
 @needs_real
-def test_the_same_seed_gives_the_same_questions_and_letters_are_balanced():
+def test_questions_depend_on_the_seed_and_letters_are_balanced():
   key = lambda tasks: [(t.task_id, t.question, t.options, t.answer) for t in tasks]  # noqa: E731
   tasks = load(REAL, max_side_px=64)
   assert key(tasks) == key(load(REAL, max_side_px=64))

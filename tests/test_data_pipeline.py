@@ -1,4 +1,4 @@
-"""Where tasks come from: functions of seed and step, rooms apart, a thread that comes and goes."""
+"""Task batches: functions of seed and step, held-out rooms, the prefetch thread."""
 
 import dataclasses
 import itertools
@@ -36,12 +36,12 @@ from tests import rollout_fixtures as fixtures
 
 TYPES = ("object_counting", "object_abs_distance", "camera_distance")
 ROOMS = ProceduralConfig(objects=(3, 5), side_m=(3.0, 4.0), l_shape_share=0.0, repeat_share=0.3)
-LOOK = CameraConfig(56, 56, 75.0, (1,))
+CAMERA = CameraConfig(56, 56, 75.0, (1,))
 QUESTIONS = QuestionConfig(TYPES, 3, 10, 0.5, "views", 2.0, "")
 
 
-def made_up(number):
-  """Six tasks of a made-up room: three of one type, two of another, one of a third."""
+def fake_tasks(number):
+  """Six tasks of a room: three of one type, two of another, one of a third."""
   kinds = [TYPES[0]] * 3 + [TYPES[1]] * 2 + [TYPES[2]]
   return [
     dataclasses.replace(
@@ -63,10 +63,10 @@ def numbers(tasks):
 
 
 @given(st.integers(0, 99), st.integers(0, 10**6), st.integers(1, 20), st.integers(1, 6))
-def test_batch_is_a_function_of_seed_and_step(seed, step, count, max_tasks_per_scene):
-  tasks = training_batch(made_up, 0, seed, step, count, max_tasks_per_scene, TYPES)
+def test_the_same_seed_and_step_give_the_same_batch(seed, step, count, max_tasks_per_scene):
+  tasks = training_batch(fake_tasks, 0, seed, step, count, max_tasks_per_scene, TYPES)
   assert ids(tasks) == ids(
-    training_batch(made_up, 0, seed, step, count, max_tasks_per_scene, TYPES)
+    training_batch(fake_tasks, 0, seed, step, count, max_tasks_per_scene, TYPES)
   )
   assert len(set(ids(tasks))) == count
   rooms = numbers(tasks)
@@ -74,52 +74,51 @@ def test_batch_is_a_function_of_seed_and_step(seed, step, count, max_tasks_per_s
   assert max(rooms.count(number) for number in rooms) <= max_tasks_per_scene
 
 
-def test_steps_and_seeds_see_other_rooms():
-  seen = [
-    frozenset(numbers(training_batch(made_up, 0, seed, step, 4, 2, TYPES)))
+def test_steps_and_seeds_have_different_rooms():
+  rooms = [
+    frozenset(numbers(training_batch(fake_tasks, 0, seed, step, 4, 2, TYPES)))
     for seed in range(5)
     for step in range(20)
   ]
-  assert len(frozenset.union(*seen)) == sum(map(len, seen))
+  assert len(frozenset.union(*rooms)) == sum(map(len, rooms))
 
 
 def shares(tasks):
-  """How many tasks of each type."""
+  """Number of tasks of each type."""
   return Counter(dict.fromkeys(TYPES, 0) | Counter(task.question_type for task in tasks))
 
 
 @given(st.integers(0, 99), st.integers(1, 30), st.integers(1, 6), st.booleans())
-def test_question_types_share_evenly(seed, count, max_tasks_per_scene, training):
-  """Whatever each room offers most of."""
+def test_question_types_have_equal_shares(seed, count, max_tasks_per_scene, training):
   if training:
-    tasks = training_batch(made_up, 0, seed, 0, count, max_tasks_per_scene, TYPES)
+    tasks = training_batch(fake_tasks, 0, seed, 0, count, max_tasks_per_scene, TYPES)
   else:
-    tasks = held_out_tasks(made_up, seed, count, max_tasks_per_scene, TYPES)
+    tasks = held_out_tasks(fake_tasks, seed, count, max_tasks_per_scene, TYPES)
   assert len(set(ids(tasks))) == count
   assert max(Counter(numbers(tasks)).values()) <= max_tasks_per_scene
   counts = shares(tasks).values()
   assert max(counts) - min(counts) <= 1
 
 
-def test_no_type_has_the_odd_task_of_every_step():
-  odd = shares(training_batch(made_up, 0, 0, step, 1, 1, TYPES)[0] for step in range(300))
-  assert min(odd.values()) > 70
+def test_the_extra_task_of_a_step_has_a_random_type():
+  extra = shares(training_batch(fake_tasks, 0, 0, step, 1, 1, TYPES)[0] for step in range(300))
+  assert min(extra.values()) > 70
 
 
 def one_in(period):
-  """Rooms of which one in `period` offers the last type; the list of those that were visited."""
+  """Rooms of which one in `period` has the last type, and the list of visited rooms."""
   visited = []
 
   def tasks_of(number):
     visited.append(number)
     rare = number % period == 0
-    return [t for t in made_up(number) if rare or t.question_type != TYPES[-1]]
+    return [t for t in fake_tasks(number) if rare or t.question_type != TYPES[-1]]
 
   return tasks_of, visited
 
 
 @given(st.integers(0, 99), st.integers(1, 20), st.integers(1, 3))
-def test_a_rare_type_is_waited_for(seed, count, max_tasks_per_scene):
+def test_a_rare_type_gets_its_share(seed, count, max_tasks_per_scene):
   tasks_of, visited = one_in(4 // max_tasks_per_scene)
   counts = shares(training_batch(tasks_of, 0, seed, 0, count, max_tasks_per_scene, TYPES)).values()
   assert len(visited) <= 4 * math.ceil(count / max_tasks_per_scene)
@@ -127,7 +126,7 @@ def test_a_rare_type_is_waited_for(seed, count, max_tasks_per_scene):
 
 
 @given(st.integers(0, 99), st.integers(1, 20), st.integers(1, 3), st.integers(1, 3))
-def test_patience_bounds_the_rooms_that_are_looked_at(
+def test_rare_type_retries_limit_the_visited_rooms(
   seed, count, max_tasks_per_scene, rare_type_retries
 ):
   tasks_of, visited = one_in(HELD_OUT_SEED * 2)
@@ -137,7 +136,7 @@ def test_patience_bounds_the_rooms_that_are_looked_at(
 
 
 @given(st.integers(0, 99), st.integers(1, 40), st.integers(1, 6))
-def test_a_type_that_never_comes_is_given_up(seed, count, max_tasks_per_scene):
+def test_a_missing_type_is_replaced_by_others(seed, count, max_tasks_per_scene):
   tasks_of, visited = one_in(HELD_OUT_SEED * 2)
   tasks = held_out_tasks(tasks_of, seed + 1, count, max_tasks_per_scene, TYPES)
   assert len(set(ids(tasks))) == count
@@ -146,34 +145,34 @@ def test_a_type_that_never_comes_is_given_up(seed, count, max_tasks_per_scene):
   assert min(shares(tasks)[kind] for kind in TYPES[:-1]) >= count // len(TYPES)
 
 
-def test_without_types_rooms_are_taken_as_they_come():
+def test_without_types_rooms_are_taken_in_order():
   tasks_of, visited = one_in(100)
   assert len(training_batch(tasks_of, 0, 0, 0, 30, 3, ())) == 30
   assert len(visited) == 10
 
 
-def test_interleave_types():
-  tasks = interleave_types(made_up(0))
+def test_types_take_turns():
+  tasks = interleave_types(fake_tasks(0))
   assert [task.question_type for task in tasks] == [*TYPES, *TYPES[:2], TYPES[0]]
-  assert ids(tasks)[::3] == ids(made_up(0))[:2]
+  assert ids(tasks)[::3] == ids(fake_tasks(0))[:2]
 
 
 @given(st.integers(0, 9), st.integers(0, 2**32 - 1))
 def test_pick(count, seed):
-  chosen = ids(sample_tasks(made_up(0), count, np.random.default_rng(seed)))
+  chosen = ids(sample_tasks(fake_tasks(0), count, np.random.default_rng(seed)))
   assert len(chosen) == len(set(chosen)) == min(count, 6)
-  assert set(chosen) <= set(ids(made_up(0)))
+  assert set(chosen) <= set(ids(fake_tasks(0)))
 
 
-def test_held_out_is_always_the_same():
-  tasks = held_out_tasks(made_up, 7, 40, 2, TYPES)
-  assert ids(tasks) == ids(held_out_tasks(made_up, 7, 40, 2, TYPES))
+def test_held_out_tasks_are_always_the_same():
+  tasks = held_out_tasks(fake_tasks, 7, 40, 2, TYPES)
+  assert ids(tasks) == ids(held_out_tasks(fake_tasks, 7, 40, 2, TYPES))
   assert sorted(set(numbers(tasks)))[:20] == list(range(7, 27))
 
 
-def test_rooms_without_questions():
+def test_rooms_without_questions_are_skipped_or_an_error():
   def every_third(number):
-    return made_up(number) if number % 3 == 0 else []
+    return fake_tasks(number) if number % 3 == 0 else []
 
   assert all(
     number % 3 == 0 for number in numbers(training_batch(every_third, 0, 0, 0, 10, 2, TYPES))
@@ -185,8 +184,8 @@ def test_rooms_without_questions():
 # --- real scenes ---------------------------------------------------------------------------------
 
 
-def test_scene_tasks_are_reproducible():
-  tasks_of = tasks_lib.procedural_tasks(ROOMS, LOOK, QUESTIONS)
+def test_the_same_number_gives_the_same_tasks_and_images():
+  tasks_of = tasks_lib.procedural_tasks(ROOMS, CAMERA, QUESTIONS)
   one, again, other = tasks_of(5), tasks_of(5), tasks_of(6)
   assert ids(one) == ids(again)
   assert one
@@ -197,8 +196,8 @@ def test_scene_tasks_are_reproducible():
   assert one[0].images[0].shape == (56, 56, 3)
 
 
-def test_held_out_rooms_are_never_trained_on():
-  source = make_source(SourceConfig("procedural", "", ROOMS, LOOK, QUESTIONS, 2, 2))
+def test_training_never_uses_held_out_rooms():
+  source = make_source(SourceConfig("procedural", "", ROOMS, CAMERA, QUESTIONS, 2, 2))
   asked = {task.scene_id for task in source.held_out(12)}
   learned = {task.scene_id for step in range(4) for task in source.batch(0, step, 6)}
   learned |= {task.scene_id for task in source.examples(0, 24)}
@@ -207,8 +206,7 @@ def test_held_out_rooms_are_never_trained_on():
   assert {name.split("/")[1] for name in asked} >= {str(HELD_OUT_SEED)}
 
 
-def test_no_training_batch_reaches_the_held_out_numbers(monkeypatch):
-  """At the last number a batch may begin with, too."""
+def test_the_last_training_batch_is_below_the_held_out_numbers(monkeypatch):
 
   class Highest:
     def integers(self, high):
@@ -219,10 +217,10 @@ def test_no_training_batch_reaches_the_held_out_numbers(monkeypatch):
 
   monkeypatch.setattr(pipeline, "_generator", lambda *numbers: Highest())
   monkeypatch.setattr(pipeline, "sample_tasks", lambda tasks, count, rng: tasks[:count])
-  assert max(numbers(training_batch(made_up, 0, 0, 0, 512, 1, TYPES))) < HELD_OUT_SEED
+  assert max(numbers(training_batch(fake_tasks, 0, 0, 0, 512, 1, TYPES))) < HELD_OUT_SEED
 
 
-def test_no_two_uses_of_randomness_share_a_stream():
+def test_all_random_streams_are_different():
   """NumPy ignores zeros at the end of a seed: (5,) and (5, 0) are the same."""
   names = [(n, use) for n in range(4) for use in range(3)]
   names += [(seed, step, 3) for seed in range(4) for step in range(4)]
@@ -242,7 +240,7 @@ def test_no_two_uses_of_randomness_share_a_stream():
 
 
 @given(st.lists(st.text(max_size=8), unique=True))
-def test_real_rooms_are_split_by_name_alone(names):
+def test_the_id_alone_decides_whether_a_real_room_is_held_out(names):
   assert [is_held_out(name) for name in names] == [
     is_held_out(name) for name in [*names[::-1], "more"][-2::-1]
   ]
@@ -275,40 +273,40 @@ def test_prefetch_keeps_the_order(first, depth, count):
   items.close()
 
 
-def test_prefetch_works_ahead_and_no_further():
+def test_prefetch_computes_depth_items_ahead():
   made = []
   items = prefetch(lambda number: made.append(number) or number, 0, 2)
-  assert not made, "nothing is made before it is asked for"
+  assert not made, "the thread starts with the first request"
   assert next(items) == 0
-  wait_for(lambda: len(made) == 4)  # two lie ready, one waits for room
+  wait_for(lambda: len(made) == 4)  # two are ready, one waits for room
   time.sleep(0.05)
   assert made == [0, 1, 2, 3]
   items.close()
 
 
-def test_prefetch_hands_on_errors_in_their_place():
+def test_prefetch_raises_an_error_in_place_of_its_item():
   def make(number):
     if number == 3:
-      raise DataError("picture 3 is broken")
+      raise DataError("image 3 is broken")
     return number
 
   items = prefetch(make, 0, 2)
   assert [next(items) for _ in range(3)] == [0, 1, 2]
-  with pytest.raises(DataError, match="picture 3 is broken"):
+  with pytest.raises(DataError, match="image 3 is broken"):
     next(items)
   wait_for(lambda: not threads())
 
 
-@pytest.mark.parametrize("asked", [1, 3])
-def test_closing_ends_the_thread(asked):
+@pytest.mark.parametrize("count", [1, 3])
+def test_closing_ends_the_thread(count):
   items = prefetch(lambda number: number, 0, 2)
-  for _ in range(asked):
+  for _ in range(count):
     next(items)
   items.close()
   wait_for(lambda: not threads())
 
 
-def test_closing_does_not_wait_for_a_slow_maker():
+def test_closing_does_not_wait_for_the_thread():
   going = threading.Event()
   items = prefetch(lambda number: number and going.wait(30), 0, 1)
   next(items)
@@ -320,23 +318,22 @@ def test_closing_does_not_wait_for_a_slow_maker():
   wait_for(lambda: not threads())
 
 
-def test_ahead_works_at_once_and_hands_on_what_it_gives():
+def test_compute_async_starts_at_once_and_returns_the_result():
   begun = threading.Event()
-  wanted = compute_async(lambda: begun.set() or "questions")
-  assert begun.wait(30), "before anybody asks"
-  assert wanted() == wanted() == "questions"
+  result = compute_async(lambda: begun.set() or "questions")
+  assert begun.wait(30), "before the result is requested"
+  assert result() == result() == "questions"
 
   def broken():
     raise DataError("no question")
 
-  wanted = compute_async(broken)
+  result = compute_async(broken)
   for _ in range(2):
     with pytest.raises(DataError, match="no question"):
-      wanted()
+      result()
 
 
-def test_interrupt_does_not_hang():
-  """Ctrl-C while a maker takes for ever: the program ends at once."""
+def test_an_interrupt_ends_the_program_at_once():
   program = (
     "import signal, time\n"
     # A shell that starts tests in the background has them ignore the signal.

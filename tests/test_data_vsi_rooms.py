@@ -1,4 +1,4 @@
-"""Real rooms: metadata arrives unchanged, the outline holds it, bad files say what is wrong."""
+"""Real rooms: boxes as in the metadata, outlines around them, bad files named in one line."""
 
 import copy
 import json
@@ -37,7 +37,7 @@ def area(polygon_42):
   return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
 
 
-def test_boxes_arrive_as_written_and_stand_on_the_floor(tmp_path):
+def test_boxes_keep_their_place_and_stand_on_the_floor(tmp_path):
   (scene,) = load_rooms(write(tmp_path, ROOM))
   assert (scene.scene_id, scene.source, scene.benchmark) == (
     "arkitscenes/42",
@@ -55,7 +55,7 @@ def test_boxes_arrive_as_written_and_stand_on_the_floor(tmp_path):
   assert np.dot(np.array(far) - table.centre_3, [0.6, 0.8, 0.0]) == pytest.approx(1.0)
 
 
-def test_a_folder_gives_all_its_files(tmp_path):
+def test_a_folder_gives_the_rooms_of_all_its_files(tmp_path):
   write(tmp_path, ROOM)
   write(tmp_path, ROOM | {"dataset": "scannet"}, "scannet.json")
   (tmp_path / "rows_excerpts.json").write_text("[]")
@@ -63,13 +63,13 @@ def test_a_folder_gives_all_its_files(tmp_path):
 
 
 @pytest.mark.parametrize(("area_m2", "expected"), [(30.0, 30.0), (6.0, 6.0), (1.0, 6.0)])
-def test_outline_has_the_area_unless_the_objects_need_more(area_m2, expected):
+def test_the_outline_has_the_annotated_area_unless_the_objects_need_more(area_m2, expected):
   points = np.array([[0.0, 0.0], [3.0, 0.0], [3.0, 2.0], [0.0, 2.0]])
   polygon = outline(points, np.array([2.0, 1.0]), area_m2)
   assert area(polygon) == pytest.approx(expected)
 
 
-def test_outline_moves_towards_the_room_centre():
+def test_the_outline_moves_towards_the_room_centre():
   points = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
   polygon = outline(points, np.array([2.0, 0.5]), 16.0)
   assert area(polygon) == pytest.approx(16.0)
@@ -77,7 +77,7 @@ def test_outline_moves_towards_the_room_centre():
 
 
 @needs_meta
-def test_the_238_rooms_hold_their_objects():
+def test_the_outlines_of_238_rooms_contain_their_objects():
   scenes = load_rooms(META)
   assert len(scenes) == len({scene.scene_id for scene in scenes}) == 238
   exact = 0
@@ -135,14 +135,26 @@ def test_a_malformed_room_names_file_scene_and_field(tmp_path, change, message):
   assert "\n" not in str(caught.value)
 
 
-def test_a_missing_or_unreadable_file_is_named(tmp_path):
-  with pytest.raises(DataError, match="contains no such file; expected"):
+def test_missing_and_unreadable_files_are_named(tmp_path):
+  with pytest.raises(DataError, match=r"contains no such file; expected .*arkitscenes\*\.json"):
     load_rooms(tmp_path)
-  with pytest.raises(DataError, match=r"none\.json does not exist"):
+  with pytest.raises(
+    DataError, match=r"none\.json does not exist; expected .*config\.source\.path"
+  ):
     load_rooms(tmp_path / "none.json")
   (tmp_path / "scannet.json").write_text("{")
   with pytest.raises(DataError, match=r"scannet\.json cannot be read as JSON"):
     load_rooms(tmp_path)
   (tmp_path / "scannet.json").write_text("[]")
   with pytest.raises(DataError, match="must map scene names to rooms, got a list"):
+    load_rooms(tmp_path)
+  (tmp_path / "scannet.json").write_text("{}")
+  with pytest.raises(DataError, match="contains no rooms"):
+    load_rooms(tmp_path)
+
+
+def test_a_scene_in_two_files_is_an_error(tmp_path):
+  write(tmp_path, ROOM)
+  write(tmp_path, ROOM, "arkitscenes_copy.json")
+  with pytest.raises(DataError, match=r"contains the scene arkitscenes/42 twice"):
     load_rooms(tmp_path)

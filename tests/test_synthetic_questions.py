@@ -1,7 +1,7 @@
 """Questions against a checker that shares no function with the generator.
 
-The checker reads a question as text, samples points on the faces of boxes instead of solving, works
-out directions with complex numbers and reads counts and first appearances off the instance ids.
+The checker parses the text of a question. It samples points on the faces of boxes, computes
+directions with complex numbers, and takes counts and first appearances from the instance ids.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ ALL = get_args(QuestionType)
 CONFIG = QuestionConfig(ALL, 6, 30, 0.3, "room", 2.0, "")
 ROOMS = ProceduralConfig(objects=(6, 14), side_m=(3.5, 6.5), l_shape_share=0.3, repeat_share=0.3)
 STEP_M = 0.03  # between sampled points
-SAMPLED_M = 0.006  # by which sampling may overestimate a distance of 0.2 m or more
+SAMPLED_M = 0.006  # most that sampling overestimates a distance of 0.2 m or more
 
 
 # --- the checker -------------------------------------------------------------------------------
@@ -88,14 +88,14 @@ def quadrant(turn):
 
 
 def third(turn):
-  """Left, right or back: back needs a turn of 135 degrees or more, to either side."""
+  """Left, right or back; back is a turn of 135 degrees or more to either side."""
   if turn.real < 0 and abs(turn.imag) <= -turn.real:
     return "back"
   return "left" if turn.imag > 0 else "right"
 
 
 class Checker:
-  """The truth of one scene as its pictures show it."""
+  """The truth of one scene and its views."""
 
   def __init__(self, scene, views, cfg):
     self.scene, self.views, self.cfg = scene, views, cfg
@@ -107,7 +107,7 @@ class Checker:
     members = [i for i, obj in enumerate(self.scene.objects) if obj.category == category]
     if self.cfg.instance_scope == "views":
       members = [i for i in members if any(row[i] for row in self.pixels)]
-    for i in members:  # everything a question is about is in sight
+    for i in members:  # all objects of a question are clearly visible
       assert max(row[i] for row in self.pixels) >= self.cfg.min_visible_pixels, category
     return members
 
@@ -216,7 +216,7 @@ class Checker:
 
 
 def check_scene(scene, frames, seed, cfg):
-  """Asks about one scene, checks every question, returns the tasks."""
+  """Makes questions about one scene, checks each and returns the tasks."""
   rng = np.random.default_rng(seed)
   cameras = make_camera_path(scene, rng, frames, 112, 84, 75.0)
   views = [render(scene, camera, shadows=False) for camera in cameras]
@@ -236,7 +236,7 @@ def check_scene(scene, frames, seed, cfg):
 @pytest.mark.parametrize(
   ("frames", "scope"), [(1, "views"), (1, "room"), (6, "views"), (6, "room")]
 )
-def test_every_question_about_procedural_rooms_has_the_answer_a_checker_finds(frames, scope):
+def test_the_checker_confirms_every_answer_about_procedural_rooms(frames, scope):
   cfg = dataclasses.replace(CONFIG, instance_scope=scope)
   types = set()
   for seed in range(12):
@@ -247,7 +247,7 @@ def test_every_question_about_procedural_rooms_has_the_answer_a_checker_finds(fr
 
 
 @needs_meta
-def test_every_question_about_real_rooms_has_the_answer_a_checker_finds():
+def test_the_checker_confirms_every_answer_about_real_rooms():
   types = set()
   for index, scene in enumerate(load_rooms(META)[::7]):
     frames, scope = (1, "views") if index % 3 == 0 else (6, "room")
@@ -259,8 +259,8 @@ def test_every_question_about_real_rooms_has_the_answer_a_checker_finds():
 # --- real rows of the benchmark ----------------------------------------------------------------
 
 
-def sight_of_all(scene):
-  """As if every object were in sight."""
+def all_visible(scene):
+  """Visibility with every object."""
   groups = {}
   for index, obj in enumerate(scene.objects):
     groups.setdefault(obj.category, []).append(index)
@@ -270,18 +270,18 @@ def sight_of_all(scene):
 
 
 @needs_meta
-def test_real_rows_are_reproduced():
+def test_rows_of_the_benchmark_are_reproduced():
   rooms = {scene.scene_id: scene for scene in load_rooms(META)}
   rows = json.loads((META / "rows_excerpts.json").read_text())
   assert len(rows) == 5
   for row in rows:
-    sight = sight_of_all(rooms[f"{row['dataset']}/{row['scene_name']}"])
+    visibility = all_visible(rooms[f"{row['dataset']}/{row['scene_name']}"])
     rng = np.random.default_rng(0)
     drafts = {
-      "object_counting": lambda: templates.counting(sight, rng, templates.COUNT_IN_ROOM),  # noqa: B023
-      "object_size_estimation": lambda: templates.size(sight, rng),  # noqa: B023
-      "room_size_estimation": lambda: templates.room_size(sight),  # noqa: B023
-      "object_rel_direction_hard": lambda: templates.direction(sight, rng, "hard"),  # noqa: B023
+      "object_counting": lambda: templates.counting(visibility, rng, templates.COUNT_IN_ROOM),  # noqa: B023
+      "object_size_estimation": lambda: templates.size(visibility, rng),  # noqa: B023
+      "room_size_estimation": lambda: templates.room_size(visibility),  # noqa: B023
+      "object_rel_direction_hard": lambda: templates.direction(visibility, rng, "hard"),  # noqa: B023
     }[row["question_type"]]()
     wanted = row.get("question") or (
       templates.SIZE.format(c=row["object"]) if "object" in row else None
@@ -293,7 +293,7 @@ def test_real_rows_are_reproduced():
       answer = row["options"]["ABCD".index(answer)][3:]
     assert draft.answer == answer
     if "computed_angle_ccw_deg" in row:
-      stand, face, asked = (sight.scene.objects[i].centre_3[:2] for i in draft.objects)
+      stand, face, asked = (visibility.scene.objects[i].centre_3[:2] for i in draft.objects)
       angle = geometry.direction_deg(stand, face, asked[None])[0]
       assert round(angle, 1) == row["computed_angle_ccw_deg"]
 
@@ -311,14 +311,14 @@ def turned(yaw_deg):
   return np.array([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
-def test_box_distance_equals_the_smallest_distance_of_sampled_points():
+def test_box_distance_is_the_smallest_distance_of_sampled_points():
   rng = np.random.default_rng(0)
   apart = 0
   for trial in range(120):
     a, b = random_box(rng, trial % 2 == 0), random_box(rng, trial % 2 == 0)
     exact, sampled = geometry.box_distance_m(a, b), sampled_m(a, b)
     assert exact == pytest.approx(geometry.box_distance_m(b, a), abs=1e-9)
-    if exact == 0.0:  # one holds a sampled point of the other, or their faces cross
+    if exact == 0.0:  # a sampled point is inside the other box, or the faces cross
       inside = min(geometry.point_distance_m(cloud(a)[0], b).min(),
                    geometry.point_distance_m(cloud(b)[0], a).min())  # fmt: skip
       assert inside < STEP_M
@@ -328,8 +328,8 @@ def test_box_distance_equals_the_smallest_distance_of_sampled_points():
   assert 30 < apart < 110
 
 
-def test_box_distance_agrees_with_the_point_grids_of_the_benchmark_to_rounding():
-  """Grids 5 cm apart overestimate by 2 cm at most, so that only distances near .x5 round apart."""
+def test_box_distance_rounds_like_the_point_grids_of_the_benchmark():
+  """Grids of 5 cm overestimate by 2 cm or less; only distances near .x5 round differently."""
   rng = np.random.default_rng(1)
   differences, same = [], []
   while len(differences) < 100:
@@ -361,8 +361,8 @@ def test_box_distance_of_unit_cubes(centre, yaw, expected):
   assert geometry.box_distance_m(a, b) == pytest.approx(expected, abs=1e-9)
 
 
-def test_crossed_edges_are_closest_inside_both():
-  """Two long bars, crossed and one above the other, each standing on an edge: no corner is near."""
+def test_the_closest_points_of_crossed_edges_are_inside_both():
+  """Two long crossed bars, one above the other, each on an edge: no corner is near."""
   roll = np.array([[1, 0, 0], [0, 0.5**0.5, 0.5**0.5], [0, -(0.5**0.5), 0.5**0.5]])
   a = SceneObject("a", "", np.zeros(3), np.array([4.0, 1.0, 1.0]), roll, ())
   b = SceneObject("b", "", np.array([0, 0, 3.0]), np.array([4.0, 1.0, 1.0]), roll @ turned(90), ())
@@ -383,7 +383,7 @@ def test_crossed_edges_are_closest_inside_both():
     (355.0, "front-right", "right", (True, True)),
   ],
 )
-def test_sectors_and_their_boundaries(angle, hard, medium, near):
+def test_angles_have_the_sectors_of_the_benchmark(angle, hard, medium, near):
   turn = np.radians(angle)
   point = np.array([[1 - 2 * np.sin(turn), 2 + 2 * np.cos(turn)]])
   measured = geometry.direction_deg(np.array([1.0, 2.0]), np.array([1.0, 5.0]), point)[0]
@@ -395,7 +395,7 @@ def test_sectors_and_their_boundaries(angle, hard, medium, near):
 # --- a scene made by hand ----------------------------------------------------------------------
 
 
-def thing(category, x, y, size=(0.6, 0.6, 0.6)):
+def make_object(category, x, y, size=(0.6, 0.6, 0.6)):
   return SceneObject(category, "red", np.array([x, y, size[2] / 2]), np.array(size), np.eye(3), ())
 
 
@@ -405,38 +405,40 @@ def scene_of(*objects):
 
 
 def turning_views(scene, *headings_deg):
-  eye = np.array([0.0, 0.0, 1.4])
-  cameras = [make_camera(eye, heading, 18.0, 60.0, 96, 72) for heading in headings_deg]
+  position_3 = np.array([0.0, 0.0, 1.4])
+  cameras = [make_camera(position_3, heading, 18.0, 60.0, 96, 72) for heading in headings_deg]
   return [render(scene, camera, shadows=False) for camera in cameras]
 
 
 AROUND = scene_of(
-  thing("chair", 2.5, 0),
-  thing("lamp", 0, 2.5),
-  thing("bin", -2.5, 0),
-  thing("sofa", 0, -2.5, (1.6, 0.8, 0.7)),
+  make_object("chair", 2.5, 0),
+  make_object("lamp", 0, 2.5),
+  make_object("bin", -2.5, 0),
+  make_object("sofa", 0, -2.5, (1.6, 0.8, 0.7)),
 )
 
 
-def asked(scene, views, *types, seed=0, **changes):
+def questions(scene, views, *types, seed=0, **changes):
   cfg = dataclasses.replace(CONFIG, types=types, **changes)
   return make_questions(scene, views, np.random.default_rng(seed), cfg)
 
 
-def test_appearance_order_follows_the_views():
+def test_appearance_order_is_the_order_of_the_views():
   views = turning_views(AROUND, 180, 90, 0, 270)
-  (task,) = asked(AROUND, views, "obj_appearance_order")
+  (task,) = questions(AROUND, views, "obj_appearance_order")
   assert task.options["ABCD".index(task.answer)][3:] == "bin, lamp, chair, sofa"
   Checker(AROUND, views, CONFIG).check(task)
   assert [(box.label, box.image) for box in task.boxes] == [
     ("bin", 0), ("lamp", 1), ("chair", 2), ("sofa", 3)
   ]  # fmt: skip
-  assert not asked(AROUND, views, "obj_appearance_order", seconds_per_view=1.0)  # 1 s is too near
+  assert not questions(
+    AROUND, views, "obj_appearance_order", seconds_per_view=1.0
+  )  # 1 s apart is too close
 
 
 def test_wordings_are_those_of_the_benchmark():
   views = turning_views(AROUND, 180, 90, 0, 270)
-  by_type = {task.question_type: task for task in asked(AROUND, views, *ALL)}
+  by_type = {task.question_type: task for task in questions(AROUND, views, *ALL)}
   assert by_type["room_size_estimation"].question == (
     "What is the size of this room (in square meters)? \n"
     "If multiple rooms are shown, estimate the size of the combined space."
@@ -465,62 +467,66 @@ def test_wordings_are_those_of_the_benchmark():
     assert re.fullmatch(start + end, by_type[f"object_rel_direction_{level}"].question)
 
 
-def test_nothing_is_asked_about_what_is_not_in_sight():
+def test_questions_are_about_visible_objects_only():
   views = turning_views(AROUND, 0)
-  tasks = asked(AROUND, views, *ALL)
+  tasks = questions(AROUND, views, *ALL)
   assert {task.question_type for task in tasks} == {"camera_distance", "object_size_estimation"}
   assert all("chair" in task.question for task in tasks)
-  assert not asked(AROUND, views, *ALL, min_visible_pixels=100_000)
+  assert not questions(AROUND, views, *ALL, min_visible_pixels=100_000)
 
 
-def test_scope_says_whether_unseen_instances_count():
-  scene = scene_of(thing("chair", 3, 0), thing("chair", 3, 1), thing("chair", -3, 0))
-  ahead, around = turning_views(scene, 8), turning_views(scene, 8, 180)
-  assert not asked(scene, ahead, "object_counting", instance_scope="room")
-  (seen,) = asked(scene, ahead, "object_counting", instance_scope="views")
-  assert (seen.question, seen.answer) == ("How many chair(s) are in this image?", "2")
-  (room,) = asked(scene, around, "object_counting", instance_scope="room")
-  assert (room.question, room.answer) == ("How many chair(s) are in this room?", "3")
-  (seen,) = asked(scene, around, "object_counting", instance_scope="views")
-  assert (seen.question, seen.answer) == ("How many chair(s) are in these images?", "3")
-  # one chair in the picture is "the chair" only where the picture is all that counts
-  behind = turning_views(scene, 180)
-  assert not asked(scene, behind, "camera_distance", instance_scope="room")
-  assert len(asked(scene, behind, "camera_distance", instance_scope="views")) == 1
-
-
-def test_half_hidden_objects_are_left_out():
+def test_the_instance_scope_decides_whether_invisible_instances_count():
   scene = scene_of(
-    thing("ball", 3.5, 0, (0.3, 0.3, 0.3)), thing("cabinet", 2.5, 0.3, (0.6, 0.7, 0.8))
+    make_object("chair", 3, 0), make_object("chair", 3, 1), make_object("chair", -3, 0)
+  )
+  ahead, around = turning_views(scene, 8), turning_views(scene, 8, 180)
+  assert not questions(scene, ahead, "object_counting", instance_scope="room")
+  (one_view,) = questions(scene, ahead, "object_counting", instance_scope="views")
+  assert (one_view.question, one_view.answer) == ("How many chair(s) are in this image?", "2")
+  (room,) = questions(scene, around, "object_counting", instance_scope="room")
+  assert (room.question, room.answer) == ("How many chair(s) are in this room?", "3")
+  (two_views,) = questions(scene, around, "object_counting", instance_scope="views")
+  assert (two_views.question, two_views.answer) == ("How many chair(s) are in these images?", "3")
+  # One visible chair is "the chair" only if the instances in the views count.
+  behind = turning_views(scene, 180)
+  assert not questions(scene, behind, "camera_distance", instance_scope="room")
+  assert len(questions(scene, behind, "camera_distance", instance_scope="views")) == 1
+
+
+def test_there_are_no_questions_about_hidden_objects():
+  scene = scene_of(
+    make_object("ball", 3.5, 0, (0.3, 0.3, 0.3)), make_object("cabinet", 2.5, 0.3, (0.6, 0.7, 0.8))
   )
   views = turning_views(scene, 0)
-  hidden = asked(scene, views, "camera_distance", min_visible_pixels=1, min_visible_fraction=0.5)
-  assert [task.boxes[0].label for task in hidden] == ["cabinet"]
+  tasks = questions(scene, views, "camera_distance", min_visible_pixels=1, min_visible_fraction=0.5)
+  assert [task.boxes[0].label for task in tasks] == ["cabinet"]
 
 
-def test_the_same_seed_asks_the_same_and_types_do_not_shift_one_another():
+def test_questions_of_a_type_depend_on_the_seed_but_not_on_other_types():
   views = turning_views(AROUND, 180, 90, 0, 270)
   key = lambda tasks: [(t.task_id, t.question, t.options, t.answer) for t in tasks]  # noqa: E731
-  everything = key(asked(AROUND, views, *ALL))
-  assert everything == key(asked(AROUND, views, *ALL))
-  assert everything != key(asked(AROUND, views, *ALL, seed=1))
-  alone = key(asked(AROUND, views, "object_rel_direction_hard"))
+  everything = key(questions(AROUND, views, *ALL))
+  assert everything == key(questions(AROUND, views, *ALL))
+  assert everything != key(questions(AROUND, views, *ALL, seed=1))
+  alone = key(questions(AROUND, views, "object_rel_direction_hard"))
   assert alone == [entry for entry in everything if "direction_hard" in entry[0]]
-  (first, *_) = asked(AROUND, views, "object_abs_distance", task_id_prefix="walk3/", max_per_type=1)
+  (first, *_) = questions(
+    AROUND, views, "object_abs_distance", task_id_prefix="walk3/", max_per_type=1
+  )
   assert first.task_id == "walk3/hand/1/object_abs_distance/0"
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
-def test_right_answers_are_spread_over_the_letters(count):
+def test_right_answers_are_spread_evenly_over_the_letters(count):
   drafts = [templates.Draft("{options}?", "right", tuple("wxyz"[: count - 1]), ())] * (4 * count)
-  lettered = list(assign_letters(drafts, np.random.default_rng(0)))
-  assert sorted(answer for _, _, answer in lettered) == sorted("ABCD"[:count] * 4)
-  for question, options, answer in lettered:
+  results = list(assign_letters(drafts, np.random.default_rng(0)))
+  assert sorted(answer for _, _, answer in results) == sorted("ABCD"[:count] * 4)
+  for question, options, answer in results:
     assert options["ABCD".index(answer)] == f"{answer}. right"
     assert question == ", ".join(option[3:] for option in options) + "?"
 
 
-def test_config_and_types_are_strict():
+def test_unknown_question_types_are_refused():
   fields = dataclasses.asdict(CONFIG)
   assert build(QuestionConfig, fields) == CONFIG
   with pytest.raises(ValueError, match=r"types\[0\] must be one of object_counting"):
@@ -532,10 +538,10 @@ def test_config_and_types_are_strict():
 
 @given(st.floats(-180, 180), st.floats(0, 60), st.floats(-3, 3), st.floats(-3, 3))
 def test_a_place_on_the_floor_is_right_and_ahead_of_the_camera(heading, down, right_m, ahead_m):
-  """However far it looks down: standing there, so far ahead and so far to the right."""
-  eye_3 = np.array([1.0, 2.0, 1.5])
-  camera = make_camera(eye_3, heading, down, 75.0, 64, 64)
+  """The tilt of the camera does not change the place."""
+  position_3 = np.array([1.0, 2.0, 1.5])
+  camera = make_camera(position_3, heading, down, 75.0, 64, 64)
   turn = np.radians(heading)
   ahead_2, right_2 = np.array([np.cos(turn), np.sin(turn)]), np.array([np.sin(turn), -np.cos(turn)])
-  point_3 = np.append(eye_3[:2] + ahead_m * ahead_2 + right_m * right_2, 0.3)
+  point_3 = np.append(position_3[:2] + ahead_m * ahead_2 + right_m * right_2, 0.3)
   assert geometry.floor_place_m(point_3, camera) == pytest.approx((right_m, ahead_m), abs=1e-6)

@@ -130,8 +130,8 @@ def test_silhouettes_have_the_right_size(shape, size_3, share):
 def test_tilted_boxes_have_the_right_silhouette():
   tilt = np.radians(30)
   axes_33 = np.array([[np.cos(tilt), 0, np.sin(tilt)], [0, 1, 0], [-np.sin(tilt), 0, np.cos(tilt)]])
-  thing = SceneObject("sofa", "", np.array([3.0, 3.0, 1.4]), np.array([1.2, 0.5, 0.4]), axes_33, ())
-  view = render(_room(thing), _ahead(96))
+  obj = SceneObject("sofa", "", np.array([3.0, 3.0, 1.4]), np.array([1.2, 0.5, 0.4]), axes_33, ())
+  view = render(_room(obj), _ahead(96))
   expected = np.zeros(view.instance.shape, bool)
   box = Part("box", (0.0, 0.0, 0.0), (0.6, 0.25, 0.2), (0, 0, 0))
   for depth in np.linspace(2.0, 3.0, 200):
@@ -303,7 +303,7 @@ def test_visible_boxes_measure_each_visible_object():
 
 
 def test_an_object_cut_by_the_border_has_a_smaller_fraction():
-  thing = _object("box", (5.2, 3.5, 1.5), (1.0, 0.2, 1.0))
-  item = visible_boxes(_room(thing), render(_room(thing), _ahead(128)), 1)[0]
+  obj = _object("box", (5.2, 3.5, 1.5), (1.0, 0.2, 1.0))
+  item = visible_boxes(_room(obj), render(_room(obj), _ahead(128)), 1)[0]
   assert item.box_4[2] == 128.0
   assert 0.2 < item.fraction < 0.8

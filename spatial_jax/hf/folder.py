@@ -1,4 +1,4 @@
-"""Says what a path holds instead of the weights of a policy, and how to fix it.
+"""Finds the mistake in a path that should hold the weights of a policy, and names its fix.
 
 transformers reads model.safetensors first, then model.safetensors.index.json; so does this package.
 """

@@ -280,7 +280,7 @@ def save(
     file_bytes: size of one file. More files are numbered and listed in the index.
 
   Raises:
-    CheckpointError: if a parameter is missing, unknown or of another shape than `cfg` says.
+    CheckpointError: if a parameter is missing, unknown or of another shape than in `cfg`.
   """
   table = name_table(cfg)
   flat = _checked(params, table)

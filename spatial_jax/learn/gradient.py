@@ -195,7 +195,7 @@ def gradient(
   microbatch_loss: MicrobatchLoss,
   micro: Microbatches,
 ) -> tuple[jax.Array, Metrics, Params]:
-  """Loss, metrics and gradient of a whole batch, microbatch after microbatch.
+  """Loss, metrics and gradient of a whole batch, one microbatch after another.
 
   Args:
     policy: parameters whose paths match `policy.frozen` are not differentiated.
@@ -203,7 +203,7 @@ def gradient(
     batch: images, prefixes, rows.
     token_weight_R: float32, from `token_weights`.
     ref_logp_RT: float32, of the reference policy; None without one.
-    microbatch_loss: (logp_RT, microbatch) -> its part of the loss and of the metrics.
+    microbatch_loss: the part of a microbatch of the loss and of the metrics.
     micro: static.
 
   Returns:
@@ -213,44 +213,41 @@ def gradient(
   frozen, trained = param_tree.partition(params, policy.frozen)
   whole = functools.partial(param_tree.merge, frozen)
 
-  def encode(trained: Params) -> jax.Array:
-    # In float32, so that the cotangents of features are summed in float32.
-    return _features(policy, whole(trained), batch.vision).astype(jnp.float32)
+  def loss(
+    trained: Params, prefix: Prefix, features_MYD: jax.Array, microbatch: Microbatch
+  ) -> tuple[jax.Array, Metrics]:
+    scored = (whole(trained), prefix, features_MYD, microbatch.rows, batch.forbidden_V)
+    return microbatch_loss(token_logprobs(policy, *scored), microbatch)
 
-  def prefill(trained: Params, features_MYD: jax.Array) -> Prefix:
-    return _prefill(policy, batch, whole(trained), features_MYD)
-
-  features_MYD, pull_encode = jax.vjp(encode, trained)
-  prefix, pull_prefill = jax.vjp(prefill, trained, features_MYD)
+  (features_MYD, prefix), pull = jax.vjp(lambda p: _shared(policy, whole(p), batch), trained)
+  differentiate = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True, allow_int=True)
 
   def gradient_of(microbatch: Microbatch) -> Any:
-    rows = microbatch.rows
-
-    def loss(
-      trained: Params, row_prefix: Prefix, features_MYD: jax.Array
-    ) -> tuple[jax.Array, Metrics]:
-      logp_RT = token_logprobs(
-        policy, whole(trained), row_prefix, features_MYD, rows, batch.forbidden_V
-      )
-      return microbatch_loss(logp_RT, microbatch)
-
-    differentiate = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True, allow_int=True)
-    arguments = (trained, order.prefix_of(rows, prefix), features_MYD)
-    value, (grads, prefix_grad, features_grad) = differentiate(*arguments)
-    layers_grad = order.sum_by_prefix(rows, prefix_grad.layers, prefix.layers)
+    arguments = (trained, order.prefix_of(microbatch.rows, prefix), features_MYD)
+    value, (grads, of_rows, features_grad) = differentiate(*arguments, microbatch)
+    layers_grad = order.sum_by_prefix(microbatch.rows, of_rows.layers, prefix.layers)
     return value, grads, layers_grad, features_grad
 
   microbatches = order.split(Microbatch(batch.rows, token_weight_R, ref_logp_RT))
   total = _sum_over(_truncated(gradient_of, micro.lengths, lambda m: m.rows), microbatches)
   (loss_sum, metrics), grads, layers_grad, features_grad = total
-  layers_grad = jax.tree.map(lambda grad, x: grad.astype(x.dtype), layers_grad, prefix.layers)
-  # Integers have no cotangent.
-  length_grad: Any = np.zeros(prefix.length_B.shape, jax.dtypes.float0)
-  prefill_grads, more_features_grad = pull_prefill(Prefix(layers_grad, length_grad))
-  (encode_grads,) = pull_encode(features_grad + more_features_grad)
-  grads = jax.tree.map(lambda *terms: sum(terms), grads, prefill_grads, encode_grads)
+  (shared_grads,) = pull((features_grad, _cotangent(prefix, layers_grad)))
+  grads = jax.tree.map(jnp.add, grads, shared_grads)
   # XLA folds these zeros: frozen parameters take no memory for a gradient.
   return loss_sum, metrics, param_tree.merge(jax.tree.map(jnp.zeros_like, frozen), grads)
+
+
+def _shared(policy: Policy, params: Params, batch: TrainBatch) -> tuple[jax.Array, Prefix]:
+  """Features, in float32 so that their cotangents are summed in float32, and prefixes."""
+  features_MYD = _features(policy, params, batch.vision).astype(jnp.float32)
+  return features_MYD, _prefill(policy, batch, params, features_MYD)
+
+
+def _cotangent(prefix: Prefix, layers_grad: Any) -> Prefix:
+  """Float32 sums as a cotangent of `prefix`, rounded once; its lengths, integers, have none."""
+  layers = jax.tree.map(lambda grad, x: grad.astype(x.dtype), layers_grad, prefix.layers)
+  lengths: Any = np.zeros(prefix.length_B.shape, jax.dtypes.float0)
+  return Prefix(layers, lengths)
 
 
 def _sum_over(function: Callable[[Any], Any], microbatches: Any) -> Any:

@@ -113,10 +113,9 @@ def ppo_clip(
     ref_logp_RT: float32, of the reference policy; None: no divergence.
 
   Returns:
-    The part of these rows of the loss and of the metrics. Metrics are means over trained tokens:
-    the ratio, its square, the fraction of clipped tokens, the divergence of the policy from the
-    sampler (k1, k3), their absolute difference, -logp as an estimate of the entropy, and k3 of the
-    reference.
+    The part of these rows of the loss, and of means over trained tokens: ratio, its square, clipped
+    fraction, divergence from the sampler (k1, k3), absolute difference from the sampler, -logp as
+    an estimate of the entropy, k3 of the reference.
 
   Source: GRPO (arXiv:2402.03300), clip-higher of DAPO (arXiv:2503.14476).
   """

@@ -107,13 +107,10 @@ def to_train_batch(
 ) -> tuple[TrainBatch, dict[str, np.ndarray]]:
   """Pads trajectories to rows; the vision batch contains each distinct image once.
 
-  A trajectory that ended in a fault becomes a row that trains nothing.
-
   Args:
-    groups: B groups of trajectories: the rollouts of one prompt, a preferred and a rejected answer,
-      or any trajectories about the same images. Groups may differ in size. The common part of their
-      prompts is computed once.
-    advantage_BG: float32, one value per trajectory; None: 0.
+    groups: B groups, of rollouts of one prompt or of any trajectories about the same images. The
+      common part of their prompts is computed once. A fault becomes a row that trains nothing.
+    advantage_BG: float32; None: 0.
     cfg: static shapes.
     kept_BG: bool, whether a trajectory becomes a row; None: all do.
     image_features: content hash -> features, which then replace the pixels of the images.
@@ -125,23 +122,16 @@ def to_train_batch(
 
   Raises:
     DataError: if a prefix or a row is longer than its largest bucket.
-    ValueError: if values do not fit the groups, a group or the batch is empty, or the trajectories
-      were sampled with different forbidden ids.
+    ValueError: if values do not fit the groups, or a group or the batch is empty.
   """
-  kept_R = _flat("kept_BG", kept_BG, groups, True, bool)
-  weight_R = _flat("weight_BG", weight_BG, groups, 1, np.float32)[kept_R]
-  if not (np.isfinite(weight_R) & (weight_R >= 0)).all():
-    raise ValueError("weight_BG must be finite and at least 0")
-  kept, shown = _kept(groups, kept_R)
+  kept_R, kept, shown = _kept(groups, kept_BG)
   vision, feature_of = _pack_images(shown, image_features, cfg)
-  prefixes, suffixes = _split_at_prefix(shown, feature_of)
-  suffixes = [s for group, row in zip(suffixes, kept, strict=True) for s in group[: len(row)]]
-  rows = [trajectory for group in kept for trajectory in group]
+  prefixes, suffixes = _split_at_prefix(shown, kept, feature_of)
+  rows = list(itertools.chain(*kept))
   suffix = _pad(suffixes, (cfg.tokens,), "response tokens", rows)
-  first = [group[0] for group in shown]
-  group_R = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in kept])
+  group_R = np.repeat(np.arange(len(groups)), [len(group) for group in kept]).astype(np.int32)
   return TrainBatch(
-    prefix=_pad(prefixes, cfg.prefix_buckets, "prompt tokens", first).tokens,
+    prefix=_pad(prefixes, cfg.prefix_buckets, "prompt tokens", [g[0] for g in shown]).tokens,
     rows=TrainRows(
       tokens=suffix.tokens,
       trained_RT=suffix.trained,
@@ -151,7 +141,7 @@ def to_train_batch(
       prefix_R=group_R,
       group_R=group_R,
       role_R=_flat("role_BG", role_BG, groups, RowRole.ROLLOUT, np.int32)[kept_R],
-      weight_R=weight_R,
+      weight_R=_weights(weight_BG, groups)[kept_R],
     ),
     forbidden_V=_forbidden(rows, cfg.vocabulary),
     vision=vision,
@@ -261,18 +251,26 @@ def _flat(
   return np.concatenate([np.asarray(of_group, dtype) for of_group in values])
 
 
-def _kept(groups: Rollouts, kept_R: np.ndarray) -> tuple[Rollouts, Rollouts]:
-  """The trajectories that become rows, and those whose prefix and images the batch contains."""
+def _weights(weight_BG: PerRollout | None, groups: Rollouts) -> np.ndarray:
+  weight_R = _flat("weight_BG", weight_BG, groups, 1, np.float32)
+  if not (np.isfinite(weight_R) & (weight_R >= 0)).all():
+    raise ValueError("weight_BG must be finite and at least 0")
+  return weight_R
+
+
+def _kept(groups: Rollouts, kept_BG: PerRollout | None) -> tuple[np.ndarray, Rollouts, Rollouts]:
+  """Which trajectories become rows; these; and those whose prefix and images the batch contains."""
   for number, group in enumerate(groups):
     if not group:
       raise ValueError(f"group {number} has no trajectories; leave it out")
+  kept_R = _flat("kept_BG", kept_BG, groups, True, bool)
   if not kept_R.any():
     raise ValueError("the batch has no rows: kept_BG is false for every trajectory")
   ends = np.cumsum([len(group) for group in groups])[:-1]
   pairs = zip(groups, np.split(kept_R, ends), strict=True)
   kept = [list(itertools.compress(group, keep)) for group, keep in pairs]
   # A group without rows has a prefix too, that of its first trajectory: prefixes stay in order.
-  return kept, [row or group[:1] for row, group in zip(kept, groups, strict=True)]
+  return kept_R, kept, [rows or group[:1] for rows, group in zip(kept, groups, strict=True)]
 
 
 def _forbidden(rows: Sequence[Trajectory], vocabulary: int) -> np.ndarray:
@@ -285,16 +283,16 @@ def _forbidden(rows: Sequence[Trajectory], vocabulary: int) -> np.ndarray:
 
 
 def _split_at_prefix(
-  groups: Rollouts, feature_of: Mapping[str, np.ndarray]
-) -> tuple[list[_Sequence], list[list[_Sequence]]]:
-  """The common part of each group, and the rest of each of its trajectories."""
+  shown: Rollouts, kept: Rollouts, feature_of: Mapping[str, np.ndarray]
+) -> tuple[list[_Sequence], list[_Sequence]]:
+  """The common part of each group, and the rest of each trajectory that becomes a row."""
   prefixes: list[_Sequence] = []
-  suffixes: list[list[_Sequence]] = []
-  for group in groups:
+  suffixes: list[_Sequence] = []
+  for group, rows in zip(shown, kept, strict=True):
     sequences = [_sequence(trajectory, feature_of) for trajectory in group]
     shared = _common_length(sequences, min(trajectory.prompt_length for trajectory in group) - 1)
     prefixes.append(_slice(sequences[0], 0, shared))
-    suffixes.append([_slice(sequence, shared, None) for sequence in sequences])
+    suffixes += [_slice(sequence, shared, None) for sequence in sequences[: len(rows)]]
   return prefixes, suffixes
 
 

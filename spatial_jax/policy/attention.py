@@ -188,10 +188,8 @@ def attend_cache(
 
   The G rows of a prompt read one copy of its prefix: their queries are concatenated along T for
   k_BKSC. Every part keeps its own maximum and sum; the parts are merged by log-sum-exp.
-
       query t of row r attends to   prefix  s < prefix_length[prompt of r]
                                     suffix  s <= start[r] + t
-
   Args:
     q_RKQTC: queries of the new tokens.
     prefix: k_BKSC, v_BKSC.
@@ -202,10 +200,8 @@ def attend_cache(
       blocks are read.
     row_R: int32, the rows of `suffix` to read. None: all rows in order.
     assignment: rollouts of these rows. None: R = B*G rows, ordered by prompt.
-
   Returns:
-    [R, K, Q, T, C] in the dtype of q.
-  """
+    [R, K, Q, T, C] in the dtype of q."""
   rows, kv_heads, per_kv, tokens, channels = q_RKQTC.shape
   merged, first = _attend_prefix(q_RKQTC, prefix, prefix_length_B, assignment), 0
   q_RKTC = q_RKQTC.reshape(rows, kv_heads, per_kv * tokens, channels)

@@ -30,24 +30,19 @@ def mrope_positions(
       t  0  1     2  2  2  2  2  2        5
       h  0  1     2  2  2  3  3  3        5
       w  0  1     2  3  4  2  3  4        5
-
   After a clip, rule "max" continues after its largest position (the paper, transformers < 5.3).
   Rule "hf5" continues after max(height, width), without time (transformers >= 5.3). The rules agree
   for images.
-
   Args:
     token_ids: int [T], pads expanded to one per merged token.
     grids: (time, height, width) in patches of each image and clip, in order of appearance.
     cfg: ids, merge size and tokens per second.
     second_per_grid: seconds per temporal patch of each clip; read if `cfg.video_time` is "seconds".
     rule: see above.
-
   Returns:
     int32 [T, 3] and the position of the next text token.
-
   Raises:
     ValueError: if pad tokens, grids and second_per_grid do not match.
-
   Source: Qwen2.5-VL, arXiv:2502.13923; get_rope_index of transformers' three families.
   """
   seconds = iter(second_per_grid)

@@ -133,8 +133,6 @@ def reward_of_text(
 ) -> dict[str, float]:
   """Scores the text of one response, as training scores a rollout of one turn.
 
-      from spatial_jax.reward.compose import RewardConfig, reward_of_text
-      from spatial_jax.reward.snra import Schedule
       schedule = Schedule("constant", k_min=20.0, k_max=20.0, midpoint=0.5, steepness=10.0)
       cfg = RewardConfig("sigmoid", "exact", schedule, None, False, 0.0, 0.2, "format")
       response = "<think> Two steps. </think> Action: Answer <answer> 2.1 m </answer>"
@@ -142,9 +140,7 @@ def reward_of_text(
 
   Args:
     response: think block, action and answer block; see `spatial_jax.grammar`.
-    truth: the right answer: a number, or the letter of an option.
-    cfg: how an answer is rewarded.
-    sharpness: k > 0, steepness of the smooth rewards.
+    truth, cfg, sharpness: a number or the letter of an option; how it is rewarded; k > 0.
     unit: of the truth, and of an answer without a unit: "m", "cm", "m^2", ...; "count": the answer
       counts something; None: the question asks for no unit.
     noun: the noun that may follow a count, "chair(s)"; None allows any noun.

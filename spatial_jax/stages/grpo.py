@@ -128,7 +128,6 @@ class GrpoStage:
     cfg = self.cfg
     sampling_params = [self.engine.cfg.sampling] * self.engine.cfg.group
     k = sharpness(step / self.steps, cfg.reward.schedule)
-
     prompts = next(prompt_iter)
     begin = time.monotonic()
     weights = self.context.decode_params(state.params)

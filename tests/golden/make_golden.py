@@ -1,4 +1,4 @@
-"""Writes parity.npz: what transformers computes for the parity cases, so that tests need no torch.
+"""Writes parity.npz: the outputs of transformers for the parity cases, so that tests need no torch.
 
 python -m tests.golden.make_golden
 """
@@ -20,7 +20,7 @@ def main() -> None:
         if name in GOLDEN:
           arrays |= {f"{case.name}/{key}": value for key, value in reference.items()}
         steps = fixtures.compared_steps(reference["margins"])
-        print(f"{case.name}: {steps} steps, logits deviate by {reference['logits'].std():.2f}")
+        print(f"{case.name}: {steps} steps, logits have std {reference['logits'].std():.2f}")
   np.savez_compressed(PATH, **arrays)
 
 
