@@ -65,10 +65,6 @@ from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.types import Params
 from spatial_jax.workdir import bind_workdir, lock_workdir, to_path
 
-CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP)
-WORKDIR = flags.DEFINE_string(
-  "workdir", None, "folder that the run is written to; an existing run is resumed", required=True
-)
 
 # Keys that may differ when a run is resumed: lengths, intervals, outputs, and padded sizes.
 MAY_DIFFER = (
@@ -345,5 +341,9 @@ def evaluate(
 
 
 if __name__ == "__main__":
+  CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP)
+  WORKDIR = flags.DEFINE_string(
+    "workdir", None, "folder that the run is written to; an existing run is resumed", required=True
+  )
   flags.mark_flag_as_required("config")
   launch(main, "stopped; the same command goes on from the last checkpoint")

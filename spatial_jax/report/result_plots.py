@@ -81,7 +81,7 @@ def dot_plot(table: ResultTable, keys: Keys, layout: Layout) -> Markup:
     layout: `WIDE` or `PHONE`.
   """
   rows = [("all questions", "", sum(row.n for row in table.rows), table.overall)]
-  rows += [(wording.type_name(r.question_type), r.question_type, r.n, r.cells) for r in table.rows[1:]]
+  rows += [(wording.type_name(r.question_type), r.question_type, r.n, r.cells) for r in table.rows]
   height_in = 0.48 * len(rows) + 1.15 if layout.phone else 0.33 * len(rows) + 0.85
   draw = functools.partial(_draw_dots, rows, keys, layout)
   return svg.axes_svg(draw, layout.width_in, height_in, "scores per question type")
