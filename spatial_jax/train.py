@@ -65,7 +65,6 @@ from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.types import Params
 from spatial_jax.workdir import bind_workdir, lock_workdir, to_path
 
-
 # Keys that may differ when a run is resumed: lengths, intervals, outputs, and padded sizes.
 MAY_DIFFER = (
   "loop",
