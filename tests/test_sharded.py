@@ -14,7 +14,7 @@ from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.train_batch import to_train_batch
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
 from tests import rollout_fixtures, step_fixtures
-from tests.step_fixtures import Lab, Outcome
+from tests.step_fixtures import Outcome, StepSetup
 
 
 class Calls:
@@ -52,7 +52,7 @@ def _kinds(tree) -> list[str]:
   return [leaf.split("(")[0] for leaf in jax.tree.leaves(tree)]
 
 
-def _watch(lab: Lab) -> tuple[Lab, dict[str, Calls]]:
+def _watch(lab: StepSetup) -> tuple[StepSetup, dict[str, Calls]]:
   programs = lab.engine.programs
   calls = {
     "encode_images": Calls(programs.encode_images_jit),
@@ -80,7 +80,7 @@ class Ran:
   one: Outcome
   eight: Outcome
   second: Outcome
-  lab: Lab
+  lab: StepSetup
   watched: dict[str, Calls]
   after: tuple[dict, dict]
 

@@ -115,7 +115,7 @@ def group_view(group: SavedGroup, card: RewardCard | None, start: GreedyAnswer |
   rewards = [r.reward for r in group.rollouts if r.valid and r.reward is not None]
   rollouts = [_rollout_view(r, group, card, compared=start is not None) for r in group.rollouts]
   if group.step is not None:
-    rollouts.sort(key=lambda view: (not view.valid, (view.reward or 0.0)))
+    rollouts.sort(key=lambda view: (not view.valid, -(view.reward or 0.0)))
   if start is not None:
     rollouts.insert(0, _start_view(start, group))
   return GroupView(
