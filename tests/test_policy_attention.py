@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatial_jax.policy import attention
+from spatial_jax.policy import attention, attention_modes
 from spatial_jax.policy.cache import RowAssignment
+from tests.policy_fixtures import small_policy
 
 # Prompts, group, KV heads, queries per KV head, prefix, suffix: few, because each is compiled.
 SHAPES = (
@@ -155,6 +156,23 @@ def test_shared_prefix_gives_the_output_of_a_copied_prefix(shape, seed):
     )
     weight = np.exp(keys @ q_RKQTC[r, k, n, t] / 2)  # sqrt(C) = 2
     np.testing.assert_allclose(out[r, k, n, t], weight @ values / weight.sum(), atol=1e-5)
+
+
+def test_modes_of_all_layers_stack_keys_and_values_alone():
+  cache = small_policy().init_cache(2, 2, 4, 6, (3, 5))
+  valid_RT = np.ones((4, 1), bool)
+  modes = {
+    "causal": attention_modes.causal(valid_RT, 3),
+    "prefix": attention_modes.with_prefix(valid_RT, cache.prefix),
+    "cache": attention_modes.with_cache(valid_RT, cache, None)[0],
+  }
+  for name, layers in modes.items():
+    assert len(layers) == 3
+    stacked, per_layer = attention_modes.stack_layers(layers), {"prefix", "suffix"}
+    for field, value in stacked._asdict().items():
+      shapes = [x.shape for x in jax.tree.leaves(layers[0]._asdict()[field])]
+      expected = [(3, *shape) for shape in shapes] if field in per_layer else shapes
+      assert [x.shape for x in jax.tree.leaves(value)] == expected, (name, field)
 
 
 @settings(deadline=None, max_examples=20)

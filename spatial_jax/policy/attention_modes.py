@@ -22,6 +22,10 @@ from spatial_jax.policy import cache as cache_lib
 from spatial_jax.policy.cache import KV, Cache, Prefix, RowAssignment, Suffix
 from spatial_jax.types import Array
 
+# Values of `layer_axes`, in the form that a scan over layers reads.
+_SHARED: Any = nn.broadcast
+_PER_LAYER: Any = 0
+
 
 class CausalAttention(NamedTuple):
   """Rows are whole sequences: query t attends to keys s <= t of its own row.
@@ -35,7 +39,7 @@ class CausalAttention(NamedTuple):
   @property
   def layer_axes(self) -> Any:
     """See `AttentionMode`."""
-    return CausalAttention(nn.broadcast)  # pyright: ignore[reportArgumentType]
+    return CausalAttention(_SHARED)
 
 
 class PrefixAttention(NamedTuple):
@@ -54,8 +58,7 @@ class PrefixAttention(NamedTuple):
   @property
   def layer_axes(self) -> Any:
     """See `AttentionMode`."""
-    every: Any = nn.broadcast
-    return PrefixAttention(every, prefix=0, prefix_length_B=every)  # pyright: ignore
+    return PrefixAttention(_SHARED, prefix=_PER_LAYER, prefix_length_B=_SHARED)
 
 
 class CacheAttention(NamedTuple):
@@ -85,12 +88,11 @@ class CacheAttention(NamedTuple):
   @property
   def layer_axes(self) -> Any:
     """See `AttentionMode`."""
-    every: Any = nn.broadcast
-    return CacheAttention(*[every] * len(self._fields))._replace(prefix=0, suffix=0)
+    shared = CacheAttention(*[_SHARED] * len(self._fields))
+    return shared._replace(prefix=_PER_LAYER, suffix=_PER_LAYER)
 
 
-# `layer_axes` has the form of the mode: 0 for fields that differ from layer to layer, `broadcast`
-# for fields that all layers share.
+# `layer_axes` of a mode tells for each of its fields whether all layers share it.
 AttentionMode = CausalAttention | PrefixAttention | CacheAttention
 
 
@@ -147,7 +149,7 @@ def stack_layers(modes: Sequence[AttentionMode]) -> Any:
   """One mode for a scan over layers: fields that differ from layer to layer are stacked."""
 
   def one(axis: Any, *fields: Any) -> Any:
-    if axis is nn.broadcast:
+    if axis is _SHARED:
       return fields[0]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *fields)
 
