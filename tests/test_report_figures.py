@@ -252,7 +252,8 @@ def test_card_rewards_as_the_run_does():
 @pytest.mark.parametrize("gate", ["format", "all"])
 def test_accuracy_and_format_part_add_up_to_the_reward(gate):
   generator = np.random.default_rng(2)
-  card = dataclasses.replace(dummies.CARD, reward=dataclasses.replace(dummies.REWARD, gate=gate))
+  reward = dataclasses.replace(dummies.REWARD, gate=gate, score_threshold=0.5)
+  card = dataclasses.replace(dummies.CARD, reward=reward)
   task = dummies.number_task(generator)
   rollouts = [dummies.group(generator, task)]
   scores = dummies.score(rollouts, [task], card.reward, 5.0)

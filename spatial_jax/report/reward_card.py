@@ -108,7 +108,7 @@ def _draw_reward(card: RewardCard, axes: Axes) -> None:
   if not card.constant:
     for name, k, colour, width in (
       ("start", float(schedule.k_min), svg.MUTED, 1.2),
-      ("end", float(schedule.k_max), svg.WASH, 2),
+      ("end", float(schedule.k_max), svg.WASH, 7),
     ):
       label = f"{name} of the schedule, k = {k:g}"
       axes.plot(error_Z, card.accuracy(error_Z, k), color=colour, linewidth=width, label=label)
