@@ -11,7 +11,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,6 +33,7 @@ from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.stages.grpo import GrpoConfig, batch_config
+from spatial_jax.train import TrainConfig
 
 # Memory of one chip, GiB, by device kind. Source: the Cloud TPU documentation.
 HBM_GIB = {
@@ -51,23 +52,6 @@ LIBTPU_ENVIRONMENT = {
   "TPU_WORKER_HOSTNAMES": "localhost",
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class AotConfig:
-  """The part of a training config that decides which programs are compiled.
-
-  Attributes:
-    stages, init, remat, lora, mesh, rollout, learn: as in the config of a training run.
-  """
-
-  stages: tuple[Literal["grpo"], ...]
-  init: str
-  remat: bool
-  lora: LoraConfig
-  mesh: sharding.MeshConfig
-  rollout: RolloutConfig
-  learn: GrpoConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,16 +213,6 @@ def table(programs: Sequence[CompiledProgram], hbm: int) -> str:
   return "\n".join(lines)
 
 
-def read_config(config: Mapping[str, Any]) -> AotConfig:
-  """Reads what is compiled from a training config.
-
-  Raises:
-    ConfigError: if the config is not for training or has wrong values; the message names all keys.
-  """
-  names = [field.name for field in dataclasses.fields(AotConfig)]
-  return build(AotConfig, {name: config[name] for name in names if name in config})
-
-
 def run(config: Mapping[str, Any], topology: str) -> int:
   """Compiles the programs of a config and prints progress and table.
 
@@ -248,8 +222,11 @@ def run(config: Mapping[str, Any], topology: str) -> int:
 
   Returns:
     The exit code: 0 if all programs fit, else 1.
+
+  Raises:
+    ConfigError: if training would refuse the config, or the topology cannot be used.
   """
-  cfg = read_config(config)
+  cfg = build(TrainConfig, dict(config))
   mesh = topology_mesh(topology, cfg.mesh)
   policy_cfg = weights.read_config(pathlib.Path(cfg.init))
   kind = mesh.devices.flat[0].device_kind

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
+from configs import chat, common, tiny_pretrain
 from spatial_jax import abstract_inputs, aot, sharding
 from spatial_jax.abstract_inputs import Program
 from spatial_jax.config import ConfigError, build
@@ -186,16 +186,16 @@ def test_the_table_names_programs_that_do_not_fit():
 
 
 @pytest.mark.parametrize(
-  ("missing", "message"),
+  ("config", "message"),
   [
-    (("learn",), r"^config\.learn is missing$"),
-    (("stages", "mesh"), r"^config\.stages is missing; config\.mesh is missing$"),
+    (chat, r"^config\.learn\.micro\.lengths ends at \d+ and must be at least "),
+    (tiny_pretrain, r"^config\.stages is missing; "),
   ],
 )
-def test_config_that_is_not_for_training_is_one_line(missing, message):
-  settings = {key: value for key, value in common.get_config().items() if key not in missing}
-  with pytest.raises(ConfigError, match=message):
-    aot.run(settings, "v5e:2x2")
+def test_config_that_training_refuses_is_one_line(config, message):
+  with pytest.raises(ConfigError, match=message) as error:
+    aot.run(config.get_config(), "v5e:2x2")
+  assert "\n" not in str(error.value)
 
 
 def test_progress_is_printed_for_each_program(monkeypatch, capsys, tmp_path):
