@@ -82,10 +82,10 @@ def _compared(groups: Sequence[SavedGroup], answers: Answers, verb: str | None) 
 
 def _choice(count: int, change: float, verb: str | None) -> str:
   if verb == "rose" and change > 0:
-    return f"The example is the largest rise among {count} saved questions."
+    return f"The example has the largest rise among {count} saved questions."
   if verb == "fell" and change < 0:
-    return f"The example is the largest fall among {count} saved questions."
-  return f"The example is the smallest change among {count} saved questions."
+    return f"The example has the largest fall among {count} saved questions."
+  return f"The example has the smallest change among {count} saved questions."
 
 
 def _example(
