@@ -133,6 +133,8 @@ def reward_of_text(
 ) -> dict[str, float]:
   """Scores the text of one response, as training scores a rollout of one turn.
 
+      from spatial_jax.reward.compose import RewardConfig, reward_of_text
+      from spatial_jax.reward.snra import Schedule
       schedule = Schedule("constant", k_min=20.0, k_max=20.0, midpoint=0.5, steepness=10.0)
       cfg = RewardConfig("sigmoid", "exact", schedule, None, False, 0.0, 0.2, "format")
       response = "<think> Two steps. </think> Action: Answer <answer> 2.1 m </answer>"
@@ -140,7 +142,9 @@ def reward_of_text(
 
   Args:
     response: think block, action and answer block; see `spatial_jax.grammar`.
-    truth, cfg, sharpness: a number or the letter of an option; how it is rewarded; k > 0.
+    truth: the right answer: a number, or the letter of an option.
+    cfg: how an answer is rewarded.
+    sharpness: k > 0, steepness of the smooth rewards.
     unit: of the truth, and of an answer without a unit: "m", "cm", "m^2", ...; "count": the answer
       counts something; None: the question asks for no unit.
     noun: the noun that may follow a count, "chair(s)"; None allows any noun.
@@ -158,19 +162,24 @@ def reward_of_text(
   if options is not None and unit is not None:
     raise ValueError(f"a choice has no unit, got unit {unit!r} and options")
   expected = Expected(None if options is None else tuple(options), unit, noun)
-  reading = read_as(truth, expected)
-  if not reading.parsed:
-    form = "a number" if options is None else f"one of the options {expected.options}"
-    raise DataError(f"the truth {truth!r} cannot be read as {form}; fix it")
-  turn = Turn(0, 0, response, (), (), True, ())
-  answer = answer_of(response)
-  example = example_of_answer(answer, reading, expected, format_of_turns([turn]), True)
+  example = _example_of_text(response, truth, expected)
   scores = score_examples(stack([stack([example])]), cfg, sharpness)
   return {
     "reward": float(scores.reward_BG[0, 0]),
     **{name: float(value_BG[0, 0]) for name, value_BG in scores.components.items()},
     "parsed": float(scores.parsed_BG[0, 0]),
   }
+
+
+def _example_of_text(response: str, truth: str, expected: Expected) -> Example:
+  """The example of one response text; DataError if the truth cannot be read."""
+  reading = read_as(truth, expected)
+  if not reading.parsed:
+    form = "a number" if expected.options is None else f"one of the options {expected.options}"
+    raise DataError(f"the truth {truth!r} cannot be read as {form}; fix it")
+  turn = Turn(0, 0, response, (), (), True, ())
+  answer = answer_of(response)
+  return example_of_answer(answer, reading, expected, format_of_turns([turn]), True)
 
 
 def score_examples(examples_BG: Example, cfg: RewardConfig, sharpness: float | Array) -> Scores:
