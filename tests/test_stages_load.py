@@ -219,7 +219,7 @@ MISTAKES = {
   quantised("fp8"): r"the weights are quantised \(fp8\)",
   adapter_beside_weights: r"holds a PEFT adapter; merge it into its base model Qwen/Qwen2",
   adapter_alone: r"holds a PEFT adapter; merge it into its base model Qwen/Qwen2",
-  other_ids: r"tokenizer\.json: <\|image_pad\|> has id \d+, but the policy's config has 3",
+  other_ids: r"tokenizer\.json: <\|image_pad\|> has id \d+, but the config of the policy has 3",
   more_tokens: r"tokenizer\.json: token '<obj19>' has id 297, but the embedding has 288 rows",
   byte_tokenizer: r"tokenizer\.json has no special token <\|im_start\|>",
 }

@@ -187,12 +187,12 @@ def _check_tokenizer(tokenizer: Tokenizer, cfg: QwenVLConfig, folder: pathlib.Pa
   }
   for token, token_id in expected.items():
     found = tokenizer.inner.token_to_id(token)
-    if tokenizer.encode(token) != [found] or token_id not in (None, found):
+    if found is None or tokenizer.encode(token) != [found]:
+      raise DataError(f"{file} has no special token {token}; use the policy's own tokenizer")
+    if token_id not in (None, found):
       raise DataError(
-        f"{file}: {token} has id {found}, but the policy's config has {token_id}; "
+        f"{file}: {token} has id {found}, but the config of the policy has {token_id}; "
         "use the policy's own tokenizer"
-        if token_id is not None
-        else f"{file} has no special token {token}; use the policy's own tokenizer"
       )
 
 
