@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
   cfg.lora = ConfigDict({"paths": (), "rank": 16, "alpha": 32.0})  # (): no adapters
   cfg.remat = True  # on two cores recomputing layers is faster than storing them
   cfg.loop = loop(56)
+  cfg.loop.evaluate_every = 8  # steps
   cfg.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all remaining devices
   cfg.source = source()
   cfg.text = text()
@@ -70,6 +71,7 @@ def evaluation() -> ConfigDict:
   """Held-out tasks of the source of the run, answered by the start and the end policy."""
   return ConfigDict(
     {
+      "progress_tasks": 96,  # during training, of the first ones
       "tasks": 384,  # the 95 % interval of a greedy difference is +-0.04
       "train_tasks": 2000,  # for the median answer per question type
       "temperatures": (0.3, 0.5, 0.7),
@@ -88,6 +90,7 @@ def loop(steps: int) -> ConfigDict:
     {
       "steps": steps,
       "checkpoint_every": 10,  # steps; a kill loses at most these
+      "evaluate_every": 0,  # steps; 0: never
       "keep": 2,
       "log": {"tensorboard": False, "wandb": False},
     }

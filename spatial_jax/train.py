@@ -36,6 +36,7 @@ from spatial_jax.evaluate.evaluator import (
   gallery,
   load_questions,
   make_evaluator,
+  progress_evaluation,
   run_evaluation,
 )
 from spatial_jax.evaluate.results import is_up_to_date
@@ -52,7 +53,7 @@ from spatial_jax.rollout.memory import bytes_of
 from spatial_jax.rollout.saved_groups import save_groups
 from spatial_jax.sharding import MeshConfig
 from spatial_jax.stages import loop
-from spatial_jax.stages.context import RunContext, open_context, planned
+from spatial_jax.stages.context import RunContext, open_context, planned, with_update
 from spatial_jax.stages.grpo import GrpoConfig, GrpoStage, batch_config
 from spatial_jax.stages.load import (
   MODEL_KEY,
@@ -221,15 +222,37 @@ def train(
     reference=reference_of(cfg, start),
     workdir=workdir,
   )
-  print(planned(context.policy, stage.engine.cfg, resident))
+  plan = with_update(
+    planned(context.policy, stage.engine.cfg, resident),
+    context.policy,
+    cfg.learn.micro,
+    stage.shapes,
+    cfg.rollout.prompts,
+  )
+  print(plan)
+  memory.check(plan, "config.rollout.slots")
   params = trainable_start(cfg, context, start)
   del start
   state = compiled.init_state(context.policy, optimizer, params, context.mesh)
   del params
   if replicated := sharding.replication_report(state.params, context.mesh):
     print(replicated)
+  evaluate_state = progress_evaluation(
+    stage.engine,
+    context.decode_params,
+    source.held_out(cfg.evaluation.progress_tasks) if cfg.loop.evaluate_every else [],
+    cfg.learn.reward,
+    cfg.seed,
+  )
   state = loop.run(
-    workdir, cfg.loop, "grpo", state, stage.step_function, context.trained_on, resolved
+    workdir,
+    cfg.loop,
+    "grpo",
+    state,
+    stage.step_function,
+    evaluate_state,
+    context.trained_on,
+    resolved,
   )
   finish(cfg, context, state.params, questions, workdir)
 

@@ -98,7 +98,7 @@ def test_answers_go_before_what_is_likely_but_none():
   ("samples", "best", "temperature"), [(1, 2, 0.0), (1, 0, 0.0), (3, 1, 0.0), (1, 1, -1.0)]
 )
 def test_how_to_ask_is_checked(samples, best, temperature):
-  with pytest.raises(ConfigError, match=r"^--(best|samples)"):
+  with pytest.raises(ConfigError, match=r"^--(best|samples|temperature)"):
     ChatOptions("", samples, best, temperature)
 
 
@@ -134,9 +134,9 @@ def command(tmp_path, *more):
 @pytest.mark.parametrize(
   ("mistake", "says"),
   [
-    (("--image=none.png", "What?"), "none.png cannot be read"),
-    (("--config.rollout.bogus=1", "What?"), "the config has no key 'bogus'"),
-    (("--config=none.py", "What?"), "--config cannot be read"),
+    (("--image=none.png", "What?"), "none.png does not exist"),
+    (("--config.rollout.bogus=1", "What?"), "config.rollout has no key 'bogus'"),
+    (("--config=none.py", "What?"), "--config=none.py: none.py does not exist"),
     ((), "give one question"),
   ],
 )
@@ -161,10 +161,10 @@ def test_the_command_prints_the_answer_and_leaves_the_page(tmp_path):
 
 
 def test_what_is_set_by_hand_lies_over_what_the_run_recorded():
-  recorded = {"seed": 1, "rollout": {"max_tokens_per_turn": 128, "mode": {"top_k": 0}}}
+  recorded = {"seed": 1, "rollout": {"max_tokens_per_turn": 128, "sampling": {"top_k": 0}}}
   changed = overlay(recorded, {"rollout.sampling.top_k": 5, "seed": 2})
-  assert changed == {"seed": 2, "rollout": {"max_tokens_per_turn": 128, "mode": {"top_k": 5}}}
-  assert recorded["rollout"]["mode"]["top_k"] == 0
+  assert changed == {"seed": 2, "rollout": {"max_tokens_per_turn": 128, "sampling": {"top_k": 5}}}
+  assert recorded["rollout"]["sampling"]["top_k"] == 0
   with pytest.raises(ConfigError, match=r"config\.rollout\.bogus is unknown"):
     overlay(recorded, {"rollout.bogus": 1})
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from spatial_jax import metrics
+from spatial_jax.evaluate.evaluator import progress_evaluation
 from spatial_jax.metrics import LogConfig
 from spatial_jax.report.report import About, write_report
 from spatial_jax.stages import loop
@@ -58,8 +59,11 @@ def workdir(tmp_path_factory):
   log = LogConfig(False, False)
   with pytest.MonkeyPatch.context() as monkeypatch:
     step_fixtures.make_rollouts_draw(monkeypatch)
-    cfg = LoopConfig(steps=2, checkpoint_every=9, keep=1, log=log)
-    loop.run(folder, cfg, "grpo", lab.state, stage.step_function, None, {})
+    cfg = LoopConfig(steps=2, checkpoint_every=9, evaluate_every=1, keep=1, log=log)
+    evaluate = progress_evaluation(
+      lab.engine, lab.decode_params, step_fixtures.tasks(900), LEARN.reward, 0
+    )
+    loop.run(folder, cfg, "grpo", lab.state, stage.step_function, evaluate, None, {})
   jax.clear_caches()  # no other test uses these shapes
   return folder
 
@@ -74,6 +78,7 @@ def test_every_step_has_all_metrics(workdir):
     assert all(0 <= record[name] <= 1 + 1e-6 for name in METRICS if name.endswith("share"))
     assert 0 < record["slot_occupancy"] < 1, "rows that draw or have ended do not sample"
     assert record["logp_difference"] < 1e-4
+    assert 0 <= record["held_out_score"] <= record["held_out_parsed"] <= 1
 
 
 def test_the_report_shows_the_timeline(workdir):

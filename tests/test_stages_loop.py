@@ -32,7 +32,9 @@ from tests.evaluate_fixtures import SETTINGS, save_policy
 from tests.test_learn_optimizer import CFG
 
 STEPS = 9
-LOOP = LoopConfig(steps=STEPS, checkpoint_every=2, keep=2, log=LogConfig(False, False))
+LOOP = LoopConfig(
+  steps=STEPS, checkpoint_every=2, evaluate_every=0, keep=2, log=LogConfig(False, False)
+)
 OPTIMIZER = make_optimizer(dataclasses.replace(CFG, total_steps=STEPS, decay_steps=3))
 
 
@@ -68,9 +70,25 @@ def interrupt():
   raise KeyboardInterrupt
 
 
-def run(workdir, stop_at=None, stop=interrupt, cfg=LOOP):
+def run(workdir, stop_at=None, stop=interrupt, cfg=LOOP, evaluate=None):
   step = functools.partial(step_of, stop_at=stop_at, stop=stop)
-  return loop.run(workdir, cfg, "toy", start(), step, "vsi-bench", {"seed": 0})
+  return loop.run(workdir, cfg, "toy", start(), step, evaluate, "vsi-bench", {"seed": 0})
+
+
+def test_held_out_tasks_are_answered_before_every_second_step(tmp_path):
+  """Also by a run that was stopped and resumed."""
+  cfg = dataclasses.replace(LOOP, evaluate_every=2, checkpoint_every=1)
+
+  def evaluate(state):
+    return {"held_out_score": float(state.step)}
+
+  run(tmp_path / "whole", cfg=cfg, evaluate=evaluate)
+  with pytest.raises(KeyboardInterrupt):
+    run(tmp_path / "parts", stop_at=1, cfg=cfg, evaluate=evaluate)
+  run(tmp_path / "parts", cfg=cfg, evaluate=evaluate)
+  for folder in ("whole", "parts"):
+    scores = [record.get("held_out_score") for record in metrics.read(tmp_path / folder)]
+    assert scores == [float(step) if step % 2 == 0 else None for step in range(STEPS)]
 
 
 def assert_same(one, other):
@@ -220,9 +238,11 @@ STUCK = """
       hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # an hour without a signal handler
     return jax.tree.map(lambda x: x + jnp.ones((), x.dtype), state), {"reward": 0.0}
 
-  cfg = LoopConfig(9, 2, 2, LogConfig(False, False))
+  cfg = LoopConfig(9, 2, 0, 2, LogConfig(False, False))
   cli.launch(
-    lambda _: loop.run(pathlib.Path(sys.argv[1]), cfg, "toy", state, lambda _: step, None, {}),
+    lambda _: loop.run(
+      pathlib.Path(sys.argv[1]), cfg, "toy", state, lambda _: step, None, None, {}
+    ),
     "stopped",
     read=lambda argv: flags.FLAGS(argv),
   )

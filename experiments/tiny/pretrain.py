@@ -158,7 +158,7 @@ def pretrain(cfg: PretrainConfig, workdir: pathlib.Path, config: dict[str, Any])
     batches = prefetch(builder.batch, first, 2)
     return lambda state, _: update(state, next(batches))
 
-  state = loop.run(workdir, cfg.loop, "pretrain", state, step_of, None, config)
+  state = loop.run(workdir, cfg.loop, "pretrain", state, step_of, None, None, config)
   publish(state.params["policy"], policy_cfg, tokenizer, cfg.preprocess, pathlib.Path(cfg.out))
 
 

@@ -37,7 +37,7 @@ from spatial_jax.rollout.config import RolloutConfig, SamplingParams
 from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.saved_groups import SavedGroup, make_saved_groups
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
-from spatial_jax.types import Params, Task
+from spatial_jax.types import Params, Task, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,7 @@ class EvaluationConfig:
 
   Attributes:
     tasks: held-out questions; fewer if the source has fewer.
+    progress_tasks: of them, questions that are answered during training; see `loop.evaluate_every`.
     train_tasks: questions of the training split that the median answers are computed from.
     temperatures: at which the start policy is sampled too: how much does sharpening alone give?
     best_of: number of samples of the end policy, of which the most likely one counts; 0: none.
@@ -56,6 +57,7 @@ class EvaluationConfig:
   """
 
   tasks: int
+  progress_tasks: int
   train_tasks: int
   temperatures: tuple[float, ...]
   best_of: int
@@ -65,7 +67,7 @@ class EvaluationConfig:
   gallery: int
 
   def __post_init__(self):
-    for name in ("tasks", "train_tasks", "prompts", "slots"):
+    for name in ("tasks", "progress_tasks", "train_tasks", "prompts", "slots"):
       check_field(self, name, vars(self)[name] >= 1, "be at least 1")
     for name in ("best_of", "gallery"):
       check_field(self, name, vars(self)[name] >= 0, "be at least 0")
@@ -118,6 +120,35 @@ def load_questions(source: Source, cfg: EvaluationConfig, seed: int) -> Question
   if not tasks:
     raise DataError("the source has no held-out question; see config.source.questions and .path")
   return Questions(tasks, source.examples(seed, cfg.train_tasks))
+
+
+def progress_evaluation(
+  engine: Engine,
+  decode_params: Callable[[Params], Params],
+  tasks: Sequence[Task],
+  reward: RewardConfig,
+  seed: int,
+) -> Callable[[TrainState], dict[str, float]]:
+  """A function: train state -> mean score of greedy answers to held-out tasks, and share parsed.
+
+  Args:
+    engine: of training.
+    decode_params: train parameters -> parameters on the rollout mesh.
+    tasks: held out.
+    reward, seed: of the run.
+  """
+  evaluation_set = EvaluationSet(tasks, reward, float(sharpness(1.0, reward.schedule)), seed)
+  greedy = dataclasses.replace(engine.cfg.sampling, greedy=True)
+
+  def evaluate(state: TrainState) -> dict[str, float]:
+    (answers,) = predict(engine, decode_params(state.params), evaluation_set, [greedy])
+    valid = [answer for answer in answers if answer.valid] or answers
+    return {
+      "held_out_score": sum(answer.score for answer in valid) / len(valid),
+      "held_out_parsed": sum(answer.parsed for answer in valid) / len(valid),
+    }
+
+  return evaluate
 
 
 def evaluation_rollout_config(

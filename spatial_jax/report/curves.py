@@ -39,6 +39,9 @@ class Panel(NamedTuple):
   sentence: str
 
 
+HELD_OUT = Curve(
+  "held_out_score", "Held-out score", "greedy answers to questions without training", share=True
+)
 SCORE = Curve(
   "score", "Score", "mean relative accuracy of numbers, exact match of choices; sampled", share=True
 )
@@ -63,9 +66,9 @@ FURTHER = (
 
 
 def main_panels(records: Sequence[dict[str, Any]]) -> list[Panel]:
-  """Score, reward with its sharpness, response length and drawing share; missing ones left out."""
+  """The main curves; those without a value in the records are left out."""
   panels = []
-  for curve in (SCORE, REWARD, LENGTH, DRAWING):
+  for curve in (HELD_OUT, SCORE, REWARD, LENGTH, DRAWING):
     points = _points(records, curve.key)
     if not points:
       continue
@@ -121,7 +124,7 @@ def _draw_curve(
   step_Z, value_Z = np.array(points, np.float64).T
   axes.plot(step_Z, value_Z, color=svg.PALE, linewidth=0.8)
   axes.plot(step_Z, smooth(value_Z), color=svg.ACCENT, linewidth=1.8, solid_capstyle="round")
-  if len(step_Z) == 1:
+  if len(step_Z) < 20:
     axes.plot(step_Z, value_Z, "o", color=svg.ACCENT, markersize=4)
   axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
   axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))

@@ -39,11 +39,11 @@ def _slots(record: dict[str, Any]) -> int:
 def _draw(record: dict[str, Any], columns: int, axes: Axes) -> None:
   """The bar of a slot is filled by the share of its rollouts in each state."""
   bars = _slot_bars(record) | _strip_bars(record)
-  handles = []
-  for name, colour in (_SLOT | _STRIP).items():
+  colours = _SLOT | _STRIP
+  for name, colour in colours.items():
     if rectangles := bars[name]:
       axes.add_patch(PathPatch(_path(rectangles), color=colour, linewidth=0))
-      handles.append(Patch(color=colour, label=name.replace("_", " ")))
+  handles = [Patch(color=colour, label=name.replace("_", " ")) for name, colour in colours.items()]
   axes.figure.legend(handles=handles, loc="outside upper left", ncols=columns)
   axes.set(xlim=(0, record["total_s"]), ylim=(0, sum(_strip(record))), xlabel="seconds", yticks=[])
   axes.set_ylabel(f"{_slots(record)} slots")

@@ -12,6 +12,9 @@ from spatial_jax.data.prompt_text import TextConfig
 from spatial_jax.data.tokenizer import Tokenizer
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
+from spatial_jax.learn.gradient import Microbatches
+from spatial_jax.learn.train_batch import BatchConfig
+from spatial_jax.policy import param_tree
 from spatial_jax.policy.cache import rollout_shardings
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout import memory
@@ -101,6 +104,25 @@ def make_engine(
   stops = stop_ids(conversation, cfg)
   run = compiled.rollout_programs(policy, cfg, forbidden_ids(conversation, stops), stops)
   return Engine(conversation, run, executor, cfg, stops)
+
+
+def with_update(
+  plan: MemoryPlan, policy: Policy, micro: Microbatches, batch: BatchConfig, prompts: int
+) -> MemoryPlan:
+  """A plan of rollouts with the gradients and the estimated scratch of the update.
+
+  Args:
+    plan: from `planned`.
+    policy: with the frozen paths and adapters of the run.
+    micro, batch, prompts: shapes of the update, as in `compiled.update_shapes`.
+  """
+  mesh = compiled.train_mesh(policy)
+  params = jax.eval_shape(policy.init, jax.random.key(0))
+  _, trained = param_tree.partition(params, policy.frozen)
+  gradients = memory.tree_bytes(trained, sharding.param_shardings(trained, mesh))
+  shapes = compiled.update_shapes(policy, micro, batch, prompts)
+  scratch = memory.estimate_update_scratch(policy.cfg, shapes, gradients)
+  return plan._replace(gradients=gradients, update_scratch=scratch)
 
 
 def planned(policy: Policy, cfg: RolloutConfig, resident: int) -> MemoryPlan:

@@ -27,22 +27,26 @@ class LoopConfig:
   Attributes:
     steps: updates of the whole run, >= 1.
     checkpoint_every: steps between two checkpoints, >= 1; the last step is always saved.
+    evaluate_every: steps between two evaluations on held-out tasks; 0: never.
     keep: number of checkpoints to keep, >= 1.
     log: outputs besides console and metrics.jsonl.
   """
 
   steps: int
   checkpoint_every: int
+  evaluate_every: int
   keep: int
   log: LogConfig
 
   def __post_init__(self):
     check_field(self, "steps", is_whole(self.steps, 1), "be at least 1")
     check_field(self, "checkpoint_every", is_whole(self.checkpoint_every, 1), "be at least 1")
+    check_field(self, "evaluate_every", is_whole(self.evaluate_every, 0), "be at least 0")
     check_field(self, "keep", is_whole(self.keep, 1), "be at least 1")
 
 
 Step = Callable[[TrainState, int], tuple[TrainState, Mapping[str, Any]]]
+Evaluate = Callable[[TrainState], Mapping[str, float]]
 
 
 class Checkpoints:
@@ -65,13 +69,16 @@ class Checkpoints:
     """
     if done == 0:
       return "stopped by SIGTERM before the first step was done"
+    unsaved = f"stopped by SIGTERM; step {done} is not saved"
+    donated = any(x.is_deleted() for x in jax.tree.leaves(state))
     try:
-      self.save(state, done)
+      if not donated:
+        self.save(state, done)
       self._saver.close()
     except (CheckpointError, RuntimeError) as error:
-      donated = any(x.is_deleted() for x in jax.tree.leaves(state))
-      reason = "the running update overwrites it" if donated else error
-      return f"stopped by SIGTERM; step {done} is not saved ({reason})"
+      return f"{unsaved} ({error})"
+    if donated and done != self._saved:
+      return f"{unsaved} (the running update overwrites it)"
     return f"stopped by SIGTERM; step {done} is saved and the same command resumes from it"
 
 
@@ -81,6 +88,7 @@ def run(
   stage: str,
   state: TrainState,
   step_of: Callable[[int], Step],
+  evaluate: Evaluate | None,
   benchmark: str | None,
   config: dict[str, Any],
 ) -> TrainState:
@@ -93,6 +101,7 @@ def run(
     state: the start; donated.
     step_of: first step -> the function of one step. It depends on state and step number alone, so
       that a resumed run takes the same steps.
+    evaluate: the state before a step -> metrics of that step, every `cfg.evaluate_every` steps.
     benchmark: saved with every checkpoint.
     config: the resolved config, saved with every checkpoint.
 
@@ -110,9 +119,11 @@ def run(
     with Preemption(lambda: checkpoints.finish(state, done), preemption.GRACE_S) as preempted:
       for number in range(first, cfg.steps):
         with preempted.step():
+          due = cfg.evaluate_every and number % cfg.evaluate_every == 0
+          held_out = dict(evaluate(state)) if evaluate and due else {}
           new_state, values = _timed(step, state, number)
         state, done = new_state, number + 1
-        metrics.write(number, stage, values)
+        metrics.write(number, stage, values | held_out)
         if done % cfg.checkpoint_every == 0 or done == cfg.steps:
           checkpoints.save(state, done)
         if preempted.requested:
