@@ -1,7 +1,11 @@
 """Predicates for `config.check_field`; they are False for values of another type, None and NaN."""
 
-import math
+import re
 from typing import TypeGuard
+
+MAX_SEED = 2**32 - 1
+# Other numbers become 0 or infinity in float32, the dtype of every value on a device.
+FLOAT32_SMALLEST, FLOAT32_LARGEST = 1.2e-38, 3.4e38
 
 
 def is_whole(value: object, at_least: int, at_most: int | None = None) -> bool:
@@ -10,8 +14,10 @@ def is_whole(value: object, at_least: int, at_most: int | None = None) -> bool:
 
 
 def is_finite(value: object) -> TypeGuard[float]:
-  """Returns whether the value is an int or a float (no bool) and finite."""
-  return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+  """Returns whether the value is an int or a float (no bool) that float32 can hold."""
+  if not isinstance(value, int | float) or isinstance(value, bool):
+    return False
+  return value == 0 or FLOAT32_SMALLEST <= abs(value) <= FLOAT32_LARGEST
 
 
 def is_ascending(values: object, at_least: int) -> bool:
@@ -19,3 +25,11 @@ def is_ascending(values: object, at_least: int) -> bool:
   if not isinstance(values, tuple) or not all(is_whole(value, at_least) for value in values):
     return False
   return len(values) > 0 and list(values) == sorted(set(values))
+
+
+def is_regex(value: object) -> bool:
+  """Returns whether the value is the text of a regular expression."""
+  try:
+    return isinstance(value, str) and bool(re.compile(value))
+  except re.error:
+    return False

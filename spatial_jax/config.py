@@ -8,6 +8,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+from spatial_jax.checks import FLOAT32_LARGEST, FLOAT32_SMALLEST, is_finite, is_whole
 from spatial_jax.errors import UserError
 
 T = TypeVar("T")
@@ -40,11 +41,45 @@ def check_field(config: object, name: str, valid: bool, rule: str) -> None:
     raise FieldError(f"{name} is {vars(config)[name]!r} and must {rule}")
 
 
+def check_whole(config: object, *names: str, at_least: int, at_most: int | None = None) -> None:
+  """Checks that fields are whole numbers in [at_least, at_most]; raises FieldError."""
+  rule = f"be a whole number, at least {at_least}"
+  rule += "" if at_most is None else f" and at most {at_most}"
+  for name in names:
+    check_field(config, name, is_whole(vars(config)[name], at_least, at_most), rule)
+
+
+def check_number(
+  config: object,
+  *names: str,
+  above: float = -math.inf,
+  at_least: float = -math.inf,
+  below: float = math.inf,
+  at_most: float = math.inf,
+) -> None:
+  """Checks that fields are finite numbers within the bounds; raises FieldError."""
+  bounds = {"above": above, "at least": at_least, "below": below, "at most": at_most}
+  rules = [f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound)]
+  rules += ["finite"] if min(below, at_most) == math.inf else []
+  for name in names:
+    value = vars(config)[name]
+    valid = is_finite(value) and above < value < below and at_least <= value <= at_most
+    check_field(config, name, valid, f"be {' and '.join(rules)}")
+
+
+def check_choice(config: object, *names: str) -> None:
+  """Checks that fields have a value of their annotation, a Literal; raises FieldError."""
+  hints = typing.get_type_hints(type(config))
+  for name in names:
+    choices = typing.get_args(hints[name])
+    check_field(config, name, vars(config)[name] in choices, f"be one of {', '.join(choices)}")
+
+
 def build(cls: type[T], config: Mapping[str, Any], name: str = "config") -> T:
   """Builds the dataclass `cls` from a mapping whose keys are exactly its fields.
 
   Nested dataclasses are built from nested mappings, lists become tuples, integers become floats
-  if the field is a float. NaN and infinity are refused.
+  if the field is a float. NaN and numbers beyond float32 are refused.
 
   Args:
     cls: a dataclass without defaults.
@@ -126,6 +161,7 @@ def _convert(hint: Any, value: Any, name: str, problems: list[str]) -> Any:
     value = float(value) if abs(value) < 2**1023 else math.inf
   if not isinstance(value, hint) or (hint in (int, float) and isinstance(value, bool)):
     problems.append(f"{name} must be {hint.__name__}, got {value!r}")
-  elif isinstance(value, float) and not math.isfinite(value):
-    problems.append(f"{name} must be a finite number, got {value!r}")
+  elif isinstance(value, float) and not is_finite(value):
+    range_ = f"{FLOAT32_SMALLEST:g} to {FLOAT32_LARGEST:g}"
+    problems.append(f"{name} must be a finite number of float32 (0, {range_}), got {value!r}")
   return value

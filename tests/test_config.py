@@ -92,10 +92,36 @@ def test_field_references_are_resolved():
     ("flag", 1, "config.flag must be bool, got 1"),
     ("limit", "x", "config.limit must be float, got 'x'"),
     ("inner", 3, "config.inner must be a mapping, got 3"),
-    ("rate", float("nan"), "config.rate must be a finite number, got nan"),
-    ("rate", 10**400, "config.rate must be a finite number, got inf"),
-    ("limit", float("-inf"), "config.limit must be a finite number, got -inf"),
-    ("inner.pair", (float("inf"), "y"), "config.inner.pair[0] must be a finite number, got inf"),
+    (
+      "rate",
+      float("nan"),
+      "config.rate must be a finite number of float32 (0, 1.2e-38 to 3.4e+38), got nan",
+    ),
+    (
+      "rate",
+      10**400,
+      "config.rate must be a finite number of float32 (0, 1.2e-38 to 3.4e+38), got inf",
+    ),
+    (
+      "limit",
+      1e39,
+      "config.limit must be a finite number of float32 (0, 1.2e-38 to 3.4e+38), got 1e+39",
+    ),
+    (
+      "rate",
+      -1e-50,
+      "config.rate must be a finite number of float32 (0, 1.2e-38 to 3.4e+38), got -1e-50",
+    ),
+    (
+      "limit",
+      float("-inf"),
+      "config.limit must be a finite number of float32 (0, 1.2e-38 to 3.4e+38), got -inf",
+    ),
+    (
+      "inner.pair",
+      (float("inf"), "y"),
+      "config.inner.pair[0] must be a finite number of float32 (0, 1.2e-38 to 3.4e+38), got inf",
+    ),
     ("step", 1, "config.step is unknown (did you mean steps?)"),
     ("inner.kind", True, "config.inner.kind must be one of a, b, got True"),
     ("inner.kind", "c", "config.inner.kind must be one of a, b, got 'c'"),
@@ -149,3 +175,39 @@ def test_values_out_of_range_are_named_by_their_full_keys():
   ]
   with pytest.raises(ConfigError, match=r"^share is -1.0 and must"):
     Share(-1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  rows: int
+  depth: int
+  rate: float
+  alpha: float
+  kind: Literal["one", "two"]
+
+  def __post_init__(self):
+    config_lib.check_whole(self, "rows", at_least=1)
+    config_lib.check_whole(self, "depth", at_least=0, at_most=9)
+    config_lib.check_number(self, "rate", at_least=0, below=1)
+    config_lib.check_number(self, "alpha", above=0)
+    config_lib.check_choice(self, "kind")
+
+
+SIZES = Sizes(1, 9, 0.0, 0.5, "one")
+
+
+@pytest.mark.parametrize(
+  ("field", "wrong", "rule"),
+  [
+    ("rows", (0, 1.0, True, None, "1"), "be a whole number, at least 1"),
+    ("depth", (-1, 10, 2.5), "be a whole number, at least 0 and at most 9"),
+    ("rate", (-0.1, 1.0, float("nan"), None, "0", False), "be at least 0 and below 1"),
+    ("alpha", (0.0, -1, float("inf"), float("nan")), "be above 0 and finite"),
+    ("kind", ("three", None, 1), "be one of one, two"),
+  ],
+)
+def test_numbers_and_choices_are_checked(field, wrong, rule):
+  for value in wrong:
+    with pytest.raises(ConfigError) as caught:
+      dataclasses.replace(SIZES, **{field: value})
+    assert str(caught.value) == f"{field} is {value!r} and must {rule}"
