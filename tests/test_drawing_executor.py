@@ -215,6 +215,7 @@ def test_an_executor_config_out_of_range_is_refused(field, value):
 def test_the_full_key_of_a_wrong_value_is_named():
   mapping = dataclasses.asdict(CONFIG) | {"memory_mib": 64}
   with pytest.raises(
-    ConfigError, match=r"^config\.executor\.memory_mib is 64 and must be at least"
+    ConfigError,
+    match=r"^config\.executor\.memory_mib is 64 and must be a whole number, at least 256",
   ):
     build(ExecutorConfig, mapping, "config.executor")

@@ -172,6 +172,8 @@ def test_built_from_a_config():
   assert config.build(RewardConfig, mapping) == CFG
   with pytest.raises(config.ConfigError, match="gate"):
     config.build(RewardConfig, mapping | {"gate": "none"})
+  with pytest.raises(config.ConfigError, match="strict_mra must be bool, got 1"):
+    config.build(RewardConfig, mapping | {"strict_mra": 1})
 
 
 def test_components_are_the_signals_before_weights_and_gate():
@@ -213,7 +215,7 @@ def test_a_sharpness_that_is_not_a_positive_number_is_refused(k):
 @pytest.mark.parametrize(
   ("field", "value"),
   [
-    ("number", "square"), ("choice", "soft"), ("gate", "none"), ("strict_mra", 1),
+    ("number", "square"), ("choice", "soft"), ("gate", "none"),
     ("discrete_sharpness", 0.0), ("discrete_sharpness", -1.0), ("discrete_sharpness", np.nan),
     ("score_threshold", 1.0), ("score_threshold", np.nan), ("score_threshold", None),
     ("format_weight", -0.1), ("format_weight", np.inf), ("format_weight", np.nan),

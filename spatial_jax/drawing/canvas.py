@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from spatial_jax.checks import is_whole
-from spatial_jax.config import check_field
+from spatial_jax.config import check_field, check_whole
 from spatial_jax.types import Operation
 
 COLOURS = (
@@ -26,37 +26,21 @@ COLOURS = (
   "violet", "gold", "silver", *ImageColor.colormap,
 )  # fmt: skip
 
-
 MAX_PX = 1000  # of a size; Pillow's time and memory grow with it
 
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-  """Sizes in pixels.
+  """Sizes in pixels, up to MAX_PX."""
 
-  Attributes:
-    line_px: width of box outlines and lines, 1 to 1,000.
-    dot_px: radius of the dots at both ends of a line, 0 to 1,000.
-    font_px: size of labels, 1 to 1,000.
-    label_offset_px: (right, down) from the upper left corner of a box to its label.
-
-  Raises:
-    FieldError: if a value is out of range.
-  """
-
-  line_px: int
-  dot_px: int
-  font_px: int
-  label_offset_px: tuple[int, int]
+  line_px: int  # width of box outlines and lines, >= 1
+  dot_px: int  # radius of the dots at both ends of a line, >= 0
+  font_px: int  # size of labels, >= 1
+  label_offset_px: tuple[int, int]  # (right, down) from the upper left corner of a box to its label
 
   def __post_init__(self):
-    for name, size, smallest in (
-      ("line_px", self.line_px, 1),
-      ("dot_px", self.dot_px, 0),
-      ("font_px", self.font_px, 1),
-    ):
-      rule = f"be a whole number from {smallest} to {MAX_PX}"
-      check_field(self, name, is_whole(size, smallest, MAX_PX), rule)
+    check_whole(self, "line_px", "font_px", at_least=1, at_most=MAX_PX)
+    check_whole(self, "dot_px", at_least=0, at_most=MAX_PX)
     offset = self.label_offset_px
     is_pair = isinstance(offset, tuple) and len(offset) == 2
     valid = is_pair and all(is_whole(part, -MAX_PX, MAX_PX) for part in offset)
@@ -70,16 +54,12 @@ PUBLISHED_STYLE = Style(4, 4, 10, (8, 6))  # ViLaSR's, for images of 448 pixels
 class DrawnImage:
   """An image and the operations that are drawn on it.
 
-  Attributes:
-    pixels: uint8 [height, width, 3].
-    operations: empty for an original image.
-
   Raises:
     ValueError: if the pixels have another dtype or shape.
   """
 
-  pixels: np.ndarray
-  operations: tuple[Operation, ...]
+  pixels: np.ndarray  # uint8 [height, width, 3]
+  operations: tuple[Operation, ...]  # empty for an original image
 
   def __post_init__(self):
     if self.pixels.dtype != np.uint8 or self.pixels.ndim != 3 or self.pixels.shape[2] != 3:

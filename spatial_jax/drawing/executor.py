@@ -27,8 +27,7 @@ from typing import NamedTuple, TypeAlias
 
 from absl import logging
 
-from spatial_jax.checks import is_finite, is_whole
-from spatial_jax.config import check_field
+from spatial_jax.config import check_number, check_whole
 from spatial_jax.drawing import wire
 from spatial_jax.drawing.canvas import DrawnImage, Style, draw, plan
 from spatial_jax.types import Operation
@@ -40,34 +39,21 @@ WORKER_ENVIRONMENT = {
   "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
   "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
 }
-
-
 MAX_TIMEOUT_S = 3600
 
 
 @dataclasses.dataclass(frozen=True)
 class ExecutorConfig:
-  """The processes that draw.
+  """The processes that draw."""
 
-  Attributes:
-    workers: number of processes; 0 draws in this process.
-    timeout_s: wall-clock seconds for the drawing of one turn, far above its normal time; at most
-      3,600.
-    memory_mib: address space of a worker, MiB, at least 256; NumPy and Pillow take about 200.
-
-  Raises:
-    FieldError: if a value is out of range.
-  """
-
-  workers: int
-  timeout_s: float
-  memory_mib: int
+  workers: int  # number of processes; 0 draws in this process
+  timeout_s: float  # wall-clock time for the drawing of one turn, far above its normal time
+  memory_mib: int  # address space of a worker, at least 256; NumPy and Pillow take about 200
 
   def __post_init__(self):
-    in_time = is_finite(self.timeout_s) and 0 < self.timeout_s <= MAX_TIMEOUT_S
-    check_field(self, "workers", is_whole(self.workers, 0), "be a whole number, at least 0")
-    check_field(self, "timeout_s", in_time, f"be above 0 and at most {MAX_TIMEOUT_S}")
-    check_field(self, "memory_mib", is_whole(self.memory_mib, 256), "be at least 256")
+    check_whole(self, "workers", at_least=0)
+    check_number(self, "timeout_s", above=0, at_most=MAX_TIMEOUT_S)
+    check_whole(self, "memory_mib", at_least=256)
 
 
 @dataclasses.dataclass(frozen=True)

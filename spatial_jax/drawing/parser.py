@@ -32,8 +32,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from spatial_jax.checks import is_whole
-from spatial_jax.config import check_field
+from spatial_jax.config import check_whole
 from spatial_jax.drawing.lenient_json import Rejected, read_items
 from spatial_jax.grammar import TAGS, answer_of, is_well_formed
 from spatial_jax.types import Operation, OperationError
@@ -46,38 +45,19 @@ Points = tuple[float, float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """Limits of one turn; all are counts, so that the same text always gives the same result.
+  """Limits of one turn, at least 1; counts, so that the same text always gives the same result."""
 
-  Attributes:
-    blocks: number of fenced blocks that are read, at least 1.
-    block_chars: length of a block, at least 1.
-    depth: number of brackets that are open at once, 1 to 100.
-    operations: number of items, drawn or rejected, at least 1.
-    label_chars: length of a label, at least 1.
-    digits: number of digits of a coordinate before its decimal point, 1 to 15.
-
-  Raises:
-    FieldError: if a value is out of range.
-  """
-
-  blocks: int
-  block_chars: int
-  depth: int
-  operations: int
-  label_chars: int
-  digits: int
+  blocks: int  # fenced blocks that are read
+  block_chars: int  # length of a block
+  depth: int  # brackets that are open at once, at most 100: the reader calls itself for each
+  operations: int  # items, drawn or rejected
+  label_chars: int  # length of a label
+  digits: int  # of a coordinate before its decimal point, at most 15
 
   def __post_init__(self):
-    for name, count, largest in (
-      ("blocks", self.blocks, None),
-      ("block_chars", self.block_chars, None),
-      ("depth", self.depth, 100),  # the reader calls itself once per bracket
-      ("operations", self.operations, None),
-      ("label_chars", self.label_chars, None),
-      ("digits", self.digits, 15),
-    ):
-      rule = "be a whole number, at least 1" + (f" and at most {largest}" if largest else "")
-      check_field(self, name, is_whole(count, 1, largest), rule)
+    check_whole(self, "blocks", "block_chars", "operations", "label_chars", at_least=1)
+    check_whole(self, "depth", at_least=1, at_most=100)
+    check_whole(self, "digits", at_least=1, at_most=15)
 
 
 WIDE_LIMITS = Limits(  # for a caller without a config
@@ -117,19 +97,12 @@ class Coordinates:
 
 @dataclasses.dataclass(frozen=True)
 class Parsed:
-  """The content of one turn.
+  """The content of one turn."""
 
-  Attributes:
-    operations: in order of the text; boxes have x1 <= x2 and y1 <= y2.
-    errors: one for every item or block that gives no operation.
-    answer_text: text of the answer block, stripped; None without one. See `grammar.answer_of`.
-    well_formed: the turn follows the grammar; its drawing blocks are not part of this check.
-  """
-
-  operations: tuple[Operation, ...]
-  errors: tuple[OperationError, ...]
-  answer_text: str | None
-  well_formed: bool
+  operations: tuple[Operation, ...]  # in order of the text; boxes have x1 <= x2 and y1 <= y2
+  errors: tuple[OperationError, ...]  # one for every item or block that gives no operation
+  answer_text: str | None  # of the answer block, stripped; see `grammar.answer_of`
+  well_formed: bool  # the turn follows the grammar, whatever is in its drawing blocks
 
   @property
   def has_answer(self) -> bool:

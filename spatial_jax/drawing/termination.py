@@ -9,8 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from spatial_jax.checks import is_whole
-from spatial_jax.config import check_field
+from spatial_jax.config import check_whole
 from spatial_jax.drawing.canvas import targets
 from spatial_jax.drawing.parser import Parsed
 
@@ -21,33 +20,16 @@ EndReason = Literal[
 
 @dataclasses.dataclass(frozen=True)
 class StopLimits:
-  """Limits of one rollout.
+  """Limits of one rollout."""
 
-  Attributes:
-    max_turns: number of turns of the policy, at least 1.
-    max_images: number of images, prompt images included, at least 0 (ViLaSR: 42).
-    max_image_tokens: visual tokens of all these images, at least 0; a drawing beyond it is not
-      appended.
-    max_response_tokens: tokens after the prompt, observations included, at least 1.
-
-  Raises:
-    FieldError: if a value is out of range.
-  """
-
-  max_turns: int
-  max_images: int
-  max_image_tokens: int
-  max_response_tokens: int
+  max_turns: int  # of the policy, at least 1
+  max_images: int  # prompt images included, at least 0 (ViLaSR: 42)
+  max_image_tokens: int  # of all these images, at least 0; a drawing beyond it is not appended
+  max_response_tokens: int  # after the prompt, observations included, at least 1
 
   def __post_init__(self):
-    for name, count, smallest in (
-      ("max_turns", self.max_turns, 1),
-      ("max_images", self.max_images, 0),
-      ("max_image_tokens", self.max_image_tokens, 0),
-      ("max_response_tokens", self.max_response_tokens, 1),
-    ):
-      rule = f"be a whole number, at least {smallest}"
-      check_field(self, name, is_whole(count, smallest), rule)
+    check_whole(self, "max_turns", "max_response_tokens", at_least=1)
+    check_whole(self, "max_images", "max_image_tokens", at_least=0)
 
 
 def end_reason(

@@ -1,4 +1,4 @@
-"""The reward card: what an answer earns at one point of a run, and the advantages of a group."""
+"""The reward card: what an answer earns during a run, and the advantages of a group."""
 
 import dataclasses
 import functools
@@ -23,21 +23,21 @@ _SIZE_IN = (4.6, 3.2)
 
 @dataclasses.dataclass(frozen=True)
 class RewardCard:
-  """The reward of a run at `progress` in [0, 1] of its schedule."""
+  """How a run rewards; an evaluation has no advantage and the sharpness of the end alone."""
 
   reward: RewardConfig
-  advantage: AdvantageConfig
-  progress: float
+  advantage: AdvantageConfig | None
+
+  def sharpness(self, progress: float) -> float:
+    """k at `progress` in [0, 1] of the run."""
+    return float(sharpness(progress, self.reward.schedule))
 
   @property
-  def sharpness(self) -> float:
-    """k at `progress`."""
-    return float(sharpness(self.progress, self.reward.schedule))
-
-  @property
-  def constant(self) -> bool:
-    """Whether the sharpness never changes."""
-    return self.reward.schedule.kind == "constant"
+  def points(self) -> dict[str, float]:
+    """Name of a point of the run ("start", "end", "" if k does not change) -> sharpness."""
+    if self.advantage is None or self.reward.schedule.kind == "constant":
+      return {"": self.sharpness(1.0)}
+    return {"start": self.sharpness(0.0), "end": self.sharpness(1.0)}
 
   def accuracy(self, error_Z: np.ndarray, k: float) -> np.ndarray:
     """Accuracy part of the reward of numbers with relative error `error_Z`, float32."""
@@ -55,65 +55,50 @@ class RewardCard:
     return float(score_example(example, np.array(k, np.float32), self.reward).accuracy)
 
   def format_part(self, format_: float, score: float) -> float:
-    """The part of a reward that is not accuracy, as in `reward.compose.combine`."""
+    """The part of a reward that is not accuracy, as in `reward.compose.score_example`."""
     return self.reward.format_weight * format_ * (score > self.reward.score_threshold)
 
 
 class CardView(NamedTuple):
-  """What the template shows of a card.
-
-  Attributes:
-    reward, advantage: figures.
-    wrong_choice: ("at the start, k = 10", reward) of a wrong option, one or several.
-    sharpness: now.
-    format_weight, score_threshold: of the format part.
-  """
+  """What the template shows of a card."""
 
   reward: Markup
-  advantage: Markup
-  wrong_choice: list[tuple[str, float]]
-  sharpness: float
+  advantage: Markup | None
+  wrong_choice: str  # "0.54 at the start (k = 1) and 0.00 at the end (k = 100)"
   format_weight: float
   score_threshold: float
 
 
 def card_view(card: RewardCard) -> CardView:
   """Figures and numbers of the card."""
-  schedule = card.reward.schedule
-  points = {"at the start": schedule.k_min, "now": card.sharpness, "at the end": schedule.k_max}
-  if card.constant:
-    points = {"now": card.sharpness}
   wrong = [
-    (f"{name}, k = {float(k):.3g}", card.wrong_choice(float(k))) for name, k in points.items()
+    f"{card.wrong_choice(k):.2f}{f' at the {name} (k = {k:.3g})' if name else ''}"
+    for name, k in card.points.items()
   ]
   if card.reward.discrete_sharpness is not None or card.reward.choice == "exact":
-    wrong = [("throughout the run", wrong[0][1])]
+    wrong = [wrong[0].split()[0]]  # choices do not follow the schedule
+  advantage = None
+  if card.advantage:
+    draw = functools.partial(_draw_advantage, card, card.advantage)
+    advantage = svg.axes_svg(draw, *_SIZE_IN, "advantages")
   return CardView(
     reward=svg.axes_svg(functools.partial(_draw_reward, card), *_SIZE_IN, "reward against error"),
-    advantage=svg.axes_svg(functools.partial(_draw_advantage, card), *_SIZE_IN, "advantages"),
-    wrong_choice=wrong,
-    sharpness=card.sharpness,
+    advantage=advantage,
+    wrong_choice=" and ".join(wrong),
     format_weight=card.reward.format_weight,
     score_threshold=card.reward.score_threshold,
   )
 
 
 def _draw_reward(card: RewardCard, axes: Axes) -> None:
-  """The end of the schedule is a wide line, so that it stays visible below the line of now."""
-  schedule, now = card.reward.schedule, card.sharpness
   error_Z = np.linspace(0, 1, 201)
   mra_Z = jax.vmap(lambda error: mean_relative_accuracy(1 + error, np.array(1, np.float32)))(
     error_Z.astype(np.float32)
   )
-  if not card.constant:
-    for name, k, colour, width in (
-      ("start", float(schedule.k_min), svg.MUTED, 1.2),
-      ("end", float(schedule.k_max), svg.WASH, 7),
-    ):
-      label = f"{name} of the schedule, k = {k:g}"
-      axes.plot(error_Z, card.accuracy(error_Z, k), color=colour, linewidth=width, label=label)
-  label = f"now, k = {now:.3g}"
-  axes.plot(error_Z, card.accuracy(error_Z, now), color=svg.ACCENT, linewidth=2, label=label)
+  for name, k in card.points.items():
+    label = f"{name} of the run, k = {k:.3g}" if name else f"k = {k:.3g}"
+    colour, width = (svg.MUTED, 1.2) if name == "start" else (svg.ACCENT, 2)
+    axes.plot(error_Z, card.accuracy(error_Z, k), color=colour, linewidth=width, label=label)
   axes.plot(error_Z, mra_Z, ":", color=svg.INK, linewidth=1.2, label="score (MRA)")
   axes.set(xlim=(0, 1), ylim=(-0.02, 1.04), xlabel="relative error of the answer")
   axes.set_ylabel("accuracy part of the reward")
@@ -121,9 +106,9 @@ def _draw_reward(card: RewardCard, axes: Axes) -> None:
   axes.figure.legend(loc="outside upper left", ncols=2)
 
 
-def _draw_advantage(card: RewardCard, axes: Axes) -> None:
-  reward_BG = card.accuracy(np.array(EXAMPLE_ERRORS), card.sharpness)[None]
-  cfg, x_Z = card.advantage, np.arange(len(EXAMPLE_ERRORS))
+def _draw_advantage(card: RewardCard, cfg: AdvantageConfig, axes: Axes) -> None:
+  reward_BG = card.accuracy(np.array(EXAMPLE_ERRORS), card.sharpness(1.0))[None]
+  x_Z = np.arange(len(EXAMPLE_ERRORS))
   plain_Z = np.asarray(grpo(reward_BG, by_std=cfg.by_std))[0]
   shaped_BG = ap_grpo(reward_BG, cfg.alpha, sign_safe=cfg.sign_safe, by_std=cfg.by_std)
   shaped_Z = np.asarray(shaped_BG)[0]

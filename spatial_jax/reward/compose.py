@@ -1,13 +1,13 @@
 """The reward of a rollout: signals, then one sentence of weights and a gate.
 
-    text ─► parse ─► Example arrays [B, G] ─► components ─► reward ─► Scores [B, G]
-            (host, once)                      (jitted, one example under vmap)
+    text ─► parse ─► Example arrays [B, G] ─► score_example under vmap ─► Scores [B, G]
+            (host, once)                      (jitted)
 
 The gate reads the hard score (MRA or exact match). The smooth accuracy is positive for every
 number, so a gate on it would reward a wild guess for its format.
 
-A further signal is a file with a function of one Example, a line in `components_of`, a weight in
-`RewardConfig` and a term in `combine`.
+A further signal is a file with a function of one Example; a weight in `RewardConfig`; a component
+and a term in `score_example`.
 """
 
 import dataclasses
@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spatial_jax.checks import is_finite
-from spatial_jax.config import check_field
+from spatial_jax.config import check_choice, check_number
 from spatial_jax.errors import DataError
 from spatial_jax.grammar import answer_of
 from spatial_jax.reward.accuracy import exact_match, mean_relative_accuracy, ratio
@@ -29,8 +28,6 @@ from spatial_jax.reward.format import format_of_turns
 from spatial_jax.reward.parse import Expected, read_as
 from spatial_jax.reward.snra import Schedule, relative_squared_error, shifted_tanh, snra
 from spatial_jax.types import Array, Rollouts, Scores, Task, Turn
-
-NUMBER_REWARDS = ("sigmoid", "tanh", "mra", "ratio")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +48,6 @@ class RewardConfig:
     format_weight: w >= 0, the reward of the format; an exact answer is rewarded 1.
     gate: "format" gates the format part alone, so that smooth accuracy stays a dense signal;
       "all" gates the sum, as ViLaSR's Eq. 2 is written.
-
-  Raises:
-    FieldError: if a value is out of range.
   """
 
   number: Literal["sigmoid", "tanh", "mra", "ratio"]
@@ -66,34 +60,19 @@ class RewardConfig:
   gate: Literal["format", "all"]
 
   def __post_init__(self):
-    numbers, choices, gates = NUMBER_REWARDS, ("smooth", "exact"), ("format", "all")
-    check_field(self, "number", self.number in numbers, f"be one of {', '.join(numbers)}")
-    check_field(self, "choice", self.choice in choices, f"be one of {', '.join(choices)}")
-    check_field(self, "gate", self.gate in gates, f"be one of {', '.join(gates)}")
-    check_field(self, "strict_mra", isinstance(self.strict_mra, bool), "be True or False")
-    k, beta, weight = self.discrete_sharpness, self.score_threshold, self.format_weight
-    valid_k = k is None or (is_finite(k) and k > 0)
-    check_field(self, "discrete_sharpness", valid_k, "be None or a finite number above 0")
-    valid_beta = is_finite(beta) and -1 <= beta < 1
-    check_field(self, "score_threshold", valid_beta, "be at least -1 and below 1")
-    valid_weight = is_finite(weight) and weight >= 0
-    check_field(self, "format_weight", valid_weight, "be a finite number, at least 0")
+    check_choice(self, "number", "choice", "gate")
+    if self.discrete_sharpness is not None:
+      check_number(self, "discrete_sharpness", above=0)
+    check_number(self, "score_threshold", at_least=-1, below=1)
+    check_number(self, "format_weight", at_least=0)
 
 
 class Reward(NamedTuple):
-  """The reward of one example, float32.
+  """The reward of one example, float32."""
 
-  Attributes:
-    reward: weighted and gated sum.
-    accuracy: the accuracy part of `reward`, after the gate.
-    score: the hard score.
-    components: signal name -> value before weights and gate.
-  """
-
-  reward: jax.Array
-  accuracy: jax.Array
-  score: jax.Array
-  components: dict[str, jax.Array]
+  reward: jax.Array  # weighted and gated sum
+  accuracy: jax.Array  # the accuracy part of `reward`, after the gate
+  components: dict[str, jax.Array]  # signal name -> value before weights and gate
 
 
 def score(
@@ -185,11 +164,6 @@ def _example_of_text(response: str, truth: str, expected: Expected) -> Example:
 def score_examples(examples_BG: Example, cfg: RewardConfig, sharpness: float | Array) -> Scores:
   """Scores examples; a rollout with a reward that is not finite becomes invalid.
 
-  Args:
-    examples_BG: [B, G] each.
-    cfg: how an example is rewarded.
-    sharpness: float32 scalar.
-
   Returns:
     Scores, NumPy arrays [B, G]. An invalid rollout has reward 0 and counts as a fault.
 
@@ -199,77 +173,19 @@ def score_examples(examples_BG: Example, cfg: RewardConfig, sharpness: float | A
   if not 0 < float(sharpness) < np.inf:
     raise ValueError(f"sharpness is {float(sharpness):g} and must be a finite number above 0")
   rewards = jax.device_get(_score_all(examples_BG, jnp.asarray(sharpness, jnp.float32), cfg))
-  finite_BG = np.isfinite(rewards.reward)
-  for value_BG in (rewards.accuracy, *rewards.components.values()):
-    finite_BG &= np.isfinite(value_BG)
-
-  def cleaned(value_BG: np.ndarray) -> np.ndarray:
-    return np.where(finite_BG, value_BG, np.float32(0))
-
+  finite_BG = np.logical_and.reduce(
+    [np.isfinite(value_BG) for value_BG in jax.tree.leaves(rewards)]
+  )
+  rewards = jax.tree.map(lambda value_BG: np.where(finite_BG, value_BG, np.float32(0)), rewards)
   return Scores(
-    reward_BG=cleaned(rewards.reward),
-    accuracy_BG=cleaned(rewards.accuracy),
-    score_BG=cleaned(rewards.score),
-    format_BG=cleaned(rewards.components["format"]),
+    reward_BG=rewards.reward,
+    accuracy_BG=rewards.accuracy,
+    score_BG=rewards.components["score"],
+    format_BG=rewards.components["format"],
     valid_BG=np.asarray(examples_BG.valid) & finite_BG,
     parsed_BG=np.asarray(examples_BG.parsed),
-    components={name: cleaned(value_BG) for name, value_BG in rewards.components.items()},
+    components=rewards.components,
   )
-
-
-def score_example(example: Example, sharpness: Array, cfg: RewardConfig) -> Reward:
-  """Scores one example; works under jit and vmap.
-
-  Args:
-    example: scalars.
-    sharpness: float32 scalar k.
-    cfg: how an example is rewarded; static.
-  """
-  return combine(components_of(example, sharpness, cfg), cfg)
-
-
-def components_of(example: Example, sharpness: Array, cfg: RewardConfig) -> dict[str, jax.Array]:
-  """Returns every reward signal of one example, float32, before weights and gate.
-
-  Accuracy and score of an answer that could not be read are 0.
-  """
-  return {
-    "accuracy": accuracy(example, sharpness, cfg),
-    "score": hard_score(example, cfg.strict_mra),
-    "format": jnp.asarray(example.format, jnp.float32),
-  }
-
-
-def combine(components: dict[str, jax.Array], cfg: RewardConfig) -> Reward:
-  """Weights and gates the signals of one example.
-
-      gate "format":  reward = accuracy + [score > beta] * (w * format)
-      gate "all":     reward = [score > beta] * (accuracy + w * format)
-
-  Source: ViLaSR (arXiv:2506.09965, Eq. 2) for "all"; the hard gate beside a smooth accuracy is
-  ours.
-  """
-  gate = (components["score"] > cfg.score_threshold).astype(jnp.float32)
-  gated = cfg.format_weight * components["format"]
-  accuracy_part = components["accuracy"]
-  if cfg.gate == "all":
-    accuracy_part = gate * accuracy_part
-  reward = accuracy_part + gate * gated
-  return Reward(reward, accuracy_part, components["score"], components)
-
-
-def hard_score(example: Example, strict_mra: bool) -> jax.Array:
-  """MRA of a number, exact match of a choice, in [0, 1]; 0 where not parsed."""
-  mra = mean_relative_accuracy(example.value, example.truth, strict_mra)
-  exact = exact_match(example.value, example.truth)
-  return jnp.where(example.parsed, jnp.where(example.is_number, mra, exact), 0.0)
-
-
-def accuracy(example: Example, sharpness: Array, cfg: RewardConfig) -> jax.Array:
-  """The accuracy reward that the config chooses, in [0, 1]; 0 where not parsed."""
-  number = _number_accuracy(example, sharpness, cfg)
-  choice = _choice_accuracy(example, sharpness, cfg)
-  return jnp.where(example.parsed, jnp.where(example.is_number, number, choice), 0.0)
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
@@ -278,7 +194,41 @@ def _score_all(examples_BG: Example, sharpness: jax.Array, cfg: RewardConfig) ->
   return jax.vmap(jax.vmap(one))(examples_BG)
 
 
-def _number_accuracy(example: Example, sharpness: Array, cfg: RewardConfig) -> jax.Array:
+def score_example(example: Example, sharpness: Array, cfg: RewardConfig) -> Reward:
+  """Scores one example: its signals, weighted and gated. Works under jit and vmap.
+
+      gate "format":  reward = accuracy + [score > beta] * (w * format)
+      gate "all":     reward = [score > beta] * (accuracy + w * format)
+
+  Args:
+    example: scalars. Accuracy and score of an answer that could not be read are 0.
+    sharpness: float32 scalar k.
+    cfg: static.
+
+  Source: ViLaSR (arXiv:2506.09965, Eq. 2) for "all"; the hard gate beside a smooth accuracy is
+  ours.
+  """
+  mra = mean_relative_accuracy(example.value, example.truth, cfg.strict_mra)
+  exact = exact_match(example.value, example.truth)
+
+  def of_kind(number: jax.Array, choice: jax.Array) -> jax.Array:
+    return jnp.where(example.parsed, jnp.where(example.is_number, number, choice), 0.0)
+
+  choice = _choice_accuracy(exact, sharpness, cfg)
+  components = {
+    "accuracy": of_kind(_number_accuracy(example, mra, sharpness, cfg), choice),
+    "score": of_kind(mra, exact),
+    "format": jnp.asarray(example.format, jnp.float32),
+  }
+  gate = (components["score"] > cfg.score_threshold).astype(jnp.float32)
+  accuracy = components["accuracy"] if cfg.gate == "format" else gate * components["accuracy"]
+  reward = accuracy + gate * (cfg.format_weight * components["format"])
+  return Reward(reward, accuracy, components)
+
+
+def _number_accuracy(
+  example: Example, mra: jax.Array, sharpness: Array, cfg: RewardConfig
+) -> jax.Array:
   error = relative_squared_error(example.value, example.truth)
   match cfg.number:
     case "sigmoid":
@@ -286,13 +236,12 @@ def _number_accuracy(example: Example, sharpness: Array, cfg: RewardConfig) -> j
     case "tanh":
       return shifted_tanh(error, sharpness)
     case "mra":
-      return mean_relative_accuracy(example.value, example.truth, cfg.strict_mra)
+      return mra
     case "ratio":
       return ratio(example.value, example.truth, "linear")
 
 
-def _choice_accuracy(example: Example, sharpness: Array, cfg: RewardConfig) -> jax.Array:
-  exact = exact_match(example.value, example.truth)
+def _choice_accuracy(exact: jax.Array, sharpness: Array, cfg: RewardConfig) -> jax.Array:
   if cfg.choice == "exact":
     return exact
   curve = shifted_tanh if cfg.number == "tanh" else snra

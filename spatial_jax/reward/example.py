@@ -14,23 +14,14 @@ from spatial_jax.types import Array, Task, Trajectory
 
 
 class Example(NamedTuple):
-  """One answer with its truth: scalars for one rollout, arrays [B, G] for a whole step.
+  """One answer with its truth: scalars for one rollout, arrays [B, G] for a whole step."""
 
-  Attributes:
-    value, truth: float32, numbers in the expected unit, or indices of options; value is 0 where
-      not parsed.
-    parsed: bool, exactly one answer could be read; false for a fault.
-    is_number: bool, false for a choice.
-    format: float32, 1 if the format and every drawing operation are right, else 0.
-    valid: bool, false for a fault of the machinery.
-  """
-
-  value: Array
-  truth: Array
-  parsed: Array
-  is_number: Array
-  format: Array
-  valid: Array
+  value: Array  # float32, a number in the expected unit or the index of an option; 0: not parsed
+  truth: Array  # float32, as `value`
+  parsed: Array  # bool, exactly one answer could be read; false for a fault
+  is_number: Array  # bool, false for a choice
+  format: Array  # float32, 1 if the format and every drawing operation are right, else 0
+  valid: Array  # bool, false for a fault of the machinery
 
 
 def example_of_rollout(trajectory: Trajectory, task: Task) -> Example:
@@ -54,15 +45,7 @@ def example_of_rollout(trajectory: Trajectory, task: Task) -> Example:
 def example_of_answer(
   answer: str | None, truth: Reading, expected: Expected, format_score: float, valid: bool
 ) -> Example:
-  """Returns the example of one answer text.
-
-  Args:
-    answer: the text of the answer block; None without one.
-    truth: the truth as a number.
-    expected: the form in which the answer is read.
-    format_score: 1.0 if the format is right, else 0.0.
-    valid: false for a fault of the machinery.
-  """
+  """Returns the example of one answer text, None without an answer block."""
   reading = read_as(answer, expected)
   return Example(
     value=np.array(reading.value, np.float32),

@@ -30,9 +30,6 @@ def final_answer(trajectory: Trajectory) -> str | None:
 def format_reward(trajectory: Trajectory) -> float:
   """Returns 1.0 if the rollout keeps the grammar and every drawing was executed, else 0.0.
 
-  Args:
-    trajectory: its turns carry the errors and the `executable` flag that drawing has set.
-
   Source: ViLaSR (arXiv:2506.09965), S_format of Eq. 2, and verl/utils/reward_score/gcot.py.
   """
   return format_of_turns(trajectory.turns) if trajectory.end_reason == "answer" else 0.0

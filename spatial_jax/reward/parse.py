@@ -36,29 +36,18 @@ _CHOICE_LEAD = re.compile(
 
 
 class Expected(NamedTuple):
-  """The form of the answer to one question.
+  """The form of the answer to one question."""
 
-  Attributes:
-    options: the options of a choice, "A. table", ...; None if the answer is a number.
-    unit: the unit of the number ("meters"), `COUNT` if it counts something, None if it has none.
-    noun: the counted noun ("chair(s)"), which may follow a count; None if it is unknown.
-  """
-
-  options: tuple[str, ...] | None
-  unit: str | None
-  noun: str | None
+  options: tuple[str, ...] | None  # of a choice, "A. table", ...; None: the answer is a number
+  unit: str | None  # of the number ("meters"); `COUNT` if it counts something; None: no unit
+  noun: str | None  # the counted noun ("chair(s)"), which may follow a count; None: unknown
 
 
 class Reading(NamedTuple):
-  """One answer as a number, ready for the jitted rewards.
+  """One answer as a number, ready for the jitted rewards."""
 
-  Attributes:
-    value: the number in the expected unit, or the index of the option; 0 if not parsed.
-    parsed: whether the text has exactly one reading.
-  """
-
-  value: float
-  parsed: bool
+  value: float  # in the expected unit, or the index of the option; 0 if not parsed
+  parsed: bool  # the text has exactly one reading
 
 
 def expected_of(task: Task) -> Expected:

@@ -16,12 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spatial_jax.checks import is_finite
-from spatial_jax.config import check_field
+from spatial_jax.config import check_choice, check_field, check_number
 from spatial_jax.types import Array
 
 TRUTH_EPSILON = 1e-6  # the smallest |truth| that an error is divided by
-KINDS = ("sigmoid", "linear", "cosine", "geometric", "constant")
 
 
 @functools.partial(
@@ -63,17 +61,11 @@ class Schedule:
     numbers = (self.k_min, self.k_max, self.midpoint, self.steepness)
     if not all(isinstance(number, int | float | str) for number in numbers):
       return  # arrays: under jit their values are unknown
-    check_field(self, "kind", self.kind in KINDS, f"be one of {', '.join(KINDS)}")
-    for name, number in (
-      ("k_min", self.k_min),
-      ("k_max", self.k_max),
-      ("steepness", self.steepness),
-    ):
-      check_field(self, name, is_finite(number) and number > 0, "be a finite number above 0")
+    check_choice(self, "kind")
+    check_number(self, "k_min", "k_max", "steepness", above=0)
     grows = self.kind == "constant" or float(self.k_max) >= float(self.k_min)
     check_field(self, "k_max", grows, f"be at least k_min, {self.k_min}")
-    in_run = is_finite(self.midpoint) and 0 <= self.midpoint <= 1
-    check_field(self, "midpoint", in_run, "be a number from 0 to 1")
+    check_number(self, "midpoint", at_least=0, at_most=1)
 
 
 def sharpness(progress: float | Array, schedule: Schedule) -> jax.Array:
