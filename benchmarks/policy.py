@@ -24,7 +24,7 @@ from benchmarks.measure import Benchmark, Timed
 from spatial_jax.data.vision_packing import plan_vision
 from spatial_jax.hf import weights
 from spatial_jax.policy.qwen_vl import Policy
-from spatial_jax.types import Params, VisionBatch
+from spatial_jax.types import Params, TokenArrays, VisionBatch
 
 WHAT = flags.DEFINE_enum(
   "what", "forward", ["forward", "gradient"], "forward pass alone, or with gradient"
@@ -83,9 +83,8 @@ def forward(policy: Policy, params: Params, batch: Batch) -> jax.Array:
   """Mean log-probability of the next token."""
   features_MYD = policy.encode(params, batch.vision)
   valid_RT = jnp.ones(batch.token_RT.shape, bool)
-  hidden_RTD = policy.hidden(
-    params, batch.token_RT, batch.position_RTA, valid_RT, features_MYD, batch.feature_RT
-  )
+  tokens = TokenArrays(batch.token_RT, batch.position_RTA, valid_RT, batch.feature_RT)
+  hidden_RTD = policy.hidden(params, tokens, features_MYD)
   forbidden_V = jnp.zeros(policy.cfg.decoder.vocabulary, bool)
   temperature_R = jnp.ones(len(batch.token_RT), jnp.float32)
   target_RT = batch.token_RT[:, 1:]

@@ -20,10 +20,9 @@ from benchmarks import measure, peer, shapes
 from benchmarks.measure import Benchmark, Timed
 from spatial_jax import compiled, sharding
 from spatial_jax.hf import weights
-from spatial_jax.learn.gradient import Microbatches
 from spatial_jax.learn.losses import LossConfig
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
-from spatial_jax.learn.train_batch import BatchConfig, to_train_batch
+from spatial_jax.learn.train_batch import BatchConfig, Microbatches, to_train_batch
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.types import Rollouts, TrainState, Trajectory
 

@@ -12,15 +12,14 @@ import optax
 
 from spatial_jax import compiled, sharding
 from spatial_jax.data.vision_packing import VisionBuckets
-from spatial_jax.learn.gradient import Microbatches
 from spatial_jax.learn.losses import LossConfig
-from spatial_jax.learn.train_batch import BatchConfig, kept_rows
+from spatial_jax.learn.train_batch import BatchConfig, Microbatches, kept_rows
 from spatial_jax.policy.cache import rollout_shardings
 from spatial_jax.policy.config import VisionConfig
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout.config import RolloutConfig
-from spatial_jax.rollout.device import ObservationBatch, PromptBatch, SampleState
-from spatial_jax.rollout.sampling import SamplingArrays
+from spatial_jax.rollout.device import SampleState
+from spatial_jax.rollout.device_inputs import ObservationBatch, PromptBatch, SamplingArrays
 from spatial_jax.types import (
   FeatureBatch,
   Params,
@@ -110,13 +109,13 @@ def all_programs(
   gathered = (weights, state, x.halt_R, x.gathered_R, truncates)
   programs = [
     Program("decode_params", reshard, (train.params,), (train.opt_state,)),
-    Program("encode_images", run.encode_images_jit, (weights, buffer, *x.vision), (train, state)),
-    Program("prefill", run.prefill_jit, (weights, state, buffer, x.prompts), (train,)),
-    Program("start_rows", run.start_rows_jit, (state, *x.starts), (train, weights, buffer)),
-    Program("decode", run.decode_jit, decode, (train, buffer)),
-    Program("decode_gathered", run.decode_jit, gathered, (train, buffer)),
-    Program("append", run.append_jit, (weights, state, buffer, x.observations), (train,)),
-    Program("update", learn.update_jit, (train, x.train_batch, None), ()),
+    Program("encode_images", run.encode_images, (weights, buffer, *x.vision), (train, state)),
+    Program("prefill", run.prefill, (weights, state, buffer, x.prompts), (train,)),
+    Program("start_rows", run.start_rows, (state, *x.starts), (train, weights, buffer)),
+    Program("decode", run.decode, decode, (train, buffer)),
+    Program("decode_gathered", run.decode, gathered, (train, buffer)),
+    Program("append", run.append, (weights, state, buffer, x.observations), (train,)),
+    Program("update", learn.update, (train, x.train_batch, None), ()),
   ]
   return [p for p in programs if p.name != "decode_gathered" or x.gathered_R is not None]
 
@@ -225,10 +224,7 @@ def _prompts(cfg: RolloutConfig) -> PromptBatch:
   count, size = cfg.prefill[-1], cfg.prompt_buckets[-1]
   return PromptBatch(
     slot_B=_struct((count,), jnp.int32),
-    token_BT=_struct((count, size), jnp.int32),
-    position_BTA=_struct((count, size, 3), jnp.int32),
-    valid_BT=_struct((count, size), jnp.bool_),
-    feature_BT=_struct((count, size), jnp.int32),
+    tokens=_tokens(count, size),
     next_position_B=_struct((count,), jnp.int32),
   )
 
@@ -247,9 +243,6 @@ def _observations(cfg: RolloutConfig) -> ObservationBatch:
     start_R=each_R,
     count_R=each_R,
     limit_R=each_R,
-    token_RT=_struct((count, size), jnp.int32),
-    position_RTA=_struct((count, size, 3), jnp.int32),
-    valid_RT=_struct((count, size), jnp.bool_),
-    feature_RT=_struct((count, size), jnp.int32),
+    tokens=_tokens(count, size),
     next_position_R=each_R,
   )

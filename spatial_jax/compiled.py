@@ -1,7 +1,7 @@
 """Every jitted function of a run: training runs them, `aot` compiles the same ones.
 
     decode_params     train parameters -> rollout mesh, unstacked     once per step
-    RolloutPrograms   see `rollout.programs`                          on the rollout mesh
+    JittedPrograms    see `rollout.engine`                            on the rollout mesh
     LearnPrograms     TrainState x TrainBatch -> TrainState, metrics  on the train mesh
 
 Shardings are stated where data enters and leaves a program; inside, the compiler propagates them.
@@ -18,16 +18,16 @@ import optax
 from jax.sharding import Mesh
 
 from spatial_jax import sharding
-from spatial_jax.learn.gradient import Microbatches, score_batch
+from spatial_jax.learn.gradient import score_batch
 from spatial_jax.learn.losses import LossConfig, Metrics
-from spatial_jax.learn.train_batch import BatchConfig
+from spatial_jax.learn.train_batch import BatchConfig, Microbatches
 from spatial_jax.learn.update import policy_update, sft_update
 from spatial_jax.policy import int8, lora, param_tree
 from spatial_jax.policy.config import VisionConfig
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout.config import RolloutConfig, WeightForm
 from spatial_jax.rollout.memory import UpdateShapes
-from spatial_jax.rollout.programs import RolloutFunctions, RolloutPrograms
+from spatial_jax.rollout.programs import JittedPrograms
 from spatial_jax.rollout.sampling import TokenMasks
 from spatial_jax.types import Array, Params, TrainBatch, TrainState
 
@@ -36,11 +36,14 @@ TPU_SEQUENCE = 128
 
 
 class LearnPrograms:
-  """The jitted programs of the update on the train mesh; each method but `place` runs one program.
-
-  `<name>_jit` is the jitted function of a method, for callers that lower and compile it.
+  """The jitted programs of the update on the train mesh.
 
   Attributes:
+    update: (state, batch, ref_logp_RT) -> the next state and scalar metrics, see `policy_update`.
+      The state is donated; ref_logp_RT is None without a KL term.
+    sft: (state, batch) -> the same, see `sft_update`.
+    score: (params, batch) -> log-probabilities [R, T] under a reference or old policy, without
+      adapters.
     local_row_shards: number of devices over which the rows of one process are sharded.
   """
 
@@ -66,38 +69,15 @@ class LearnPrograms:
     state = abstract_state(policy, optimizer, self._mesh)
     # The state keeps its shardings.
     out = (jax.tree.map(lambda x: x.sharding, state), sharding.replicated(self._mesh))
-    self.update_jit = jax.jit(self._update, donate_argnums=0, out_shardings=out)
-    self.sft_jit = jax.jit(self._sft, donate_argnums=0, out_shardings=out)
-    self.score_jit = jax.jit(self._score, out_shardings=sharding.rows(self._mesh))
+    self.update = jax.jit(self._update, donate_argnums=0, out_shardings=out)
+    self.sft = jax.jit(self._sft, donate_argnums=0, out_shardings=out)
+    self.score = jax.jit(self._score, out_shardings=sharding.rows(self._mesh))
     islands = sharding.island_mesh(self._mesh).shape["island"]
     self.local_row_shards = sharding.row_devices(self._mesh) // islands
 
   def place(self, batch: TrainBatch) -> TrainBatch:
     """Moves a NumPy batch to the mesh as global arrays, once per step, for all programs."""
     return sharding.place_train_batch(batch, self._window, self._mesh)
-
-  def update(
-    self, state: TrainState, batch: TrainBatch, ref_logp_RT: Array | None
-  ) -> tuple[TrainState, Metrics]:
-    """One GRPO / AP-GRPO step, see `policy_update`.
-
-    Args:
-      state: donated.
-      batch: from `place`.
-      ref_logp_RT: log-probabilities of the reference policy; None without a KL term.
-
-    Returns:
-      The next state and scalar metrics.
-    """
-    return self.update_jit(state, batch, ref_logp_RT)
-
-  def sft(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
-    """One step of maximum likelihood, see `sft_update`; `state` is donated."""
-    return self.sft_jit(state, batch)
-
-  def score(self, params: Params, batch: TrainBatch) -> jax.Array:
-    """Log-probabilities [R, T] of a batch under a reference or old policy, without adapters."""
-    return self.score_jit(params, batch)
 
   def _update(
     self, state: TrainState, batch: TrainBatch, ref_logp_RT: Array | None
@@ -194,7 +174,7 @@ def placed(tree: Any, shardings: Any) -> Any:
 
 def rollout_programs(
   policy: Policy, cfg: RolloutConfig, forbidden_ids: Sequence[int], stop_ids: Sequence[int]
-) -> RolloutPrograms:
+) -> JittedPrograms:
   """Returns the rollout programs of a policy, on the rollout mesh of its train mesh.
 
   Args:
@@ -206,7 +186,7 @@ def rollout_programs(
   ids = np.arange(policy.cfg.decoder.vocabulary)
   masks = TokenMasks(np.isin(ids, list(forbidden_ids)), np.isin(ids, list(stop_ids)))
   local = dataclasses.replace(policy.without_adapters, mesh=mesh)
-  return RolloutPrograms(RolloutFunctions(local, cfg, masks, mesh))
+  return JittedPrograms(local, cfg, masks, mesh)
 
 
 def reshard(policy: Policy, mesh: Mesh, weights: WeightForm) -> jax.stages.Wrapped:

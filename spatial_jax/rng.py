@@ -1,7 +1,7 @@
 """Named random keys: a new name never changes the keys of other names.
 
 The key of a sampled token folds in the seed, the step, the task, the sample index and the token
-index (see rollout/sampling_keys.py), never the row or the time of its computation.
+index (see rollout/device_inputs.py), never the row or the time of its computation.
 
 Keys are typed and always threefry, for every value of `jax_default_prng_impl`: with rbg, the
 numbers that `vmap` draws for one row depend on the other rows.

@@ -19,7 +19,7 @@ Prompt, Trajectory) contain NumPy arrays; structs on devices (VisionBatch, Train
 import dataclasses
 import enum
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -396,3 +396,7 @@ class TrainState(NamedTuple):
   params: Params
   opt_state: Any
   step: Array
+
+
+# One step of a stage: (state, step number) -> the next state and the metrics of the step.
+StageStep: TypeAlias = Callable[[TrainState, int], tuple[TrainState, Mapping[str, Any]]]

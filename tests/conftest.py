@@ -5,8 +5,11 @@ import pathlib
 import zlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the time of the tests is compilation, which takes half as long without LLVM's passes.
+# Continuous integration runs the numeric tests with all passes as well.
 os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "")
+  "--xla_backend_optimization_level=0 "
+  + os.environ.get("XLA_FLAGS", "")
   + " --xla_force_host_platform_device_count=8"
   + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )

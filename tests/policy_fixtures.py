@@ -19,7 +19,7 @@ from spatial_jax.policy import cache as cache_lib
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.policy.rope import VideoRule, mrope_positions
-from spatial_jax.types import Params, PatchedImage
+from spatial_jax.types import Params, PatchedImage, TokenArrays
 
 IMAGE, VIDEO, START, END = 92, 93, 94, 95
 SPECIAL = (IMAGE, VIDEO, START, END)
@@ -280,16 +280,15 @@ def run_case(case: Case, policy: Policy, params: Params) -> tuple[np.ndarray, np
   if seq.images:
     batch, index = plan_vision(seq.images, policy.cfg.vision.window_blocks, BUCKETS)
     features_MYD = jax.jit(policy.encode)(params, batch)
-  inputs = (seq.ids, seq.positions, np.ones(len(seq.ids), bool))
-  feature = seq.feature(index)
+  inputs = (seq.ids, seq.positions, np.ones(len(seq.ids), bool), seq.feature(index))
   end = case.live or len(seq.ids)
   hidden, prefix = jax.jit(policy.prefill)(
-    params, *(x[None, :end] for x in inputs), features_MYD, feature[None, :end]
+    params, TokenArrays(*(x[None, :end] for x in inputs)), features_MYD
   )
   cache = cache_lib.put_prefix(policy.init_cache(1, 1, 1, 96, (32, 64)), prefix, jnp.arange(1))
   if case.live:
     rest, cache = jax.jit(policy.append)(
-      params, cache, None, *(x[None, end:] for x in inputs), features_MYD, feature[None, end:]
+      params, cache, None, TokenArrays(*(x[None, end:] for x in inputs)), features_MYD
     )
     hidden = jnp.concatenate([hidden, rest], axis=1)
   logits = policy.logits(params, hidden[0])

@@ -18,15 +18,14 @@ from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.drawing.parser import Limits, Parsed, parse
 from spatial_jax.drawing.termination import StopLimits
-from spatial_jax.learn.gradient import Microbatches, score_batch
-from spatial_jax.learn.train_batch import BatchConfig, to_train_batch
+from spatial_jax.learn.gradient import score_batch
+from spatial_jax.learn.train_batch import BatchConfig, Microbatches, to_train_batch
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.rollout import request as request_lib
 from spatial_jax.rollout.config import RolloutConfig, SamplingParams
 from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.rollout.engine import Engine, forbidden_ids, stop_ids
-from spatial_jax.rollout.programs import RolloutPrograms
+from spatial_jax.rollout.engine import Engine, RolloutPrograms, forbidden_ids, stop_ids
 from spatial_jax.types import ObjectBox, Operation, Params, Rollouts, Task, Trajectory
 from tests.policy_fixtures import PREPROCESS, hashed_params, pixels, small_config, with_ids
 

@@ -18,10 +18,14 @@ from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.drawing.parser import Coordinates, Limits, Parsed
 from spatial_jax.drawing.termination import StopLimits, end_reason
 from spatial_jax.learn.advantage import advantage
-from spatial_jax.learn.gradient import Microbatches
 from spatial_jax.learn.losses import LossConfig
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
-from spatial_jax.learn.train_batch import BatchConfig, downsample_rollouts, to_train_batch
+from spatial_jax.learn.train_batch import (
+  BatchConfig,
+  Microbatches,
+  downsample_rollouts,
+  to_train_batch,
+)
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.reward.compose import score

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from spatial_jax import compiled, sharding
-from spatial_jax.learn.gradient import Microbatches
+from spatial_jax.learn.train_batch import Microbatches
 from spatial_jax.policy.qwen_vl import make_policy
+from spatial_jax.types import TokenArrays
 from tests import policy_fixtures, step_fixtures
 
 
@@ -76,13 +77,16 @@ def test_decode_params_are_in_the_compute_dtype_and_change_no_bit():
   assert {x.dtype for x in jax.tree.leaves(weights)} == {jnp.dtype(jnp.bfloat16)}
   assert len(weights["decoder"]["layers"]) == cfg.decoder.layers
   row = policy_fixtures.sequence((9,), cfg)
-  inputs = (row.ids[None], row.positions[None], np.ones((1, len(row.ids)), bool))
+  no_image = np.full((1, len(row.ids)), -1, np.int32)
+  tokens = TokenArrays(
+    row.ids[None], row.positions[None], np.ones((1, len(row.ids)), bool), no_image
+  )
   unstacked = make_policy(cfg, jnp.bfloat16).unstack(params)
   weights = jax.device_put(weights, jax.devices()[0])
   hidden = jax.jit(make_policy(cfg, jnp.bfloat16).hidden)
   features_MYD = jnp.zeros((1, 1, cfg.decoder.width), jnp.bfloat16)
-  none = (features_MYD, np.full((1, len(row.ids)), -1, np.int32))
-  np.testing.assert_array_equal(hidden(weights, *inputs, *none), hidden(unstacked, *inputs, *none))
+  expected = hidden(unstacked, tokens, features_MYD)
+  np.testing.assert_array_equal(hidden(weights, tokens, features_MYD), expected)
 
 
 def test_policy_without_a_mesh_is_compiled_for_one_device():

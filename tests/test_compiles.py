@@ -19,9 +19,8 @@ from spatial_jax.abstract_inputs import Program
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.hf.config import to_hf
-from spatial_jax.learn.gradient import Microbatches
 from spatial_jax.learn.optimizer import make_optimizer
-from spatial_jax.learn.train_batch import BatchConfig
+from spatial_jax.learn.train_batch import BatchConfig, Microbatches
 from spatial_jax.policy import lora
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
 from spatial_jax.policy.lora import LoraConfig

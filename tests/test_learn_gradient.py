@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spatial_jax.learn.gradient import Microbatch, Microbatches, gradient
+from spatial_jax.learn.gradient import Microbatch, gradient
 from spatial_jax.learn.losses import nll, token_weights
+from spatial_jax.learn.train_batch import Microbatches
 from spatial_jax.policy.cache import KV, Prefix
 from spatial_jax.types import TokenArrays, TrainBatch, TrainRows
 
@@ -25,16 +26,16 @@ class LinearPolicy:
   def encode(self, params, vision):
     return params["features"].astype(jnp.bfloat16)
 
-  def prefill(self, params, token_RT, *_):
+  def prefill(self, params, tokens, features_MYD):
     kv = params["keys"].astype(jnp.bfloat16)
-    return None, Prefix((KV(kv, kv),), jnp.ones(len(token_RT), jnp.int32))
+    return None, Prefix((KV(kv, kv),), jnp.ones(len(tokens.token_RT), jnp.int32))
 
-  def hidden_with_prefix(self, params, prefix, token_RT, position, valid, features_MYD, feature_RT):
-    coefficient_R = 1 + token_RT[:, 0].astype(jnp.bfloat16) / 128
+  def hidden_with_prefix(self, params, prefix, tokens, features_MYD):
+    coefficient_R = 1 + tokens.token_RT[:, 0].astype(jnp.bfloat16) / 128
     of_prefix_R = jnp.sum(prefix.layers[0].k_RKSC, axis=(1, 2, 3))
-    of_image_R = jnp.take(features_MYD[:, 0, 0], feature_RT[:, 0]).astype(jnp.bfloat16)
+    of_image_R = jnp.take(features_MYD[:, 0, 0], tokens.feature_RT[:, 0]).astype(jnp.bfloat16)
     logp_R = coefficient_R * (of_prefix_R + of_image_R)
-    return jnp.broadcast_to(logp_R[:, None, None], (*token_RT.shape, 1))
+    return jnp.broadcast_to(logp_R[:, None, None], (*tokens.token_RT.shape, 1))
 
   def logprobs(self, params, hidden_RTD, target_RT, temperature_R, forbidden_V):
     return hidden_RTD[..., 0].astype(jnp.float32)

@@ -11,14 +11,14 @@ import pytest
 
 from spatial_jax.config import ConfigError
 from spatial_jax.data.vision_packing import plan_vision
-from spatial_jax.learn.gradient import Microbatches, score_batch
+from spatial_jax.learn.gradient import score_batch
 from spatial_jax.learn.losses import LossConfig, effective_share, nll, ppo_clip, token_weights
 from spatial_jax.learn.optimizer import make_optimizer
-from spatial_jax.learn.train_batch import pad_rows, to_train_batch
+from spatial_jax.learn.train_batch import Microbatches, pad_rows, to_train_batch
 from spatial_jax.learn.update import apply_gradient, policy_update, sft_update
 from spatial_jax.rollout.demonstration import demonstration_trajectory
 from spatial_jax.synthetic.oracle import DemonstrationConfig, demonstrate
-from spatial_jax.types import TrainBatch, TrainState, Trajectory
+from spatial_jax.types import TokenArrays, TrainBatch, TrainState, Trajectory
 from tests import rollout_fixtures as fixtures
 from tests.test_learn_optimizer import CFG
 
@@ -161,14 +161,10 @@ def test_a_shared_prefix_changes_nothing():
     for image, begin in zip(trajectory.images, trajectory.image_start, strict=True):
       feature_T[begin : begin + image.tokens] = feature_of[image.content_hash]
     ids_RT = trajectory.token_ids_T[None]
-    hidden_RTD = policy.hidden(
-      params,
-      ids_RT,
-      trajectory.position_TA[None],
-      np.ones(ids_RT.shape, bool),
-      features_MYD,
-      feature_T[None],
+    tokens = TokenArrays(
+      ids_RT, trajectory.position_TA[None], np.ones(ids_RT.shape, bool), feature_T[None]
     )
+    hidden_RTD = policy.hidden(params, tokens, features_MYD)
     temperature_R = batch.rows.temperature_R[r : r + 1]
     expected_T = policy.logprobs(
       params, hidden_RTD[:, :-1], ids_RT[:, 1:], temperature_R, batch.forbidden_V

@@ -15,7 +15,7 @@ torch = pytest.importorskip(
 from spatial_jax.data.vision_packing import plan_vision  # noqa: E402
 from spatial_jax.policy.config import Family  # noqa: E402
 from spatial_jax.policy.qwen_vl import Policy, make_policy  # noqa: E402
-from spatial_jax.types import Params  # noqa: E402
+from spatial_jax.types import Params, TokenArrays  # noqa: E402
 from tests import hf_reference  # noqa: E402
 from tests import policy_fixtures as fixtures  # noqa: E402
 from tests.test_policy_parity import CASES, GOLDEN, PATH, assert_parity  # noqa: E402
@@ -92,7 +92,8 @@ def _forward(policy: Policy, params: Params, rows: list[fixtures.Row]) -> jax.Ar
   @jax.jit
   def forward(params):
     features = policy.encode(params, batch)
-    return policy.logits(params, policy.hidden(params, ids, positions, valid, features, feature))
+    tokens = TokenArrays(ids, positions, valid, feature)
+    return policy.logits(params, policy.hidden(params, tokens, features))
 
   return forward(params)
 
@@ -135,7 +136,7 @@ def test_gradients_equal_autograd(name):
 
   def loss(params):
     features = policy.encode(params, batch)
-    hidden = policy.hidden(params, ids, positions, valid, features, feature)
+    hidden = policy.hidden(params, TokenArrays(ids, positions, valid, feature), features)
     logp = jax.nn.log_softmax(policy.logits(params, hidden[:, :-1]))
     return jnp.mean(jnp.take_along_axis(logp, ids[:, 1:, None], axis=-1)[0, chosen, 0])
 

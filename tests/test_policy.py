@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from benchmarks.clip import clip_batch
+from benchmarks.model_zoo import released
 from spatial_jax.data.vision_packing import VisionBuckets, geometric_buckets, plan_vision
-from spatial_jax.hf.model_zoo import released
 from spatial_jax.policy import cache as cache_lib
 from spatial_jax.policy.qwen_vl import make_policy
-from spatial_jax.types import PatchedImage
+from spatial_jax.types import PatchedImage, TokenArrays
 from tests import policy_fixtures as fixtures
 
 SIZES = ((24, 40), (16, 16), (32, 24))
@@ -58,7 +58,7 @@ def four_rows(name: str = TIED):
     fixtures.pad_rows([np.ones(len(row.ids), bool) for row in rows], width),
     fixtures.pad_rows(features, width, -1),
   )
-  hidden = jax.jit(policy.hidden)(params, *batch[:3], features_MYD, batch[3])
+  hidden = jax.jit(policy.hidden)(params, TokenArrays(*batch), features_MYD)
   return batch, [len(row.ids) for row in rows], prompt_lengths, np.asarray(hidden)
 
 
@@ -87,7 +87,7 @@ def test_prefill_decode_and_append_equal_the_whole_forward(name, unstacked, size
   prefill, append, decode = (jax.jit(f) for f in (policy.prefill, policy.append, policy.decode))
 
   part = cut(batch, [0, 2], [0, 0], prompt_lengths, max(prompt_lengths) + 3)
-  hidden_BTD, prefix = prefill(weights, *part[:3], features_MYD, part[3])
+  hidden_BTD, prefix = prefill(weights, TokenArrays(*part), features_MYD)
   for b, length in enumerate(prompt_lengths):
     close(hidden_BTD[b, :length], expected[2 * b, :length])
   cache = policy.init_cache(2, 2, 4, max(prompt_lengths) + 8, sizes)
@@ -106,13 +106,13 @@ def test_prefill_decode_and_append_equal_the_whole_forward(name, unstacked, size
   # Both images are appended in one call: any order of rows, one of them padding.
   rows_R, ends = np.array([2, 9, 0], np.int32), np.array(lengths) - 4
   part = cut(batch, [2, 3, 0], done[[2, 3, 0]], ends[[2, 3, 0]], 24)
-  hidden, cache = append(weights, cache, rows_R, *part[:3], features_MYD, part[3])
+  hidden, cache = append(weights, cache, rows_R, TokenArrays(*part), features_MYD)
   for i, row in ((0, 2), (2, 0)):
     close(hidden[i, : ends[row] - done[row]], expected[row, done[row] : ends[row]])
     done[row] = ends[row]
 
   part = cut(batch, range(4), done, done + 4, 6)  # all rows, prefixes read in place
-  hidden, cache = append(weights, cache, None, *part[:3], features_MYD, part[3])
+  hidden, cache = append(weights, cache, None, TokenArrays(*part), features_MYD)
   close(hidden[:, :4], np.stack([expected[r, done[r] : done[r] + 4] for r in range(4)]))
   np.testing.assert_array_equal(cache.length_R, done + 4 - start)
 
@@ -121,7 +121,7 @@ def test_put_prefix_replaces_one_prompt_and_leaves_the_other():
   policy, params, _, _, features_MYD = setting()
   batch, _, prompt_lengths, expected = four_rows()
   part = cut(batch, [0, 2], [0, 0], prompt_lengths, max(prompt_lengths))
-  _, prefix = jax.jit(policy.prefill)(params, *part[:3], features_MYD, part[3])
+  _, prefix = jax.jit(policy.prefill)(params, TokenArrays(*part), features_MYD)
   cache = policy.init_cache(2, 2, 4, max(prompt_lengths), (8,))
   cache = cache._replace(length_R=jnp.array([3, 4, 0, 0], jnp.int32))
   first = cache_lib.Prefix(jax.tree.map(lambda x: x[:1], prefix.layers), prefix.length_B[:1])
@@ -176,7 +176,7 @@ def test_remat_and_scan_do_not_change_values_or_gradients(name):
   plain = make_policy(policy.cfg, jnp.float32, remat=False)
 
   def loss(policy, params):
-    hidden = policy.hidden(params, *batch[:3], features_MYD, batch[3])
+    hidden = policy.hidden(params, TokenArrays(*batch), features_MYD)
     return jnp.mean(jnp.where(batch[2][..., None], jnp.sin(hidden), 0.0))
 
   one, gradient = jax.jit(jax.value_and_grad(functools.partial(loss, policy)))(params)
@@ -220,7 +220,7 @@ def test_bfloat16_runs_and_stays_close():
   policy, params, _, _, features_MYD = setting()
   batch, *_, expected = four_rows()
   half = make_policy(policy.cfg, jnp.bfloat16)
-  hidden = jax.jit(half.hidden)(params, *batch[:3], features_MYD, batch[3])
+  hidden = jax.jit(half.hidden)(params, TokenArrays(*batch), features_MYD)
   assert hidden.dtype == jnp.bfloat16
   error = np.abs(np.asarray(hidden, np.float32) - expected)[batch[2]]
   assert error.mean() < 0.05 * np.abs(expected).mean()

@@ -7,6 +7,7 @@ import pytest
 
 from spatial_jax.policy import rope
 from spatial_jax.policy.attention_mass import log_attention
+from spatial_jax.types import TokenArrays
 from tests.test_policy import TIED, cut, four_rows, setting
 
 LAYER = 2
@@ -18,9 +19,8 @@ def expected_weights(name: str, row: int, prompt_length: int) -> np.ndarray:
   (token_RT, position_RTA, valid_RT, feature_RT), *_ = four_rows(name)
   cfg, layers = policy.cfg.decoder, params["decoder"]["layers"]
   lower, lower_params = policy.truncate(params, LAYER)
-  hidden_TD = lower.hidden(
-    lower_params, token_RT, position_RTA, valid_RT, features_MYD, feature_RT
-  )[row]
+  tokens = TokenArrays(token_RT, position_RTA, valid_RT, feature_RT)
+  hidden_TD = lower.hidden(lower_params, tokens, features_MYD)[row]
   x_TD = np.asarray(hidden_TD / params["decoder"]["norm"]["scale"][None])
   x_TD = x_TD * np.asarray(layers["attn_norm"]["scale"])[LAYER]
   angles = policy.angles(position_RTA[row])
@@ -51,11 +51,11 @@ def test_log_attention_equals_the_layer_s_attention(name):
   policy, params, _, _, features_MYD = setting(name)
   batch, lengths, prompt_lengths, _ = four_rows(name)
   prompts = cut(batch, (0, 2), (0, 0), prompt_lengths, max(prompt_lengths))
-  _, prefix = policy.prefill(params, *prompts[:3], features_MYD, prompts[3])
+  _, prefix = policy.prefill(params, TokenArrays(*prompts), features_MYD)
   starts = [prompt_lengths[r // 2] for r in range(4)]
   width = max(end - start for start, end in zip(starts, lengths, strict=True))
   rows = cut(batch, range(4), starts, lengths, width)
-  found = log_attention(policy, params, LAYER, prefix, *rows[:3], features_MYD, rows[3])
+  found = log_attention(policy, params, LAYER, prefix, TokenArrays(*rows), features_MYD)
   for r in range(4):
     expected = expected_weights(name, r, starts[r])
     weight_HTS = np.exp(found[r, :, : lengths[r] - starts[r]])

@@ -14,15 +14,15 @@ from spatial_jax import checkpoint, compiled, sharding
 from spatial_jax.checkpoint import Progress
 from spatial_jax.config import ConfigError
 from spatial_jax.data.vision_packing import plan_vision
-from spatial_jax.learn.gradient import Microbatches
 from spatial_jax.learn.losses import LossConfig
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
+from spatial_jax.learn.train_batch import Microbatches
 from spatial_jax.learn.update import policy_update
 from spatial_jax.policy import lora, param_tree
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.stages.load import load_policy, record
-from spatial_jax.types import Params, TrainState
+from spatial_jax.types import Params, TokenArrays, TrainState
 from tests import policy_fixtures, rollout_fixtures
 from tests.test_learn_update import batch_of, policy_and_params
 from tests.test_policy import FAMILIES, four_rows, setting
@@ -53,7 +53,7 @@ def outputs(policy: Policy, params: Params, name: str) -> tuple[np.ndarray, np.n
   batch, _ = plan_vision(images, blocks, policy_fixtures.BUCKETS)
   features_MYD = jax.jit(policy.encode)(params, batch)
   rows = four_rows(name)[0]
-  hidden = jax.jit(policy.hidden)(params, *rows[:3], features_MYD, rows[3])
+  hidden = jax.jit(policy.hidden)(params, TokenArrays(*rows), features_MYD)
   return np.asarray(features_MYD), np.asarray(hidden)
 
 

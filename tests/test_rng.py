@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatial_jax import rng
-from spatial_jax.rollout.sampling import SamplingArrays, sample_token
+from spatial_jax.rollout.device_inputs import SamplingArrays
+from spatial_jax.rollout.sampling import sample_token
 
 
 def bits(key):

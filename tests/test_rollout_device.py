@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from spatial_jax.policy.cache import KV
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout import device
-from spatial_jax.rollout.device import PromptBatch
-from spatial_jax.rollout.sampling import SamplingArrays, TokenMasks, draw_token, scores, truncated
-from spatial_jax.types import Params
+from spatial_jax.rollout.device_inputs import PromptBatch, SamplingArrays
+from spatial_jax.rollout.sampling import TokenMasks, draw_token, scores, truncated
+from spatial_jax.types import Params, TokenArrays
 from tests import rollout_fixtures as fixtures
 from tests.policy_fixtures import pad_rows
 from tests.rollout_fixtures import STOP, VOCABULARY
@@ -208,10 +208,12 @@ def started(active=(True, True), slots=(0, 1), state=None, suffix_block_sizes=(3
   length = 64
   batch = PromptBatch(
     slot_B=np.asarray(slots, np.int32),
-    token_BT=pad_rows([p.token_ids_T for p in prompts], length),
-    position_BTA=pad_rows([p.position_TA for p in prompts], length),
-    valid_BT=pad_rows([np.ones(len(p.token_ids_T), bool) for p in prompts], length),
-    feature_BT=np.full((2, length), -1, np.int32),
+    tokens=TokenArrays(
+      token_RT=pad_rows([p.token_ids_T for p in prompts], length),
+      position_RTA=pad_rows([p.position_TA for p in prompts], length),
+      valid_RT=pad_rows([np.ones(len(p.token_ids_T), bool) for p in prompts], length),
+      feature_RT=np.full((2, length), -1, np.int32),
+    ),
     next_position_B=np.array([p.next_position for p in prompts], np.int32),
   )
   policy = jitted().policy

@@ -23,8 +23,8 @@ from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig, Fault
 from spatial_jax.drawing.termination import StopLimits
 from spatial_jax.errors import DataError
-from spatial_jax.learn.gradient import Microbatches, score_batch
-from spatial_jax.learn.train_batch import to_train_batch
+from spatial_jax.learn.gradient import score_batch
+from spatial_jax.learn.train_batch import Microbatches, to_train_batch
 from spatial_jax.rollout import trajectory as trajectory_lib
 from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.rollout.conversation import Conversation
@@ -110,10 +110,7 @@ def test_response_prefix_is_parsed_and_not_trained():
   response_prefix = "<think> I mark"
   rest, cfg = BOX_TURN.removeprefix(response_prefix), long_response()
   engine = fixtures.scripted_engine([[rest, ANSWER_TURN]], cfg)
-  text = dataclasses.replace(
-    fixtures.WORDS, response_prefix=response_prefix, response_prefix_fraction=1.0
-  )
-  conversation = dataclasses.replace(engine.conversation, text=text)
+  conversation = dataclasses.replace(engine.conversation, response_prefix=response_prefix)
   engine = dataclasses.replace(engine, conversation=conversation)
   prompt = conversation.prompt(fixtures.task("room/one"))
   ((trajectory,),) = generate_rollouts(engine, {}, RolloutJob([prompt], 0, 0, [SAMPLED]))

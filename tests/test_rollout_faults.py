@@ -19,9 +19,9 @@ import pytest
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.drawing import executor as executor_lib
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
-from spatial_jax.learn.gradient import Microbatches, score_batch
-from spatial_jax.learn.train_batch import to_train_batch
-from spatial_jax.rollout import device, sampling_keys
+from spatial_jax.learn.gradient import score_batch
+from spatial_jax.learn.train_batch import Microbatches, to_train_batch
+from spatial_jax.rollout import device, scheduler
 from spatial_jax.rollout import trajectory as trajectory_lib
 from spatial_jax.rollout.sampling import scores
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
@@ -199,7 +199,7 @@ class ForcedOutput:
       (ADVERSE.prompts, ADVERSE.group, ADVERSE.stop.max_response_tokens), np.int32
     )
     monkeypatch.setattr(device, "sample_token", self.sample_token)
-    monkeypatch.setattr(sampling_keys, "sampling_keys", self.keys)
+    monkeypatch.setattr(scheduler, "sampling_keys", self.keys)
     engine = fixtures.watch(fixtures.real_engine(policy_and_params()[0], ADVERSE), self.around)
     self.engine = dataclasses.replace(engine, executor=UnreliableExecutor())
 

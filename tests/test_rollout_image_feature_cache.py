@@ -4,9 +4,9 @@ import numpy as np
 
 from spatial_jax.data.image import patch_image
 from spatial_jax.data.vision_packing import VisionBuckets
+from spatial_jax.rollout.engine import RolloutPrograms
 from spatial_jax.rollout.image_feature_cache import ImageFeatureCache
 from spatial_jax.rollout.profiling import Timeline
-from spatial_jax.rollout.programs import RolloutPrograms
 from tests.policy_fixtures import PREPROCESS, pixels
 
 COUNT = 8  # images of four tokens each

@@ -68,7 +68,7 @@ def test_decoding_never_copies_a_prompt_for_each_row():
   programs = lab.engine.programs
   state = jax.eval_shape(lambda: programs.empty_state(4096))
   weights = jax.eval_shape(compiled.reshard(lab.policy, lab.mesh, "compute"), lab.state.params)
-  lowered = programs.decode_jit.lower(weights, state, np.zeros(16, bool), None, False)
+  lowered = programs.decode.lower(weights, state, np.zeros(16, bool), None, False)
   layer = sum(x.size * x.dtype.itemsize for x in state.cache.prefix.layers[0])
   scratch = lowered.compile().memory_analysis().temp_size_in_bytes
   assert scratch < cfg.group * layer / 2

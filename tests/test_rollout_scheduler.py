@@ -21,6 +21,7 @@ from spatial_jax.rollout.device import SampleState
 from spatial_jax.rollout.profiling import Timeline
 from spatial_jax.rollout.sampling import scores
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
+from spatial_jax.types import TokenArrays
 from tests import rollout_fixtures as fixtures
 from tests.rollout_fixtures import (
   ANSWER_TURN,
@@ -151,14 +152,13 @@ def draw_of(trajectory, index, seed):
     return whole[None]  # of one length: attention is causal, so what follows changes nothing
 
   token_RT = row(batch.prefix.token_RT, batch.rows.tokens.token_RT)
-  hidden_RTD = hidden(
-    params,
+  tokens = TokenArrays(
     token_RT,
     row(batch.prefix.position_RTA, batch.rows.tokens.position_RTA),
     np.arange(token_RT.shape[1])[None] < index,
-    encode(params, batch.vision),
     row(batch.prefix.feature_RT, batch.rows.tokens.feature_RT),
   )
+  hidden_RTD = hidden(params, tokens, encode(params, batch.vision))
   logits_RV = logits(params, hidden_RTD[:, index - 1])
   logp_RV = jax.nn.log_softmax(scores(logits_RV, np.ones(1, np.float32), batch.forbidden_V))
   _, step, number, sample_index = trajectory.seed_path

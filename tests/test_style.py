@@ -36,6 +36,17 @@ ENTRY_POINTS = {"evaluate/__main__.py", "tools/export.py", "tools/verify.py"}
 AXES = set("BGRTSVDFHKQUNPMXEAJZLCWIOY")
 VERIFY = "spatial_jax/tools/verify.py"  # compares with transformers where it is installed
 FILE_LINES, FUNCTION_LINES, LINE_LENGTH = 400, 50, 100
+# What a reader of the GRPO stage may have to open: all modules that it imports, also indirectly.
+CLOSURE_FILES, CLOSURE_LINES = 45, 8500
+
+# Words of an earlier vocabulary. Each has a term of the field instead: evaluation, frozen, slots.
+FORBIDDEN = re.compile(
+  r"\b(exams?|contests?|contestants?|seats?|seated|behind|mend(s|ed|ing)?|grey|coolest|"
+  r"lessons?|teachers?|patience|barren|pictures?|hear|whose \w+ it is|those of which)\b",
+  re.IGNORECASE,
+)
+# Things in rooms: furniture, colours, the kinds of objects.
+SYNTHETIC_WORDS = {"seat", "seats", "grey", "behind", "picture"}
 
 
 def _tree(path: pathlib.Path) -> ast.Module:
@@ -151,3 +162,37 @@ def test_no_registry_habits(path):
       assert node.func.id not in ("getattr", "setattr", "eval", "exec"), f"line {node.lineno}"
     if isinstance(node, ast.Attribute):
       assert node.attr not in ("literal_eval", "pjit"), f"line {node.lineno}: {node.attr}"
+
+
+def _closure(start: str) -> set[pathlib.Path]:
+  """Modules that are imported when `start` is imported; empty `__init__` files are left out."""
+  found, todo = set(), [ROOT / start]
+  while todo:
+    path = todo.pop()
+    if path in found:
+      continue
+    found.add(path)
+    for module in _imports(path):
+      candidate = ROOT / (module.replace(".", "/") + ".py")
+      if module.startswith("spatial_jax.") and candidate.exists():
+        todo.append(candidate)
+  return found
+
+
+def test_the_grpo_stage_needs_few_files():
+  lines = {
+    path: len(path.read_text().splitlines()) for path in _closure("spatial_jax/stages/grpo.py")
+  }
+  assert len(lines) <= CLOSURE_FILES
+  assert sum(lines.values()) <= CLOSURE_LINES
+
+
+@pytest.mark.parametrize("path", [*SOURCES, ROOT / "README.md"], ids=_name)
+def test_no_word_of_the_earlier_vocabulary(path):
+  if not _name(path).startswith(("spatial_jax/", "configs/", "README")):
+    return
+  about_rooms = "/synthetic/" in _name(path) or _name(path) == "configs/tiny_pretrain.py"
+  allowed = SYNTHETIC_WORDS if about_rooms else set()
+  lines = enumerate(path.read_text().splitlines(), 1)
+  found = [(i, m[0]) for i, line in lines for m in FORBIDDEN.finditer(line)]
+  assert not [one for one in found if one[1].lower() not in allowed]

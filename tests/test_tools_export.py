@@ -29,7 +29,7 @@ from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.sharding import MeshConfig
 from spatial_jax.stages.load import load_policy, record
 from spatial_jax.tools import export
-from spatial_jax.types import TrainState
+from spatial_jax.types import TokenArrays, TrainState
 from tests import policy_fixtures as fixtures
 from tests.rollout_fixtures import TOKENIZER, policy_config
 
@@ -192,7 +192,8 @@ def test_transformers_computes_the_logits_of_the_run(tmp_path):
   ids = np.arange(3, 40)
   rows = (ids[None].astype(np.int32), np.repeat(np.arange(37)[None, :, None], 3, 2))
   features_MYD = jnp.zeros((1, 1, cfg.decoder.width))
-  inputs = (*rows, np.ones((1, 37), bool), features_MYD, np.full((1, 37), -1))
+  tokens = TokenArrays(*rows, np.ones((1, 37), bool), np.full((1, 37), -1))
+  inputs = (tokens, features_MYD)
   ours = np.asarray(policy.logits(params, policy.hidden(params, *inputs)))[0]
   model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "hf").eval()
   with torch.no_grad():

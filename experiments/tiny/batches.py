@@ -16,11 +16,11 @@ from experiments.tiny.dense_loss import DenseBatch
 from experiments.tiny.dense_targets import DenseTargets, dense_targets
 from spatial_jax.config import check_field
 from spatial_jax.data.image import patch_image
-from spatial_jax.data.pipeline import HELD_OUT_SEED, sample_tasks
+from spatial_jax.data.pipeline import sample_tasks
+from spatial_jax.data.source import HELD_OUT_SEED
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.errors import DataError
-from spatial_jax.learn.gradient import Microbatches
-from spatial_jax.learn.train_batch import BatchConfig, plan_images, to_train_batch
+from spatial_jax.learn.train_batch import BatchConfig, Microbatches, plan_images, to_train_batch
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.demonstration import demonstration_trajectory
 from spatial_jax.synthetic.floorplan import ProceduralConfig, procedural_scene

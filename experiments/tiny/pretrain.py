@@ -110,11 +110,6 @@ class PretrainConfig:
     check_steps(self.optimizer, self.loop.steps)
     check_field(self, "tokenizer_rooms", self.tokenizer_rooms >= 1, "be at least 1")
     check_field(self, "out", bool(self.out), "name a folder")
-    if self.text.response_prefix_fraction:
-      raise ConfigError(
-        f"config.text.response_prefix_fraction is {self.text.response_prefix_fraction:g} and must"
-        " be 0: demonstrations have no response prefix"
-      )
     if self.recipe.pointing_layer >= self.decoder.layers:
       raise ConfigError(
         f"config.recipe.pointing_layer is {self.recipe.pointing_layer} and must be at most"
@@ -258,14 +253,7 @@ def _words_loss(
   assert answers is not None
   prefix = answers.prefix
   lower, lower_params = policy.truncate(params["policy"], cfg.pointing_layer + 1)
-  _, keys = lower.prefill(
-    lower_params,
-    prefix.token_RT,
-    prefix.position_RTA,
-    prefix.valid_RT,
-    features_MYD,
-    prefix.feature_RT,
-  )
+  _, keys = lower.prefill(lower_params, prefix, features_MYD)
 
   def first(x_RT: Array) -> jax.Array:
     by_room = jnp.asarray(x_RT).reshape(prefix.token_RT.shape[0], -1, *x_RT.shape[1:])
@@ -273,12 +261,12 @@ def _words_loss(
 
   tokens = jax.tree.map(first, answers.rows.tokens)
   valid_BT = tokens.valid_RT
-  rows = (tokens.token_RT, tokens.position_RTA, valid_BT, features_MYD, tokens.feature_RT)
-  log_BHTS = log_attention(policy, params["policy"], cfg.pointing_layer, keys, *rows)
-  hidden_BTD = lower.hidden_with_prefix(lower_params, keys, *rows)
+  layer = cfg.pointing_layer
+  log_BHTS = log_attention(policy, params["policy"], layer, keys, tokens, features_MYD)
+  hidden_BTD = lower.hidden_with_prefix(lower_params, keys, tokens, features_MYD)
   category_V = np.zeros(policy.cfg.decoder.vocabulary, np.int32)
   category_V[[tokens[-1] for tokens in names]] = 1 + np.arange(len(names))
-  name_BT = jnp.where(valid_BT, jnp.take(category_V, rows[0]), 0)
+  name_BT = jnp.where(valid_BT, jnp.take(category_V, tokens.token_RT), 0)
   subject_BT = subjects(name_BT, cfg.pointing_reach)
   category_M = jnp.where(jnp.asarray(dense.valid_M), jnp.asarray(dense.category_M), 0)
   shown_BS = jnp.take(category_M, prefix.feature_RT, mode="clip")

@@ -211,7 +211,7 @@ def box_from_corners(label: str, corners_83: np.ndarray, where: str) -> SceneObj
 
 
 def _inside(corners_83: np.ndarray, projection: np.ndarray, size_2: np.ndarray) -> float:
-  """Share of the rectangle around the projected corners in the image; 0 if behind the camera."""
+  """Share of the rectangle around the projected corners in the image; 0 if not in front of it."""
   points = corners_83
   if projection.shape[1] == 4:
     points = np.concatenate([corners_83, np.ones((8, 1))], axis=1)

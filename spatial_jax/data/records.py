@@ -115,7 +115,7 @@ def _prepare(image: Image.Image) -> None:
   if image.format == "TIFF" and image.mode.startswith("I;16"):
     bits, photometric = image.tag_v2.get(258), image.tag_v2.get(262)  # pyright: ignore
     if bits != (16,) or photometric != 1:  # Pillow neither scales 12 bits nor inverts 16
-      raise ValueError(f"grey TIFF with {bits} bits, photometric interpretation {photometric}")
+      raise ValueError(f"grayscale TIFF with {bits} bits, photometric interpretation {photometric}")
   if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
     raise ValueError(f"pixels of mode {image.mode} have no known range")
   if image.format == "PNG" and "transparency" in image.info:
@@ -135,7 +135,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if "transparency" in image.info:
       pixels[deep == image.info["transparency"]] = 255
     return Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
-  if image.mode == "La":  # Pillow converts premultiplied grey to LA only
+  if image.mode == "La":  # Pillow converts premultiplied gray to LA only
     image = image.convert("LA")
   if image.has_transparency_data:
     return composite_on_white(image.convert("RGBA"))

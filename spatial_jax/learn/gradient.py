@@ -22,33 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from spatial_jax import sharding
-from spatial_jax.checks import is_ascending, is_whole
-from spatial_jax.config import check_field
 from spatial_jax.learn.losses import Metrics
+from spatial_jax.learn.train_batch import Microbatches
 from spatial_jax.policy import param_tree
 from spatial_jax.policy.cache import Prefix
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.types import Array, FeatureBatch, Params, TrainBatch, TrainRows, VisionBatch
-
-
-@dataclasses.dataclass(frozen=True)
-class Microbatches:
-  """How rows are divided into microbatches; static.
-
-  Attributes:
-    rows: at most this number of rows per device in a microbatch; the greatest common divisor of it
-      and the number of rows per device is used.
-    lengths: tokens, ascending. A microbatch is truncated to the first length that holds its longest
-      row, so that one long response does not make all rows long; the last must hold every row. The
-      decoder is compiled once per length, within one program.
-  """
-
-  rows: int
-  lengths: tuple[int, ...]
-
-  def __post_init__(self):
-    check_field(self, "rows", is_whole(self.rows, 1), "be a whole number, at least 1")
-    check_field(self, "lengths", is_ascending(self.lengths, 1), "be ascending, from 1 on")
 
 
 class Microbatch(NamedTuple):
@@ -89,19 +68,9 @@ def token_logprobs(
   Returns:
     float32 [R, T], 0 where not trained.
   """
-  tokens = rows.tokens
-  hidden_RTD = policy.hidden_with_prefix(
-    params,
-    prefix,
-    tokens.token_RT,
-    tokens.position_RTA,
-    tokens.valid_RT,
-    features_MYD,
-    tokens.feature_RT,
-  )
-  logp_RT = policy.logprobs(
-    params, hidden_RTD[:, :-1], tokens.token_RT[:, 1:], rows.temperature_R, forbidden_V
-  )
+  hidden_RTD = policy.hidden_with_prefix(params, prefix, rows.tokens, features_MYD)
+  target_RT = rows.tokens.token_RT[:, 1:]
+  logp_RT = policy.logprobs(params, hidden_RTD[:, :-1], target_RT, rows.temperature_R, forbidden_V)
   # A forbidden token has -inf, which must not reach a gradient.
   logp_RT = jnp.where(rows.trained_RT[:, 1:], logp_RT, 0.0)
   return jnp.pad(logp_RT, ((0, 0), (1, 0)))
@@ -112,7 +81,7 @@ def score_batch(
 ) -> jax.Array:
   """float32 [R, T]: log-probabilities of a batch under any parameters (reference, old policy)."""
   features_MYD = _features(policy, params, batch.vision)
-  prefix = _prefill(policy, batch, params, features_MYD)
+  _, prefix = policy.prefill(params, batch.prefix, features_MYD)
   order = make_order(policy, batch, micro)
   size = batch.rows.tokens.token_RT.shape[1]
 
@@ -240,7 +209,7 @@ def gradient(
 def _shared(policy: Policy, params: Params, batch: TrainBatch) -> tuple[jax.Array, Prefix]:
   """Features, in float32 so that their cotangents are summed in float32, and prefixes."""
   features_MYD = _features(policy, params, batch.vision).astype(jnp.float32)
-  return features_MYD, _prefill(policy, batch, params, features_MYD)
+  return features_MYD, policy.prefill(params, batch.prefix, features_MYD)[1]
 
 
 def _cotangent(prefix: Prefix, layers_grad: Any) -> Prefix:
@@ -295,16 +264,3 @@ def _features(policy: Policy, params: Params, vision: VisionBatch | FeatureBatch
   if isinstance(vision, FeatureBatch):
     return jnp.asarray(vision.features_MYD)
   return policy.encode(params, vision)
-
-
-def _prefill(policy: Policy, batch: TrainBatch, params: Params, features_MYD: Array) -> Prefix:
-  """Keys and values of the prefix of each group."""
-  tokens = batch.prefix
-  return policy.prefill(
-    params,
-    tokens.token_RT,
-    tokens.position_RTA,
-    tokens.valid_RT,
-    features_MYD,
-    tokens.feature_RT,
-  )[1]

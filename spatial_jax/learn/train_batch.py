@@ -36,6 +36,26 @@ PerRollout = np.ndarray | Sequence[Sequence[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
+class Microbatches:
+  """How rows are divided into microbatches; static.
+
+  Attributes:
+    rows: at most this number of rows per device in a microbatch; the greatest common divisor of it
+      and the number of rows per device is used.
+    lengths: tokens, ascending. A microbatch is truncated to the first length that holds its longest
+      row, so that one long response does not make all rows long; the last must hold every row. The
+      decoder is compiled once per length, within one program.
+  """
+
+  rows: int
+  lengths: tuple[int, ...]
+
+  def __post_init__(self):
+    check_field(self, "rows", is_whole(self.rows, 1), "be a whole number, at least 1")
+    check_field(self, "lengths", is_ascending(self.lengths, 1), "be ascending, from 1 on")
+
+
+@dataclasses.dataclass(frozen=True)
 class BatchConfig:
   """Static shapes of the update.
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spatial_jax.learn.gradient import Microbatch, Microbatches, gradient
+from spatial_jax.learn.gradient import Microbatch, gradient
 from spatial_jax.learn.losses import (
   LossConfig,
   Metrics,
@@ -13,6 +13,7 @@ from spatial_jax.learn.losses import (
   ppo_clip,
   token_weights,
 )
+from spatial_jax.learn.train_batch import Microbatches
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.types import Array, Params, TrainBatch, TrainState
 

@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from spatial_jax.policy import attention_modes, int8, lora, param_tree, rope
@@ -25,7 +26,7 @@ from spatial_jax.policy.decoder import Angles, DecoderLayer, DecoderStack, DeepS
 from spatial_jax.policy.layers import RMSNorm
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.vision import VisionTower
-from spatial_jax.types import Array, Params, VisionBatch
+from spatial_jax.types import Array, Params, TokenArrays, VisionBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,30 +121,21 @@ class Policy:
   def hidden(
     self,
     params: Params,
-    token_RT: Array,
-    position_RTA: Array,
-    valid_RT: Array,
+    tokens: TokenArrays,
     features_MYD: Array,
-    feature_RT: Array,
   ) -> jax.Array:
     """Hidden states of whole rows after the last norm, causal.
 
     Args:
       params: stacked or unstacked.
-      token_RT: int32.
-      position_RTA: int32.
-      valid_RT: bool, left-aligned.
-      features_MYD: image features of every stream.
-      feature_RT: int32, row of the feature that replaces the token's embedding, -1 for text.
+      tokens: left-aligned rows.
+      features_MYD: image features of every stream, which `tokens.feature_RT` points into.
 
     Returns:
       [R, T, D] in the compute dtype.
     """
-    x_RTD = self._embed(params, token_RT, features_MYD, feature_RT)
-    deepstack = _deepstack(features_MYD, feature_RT)
-    modes = attention_modes.causal(valid_RT, self.cfg.decoder.layers)
-    x_RTD, _ = self._layers(params, x_RTD, position_RTA, deepstack, modes, return_kv=False)
-    return self._last_norm(params, x_RTD)
+    modes = attention_modes.causal(tokens.valid_RT, self.cfg.decoder.layers)
+    return self._forward(params, tokens, features_MYD, modes, return_kv=False)[0]
 
   def truncate(self, params: Params, count: int) -> tuple["Policy", Params]:
     """The policy with its first `count` decoder layers alone, and its parameters (stacked)."""
@@ -155,47 +147,33 @@ class Policy:
   def prefill(
     self,
     params: Params,
-    token_BT: Array,
-    position_BTA: Array,
-    valid_BT: Array,
+    prompts: TokenArrays,
     features_MYD: Array,
-    feature_BT: Array,
   ) -> tuple[jax.Array, Prefix]:
     """`hidden` of prompts, and the prefix that their rollouts share (see `cache.put_prefix`)."""
-    x_BTD = self._embed(params, token_BT, features_MYD, feature_BT)
-    deepstack = _deepstack(features_MYD, feature_BT)
-    modes = attention_modes.causal(valid_BT, self.cfg.decoder.layers)
-    x_BTD, layers = self._layers(params, x_BTD, position_BTA, deepstack, modes, return_kv=True)
-    length_B = jnp.sum(jnp.asarray(valid_BT), axis=1, dtype=jnp.int32)
-    return self._last_norm(params, x_BTD), Prefix(layers, length_B)
+    modes = attention_modes.causal(prompts.valid_RT, self.cfg.decoder.layers)
+    hidden_BTD, layers = self._forward(params, prompts, features_MYD, modes, return_kv=True)
+    length_B = jnp.sum(jnp.asarray(prompts.valid_RT), axis=1, dtype=jnp.int32)
+    return hidden_BTD, Prefix(layers, length_B)
 
   def hidden_with_prefix(
     self,
     params: Params,
     prefix: Prefix,
-    token_RT: Array,
-    position_RTA: Array,
-    valid_RT: Array,
+    tokens: TokenArrays,
     features_MYD: Array,
-    feature_RT: Array,
   ) -> jax.Array:
     """`hidden` of rows that continue a prefix: R = B*G, ordered by prompt; differentiable."""
-    x_RTD = self._embed(params, token_RT, features_MYD, feature_RT)
-    deepstack = _deepstack(features_MYD, feature_RT)
-    modes = attention_modes.with_prefix(valid_RT, prefix)
-    x_RTD, _ = self._layers(params, x_RTD, position_RTA, deepstack, modes, return_kv=False)
-    return self._last_norm(params, x_RTD)
+    modes = attention_modes.with_prefix(tokens.valid_RT, prefix)
+    return self._forward(params, tokens, features_MYD, modes, return_kv=False)[0]
 
   def append(
     self,
     params: Params,
     cache: Cache,
     row_R: Array | None,
-    token_RT: Array,
-    position_RTA: Array,
-    valid_RT: Array,
+    tokens: TokenArrays,
     features_MYD: Array | None,
-    feature_RT: Array | None,
   ) -> tuple[jax.Array, Cache]:
     """Appends tokens to some rows of the cache (observations, drawn images).
 
@@ -204,18 +182,16 @@ class Policy:
       cache: read, and extended at the length of each row.
       row_R: int32, the cache row of each given row, distinct; an index beyond the cache is padding.
         None: all rows of the cache in order (cheaper, because prefixes are read in place).
-      token_RT, position_RTA, valid_RT, features_MYD, feature_RT: as in `hidden`; the last two are
-        None for text. Only valid tokens are written, and none beyond the end of the cache: the
-        caller checks that they fit.
+      tokens: only valid ones are written, and none beyond the end of the cache: the caller checks
+        that they fit.
+      features_MYD: as in `hidden`; None if all tokens are text.
 
     Returns:
       hidden_RTD of the given rows, and the cache.
     """
-    modes, length_R = attention_modes.with_cache(valid_RT, cache, row_R)
-    x_RTD = self._embed(params, token_RT, features_MYD, feature_RT)
-    deepstack = _deepstack(features_MYD, feature_RT)
-    x_RTD, layers = self._layers(params, x_RTD, position_RTA, deepstack, modes, return_kv=True)
-    return self._last_norm(params, x_RTD), cache._replace(layers=layers, length_R=length_R)
+    modes, length_R = attention_modes.with_cache(tokens.valid_RT, cache, row_R)
+    hidden_RTD, layers = self._forward(params, tokens, features_MYD, modes, return_kv=True)
+    return hidden_RTD, cache._replace(layers=layers, length_R=length_R)
 
   def decode(
     self, params: Params, cache: Cache, token_R: Array, position_RA: Array, active_R: Array
@@ -232,8 +208,9 @@ class Policy:
     Returns:
       hidden_RD and the cache.
     """
-    tokens = (token_R[:, None], position_RA[:, None], active_R[:, None])
-    hidden_RTD, cache = self.append(params, cache, None, *tokens, None, None)
+    rows = (token_R[:, None], position_RA[:, None], active_R[:, None])
+    tokens = TokenArrays(*rows, feature_RT=np.full((len(token_R), 1), -1, np.int32))
+    hidden_RTD, cache = self.append(params, cache, None, tokens, features_MYD=None)
     return hidden_RTD[:, 0], cache
 
   def angles(self, position_RTA: Array) -> Angles:
@@ -323,17 +300,32 @@ class Policy:
     layer = DecoderLayer(self.cfg.decoder, self.compute_dtype, self.mesh, return_kv)
     return self._adapt(layer, "decoder/layers/")
 
+  def _forward(
+    self,
+    params: Params,
+    tokens: TokenArrays,
+    features_MYD: Array | None,
+    modes: Sequence[AttentionMode],
+    return_kv: bool,
+  ) -> tuple[jax.Array, tuple[Any, ...]]:
+    """Hidden states after the last norm, and the keys and values of each layer."""
+    x_RTD = self._embed(params, tokens, features_MYD)
+    deepstack = None if features_MYD is None else _deepstack(features_MYD, tokens.feature_RT)
+    angles = self.angles(tokens.position_RTA)
+    x_RTD, layers = self._layers(params, x_RTD, angles, deepstack, modes, return_kv)
+    return self._last_norm(params, x_RTD), layers
+
   def _layers(
     self,
     params: Params,
     x_RTD: jax.Array,
-    position_RTA: Array,
+    angles: Angles,
     deepstack: DeepStackFeatures | None,
     modes: Sequence[AttentionMode],
     return_kv: bool,
   ) -> tuple[jax.Array, tuple[Any, ...]]:
     """All decoder layers, `modes` one for each; returns x and the keys and values of each layer."""
-    weights, angles = params["decoder"]["layers"], self.angles(position_RTA)
+    weights = params["decoder"]["layers"]
     if isinstance(weights, tuple):
       layer, layers = self._layer(return_kv), []
       for index, (weight, mode) in enumerate(zip(weights, modes, strict=True)):
@@ -344,10 +336,10 @@ class Policy:
     x_RTD, kv = self._apply(self._stack(return_kv), {"layers": weights}, *arguments)
     return x_RTD, tuple(jax.tree.map(lambda x, i=i: x[i], kv) for i in range(len(modes)))
 
-  def _embed(self, params, token_RT, features_MYD, feature_RT) -> jax.Array:
-    table_VD = params["decoder"]["embed"]["embedding"]
-    x_RTD = jnp.take(table_VD, token_RT, axis=0, mode="clip").astype(self.compute_dtype)
-    if features_MYD is None or feature_RT is None:
+  def _embed(self, params: Params, tokens: TokenArrays, features_MYD: Array | None) -> jax.Array:
+    table_VD, feature_RT = params["decoder"]["embed"]["embedding"], tokens.feature_RT
+    x_RTD = jnp.take(table_VD, tokens.token_RT, axis=0, mode="clip").astype(self.compute_dtype)
+    if features_MYD is None:
       return x_RTD
     image_RTD = jnp.take(jnp.asarray(features_MYD[:, 0]), feature_RT, axis=0, mode="clip")
     return jnp.where(feature_RT[..., None] >= 0, image_RTD.astype(self.compute_dtype), x_RTD)
@@ -363,9 +355,9 @@ class Policy:
     return VisionBatch.build(jnp.zeros, patches, vision.patch_values, 1, patches)
 
 
-def _deepstack(features_MYD: Array | None, feature_RT: Array | None) -> DeepStackFeatures | None:
+def _deepstack(features_MYD: Array, feature_RT: Array) -> DeepStackFeatures | None:
   """The features for DeepStack; None if there is only one stream."""
-  if features_MYD is None or features_MYD.shape[1] == 1:
+  if features_MYD.shape[1] == 1:
     return None
   return DeepStackFeatures(jnp.asarray(features_MYD), jnp.asarray(feature_RT))
 

@@ -20,16 +20,15 @@ _FILL = 0.9  # height of a full bar, in slots
 _VISIBLE = 0.002  # share of the total time; shorter bars are not drawn
 
 
-def timeline_figure(record: dict[str, Any], width_in: float) -> Markup:
-  """Slots over the seconds of the rollouts of one step.
+def timeline_figure(record: dict[str, Any]) -> svg.TwoLayouts:
+  """Slots over the seconds of the rollouts of one step; `record` is from `Timeline.record`."""
 
-  Args:
-    record: from `Timeline.record`.
-    width_in: of the figure, inches.
-  """
-  height_in = 1.3 + min(0.12 * _slots(record), 4.0)
-  draw = functools.partial(_draw, record, 6 if width_in > 5 else 3)
-  return svg.axes_svg(draw, width_in, height_in, "programs on the devices over time")
+  def draw(layout: svg.Layout) -> Markup:
+    height_in = 1.3 + min(0.12 * _slots(record), 4.0)
+    figure = functools.partial(_draw, record, 3 if layout.phone else 6)
+    return svg.axes_svg(figure, layout.width_in, height_in, "programs on the devices over time")
+
+  return svg.two_layouts(draw)
 
 
 def _slots(record: dict[str, Any]) -> int:
@@ -39,11 +38,11 @@ def _slots(record: dict[str, Any]) -> int:
 def _draw(record: dict[str, Any], columns: int, axes: Axes) -> None:
   """The bar of a slot is filled by the share of its rollouts in each state."""
   bars = _slot_bars(record) | _strip_bars(record)
-  colours = _SLOT | _STRIP
-  for name, colour in colours.items():
+  handles = []
+  for name, colour in (_SLOT | _STRIP).items():
     if rectangles := bars[name]:
       axes.add_patch(PathPatch(_path(rectangles), color=colour, linewidth=0))
-  handles = [Patch(color=colour, label=name.replace("_", " ")) for name, colour in colours.items()]
+      handles.append(Patch(color=colour, label=name.replace("_", " ")))
   axes.figure.legend(handles=handles, loc="outside upper left", ncols=columns)
   axes.set(xlim=(0, record["total_s"]), ylim=(0, sum(_strip(record))), xlabel="seconds", yticks=[])
   axes.set_ylabel(f"{_slots(record)} slots")

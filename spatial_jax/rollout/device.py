@@ -17,7 +17,8 @@ from spatial_jax import rng
 from spatial_jax.policy import cache as cache_lib
 from spatial_jax.policy.cache import Cache
 from spatial_jax.policy.qwen_vl import Policy
-from spatial_jax.rollout.sampling import SamplingArrays, TokenMasks, sample_token
+from spatial_jax.rollout.device_inputs import ObservationBatch, PromptBatch, SamplingArrays
+from spatial_jax.rollout.sampling import TokenMasks, sample_token
 from spatial_jax.types import Array, Params
 
 
@@ -53,47 +54,6 @@ class SampleState(NamedTuple):
   count_R: Array
   active_R: Array
   sampling: SamplingArrays
-
-
-class PromptBatch(NamedTuple):
-  """Padded prompts, each for one slot.
-
-  Attributes:
-    slot_B: int32; a slot >= the number of slots is padding, its results are dropped.
-    token_BT, position_BTA: int32 ids and rotary positions.
-    valid_BT: bool; padding prompts have one valid token.
-    feature_BT: int32, row of the feature buffer, -1 for text.
-    next_position_B: int32, rotary position of the token after the prompt.
-  """
-
-  slot_B: Array
-  token_BT: Array
-  position_BTA: Array
-  valid_BT: Array
-  feature_BT: Array
-  next_position_B: Array
-
-
-class ObservationBatch(NamedTuple):
-  """Padded observations, each for one row of the cache.
-
-  Attributes:
-    row_R: int32; a row >= the number of rows is padding, its results are dropped.
-    start_R: int32, tokens of the suffix before the observation.
-    count_R: int32, how many of these tokens were sampled.
-    limit_R: int32, the next turn ends when the rollout has sampled this number of tokens.
-    token_RT, position_RTA, valid_RT, feature_RT, next_position_R: as in `PromptBatch`.
-  """
-
-  row_R: Array
-  start_R: Array
-  count_R: Array
-  limit_R: Array
-  token_RT: Array
-  position_RTA: Array
-  valid_RT: Array
-  feature_RT: Array
-  next_position_R: Array
 
 
 def empty_state(
@@ -151,16 +111,9 @@ def prefill(
     feature_buffer_MYD: features of the images of the prompts.
     prompts: their slots are distinct.
   """
-  hidden_BTD, prefix = policy.prefill(
-    params,
-    prompts.token_BT,
-    prompts.position_BTA,
-    prompts.valid_BT,
-    feature_buffer_MYD,
-    prompts.feature_BT,
-  )
+  hidden_BTD, prefix = policy.prefill(params, prompts.tokens, feature_buffer_MYD)
   assert state.start is not None
-  new = RolloutStart(last_valid(hidden_BTD, prompts.valid_BT), prompts.next_position_B)
+  new = RolloutStart(last_valid(hidden_BTD, prompts.tokens.valid_RT), prompts.next_position_B)
   return state._replace(
     cache=cache_lib.put_prefix(state.cache, prefix, jnp.asarray(prompts.slot_B)),
     start=jax.tree.map(
@@ -224,21 +177,12 @@ def append(
 
   # A row may have sampled tokens after a stop string; they are in the cache and are overwritten.
   cache = state.cache._replace(length_R=put(state.cache.length_R, rows.start_R))
-  hidden_RTD, cache = policy.append(
-    params,
-    cache,
-    rows.row_R,
-    rows.token_RT,
-    rows.position_RTA,
-    rows.valid_RT,
-    feature_buffer_MYD,
-    rows.feature_RT,
-  )
+  hidden_RTD, cache = policy.append(params, cache, rows.row_R, rows.tokens, feature_buffer_MYD)
   limit_R = put(state.sampling.limit_R, rows.limit_R)
   return SampleState(
     cache=cache,
     start=state.start,
-    hidden_RD=put(state.hidden_RD, last_valid(hidden_RTD, rows.valid_RT)),
+    hidden_RD=put(state.hidden_RD, last_valid(hidden_RTD, rows.tokens.valid_RT)),
     position_R=put(state.position_R, rows.next_position_R),
     count_R=put(state.count_R, rows.count_R),
     active_R=put(state.active_R, True),

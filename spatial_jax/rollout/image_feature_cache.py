@@ -17,8 +17,8 @@ from spatial_jax.data.vision_packing import (
 from spatial_jax.drawing.termination import StopLimits
 from spatial_jax.errors import DataError
 from spatial_jax.rollout.config import RolloutConfig
+from spatial_jax.rollout.engine import RolloutPrograms
 from spatial_jax.rollout.profiling import Timeline
-from spatial_jax.rollout.programs import RolloutPrograms
 from spatial_jax.types import Params, PatchedImage, Prompt
 
 # [tokens, Y, D] of images that one vision tower encoded, by content hash.

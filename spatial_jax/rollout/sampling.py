@@ -5,32 +5,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from spatial_jax.rollout.device_inputs import SamplingArrays
 from spatial_jax.types import Array
 
 _BLOCK = 128  # ids per block of a draw: the width of a TPU register
 _BELOW_ONE = 1 - 2.0**-24
-
-
-class SamplingArrays(NamedTuple):
-  """How each row samples. All values are arrays, so other values do not recompile.
-
-  Attributes:
-    key_R: typed PRNG keys.
-    temperature_R: float32 > 0; log-probabilities are those at this temperature.
-    greedy_R: bool, takes the most likely token instead of drawing one.
-    top_k_R: int32, only this number of most likely tokens is drawn from; 0: all.
-    top_p_R: float32 in (0, 1], probability mass of the nucleus; 1: all.
-    min_p_R: float32 in [0, 1), least probability as a fraction of the largest; 0: any.
-    limit_R: int32, the turn ends when the rollout has sampled this number of tokens (`count_R`).
-  """
-
-  key_R: Array
-  temperature_R: Array
-  greedy_R: Array
-  top_k_R: Array
-  top_p_R: Array
-  min_p_R: Array
-  limit_R: Array
 
 
 class TokenMasks(NamedTuple):

@@ -20,15 +20,16 @@ from absl import logging
 from spatial_jax.data.vision_packing import bucket
 from spatial_jax.drawing.executor import Drawing
 from spatial_jax.rollout import request as request_lib
-from spatial_jax.rollout import sampling_keys
 from spatial_jax.rollout.config import SamplingParams
-from spatial_jax.rollout.conversation import TokenSegment
-from spatial_jax.rollout.device import SampleState
 from spatial_jax.rollout.device_inputs import (
+  Observed,
   RowSampling,
   observation_batch,
   prompt_batch,
+  sample_indices,
   sampling_arrays,
+  sampling_keys,
+  task_number,
 )
 from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.image_feature_cache import (
@@ -142,8 +143,8 @@ class _Scheduler:
     cfg, conversation = engine.cfg, engine.conversation
     self.engine, self.params, self.job = engine, params, job
     self.timeline = job.timeline or Timeline()  # one that is not entered waits for nothing
-    self.sample_index = sampling_keys.sample_indices(job.sampling_params)
-    self.key_BG2 = sampling_keys.sampling_keys(job.seed, job.step, job.prompts, self.sample_index)
+    self.sample_index = sample_indices(job.sampling_params)
+    self.key_BG2 = sampling_keys(job.seed, job.step, job.prompts, self.sample_index)
     self.waiting = collections.deque(enumerate(job.prompts))
     self.slots: list[_Group | None] = [None] * cfg.slots
     self.queued: collections.deque[_RolloutIndex] = collections.deque()
@@ -154,7 +155,7 @@ class _Scheduler:
     longest = max(job.prompts, key=lambda prompt: len(prompt.token_ids_T))
     name = f"tokens in the prompt of {longest.task.task_id}"
     prefix_size = bucket(len(longest.token_ids_T), cfg.prompt_buckets, name)
-    self.state: SampleState = engine.programs.empty_state(prefix_size)
+    self.state = engine.programs.empty_state(prefix_size)
     self.images = ImageFeatureCache(
       engine.programs,
       params,
@@ -228,7 +229,8 @@ class _Scheduler:
 
   def append_observations(self) -> None:
     """Appends the drawings that are due to their rows."""
-    cfg, observed = self.engine.cfg, []
+    cfg = self.engine.cfg
+    observed: list[Observed] = []
     due = self._due_drawings()
     self.pending_drawings = [pending for pending in self.pending_drawings if pending not in due]
     for pending in due:
@@ -236,18 +238,20 @@ class _Scheduler:
       assert request is not None
       with self.timeline.waiting_for_drawing():
         drawing = pending.drawing.result()
-      observation = request_lib.add_observation(self.engine, request, drawing, self.chunk)
-      if observation is not None:
-        observed.append((pending.row, request, observation))
+      segment = request_lib.add_observation(self.engine, request, drawing, self.chunk)
+      if segment is not None:
+        start, count = request.response_tokens - len(segment.token_ids_T), request.sampled_tokens
+        limit, next_position = count + request.turn_limit, request.builder.next_position
+        observed.append(Observed(pending.row, segment, start, count, limit, next_position))
     self._release_ended()
     while observed:
-      images = [observation.images for _, _, observation in observed[: cfg.append[-1]]]
+      images = [one.segment.images for one in observed[: cfg.append[-1]]]
       count = count_fitting(images, cfg.feature_buffer_tokens)
       self._append(observed[:count])
       observed = observed[count:]
 
   def _start_group(self, prompt_index: int, prompt: Prompt) -> _Group:
-    path = (self.job.seed, self.job.step, sampling_keys.task_number(prompt))
+    path = (self.job.seed, self.job.step, task_number(prompt))
     rollouts = zip(self.sample_index, self.job.sampling_params, strict=True)
     requests = [
       request_lib.start_request(self.engine, prompt, g, (*path, sample_index), params)
@@ -267,7 +271,7 @@ class _Scheduler:
       self.params, self.state, self.images.feature_buffer_MYD, batch
     )
     tokens = sum(len(prompt.token_ids_T) for prompt in prompts)
-    self.timeline.submitted("prefill", ready_token, tokens, batch.token_BT.size)
+    self.timeline.submitted("prefill", ready_token, tokens, batch.tokens.token_RT.size)
 
   def _due_drawings(self) -> list[_PendingDrawing]:
     """The pending drawings that are appended before the next chunk."""
@@ -279,15 +283,15 @@ class _Scheduler:
       return pending if no_row_samples else []
     return [one for one in pending if one.drawing.done()] or pending[: int(no_row_samples)]
 
-  def _append(self, observed: list[tuple[int, Request, TokenSegment]]) -> None:
+  def _append(self, observed: list[Observed]) -> None:
     """One call of the append program."""
-    buffer_rows = self.images.encode([observation.images for _, _, observation in observed])
+    buffer_rows = self.images.encode([one.segment.images for one in observed])
     batch = observation_batch(observed, buffer_rows, self.engine.cfg)
     self.state, ready_token = self.engine.programs.append(
       self.params, self.state, self.images.feature_buffer_MYD, batch
     )
-    tokens = int(batch.valid_RT.sum())
-    self.timeline.submitted("append", ready_token, tokens, batch.token_RT.size)
+    tokens = int(batch.tokens.valid_RT.sum())
+    self.timeline.submitted("append", ready_token, tokens, batch.tokens.token_RT.size)
 
   # --- a chunk -----------------------------------------------------------------------------------
 

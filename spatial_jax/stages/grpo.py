@@ -7,20 +7,23 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from spatial_jax.compiled import LearnPrograms
 from spatial_jax.config import check_field
 from spatial_jax.data import pipeline
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.learn.advantage import AdvantageConfig, advantage
-from spatial_jax.learn.gradient import Microbatches
 from spatial_jax.learn.losses import LossConfig
 from spatial_jax.learn.optimizer import OptimizerConfig
-from spatial_jax.learn.train_batch import BatchConfig, downsample_rollouts, to_train_batch
+from spatial_jax.learn.train_batch import (
+  BatchConfig,
+  Microbatches,
+  downsample_rollouts,
+  to_train_batch,
+)
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.reward.compose import RewardConfig, score
 from spatial_jax.reward.snra import sharpness
@@ -28,9 +31,17 @@ from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.profiling import Timeline, save_timeline
 from spatial_jax.rollout.saved_groups import make_saved_groups, most_drawings_first, save_groups
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
-from spatial_jax.stages.context import RunContext
-from spatial_jax.stages.loop import Step
-from spatial_jax.types import Params, Prompts, Rollouts, Scores, Task, TrainState
+from spatial_jax.types import (
+  Array,
+  Params,
+  Prompts,
+  Rollouts,
+  Scores,
+  StageStep,
+  Task,
+  TrainBatch,
+  TrainState,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +76,26 @@ class GrpoConfig:
       check_field(self, name, vars(self)[name] >= 0, "be at least 0")
 
 
+class UpdatePrograms(Protocol):
+  """What the update runs on the devices; `compiled.LearnPrograms` are the programs."""
+
+  local_row_shards: int  # devices over which the rows of one process are sharded
+
+  def place(self, batch: TrainBatch, /) -> TrainBatch:
+    """Moves a NumPy batch to the devices."""
+    ...
+
+  def score(self, params: Params, batch: TrainBatch, /) -> Array:
+    """Log-probabilities [R, T] of a batch under a reference policy, without adapters."""
+    ...
+
+  def update(
+    self, state: TrainState, batch: TrainBatch, ref_logp_RT: Array | None, /
+  ) -> tuple[TrainState, Mapping[str, Any]]:
+    """One optimizer step, see `learn.update.policy_update`; the state is donated."""
+    ...
+
+
 def batch_config(learn: GrpoConfig, policy: QwenVLConfig) -> BatchConfig:
   """The static shapes of the update."""
   return BatchConfig(
@@ -81,25 +112,29 @@ class GrpoStage:
   """Everything that a GRPO step needs besides the train state and the step number.
 
   Attributes:
-    context: policy, conversation, drawing workers.
     engine: generates rollouts.
-    programs: the jitted update.
+    programs: of the update.
+    decode_params: train parameters -> decode parameters.
+    keep_features: the vision tower is frozen, so each image is encoded once, for the rollouts and
+      for the update.
     tasks_of: (seed, step, count) -> tasks.
     cfg, shapes: of the stage, and its static shapes.
     steps, seed: of the run.
-    reference: train parameters -> parameters of the reference policy; None without a KL term.
+    start: parameters of the reference policy; None without a KL term, or if the reference is the
+      policy without its adapters.
     workdir: of the saved rollouts.
   """
 
-  context: RunContext
   engine: Engine
-  programs: LearnPrograms
+  programs: UpdatePrograms
+  decode_params: Callable[[Params], Params]
+  keep_features: bool
   tasks_of: Callable[[int, int, int], list[Task]]
   cfg: GrpoConfig
   shapes: BatchConfig
   steps: int
   seed: int
-  reference: Callable[[Params], Params] | None
+  start: Params | None
   workdir: pathlib.Path
 
   def prompts(self, step: int) -> Prompts:
@@ -107,7 +142,7 @@ class GrpoStage:
     tasks = self.tasks_of(self.seed, step, self.engine.cfg.prompts)
     return [self.engine.conversation.prompt(task) for task in tasks]
 
-  def step_function(self, first: int) -> Step:
+  def step_function(self, first: int) -> StageStep:
     """The function of one step; a thread prepares the prompts of the next two steps."""
     prompt_iter = pipeline.prefetch(self.prompts, first, 2)
     return lambda state, step: self.step(state, step, prompt_iter)
@@ -130,9 +165,8 @@ class GrpoStage:
     k = sharpness(step / self.steps, cfg.reward.schedule)
     prompts = next(prompt_iter)
     begin = time.monotonic()
-    weights = self.context.decode_params(state.params)
-    # A frozen vision tower encodes each image once, for the rollouts and for the update.
-    image_features = None if self.context.policy.vision_trainable else {}
+    weights = self.decode_params(state.params)
+    image_features = {} if self.keep_features else None
     with Timeline() as timeline:
       job = RolloutJob(prompts, self.seed, step, sampling_params, image_features, timeline=timeline)
       rollouts = generate_rollouts(self.engine, weights, job)
@@ -144,13 +178,13 @@ class GrpoStage:
     kept_BG = downsample_rollouts(advantages_BG, cfg.keep_fraction, self.programs.local_row_shards)
     batch, _ = to_train_batch(rollouts, advantages_BG, self.shapes, kept_BG, image_features)
     batch = self.programs.place(batch)
-    ref_logp_RT = self.reference and self.programs.score(self.reference(state.params), batch)
+    ref_logp_RT = None
+    if cfg.loss.kl_weight:
+      reference = state.params if self.start is None else self.start
+      ref_logp_RT = self.programs.score(reference, batch)
     state, metrics = self.programs.update(state, batch, ref_logp_RT)
+    self._save(step, prompts, rollouts, scores, advantages_BG, timeline)
 
-    if cfg.save_rollouts_every and step % cfg.save_rollouts_every == 0:
-      groups = make_saved_groups(prompts, rollouts, scores, advantages_BG, step)
-      save_groups(most_drawings_first(groups, cfg.saved_groups), self.workdir)
-      save_timeline(timeline, step, self.workdir)
     metrics = jax.device_get(metrics)
     update_s = time.monotonic() - begin - rollout_s
     return state, {
@@ -162,6 +196,23 @@ class GrpoStage:
       **timeline.summary(),
       "tokens_per_s": sum(t.trained_T.sum() for group in rollouts for t in group) / rollout_s,
     }
+
+  def _save(
+    self,
+    step: int,
+    prompts: Prompts,
+    rollouts: Rollouts,
+    scores: Scores,
+    advantages_BG: np.ndarray,
+    timeline: Timeline,
+  ) -> None:
+    """Every `save_rollouts_every` steps: saves rollouts and timeline for the report."""
+    cfg = self.cfg
+    if not cfg.save_rollouts_every or step % cfg.save_rollouts_every:
+      return
+    groups = make_saved_groups(prompts, rollouts, scores, advantages_BG, step)
+    save_groups(most_drawings_first(groups, cfg.saved_groups), self.workdir)
+    save_timeline(timeline, step, self.workdir)
 
 
 def summarise(rollouts: Rollouts, scores: Scores, advantages_BG: np.ndarray) -> dict[str, float]:

@@ -17,7 +17,7 @@ from spatial_jax.config import check_field
 from spatial_jax.errors import CheckpointError
 from spatial_jax.metrics import LogConfig, Metrics, programs_compiled
 from spatial_jax.preemption import Preemption, Terminated
-from spatial_jax.types import TrainState
+from spatial_jax.types import StageStep, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,6 @@ class LoopConfig:
     check_field(self, "keep", is_whole(self.keep, 1), "be at least 1")
 
 
-Step = Callable[[TrainState, int], tuple[TrainState, Mapping[str, Any]]]
 Evaluate = Callable[[TrainState], Mapping[str, float]]
 
 
@@ -87,7 +86,7 @@ def run(
   cfg: LoopConfig,
   stage: str,
   state: TrainState,
-  step_of: Callable[[int], Step],
+  step_of: Callable[[int], StageStep],
   evaluate: Evaluate | None,
   benchmark: str | None,
   config: dict[str, Any],
@@ -142,7 +141,7 @@ def resume(workdir: str | os.PathLike[str], state: TrainState) -> tuple[int, Tra
   return checkpoint.read_progress(found).step, checkpoint.restore(found, abstract)
 
 
-def _timed(step: Step, state: TrainState, number: int) -> tuple[TrainState, dict[str, float]]:
+def _timed(step: StageStep, state: TrainState, number: int) -> tuple[TrainState, dict[str, float]]:
   """One finished step: its metrics as numbers, with its time and its compilations."""
   start, compiled = time.monotonic(), programs_compiled()
   state, metrics = step(state, number)

@@ -33,7 +33,7 @@ from spatial_jax.hf.processor import read_processor
 from spatial_jax.policy import rope
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
-from spatial_jax.types import Params, PatchedImage, VisionBatch
+from spatial_jax.types import Params, PatchedImage, TokenArrays, VisionBatch
 
 TOLERANCE = 1e-4  # in standard deviations of the reference
 # Greedy tokens are compared up to the first step with a smaller margin between the best two logits.
@@ -148,8 +148,8 @@ def _features(policy: Policy, params: Params, batch: VisionBatch) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(policy: Policy, params, token_RT, position_RTA, features_MYD, feature_RT) -> jax.Array:
   valid_RT = jnp.ones(token_RT.shape, bool)
-  hidden = policy.hidden(params, token_RT, position_RTA, valid_RT, features_MYD, feature_RT)
-  return policy.logits(params, hidden)
+  tokens = TokenArrays(token_RT, position_RTA, valid_RT, feature_RT)
+  return policy.logits(params, policy.hidden(params, tokens, features_MYD))
 
 
 @functools.lru_cache(maxsize=1)
