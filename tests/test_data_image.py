@@ -90,11 +90,11 @@ def test_clips_without_frames_or_of_several_sizes_are_refused():
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"patch_size": 0}, "patch_size is 0 and must be at least 1"),
-    ({"merge_size": 0}, "merge_size is 0 and must be at least 1"),
-    ({"temporal_size": 0}, "temporal_size is 0 and must be at least 1"),
-    ({"min_pixels": 0}, "min_pixels is 0 and must be at least 1"),
-    ({"max_pixels": 3000}, "max_pixels is 3000 and must be at least min_pixels, 3136"),
+    ({"patch_size": 0}, "patch_size is 0 and must be a whole number, at least 1"),
+    ({"merge_size": 0}, "merge_size is 0 and must be a whole number, at least 1"),
+    ({"temporal_size": 0}, "temporal_size is 0 and must be a whole number, at least 1"),
+    ({"min_pixels": 0}, "min_pixels is 0 and must be a whole number, at least 1"),
+    ({"max_pixels": 3000}, "max_pixels is 3000 and must be a whole number, at least 3136"),
     ({"mean": (0.5, math.nan, 0.5)}, "mean is .* and must be finite"),
     ({"std": (0.5, 0.5, 0.0)}, "std is .* and must be above 0 and finite"),
     ({"std": (0.5, math.inf, 0.5)}, "std is .* and must be above 0 and finite"),

@@ -16,17 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatial_jax.data import pipeline
-from spatial_jax.data.pipeline import (
+from spatial_jax.data import source as source_lib
+from spatial_jax.data.pipeline import compute_async, interleave_types, prefetch, sample_tasks
+from spatial_jax.data.source import (
   HELD_OUT_SEED,
-  compute_async,
-  held_out_tasks,
-  interleave_types,
-  prefetch,
-  sample_tasks,
-  training_batch,
+  RoomSource,
+  SourceConfig,
+  is_held_out,
+  make_source,
 )
-from spatial_jax.data.source import SourceConfig, is_held_out, make_source
 from spatial_jax.errors import DataError
 from spatial_jax.synthetic import tasks as tasks_lib
 from spatial_jax.synthetic.floorplan import ProceduralConfig
@@ -51,6 +49,16 @@ def fake_tasks(number):
   ]
 
 
+def training_batch(tasks_of, seed, step, count, max_tasks_per_scene, types, rare_type_retries=4):
+  source = RoomSource(tasks_of, tasks_of, 0, types, None, max_tasks_per_scene, rare_type_retries)
+  return source.batch(seed, step, count)
+
+
+def held_out_tasks(tasks_of, first_scene, count, max_tasks_per_scene, types):
+  source = RoomSource(tasks_of, tasks_of, first_scene, types, None, max_tasks_per_scene, 0)
+  return source.held_out(count)
+
+
 def ids(tasks):
   return [task.task_id for task in tasks]
 
@@ -64,9 +72,9 @@ def numbers(tasks):
 
 @given(st.integers(0, 99), st.integers(0, 10**6), st.integers(1, 20), st.integers(1, 6))
 def test_the_same_seed_and_step_give_the_same_batch(seed, step, count, max_tasks_per_scene):
-  tasks = training_batch(fake_tasks, 0, seed, step, count, max_tasks_per_scene, TYPES)
+  tasks = training_batch(fake_tasks, seed, step, count, max_tasks_per_scene, TYPES)
   assert ids(tasks) == ids(
-    training_batch(fake_tasks, 0, seed, step, count, max_tasks_per_scene, TYPES)
+    training_batch(fake_tasks, seed, step, count, max_tasks_per_scene, TYPES)
   )
   assert len(set(ids(tasks))) == count
   rooms = numbers(tasks)
@@ -76,7 +84,7 @@ def test_the_same_seed_and_step_give_the_same_batch(seed, step, count, max_tasks
 
 def test_steps_and_seeds_have_different_rooms():
   rooms = [
-    frozenset(numbers(training_batch(fake_tasks, 0, seed, step, 4, 2, TYPES)))
+    frozenset(numbers(training_batch(fake_tasks, seed, step, 4, 2, TYPES)))
     for seed in range(5)
     for step in range(20)
   ]
@@ -91,7 +99,7 @@ def shares(tasks):
 @given(st.integers(0, 99), st.integers(1, 30), st.integers(1, 6), st.booleans())
 def test_question_types_have_equal_shares(seed, count, max_tasks_per_scene, training):
   if training:
-    tasks = training_batch(fake_tasks, 0, seed, 0, count, max_tasks_per_scene, TYPES)
+    tasks = training_batch(fake_tasks, seed, 0, count, max_tasks_per_scene, TYPES)
   else:
     tasks = held_out_tasks(fake_tasks, seed, count, max_tasks_per_scene, TYPES)
   assert len(set(ids(tasks))) == count
@@ -101,7 +109,7 @@ def test_question_types_have_equal_shares(seed, count, max_tasks_per_scene, trai
 
 
 def test_the_extra_task_of_a_step_has_a_random_type():
-  extra = shares(training_batch(fake_tasks, 0, 0, step, 1, 1, TYPES)[0] for step in range(300))
+  extra = shares(training_batch(fake_tasks, 0, step, 1, 1, TYPES)[0] for step in range(300))
   assert min(extra.values()) > 70
 
 
@@ -120,7 +128,7 @@ def one_in(period):
 @given(st.integers(0, 99), st.integers(1, 20), st.integers(1, 3))
 def test_a_rare_type_gets_its_share(seed, count, max_tasks_per_scene):
   tasks_of, visited = one_in(4 // max_tasks_per_scene)
-  counts = shares(training_batch(tasks_of, 0, seed, 0, count, max_tasks_per_scene, TYPES)).values()
+  counts = shares(training_batch(tasks_of, seed, 0, count, max_tasks_per_scene, TYPES)).values()
   assert len(visited) <= 4 * math.ceil(count / max_tasks_per_scene)
   assert max(counts) - min(counts) <= 1
 
@@ -130,7 +138,7 @@ def test_rare_type_retries_limit_the_visited_rooms(
   seed, count, max_tasks_per_scene, rare_type_retries
 ):
   tasks_of, visited = one_in(HELD_OUT_SEED * 2)
-  tasks = training_batch(tasks_of, 0, seed, 0, count, max_tasks_per_scene, TYPES, rare_type_retries)
+  tasks = training_batch(tasks_of, seed, 0, count, max_tasks_per_scene, TYPES, rare_type_retries)
   assert len(tasks) == count
   assert len(visited) <= (rare_type_retries + 1) * math.ceil(count / max_tasks_per_scene)
 
@@ -147,7 +155,7 @@ def test_a_missing_type_is_replaced_by_others(seed, count, max_tasks_per_scene):
 
 def test_without_types_rooms_are_taken_in_order():
   tasks_of, visited = one_in(100)
-  assert len(training_batch(tasks_of, 0, 0, 0, 30, 3, ())) == 30
+  assert len(training_batch(tasks_of, 0, 0, 30, 3, ())) == 30
   assert len(visited) == 10
 
 
@@ -174,11 +182,9 @@ def test_rooms_without_questions_are_skipped_or_an_error():
   def every_third(number):
     return fake_tasks(number) if number % 3 == 0 else []
 
-  assert all(
-    number % 3 == 0 for number in numbers(training_batch(every_third, 0, 0, 0, 10, 2, TYPES))
-  )
+  assert all(number % 3 == 0 for number in numbers(training_batch(every_third, 0, 0, 10, 2, TYPES)))
   with pytest.raises(DataError, match="32 rooms in a row gave no question; lower"):
-    training_batch(lambda number: [], 0, 0, 0, 1, 1, TYPES)
+    training_batch(lambda number: [], 0, 0, 1, 1, TYPES)
 
 
 # --- real scenes ---------------------------------------------------------------------------------
@@ -215,24 +221,24 @@ def test_the_last_training_batch_is_below_the_held_out_numbers(monkeypatch):
     def permutation(self, count):
       return np.arange(count)
 
-  monkeypatch.setattr(pipeline, "_generator", lambda *numbers: Highest())
-  monkeypatch.setattr(pipeline, "sample_tasks", lambda tasks, count, rng: tasks[:count])
-  assert max(numbers(training_batch(fake_tasks, 0, 0, 0, 512, 1, TYPES))) < HELD_OUT_SEED
+  monkeypatch.setattr(source_lib, "_generator", lambda *numbers: Highest())
+  monkeypatch.setattr(source_lib, "sample_tasks", lambda tasks, count, rng: tasks[:count])
+  assert max(numbers(training_batch(fake_tasks, 0, 0, 512, 1, TYPES))) < HELD_OUT_SEED
 
 
 def test_all_random_streams_are_different():
   """NumPy ignores zeros at the end of a seed: (5,) and (5, 0) are the same."""
   names = [(n, use) for n in range(4) for use in range(3)]
   names += [(seed, step, 3) for seed in range(4) for step in range(4)]
-  first = {pipeline._generator(*name).random() for name in names}
+  first = {source_lib._generator(*name).random() for name in names}
   assert len(first) == len(names)
   assert (
     len(
       {
         tasks_lib._CAMERA_STREAM,
         tasks_lib._QUESTION_STREAM,
-        pipeline._HELD_OUT_STREAM,
-        pipeline._BATCH_STREAM,
+        source_lib._HELD_OUT_STREAM,
+        source_lib._BATCH_STREAM,
       }
     )
     == 4

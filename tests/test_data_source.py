@@ -23,8 +23,8 @@ def source_config(**changes) -> SourceConfig:
 @pytest.mark.parametrize(
   ("key", "value", "rule"),
   [
-    ("max_tasks_per_scene", 0, "be at least 1"),
-    ("rare_type_retries", -1, "be at least 0"),
+    ("max_tasks_per_scene", 0, "be a whole number, at least 1"),
+    ("rare_type_retries", -1, "be a whole number, at least 0"),
     ("rooms.objects", (5, 3), "be the fewest and the most objects, both from 1 to 256"),
     ("rooms.objects", (0, 3), "be the fewest and the most objects"),
     ("rooms.objects", (1, 257), "be the fewest and the most objects"),

@@ -11,15 +11,12 @@ from hypothesis import strategies as st
 
 from spatial_jax.config import ConfigError
 from spatial_jax.data import video
-from spatial_jax.data.image import PreprocessConfig, clip_resize, patch_frames
 from spatial_jax.errors import DataError
-from tests import policy_fixtures as fixtures
 
 av = pytest.importorskip("av", reason="reading video files needs PyAV (extra video)")
 
 QWEN2 = video.SampleConfig(even_grid=False, fps=2.0, min_frames=4, max_frames=768)
 QWEN3 = video.SampleConfig(even_grid=True, fps=2.0, min_frames=4, max_frames=768)
-HALF = (0.5, 0.5, 0.5)
 PIXELS = {"mpeg4": "yuv420p", "mjpeg": "yuvj420p", "png": "rgba"}
 
 
@@ -55,8 +52,8 @@ def test_chosen_frames_ascend_within_the_video(total, fps, even_grid, wanted, le
 
 
 def test_the_time_of_a_patch_is_the_mean_of_its_frames():
-  assert video.patch_times((0.0, 0.6, 1.2, 1.8)) == pytest.approx((0.3, 1.5))
-  assert video.patch_times((0.0, 0.6, 1.2)) == pytest.approx((0.3, 1.2)), "the last is repeated"
+  assert video.patch_times((0.0, 0.6, 1.2, 1.8), 2) == pytest.approx((0.3, 1.5))
+  assert video.patch_times((0.0, 0.6, 1.2), 2) == pytest.approx((0.3, 1.2)), "the last is repeated"
 
 
 @pytest.mark.parametrize(
@@ -65,8 +62,8 @@ def test_the_time_of_a_patch_is_the_mean_of_its_frames():
     ({"fps": 0.0}, "fps is 0.0 and must be above 0"),
     ({"fps": math.nan}, "fps is nan"),
     ({"fps": math.inf}, "fps is inf"),
-    ({"min_frames": 1}, "min_frames is 1 and must be at least 2"),
-    ({"max_frames": 3}, "max_frames is 3 and must be at least min_frames, 4"),
+    ({"min_frames": 1}, "min_frames is 1 and must be a whole number, at least 2"),
+    ({"max_frames": 3}, "max_frames is 3 and must be a whole number, at least 4"),
   ],
 )
 def test_sampling_out_of_range_is_refused(changes, message):
@@ -77,47 +74,8 @@ def test_sampling_out_of_range_is_refused(changes, message):
 def test_seconds_per_patch_follow_the_frames():
   frame = np.zeros((8, 8, 3), np.uint8)
   clip = video.Clip((frame,) * 4, (0.0, 0.7, 1.4, 2.1))
-  assert video.seconds_per_patch(clip) == pytest.approx(1.4)
-  assert video.seconds_per_patch(video.Clip((frame,), (0.0,))) == 1.0
-
-
-# --- sizes -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-  ("frames", "size", "expected"),
-  [
-    (16, (240, 320), (192, 256)),
-    (2, (240, 320), (256, 320)),
-    (2, (8, 16), (192, 384)),  # enlarged to one token first, 32 x 64
-    (3, (100, 100), (224, 224)),  # three frames count as four
-  ],
-)
-def test_the_bounds_apply_to_a_whole_clip(frames, size, expected):
-  cfg = PreprocessConfig(16, 2, 2, 128 * 32 * 32, 768 * 32 * 32, HALF, HALF)
-  assert clip_resize(frames, *size, cfg) == expected
-  images = [fixtures.pixels(i, *size) for i in range(frames)]
-  grid_3 = patch_frames(images, cfg, whole_clip=True).grid_3
-  assert grid_3 == ((frames + 1) // 2, expected[0] // 16, expected[1] // 16)
-
-
-@pytest.mark.torch
-@pytest.mark.filterwarnings("default")
-def test_the_size_of_a_clip_equals_the_reference():
-  pytest.importorskip("torch", reason="the reference's module needs torch (extra bench)")
-  from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
-
-  generator, cfg = np.random.default_rng(0), PreprocessConfig(16, 2, 2, 50_000, 800_000, HALF, HALF)
-  for _ in range(2000):
-    frames, height, width = (int(x) for x in generator.integers((2, 8, 8), (40, 900, 900)))
-    expected = smart_resize(frames, height, width, 2, 32, cfg.min_pixels, cfg.max_pixels)
-    assert clip_resize(frames, height, width, cfg) == expected
-
-
-def test_a_clip_of_one_frame_is_too_short():
-  cfg = PreprocessConfig(16, 2, 2, 1024, 4096, HALF, HALF)
-  with pytest.raises(DataError, match="too short"):
-    clip_resize(1, 32, 32, cfg)
+  assert video.seconds_per_patch(clip, 2) == pytest.approx(1.4)
+  assert video.seconds_per_patch(video.Clip((frame,), (0.0,)), 2) == 1.0
 
 
 # --- files -------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from experiments.tiny import batches
 from experiments.tiny.dense_targets import dense_targets
 from spatial_jax.data.image import patch_image
-from spatial_jax.data.pipeline import HELD_OUT_SEED
+from spatial_jax.data.source import HELD_OUT_SEED
 from spatial_jax.data.tokenizer import IM_END
 from spatial_jax.errors import DataError
 from spatial_jax.rollout import trajectory as trajectory_lib

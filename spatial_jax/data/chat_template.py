@@ -33,17 +33,11 @@ from spatial_jax.types import PatchedImage
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PatchedClip:
-  """The frames of a video as patches.
+  """The frames of a video as patches."""
 
-  Attributes:
-    image: the patches of all frames.
-    times_s: time of each temporal patch, in seconds.
-    step_s: time from one temporal patch to the next, in seconds.
-  """
-
-  image: PatchedImage
-  times_s: tuple[float, ...]
-  step_s: float
+  image: PatchedImage  # the patches of all frames
+  times_s: tuple[float, ...]  # of each temporal patch
+  step_s: float  # from one temporal patch to the next
 
 
 Part = str | PatchedImage | PatchedClip
@@ -61,31 +55,24 @@ class Message:
 class ChatConfig:
   """The differences between the chat templates of the families.
 
-  Attributes:
-    default_system: system message of a chat that has none; empty for no message.
-    timestamps: the time in seconds is written before each temporal patch of a clip.
-    outer_vision_pair: with `timestamps`, the whole clip is also enclosed in <|vision_start|> and
-      <|vision_end|>. transformers 5 does this; its earlier releases and other engines do not.
+  `outer_vision_pair`: with `timestamps`, the whole clip is also enclosed in <|vision_start|> and
+  <|vision_end|>. transformers 5 does this; its earlier releases and other engines do not.
   """
 
-  default_system: str
-  timestamps: bool
+  default_system: str  # of a chat without a system message; "": none
+  timestamps: bool  # the time in seconds is written before each temporal patch of a clip
   outer_vision_pair: bool
 
 
 class Chat(NamedTuple):
   """A chat as text.
 
-  Attributes:
-    text: contains one pad token per entry of `images`.
-    images: one entry per pad token, in the order of the text. With `timestamps`, each temporal
-      patch of a clip is an entry of its own.
-    step_s: time from one temporal patch to the next of each clip, in seconds.
+  With `timestamps`, each temporal patch of a clip is an image of its own.
   """
 
-  text: str
+  text: str  # has one pad token per entry of `images`, in the same order
   images: list[PatchedImage]
-  step_s: list[float]
+  step_s: list[float]  # of each clip
 
 
 QWEN2_CHAT = ChatConfig("You are a helpful assistant.", timestamps=False, outer_vision_pair=False)
@@ -93,15 +80,7 @@ QWEN3_CHAT = ChatConfig("", timestamps=True, outer_vision_pair=False)
 
 
 def chat_text(messages: Sequence[Message], cfg: ChatConfig) -> Chat:
-  """Writes a chat as text that ends where the reply of the assistant begins.
-
-  Args:
-    messages: at least one.
-    cfg: template of the family.
-
-  Returns:
-    The text and its images.
-  """
+  """Writes a chat of at least one message; the text ends where the assistant's reply begins."""
   images: list[PatchedImage] = []
   if cfg.default_system and messages[0].role != "system":
     messages = [Message("system", (cfg.default_system,)), *messages]

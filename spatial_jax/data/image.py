@@ -11,89 +11,39 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from spatial_jax.config import check_field
+from spatial_jax.config import check_field, check_whole
 from spatial_jax.errors import DataError
 from spatial_jax.types import PatchedImage
 
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessConfig:
-  """Size and normalisation of patches.
+  """Size and normalisation of patches."""
 
-  Attributes:
-    patch_size: side of a patch, pixels, >= 1.
-    merge_size: patches per side of a merged token, >= 1.
-    temporal_size: frames per patch, >= 1.
-    min_pixels, max_pixels: bounds on the area of the resized image, 1 <= min <= max.
-    mean, std: of each channel, for pixels scaled to [0, 1]; std > 0.
-  """
-
-  patch_size: int
-  merge_size: int
-  temporal_size: int
-  min_pixels: int
+  patch_size: int  # side of a patch, pixels, >= 1
+  merge_size: int  # patches per side of a merged token, >= 1
+  temporal_size: int  # frames per patch, >= 1
+  min_pixels: int  # bounds on the area of the resized image, 1 <= min <= max
   max_pixels: int
-  mean: tuple[float, float, float]
-  std: tuple[float, float, float]
+  mean: tuple[float, float, float]  # of each channel, for pixels scaled to [0, 1]
+  std: tuple[float, float, float]  # > 0
 
   def __post_init__(self):
-    for name in ("patch_size", "merge_size", "temporal_size", "min_pixels"):
-      check_field(self, name, vars(self)[name] >= 1, "be at least 1")
-    rule = f"be at least min_pixels, {self.min_pixels}"
-    check_field(self, "max_pixels", self.max_pixels >= self.min_pixels, rule)
+    check_whole(self, "patch_size", "merge_size", "temporal_size", "min_pixels", at_least=1)
+    check_whole(self, "max_pixels", at_least=self.min_pixels)
     check_field(self, "mean", all(map(math.isfinite, self.mean)), "be finite")
     valid = all(0 < value < math.inf for value in self.std)
     check_field(self, "std", valid, "be above 0 and finite")
 
 
 def smart_resize(height: int, width: int, cfg: PreprocessConfig) -> tuple[int, int]:
-  """The size of the resized image: multiples of patch x merge, area within bounds, same aspect.
-
-  Args:
-    height, width: pixels.
-    cfg: bounds and factor.
-
-  Returns:
-    (height, width) in pixels.
+  """(height, width) of the resized image: multiples of patch x merge, area within bounds.
 
   Raises:
     DataError: if a side is empty or the aspect ratio is over 200.
 
   Source: Qwen2VLImageProcessorPil of transformers.
   """
-  return _fit(height, width, cfg, frames=1, counted=1)
-
-
-def clip_resize(frames: int, height: int, width: int, cfg: PreprocessConfig) -> tuple[int, int]:
-  """`smart_resize` with bounds on the pixels of a whole clip (Qwen3-VL).
-
-  Args:
-    frames: number of frames.
-    height, width: of each frame, pixels.
-    cfg: bounds on frames x height x width.
-
-  Returns:
-    (height, width) in pixels.
-
-  Raises:
-    DataError: if there are fewer than two frames, or as in `smart_resize`.
-
-  Source: smart_resize of transformers' Qwen3VLVideoProcessor.
-  """
-  if frames < cfg.temporal_size:
-    raise DataError(f"a clip of {frames} frame is too short; Qwen3-VL needs 2 or more")
-  factor = cfg.patch_size * cfg.merge_size
-  if 0 < min(height, width) < factor:  # enlarge to one token first
-    scale = max(factor / height, factor / width)
-    height, width = int(height * scale), int(width * scale)
-  counted = round(frames / cfg.temporal_size) * cfg.temporal_size
-  return _fit(height, width, cfg, frames, counted)
-
-
-def _fit(
-  height: int, width: int, cfg: PreprocessConfig, frames: int, counted: int
-) -> tuple[int, int]:
-  """Sides as multiples of the side of a token; the bounds apply to `counted` frames."""
   if min(height, width) < 1:
     raise DataError(f"image of {height} x {width} pixels is empty")
   if max(height, width) / min(height, width) > 200:
@@ -101,63 +51,47 @@ def _fit(
   factor = cfg.patch_size * cfg.merge_size
   new_height = round(height / factor) * factor
   new_width = round(width / factor) * factor
-  if counted * new_height * new_width > cfg.max_pixels:
-    shrink = math.sqrt(frames * height * width / cfg.max_pixels)
+  if new_height * new_width > cfg.max_pixels:
+    shrink = math.sqrt(height * width / cfg.max_pixels)
     new_height = max(factor, math.floor(height / shrink / factor) * factor)
     new_width = max(factor, math.floor(width / shrink / factor) * factor)
-  elif counted * new_height * new_width < cfg.min_pixels:
-    grow = math.sqrt(cfg.min_pixels / (frames * height * width))
+  elif new_height * new_width < cfg.min_pixels:
+    grow = math.sqrt(cfg.min_pixels / (height * width))
     new_height = math.ceil(height * grow / factor) * factor
     new_width = math.ceil(width * grow / factor) * factor
   return new_height, new_width
 
 
 def patch_image(image: np.ndarray, cfg: PreprocessConfig) -> PatchedImage:
-  """Resizes, normalises and cuts one image; bit-equal to Qwen2VLImageProcessorPil.
-
-  Args:
-    image: uint8 [height, width, 3].
-    cfg: sizes and normalisation.
-
-  Returns:
-    The patches, grid (1, height, width).
-
-  Raises:
-    DataError: if dtype or shape is wrong, or `smart_resize` refuses the size.
-  """
-  # One image fills all frames of a temporal patch.
+  """`patch_frames` of one image, uint8 [height, width, 3], which fills all frames of a patch."""
   return patch_frames([image] * cfg.temporal_size, cfg)
 
 
-def patch_frames(
-  frames: Sequence[np.ndarray], cfg: PreprocessConfig, whole_clip: bool = False
-) -> PatchedImage:
-  """Cuts a clip: pairs of frames become temporal patches; the last frame is repeated to fill one.
+def patch_frames(frames: Sequence[np.ndarray], cfg: PreprocessConfig) -> PatchedImage:
+  """Resizes, normalises and cuts a clip; the last frame is repeated to fill a temporal patch.
 
   The order of rows is time, block row, block column, row in block, column in block; the order
   within a row is channel, frame, y, x.
 
   Args:
     frames: uint8 [height, width, 3] each, all of one size.
-    cfg: sizes and normalisation.
-    whole_clip: True: the bounds on pixels apply to the clip (Qwen3-VL), False: to one frame.
+    cfg: sizes and normalisation; the bounds on pixels apply to one frame.
 
   Returns:
     The patches, grid (ceil(frames / temporal_size), height, width).
 
   Raises:
-    DataError: if there are no frames or frames of several sizes, or as in `patch_image`.
+    DataError: if dtype or shape is wrong, if there are no frames or frames of several sizes, or if
+      `smart_resize` refuses the size.
+
+  Source: Qwen2VLImageProcessorPil of transformers, bit-equal.
   """
   for frame in frames:
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
       raise DataError(f"image must be uint8 [height, width, 3], got {frame.dtype} {frame.shape}")
   if len({frame.shape for frame in frames}) != 1:
     raise DataError(f"a clip needs frames of one size, got {[frame.shape for frame in frames]}")
-  height, width = frames[0].shape[:2]
-  if whole_clip:
-    height, width = clip_resize(len(frames), height, width, cfg)
-  else:
-    height, width = smart_resize(height, width, cfg)
+  height, width = smart_resize(*frames[0].shape[:2], cfg)
   distinct = {id(frame): frame for frame in frames}  # an image is the same frame twice: resize once
   resized = {key: _resize(frame, height, width) for key, frame in distinct.items()}
   normal = {key: _normalise(frame, cfg) for key, frame in resized.items()}

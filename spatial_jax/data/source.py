@@ -4,117 +4,144 @@ source       training tasks                             held-out tasks
 procedural   rooms with a number below HELD_OUT_SEED    rooms with a higher number
 rooms        four fifths of the rooms, by a hash of id  the other fifth
 photos       none                                       all
+
+    scene number ──► Scene ──► camera path, render ──► questions ──► Tasks    (rooms)
+    photographs  ──────────────────────────────────────────────────► Tasks
+
+A batch is a pure function of (seed, step), so that a run resumes from its step number alone.
 """
 
 import dataclasses
+import math
 import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
 
-from spatial_jax.config import ConfigError, check_field
+from spatial_jax.config import ConfigError, check_whole
 from spatial_jax.data.photos import load_photo_tasks
-from spatial_jax.data.pipeline import (
-  HELD_OUT_SEED,
-  SceneTasks,
-  held_out_tasks,
-  interleave_types,
-  training_batch,
-)
+from spatial_jax.data.pipeline import interleave_types, limit_per_type, sample_tasks
 from spatial_jax.data.vsi_rooms import load_rooms
+from spatial_jax.errors import DataError
 from spatial_jax.synthetic.floorplan import ProceduralConfig
 from spatial_jax.synthetic.questions import QuestionConfig, supports_views
 from spatial_jax.synthetic.tasks import CameraConfig, procedural_tasks, room_tasks
 from spatial_jax.types import Task
 
+SceneTasks = Callable[[int], list[Task]]  # scene number -> all tasks of the scene
+
+# Procedural rooms with this number or a higher one are never trained on, by any config.
+HELD_OUT_SEED = 1_000_000_000
 _HELD_OUT_PART = 5  # one of five real rooms is held out
+_HELD_OUT_STREAM, _BATCH_STREAM = 2, 3  # of random numbers; synthetic/tasks.py has 0 and 1
+_HELD_OUT_RETRIES = 4  # `rare_type_retries` of held-out tasks
+_MAX_EMPTY_SCENES = 32  # scenes without a task in a row before the configuration is refused
 _MAX_EXAMPLES_PER_SCENE = 8  # more than in a batch, because examples need fewer images
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-  """Where tasks come from.
+  """Where tasks come from."""
 
-  Attributes:
-    kind: procedural rooms, real rooms (metadata of VSI-Bench), or photographs.
-    path: folder of the real rooms or photographs; "" for procedural rooms.
-    rooms: of procedural rooms.
-    camera: images; the longer side limits the size of photographs.
-    questions: question types and rules; photographs use `max_per_type` alone.
-    max_tasks_per_scene: most tasks of one room in a batch, >= 1.
-    rare_type_retries: search for tasks of rare types, >= 0; see `pipeline.training_batch`.
-  """
-
-  kind: Literal["procedural", "rooms", "photos"]
-  path: str
+  kind: Literal["procedural", "rooms", "photos"]  # rooms: real ones, by the metadata of VSI-Bench
+  path: str  # folder of the real rooms or photographs; "" for procedural rooms
   rooms: ProceduralConfig
-  camera: CameraConfig
-  questions: QuestionConfig
-  max_tasks_per_scene: int
-  rare_type_retries: int
+  camera: CameraConfig  # the longer side also limits the size of photographs
+  questions: QuestionConfig  # photographs use `max_per_type` alone
+  max_tasks_per_scene: int  # in a batch, >= 1
+  rare_type_retries: int  # >= 0; see `RoomSource.batch`
 
   def __post_init__(self):
-    check_field(self, "max_tasks_per_scene", self.max_tasks_per_scene >= 1, "be at least 1")
-    check_field(self, "rare_type_retries", self.rare_type_retries >= 0, "be at least 0")
+    check_whole(self, "max_tasks_per_scene", at_least=1)
+    check_whole(self, "rare_type_retries", at_least=0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RoomSource:
-  """Rendered rooms, procedural or real.
-
-  Attributes:
-    train_tasks: scene number -> tasks of a room for training.
-    eval_tasks: scene number -> tasks of a held-out room.
-    first_eval_scene: the lowest number of a held-out room.
-    types: question types; a batch has the same number of tasks of each.
-    benchmark: the benchmark that the rooms belong to ("vsi-bench"), or None.
-    max_tasks_per_scene, rare_type_retries: as in SourceConfig.
-  """
+  """Rendered rooms, procedural or real."""
 
   train_tasks: SceneTasks
-  eval_tasks: SceneTasks
-  first_eval_scene: int
-  types: tuple[str, ...]
-  benchmark: str | None
+  eval_tasks: SceneTasks  # of held-out rooms
+  first_eval_scene: int  # the lowest number of a held-out room
+  types: tuple[str, ...]  # a batch has the same number of tasks of each; (): no shares
+  benchmark: str | None  # that the rooms belong to ("vsi-bench")
   max_tasks_per_scene: int
   rare_type_retries: int
 
   def batch(self, seed: int, step: int, count: int) -> list[Task]:
-    """The `count` training tasks of one step."""
-    return training_batch(
-      self.train_tasks,
-      0,
-      seed,
-      step,
-      count,
-      self.max_tasks_per_scene,
-      self.types,
-      self.rare_type_retries,
-    )
+    """The `count` training tasks of one step: the same number of each of `types`.
+
+    The first rare_type_retries * count / max_tasks_per_scene scenes fill the share of each type.
+    Tasks of any type fill the rest. More retries find more tasks of rare types and render more
+    scenes.
+
+    Raises:
+      DataError: if scene after scene gives no task.
+    """
+    rng = _generator(seed, step, _BATCH_STREAM)
+    first = int(rng.integers(2**40)) % (HELD_OUT_SEED // 2)
+    types = [self.types[int(i)] for i in rng.permutation(len(self.types))]
+    return self._collect(self.train_tasks, first, count, types, lambda _: rng)
 
   def held_out(self, count: int) -> list[Task]:
-    """The first `count` held-out tasks."""
-    return held_out_tasks(
-      self.eval_tasks, self.first_eval_scene, count, self.max_tasks_per_scene, self.types
-    )
+    """The first `count` held-out tasks, with shares as in `batch`."""
+
+    def generator_of(number: int) -> np.random.Generator:
+      return _generator(number, _HELD_OUT_STREAM)
+
+    patient = dataclasses.replace(self, rare_type_retries=_HELD_OUT_RETRIES)
+    first = self.first_eval_scene
+    return patient._collect(self.eval_tasks, first, count, self.types, generator_of)
 
   def examples(self, seed: int, count: int) -> list[Task]:
     """`count` training tasks for the baselines of the evaluation, without shares per type."""
-    return training_batch(self.train_tasks, 0, seed, 0, count, _MAX_EXAMPLES_PER_SCENE, ())
+    plain = dataclasses.replace(self, types=(), max_tasks_per_scene=_MAX_EXAMPLES_PER_SCENE)
+    return plain.batch(seed, 0, count)
+
+  def _collect(
+    self,
+    tasks_of: SceneTasks,
+    number: int,
+    count: int,
+    types: Sequence[str],
+    generator_of: Callable[[int], np.random.Generator],
+  ) -> list[Task]:
+    """`count` tasks of the scenes from `number` on.
+
+    If `types` do not divide `count`, the first types get one more.
+    """
+    share, more = divmod(count, max(1, len(types)))
+    left = Counter({name: share + (rank < more) for rank, name in enumerate(types)})
+    any_type_from = number
+    if types:
+      any_type_from += self.rare_type_retries * math.ceil(count / self.max_tasks_per_scene)
+    chosen: list[Task] = []
+    misses = 0
+    while len(chosen) < count:
+      tasks, rng = tasks_of(number), generator_of(number)
+      misses = 0 if tasks else misses + 1
+      if misses == _MAX_EMPTY_SCENES:
+        raise DataError(
+          f"{_MAX_EMPTY_SCENES} rooms in a row gave no question; lower"
+          " config.source.questions.min_visible_pixels or min_visible_fraction, or add types"
+        )
+      if number < any_type_from:
+        tasks = limit_per_type(tasks, left, rng)
+      tasks = sample_tasks(tasks, min(self.max_tasks_per_scene, count - len(chosen)), rng)
+      left.subtract(task.question_type for task in tasks)
+      chosen += tasks
+      number += 1
+    return chosen
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PhotoSource:
-  """Photographs: all tasks are held out, and none are for training.
+  """Photographs: all tasks are held out, and none are for training."""
 
-  Attributes:
-    tasks: all tasks, in the order of the files.
-    types: question types of the tasks.
-    benchmark: None.
-  """
-
-  tasks: tuple[Task, ...]
-  types: tuple[str, ...]
+  tasks: tuple[Task, ...]  # all, in the order of the files
+  types: tuple[str, ...]  # question types of the tasks
   benchmark: str | None
 
   def batch(self, seed: int, step: int, count: int) -> list[Task]:
@@ -193,12 +220,10 @@ def _room_source(
       f"config.source.questions.types {names} cannot be asked about"
       f" config.source.camera.frame_counts {counts}; change one of the two"
     )
-  return RoomSource(
-    train_tasks,
-    eval_tasks,
-    first_eval_scene,
-    types,
-    benchmark,
-    cfg.max_tasks_per_scene,
-    cfg.rare_type_retries,
-  )
+  limits = (cfg.max_tasks_per_scene, cfg.rare_type_retries)
+  return RoomSource(train_tasks, eval_tasks, first_eval_scene, types, benchmark, *limits)
+
+
+def _generator(*numbers: int) -> np.random.Generator:
+  """A generator keyed by the numbers. The last is a stream > 0: NumPy ignores zeros at the end."""
+  return np.random.default_rng(numbers)

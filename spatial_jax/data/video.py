@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from spatial_jax.config import check_field
+from spatial_jax.config import check_number, check_whole
 from spatial_jax.data.records import check_file, composite_on_white, first_line
 from spatial_jax.errors import DataError
 
@@ -24,23 +24,19 @@ if TYPE_CHECKING:
 class SampleConfig:
   """Number and positions of the frames that are read.
 
-  Attributes:
-    even_grid: True (Qwen3-VL): evenly from the first frame to the last. False (Qwen2-VL,
-      Qwen2.5-VL): the first frame of each of equal parts, an even number of frames.
-    fps: wanted frames per second, > 0.
-    min_frames, max_frames: bounds on the number of frames, 2 <= min <= max.
+  `even_grid` (Qwen3-VL): evenly from the first frame to the last; else (Qwen2-VL, Qwen2.5-VL) the
+  first frame of each of equal parts, an even number of frames.
   """
 
   even_grid: bool
-  fps: float
-  min_frames: int
+  fps: float  # wanted frames per second, > 0
+  min_frames: int  # bounds on the number of frames, 2 <= min <= max
   max_frames: int
 
   def __post_init__(self):
-    check_field(self, "fps", 0 < self.fps < math.inf, "be above 0 and finite")
-    check_field(self, "min_frames", self.min_frames >= 2, "be at least 2")
-    rule = f"be at least min_frames, {self.min_frames}"
-    check_field(self, "max_frames", self.max_frames >= self.min_frames, rule)
+    check_number(self, "fps", above=0)
+    check_whole(self, "min_frames", at_least=2)
+    check_whole(self, "max_frames", at_least=self.min_frames)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,12 +48,7 @@ class Clip:
 
 
 def sample_frames(total: int, fps: float, cfg: SampleConfig) -> np.ndarray:
-  """Indices of the frames to read, ascending.
-
-  Args:
-    total: number of frames of the video.
-    fps: frames per second of the video.
-    cfg: number and positions of the frames.
+  """Indices of the frames to read, ascending, of a video with `total` frames.
 
   Raises:
     DataError: if the video has fewer than two frames.
@@ -79,18 +70,17 @@ def sample_frames(total: int, fps: float, cfg: SampleConfig) -> np.ndarray:
   return np.arange(0, total, total / count).astype(np.float32).astype(np.int64)[:count]
 
 
-def patch_times(times_s: Sequence[float], temporal_size: int = 2) -> tuple[float, ...]:
+def patch_times(times_s: Sequence[float], temporal_size: int) -> tuple[float, ...]:
   """The time of each temporal patch in seconds: the mean of its first and its last frame.
 
   An odd last frame is paired with itself, as in the patches.
   """
   padded = [*times_s, *[times_s[-1]] * (-len(times_s) % temporal_size)]
-  return tuple(
-    (padded[i] + padded[i + temporal_size - 1]) / 2 for i in range(0, len(padded), temporal_size)
-  )
+  starts = range(0, len(padded), temporal_size)
+  return tuple((padded[i] + padded[i + temporal_size - 1]) / 2 for i in starts)
 
 
-def seconds_per_patch(clip: Clip, temporal_size: int = 2) -> float:
+def seconds_per_patch(clip: Clip, temporal_size: int) -> float:
   """Seconds from one temporal patch to the next; 1 if a clip has only one frame."""
   if len(clip.times_s) < 2:
     return 1.0

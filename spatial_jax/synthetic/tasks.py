@@ -13,7 +13,7 @@ from spatial_jax.synthetic.render.renderer import render
 from spatial_jax.synthetic.scene import Scene, View
 from spatial_jax.types import Task
 
-_CAMERA_STREAM, _QUESTION_STREAM = 0, 1  # of random numbers; data/pipeline.py has 2 and 3
+_CAMERA_STREAM, _QUESTION_STREAM = 0, 1  # of random numbers; data/source.py has 2 and 3
 _MAX_SIDE_PX, _MAX_FRAMES = 8192, 1024  # limits of the config
 _FIELD_OF_VIEW_DEG = (5.0, 170.0)
 
