@@ -5,8 +5,8 @@ import pathlib
 from typing import Any
 
 from configs import common
+from experiments.tiny.tokenizer import train_tokenizer
 from spatial_jax.config import build
-from spatial_jax.data.tokenizer import train_tokenizer
 from spatial_jax.evaluate_main import EvaluateRun
 from spatial_jax.hf import weights
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 import tokenizers
 from tokenizers import models
 
-from spatial_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer, byte_level_tokenizer
+from experiments.tiny.tokenizer import byte_level_tokenizer
+from spatial_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from spatial_jax.errors import DataError
 
 # Their ids follow those of SPECIAL_TOKENS. `decode` of the tokenizer keeps them.

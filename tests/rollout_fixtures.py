@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.tiny.tokenizer import train_tokenizer
 from spatial_jax import compiled
 from spatial_jax.data.prompt_text import TextConfig
-from spatial_jax.data.tokenizer import IM_END, IMAGE_PAD, train_tokenizer
+from spatial_jax.data.tokenizer import IM_END, IMAGE_PAD
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.tiny.tokenizer import train_tokenizer
 from spatial_jax import compiled, sharding
 from spatial_jax.compiled import LearnPrograms
-from spatial_jax.data.tokenizer import train_tokenizer
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.drawing.parser import Coordinates, Limits, Parsed

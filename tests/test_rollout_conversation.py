@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.tiny.demonstration import demonstration_trajectory
 from spatial_jax.data.tokenizer import IM_END, SPECIAL_TOKENS
 from spatial_jax.drawing.parser import Coordinates, Limits, parse
 from spatial_jax.errors import DataError
@@ -14,7 +15,6 @@ from spatial_jax.policy.rope import mrope_positions
 from spatial_jax.reward.compose import score
 from spatial_jax.rollout import trajectory as trajectory_lib
 from spatial_jax.rollout.conversation import TrajectoryBuilder
-from spatial_jax.rollout.demonstration import demonstration_trajectory
 from spatial_jax.synthetic.oracle import DemonstrationConfig, ScriptTurn, demonstrate
 from spatial_jax.types import ObjectBox, Operation
 from tests import dummies

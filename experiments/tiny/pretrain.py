@@ -23,6 +23,7 @@ import optax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from experiments.tiny.attention_mass import log_attention, truncate
 from experiments.tiny.batches import BatchBuilder, PretrainBatch, RecipeConfig
 from experiments.tiny.dense_loss import (
   dense_loss,
@@ -31,6 +32,7 @@ from experiments.tiny.dense_loss import (
   pointing_loss,
   subjects,
 )
+from experiments.tiny.tokenizer import train_tokenizer
 from spatial_jax import rng
 from spatial_jax.cli import CONFIG_HELP, enable_compilation_cache, launch, no_arguments
 from spatial_jax.config import ConfigError, build, check_field
@@ -44,17 +46,15 @@ from spatial_jax.data.tokenizer import (
   VISION_START,
   Tokenizer,
   load_tokenizer,
-  train_tokenizer,
 )
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.parser import Coordinates, write_answer, write_turn
-from spatial_jax.hf.export import publish
+from spatial_jax.hf import export, weights
 from spatial_jax.learn.gradient import Microbatch, gradient
 from spatial_jax.learn.losses import Metrics, nll, token_weights
 from spatial_jax.learn.optimizer import OptimizerConfig, check_steps, make_optimizer
 from spatial_jax.learn.train_batch import BatchConfig
 from spatial_jax.learn.update import apply_gradient
-from spatial_jax.policy.attention_mass import log_attention
 from spatial_jax.policy.config import DecoderConfig, Family, QwenVLConfig, VisionConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.rollout.conversation import Conversation
@@ -154,7 +154,9 @@ def pretrain(cfg: PretrainConfig, workdir: pathlib.Path, config: dict[str, Any])
     return lambda state, _: update(state, next(batches))
 
   state = loop.run(workdir, cfg.loop, "pretrain", state, step_of, None, None, config)
-  publish(state.params["policy"], policy_cfg, tokenizer, cfg.preprocess, pathlib.Path(cfg.out))
+  out, params = pathlib.Path(cfg.out), state.params["policy"]
+  weights.save(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), policy_cfg, out)
+  export.write_files(tokenizer, cfg.preprocess, out, None)
 
 
 def _tokenizer(cfg: PretrainConfig, workdir: pathlib.Path) -> Tokenizer:
@@ -252,7 +254,7 @@ def _words_loss(
   answers, dense = batch.answers, batch.dense_targets
   assert answers is not None
   prefix = answers.prefix
-  lower, lower_params = policy.truncate(params["policy"], cfg.pointing_layer + 1)
+  lower, lower_params = truncate(policy, params["policy"], cfg.pointing_layer + 1)
   _, keys = lower.prefill(lower_params, prefix, features_MYD)
 
   def first(x_RT: Array) -> jax.Array:

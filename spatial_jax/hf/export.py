@@ -1,17 +1,12 @@
-"""Writes a policy as a Hugging Face folder that transformers loads."""
+"""Writes the files of a Hugging Face folder besides the weights, so that transformers loads it."""
 
 import json
 import pathlib
 import shutil
 
-import jax
-import jax.numpy as jnp
-
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.data.tokenizer import END_OF_TEXT, FILE, IM_END, Tokenizer
-from spatial_jax.hf import processor, weights
-from spatial_jax.policy.config import QwenVLConfig
-from spatial_jax.types import Params
+from spatial_jax.hf import processor
 
 # Qwen2.5-VL's conversation: roles between <|im_start|> and <|im_end|>, one pad token per image.
 CHAT_TEMPLATE = (
@@ -37,24 +32,6 @@ KEPT_FILES = (
   *("merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json"),
   *(processor.VIDEO_FILE, "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE"),
 )
-
-
-def publish(
-  params: Params,
-  cfg: QwenVLConfig,
-  tokenizer: Tokenizer,
-  preprocess: PreprocessConfig,
-  out: pathlib.Path,
-) -> None:
-  """Writes a whole folder, with the weights in bfloat16.
-
-  Args:
-    params: stacked parameters.
-    cfg, tokenizer, preprocess: of the policy.
-    out: created if missing; files in it are replaced.
-  """
-  weights.save(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), cfg, out)
-  write_files(tokenizer, preprocess, out, None)
 
 
 def write_files(

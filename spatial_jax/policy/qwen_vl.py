@@ -137,13 +137,6 @@ class Policy:
     modes = attention_modes.causal(tokens.valid_RT, self.cfg.decoder.layers)
     return self._forward(params, tokens, features_MYD, modes, return_kv=False)[0]
 
-  def truncate(self, params: Params, count: int) -> tuple["Policy", Params]:
-    """The policy with its first `count` decoder layers alone, and its parameters (stacked)."""
-    decoder = dataclasses.replace(self.cfg.decoder, layers=count)
-    cut = dataclasses.replace(self, cfg=dataclasses.replace(self.cfg, decoder=decoder))
-    layers = jax.tree.map(lambda x: x[:count], params["decoder"]["layers"])
-    return cut, {**params, "decoder": {**params["decoder"], "layers": layers}}
-
   def prefill(
     self,
     params: Params,

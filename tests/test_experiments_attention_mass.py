@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.tiny.attention_mass import log_attention, truncate
 from spatial_jax.policy import rope
-from spatial_jax.policy.attention_mass import log_attention
 from spatial_jax.types import TokenArrays
 from tests.test_policy import TIED, cut, four_rows, setting
 
@@ -18,7 +18,7 @@ def expected_weights(name: str, row: int, prompt_length: int) -> np.ndarray:
   policy, params, _, _, features_MYD = setting(name)
   (token_RT, position_RTA, valid_RT, feature_RT), *_ = four_rows(name)
   cfg, layers = policy.cfg.decoder, params["decoder"]["layers"]
-  lower, lower_params = policy.truncate(params, LAYER)
+  lower, lower_params = truncate(policy, params, LAYER)
   tokens = TokenArrays(token_RT, position_RTA, valid_RT, feature_RT)
   hidden_TD = lower.hidden(lower_params, tokens, features_MYD)[row]
   x_TD = np.asarray(hidden_TD / params["decoder"]["norm"]["scale"][None])

@@ -1,5 +1,7 @@
 """Attention weights of one decoder layer from response tokens to prompt tokens."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -7,7 +9,15 @@ from spatial_jax.policy import rope
 from spatial_jax.policy.cache import Prefix
 from spatial_jax.policy.layers import RMSNorm
 from spatial_jax.policy.qwen_vl import Policy
-from spatial_jax.types import Array, Params
+from spatial_jax.types import Array, Params, TokenArrays
+
+
+def truncate(policy: Policy, params: Params, count: int) -> tuple[Policy, Params]:
+  """The policy with its first `count` decoder layers alone, and its parameters (stacked)."""
+  decoder = dataclasses.replace(policy.cfg.decoder, layers=count)
+  cut = dataclasses.replace(policy, cfg=dataclasses.replace(policy.cfg, decoder=decoder))
+  layers = jax.tree.map(lambda x: x[:count], params["decoder"]["layers"])
+  return cut, {**params, "decoder": {**params["decoder"], "layers": layers}}
 
 
 def log_attention(
@@ -15,11 +25,8 @@ def log_attention(
   params: Params,
   layer: int,
   prefix: Prefix,
-  token_RT: Array,
-  position_RTA: Array,
-  valid_RT: Array,
+  tokens: TokenArrays,
   features_MYD: Array,
-  feature_RT: Array,
 ) -> jax.Array:
   """Log attention weights of one decoder layer, normalised over the prefix alone; differentiable.
 
@@ -29,26 +36,24 @@ def log_attention(
     policy, params: params stacked.
     layer: index of the layer, >= 1, static.
     prefix: from `prefill`, with more than `layer` layers.
-    token_RT, position_RTA, valid_RT, features_MYD, feature_RT: as in `Policy.hidden_with_prefix`.
+    tokens, features_MYD: as in `Policy.hidden_with_prefix`.
 
   Returns:
     float32 [R, H, T, S]; -1e30 for padding of the prefix.
   """
   cfg = policy.cfg.decoder
-  lower, lower_params = policy.truncate(params, layer)
+  lower, lower_params = truncate(policy, params, layer)
   lower_prefix = Prefix(prefix.layers[:layer], prefix.length_B)
-  hidden_RTD = lower.hidden_with_prefix(
-    lower_params, lower_prefix, token_RT, position_RTA, valid_RT, features_MYD, feature_RT
-  )
-  q_RTHC = _queries(policy, params, layer, hidden_RTD, position_RTA)
+  hidden_RTD = lower.hidden_with_prefix(lower_params, lower_prefix, tokens, features_MYD)
+  q_RTHC = _queries(policy, params, layer, hidden_RTD, tokens.position_RTA)
   k_BKSC = prefix.layers[layer].k_RKSC.astype(jnp.float32)
-  rows, tokens = q_RTHC.shape[:2]
+  rows, length = q_RTHC.shape[:2]
   group, size = rows // len(k_BKSC), k_BKSC.shape[2]
   q_BGTKQC = q_RTHC.reshape(
-    -1, group, tokens, cfg.kv_heads, cfg.heads // cfg.kv_heads, cfg.head_dim
+    -1, group, length, cfg.kv_heads, cfg.heads // cfg.kv_heads, cfg.head_dim
   )
   score = jnp.einsum("BGTKQC,BKSC->BGKQTS", q_BGTKQC, k_BKSC) * cfg.head_dim**-0.5
-  score_RHTS = score.reshape(rows, cfg.heads, tokens, size)
+  score_RHTS = score.reshape(rows, cfg.heads, length, size)
   length_R = jnp.repeat(prefix.length_B, group)
   visible_RS = jnp.arange(size)[None] < length_R[:, None]
   return jax.nn.log_softmax(jnp.where(visible_RS[:, None, None], score_RHTS, -1e30), axis=-1)
