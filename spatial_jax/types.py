@@ -39,72 +39,40 @@ AnswerKind = Literal["number", "choice", "words"]
 
 @dataclasses.dataclass(frozen=True)
 class ObjectBox:
-  """The true position of one object of the question in one image.
+  """The true position of one object of the question in one image."""
 
-  Attributes:
-    label: name of the object.
-    image: index of the image, from 0.
-    box_4: (x1, y1, x2, y2) in pixels of that image, origin at the top left.
-    distance_m: metres from the camera to the closest point of the object; NaN if unknown.
-    place_m: position of the object's centre on the floor relative to the camera, metres (right,
-      ahead); NaN if unknown.
-  """
-
-  label: str
-  image: int
-  box_4: tuple[float, float, float, float]
-  distance_m: float = math.nan
-  place_m: tuple[float, float] = (math.nan, math.nan)
+  label: str  # name of the object
+  image: int  # index of the image, from 0
+  box_4: tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels, origin at the top left
+  distance_m: float = math.nan  # from the camera to the closest point of the object; NaN: unknown
+  place_m: tuple[float, float] = (math.nan, math.nan)  # centre on the floor: (right, ahead)
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """One question about images, with its answer.
+  """One question about images, with its answer."""
 
-  Attributes:
-    task_id: unique and stable; sampling keys and resuming depend on it.
-    question_type: a VSI-Bench type ("object_abs_distance", ...) or a type of this project
-      ("camera_distance", ...).
-    question: text of the question, without options and without the rest of the prompt.
-    options: "A. chair", ... for a multiple-choice question, else None.
-    answer: the true answer as text: a number ("2.4") or an option letter ("A"); "" if unknown.
-    answer_kind: "number", "choice", or "words", which no reward reads yet.
-    images: uint8 [height, width, 3] each; several images are frames of one walk through the room.
-    source: "procedural", "vsi-rooms", "photos", or "hand" for a question typed by a user.
-    scene_id: the training and held-out splits have no scene in common.
-    benchmark: "vsi-bench" if the scene belongs to that benchmark, else None.
-    boxes: positions of the question's objects in the images (may be empty).
-  """
-
-  task_id: str
-  question_type: str
-  question: str
-  options: tuple[str, ...] | None
-  answer: str
-  answer_kind: AnswerKind
-  images: tuple[np.ndarray, ...]
-  source: str
-  scene_id: str
-  benchmark: str | None
-  boxes: tuple[ObjectBox, ...]
+  task_id: str  # unique and stable; sampling keys and resuming depend on it
+  question_type: str  # of VSI-Bench ("object_abs_distance") or of this project ("camera_distance")
+  question: str  # without options and without the rest of the prompt
+  options: tuple[str, ...] | None  # "A. chair", ... for a multiple-choice question
+  answer: str  # the true answer: a number ("2.4") or an option letter ("A"); "" if unknown
+  answer_kind: AnswerKind  # "words" has no reward yet
+  images: tuple[np.ndarray, ...]  # uint8 [height, width, 3]; several: frames of one walk
+  source: str  # "procedural", "vsi-rooms", "photos", or "hand" for a question typed by a user
+  scene_id: str  # the training and held-out splits have no scene in common
+  benchmark: str | None  # "vsi-bench" if the scene belongs to that benchmark
+  boxes: tuple[ObjectBox, ...]  # of the question's objects; may be empty
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-  """One drawing operation, in pixels of its image.
-
-  Attributes:
-    tool: "box" or "line".
-    image: index of the image from 1, as the policy writes it: the images of the prompt, then the
-      drawn images.
-    points_4: x1, y1, x2, y2 of a box; start x, start y, end x, end y of a line.
-    label: text that is drawn beside the box or line.
-  """
+  """One drawing operation, in pixels of its image."""
 
   tool: Literal["box", "line"]
-  image: int
-  points_4: tuple[float, float, float, float]
-  label: str
+  image: int  # from 1, as the policy writes it: images of the prompt, then drawn images
+  points_4: tuple[float, float, float, float]  # x1, y1, x2, y2; of a line from start to end
+  label: str  # text beside the box or line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,19 +85,12 @@ class OperationError:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PatchedImage:
-  """One image or video clip as patches, in the Hugging Face order (2x2 blocks contiguous).
+  """One image or video clip as patches, in the Hugging Face order (2x2 blocks contiguous)."""
 
-  Attributes:
-    content_hash: hex digest of pixels and size; equal images share their features.
-    patches_PX: float32, normalised, P = time * height * width of the grid.
-    grid_3: (time, height, width) in patches, before merging.
-    pixels: uint8 [height, width, 3], the resized image (of a clip, its first frame).
-  """
-
-  content_hash: str
-  patches_PX: np.ndarray
-  grid_3: tuple[int, int, int]
-  pixels: np.ndarray
+  content_hash: str  # hex digest of pixels and size; equal images share their features
+  patches_PX: np.ndarray  # float32, normalised, P = time * height * width of the grid
+  grid_3: tuple[int, int, int]  # (time, height, width) in patches, before merging
+  pixels: np.ndarray  # uint8 [height, width, 3], resized; of a clip, its first frame
 
   @property
   def tokens(self) -> int:
@@ -140,23 +101,14 @@ class PatchedImage:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompt:
-  """The tokens, positions and images of one task.
-
-  Attributes:
-    task: the question.
-    token_ids_T: int32; one image pad token for every merged patch.
-    position_TA: int32 rotary positions (time, height, width).
-    next_position: rotary position of the first token after the prompt.
-    images: in order of appearance.
-    image_start: index of the first pad token of each image; image i has `images[i].tokens` of them.
-  """
+  """The tokens, positions and images of one task."""
 
   task: Task
-  token_ids_T: np.ndarray
-  position_TA: np.ndarray
-  next_position: int
-  images: tuple[PatchedImage, ...]
-  image_start: tuple[int, ...]
+  token_ids_T: np.ndarray  # int32; one image pad token for every merged patch
+  position_TA: np.ndarray  # int32 rotary positions (time, height, width)
+  next_position: int  # rotary position of the first token after the prompt
+  images: tuple[PatchedImage, ...]  # in order of appearance
+  image_start: tuple[int, ...]  # first pad token of image i, which has images[i].tokens of them
 
 
 Prompts: TypeAlias = list[Prompt]
@@ -164,24 +116,15 @@ Prompts: TypeAlias = list[Prompt]
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """One turn of the policy: its sampled text, and the result of its drawing operations.
+  """One turn of the policy: its sampled text, and the result of its drawing operations."""
 
-  Attributes:
-    start, end: the sampled tokens of the turn are `token_ids_T[start:end]` of the trajectory.
-    text: the decoded tokens.
-    operations: valid drawing operations of the text.
-    errors: reasons for all operations that were not executed.
-    executable: all operations of the text were valid and were drawn; true without operations.
-    produced: content hashes of the images that the turn drew.
-  """
-
-  start: int
+  start: int  # the sampled tokens are token_ids_T[start:end] of the trajectory
   end: int
-  text: str
-  operations: tuple[Operation, ...]
-  errors: tuple[OperationError, ...]
-  executable: bool
-  produced: tuple[str, ...]
+  text: str  # the decoded tokens
+  operations: tuple[Operation, ...]  # valid ones
+  errors: tuple[OperationError, ...]  # reasons for all operations that were not executed
+  executable: bool  # all operations of the text were valid and were drawn; true without operations
+  produced: tuple[str, ...]  # content hashes of the images that the turn drew
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -191,39 +134,26 @@ class Trajectory:
       tokens   | prompt ........ | turn 1 ...... | observation ... | turn 2 ... |
       trained  | 0 ............. | 1 ........... | 0 ............. | 1 ........ |
 
-  Attributes:
-    task_id: of the task.
-    sample: index in the group, 0..G-1.
-    seed_path: the numbers folded into its sampling keys: (seed, step, number of the prompt, number
-      of earlier samples of the group with equal sampling parameters).
-    temperature: of sampling; 1 for greedy decoding.
-    forbidden_ids: token ids with logit -inf during sampling.
-    token_ids_T: int32.
-    position_TA: int32 rotary positions.
-    trained_T: bool, true for exactly the sampled tokens, including <|im_end|>.
-    logp_T: float32 log-probability of each sampled token, else 0.
-    policy_step_T: int32, step of the policy that sampled the token, else -1.
-    images, image_start: as in Prompt, followed by the drawn images in order of appearance.
-    prompt_length, prompt_images: the number of tokens and of images of the prompt.
-    turns: in order.
-    end_reason: "answer", "no_action", "too_many_images", "repeated_operation", "turn_limit",
-      "token_limit", or "fault" (a program failed: excluded from statistics and update).
+  The end reasons are "answer", "no_action", "too_many_images", "repeated_operation", "turn_limit",
+  "token_limit" and "fault": a program failed, and the rollout is left out of statistics and update.
   """
 
   task_id: str
-  sample: int
+  sample: int  # index in the group, 0..G-1
+  # Folded into its sampling keys: (seed, step, number of the prompt, number of earlier samples of
+  # the group with equal sampling parameters).
   seed_path: tuple[int, ...]
-  temperature: float
-  forbidden_ids: tuple[int, ...]
-  token_ids_T: np.ndarray
-  position_TA: np.ndarray
-  trained_T: np.ndarray
-  logp_T: np.ndarray
-  policy_step_T: np.ndarray
-  images: tuple[PatchedImage, ...]
+  temperature: float  # of sampling; 1 for greedy decoding
+  forbidden_ids: tuple[int, ...]  # token ids with logit -inf during sampling
+  token_ids_T: np.ndarray  # int32
+  position_TA: np.ndarray  # int32 rotary positions
+  trained_T: np.ndarray  # bool, true for exactly the sampled tokens, <|im_end|> included
+  logp_T: np.ndarray  # float32, log-probability of each sampled token, else 0
+  policy_step_T: np.ndarray  # int32, step of the policy that sampled the token, else -1
+  images: tuple[PatchedImage, ...]  # as in Prompt, then the drawn images in order of appearance
   image_start: tuple[int, ...]
-  prompt_length: int
-  prompt_images: int
+  prompt_length: int  # tokens of the prompt
+  prompt_images: int  # images of the prompt
   turns: tuple[Turn, ...]
   end_reason: str
 
@@ -237,27 +167,16 @@ Rollouts: TypeAlias = list[list[Trajectory]]  # [B][G]
 
 
 class Scores(NamedTuple):
-  """The rewards of each rollout, float32 [B, G] unless noted.
+  """The rewards of each rollout, float32 [B, G] unless noted."""
 
-  Attributes:
-    reward_BG: the advantage is computed from it.
-    accuracy_BG: the accuracy part of the reward, in [0, 1]: the scale of AP-GRPO.
-    score_BG: the hard score (MRA or exact match), which gates and is reported.
-    format_BG: 1 if the format and every drawing operation are right, else 0.
-    valid_BG: bool, false for a fault or a reward that is not finite: left out of group statistics
-      and update.
-    parsed_BG: bool, whether an answer could be read.
-    components: name of a reward signal ("accuracy", "score", "format") -> its value before weights
-      and gate.
-  """
-
-  reward_BG: np.ndarray
-  accuracy_BG: np.ndarray
-  score_BG: np.ndarray
-  format_BG: np.ndarray
+  reward_BG: np.ndarray  # the advantage is computed from it
+  accuracy_BG: np.ndarray  # accuracy part of the reward, in [0, 1]: the scale of AP-GRPO
+  score_BG: np.ndarray  # MRA or exact match; it gates the reward and is reported
+  format_BG: np.ndarray  # 1 if the format and every drawing operation are right, else 0
+  # bool; false for a fault or a reward that is not finite: left out of statistics and update.
   valid_BG: np.ndarray
-  parsed_BG: np.ndarray
-  components: dict[str, np.ndarray]
+  parsed_BG: np.ndarray  # bool, whether an answer could be read
+  components: dict[str, np.ndarray]  # name of a reward signal -> its value before weights and gate
 
 
 class VisionBatch(NamedTuple):
@@ -269,22 +188,14 @@ class VisionBatch(NamedTuple):
   P = W * patches of a whole window. Window attention reshapes the slots to rows. Frame attention
   gathers frames to rows, one or several in a row, by `frame_NS` and scatters them back by `slot_P`.
   A patch attends to the patches of its row that have the same window or frame number.
-
-  Attributes:
-    patches_PX: float32 normalised pixels.
-    position_P4: int32, row and column of the patch in its frame, then height and width of the
-      frame, all in patches.
-    window_P, frame_P: int32, number of the patch's window and frame, from 1; 0 for padding.
-    frame_NS: int32 index into P, the value P for padding. N rows, S patches (both bucketed).
-    slot_P: int32 index into the flattened [N * S] rows, 0 for padding.
   """
 
-  patches_PX: Array
-  position_P4: Array
-  window_P: Array
-  frame_P: Array
-  frame_NS: Array
-  slot_P: Array
+  patches_PX: Array  # float32, normalised pixels
+  position_P4: Array  # int32, row and column in the frame, height and width of the frame, patches
+  window_P: Array  # int32, number of the patch's window, from 1; 0 for padding
+  frame_P: Array  # int32, number of its frame, from 1; 0 for padding
+  frame_NS: Array  # int32 index into P, the value P for padding; N rows, S patches, both bucketed
+  slot_P: Array  # int32 index into the flattened [N * S] rows, 0 for padding
 
   @classmethod
   def build(
@@ -324,48 +235,33 @@ class RowRole(enum.IntEnum):
 class TokenArrays(NamedTuple):
   """Token sequences as the policy reads them, one per row, padded on the right.
 
-      token_RT     5  90  90   7   0   0          90: the placeholder of an image token
-      valid_RT     1   1   1   1   0   0
-      feature_RT  -1  12  13  -1  -1  -1
-
-  Attributes:
-    token_RT: int32.
-    position_RTA: int32 rotary positions.
-    valid_RT: bool, false for padding.
-    feature_RT: int32 index of the image feature that replaces the embedding, -1 for text.
+  token_RT     5  90  90   7   0   0          90: the placeholder of an image token
+  valid_RT     1   1   1   1   0   0
+  feature_RT  -1  12  13  -1  -1  -1
   """
 
-  token_RT: Array
-  position_RTA: Array
-  valid_RT: Array
-  feature_RT: Array
+  token_RT: Array  # int32
+  position_RTA: Array  # int32 rotary positions
+  valid_RT: Array  # bool, false for padding
+  feature_RT: Array  # int32 index of the image feature that replaces the embedding, -1 for text
 
 
 class TrainRows(NamedTuple):
   """The rows of an update, or of a microbatch of it.
 
-  Attributes:
-    tokens: of the row after its prefix.
-    trained_RT: bool; trained_RT[r, t] says that token t was sampled, predicted from token t - 1;
-      never true at t = 0.
-    old_logp_RT: float32, recorded by the sampler, 0 where not trained.
-    advantage_R: float32.
-    temperature_R: float32 > 0, of sampling.
-    prefix_R: int32, the prefix that the row follows; both are stored on the same device.
-    group_R: int32, the group whose rows are compared with one another; -1 for padding.
-    role_R: int32, a RowRole.
-    weight_R: float32 >= 0, how much the row counts in the loss; 0 for padding.
+  trained_RT[r, t] says that token t was sampled, predicted from token t - 1; it is never true at
+  t = 0.
   """
 
-  tokens: TokenArrays
-  trained_RT: Array
-  old_logp_RT: Array
-  advantage_R: Array
-  temperature_R: Array
-  prefix_R: Array
-  group_R: Array
-  role_R: Array
-  weight_R: Array
+  tokens: TokenArrays  # of the row after its prefix
+  trained_RT: Array  # bool
+  old_logp_RT: Array  # float32, recorded by the sampler, 0 where not trained
+  advantage_R: Array  # float32
+  temperature_R: Array  # float32 > 0, of sampling
+  prefix_R: Array  # int32, the prefix that the row follows; both are stored on the same device
+  group_R: Array  # int32, rows of one group are compared with one another; -1 for padding
+  role_R: Array  # int32, a RowRole
+  weight_R: Array  # float32 >= 0, how much the row counts in the loss; 0 for padding
 
 
 class TrainBatch(NamedTuple):
@@ -376,18 +272,12 @@ class TrainBatch(NamedTuple):
 
   The last common token belongs to the rows, because the first token of a response is predicted
   from it.
-
-  Attributes:
-    prefix: one row per group.
-    rows: in the order of their groups.
-    forbidden_V: bool, true for a token that could not be sampled.
-    vision: each distinct image of all rows once, or the features of these images.
   """
 
-  prefix: TokenArrays
-  rows: TrainRows
-  forbidden_V: Array
-  vision: VisionBatch | FeatureBatch
+  prefix: TokenArrays  # one row per group
+  rows: TrainRows  # in the order of their groups
+  forbidden_V: Array  # bool, true for a token that could not be sampled
+  vision: VisionBatch | FeatureBatch  # each distinct image of all rows once, or its features
 
 
 class TrainState(NamedTuple):
