@@ -134,7 +134,7 @@ class Ours:
     self._folder = folder
     self._policy = shapes.policy_of(cfg)
     self._mesh = compiled.train_mesh(self._policy)
-    window = compiled.window_patches(cfg.vision)
+    window = cfg.vision.window_patches
     self._batch = sharding.place_train_batch(batch, window, self._mesh)
     self._optimizer = make_optimizer(OPTIMIZER)
     self._state = self._initial()

@@ -142,7 +142,7 @@ def largest_inputs(
   learned = train_batch(cfg.vision, prompts, count, batch)
   if not policy.vision_trainable:
     learned = learned._replace(vision=FeatureBatch(_features(policy, batch.vision)))
-  window = compiled.window_patches(cfg.vision)
+  window = cfg.vision.window_patches
   tokens = rollout.vision.windows[-1] * cfg.vision.window_blocks**2
   vision = (_vision(cfg.vision, rollout.vision), _struct((tokens,), jnp.int32))
   gathered_R = _struct((gathered[-1],), jnp.int32) if gathered else None
@@ -208,7 +208,7 @@ def _everywhere(tree: Any, place: jax.sharding.Sharding) -> Any:
 
 
 def _vision(cfg: VisionConfig, buckets: VisionBuckets) -> VisionBatch:
-  patches = buckets.windows[-1] * compiled.window_patches(cfg)
+  patches = buckets.windows[-1] * cfg.window_patches
   frames = (buckets.frames[-1], buckets.patches[-1])
   return VisionBatch.build(_struct, patches, cfg.patch_values, *frames)
 

@@ -23,7 +23,6 @@ from spatial_jax.learn.losses import LossConfig, Metrics
 from spatial_jax.learn.train_batch import BatchConfig, Microbatches
 from spatial_jax.learn.update import policy_update, sft_update
 from spatial_jax.policy import int8, lora, param_tree
-from spatial_jax.policy.config import VisionConfig
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout.config import RolloutConfig, WeightForm
 from spatial_jax.rollout.memory import UpdateShapes
@@ -65,7 +64,7 @@ class LearnPrograms:
     self._policy, self._optimizer, self._loss = policy, optimizer, loss
     self._mesh = train_mesh(policy)
     self._micro = micro_buckets(micro, self._mesh)
-    self._window = window_patches(policy.cfg.vision)
+    self._window = policy.cfg.vision.window_patches
     state = abstract_state(policy, optimizer, self._mesh)
     # The state keeps its shardings.
     out = (jax.tree.map(lambda x: x.sharding, state), sharding.replicated(self._mesh))
@@ -106,11 +105,6 @@ def train_mesh(policy: Policy) -> Mesh:
 def compute_dtype(mesh: Mesh) -> jnp.dtype:
   """Returns bfloat16, on CPU float32, which XLA multiplies four to eight times faster there."""
   return jnp.dtype(jnp.float32 if mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16)
-
-
-def window_patches(cfg: VisionConfig) -> int:
-  """Returns the number of patches in one attention window of the vision tower."""
-  return (cfg.window_blocks * cfg.merge_size) ** 2
 
 
 def init_state(
@@ -276,7 +270,7 @@ def update_shapes(
   mesh = train_mesh(policy)
   micro, batch = micro_buckets(micro, mesh), batch_buckets(batch, mesh)
   devices = sharding.row_devices(mesh)
-  patches = batch.vision.windows[-1] * window_patches(policy.cfg.vision)
+  patches = batch.vision.windows[-1] * policy.cfg.vision.window_patches
   return UpdateShapes(
     prompts=-(-prompts // devices),
     prefix_tokens=batch.prefix_buckets[-1],

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.tiny.demonstration import demonstration_trajectory
-from spatial_jax import compiled, sharding
+from spatial_jax import sharding
 from spatial_jax.config import ConfigError
 from spatial_jax.errors import DataError
 from spatial_jax.learn.train_batch import (
@@ -285,7 +285,7 @@ def test_rows_that_do_not_fit_are_refused(count, blocks):
 def test_a_row_on_another_device_than_its_prefix_is_refused():
   """It would read the prefix of another group."""
   mesh = sharding.make_mesh(sharding.MeshConfig(2, 1, 1), jax.devices()[:2])
-  window = compiled.window_patches(fixtures.policy_config().vision)
+  window = fixtures.policy_config().vision.window_patches
   batch = batch_of([[sampled("a", 3)], [sampled("bb", 3)] * 3])
   with pytest.raises(ValueError, match="4 rows of an update do not divide over 2 devices"):
     sharding.place_train_batch(batch, window, mesh)

@@ -29,7 +29,6 @@ WRONG = [
   ("vision.deepstack", (-1,)),
   ("vision.norm", "batch"),
   ("vision.mlp", "relu"),
-  ("vision.patch_bias", 1),
   ("vision.table_side", -1),
   ("decoder.vocabulary", 0),
   ("decoder.kv_heads", 4),
@@ -38,7 +37,6 @@ WRONG = [
   ("decoder.rope_sections", (2, 1, 2)),
   ("decoder.rope_sections", (2, 2)),
   ("decoder.rope_sections", (5, -1, 0)),
-  ("decoder.tied", None),
   ("image_pad_id", -1),
   ("video_pad_id", 96),
   ("vision_end_id", 2.0),
@@ -90,6 +88,16 @@ def test_a_config_file_is_refused_with_the_full_key():
     build(QwenVLConfig, config)
 
 
+@pytest.mark.parametrize(
+  ("part", "name", "value"), [("vision", "patch_bias", 1), ("decoder", "tied", None)]
+)
+def test_flags_of_another_type_are_refused(part, name, value):
+  config = dataclasses.asdict(small_config(True))
+  config[part][name] = value
+  with pytest.raises(ConfigError, match=rf"^config\.{part}\.{name} must be bool, got {value}"):
+    build(QwenVLConfig, config)
+
+
 def test_shapes_of_released_and_small_models_are_valid():
   assert all(isinstance(released(name), QwenVLConfig) for name in NAMES)
   assert len(family_configs()) == 9
@@ -99,7 +107,7 @@ def test_shapes_of_released_and_small_models_are_valid():
   ("changes", "message"),
   [
     ({"rank": 0}, r"config\.lora\.rank is 0 and must be a whole number, at least 1"),
-    ({"alpha": 0.0}, r"config\.lora\.alpha is 0\.0 and must be finite and above 0"),
+    ({"alpha": 0.0}, r"config\.lora\.alpha is 0\.0 and must be above 0 and finite"),
     ({"alpha": math.inf}, r"config\.lora\.alpha must be a finite number"),
     ({"paths": ("(",)}, r"config\.lora\.paths is \('\(',\) and must hold regexes"),
   ],

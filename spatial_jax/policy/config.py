@@ -1,69 +1,49 @@
 """Shape of a Qwen-VL policy. The model families differ in these values, not in code."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
-from spatial_jax.checks import is_finite, is_whole
-from spatial_jax.config import FieldError, check_field
+from spatial_jax.checks import is_ascending, is_whole
+from spatial_jax.config import FieldError, check_choice, check_field, check_number, check_whole
 
 Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
-Norm = Literal["rms", "layer"]
-VisionMLP = Literal["gated", "quick_gelu", "gelu_tanh"]
 
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-  """The vision tower.
-
-  Attributes:
-    layers, width (E), heads (H), mlp_width (F): sizes of the transformer.
-    patch_size: side of a patch, pixels.
-    merge_size: side of the block of patches that becomes one token; 2.
-    temporal_size: frames per patch; 2.
-    window_px: side of an attention window, pixels; 0: every layer attends over the whole frame.
-    full_layers: layers that attend over the whole frame; the others attend within windows.
-    norm_eps: of every norm.
-    norm: "rms" (scale) or "layer" (scale and bias).
-    mlp: "gated" (SwiGLU), or two matrices with "quick_gelu" or "gelu_tanh" between them.
-    patch_bias: the patch embedding has a bias.
-    table_side: side of the square table of learned positions, interpolated to each frame; 0: none.
-    deepstack: layers, ascending, whose merged outputs are added after the first decoder layers.
-  """
+  """The vision tower."""
 
   layers: int
-  width: int
-  heads: int
-  mlp_width: int
-  patch_size: int
-  merge_size: int
-  temporal_size: int
-  window_px: int
-  full_layers: tuple[int, ...]
-  norm_eps: float
-  norm: Norm
-  mlp: VisionMLP
-  patch_bias: bool
-  table_side: int
-  deepstack: tuple[int, ...]
+  width: int  # E
+  heads: int  # H
+  mlp_width: int  # F
+  patch_size: int  # side of a patch, pixels
+  merge_size: int  # side of the block of patches that becomes one token; 2
+  temporal_size: int  # frames per patch; 2
+  window_px: int  # side of an attention window; 0: every layer attends over the whole frame
+  full_layers: tuple[int, ...]  # that attend over the whole frame; the others: within windows
+  norm_eps: float  # of every norm
+  norm: Literal["rms", "layer"]  # scale; or scale and bias
+  mlp: Literal["gated", "quick_gelu", "gelu_tanh"]  # SwiGLU; or two matrices with this between them
+  patch_bias: bool  # the patch embedding has a bias
+  table_side: int  # of the square table of learned positions, interpolated to each frame; 0: none
+  deepstack: tuple[int, ...]  # layers with a merged output that early decoder layers add
 
   def __post_init__(self):
-    _check_sizes(self, ("layers", "width", "heads", "mlp_width", "patch_size"), 1)
-    _check_sizes(self, ("window_px", "table_side"), 0)
-    _check_epsilon(self)
-    _check_flags(self, ("patch_bias",))
-    for name in ("merge_size", "temporal_size"):
-      check_field(self, name, is_whole(vars(self)[name], 2, 2), "be 2")
-    check_field(self, "norm", self.norm in get_args(Norm), "be rms or layer")
-    known = ", ".join(get_args(VisionMLP))
-    check_field(self, "mlp", self.mlp in get_args(VisionMLP), f"be one of {known}")
+    check_whole(self, "layers", "width", "heads", "mlp_width", "patch_size", at_least=1)
+    check_whole(self, "window_px", "table_side", at_least=0)
+    check_number(self, "norm_eps", above=0, below=1)
+    check_choice(self, "norm", "mlp")
     valid = self.width % self.heads == 0 and self.width // self.heads % 4 == 0
     check_field(self, "heads", valid, f"divide the width {self.width} into multiples of 4")
     token_px = self.patch_size * self.merge_size
     valid = self.window_px == 0 or self.window_px >= token_px
     check_field(self, "window_px", valid, f"be 0 or at least one merged token, {token_px}")
+    for name in ("merge_size", "temporal_size"):
+      check_field(self, name, is_whole(vars(self)[name], 2, 2), "be 2")
     for name in ("full_layers", "deepstack"):
-      valid = _ascend_within(vars(self)[name], self.layers)
+      layers = vars(self)[name]
+      valid = layers == () or (is_ascending(layers, 0) and layers[-1] < self.layers)
       check_field(self, name, valid, f"hold ascending layers from 0 to {self.layers - 1}")
     if not self.window_px:
       valid = self.full_layers == tuple(range(self.layers))
@@ -80,6 +60,11 @@ class VisionConfig:
     return self.window_px // (self.patch_size * self.merge_size) if self.window_px else 1
 
   @property
+  def window_patches(self) -> int:
+    """Patches in one attention window."""
+    return (self.window_blocks * self.merge_size) ** 2
+
+  @property
   def streams(self) -> int:
     """Y: features per merged token: of the last layer and of the layers in `deepstack`."""
     return 1 + len(self.deepstack)
@@ -87,42 +72,28 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-  """The language model.
-
-  Attributes:
-    layers, width (D), heads (H), kv_heads (K), head_dim (C), mlp_width (F), vocabulary (V): sizes;
-      H * C may differ from D.
-    rope_theta: base of the rotary frequencies.
-    rope_sections: the number of frequencies, of C/2, for time, height and width.
-    norm_eps: of every RMSNorm.
-    tied: the output head is the embedding table.
-    rope_interleaved: the frequencies alternate between the axes, else each axis has a section.
-    qkv_bias: the projections to queries, keys and values have biases.
-    qk_norm: queries and keys of every head are normalised before the rotation.
-  """
+  """The language model."""
 
   layers: int
-  width: int
-  heads: int
-  kv_heads: int
-  head_dim: int
-  mlp_width: int
-  vocabulary: int
-  rope_theta: float
-  rope_sections: tuple[int, int, int]
-  norm_eps: float
-  tied: bool
-  rope_interleaved: bool
-  qkv_bias: bool
-  qk_norm: bool
+  width: int  # D
+  heads: int  # H
+  kv_heads: int  # K
+  head_dim: int  # C; H * C may differ from D
+  mlp_width: int  # F
+  vocabulary: int  # V
+  rope_theta: float  # base of the rotary frequencies
+  rope_sections: tuple[int, int, int]  # frequencies, of C/2, for time, height and width
+  norm_eps: float  # of every RMSNorm
+  tied: bool  # the output head is the embedding table
+  rope_interleaved: bool  # the frequencies alternate between the axes, else each has a section
+  qkv_bias: bool  # the projections to queries, keys and values have biases
+  qk_norm: bool  # queries and keys of every head are normalised before the rotation
 
   def __post_init__(self):
-    sizes = ("layers", "width", "heads", "kv_heads", "head_dim", "mlp_width", "vocabulary")
-    _check_sizes(self, sizes, 1)
-    _check_epsilon(self)
-    _check_flags(self, ("tied", "rope_interleaved", "qkv_bias", "qk_norm"))
-    valid = is_finite(self.rope_theta) and self.rope_theta > 0
-    check_field(self, "rope_theta", valid, "be finite and above 0")
+    check_whole(self, "layers", "width", "heads", "kv_heads", "head_dim", at_least=1)
+    check_whole(self, "mlp_width", "vocabulary", at_least=1)
+    check_number(self, "norm_eps", above=0, below=1)
+    check_number(self, "rope_theta", above=0)
     valid = self.heads % self.kv_heads == 0
     check_field(self, "kv_heads", valid, f"divide the {self.heads} heads")
     sections = self.rope_sections
@@ -135,33 +106,22 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class QwenVLConfig:
-  """A whole policy: vision tower, decoder, special tokens, and the family.
-
-  Attributes:
-    vision, decoder: the two transformers.
-    image_pad_id, video_pad_id: tokens whose embeddings are replaced by image features.
-    vision_start_id, vision_end_id: tokens before and after the pad tokens of one image or clip.
-    tokens_per_second: rotary time steps per second of video; used if `video_time` is "seconds".
-    family: `model_type` of the Hugging Face config.
-  """
+  """A whole policy: vision tower, decoder, special tokens, and the family."""
 
   vision: VisionConfig
   decoder: DecoderConfig
-  image_pad_id: int
+  image_pad_id: int  # the embeddings of pad tokens are replaced by image features
   video_pad_id: int
-  vision_start_id: int
+  vision_start_id: int  # before and after the pad tokens of one image or clip
   vision_end_id: int
-  tokens_per_second: int
-  family: Family
+  tokens_per_second: int  # rotary time steps; used if `video_time` is "seconds"
+  family: Family  # `model_type` of the Hugging Face config
 
   def __post_init__(self):
-    check_field(
-      self, "family", self.family in get_args(Family), f"be one of {', '.join(get_args(Family))}"
-    )
-    _check_sizes(self, ("tokens_per_second",), 1)
-    last = self.decoder.vocabulary - 1
-    for name in ("image_pad_id", "video_pad_id", "vision_start_id", "vision_end_id"):
-      check_field(self, name, is_whole(vars(self)[name], 0, last), f"be a token id, 0 to {last}")
+    check_choice(self, "family")
+    check_whole(self, "tokens_per_second", at_least=1)
+    ids = ("image_pad_id", "video_pad_id", "vision_start_id", "vision_end_id")
+    check_whole(self, *ids, at_least=0, at_most=self.decoder.vocabulary - 1)
     if self.family == "qwen2_vl" and self.vision.mlp_width % self.vision.width:
       # The Hugging Face config of this family stores the ratio of both as a whole number.
       raise FieldError(
@@ -183,26 +143,3 @@ class QwenVLConfig:
       "qwen3_vl": "text",
     }
     return times[self.family]
-
-
-def _check_sizes(config: object, names: Sequence[str], least: int) -> None:
-  for name in names:
-    valid = is_whole(vars(config)[name], least)
-    check_field(config, name, valid, f"be a whole number, at least {least}")
-
-
-def _check_epsilon(config: VisionConfig | DecoderConfig) -> None:
-  valid = is_finite(config.norm_eps) and 0 < config.norm_eps < 1
-  check_field(config, "norm_eps", valid, "be above 0 and below 1")
-
-
-def _check_flags(config: object, names: Sequence[str]) -> None:
-  for name in names:
-    check_field(config, name, isinstance(vars(config)[name], bool), "be True or False")
-
-
-def _ascend_within(layers: object, count: int) -> bool:
-  """Whether `layers` is a tuple of ascending layer indices below `count`."""
-  if not isinstance(layers, tuple) or not all(is_whole(layer, 0, count - 1) for layer in layers):
-    return False
-  return list(layers) == sorted(set(layers))

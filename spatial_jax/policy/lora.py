@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import qwix
 
-from spatial_jax.checks import is_finite, is_whole
-from spatial_jax.config import ConfigError, check_field
+from spatial_jax.checks import is_regex
+from spatial_jax.config import ConfigError, check_field, check_number, check_whole
 from spatial_jax.policy import param_tree
 from spatial_jax.types import Params
 
@@ -27,32 +27,18 @@ BASE = r"(?<!_lora_[ab])$"  # every other parameter
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-  """Which kernels get adapters, and of which size.
+  """Which kernels get adapters, and of which size."""
 
-  Attributes:
-    paths: regexes of kernel paths ("^decoder/layers/attn/[qkvo]/kernel"); (): no adapters.
-    rank: of each adapter, >= 1.
-    alpha: > 0; the product of an adapter is scaled by alpha / rank.
-  """
-
-  paths: tuple[str, ...]
-  rank: int
-  alpha: float
+  paths: tuple[str, ...]  # regexes of kernel paths ("decoder/.*/[qkvo]/kernel"); (): no adapters
+  rank: int  # of each adapter, >= 1
+  alpha: float  # > 0; the product of an adapter is scaled by alpha / rank
 
   def __post_init__(self):
-    check_field(self, "rank", is_whole(self.rank, 1), "be a whole number, at least 1")
-    scale = is_finite(self.alpha) and self.alpha > 0
-    check_field(self, "alpha", scale, "be finite and above 0")
+    check_whole(self, "rank", at_least=1)
+    check_number(self, "alpha", above=0)
     check_field(self, "paths", isinstance(self.paths, tuple), "be a list of regexes")
     for pattern in self.paths:
-      check_field(self, "paths", _is_regex(pattern), f"hold regexes; {pattern!r} is not one")
-
-
-def _is_regex(pattern: object) -> bool:
-  try:
-    return isinstance(pattern, str) and bool(re.compile(pattern))
-  except re.error:
-    return False
+      check_field(self, "paths", is_regex(pattern), f"hold regexes; {pattern!r} is not one")
 
 
 OFF = LoraConfig(paths=(), rank=1, alpha=1.0)

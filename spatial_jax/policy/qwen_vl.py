@@ -344,8 +344,8 @@ class Policy:
   def _one_window(self) -> VisionBatch:
     """The smallest batch of images, for `init`."""
     vision = self.cfg.vision
-    patches = (vision.window_blocks * vision.merge_size) ** 2
-    return VisionBatch.build(jnp.zeros, patches, vision.patch_values, 1, patches)
+    window = vision.window_patches
+    return VisionBatch.build(jnp.zeros, window, vision.patch_values, 1, window)
 
 
 def _deepstack(features_MYD: Array, feature_RT: Array) -> DeepStackFeatures | None:

@@ -101,11 +101,10 @@ class VisionBlock(nn.Module):
   def _attend(self, qkv_P3HC: jax.Array, full: jax.Array, geometry: Geometry) -> jax.Array:
     if not self.cfg.window_px:
       return _frame_attention(qkv_P3HC, geometry, self.mesh)
-    window = (self.cfg.window_blocks * self.cfg.merge_size) ** 2
     return jax.lax.cond(
       full,
       lambda qkv: _frame_attention(qkv, geometry, self.mesh),
-      lambda qkv: _window_attention(qkv, geometry, window),
+      lambda qkv: _window_attention(qkv, geometry, self.cfg.window_patches),
       qkv_P3HC,
     )
 
