@@ -26,6 +26,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from spatial_jax.checks import mismatches
 from spatial_jax.errors import CheckpointError, system_error
 from spatial_jax.types import Params, TrainState
 from spatial_jax.workdir import PathLike, find_path, to_path
@@ -37,21 +38,14 @@ _CHUNK = 1 << 24  # bytes read at once
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """The progress of a run, saved with its TrainState.
+  """The progress of a run, saved with its TrainState."""
 
-  Attributes:
-    step: number of updates done in all stages of the run, and the number of the next one.
-    schedule_step: number of updates done under the current schedule (sharpness, learning rate).
-    data: position in the data, JSON values.
-    benchmark: benchmark whose rooms the policy was trained on ("vsi-bench"), None without one.
-    config: the resolved config, from which evaluation builds the policy again.
-  """
-
-  step: int
-  schedule_step: int
-  data: dict[str, Any]
+  step: int  # number of updates done in all stages of the run, and the number of the next one
+  schedule_step: int  # number of updates done under the current schedule (sharpness, learning rate)
+  data: dict[str, Any]  # position in the data, JSON values
+  # Benchmark whose rooms the policy was trained on ("vsi-bench"), None without one.
   benchmark: str | None
-  config: dict[str, Any]
+  config: dict[str, Any]  # the resolved config, from which evaluation builds the policy again
 
 
 class Saver:
@@ -342,20 +336,12 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 
 def _check_leaves(checkpoint: PathLike, abstract: Any, saved: Mapping[str, Any]) -> None:
-  expected = _leaves(abstract)
-  problems = [f"{name} is missing" for name in expected if name not in saved]
-  problems += [f"{name} is unknown to this model" for name in saved if name not in expected]
-  problems += [
-    f"{name}: expected {_form(leaf)}, checkpoint has {_form(saved[name])}"
-    for name, leaf in expected.items()
-    if name in saved and _form(leaf) != _form(saved[name])
-  ]
-  if problems:
+  expected, found = (
+    {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
+    for leaves in (_leaves(abstract), saved)
+  )
+  if problems := mismatches(expected, found, "checkpoint"):
     raise CheckpointError(
       f"{os.fspath(checkpoint)} does not fit the model: {'; '.join(problems)}; "
       "use the config it was trained with"
     )
-
-
-def _form(leaf: Any) -> str:
-  return f"{leaf.dtype}{list(leaf.shape)}"

@@ -39,7 +39,7 @@ ANSWER_TURN = "<think> chair 2.1 m. </think> Action: Answer\n<answer> 2.1 </answ
 TOKENIZER = train_tokenizer([BOX_TURN, ANSWER_TURN, "How far is the chair?"] * 4, VOCABULARY - 8)
 STOP = TOKENIZER.id(IM_END)
 PADS = (TOKENIZER.id(IMAGE_PAD),)
-WORDS = TextConfig("", "{index}\n", "{question}", " N", " L", "{index}\n", "more", "final", "", 0.0)
+WORDS = TextConfig("", "{index}\n", "{question}", " N", " L", "{index}\n", "more", "final")
 STYLE = Style(line_px=1, dot_px=1, font_px=6, label_offset_px=(1, 1))
 SAMPLED = SamplingParams(
   temperature=1.0, greedy=False, top_k=0, top_p=1.0, min_p=0.0, max_tokens_per_turn=0
@@ -150,8 +150,16 @@ def policy_and_params() -> tuple[Policy, Params, Params]:
 
 @functools.cache
 def engine_for(cfg: RolloutConfig) -> Engine:
-  """The engine of the random policy; its programs are compiled once per config."""
-  return real_engine(policy_and_params()[0], cfg)
+  """The engine of the random policy; configs that differ only on the host share its programs."""
+  shapes = {name: vars(cfg)[name] for name in ("slots", "group", "rows", "decode_steps", "stop")}
+  shapes |= {name: vars(cfg)[name] for name in ("suffix_block_edges", "feature_buffer_tokens")}
+  device = dataclasses.replace(ROLLOUT, stop_tokens=cfg.stop_tokens, **shapes)
+  return make_engine(_programs_for(device), cfg)
+
+
+@functools.cache
+def _programs_for(cfg: RolloutConfig) -> RolloutPrograms:
+  return real_engine(policy_and_params()[0], cfg).programs
 
 
 def draw_in_all_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,17 +14,18 @@ import numpy as np
 import pytest
 
 from configs import chat, common, tiny_pretrain
-from spatial_jax import abstract_inputs, aot, sharding
+from spatial_jax import abstract_inputs, aot, compiled, sharding
 from spatial_jax.abstract_inputs import Program
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.hf.config import to_hf
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.train_batch import BatchConfig, Microbatches
-from spatial_jax.policy import lora
+from spatial_jax.policy import lora, param_tree
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import make_policy
+from spatial_jax.rollout import memory
 from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.stages.grpo import GrpoConfig
 from spatial_jax.types import FeatureBatch
@@ -74,7 +75,7 @@ PROGRAMS = [
 
 
 @pytest.fixture(scope="module")
-def compiled():
+def compiled_step():
   learn, rollout = tiny_shapes()
   mesh = aot.topology_mesh("v5e:2x2", sharding.MeshConfig(1, 2, 2))
   programs = aot.programs_to_compile(tiny_policy(), learn, rollout, lora.OFF, mesh, mesh, True)
@@ -82,19 +83,19 @@ def compiled():
 
 
 @needs_libtpu
-def test_every_program_compiles_and_fits(compiled):
-  assert list(compiled) == PROGRAMS
-  for one in compiled.values():
+def test_every_program_compiles_and_fits(compiled_step):
+  assert list(compiled_step) == PROGRAMS
+  for one in compiled_step.values():
     assert one.error is None, f"{one.name}: {one.error}"
     assert one.fits(one.program_total + one.resident)
     assert not one.fits(one.program_total + one.resident - 1)
-  assert compiled["decode"].resident > 0, "the train state"
+  assert compiled_step["decode"].resident > 0, "the train state"
 
 
 @needs_libtpu
 @pytest.mark.parametrize("name", ["encode_images", "prefill", "update"])
-def test_attention_of_whole_rows_uses_the_kernel(compiled, name):
-  calls = [line for line in compiled[name].text.splitlines() if "tpu_custom_call" in line]
+def test_attention_of_whole_rows_uses_the_kernel(compiled_step, name):
+  calls = [line for line in compiled_step[name].text.splitlines() if "tpu_custom_call" in line]
   assert any("splash" in line for line in calls), f"{len(calls)} kernels, none of them splash"
 
 
@@ -132,6 +133,33 @@ def test_decoding_needs_little_memory_besides_its_cache():
   assert gathered.error is None, gathered.error
   suffixes = aot.bytes_per_chip(found["decode"].arguments[1].cache.layers)
   assert gathered.temporaries <= 0.1 * cache + 0.6 * suffixes, "no prefix is copied"
+
+
+@needs_libtpu
+def test_estimate_of_the_update_is_near_the_compiled_scratch():
+  """Within a factor of two, at sizes that fill the tiles of a TPU."""
+  mesh = aot.topology_mesh("v5e:2x2", sharding.MeshConfig(1, 2, 2))
+  cfg, (learn, rollout) = tiny_policy(), tiny_shapes()
+  sizes = {"width": 512, "heads": 8, "head_dim": 64, "rope_sections": (8, 12, 12)}
+  decoder = dataclasses.replace(cfg.decoder, layers=2, mlp_width=1024, vocabulary=4096, **sizes)
+  cfg, frozen = dataclasses.replace(cfg, decoder=decoder), ("^vision/",)
+  policy = dataclasses.replace(make_policy(cfg, jnp.bfloat16, mesh), frozen=frozen)
+  optimizer = make_optimizer(dataclasses.replace(learn.optimizer, frozen=frozen))
+  batch = BatchConfig((512,), 512, rollout.vision, cfg.vision.window_blocks, 4096)
+  micro = Microbatches(4, (512,))
+  (program,) = (
+    p
+    for p in abstract_inputs.all_programs(
+      policy, policy, optimizer, learn.loss, micro, rollout, batch, 1.0
+    )
+    if p.name == "update"
+  )
+  _, trained = param_tree.partition(program.arguments[0].params, frozen)
+  gradients = memory.bytes_of(trained)
+  shapes = compiled.update_shapes(policy, micro, batch, rollout.prompts)
+  estimate = gradients + memory.estimate_update_scratch(cfg, shapes, gradients)
+  measured = aot.compile_program(program).temporaries
+  assert measured / 2 < estimate < measured * 2, f"{estimate:,} estimated, {measured:,} compiled"
 
 
 @needs_libtpu

@@ -25,6 +25,7 @@ from tests.test_learn_optimizer import CFG
 LOSS = LossConfig(clip_low=0.2, clip_high=0.3, kl_weight=0.0, normalise="sequence")
 SIZES = ((24, 24), (16, 40))
 MICRO = Microbatches(1, (256,))
+TOWER = ("^vision/",)
 SGD = optax.sgd(1.0)  # the update is then the negative gradient
 
 
@@ -79,8 +80,13 @@ def start(optimizer=SGD, params=None) -> TrainState:
 
 
 @functools.cache
-def program(micro=MICRO, optimizer=SGD):
-  return jax.jit(functools.partial(policy_update, policy_and_params()[0], optimizer, LOSS, micro))
+def program(micro=MICRO, optimizer=SGD, frozen=()):
+  policy = dataclasses.replace(policy_and_params()[0], frozen=frozen)
+  return jax.jit(functools.partial(policy_update, policy, optimizer, LOSS, micro))
+
+
+def flops(update, batch) -> float:
+  return update.lower(start(), batch, None).compile().cost_analysis()["flops"]
 
 
 def gradient_of(state: TrainState):
@@ -275,21 +281,12 @@ def test_a_step_changes_every_parameter_and_is_counted(adam):
 
 
 def test_a_frozen_vision_tower_has_no_gradient():
-  policy, params = policy_and_params()
-  frozen = dataclasses.replace(policy, frozen=("^vision/",))
-  update = jax.jit(functools.partial(policy_update, frozen, SGD, LOSS, MICRO))
+  update = program(frozen=TOWER)
   state, _ = update(start(), batch_of(), None)
   other, _ = program()(start(), batch_of(), None)
-  assert_same(state.params["vision"], params["vision"])
+  assert_same(state.params["vision"], policy_and_params()[1]["vision"])
   assert_close(state.params["decoder"], other.params["decoder"])
-  flops = [
-    jax.jit(functools.partial(policy_update, p, SGD, LOSS, MICRO))
-    .lower(start(), batch_of(), None)
-    .compile()
-    .cost_analysis()["flops"]
-    for p in (frozen, policy)
-  ]
-  assert flops[0] < flops[1], "its gradient is not computed"
+  assert flops(update, batch_of()) < flops(program(), batch_of()), "its gradient is not computed"
 
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
@@ -383,8 +380,7 @@ def test_scores_are_in_the_order_of_the_batch():
 def test_features_of_a_frozen_tower_replace_its_images():
   """The gradient is the same, and the tower is not run."""
   policy, params = policy_and_params()
-  frozen = dataclasses.replace(policy, frozen=("^vision/",))
-  cfg = fixtures.shapes()
+  cfg, update = fixtures.shapes(), program(frozen=TOWER)
   images = {i.content_hash: i for group in demonstrations() for t in group for i in t.images}
   alone = [plan_vision([image], cfg.window_blocks, cfg.vision) for image in images.values()]
   encode = jax.jit(policy.encode)
@@ -394,15 +390,10 @@ def test_features_of_a_frozen_tower_replace_its_images():
   }
   encoded, _ = to_train_batch(demonstrations(), ADVANTAGE_BG, cfg, None, image_features)
   encoded = with_rows(encoded, old_logp_RT=batch_of().rows.old_logp_RT)
-  update = jax.jit(functools.partial(policy_update, frozen, SGD, LOSS, MICRO))
   expected, _ = update(start(), batch_of(), None)
   found, _ = update(start(), encoded, None)
   assert_close(found.params, expected.params)
-  flops = [
-    update.lower(start(), batch, None).compile().cost_analysis()["flops"]
-    for batch in (batch_of(), encoded)
-  ]
-  assert flops[1] < flops[0]
+  assert flops(update, encoded) < flops(update, batch_of())
 
 
 # --- config --------------------------------------------------------------------------------------

@@ -288,7 +288,7 @@ REASONS = {
 
 
 def test_device_and_host_agree_on_any_output(monkeypatch):
-  assert end_reasons_of_random_outputs(monkeypatch, 480) == REASONS
+  assert end_reasons_of_random_outputs(monkeypatch, 192) == REASONS
 
 
 @pytest.mark.slow

@@ -18,17 +18,11 @@ REWARD_LIMIT = 1e18
 
 @dataclasses.dataclass(frozen=True)
 class AdvantageConfig:
-  """How advantages are computed from rewards.
+  """How advantages are computed from rewards."""
 
-  Attributes:
-    alpha: exponent of the accuracy factor, >= 0; 0 is GRPO, 1 is AP-GRPO.
-    sign_safe: scale a negative advantage by (1 - accuracy)^alpha instead of accuracy^alpha.
-    by_std: divide by the standard deviation of the group, as GRPO does.
-  """
-
-  alpha: float
-  sign_safe: bool
-  by_std: bool
+  alpha: float  # exponent of the accuracy factor, >= 0; 0 is GRPO, 1 is AP-GRPO
+  sign_safe: bool  # scale a negative advantage by (1 - accuracy)^alpha instead of accuracy^alpha
+  by_std: bool  # divide by the standard deviation of the group, as GRPO does
 
   def __post_init__(self):
     valid = is_finite(self.alpha) and self.alpha >= 0

@@ -31,17 +31,11 @@ from spatial_jax.types import Array, FeatureBatch, Params, TrainBatch, TrainRows
 
 
 class Microbatch(NamedTuple):
-  """Some rows of a batch.
+  """Some rows of a batch."""
 
-  Attributes:
-    rows: of the batch.
-    token_weight_R: float32, from `token_weights` of the whole batch.
-    ref_logp_RT: float32, of the reference policy; None without one.
-  """
-
-  rows: TrainRows
-  token_weight_R: Array
-  ref_logp_RT: Array | None
+  rows: TrainRows  # of the batch
+  token_weight_R: Array  # float32, from `token_weights` of the whole batch
+  ref_logp_RT: Array | None  # float32, of the reference policy; None without one
 
 
 # (logp_RT, microbatch) -> its part of the loss and of the metrics
@@ -99,14 +93,10 @@ class MicrobatchOrder:
 
   Rows stay on their device: every microbatch has the same number of rows of each device, the
   shortest first, and each row reads the prefix of a prompt of its own device.
-
-  Attributes:
-    row_NL: int32, the rows of each of N devices by their length.
-    size: rows of one device in one microbatch; divides L.
   """
 
-  row_NL: jax.Array
-  size: int
+  row_NL: jax.Array  # int32, the rows of each of N devices by their length
+  size: int  # rows of one device in one microbatch; divides L
 
   def split(self, tree: Any) -> Any:
     """Arrays [R, ...] -> [microbatches, N * size, ...]."""

@@ -32,18 +32,14 @@ LOG_RATIO_LIMIT = 20.0
 )
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-  """The policy loss; a pytree whose `normalise` is static.
+  """The policy loss; a pytree whose `normalise` is static."""
 
-  Attributes:
-    clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
-    kl_weight: beta of the divergence from the reference policy; 0: no reference policy.
-    normalise: see `token_weights`.
-  """
-
+  # clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
   clip_low: float | Array
   clip_high: float | Array
+  # Beta of the divergence from the reference policy; 0: no reference policy.
   kl_weight: float | Array
-  normalise: Normalise
+  normalise: Normalise  # see `token_weights`
 
   def __post_init__(self):
     for name in ("clip_low", "clip_high", "kl_weight"):

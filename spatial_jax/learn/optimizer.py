@@ -9,8 +9,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spatial_jax.checks import is_finite, is_whole
-from spatial_jax.config import ConfigError, FieldError, check_field
+from spatial_jax.checks import is_regex
+from spatial_jax.config import (
+  ConfigError,
+  FieldError,
+  check_choice,
+  check_field,
+  check_number,
+  check_whole,
+)
 from spatial_jax.policy.param_tree import matches, path_name
 from spatial_jax.types import Params
 
@@ -20,53 +27,36 @@ NO_DECAY = re.compile(r"(bias|scale|embedding)$")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """The optimizer and its schedule.
+  """The optimizer and its schedule."""
 
-  Attributes:
-    learning_rate: after warm-up, per step.
-    schedule: after warm-up "constant", or "cosine" down to 0 at `total_steps`.
-    warmup_steps: linear from 0.
-    total_steps: length of the schedule.
-    decay_steps: linear to 0 over this number of last steps; 0: none. Only with "constant".
-    b1, b2, eps: of Adam.
-    weight_decay: on matrices only.
-    max_grad_norm: the gradient is clipped to this global norm.
-    scale_by_param_rms: multiply the step of a parameter by its root mean square, so that a norm
-      scale of 1 changes by the same fraction as a matrix with entries of 0.1.
-    frozen: regexes of parameter paths ("^vision/") without gradient and moments.
-  """
-
-  learning_rate: float
+  learning_rate: float  # after warm-up, per step
+  # After warm-up "constant", or "cosine" down to 0 at `total_steps`.
   schedule: Literal["constant", "cosine"]
-  warmup_steps: int
-  total_steps: int
-  decay_steps: int
+  warmup_steps: int  # linear from 0
+  total_steps: int  # length of the schedule
+  decay_steps: int  # linear to 0 over this number of last steps; 0: none. Only with "constant".
+  # b1, b2, eps: of Adam.
   b1: float
   b2: float
   eps: float
-  weight_decay: float
-  max_grad_norm: float
+  weight_decay: float  # on matrices only
+  max_grad_norm: float  # the gradient is clipped to this global norm
+  # Multiply the step of a parameter by its root mean square, so that a norm scale of 1 changes by
+  # the same fraction as a matrix with entries of 0.1.
   scale_by_param_rms: bool
-  frozen: tuple[str, ...]
+  frozen: tuple[str, ...]  # regexes of parameter paths ("^vision/") without gradient and moments
 
   def __post_init__(self):
-    valid = self.schedule in ("constant", "cosine")
-    check_field(self, "schedule", valid, "be constant or cosine")
-    for name, least in (("warmup_steps", 0), ("total_steps", 1), ("decay_steps", 0)):
-      valid = is_whole(vars(self)[name], least)
-      check_field(self, name, valid, f"be a whole number, at least {least}")
-    for name in ("learning_rate", "weight_decay"):
-      valid = is_finite(vars(self)[name]) and vars(self)[name] >= 0
-      check_field(self, name, valid, "be a finite number, at least 0")
-    for name in ("b1", "b2"):
-      valid = is_finite(vars(self)[name]) and 0 <= vars(self)[name] < 1
-      check_field(self, name, valid, "be at least 0 and below 1")
-    for name in ("eps", "max_grad_norm"):
-      valid = is_finite(vars(self)[name]) and vars(self)[name] > 0
-      check_field(self, name, valid, "be a finite number above 0")
+    check_choice(self, "schedule")
+    check_whole(self, "warmup_steps", "decay_steps", at_least=0)
+    check_whole(self, "total_steps", at_least=1)
+    check_number(self, "learning_rate", at_least=0, at_most=1)
+    check_number(self, "b1", "b2", at_least=0, at_most=0.999999)  # below 1 in float32
+    check_number(self, "weight_decay", at_least=0)
+    check_number(self, "eps", "max_grad_norm", above=0)
     valid = isinstance(self.scale_by_param_rms, bool)
     check_field(self, "scale_by_param_rms", valid, "be True or False")
-    valid = isinstance(self.frozen, tuple) and all(map(_is_regex, self.frozen))
+    valid = isinstance(self.frozen, tuple) and all(map(is_regex, self.frozen))
     check_field(self, "frozen", valid, "be a tuple of regular expressions")
     self._check_schedule()
 
@@ -143,12 +133,14 @@ def labels(cfg: OptimizerConfig, params: Params) -> Params:
   """The label of every parameter: "trained" or "frozen".
 
   Raises:
-    ConfigError: at trace, if a regex matches no parameter.
+    ConfigError: at trace, if a regex matches no parameter, or no parameter is trained.
   """
   paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
   for pattern in cfg.frozen:
     if not any(matches(path, (pattern,)) for path in paths):
       raise ConfigError(f"optimizer.frozen: {pattern!r} matches no parameter path; remove it")
+  if all(matches(path, cfg.frozen) for path in paths):
+    raise ConfigError(f"optimizer.frozen is {cfg.frozen} and leaves no parameter to train")
 
   def label(path: Any, _: jax.Array) -> str:
     return "frozen" if matches(path_name(path), cfg.frozen) else "trained"
@@ -163,10 +155,3 @@ def decayed(params: Params) -> Params:
     return jnp.ndim(leaf) >= 2 and not NO_DECAY.search(path_name(path))
 
   return jax.tree_util.tree_map_with_path(is_matrix, params)
-
-
-def _is_regex(pattern: object) -> bool:
-  try:
-    return isinstance(pattern, str) and bool(re.compile(pattern))
-  except re.error:
-    return False

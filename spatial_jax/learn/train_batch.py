@@ -37,17 +37,14 @@ PerRollout = np.ndarray | Sequence[Sequence[Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Microbatches:
-  """How rows are divided into microbatches; static.
+  """How rows are divided into microbatches; static."""
 
-  Attributes:
-    rows: at most this number of rows per device in a microbatch; the greatest common divisor of it
-      and the number of rows per device is used.
-    lengths: tokens, ascending. A microbatch is truncated to the first length that holds its longest
-      row, so that one long response does not make all rows long; the last must hold every row. The
-      decoder is compiled once per length, within one program.
-  """
-
+  # At most this number of rows per device in a microbatch; the greatest common divisor of it and
+  # the number of rows per device is used.
   rows: int
+  # Tokens, ascending. A microbatch is truncated to the first length that holds its longest row, so
+  # that one long response does not make all rows long; the last must hold every row. The decoder is
+  # compiled once per length, within one program.
   lengths: tuple[int, ...]
 
   def __post_init__(self):
@@ -57,22 +54,14 @@ class Microbatches:
 
 @dataclasses.dataclass(frozen=True)
 class BatchConfig:
-  """Static shapes of the update.
+  """Static shapes of the update."""
 
-  Attributes:
-    prefix_buckets: padded lengths of prefixes, ascending; a batch has the first that holds its
-      longest prefix.
-    tokens: padded length of rows; one length, because microbatches are truncated.
-    vision: buckets of the vision tower.
-    window_blocks: merged tokens along one side of a vision window.
-    vocabulary: V.
-  """
-
+  # Padded lengths of prefixes, ascending; a batch has the first that holds its longest prefix.
   prefix_buckets: tuple[int, ...]
-  tokens: int
-  vision: VisionBuckets
-  window_blocks: int
-  vocabulary: int
+  tokens: int  # padded length of rows; one length, because microbatches are truncated
+  vision: VisionBuckets  # buckets of the vision tower
+  window_blocks: int  # merged tokens along one side of a vision window
+  vocabulary: int  # V
 
   def __post_init__(self):
     valid = is_ascending(self.prefix_buckets, 1)

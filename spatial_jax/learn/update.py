@@ -78,7 +78,7 @@ def sft_update(
 def apply_gradient(
   optimizer: optax.GradientTransformation, state: TrainState, grads: Params, metrics: Metrics
 ) -> tuple[TrainState, Metrics]:
-  """One optimizer step; a gradient that is not finite changes nothing and is counted.
+  """One optimizer step; a gradient or update that is not finite changes nothing and is counted.
 
   `optax.apply_if_finite` would do the same inside `lax.cond`, which keeps gradients, updates and
   both versions of the moments: compiled for a TPU that takes 1.5 times the trained parameters
@@ -93,18 +93,18 @@ def apply_gradient(
 
   Returns:
     The next state, and `metrics` with the norms of gradient, update and parameters, and
-    `skipped_updates`: 1 if the gradient was not finite, else 0.
+    `skipped_updates`: 1 if gradient or update was not finite, else 0.
   """
-  grad_norm = optax.tree.norm(grads)
-  finite = jnp.isfinite(grad_norm)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
+  finite = jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
   updated = (optax.apply_updates(state.params, updates), opt_state)
   params, opt_state = jax.tree.map(
     lambda new, old: jnp.where(finite, new, old), updated, (state.params, state.opt_state)
   )
   metrics = metrics | {
     "grad_norm": grad_norm,
-    "update_norm": optax.tree.norm(updates),
+    "update_norm": update_norm,
     "param_norm": optax.tree.norm(params),
     "skipped_updates": 1.0 - finite.astype(jnp.float32),
   }

@@ -13,34 +13,31 @@ from spatial_jax.drawing.termination import StopLimits
 WeightForm = Literal["compute", "int8"]
 
 SMALLEST = 1e-6  # of temperature and top_p, which are divided by and compared in float32
+TEMPERATURES = f"be from {SMALLEST:g} to 1000"
 _ASCENDING = "be ascending whole numbers, at least 1"
+
+
+def is_temperature(value: object) -> bool:
+  """Whether a policy can be sampled at this temperature; see TEMPERATURES."""
+  return is_finite(value) and SMALLEST <= value <= 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
-  """How a rollout samples.
+  """How a rollout samples."""
 
-  Attributes:
-    temperature: >= 1e-6; log-probabilities are recorded at this temperature.
-    greedy: take the most likely token; log-probabilities are then recorded at temperature 1.
-    top_k: draw from this number of most likely tokens; 0: all.
-    top_p: probability mass of the nucleus, in [1e-6, 1]; 1: all.
-    min_p: least probability as a fraction of the largest, in [0, 1); 0: any.
-    max_tokens_per_turn: limit of one turn, tokens; 0: that of `RolloutConfig`.
-  """
-
-  temperature: float
-  greedy: bool
-  top_k: int
-  top_p: float
-  min_p: float
-  max_tokens_per_turn: int
+  temperature: float  # in [1e-6, 1000]; log-probabilities are recorded at it
+  greedy: bool  # take the most likely token; log-probabilities are then those of temperature 1
+  top_k: int  # draw from this number of most likely tokens; 0: all
+  top_p: float  # probability mass of the nucleus, in [1e-6, 1]; 1: all
+  min_p: float  # least probability as a fraction of the largest, in [0, 1); 0: any
+  max_tokens_per_turn: int  # tokens; 0: the limit of `RolloutConfig`
 
   def __post_init__(self):
-    warm = is_finite(self.temperature) and self.temperature >= SMALLEST
-    check_field(self, "temperature", warm, f"be finite and at least {SMALLEST:g}")
+    check_field(self, "temperature", is_temperature(self.temperature), TEMPERATURES)
     check_field(self, "greedy", isinstance(self.greedy, bool), "be True or False")
-    check_field(self, "top_k", is_whole(self.top_k, 0), "be a whole number, at least 0 (0: all)")
+    rule = "be a whole number, at least 0 (0: all) and below 2^31"
+    check_field(self, "top_k", is_whole(self.top_k, 0, 2**31 - 1), rule)
     nucleus = is_finite(self.top_p) and SMALLEST <= self.top_p <= 1
     check_field(self, "top_p", nucleus, f"be between {SMALLEST:g} and 1 (1: all)")
     least = is_finite(self.min_p) and 0 <= self.min_p < 1
@@ -57,62 +54,47 @@ class SamplingParams:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
-  """Shapes and limits of rollouts.
+  """Shapes and limits of rollouts."""
 
-  Attributes:
-    prompts: prompts per step.
-    group: G, rollouts per prompt.
-    slots: groups on the devices at a time; further prompts wait until a group ends.
-    rows: rollouts that sample at a time; further rollouts wait until one ends. 0: all rollouts of
-      the slots.
-    prefill, append: ascending; number of prompts, and of observations, per call. A call takes the
-      first number that holds all that wait, at most the last.
-    decode_steps: maximum number of tokens per row and device call, which is a chunk.
-    gather_fractions: if at most one of these fractions of the rows still samples, the rows are
-      gathered into a batch of that size and decoded there. (): never.
-    schedule: "logical": a drawing that is submitted after chunk n is appended before chunk n + 1 +
-      `drawing_delay`, so that the order of programs depends on tokens alone. "eager": it is
-      appended as soon as it is ready. "barrier": drawings wait until no row samples, and prompts
-      until no slot is in use.
-    drawing_delay: chunks, at least 1.
-    weights: "compute": decode with weights in the compute dtype; "int8": with 8-bit decoder
-      kernels, see `policy.int8`.
-    sampling: of the training rollouts.
-    max_tokens_per_turn: limit of one sampled turn, tokens.
-    stop: when a rollout ends; `stop.max_response_tokens` is also the size of a row in the suffix
-      cache.
-    stop_tokens: a turn ends with one of these tokens ("<|im_end|>").
-    stop_strings: a turn ends with the token that completes one of these strings; (): none.
-    limits: limits of the drawing operations of one turn.
-    prompt_buckets, observation_buckets: ascending; padded lengths, tokens.
-    suffix_block_edges: ascending, tokens; the suffix cache is split into blocks at these lengths.
-      A block that no active row has reached is not read. (): one block.
-    feature_buffer_tokens: visual tokens of the images in the feature buffer.
-    vision: buckets of the vision tower.
-  """
-
-  prompts: int
-  group: int
-  slots: int
+  prompts: int  # prompts per step
+  group: int  # G, rollouts per prompt
+  slots: int  # groups on the devices at a time; further prompts wait until a group ends
+  # Rollouts that sample at a time; further rollouts wait until one ends. 0: all rollouts of the
+  # slots.
   rows: int
+  # prefill, append: ascending; number of prompts, and of observations, per call. A call takes the
+  # first number that holds all that wait, at most the last.
   prefill: tuple[int, ...]
   append: tuple[int, ...]
-  decode_steps: int
+  decode_steps: int  # maximum number of tokens per row and device call, which is a chunk
+  # If at most one of these fractions of the rows still samples, the rows are gathered into a batch
+  # of that size and decoded there. (): never.
   gather_fractions: tuple[float, ...]
+  # "logical": a drawing that is submitted after chunk n is appended before chunk n + 1 +
+  # `drawing_delay`, so that the order of programs depends on tokens alone. "eager": it is appended
+  # as soon as it is ready. "barrier": drawings wait until no row samples, and prompts until no slot
+  # is in use.
   schedule: Literal["logical", "eager", "barrier"]
-  drawing_delay: int
+  drawing_delay: int  # chunks, at least 1
+  # "compute": decode with weights in the compute dtype; "int8": with 8-bit decoder kernels, see
+  # `policy.int8`.
   weights: WeightForm
-  sampling: SamplingParams
-  max_tokens_per_turn: int
+  sampling: SamplingParams  # of the training rollouts
+  max_tokens_per_turn: int  # limit of one sampled turn, tokens
+  # When a rollout ends; `stop.max_response_tokens` is also the size of a row in the suffix cache.
   stop: StopLimits
-  stop_tokens: tuple[str, ...]
+  stop_tokens: tuple[str, ...]  # a turn ends with one of these tokens ("<|im_end|>")
+  # A turn ends with the token that completes one of these strings; (): none.
   stop_strings: tuple[str, ...]
-  limits: Limits
+  limits: Limits  # limits of the drawing operations of one turn
+  # prompt_buckets, observation_buckets: ascending; padded lengths, tokens.
   prompt_buckets: tuple[int, ...]
   observation_buckets: tuple[int, ...]
+  # Ascending, tokens; the suffix cache is split into blocks at these lengths. A block that no
+  # active row has reached is not read. (): one block.
   suffix_block_edges: tuple[int, ...]
-  feature_buffer_tokens: int
-  vision: VisionBuckets
+  feature_buffer_tokens: int  # visual tokens of the images in the feature buffer
+  vision: VisionBuckets  # buckets of the vision tower
 
   def __post_init__(self):
     self._check_counts()

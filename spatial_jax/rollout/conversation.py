@@ -34,21 +34,13 @@ from spatial_jax.types import (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenSegment:
-  """A part of a conversation as tokens; positions and image starts count from its first token.
+  """A part of a conversation as tokens; positions and image starts count from its first token."""
 
-  Attributes:
-    token_ids_T: int32.
-    position_TA: int32 rotary positions.
-    next_position: the position of the token after the segment.
-    images: in order of appearance.
-    image_start: index of the first token of each image.
-  """
-
-  token_ids_T: np.ndarray
-  position_TA: np.ndarray
-  next_position: int
-  images: tuple[PatchedImage, ...]
-  image_start: tuple[int, ...]
+  token_ids_T: np.ndarray  # int32
+  position_TA: np.ndarray  # int32 rotary positions
+  next_position: int  # the position of the token after the segment
+  images: tuple[PatchedImage, ...]  # in order of appearance
+  image_start: tuple[int, ...]  # index of the first token of each image
 
 
 def check_preprocess(preprocess: PreprocessConfig, policy: QwenVLConfig, where: str) -> None:
@@ -74,19 +66,13 @@ def check_preprocess(preprocess: PreprocessConfig, policy: QwenVLConfig, where: 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Conversation:
-  """Encodes the messages of one run for one policy.
-
-  Attributes:
-    tokenizer: of the policy.
-    text: texts around questions and images.
-    preprocess: how images are resized and cut into patches.
-    policy: shape and special tokens of the policy.
-  """
+  """Encodes the messages of one run for one policy."""
 
   tokenizer: Tokenizer
   text: TextConfig
   preprocess: PreprocessConfig
-  policy: QwenVLConfig
+  policy: QwenVLConfig  # shape and special tokens
+  response_prefix: str = ""  # text that first turns begin with; it is not sampled and not trained
 
   def __post_init__(self):
     check_preprocess(self.preprocess, self.policy, "config.preprocess")
@@ -111,7 +97,8 @@ class Conversation:
     try:
       if images is None:
         images = [patch_image(image, self.preprocess) for image in task.images]
-      encoded = self._encode(prompt_text.prompt_text(task, images, self.text), images, (), "max")
+      text = prompt_text.prompt_text(task, images, self.text) + self.response_prefix
+      encoded = self._encode(text, images, (), "max")
     except DataError as error:
       raise DataError(f"task {task.task_id}: {error}") from error
     return Prompt(

@@ -23,37 +23,25 @@ from spatial_jax.types import Array, Params
 
 
 class RolloutStart(NamedTuple):
-  """Where the rollouts of each slot begin.
+  """Where the rollouts of each slot begin."""
 
-  Attributes:
-    hidden_BD: hidden state of the last token of the prompt.
-    position_B: int32, rotary position of the next token.
-  """
-
-  hidden_BD: Array
-  position_B: Array
+  hidden_BD: Array  # hidden state of the last token of the prompt
+  position_B: Array  # int32, rotary position of the next token
 
 
 class SampleState(NamedTuple):
-  """What the programs pass on: caches and the state of every row.
+  """What the programs pass on: caches and the state of every row."""
 
-  Attributes:
-    cache: keys and values of the prompts, which the rollouts of a slot share, and of each row.
-    start: where the rollouts of each slot begin; None in a state of gathered rows.
-    hidden_RD: hidden state that the next token is sampled from.
-    position_R: int32, rotary position of the next token.
-    count_R: int32, tokens that the rollout sampled so far; folded into the key of the next token.
-    active_R: bool, rows that sample.
-    sampling: how each row samples.
-  """
-
+  # Keys and values of the prompts, which the rollouts of a slot share, and of each row.
   cache: Cache
+  # Where the rollouts of each slot begin; None in a state of gathered rows.
   start: RolloutStart | None
-  hidden_RD: Array
-  position_R: Array
+  hidden_RD: Array  # hidden state that the next token is sampled from
+  position_R: Array  # int32, rotary position of the next token
+  # int32, tokens that the rollout sampled so far; folded into the key of the next token.
   count_R: Array
-  active_R: Array
-  sampling: SamplingArrays
+  active_R: Array  # bool, rows that sample
+  sampling: SamplingArrays  # how each row samples
 
 
 def empty_state(

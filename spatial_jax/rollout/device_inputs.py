@@ -15,58 +15,34 @@ from spatial_jax.types import Array, Prompt, Prompts, TokenArrays
 
 
 class PromptBatch(NamedTuple):
-  """Padded prompts, each for one slot.
+  """Padded prompts, each for one slot."""
 
-  Attributes:
-    slot_B: int32; a slot >= the number of slots is padding, its results are dropped.
-    tokens: B rows; padding prompts have one valid token.
-    next_position_B: int32, rotary position of the token after the prompt.
-  """
-
-  slot_B: Array
-  tokens: TokenArrays
-  next_position_B: Array
+  slot_B: Array  # int32; a slot >= the number of slots is padding, its results are dropped
+  tokens: TokenArrays  # B rows; padding prompts have one valid token
+  next_position_B: Array  # int32, rotary position of the token after the prompt
 
 
 class ObservationBatch(NamedTuple):
-  """Padded observations, each for one row of the cache.
+  """Padded observations, each for one row of the cache."""
 
-  Attributes:
-    row_R: int32; a row >= the number of rows is padding, its results are dropped.
-    start_R: int32, tokens of the suffix before the observation.
-    count_R: int32, how many of these tokens were sampled.
-    limit_R: int32, the next turn ends when the rollout has sampled this number of tokens.
-    tokens: R rows; padding rows have no valid token.
-    next_position_R: int32, rotary position of the token after the observation.
-  """
-
-  row_R: Array
-  start_R: Array
-  count_R: Array
-  limit_R: Array
-  tokens: TokenArrays
-  next_position_R: Array
+  row_R: Array  # int32; a row >= the number of rows is padding, its results are dropped
+  start_R: Array  # int32, tokens of the suffix before the observation
+  count_R: Array  # int32, how many of these tokens were sampled
+  limit_R: Array  # int32, the next turn ends when the rollout has sampled this number of tokens
+  tokens: TokenArrays  # R rows; padding rows have no valid token
+  next_position_R: Array  # int32, rotary position of the token after the observation
 
 
 class SamplingArrays(NamedTuple):
-  """How each row samples. All values are arrays, so other values do not recompile.
+  """How each row samples. All values are arrays, so other values do not recompile."""
 
-  Attributes:
-    key_R: typed PRNG keys.
-    temperature_R: float32 > 0; log-probabilities are those at this temperature.
-    greedy_R: bool, takes the most likely token instead of drawing one.
-    top_k_R: int32, only this number of most likely tokens is drawn from; 0: all.
-    top_p_R: float32 in (0, 1], probability mass of the nucleus; 1: all.
-    min_p_R: float32 in [0, 1), least probability as a fraction of the largest; 0: any.
-    limit_R: int32, the turn ends when the rollout has sampled this number of tokens (`count_R`).
-  """
-
-  key_R: Array
-  temperature_R: Array
-  greedy_R: Array
-  top_k_R: Array
-  top_p_R: Array
-  min_p_R: Array
+  key_R: Array  # typed PRNG keys
+  temperature_R: Array  # float32 > 0; log-probabilities are those at this temperature
+  greedy_R: Array  # bool, takes the most likely token instead of drawing one
+  top_k_R: Array  # int32, only this number of most likely tokens is drawn from; 0: all
+  top_p_R: Array  # float32 in (0, 1], probability mass of the nucleus; 1: all
+  min_p_R: Array  # float32 in [0, 1), least probability as a fraction of the largest; 0: any
+  # int32, the turn ends when the rollout has sampled this number of tokens (`count_R`).
   limit_R: Array
 
 
@@ -101,17 +77,11 @@ def prompt_batch(
 
 
 class RowSampling(NamedTuple):
-  """How a rollout samples.
+  """How a rollout samples."""
 
-  Attributes:
-    key_2: uint32, data of its key.
-    turn_limit: limit of its first turn, tokens.
-    params: temperature and truncation.
-  """
-
-  key_2: np.ndarray
-  turn_limit: int
-  params: SamplingParams
+  key_2: np.ndarray  # uint32, data of its key
+  turn_limit: int  # limit of its first turn, tokens
+  params: SamplingParams  # temperature and truncation
 
 
 def sampling_arrays(samplings: Sequence[RowSampling | None]) -> SamplingArrays:

@@ -83,21 +83,13 @@ class RolloutPrograms(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Engine:
-  """Prompts, programs, drawing and limits of rollouts.
+  """Prompts, programs, drawing and limits of rollouts."""
 
-  Attributes:
-    conversation: encodes prompts and observations.
-    programs: what runs on the devices.
-    executor: draws.
-    cfg: shapes and limits.
-    stop_ids: ids of `cfg.stop_tokens`.
-  """
-
-  conversation: Conversation
-  programs: RolloutPrograms
-  executor: Executor
-  cfg: RolloutConfig
-  stop_ids: tuple[int, ...]
+  conversation: Conversation  # encodes prompts and observations
+  programs: RolloutPrograms  # what runs on the devices
+  executor: Executor  # draws
+  cfg: RolloutConfig  # shapes and limits
+  stop_ids: tuple[int, ...]  # ids of `cfg.stop_tokens`
 
   @functools.cached_property
   def forbidden_ids(self) -> tuple[int, ...]:

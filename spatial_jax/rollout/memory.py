@@ -15,33 +15,19 @@ MIB = 1 << 20
 
 
 class MemoryPlan(NamedTuple):
-  """Bytes on each device. Rollouts and update follow each other; each frees its arrays at the end.
+  """Bytes on each device; rollouts and update follow each other and free their arrays."""
 
-  Attributes:
-    resident: arrays of others that exist all the time: the train state, other policies.
-    weights: decode parameters: merged, in the compute dtype or in 8 bits.
-    prefix_cache: keys and values of the prompts of all slots.
-    suffix_cache: keys and values of what each row appends to its prompt.
-    gathered_rows: copy of the suffix cache of the most rows that are gathered.
-    feature_buffer: features of images.
-    gradients: of the trainable parameters, float32; 0 without an update.
-    update_scratch: temporaries of the update besides the gradients; 0 without an update.
-    cfg: shapes of the caches.
-    data_devices: number of devices that the slots divide over.
-    device: bytes of one device.
-  """
-
-  resident: int
-  weights: int
-  prefix_cache: int
-  suffix_cache: int
-  gathered_rows: int
-  feature_buffer: int
-  gradients: int
-  update_scratch: int
-  cfg: RolloutConfig
-  data_devices: int
-  device: int
+  resident: int  # arrays of others that exist all the time: the train state, other policies
+  weights: int  # decode parameters: merged, in the compute dtype or in 8 bits
+  prefix_cache: int  # keys and values of the prompts of all slots
+  suffix_cache: int  # keys and values of what each row appends to its prompt
+  gathered_rows: int  # copy of the suffix cache of the most rows that are gathered
+  feature_buffer: int  # features of images
+  gradients: int  # of the trainable parameters, float32; 0 without an update
+  update_scratch: int  # temporaries of the update besides the gradients; 0 without an update
+  cfg: RolloutConfig  # shapes of the caches
+  data_devices: int  # number of devices that the slots divide over
+  device: int  # bytes of one device
 
   @property
   def caches(self) -> int:
@@ -132,25 +118,18 @@ def _parts(sizes: dict[str, int]) -> str:
 
 
 class UpdateShapes(NamedTuple):
-  """Sizes of the update on one device.
+  """Sizes of the update on one device."""
 
-  Attributes:
-    prompts, prefix_tokens: prefixes and their padded length.
-    rows, tokens: rows of one microbatch and their padded length.
-    logprob_tokens: tokens per row whose logits exist at once.
-    patches: of the vision batch; 0 if the vision tower is frozen.
-    tensor: devices over which heads, MLP and vocabulary are sharded.
-    itemsize: bytes of the compute dtype.
-  """
-
+  # prompts, prefix_tokens: prefixes and their padded length.
   prompts: int
   prefix_tokens: int
+  # rows, tokens: rows of one microbatch and their padded length.
   rows: int
   tokens: int
-  logprob_tokens: int
-  patches: int
-  tensor: int
-  itemsize: int
+  logprob_tokens: int  # tokens per row whose logits exist at once
+  patches: int  # of the vision batch; 0 if the vision tower is frozen
+  tensor: int  # devices over which heads, MLP and vocabulary are sharded
+  itemsize: int  # bytes of the compute dtype
 
 
 def estimate_update_scratch(cfg: QwenVLConfig, shapes: UpdateShapes, gradients: int) -> int:

@@ -26,38 +26,24 @@ Program = Literal["encode_images", "prefill", "append", "decode"]
 
 @dataclasses.dataclass(eq=False)
 class ProgramSpan:
-  """One run of a program on the devices.
+  """One run of a program on the devices."""
 
-  Attributes:
-    program: its name.
-    start_s, end_s: seconds since the timeline began; NaN until known.
-    tokens: tokens that were computed for a rollout.
-    positions: token positions that were computed, including padding.
-  """
-
-  program: Program
+  program: Program  # its name
+  # start_s, end_s: seconds since the timeline began; NaN until known.
   start_s: float
   end_s: float
-  tokens: int
-  positions: int
+  tokens: int  # tokens that were computed for a rollout
+  positions: int  # token positions that were computed, including padding
 
 
 class ChunkRecord(NamedTuple):
-  """What the slots did during one chunk of decode steps.
+  """What the slots did during one chunk of decode steps."""
 
-  Attributes:
-    decode: the program that ran.
-    rows: number of rows.
-    group: rollouts per slot.
-    active: for each slot, the rollouts that sampled.
-    drawing: for each slot, the rollouts that waited for a drawing.
-  """
-
-  decode: ProgramSpan
-  rows: int
-  group: int
-  active: tuple[int, ...]
-  drawing: tuple[int, ...]
+  decode: ProgramSpan  # the program that ran
+  rows: int  # number of rows
+  group: int  # rollouts per slot
+  active: tuple[int, ...]  # for each slot, the rollouts that sampled
+  drawing: tuple[int, ...]  # for each slot, the rollouts that waited for a drawing
 
 
 class Timeline:

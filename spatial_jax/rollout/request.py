@@ -7,7 +7,6 @@ tokens ─► add_tokens ─► end_turn ─► (drawing) ─► add_observation
 import dataclasses
 from collections.abc import Sequence
 
-from spatial_jax.data.prompt_text import response_prefix_of
 from spatial_jax.data.tokenizer import IM_END
 from spatial_jax.drawing.canvas import DrawnImage
 from spatial_jax.drawing.executor import Fault
@@ -22,28 +21,18 @@ from spatial_jax.types import Prompt, Trajectory
 
 @dataclasses.dataclass(eq=False)
 class Request:
-  """One rollout while it runs.
+  """One rollout while it runs."""
 
-  Attributes:
-    builder: the trajectory so far, without the current turn.
-    images: the images that the policy may draw on, with the operations drawn on each.
-    max_tokens_per_turn: limit of every turn, tokens.
-    parsed: the finished turns.
-    end_reason: why the rollout ended; None while it runs.
-    active: the current turn goes on, as far as the host has read its tokens.
-    first_chunk: the chunk in which the current turn begins.
-    turn_limit: limit of the current turn, tokens.
-    turn_ids, turn_logps: tokens of the current turn and their log-probabilities.
-  """
-
-  builder: TrajectoryBuilder
+  builder: TrajectoryBuilder  # the trajectory so far, without the current turn
+  # The images that the policy may draw on, with the operations drawn on each.
   images: list[DrawnImage]
-  max_tokens_per_turn: int
-  parsed: list[Parsed] = dataclasses.field(default_factory=list)
-  end_reason: str | None = None
-  active: bool = True
-  first_chunk: int = 0
-  turn_limit: int = 0
+  max_tokens_per_turn: int  # limit of every turn, tokens
+  parsed: list[Parsed] = dataclasses.field(default_factory=list)  # the finished turns
+  end_reason: str | None = None  # why the rollout ended; None while it runs
+  active: bool = True  # the current turn goes on, as far as the host has read its tokens
+  first_chunk: int = 0  # the chunk in which the current turn begins
+  turn_limit: int = 0  # limit of the current turn, tokens
+  # turn_ids, turn_logps: tokens of the current turn and their log-probabilities.
   turn_ids: list[int] = dataclasses.field(default_factory=list)
   turn_logps: list[float] = dataclasses.field(default_factory=list)
 
@@ -112,9 +101,7 @@ def end_turn(engine: Engine, request: Request, policy_step: int) -> None:
     policy_step: training step of the policy that sampled the turn.
   """
   conversation, cfg = engine.conversation, engine.cfg
-  prefix = ""
-  if not request.parsed:
-    prefix = response_prefix_of(request.builder.prompt.task, conversation.text)
+  prefix = "" if request.parsed else conversation.response_prefix
   sampled = conversation.tokenizer.decode(request.turn_ids)
   text = prefix + sampled
   sizes = tuple((image.pixels.shape[1], image.pixels.shape[0]) for image in request.images)

@@ -11,13 +11,15 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from spatial_jax.errors import DataError
-from spatial_jax.reward.format import final_answer
+from spatial_jax.reward.format import final_answer, format_reward
 from spatial_jax.rollout import trajectory as trajectory_lib
-from spatial_jax.types import Prompts, Rollouts, Scores, Trajectory
+from spatial_jax.types import Prompt, Prompts, Rollouts, Scores, Trajectory
+from spatial_jax.workdir import write_text
 
 FOLDER = "rollouts"
 EVALUATION = "evaluation"
@@ -25,87 +27,101 @@ EVALUATION = "evaluation"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SavedRollout:
-  """One rollout of a group with its scores.
-
-  Attributes:
-    trajectory: the rollout.
-    answer: what it answered, None without an answer.
-    reward, score: as in `Scores`; None if the true answer is unknown.
-    advantage: None if no update uses the rollout.
-    format, valid: as in `Scores`.
-    greedy: every token was the most likely one; otherwise tokens were sampled.
-  """
+  """One rollout of a group; reward and score as in `Scores`, None without a true answer."""
 
   trajectory: Trajectory
-  answer: str | None
+  name: str  # "sample 3", "start, greedy"
+  answer: str | None  # None without an answer
   reward: float | None
-  advantage: float | None
   score: float | None
+  advantage: float | None  # None if no update uses the rollout
   format: float
-  valid: bool
-  greedy: bool = False
+  valid: bool  # False after a fault
+
+
+class TrueBox(NamedTuple):
+  """Where an object of the question is; `image` counts from 0."""
+
+  label: str
+  image: int
+  box: tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the resized image
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SavedGroup:
-  """One question and its rollouts.
+  """One question and its rollouts."""
 
-  Attributes:
-    step: training step; None in an evaluation.
-    task_id, question_type, question, options: of the task.
-    truth: the true answer; None if it is unknown.
-    rollouts: of the question.
-  """
-
-  step: int | None
+  step: int | None  # of training; None in an evaluation
   task_id: str
   question_type: str
   question: str
   options: tuple[str, ...]
-  truth: str | None
+  truth: str | None  # None if unknown
+  boxes: tuple[TrueBox, ...]
+  response_prefix: str  # the given beginning of every response, "" for none
   rollouts: tuple[SavedRollout, ...]
 
 
 def make_saved_groups(
   prompts: Prompts,
   rollouts: Rollouts,
-  scores: Scores,
-  advantages_BG: np.ndarray | None,
-  step: int | None,
-  greedy: Sequence[bool] = (),
+  scores: Scores | None,
+  advantages_BG: np.ndarray | None = None,
+  step: int | None = None,
+  names: Sequence[str] = (),
+  response_prefix: str = "",
 ) -> list[SavedGroup]:
   """Returns one group per prompt.
 
   Args:
-    prompts, rollouts, scores: of a training step or an evaluation.
-    advantages_BG: of a training step; None in an evaluation.
-    step: training step; None in an evaluation.
-    greedy: for each rollout of a group, whether it is greedy; (): none is.
+    prompts, rollouts: of a training step, an evaluation or a question by hand.
+    scores: None without true answers.
+    advantages_BG: of a training step, else None.
+    step: training step, else None.
+    names: of the rollouts of a group; (): "sample 1", ...
+    response_prefix: of the conversation.
   """
-  return [
-    SavedGroup(
-      step=step,
-      task_id=prompt.task.task_id,
-      question_type=prompt.task.question_type,
-      question=prompt.task.question,
-      options=prompt.task.options or (),
-      truth=prompt.task.answer,
-      rollouts=tuple(
-        SavedRollout(
-          trajectory=trajectory,
-          answer=final_answer(trajectory),
-          reward=float(scores.reward_BG[b, g]),
-          advantage=None if advantages_BG is None else float(advantages_BG[b, g]),
-          score=float(scores.score_BG[b, g]),
-          format=float(scores.format_BG[b, g]),
-          valid=bool(scores.valid_BG[b, g]),
-          greedy=g < len(greedy) and greedy[g],
-        )
-        for g, trajectory in enumerate(rollouts[b])
-      ),
+  groups = []
+  for b, (prompt, group) in enumerate(zip(prompts, rollouts, strict=True)):
+    saved = [
+      SavedRollout(
+        trajectory=trajectory,
+        name=names[g] if names else f"sample {trajectory.sample + 1}",
+        answer=final_answer(trajectory),
+        reward=None if scores is None else float(scores.reward_BG[b, g]),
+        score=None if scores is None else float(scores.score_BG[b, g]),
+        advantage=None if advantages_BG is None else float(advantages_BG[b, g]),
+        format=format_reward(trajectory),
+        valid=trajectory.end_reason != "fault" and (scores is None or bool(scores.valid_BG[b, g])),
+      )
+      for g, trajectory in enumerate(group)
+    ]
+    task = prompt.task
+    groups.append(
+      SavedGroup(
+        step=step,
+        task_id=task.task_id,
+        question_type=task.question_type,
+        question=task.question,
+        options=task.options or (),
+        truth=task.answer or None,
+        boxes=_true_boxes(prompt),
+        response_prefix=response_prefix,
+        rollouts=tuple(saved),
+      )
     )
-    for b, prompt in enumerate(prompts)
-  ]
+  return groups
+
+
+def _true_boxes(prompt: Prompt) -> tuple[TrueBox, ...]:
+  """The boxes of the task, scaled from its images to the resized ones."""
+  boxes = []
+  for box in prompt.task.boxes:
+    given, resized = prompt.task.images[box.image], prompt.images[box.image].pixels
+    x, y = (resized.shape[axis] / given.shape[axis] for axis in (1, 0))
+    x1, y1, x2, y2 = box.box_4
+    boxes.append(TrueBox(box.label, box.image, (x * x1, y * y1, x * x2, y * y2)))
+  return tuple(boxes)
 
 
 def most_drawings_first(groups: list[SavedGroup], count: int) -> list[SavedGroup]:
@@ -125,10 +141,13 @@ def save_groups(groups: list[SavedGroup], workdir: str | os.PathLike[str]) -> No
     folder = pathlib.Path(workdir) / FOLDER / name
     for index, rollout in enumerate(group.rollouts):
       trajectory_lib.save(rollout.trajectory, folder / f"{number}_sample_{index}.json")
-    record = vars(group) | {"rollouts": [dict(vars(rollout)) for rollout in group.rollouts]}
-    for fields in record["rollouts"]:
-      del fields["trajectory"]
-    (folder / f"{number}.json").write_text(json.dumps(record), encoding="utf-8")
+    rollouts = [
+      {key: value for key, value in vars(rollout).items() if key != "trajectory"}
+      for rollout in group.rollouts
+    ]
+    boxes = [box._asdict() for box in group.boxes]
+    record = vars(group) | {"rollouts": rollouts, "boxes": boxes}
+    write_text(folder / f"{number}.json", json.dumps(record))
 
 
 def load_groups(workdir: str | os.PathLike[str], per_step: int) -> list[list[SavedGroup]]:
@@ -162,6 +181,8 @@ def _load(folder: pathlib.Path, number: int) -> SavedGroup:
       SavedRollout(trajectory_lib.load(folder / f"{number}_sample_{index}.json"), **fields)
       for index, fields in enumerate(record["rollouts"])
     )
-    return SavedGroup(**record | {"rollouts": rollouts, "options": tuple(record["options"])})
+    boxes = tuple(TrueBox(b["label"], b["image"], tuple(b["box"])) for b in record["boxes"])
+    options = tuple(record["options"])
+    return SavedGroup(**record | {"rollouts": rollouts, "options": options, "boxes": boxes})
   except (ValueError, KeyError, TypeError) as error:
     raise DataError(f"{path} is not a group of rollouts ({error}); remove {folder}") from error

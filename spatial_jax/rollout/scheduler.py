@@ -47,24 +47,20 @@ TokenListener = Callable[[int, Request], None]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RolloutJob:
-  """What one call of `generate_rollouts` samples, and what it reports to.
+  """What one call of `generate_rollouts` samples, and what it reports to."""
 
-  Attributes:
-    prompts: at least one; `cfg.slots` of them are on the devices at a time.
-    seed, step: of the run; together with task, sample and position they determine every draw.
-    sampling_params: how each rollout of a group samples, at most `cfg.group`.
-    image_features: filled with the features of each image; None: features are not kept.
-    token_listener: called with the index of the prompt and the request after each chunk in which
-      the request sampled; None: nothing is called.
-    timeline: records programs and violations; it must be entered. None: nothing is recorded.
-  """
-
-  prompts: Prompts
+  prompts: Prompts  # at least one; `cfg.slots` of them are on the devices at a time
+  # seed, step: of the run; together with task, sample and position they determine every draw.
   seed: int
   step: int
+  # How each rollout of a group samples, at most `cfg.group`.
   sampling_params: Sequence[SamplingParams]
+  # Filled with the features of each image; None: features are not kept.
   image_features: ImageFeatures | None = None
+  # Called with the index of the prompt and the request after each chunk in which the request
+  # sampled; None: nothing is called.
   token_listener: TokenListener | None = None
+  # Records programs and violations; it must be entered. None: nothing is recorded.
   timeline: Timeline | None = None
 
 

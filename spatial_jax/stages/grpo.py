@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from spatial_jax.config import check_field
+from spatial_jax.checks import is_ascending
+from spatial_jax.config import check_field, check_number, check_whole
 from spatial_jax.data import pipeline
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.learn.advantage import AdvantageConfig, advantage
@@ -46,34 +47,26 @@ from spatial_jax.types import (
 
 @dataclasses.dataclass(frozen=True)
 class GrpoConfig:
-  """The config of a GRPO stage.
+  """The config of a GRPO stage."""
 
-  Attributes:
-    reward, advantage, loss, optimizer: of the steps after the rollouts.
-    keep_fraction: fraction of the rollouts that the update uses; see `downsample_rollouts`.
-    prefix_buckets: padded lengths of prompts in the update, tokens.
-    vision: padded sizes of the images in the update.
-    micro: rows and padded lengths of the microbatches of the update.
-    save_rollouts_every: steps between two steps whose rollouts are saved for the report; 0: never.
-    saved_groups: number of groups that are saved, those with the most drawings.
-  """
-
+  # reward, advantage, loss, optimizer: of the steps after the rollouts.
   reward: RewardConfig
   advantage: AdvantageConfig
   loss: LossConfig
   optimizer: OptimizerConfig
-  keep_fraction: float
-  prefix_buckets: tuple[int, ...]
-  vision: VisionBuckets
-  micro: Microbatches
+  keep_fraction: float  # fraction of the rollouts that the update uses; see `downsample_rollouts`
+  prefix_buckets: tuple[int, ...]  # padded lengths of prompts in the update, tokens
+  vision: VisionBuckets  # padded sizes of the images in the update
+  micro: Microbatches  # rows and padded lengths of the microbatches of the update
+  # Steps between two steps whose rollouts are saved for the report; 0: never.
   save_rollouts_every: int
-  saved_groups: int
+  saved_groups: int  # number of groups that are saved, those with the most drawings
 
   def __post_init__(self):
-    valid = 0 < self.keep_fraction <= 1
-    check_field(self, "keep_fraction", valid, "be above 0 and at most 1")
-    for name in ("save_rollouts_every", "saved_groups"):
-      check_field(self, name, vars(self)[name] >= 0, "be at least 0")
+    check_number(self, "keep_fraction", above=0, at_most=1)
+    valid = is_ascending(self.prefix_buckets, 1)
+    check_field(self, "prefix_buckets", valid, "be ascending, from 1 on")
+    check_whole(self, "save_rollouts_every", "saved_groups", at_least=0)
 
 
 class UpdatePrograms(Protocol):
@@ -109,33 +102,24 @@ def batch_config(learn: GrpoConfig, policy: QwenVLConfig) -> BatchConfig:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GrpoStage:
-  """Everything that a GRPO step needs besides the train state and the step number.
+  """Everything that a GRPO step needs besides the train state and the step number."""
 
-  Attributes:
-    engine: generates rollouts.
-    programs: of the update.
-    decode_params: train parameters -> decode parameters.
-    keep_features: the vision tower is frozen, so each image is encoded once, for the rollouts and
-      for the update.
-    tasks_of: (seed, step, count) -> tasks.
-    cfg, shapes: of the stage, and its static shapes.
-    steps, seed: of the run.
-    start: parameters of the reference policy; None without a KL term, or if the reference is the
-      policy without its adapters.
-    workdir: of the saved rollouts.
-  """
-
-  engine: Engine
-  programs: UpdatePrograms
-  decode_params: Callable[[Params], Params]
+  engine: Engine  # generates rollouts
+  programs: UpdatePrograms  # of the update
+  decode_params: Callable[[Params], Params]  # train parameters -> decode parameters
+  # The vision tower is frozen, so each image is encoded once, for the rollouts and for the update.
   keep_features: bool
-  tasks_of: Callable[[int, int, int], list[Task]]
+  tasks_of: Callable[[int, int, int], list[Task]]  # (seed, step, count) -> tasks
+  # cfg, shapes: of the stage, and its static shapes.
   cfg: GrpoConfig
   shapes: BatchConfig
+  # steps, seed: of the run.
   steps: int
   seed: int
+  # Parameters of the reference policy; None without a KL term, or if the reference is the policy
+  # without its adapters.
   start: Params | None
-  workdir: pathlib.Path
+  workdir: pathlib.Path  # of the saved rollouts
 
   def prompts(self, step: int) -> Prompts:
     """The prompts of one step: a function of seed and step."""

@@ -22,21 +22,13 @@ from spatial_jax.types import StageStep, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-  """Length of a run, and its checkpoints.
+  """Length of a run, and its checkpoints."""
 
-  Attributes:
-    steps: updates of the whole run, >= 1.
-    checkpoint_every: steps between two checkpoints, >= 1; the last step is always saved.
-    evaluate_every: steps between two evaluations on held-out tasks; 0: never.
-    keep: number of checkpoints to keep, >= 1.
-    log: outputs besides console and metrics.jsonl.
-  """
-
-  steps: int
-  checkpoint_every: int
-  evaluate_every: int
-  keep: int
-  log: LogConfig
+  steps: int  # updates of the whole run, >= 1
+  checkpoint_every: int  # steps between two checkpoints, >= 1; the last step is always saved
+  evaluate_every: int  # steps between two evaluations on held-out tasks; 0: never
+  keep: int  # number of checkpoints to keep, >= 1
+  log: LogConfig  # outputs besides console and metrics.jsonl
 
   def __post_init__(self):
     check_field(self, "steps", is_whole(self.steps, 1), "be at least 1")
@@ -112,7 +104,10 @@ def run(
   """
   first, state = resume(workdir, state)
   step = step_of(first)
-  with Saver(workdir, cfg.keep) as saver, Metrics(workdir, first, cfg.steps, cfg.log) as metrics:
+  with (
+    Saver(workdir, cfg.keep) as saver,
+    Metrics(workdir, stage, first, cfg.steps, cfg.log) as metrics,
+  ):
     checkpoints = Checkpoints(saver, first, benchmark, config)
     done = first
     with Preemption(lambda: checkpoints.finish(state, done), preemption.GRACE_S) as preempted:
@@ -122,7 +117,7 @@ def run(
           held_out = dict(evaluate(state)) if evaluate and due else {}
           new_state, values = _timed(step, state, number)
         state, done = new_state, number + 1
-        metrics.write(number, stage, values | held_out)
+        metrics.write(number, values | held_out)
         if done % cfg.checkpoint_every == 0 or done == cfg.steps:
           checkpoints.save(state, done)
         if preempted.requested:
