@@ -80,7 +80,7 @@ def test_summary_of_a_timeline_by_hand():
     ChunkRecord(decode[0], 4, 2, (2, 2), (0, 0)),
     ChunkRecord(decode[1], 4, 2, (1, 0), (0, 1)),
   ]
-  timeline.total_s, timeline.drawing_wait_s = 5.0, 0.5
+  timeline.total_s, timeline.drawing_wait_s, timeline.check_s = 5.0, 0.5, 0.05
   timeline.images_requested, timeline.images_encoded = 8, 2
   timeline.violations = ["task a sample 0: token 3 is trained"]
   assert timeline.summary() == pytest.approx(
@@ -92,6 +92,7 @@ def test_summary_of_a_timeline_by_hand():
       "drawing_wait_share": 0.1,
       "device_idle_share": 0.3,
       "image_cache_hits": 0.75,
+      "trajectory_check_share": 0.01,
       "trajectory_violations": 1.0,
     }
   )
@@ -122,7 +123,7 @@ def test_record_can_be_plotted(timed):
     max(chunk["active"]) + max(chunk["drawing"]) <= 2 * chunk["group"] for chunk in record["chunks"]
   )
   assert any(sum(chunk["drawing"]) for chunk in record["chunks"]), "some rollouts draw"
-  assert "<svg" in timeline_plot.timeline_figure(record, 8.0)
+  assert "<svg" in timeline_plot.timeline_figure(record)
 
 
 def test_programs_that_never_ended_are_left_out():

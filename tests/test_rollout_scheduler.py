@@ -85,8 +85,7 @@ def recorded(engine):
 
   def around(name, program, *arguments):
     given = arguments[1:] if name == "start_rows" else arguments[2:]
-    shapes = [np.shape(x) for x in given if not isinstance(x, tuple)]
-    shapes += [np.shape(leaf) for x in given if isinstance(x, tuple) for leaf in x]
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(given)]
     rows = [np.asarray(x).tolist() for x in given[:2]] if name == "start_rows" else []
     calls.append((name, *map(str, shapes + rows)))
     return program(*arguments)

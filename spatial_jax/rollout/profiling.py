@@ -52,7 +52,8 @@ class Timeline:
   Attributes:
     programs: every program, in the order of submission.
     chunks: every chunk of decode steps.
-    drawing_wait_s: seconds in which the host waited for drawings.
+    drawing_wait_s, check_s: seconds in which the host waited for drawings, and in which it checked
+      finished trajectories.
     total_s: seconds between entering and leaving.
     images_requested, images_encoded: images of prompts and observations, and how many of them the
       vision tower encoded.
@@ -62,7 +63,7 @@ class Timeline:
   def __init__(self):
     self.programs: list[ProgramSpan] = []
     self.chunks: list[ChunkRecord] = []
-    self.drawing_wait_s = self.total_s = 0.0
+    self.drawing_wait_s = self.check_s = self.total_s = 0.0
     self.images_requested = self.images_encoded = 0
     self.violations: list[str] = []
     self._queue: queue.SimpleQueue[tuple[ProgramSpan, Array] | None] = queue.SimpleQueue()
@@ -101,6 +102,13 @@ class Timeline:
     yield
     self.drawing_wait_s += time.perf_counter() - begin
 
+  @contextmanager
+  def checking_trajectory(self) -> Iterator[None]:
+    """Counts the seconds of the block as checking a trajectory."""
+    begin = time.perf_counter()
+    yield
+    self.check_s += time.perf_counter() - begin
+
   def summary(self) -> dict[str, float]:
     """Returns metrics of the call: rates, fractions and the number of violations.
 
@@ -125,6 +133,7 @@ class Timeline:
       "drawing_wait_share": self.drawing_wait_s / max(self.total_s, 1e-9),
       "device_idle_share": 1 - busy_s / max(self.total_s, 1e-9),
       "image_cache_hits": 1 - self.images_encoded / max(self.images_requested, 1),
+      "trajectory_check_share": self.check_s / max(self.total_s, 1e-9),
       "trajectory_violations": float(len(self.violations)),
     }
 

@@ -372,7 +372,8 @@ class _Scheduler:
 
   def _finish(self, request: Request) -> Trajectory:
     """The checked trajectory of a request."""
-    trajectory, violation = request_lib.finish(self.engine, request)
+    with self.timeline.checking_trajectory():
+      trajectory, violation = request_lib.finish(self.engine, request)
     if violation is not None:
       self.timeline.violations.append(violation)
       logging.log_first_n(logging.ERROR, "a rollout is left out as a fault: %s", 5, violation)
