@@ -1,6 +1,9 @@
-"""Predicates for `config.check_field`; they are False for values of another type, None and NaN."""
+"""Predicates for `config.check_field`, False for values of another type, None and NaN; and the
+comparison of named parameters with what is expected.
+"""
 
 import re
+from collections.abc import Mapping
 from typing import TypeGuard
 
 MAX_SEED = 2**32 - 1
@@ -33,3 +36,20 @@ def is_regex(value: object) -> bool:
     return isinstance(value, str) and bool(re.compile(value))
   except re.error:
     return False
+
+
+def mismatches(
+  expected: Mapping[str, object], found: Mapping[str, object], place: str
+) -> list[str]:
+  """One line for each name that is missing, unknown or of another form (shape, dtype).
+
+  `place` is where the found ones are: "q: expected [2, 3], file has [3, 2]".
+  """
+  problems = [f"{name} is unknown to this model" for name in found if name not in expected]
+  problems += [f"{name} is missing" for name in expected if name not in found]
+  problems += [
+    f"{name}: expected {form}, {place} has {found[name]}"
+    for name, form in expected.items()
+    if name in found and found[name] != form
+  ]
+  return problems
