@@ -399,12 +399,12 @@ def joined(state):
   return state._replace(cache=state.cache._replace(layers=layers))
 
 
-@pytest.mark.parametrize("sizes", [(10, 10, 12), (10, 22), (1, 31), (31, 1), (7, 9, 11, 5)])
+@pytest.mark.parametrize("sizes", [(1, 31), (31, 1), (7, 9, 11, 5)])
 def test_block_sizes_change_no_token(sizes):
   """No row stops, so the last chunk fills the cache."""
   close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
   plain, blocks = started(), started(suffix_block_sizes=sizes)
-  for steps in (10, 10, 12):
+  for steps in (16, 16):
     plain, whole_RT, whole_logp_RT = decode(plain, steps, forbidden_V=NEVER_STOP)
     blocks, token_RT, logp_RT = decode(blocks, steps, forbidden_V=NEVER_STOP)
     np.testing.assert_array_equal(token_RT, whole_RT)
@@ -412,7 +412,7 @@ def test_block_sizes_change_no_token(sizes):
   jax.tree.map(close, numpy_tree(joined(blocks)), numpy_tree(joined(plain)))
 
 
-@pytest.mark.parametrize("sizes", [(32,), (4, 3, 25), (6, 26), (9, 23)])
+@pytest.mark.parametrize("sizes", [(32,), (4, 3, 25)])
 def test_gathered_rows_sample_as_among_all_rows(sizes):
   """The other rows do not change."""
   state, *_ = decode(started(suffix_block_sizes=sizes), 4, forbidden_V=NEVER_STOP)
