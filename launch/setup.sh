@@ -28,9 +28,13 @@ prepare_venv() {
 }
 
 machine() {
+  local system="${1:-}"  # another root of the file system, for tests
   if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi --list-gpus 2>/dev/null | grep -q '^GPU'; then
     echo cuda
-  elif compgen -G "/dev/accel*" >/dev/null || compgen -G "/dev/vfio/[0-9]*" >/dev/null; then
+  elif compgen -G "$system/dev/accel*" >/dev/null; then
+    echo tpu
+  # Newer TPUs are passed through by VFIO; so are other devices, but not those of Google (0x1ae0).
+  elif compgen -G "$system/dev/vfio/[0-9]*" >/dev/null && grep -qs 0x1ae0 "$system"/sys/bus/pci/devices/*/vendor; then
     echo tpu
   else
     echo cpu

@@ -72,3 +72,28 @@ def test_help_is_printed_and_nothing_runs(repository, tmp_path):
   assert "resumes" in " ".join(lines)
   assert any("launch/local.sh" in line for line in lines)
   assert "spatial_jax.train" not in " ".join(lines)
+
+
+@pytest.mark.parametrize(
+  ("files", "expected"),
+  [
+    ({}, "cpu"),
+    ({"dev/accel0": ""}, "tpu"),
+    ({"dev/vfio/0": "", "sys/bus/pci/devices/0000:00:04.0/vendor": "0x1ae0\n"}, "tpu"),
+    ({"dev/vfio/0": "", "sys/bus/pci/devices/0000:00:04.0/vendor": "0x8086\n"}, "cpu"),
+  ],
+)
+def test_a_tpu_is_found_by_its_device_files(tmp_path, files, expected):
+  for name, text in files.items():
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+  executable(tmp_path / "bin" / "nvidia-smi", "#!/usr/bin/env bash\nexit 1\n")
+  done = subprocess.run(
+    ["bash", "-c", f". '{ROOT}/launch/setup.sh' && machine '{tmp_path}'"],
+    env=os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout.strip() == expected
