@@ -56,9 +56,6 @@ class LearnPrograms:
     """Jits the programs; nothing is compiled before a program is called.
 
     Args:
-      policy: on its train mesh.
-      optimizer: of the run.
-      loss: clip range and KL weight.
       micro: microbatches; lengths are rounded up for the platform.
     """
     self._policy, self._optimizer, self._loss = policy, optimizer, loss
@@ -130,11 +127,6 @@ def init_adapters(policy: Policy, key: jax.Array, mesh: Mesh) -> Params:
 def merge_adapters(policy: Policy, params: Params, mesh: Mesh) -> Params:
   """Merges adapters into the parameters, which are donated.
 
-  Args:
-    policy: with adapters.
-    params: of `policy`.
-    mesh: the train mesh.
-
   Returns:
     Parameters of `policy.without_adapters` that compute the same function.
   """
@@ -172,8 +164,6 @@ def rollout_programs(
   """Returns the rollout programs of a policy, on the rollout mesh of its train mesh.
 
   Args:
-    policy: on its train mesh.
-    cfg: shapes.
     forbidden_ids, stop_ids: tokens that are never sampled, and tokens that end a turn.
   """
   mesh = sharding.rollout_mesh(train_mesh(policy))
@@ -188,11 +178,6 @@ def reshard(policy: Policy, mesh: Mesh, weights: WeightForm) -> jax.stages.Wrapp
 
   Parameters are cast to the compute dtype, which every use does anyway, so no bit changes. Adapters
   are merged, so that decoding does not compute them. With "int8" kernels are rounded to 8 bits.
-
-  Args:
-    policy: with its adapters.
-    mesh: the train mesh.
-    weights: form of the result.
   """
 
   def convert(params: Params) -> Params:
@@ -206,21 +191,13 @@ def reshard(policy: Policy, mesh: Mesh, weights: WeightForm) -> jax.stages.Wrapp
 
 
 def decode_params(policy: Policy, mesh: Mesh, weights: WeightForm) -> Callable[[Params], Params]:
-  """Returns a function: train parameters -> rollout mesh of this process, once per step.
-
-  Args:
-    policy, mesh, weights: as in `reshard`.
-  """
+  """Returns a function: train parameters -> rollout mesh of this process, once per step."""
   convert, local = reshard(policy, mesh, weights), sharding.rollout_mesh(mesh)
   return lambda params: sharding.local_view(convert(params), local)
 
 
 def rollout_buckets(cfg: RolloutConfig, mesh: Mesh) -> RolloutConfig:
   """Rounds shapes up: slots and rows to multiples of the devices, on TPU lengths to 128.
-
-  Args:
-    cfg: of the config.
-    mesh: the train mesh.
 
   Returns:
     The config with which programs are compiled.
@@ -263,7 +240,6 @@ def update_shapes(
   """Returns the largest sizes of the update on one device, for the memory plan.
 
   Args:
-    policy: on its train mesh.
     micro, batch: shapes of the update, before they are rounded up.
     prompts: prompts of a step, of all processes.
   """

@@ -75,14 +75,14 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
 
 
 def refuse_several_processes() -> None:
-  """Refuses training if this process is one of several.
+  """Refuses to run if this process is one of several.
 
   Raises:
     UserError: if jax.process_count() is larger than 1.
   """
   if jax.process_count() > 1:
     raise UserError(
-      "training in several processes is not supported yet; run one process per job "
+      "several processes are not supported yet; run one process per job "
       f"(this job has {jax.process_count()})"
     )
 
@@ -182,7 +182,6 @@ def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
 
   Args:
     path: "decoder/layers/attn/q/kernel"; anything may precede it.
-    shape: of the parameter.
     mesh: any of the three meshes. An axis that the mesh lacks, or that does not divide, is
       replicated; `replication_report` lists the latter.
 
@@ -235,10 +234,6 @@ def _path_name(path: Any) -> str:
 def replication_report(params: Params, mesh: Mesh) -> str | None:
   """One line that names each parameter axis that a rule shards but the mesh does not divide.
 
-  Args:
-    params: arrays or abstract arrays.
-    mesh: train mesh.
-
   Returns:
     "replicated, because the size does not divide: 2 over tensor=4 (decoder/layers/attn/k/kernel,
     decoder/layers/attn/v/kernel)"; None if every axis divides.
@@ -287,9 +282,7 @@ def train_batch_shardings(batch: TrainBatch, window: int, mesh: Mesh) -> TrainBa
   All are sharded over data x fsdp; images that do not divide are replicated.
 
   Args:
-    batch: arrays or abstract arrays.
     window: patches in one attention window of the vision tower.
-    mesh: train mesh.
 
   Raises:
     ConfigError: if the number of prompts does not divide over the mesh.
@@ -316,10 +309,6 @@ def place_train_batch(batch: TrainBatch, window: int, mesh: Mesh) -> TrainBatch:
 
   With several processes, each process passes its own rows and its own windows, the same number in
   every process. Indices into patches, frames and features must then count over all processes.
-
-  Args:
-    batch: NumPy.
-    window, mesh: as in `train_batch_shardings`.
   """
   shardings = train_batch_shardings(batch, window, mesh)
   _check_prefixes(batch, row_devices(mesh) // island_mesh(mesh).shape["island"])

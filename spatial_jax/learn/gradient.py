@@ -52,13 +52,6 @@ def token_logprobs(
 ) -> jax.Array:
   """Log-probability of each trained token given the tokens before it.
 
-  Args:
-    policy, params: the policy.
-    prefix: of each row.
-    features_MYD: of the images of the batch.
-    rows: R rows.
-    forbidden_V: bool.
-
   Returns:
     float32 [R, T], 0 where not trained.
   """
@@ -158,12 +151,8 @@ def gradient(
 
   Args:
     policy: parameters whose paths match `policy.frozen` are not differentiated.
-    params: all parameters.
-    batch: images, prefixes, rows.
     token_weight_R: float32, from `token_weights`.
     ref_logp_RT: float32, of the reference policy; None without one.
-    microbatch_loss: the part of a microbatch of the loss and of the metrics.
-    micro: static.
 
   Returns:
     The loss, the metrics, and the gradient of all parameters, 0 for frozen ones.

@@ -30,11 +30,7 @@ def policy_update(
   """One step of GRPO or AP-GRPO; they differ in the advantages alone.
 
   Args:
-    policy, optimizer: static.
-    cfg: clip range and beta.
-    micro: static.
     state: the program that jits this donates it.
-    batch: rollouts with their advantages.
     ref_logp_RT: float32, log-probabilities under the reference policy; None without one.
 
   Returns:
@@ -84,12 +80,6 @@ def apply_gradient(
   both versions of the moments: compiled for a TPU that takes 1.5 times the trained parameters
   (float32) more memory than the selection below. It also accepts finite gradients whose norm
   overflows.
-
-  Args:
-    optimizer: static.
-    state: before the step.
-    grads: of all parameters.
-    metrics: of the loss.
 
   Returns:
     The next state, and `metrics` with the norms of gradient, update and parameters, and

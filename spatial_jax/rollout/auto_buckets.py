@@ -19,8 +19,6 @@ def fit_rollout_config(
 
   Args:
     cfg: limits, sampling parameters and stop tokens.
-    conversation: encodes prompts and observations.
-    prompt: the question.
     samples: number of rollouts, at least 1.
     decode_steps: tokens per chunk; a token listener is called once per chunk.
   """

@@ -47,8 +47,6 @@ def check_preprocess(preprocess: PreprocessConfig, policy: QwenVLConfig, where: 
   """Checks that images are cut into the patches that the vision tower of the policy expects.
 
   Args:
-    preprocess: how images are cut.
-    policy: shape of the policy.
     where: config key or file of `preprocess`, for the message.
 
   Raises:
@@ -87,7 +85,6 @@ class Conversation:
     """Encodes a task as token ids, positions and patches.
 
     Args:
-      task: question and images.
       images: the patched images of the task; None: they are patched here.
 
     Raises:
@@ -131,8 +128,6 @@ class Conversation:
     """Encodes messages with text, images and clips, up to where the assistant's text begins.
 
     Args:
-      messages: at least one.
-      cfg: chat template of the policy family.
       rule: rotary position of the text after a clip, see `mrope_positions`.
     """
     chat = chat_text(messages, cfg)

@@ -55,7 +55,6 @@ def empty_state(
   """Returns a state without prompts, in which no row is active.
 
   Args:
-    policy: the pure functions.
     slots, group, rows: B, G, and R <= B*G.
     prefix_size: tokens that the prefix cache stores per prompt.
     suffix_block_sizes: tokens of each block of the suffix cache.
@@ -96,7 +95,6 @@ def prefill(
   Args:
     policy, params: pure functions and their parameters, unstacked or stacked.
     state: its prefix cache is at least as long as the prompts.
-    feature_buffer_MYD: features of the images of the prompts.
     prompts: their slots are distinct.
   """
   hidden_BTD, prefix = policy.prefill(params, prompts.tokens, feature_buffer_MYD)
@@ -119,7 +117,6 @@ def start_rows(
     state: their prompts are prefilled.
     starts_R: bool, rows in which a rollout starts.
     rollout_R, row_BG: the assignment of all rows afterwards, as in `RowAssignment`.
-    sampling: how the rows that start sample.
   """
   assignment = state.cache.assignment
   if assignment is not None:
@@ -156,7 +153,6 @@ def append(
   Args:
     policy, params: pure functions and their parameters, unstacked or stacked.
     state: the rows of the observations are not active.
-    feature_buffer_MYD: features of the images of the observations.
     rows: distinct rows.
   """
 
@@ -237,7 +233,6 @@ def gather_rows(state: SampleState, row_R: Array, steps: int) -> SampleState:
   """Gathers some rows into a smaller state, with a copy of their suffix cache.
 
   Args:
-    state: of R rows.
     row_R: int32, the rows; an index >= R is padding, which samples nothing.
     steps: maximum number of tokens they will sample; blocks after these are not copied.
   """

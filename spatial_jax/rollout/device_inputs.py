@@ -56,9 +56,7 @@ def prompt_batch(
 
   Args:
     prompts: at most `cfg.prefill[-1]`.
-    slots: one per prompt.
     buffer_rows: rows of the feature buffer, by content hash of the image.
-    cfg: buckets.
   """
   count = bucket(len(prompts), cfg.prefill, "prompts")
   longest = max(len(prompt.token_ids_T) for prompt in prompts)
@@ -208,8 +206,6 @@ def sampling_keys(
   """Returns the key data of all rollouts, uint32 [B, G, 2].
 
   Args:
-    seed, step: of the run.
-    prompts: B prompts.
     sample_index: G indices, from `sample_indices`.
   """
   root = rng.fold(rng.stream(seed, "sample"), step)

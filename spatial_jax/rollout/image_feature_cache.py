@@ -45,11 +45,8 @@ class ImageFeatureCache:
     """Allocates an empty buffer.
 
     Args:
-      programs: of the run.
-      params: decode parameters.
       window_blocks, buckets: as in `plan_vision`.
       image_features: filled with the features of every encoded image; None: they are not kept.
-      timeline: records the programs.
     """
     self.feature_buffer_MYD = programs.empty_feature_buffer()
     self.requested = self.encoded = 0
@@ -168,12 +165,7 @@ def max_drawn_images(images: int, stop: StopLimits) -> int:
 
 
 def max_drawn_tokens(images: Sequence[PatchedImage], stop: StopLimits) -> int:
-  """Returns how many visual tokens the drawn images of a rollout can have together.
-
-  Args:
-    images: of the prompt.
-    stop: limits of the rollout.
-  """
+  """Returns how many visual tokens the drawn images of a rollout can have together."""
   left = max(stop.max_image_tokens - sum(image.tokens for image in images), 0)
   return min(max_drawn_images(len(images), stop) * _largest_drawing(images), left)
 

@@ -76,7 +76,6 @@ def check(plan: MemoryPlan, slots_key: str) -> None:
   """Checks that a plan fits the device.
 
   Args:
-    plan: of rollouts, and of the update if there is one.
     slots_key: config key of `plan.cfg.slots`, to be lowered if the caches do not fit.
 
   Raises:
@@ -140,8 +139,6 @@ def estimate_update_scratch(cfg: QwenVLConfig, shapes: UpdateShapes, gradients: 
   layer of all prefixes is differentiated at a time. Attention scores are never stored.
 
   Args:
-    cfg: shape of the policy.
-    shapes: sizes on one device.
     gradients: bytes of the gradients; those of one microbatch are added to their sum.
 
   Returns:

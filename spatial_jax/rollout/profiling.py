@@ -86,7 +86,6 @@ class Timeline:
     """Records a program that was given to the devices.
 
     Args:
-      program: its name.
       ready_token: a result that no later program is given.
       tokens, positions: as in `ProgramSpan`.
     """

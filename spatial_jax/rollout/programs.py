@@ -26,9 +26,6 @@ class JittedPrograms:
 
     Args:
       policy: on the rollout mesh, without adapters.
-      cfg: shapes.
-      masks: forbidden ids and stop ids.
-      mesh: the rollout mesh.
     """
     self._policy, self._cfg, self._masks, self._mesh = policy, cfg, masks, mesh
     state = rollout_shardings(jax.eval_shape(lambda: self._empty_state(1)), mesh)

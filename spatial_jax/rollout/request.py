@@ -57,10 +57,7 @@ def start_request(
   """Returns the request of one rollout; `first_chunk` is set when it gets a row.
 
   Args:
-    engine: limits and conversation.
-    prompt: what the rollout begins with.
     sample, seed_path: as in `Trajectory`.
-    params: how the rollout samples.
   """
   temperature = 1.0 if params.greedy else params.temperature
   builder = TrajectoryBuilder(prompt, sample, seed_path, temperature, engine.forbidden_ids)
@@ -96,7 +93,6 @@ def end_turn(engine: Engine, request: Request, policy_step: int) -> None:
   """Parses the turn that ended, adds it to the trajectory and sets `end_reason`.
 
   Args:
-    engine: limits and conversation.
     request: its current turn has ended.
     policy_step: training step of the policy that sampled the turn.
   """
@@ -125,7 +121,6 @@ def add_observation(
   """Adds the drawn images as an observation, after which the next turn begins.
 
   Args:
-    engine: limits and conversation.
     request: its last turn drew.
     drawing: the drawn images, or why there are none.
     chunk: the chunk in which the next turn begins.

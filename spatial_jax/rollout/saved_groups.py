@@ -154,7 +154,6 @@ def load_groups(workdir: str | os.PathLike[str], per_step: int) -> list[list[Sav
   """Reads groups of the first and the last saved step, and of the evaluation.
 
   Args:
-    workdir: of the run.
     per_step: maximum number of groups per step.
 
   Returns:

@@ -68,9 +68,7 @@ def generate_rollouts(engine: Engine, params: Params, job: RolloutJob) -> Rollou
   """Samples a group of rollouts for each prompt.
 
   Args:
-    engine: programs, limits, drawing.
     params: decode parameters (unstacked), on the rollout mesh.
-    job: prompts, seeds and sampling parameters.
 
   Returns:
     [len(prompts)][len(sampling_params)] trajectories. One that breaks an invariant is a fault.

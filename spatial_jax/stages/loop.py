@@ -87,14 +87,10 @@ def run(
 
   Args:
     workdir: of the run; its newest whole checkpoint, if there is one, replaces `state`.
-    cfg: length and checkpoints.
-    stage: name in the logs.
     state: the start; donated.
     step_of: first step -> the function of one step. It depends on state and step number alone, so
       that a resumed run takes the same steps.
     evaluate: the state before a step -> metrics of that step, every `cfg.evaluate_every` steps.
-    benchmark: saved with every checkpoint.
-    config: the resolved config, saved with every checkpoint.
 
   Returns:
     The state after the last step.
