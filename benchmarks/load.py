@@ -26,7 +26,7 @@ from benchmarks import measure
 from benchmarks.model_zoo import NAMES, parameter_count, released
 from spatial_jax.hf import weights
 from spatial_jax.hf.name_map import name_table
-from spatial_jax.types import Params
+from spatial_jax.policy import param_tree
 
 NAME = flags.DEFINE_enum("name", "Qwen2-VL-2B", list(NAMES), "released shape")
 DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "dtype of the parameters")
@@ -37,10 +37,8 @@ def write(folder: pathlib.Path) -> None:
   """Writes random bfloat16 weights of the shape."""
   cfg = released(NAME.value)
   noise = np.random.default_rng(0).standard_normal(1 << 20, np.float32).astype(ml_dtypes.bfloat16)
-  params: Params = {}
-  for entry in name_table(cfg):
-    weights.insert(params, entry.path, np.resize(noise, entry.full_shape))
-  weights.save(params, cfg, folder, file_bytes=1 << 30)
+  params = {entry.path: np.resize(noise, entry.full_shape) for entry in name_table(cfg)}
+  weights.save(param_tree.unflatten(params), cfg, folder, file_bytes=1 << 30)
 
 
 class Watch:

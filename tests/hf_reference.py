@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from spatial_jax.hf import name_map, weights
+from spatial_jax.policy import param_tree
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.types import Params, PatchedImage
 from tests import policy_fixtures as fixtures
@@ -131,8 +132,8 @@ def _greedy_explicit(hf, inputs: dict, row: fixtures.Row) -> torch.Tensor:
 def gradients(cfg: QwenVLConfig, hf) -> Params:
   """The gradients of a transformers model, in the layout of the parameters."""
   found = {name_map.short_name(name): weight.grad for name, weight in hf.named_parameters()}
-  result: Params = {}
+  result = {}
   for entry in name_map.name_table(cfg):
     parts = [entry.read(found[name_map.short_name(name)].numpy()) for name in entry.names]
-    weights.insert(result, entry.path, np.stack(parts) if entry.layers else parts[0])
-  return result
+    result[entry.path] = np.stack(parts) if entry.layers else parts[0]
+  return param_tree.unflatten(result)

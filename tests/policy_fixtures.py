@@ -14,8 +14,9 @@ import numpy as np
 from spatial_jax.data.image import PreprocessConfig, patch_frames, patch_image
 from spatial_jax.data.tokenizer import IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START, Tokenizer
 from spatial_jax.data.vision_packing import VisionBuckets, plan_vision
-from spatial_jax.hf import name_map, weights
+from spatial_jax.hf import name_map
 from spatial_jax.policy import cache as cache_lib
+from spatial_jax.policy import param_tree
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.policy.rope import VideoRule, mrope_positions
@@ -125,7 +126,7 @@ def hashed_params(cfg: QwenVLConfig, seed: int) -> Params:
   Kernels are uniform with deviation 1.5 / sqrt(inputs). Logits then spread widely, and greedy
   decoding rarely has near ties.
   """
-  params: Params = {}
+  params = {}
   for number, entry in enumerate(name_map.name_table(cfg)):
     unit = hashed(entry.full_shape, seed * 1000 + number).astype(np.float64) / 2**31 - 1
     if entry.path.endswith("scale"):
@@ -134,8 +135,8 @@ def hashed_params(cfg: QwenVLConfig, seed: int) -> Params:
       array = unit * 1.5 * np.sqrt(3 / np.prod(entry.file_shape[1:]))
     else:
       array = unit * (1.0 if "embedding" in entry.path else 0.2)
-    weights.insert(params, entry.path, jnp.asarray(array.astype(np.float32)))
-  return params
+    params[entry.path] = jnp.asarray(array.astype(np.float32))
+  return param_tree.unflatten(params)
 
 
 def pixels(seed: int, height: int, width: int) -> np.ndarray:

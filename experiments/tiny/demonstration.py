@@ -1,14 +1,64 @@
-"""Demonstrations as trajectories, in the same form as sampled ones, so that one loss reads both."""
+"""Demonstrations as text, and as trajectories in the same form as sampled ones."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
+from typing import Any
 
 from spatial_jax.data.tokenizer import IM_END
 from spatial_jax.drawing.canvas import DrawnImage, Style, draw
-from spatial_jax.drawing.parser import Coordinates, write_answer, write_turn
+from spatial_jax.drawing.parser import Coordinates
+from spatial_jax.grammar import TAGS
 from spatial_jax.rollout.conversation import Conversation, TrajectoryBuilder
 from spatial_jax.synthetic.oracle import ScriptTurn
 from spatial_jax.types import Operation, Prompt, Trajectory
+
+TOOL_NAMES = {"box": "Object Mapper", "line": "Path Tracer"}
+
+
+def write_turn(think: str, operations: Sequence[Operation], coordinates: Coordinates) -> str:
+  """Returns the text of a drawing turn; `parse` returns the same operations.
+
+  Args:
+    think: the reasoning, without tags or fences.
+    operations: at least one, all of one tool; written coordinates are rounded to whole numbers.
+    coordinates: unit and images.
+
+  Raises:
+    ValueError: if `parse` could not read the turn.
+  """
+  tools = {operation.tool for operation in operations}
+  if len(tools) != 1:
+    raise ValueError(f"a turn draws with exactly one tool, got {sorted(tools)}")
+  items = [_item(operation, coordinates) for operation in operations]
+  block = json.dumps(items, ensure_ascii=False)
+  if "```" in block:
+    raise ValueError("a label must not contain a fence (```)")
+  return f"{_think_and_action(think, TOOL_NAMES[tools.pop()])}\n```json\n{block}\n```"
+
+
+def write_answer(think: str, answer: str) -> str:
+  """Returns the text of the last turn. Raises ValueError if a text contains a tag."""
+  for tag in TAGS:
+    if tag in answer:
+      raise ValueError(f"an answer must not contain {tag}")
+  return f"{_think_and_action(think, 'Answer')}\n<answer> {answer} </answer>"
+
+
+def _think_and_action(think: str, action: str) -> str:
+  for tag in (*TAGS, "```"):
+    if tag in think:
+      raise ValueError(f"the reasoning must not contain {tag}")
+  return f"<think> {think} </think> Action: {action}"
+
+
+def _item(operation: Operation, coordinates: Coordinates) -> dict[str, Any]:
+  written = coordinates.from_pixels(operation.points_4, operation.image)
+  if operation.tool == "box":
+    points = {"bbox_2d": list(written)}
+  else:
+    points = {"start_point_2d": list(written[:2]), "end_point_2d": list(written[2:])}
+  return {"index": operation.image, **points, "label": operation.label}
 
 
 def demonstration_trajectory(

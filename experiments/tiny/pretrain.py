@@ -25,6 +25,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments.tiny.attention_mass import log_attention, truncate
 from experiments.tiny.batches import BatchBuilder, PretrainBatch, RecipeConfig
+from experiments.tiny.demonstration import write_answer, write_turn
 from experiments.tiny.dense_loss import (
   dense_loss,
   finding_loss,
@@ -33,9 +34,10 @@ from experiments.tiny.dense_loss import (
   subjects,
 )
 from experiments.tiny.tokenizer import train_tokenizer
-from spatial_jax import rng
+from spatial_jax import rng, sharding
+from spatial_jax.checks import MAX_SEED
 from spatial_jax.cli import CONFIG_HELP, enable_compilation_cache, launch, no_arguments
-from spatial_jax.config import ConfigError, build, check_field
+from spatial_jax.config import ConfigError, build, check_field, check_whole
 from spatial_jax.data.image import PreprocessConfig, patch_image
 from spatial_jax.data.pipeline import prefetch
 from spatial_jax.data.prompt_text import TextConfig, observation_text, prompt_text
@@ -48,7 +50,7 @@ from spatial_jax.data.tokenizer import (
   load_tokenizer,
 )
 from spatial_jax.drawing.canvas import Style
-from spatial_jax.drawing.parser import Coordinates, write_answer, write_turn
+from spatial_jax.drawing.parser import Coordinates
 from spatial_jax.hf import export, weights
 from spatial_jax.learn.gradient import Microbatch, gradient
 from spatial_jax.learn.losses import Metrics, nll, token_weights
@@ -65,10 +67,13 @@ from spatial_jax.synthetic.oracle import DemonstrationConfig, demonstrate
 from spatial_jax.synthetic.questions import QuestionConfig, make_questions
 from spatial_jax.synthetic.tasks import CameraConfig, render_views
 from spatial_jax.types import Array, Params, PatchedImage, Task, TrainState
-from spatial_jax.workdir import bind_workdir, to_path
+from spatial_jax.workdir import bind_workdir, to_path, write_text
 
 # Config keys that may differ when a run is resumed.
-MAY_DIFFER = ("loop", "optimizer.total_steps", "optimizer.decay_steps", "out", "shapes")
+MAY_DIFFER = (
+  *("loop", "optimizer.total_steps", "optimizer.warmup_steps", "optimizer.decay_steps"),
+  *("out", "shapes"),
+)
 
 Names = tuple[tuple[int, ...], ...]  # tokens of the name of each category
 
@@ -108,7 +113,8 @@ class PretrainConfig:
 
   def __post_init__(self):
     check_steps(self.optimizer, self.loop.steps)
-    check_field(self, "tokenizer_rooms", self.tokenizer_rooms >= 1, "be at least 1")
+    check_whole(self, "seed", at_least=0, at_most=MAX_SEED)
+    check_whole(self, "tokenizer_rooms", at_least=1)
     check_field(self, "out", bool(self.out), "name a folder")
     if self.recipe.pointing_layer >= self.decoder.layers:
       raise ConfigError(
@@ -154,7 +160,7 @@ def pretrain(cfg: PretrainConfig, workdir: pathlib.Path, config: dict[str, Any])
     return lambda state, _: update(state, next(batches))
 
   state = loop.run(workdir, cfg.loop, "pretrain", state, step_of, None, None, config)
-  out, params = pathlib.Path(cfg.out), state.params["policy"]
+  out, params = to_path(cfg.out), state.params["policy"]
   weights.save(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), policy_cfg, out)
   export.write_files(tokenizer, cfg.preprocess, out, None)
 
@@ -172,9 +178,7 @@ def _tokenizer(cfg: PretrainConfig, workdir: pathlib.Path) -> Tokenizer:
       for task in make_questions(scene, views, generator, cfg.questions):
         texts.append(prompt_text(task, images, cfg.text))
         texts += _script_texts(task, images, generator, cfg)
-    partial = path.with_suffix(".partial")  # a run that is killed here starts again
-    train_tokenizer(texts, cfg.decoder.vocabulary).inner.save(str(partial))
-    partial.replace(path)
+    write_text(path, train_tokenizer(texts, cfg.decoder.vocabulary).inner.to_str(pretty=True))
   return load_tokenizer(workdir)
 
 
@@ -312,6 +316,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   """
   resolved = json.loads(config.to_json_best_effort())
   cfg = build(PretrainConfig, dict(config))
+  sharding.refuse_several_processes()
+  to_path(cfg.out)  # refuses a remote one
   bind_workdir(workdir, resolved, MAY_DIFFER)
   pretrain(cfg, workdir, resolved)
 

@@ -91,7 +91,8 @@ def patch_frames(frames: Sequence[np.ndarray], cfg: PreprocessConfig) -> Patched
       raise DataError(f"image must be uint8 [height, width, 3], got {frame.dtype} {frame.shape}")
   if len({frame.shape for frame in frames}) != 1:
     raise DataError(f"a clip needs frames of one size, got {[frame.shape for frame in frames]}")
-  height, width = smart_resize(*frames[0].shape[:2], cfg)
+  height, width = frames[0].shape[:2]
+  height, width = smart_resize(height, width, cfg)
   distinct = {id(frame): frame for frame in frames}  # an image is the same frame twice: resize once
   resized = {key: _resize(frame, height, width) for key, frame in distinct.items()}
   normal = {key: _normalise(frame, cfg) for key, frame in resized.items()}

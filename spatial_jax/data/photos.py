@@ -55,10 +55,10 @@ class _PhotoObject:
   """An annotated object; `distance_m` is from the camera to its closest point."""
 
   solid: SceneObject
-  box_4: np.ndarray
+  box_4: np.ndarray  # pixels
   distance_m: float
-  shown: bool
-  clear: bool
+  shown: bool  # may be counted
+  clear: bool  # may be named
 
   @property
   def centre_px(self) -> float:
@@ -69,17 +69,13 @@ class _PhotoObject:
 def load_photo_tasks(
   path: pathlib.Path | str, seed: int, max_side_px: int, max_per_type: int
 ) -> list[Task]:
-  """All questions about the photographs of a folder.
+  """All questions about the photographs of a folder; each photograph is a scene.
 
   Args:
     path: folder with `annotations.json` and the images it names.
     seed: for the order of questions and options.
-    max_side_px: the longer side of larger images is reduced to this length.
+    max_side_px: the longer side of larger images is reduced to this length, and boxes with it.
     max_per_type: most questions per photograph and type.
-
-  Returns:
-    Tasks with source "photos"; each photograph is a scene, boxes are in pixels of the resized
-    image.
 
   Raises:
     DataError: if a file is missing or cannot be used; names file, object and field.
@@ -163,30 +159,21 @@ def _photo_objects(record: Any, size_2: np.ndarray, where: str) -> list[_PhotoOb
   projection = field(record, "projection", list, where)
   columns = 4 if all(isinstance(row, list) and len(row) == 4 for row in projection) else 3
   projection = numbers(record, "projection", (3, columns), where)
-  objects, inside = [], []
+  found: list[tuple[SceneObject, np.ndarray, float, float]] = []
   for index, entry in enumerate(field(record, "objects", list, where)):
     place = f"{where}, object {index}"
     corners_83 = numbers(entry, "corners", (8, 3), place)
     solid = box_from_corners(field(entry, "label", str, place), corners_83, place)
     distance_m = float(geometry.point_distance_m(np.zeros((1, 3)), solid)[0])
     box_4 = numbers(entry, "bbox_2d", (4,), place)
-    objects.append(_PhotoObject(solid, box_4, distance_m, False, False))
-    inside.append(_inside(corners_83, projection, size_2))
-  judged = [
-    _judge(obj, objects, share, _MIN_SIDE * size_2.max())
-    for obj, share in zip(objects, inside, strict=True)
-  ]
-  return sorted(judged, key=lambda obj: obj.centre_px)
-
-
-def _judge(
-  obj: _PhotoObject, objects: Sequence[_PhotoObject], inside: float, small_px: float
-) -> _PhotoObject:
-  """The object with its flags `shown` and `clear` set."""
-  large = min(obj.box_4[2:] - obj.box_4[:2]) >= small_px
-  free = _free(obj, objects)
-  shown, clear = (large and inside >= least[0] and free >= least[1] for least in (_SHOWN, _CLEAR))
-  return dataclasses.replace(obj, shown=shown, clear=clear)
+    found.append((solid, box_4, distance_m, _inside(corners_83, projection, size_2)))
+  objects = []
+  for solid, box_4, distance_m, inside in found:
+    large = min(box_4[2:] - box_4[:2]) >= _MIN_SIDE * size_2.max()
+    free = _free(box_4, [other[1] for other in found if other[2] < distance_m])
+    shown, clear = (large and inside >= least[0] and free >= least[1] for least in (_SHOWN, _CLEAR))
+    objects.append(_PhotoObject(solid, box_4, distance_m, shown, clear))
+  return sorted(objects, key=lambda obj: obj.centre_px)
 
 
 def box_from_corners(label: str, corners_83: np.ndarray, where: str) -> SceneObject:
@@ -224,16 +211,14 @@ def _inside(corners_83: np.ndarray, projection: np.ndarray, size_2: np.ndarray) 
   return float(np.prod(kept_2) / max(np.prod(high_2 - low_2), 1e-9))
 
 
-def _free(obj: _PhotoObject, objects: Sequence[_PhotoObject]) -> float:
-  """Share of the 2D box of an object that no 2D box of a nearer object covers."""
-  x1, y1, x2, y2 = obj.box_4
+def _free(box_4: np.ndarray, nearer: Sequence[np.ndarray]) -> float:
+  """Share of a 2D box that no 2D box of a nearer object covers."""
+  x1, y1, x2, y2 = box_4
   steps = (np.arange(_SAMPLES) + 0.5) / _SAMPLES
   x, y = np.meshgrid(x1 + steps * (x2 - x1), y1 + steps * (y2 - y1))
   free = np.ones(x.shape, bool)
-  for other in objects:
-    if other.distance_m < obj.distance_m:
-      left, top, right, bottom = other.box_4
-      free &= (x < left) | (x > right) | (y < top) | (y > bottom)
+  for left, top, right, bottom in nearer:
+    free &= (x < left) | (x > right) | (y < top) | (y > bottom)
   return float(free.mean())
 
 

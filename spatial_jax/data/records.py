@@ -12,11 +12,7 @@ from spatial_jax.errors import DataError
 
 
 def read_json(file: pathlib.Path) -> Any:
-  """The contents of a JSON file.
-
-  Raises:
-    DataError: if the file does not exist or is not JSON.
-  """
+  """The contents of a JSON file; DataError if it does not exist or is not JSON."""
   check_file(file)
   try:
     return json.loads(file.read_text(encoding="utf-8-sig"))
@@ -25,11 +21,7 @@ def read_json(file: pathlib.Path) -> Any:
 
 
 def field(record: Any, key: str, kind: type, where: str) -> Any:
-  """`record[key]`, which must exist and have the type `kind`.
-
-  Raises:
-    DataError: otherwise; the message starts with `where`.
-  """
+  """`record[key]`, of the type `kind`; else DataError with a message that starts with `where`."""
   if not isinstance(record, dict) or key not in record:
     raise DataError(f"{where}: field {key} is missing")
   if not isinstance(record[key], kind):
@@ -38,11 +30,7 @@ def field(record: Any, key: str, kind: type, where: str) -> Any:
 
 
 def numbers(record: Any, key: str, shape: tuple[int, ...], where: str) -> np.ndarray:
-  """`record[key]` as float64 of the given shape, all finite.
-
-  Raises:
-    DataError: otherwise; the message starts with `where`.
-  """
+  """`record[key]` as float64 of the given shape, all finite; else DataError as in `field`."""
   value = field(record, key, object, where)
   try:
     array = np.array(value, np.float64)
@@ -82,11 +70,7 @@ def composite_on_white(image: Image.Image) -> Image.Image:
 
 
 def check_file(path: pathlib.Path) -> None:
-  """Checks that a path is a file with contents.
-
-  Raises:
-    DataError: if it does not exist, is a folder or is empty.
-  """
+  """Raises DataError if a path does not exist, is a folder or is empty."""
   try:
     exists, is_folder = path.exists(), path.is_dir()
     is_empty = path.is_file() and path.stat().st_size == 0

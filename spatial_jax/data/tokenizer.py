@@ -25,11 +25,7 @@ SPECIAL_TOKENS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-  """A `tokenizers` tokenizer of a Qwen-VL model.
-
-  Attributes:
-    inner: the library's tokenizer.
-  """
+  """A `tokenizers` tokenizer of a Qwen-VL model."""
 
   inner: tokenizers.Tokenizer
 
@@ -77,12 +73,6 @@ def load_tokenizer(folder: pathlib.Path) -> Tokenizer:
 
   Truncation, padding and BPE dropout are switched off. Training code leaves these settings in the
   file, and they would cut a prompt or change its tokens without a message.
-
-  Args:
-    folder: folder that contains tokenizer.json.
-
-  Returns:
-    The tokenizer.
 
   Raises:
     DataError: if the file is missing or cannot be read; the message names the file.

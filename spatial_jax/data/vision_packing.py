@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from spatial_jax.checks import is_ascending
 from spatial_jax.config import check_field
 from spatial_jax.errors import DataError
 from spatial_jax.types import PatchedImage, VisionBatch
@@ -21,22 +22,17 @@ MERGE = 2  # patches per side of a merged token
 class VisionBuckets:
   """Sizes of a VisionBatch, ascending; the first that fits is used, with one trace per triple.
 
-  Attributes:
-    windows: W, slots of one whole attention window or of several smaller ones.
-    frames: N, rows of frames (an image is one frame, a clip has one per pair of frames); a row of
-      S patches may hold several.
-    patches: S, patches of the largest frame.
+  An image is one frame, a clip has one per pair of frames. A row of S patches may hold several.
   """
 
-  windows: tuple[int, ...]
-  frames: tuple[int, ...]
-  patches: tuple[int, ...]
+  windows: tuple[int, ...]  # W, slots of one whole attention window or of several smaller ones
+  frames: tuple[int, ...]  # N, rows of frames
+  patches: tuple[int, ...]  # S, patches of the largest frame
 
   def __post_init__(self):
-    for name in ("windows", "frames", "patches"):
-      sizes = vars(self)[name]
-      valid = bool(sizes) and sizes[0] >= 1 and list(sizes) == sorted(set(sizes))
-      check_field(self, name, valid, "list at least one size, ascending from 1 or more")
+    for name, sizes in vars(self).items():
+      rule = "list at least one size, ascending from 1 or more"
+      check_field(self, name, is_ascending(sizes, 1), rule)
 
 
 def bucket(count: int, sizes: Sequence[int], name: str) -> int:
@@ -108,7 +104,10 @@ def plan_vision(
   patches = bucket(max(sizes), buckets.patches, "patches in one frame")
   places, rows = first_fit(sizes, patches)
   frames = bucket(rows, buckets.frames, "frames")
-  batch = _empty_batch(windows * window, frames, patches, images[0].patches_PX.shape[1])
+  values = images[0].patches_PX.shape[1]
+  batch = VisionBatch.build(np.zeros, windows * window, values, frames, patches)
+  batch.position_P4[:] = 1
+  batch.frame_NS[:] = windows * window  # out of range: no patch
   frame = 0
   for image, tokens, layout in zip(images, token_of, layouts, strict=True):
     end = frame + image.grid_3[0]
@@ -126,16 +125,11 @@ def pack_features(
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
   """Packs computed features of images, one image after the other, without the vision tower.
 
-  Args:
-    images: each distinct image once, at least one.
-    image_features: [tokens, Y, D] by content hash.
-    window_blocks, buckets: as in `plan_vision`; they determine the number of rows M.
+  Args and errors are as in `plan_vision`, which also determines the number of rows M.
+  `image_features` are [tokens, Y, D] by content hash.
 
   Returns:
     [M, Y, D], and for each image the rows of its tokens, as in `plan_vision`.
-
-  Raises:
-    DataError: if there are no images or they exceed the largest bucket.
   """
   if not images:
     raise DataError("no images to pack features of; a batch of text needs none")
@@ -145,13 +139,6 @@ def pack_features(
   packed_MYD = np.zeros((windows * window_blocks**2, *parts[0].shape[1:]), parts[0].dtype)
   packed_MYD[: ends[-1]] = np.concatenate(parts)
   return packed_MYD, tuple(np.split(np.arange(ends[-1], dtype=np.int32), ends[:-1]))
-
-
-def _empty_batch(patches: int, frames: int, frame_patches: int, values: int) -> VisionBatch:
-  batch = VisionBatch.build(np.zeros, patches, values, frames, frame_patches)
-  batch.position_P4[:] = 1
-  batch.frame_NS[:] = patches
-  return batch
 
 
 def _place(
@@ -183,11 +170,7 @@ def _place(
 
 
 def first_fit(sizes: Sequence[int], room: int) -> tuple[list[tuple[int, int]], int]:
-  """Packs items into rows, the largest first, each into the first row with enough room.
-
-  Args:
-    sizes: of the items, each at most `room`.
-    room: size of a row.
+  """Packs items (<= room) into rows, the largest first, each into the first row that has room.
 
   Returns:
     (row, start) of each item, and the number of rows.
@@ -208,17 +191,11 @@ def first_fit(sizes: Sequence[int], room: int) -> tuple[list[tuple[int, int]], i
 
 
 class WindowLayout(NamedTuple):
-  """Positions of the merged tokens of an image in its slots, in token order.
+  """Positions of the merged tokens of an image in its slots, in token order."""
 
-  Attributes:
-    place_T: int32, index over the slots of the image.
-    window_T: int32, the window of each token, from 1.
-    slots: number of slots.
-  """
-
-  place_T: np.ndarray
-  window_T: np.ndarray
-  slots: int
+  place_T: np.ndarray  # int32, index over the slots of the image
+  window_T: np.ndarray  # int32, the window of each token, from 1
+  slots: int  # number of slots
 
 
 @functools.lru_cache(maxsize=1024)

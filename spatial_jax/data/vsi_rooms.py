@@ -35,13 +35,8 @@ def load_rooms(path: pathlib.Path | str) -> list[Scene]:
 
   One vertical shift per room puts the lowest corner of its boxes on the floor, z = 0. The outline
   is the rectangle of least area around objects and room centre. If it is smaller than the annotated
-  size, it grows evenly to this size and moves towards the room centre. The scenes have no cameras.
-
-  Args:
-    path: arkitscenes.json, scannet.json, ..., or a folder that contains them.
-
-  Returns:
-    Scenes with source "vsi-rooms", benchmark "vsi-bench" and ids "dataset/scene".
+  size, it grows evenly to this size and moves towards the room centre. The scenes have no cameras,
+  and ids of the form "dataset/scene".
 
   Raises:
     DataError: if the path has no such file or a file cannot be used; names file, scene and field.
@@ -118,13 +113,7 @@ def outline(points_Z2: np.ndarray, centre_2: np.ndarray, area_m2: float) -> np.n
       |<- margin ->| points |<- margin ->|     (w + 2m)(h + 2m) = area
       then moved towards the centre, as far as all points stay inside
 
-  Args:
-    points_Z2: float64, metres.
-    centre_2: annotated centre of the room.
-    area_m2: annotated floor area.
-
-  Returns:
-    float64 [4, 2], counter-clockwise.
+  Centre and area are annotated, in metres. Returns float64 [4, 2], counter-clockwise.
   """
   inner_Z2 = np.concatenate([points_Z2, centre_2[None]])
   turns_N = np.radians(np.arange(90.0))

@@ -68,16 +68,14 @@ class DrawnImage:
 
 
 def draw(
-  images: Sequence[DrawnImage],
-  operations: Sequence[Operation],
-  style: Style = PUBLISHED_STYLE,
+  images: Sequence[DrawnImage], operations: Sequence[Operation], style: Style = PUBLISHED_STYLE
 ) -> tuple[DrawnImage, ...]:
   """Returns the new images of one turn, one per distinct index, in the order of `targets`.
 
   Args:
     images: all images so far; operation index 1 is the first.
     operations: of one turn, as `parser.parse` returns them for these images.
-    style: sizes.
+    style: sizes; the published ones for a caller without a config.
 
   Raises:
     IndexError: if an operation names an image that does not exist.
@@ -120,16 +118,7 @@ def merge(old: Sequence[Operation], new: Sequence[Operation]) -> tuple[Operation
 
 
 def paint(pixels: np.ndarray, operations: Sequence[Operation], style: Style) -> np.ndarray:
-  """Returns a copy of the pixels with boxes, their labels and then lines drawn on it.
-
-  Args:
-    pixels: uint8 [height, width, 3].
-    operations: points in pixels of this image, clipped to it.
-    style: sizes.
-
-  Returns:
-    uint8 [height, width, 3], not writable.
-  """
+  """Returns a copy of the pixels, not writable, with boxes, their labels and then lines on it."""
   image = Image.fromarray(pixels)
   pen = ImageDraw.Draw(image)
   right, down = style.label_offset_px

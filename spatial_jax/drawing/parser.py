@@ -1,4 +1,4 @@
-"""Text of one turn -> drawing operations and typed errors, and operations -> text of a turn.
+"""Text of one turn -> drawing operations and typed errors.
 
     <think> The table is cut off. </think> Action: Object Mapper
     ```json
@@ -26,19 +26,17 @@ others.
 """
 
 import dataclasses
-import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from spatial_jax.config import check_whole
 from spatial_jax.drawing.lenient_json import Rejected, read_items
-from spatial_jax.grammar import TAGS, answer_of, is_well_formed
+from spatial_jax.grammar import answer_of, is_well_formed
 from spatial_jax.types import Operation, OperationError
 
 FENCE = re.compile(r"^[ \t]*```[ \t]*json\b", re.MULTILINE | re.IGNORECASE)
-TOOL_NAMES = {"box": "Object Mapper", "line": "Path Tracer"}
 
 Points = tuple[float, float, float, float]
 
@@ -69,14 +67,12 @@ WIDE_LIMITS = Limits(  # for a caller without a config
 class Coordinates:
   """The coordinate unit of a model family and the sizes of the images; the only conversion.
 
-  Attributes:
-    unit: "pixels" of the resized image that the policy gets (Qwen2.5-VL), or "per_mille" of its
-      width and height (0-1000, Qwen3-VL).
-    sizes: (width, height) in pixels of each image so far: prompt images first, then drawn ones.
+  The unit is pixels of the resized image that the policy gets (Qwen2.5-VL), or a thousandth of its
+  width and height (0-1000, Qwen3-VL).
   """
 
   unit: Literal["pixels", "per_mille"]
-  sizes: tuple[tuple[int, int], ...]
+  sizes: tuple[tuple[int, int], ...]  # (width, height) in pixels of each image, drawn ones last
 
   def to_pixels(self, written_4: Points, image: int) -> Points:
     """Converts two written points to pixels of image number `image`, from 1."""
@@ -120,9 +116,6 @@ def parse(text: str, coordinates: Coordinates, limits: Limits = WIDE_LIMITS) -> 
     text: output of the policy between two observations, of any content.
     coordinates: unit, and images that exist before this turn.
     limits: counts.
-
-  Returns:
-    Operations in pixels, and the errors.
   """
   items, errors = _read_blocks(text, limits)
   results = [_read_item(item, coordinates, limits) for item in items[: limits.operations]]
@@ -136,51 +129,6 @@ def parse(text: str, coordinates: Coordinates, limits: Limits = WIDE_LIMITS) -> 
     answer_of(text),
     is_well_formed(text),
   )
-
-
-def write_turn(think: str, operations: Sequence[Operation], coordinates: Coordinates) -> str:
-  """Returns the text of a drawing turn; `parse` returns the same operations.
-
-  Args:
-    think: the reasoning, without tags or fences.
-    operations: at least one, all of one tool; written coordinates are rounded to whole numbers.
-    coordinates: unit and images.
-
-  Raises:
-    ValueError: if `parse` could not read the turn.
-  """
-  tools = {operation.tool for operation in operations}
-  if len(tools) != 1:
-    raise ValueError(f"a turn draws with exactly one tool, got {sorted(tools)}")
-  items = [_item(operation, coordinates) for operation in operations]
-  block = json.dumps(items, ensure_ascii=False)
-  if "```" in block:
-    raise ValueError("a label must not contain a fence (```)")
-  return f"{_think_and_action(think, TOOL_NAMES[tools.pop()])}\n```json\n{block}\n```"
-
-
-def write_answer(think: str, answer: str) -> str:
-  """Returns the text of the last turn. Raises ValueError if a text contains a tag."""
-  for tag in TAGS:
-    if tag in answer:
-      raise ValueError(f"an answer must not contain {tag}")
-  return f"{_think_and_action(think, 'Answer')}\n<answer> {answer} </answer>"
-
-
-def _think_and_action(think: str, action: str) -> str:
-  for tag in (*TAGS, "```"):
-    if tag in think:
-      raise ValueError(f"the reasoning must not contain {tag}")
-  return f"<think> {think} </think> Action: {action}"
-
-
-def _item(operation: Operation, coordinates: Coordinates) -> dict[str, Any]:
-  written = coordinates.from_pixels(operation.points_4, operation.image)
-  if operation.tool == "box":
-    points = {"bbox_2d": list(written)}
-  else:
-    points = {"start_point_2d": list(written[:2]), "end_point_2d": list(written[2:])}
-  return {"index": operation.image, **points, "label": operation.label}
 
 
 def _blocks(text: str) -> Iterator[str]:

@@ -18,13 +18,7 @@ _VISION_EPS = 1e-6  # a constant of the reference code, not a key of the file
 
 
 def from_hf(hf: Mapping[str, Any]) -> QwenVLConfig:
-  """Reads a Hugging Face config.
-
-  Args:
-    hf: the parsed `config.json`.
-
-  Returns:
-    The config of the policy.
+  """Reads a parsed `config.json`.
 
   Raises:
     ValueError: if the model is of another family or quantised, if a key is missing or has a value
@@ -161,13 +155,9 @@ def _decoder(hf: Mapping[str, Any], tied: bool, family: Family) -> DecoderConfig
 
 
 def to_hf(cfg: QwenVLConfig) -> dict[str, Any]:
-  """Writes the config as a `config.json` that transformers 4 and 5 load.
+  """Writes a `config.json` that transformers 4 and 5 load, in the form of the hub.
 
-  Args:
-    cfg: config of the policy.
-
-  Returns:
-    JSON values: flat for Qwen2-VL and Qwen2.5-VL, nested for Qwen3-VL, as on the hub.
+  It is flat for Qwen2-VL and Qwen2.5-VL, nested for Qwen3-VL.
   """
   top = {
     "architectures": [_ARCHITECTURES[cfg.family]],

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from scipy.special import log_softmax
 
 from spatial_jax.errors import UserError
 from spatial_jax.hf.processor import processor_file
@@ -36,9 +37,6 @@ def make_golden(directory: pathlib.Path, cfg: QwenVLConfig) -> Golden:
   Args:
     directory: Hugging Face folder; without a processor or tokenizer, these parts are left out.
     cfg: config of the checkpoint.
-
-  Returns:
-    Inputs and outputs, keyed as drawn above.
 
   Raises:
     UserError: if torch is not installed.
@@ -103,13 +101,8 @@ def sample_inputs(cfg: QwenVLConfig) -> dict[str, dict[str, np.ndarray]]:
 
 def mean_divergence(exact_TV: np.ndarray, other_TV: np.ndarray) -> float:
   """Returns KL(exact || other) of the token distributions, averaged over tokens, in nats."""
-  exact, other = (_log_softmax(x.astype(np.float64)) for x in (exact_TV, other_TV))
+  exact, other = (log_softmax(x.astype(np.float64), axis=-1) for x in (exact_TV, other_TV))
   return float((np.exp(exact) * (exact - other)).sum(axis=-1).mean())
-
-
-def _log_softmax(x: np.ndarray) -> np.ndarray:
-  x = x - x.max(axis=-1, keepdims=True)
-  return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
 def _tensors(inputs: Mapping[str, np.ndarray], cfg: QwenVLConfig) -> Any:

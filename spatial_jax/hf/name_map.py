@@ -5,6 +5,7 @@ decoder/layers/attn/q/kernel              [L, D, H, C]     the parameter, stacke
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,31 +17,24 @@ _LONG, _SHORT = ("model.language_model.", "model.visual."), ("model.", "visual."
 
 def short_name(name: str) -> str:
   """Returns the name of a tensor with the short prefix; files are compared by these names."""
-  for long, short in zip(_LONG, _SHORT, strict=True):
-    if name.startswith(long):
-      return short + name[len(long) :]
-  return name
+  return _with_prefix(name, _LONG, _SHORT)
+
+
+def _with_prefix(name: str, old: Sequence[str], new: Sequence[str]) -> str:
+  pairs = zip(old, new, strict=True)
+  return next((to + name.removeprefix(of) for of, to in pairs if name.startswith(of)), name)
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """One parameter and its tensors in the file.
+  """One parameter and its tensors in the file."""
 
-  Attributes:
-    path: path of the parameter, "decoder/layers/attn/q/kernel".
-    name: name of the tensor, with "{}" for the layer if stacked.
-    file_shape: shape of each tensor.
-    shape: shape of the parameter without the layer axis.
-    layers: number of stacked tensors; 0 if the parameter is not stacked.
-    kernel: the tensor is [out, in], the parameter [in, out]; either may be several axes.
-  """
-
-  path: str
-  name: str
-  file_shape: tuple[int, ...]
-  shape: tuple[int, ...]
-  layers: int
-  kernel: bool
+  path: str  # of the parameter, "decoder/layers/attn/q/kernel"
+  name: str  # of the tensor, with "{}" for the layer if stacked
+  file_shape: tuple[int, ...]  # of each tensor
+  shape: tuple[int, ...]  # of the parameter without the layer axis
+  layers: int  # number of stacked tensors; 0 if the parameter is not stacked
+  kernel: bool  # the tensor is [out, in], the parameter [in, out]; either may be several axes
 
   @property
   def names(self) -> list[str]:
@@ -54,16 +48,14 @@ class Entry:
 
   def read(self, tensor: np.ndarray) -> np.ndarray:
     """Returns a tensor of the file in the layout of the parameter."""
-    return (_matrix(tensor).T if self.kernel else tensor).reshape(self.shape)
+    if self.kernel:
+      tensor = tensor.reshape(tensor.shape[0], -1).T
+    return tensor.reshape(self.shape)
 
   def write(self, array: np.ndarray) -> np.ndarray:
     """Returns a layer of the parameter in the layout of the file; the inverse of `read`."""
     transposed = array.reshape(-1, self.file_shape[0]).T if self.kernel else array
     return np.ascontiguousarray(transposed).reshape(self.file_shape)
-
-
-def _matrix(tensor: np.ndarray) -> np.ndarray:
-  return tensor.reshape(tensor.shape[0], -1)
 
 
 def _kernel(path: str, name: str, inputs: tuple, outputs: tuple, layers: int = 0) -> list[Entry]:
@@ -159,11 +151,6 @@ def name_table(cfg: QwenVLConfig) -> list[Entry]:
   table = _decoder_table(cfg.decoder) + _vision_table(cfg.vision, cfg.family, cfg.decoder.width)
   if cfg.family != "qwen3_vl":
     return table
-  return [dataclasses.replace(entry, name=_long_name(entry.name)) for entry in table]
-
-
-def _long_name(name: str) -> str:
-  for long, short in zip(_LONG, _SHORT, strict=True):
-    if name.startswith(short):
-      return long + name[len(short) :]
-  return name
+  return [
+    dataclasses.replace(entry, name=_with_prefix(entry.name, _SHORT, _LONG)) for entry in table
+  ]

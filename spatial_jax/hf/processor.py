@@ -31,12 +31,7 @@ def processor_file(directory: pathlib.Path) -> pathlib.Path | None:
 def read_processor(directory: pathlib.Path, video: bool = False) -> PreprocessConfig:
   """Reads how the processor of a Hugging Face folder makes patches.
 
-  Args:
-    directory: Hugging Face folder.
-    video: read the settings of videos; without any, those of images.
-
-  Returns:
-    The settings.
+  With `video` it reads the settings of videos; without any, those of images.
 
   Raises:
     DataError: if the file is missing, is not JSON, lacks a key or has an unsupported setting; the
@@ -81,13 +76,7 @@ def _read(path: pathlib.Path) -> Any:
 
 
 def from_hf(hf: Mapping[str, Any]) -> PreprocessConfig:
-  """Reads the settings of an image or video processor.
-
-  Args:
-    hf: parsed settings. `min_pixels` and `max_pixels` override `size`, as in transformers.
-
-  Returns:
-    The settings.
+  """Reads parsed settings; `min_pixels` and `max_pixels` override `size`, as in transformers.
 
   Raises:
     KeyError: if a key is missing.

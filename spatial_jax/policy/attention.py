@@ -55,10 +55,9 @@ def attend(
   Raises:
     ValueError: on TPU, if T or S is not a multiple of 128 (at trace; there is no silent fallback).
   """
-  platform = None if mesh is None else mesh.devices.flat[0].platform
-  if mesh is not None and platform == "tpu":
+  if mesh is not None and _platform(mesh) == "tpu":
     return _splash(q_RKQTC, k_RKSC, v_RKSC, segment_RS, causal, mesh)
-  if platform == "gpu":
+  if _platform(mesh) == "gpu":
     return _cudnn(q_RKQTC, k_RKSC, v_RKSC, segment_RS, causal)
   return _xla_in_pieces(q_RKQTC, k_RKSC, v_RKSC, segment_RS, causal)
 
@@ -88,8 +87,7 @@ def attend_with_prefix(
     [R, K, Q, T, C] in the dtype of q.
   """
   rows, prompts, size = q_RKQTC.shape[0], prefix[0].shape[0], prefix[0].shape[2]
-  platform = None if mesh is None else mesh.devices.flat[0].platform
-  if platform not in ("tpu", "gpu"):
+  if _platform(mesh) not in ("tpu", "gpu"):
     start_R = jnp.zeros(rows, jnp.int32)
     return attend_cache(q_RKQTC, prefix, prefix_length_B, (suffix,), start_R, None, None, None)
   visible_BS = jnp.arange(size)[None] < prefix_length_B[:, None]
@@ -99,24 +97,30 @@ def attend_with_prefix(
   return attend(q_RKQTC, k_RKSC, v_RKSC, valid_RS, True, mesh)
 
 
+def _platform(mesh: Mesh | None) -> str | None:
+  return None if mesh is None else mesh.devices.flat[0].platform
+
+
 def attend_xla(
   q_RKQTC: jax.Array, k_RKSC: jax.Array, v_RKSC: jax.Array, segment_RS: jax.Array, causal: bool
 ) -> jax.Array:
   """`attend` in plain XLA; the faster form on every platform if rows are short (windows)."""
-  visible = _visible(segment_RS, q_RKQTC.shape[3], causal)
-  return _attend(q_RKQTC, k_RKSC, v_RKSC, visible)
+  return _attend(q_RKQTC, k_RKSC, v_RKSC, _visible(segment_RS, q_RKQTC.shape[3], causal))
 
 
 def _attend(
   q_RKQTC: jax.Array, k_RKSC: jax.Array, v_RKSC: jax.Array, visible: jax.Array
 ) -> jax.Array:
   """Attention with an explicit mask `visible`, bool [R, T or 1, S]."""
-  rows, kv_heads, per_kv, tokens, channels = q_RKQTC.shape
   if visible.shape[1] > 1:
-    visible = jnp.tile(visible, (1, per_kv, 1))  # T runs fastest in Q*T
-  q_RKTC = q_RKQTC.reshape(rows, kv_heads, per_kv * tokens, channels)
-  out = partial_attention(q_RKTC, k_RKSC, v_RKSC, visible).out
+    visible = jnp.tile(visible, (1, q_RKQTC.shape[2], 1))  # T runs fastest in Q*T
+  out = partial_attention(_join_queries(q_RKQTC), k_RKSC, v_RKSC, visible).out
   return out.astype(q_RKQTC.dtype).reshape(q_RKQTC.shape)
+
+
+def _join_queries(q_RKQTC: jax.Array) -> jax.Array:
+  """[R, K, Q, T, C] -> [R, K, Q*T, C]: the queries of a KV head read it as one sequence."""
+  return q_RKQTC.reshape(*q_RKQTC.shape[:2], -1, q_RKQTC.shape[-1])
 
 
 def _xla_in_pieces(
@@ -191,8 +195,7 @@ def attend_cache(
       query t of row r attends to   prefix  s < prefix_length[prompt of r]
                                     suffix  s <= start[r] + t
   Args:
-    q_RKQTC: queries of the new tokens.
-    prefix: k_BKSC, v_BKSC.
+    q_RKQTC, prefix: as in `attend_with_prefix`.
     prefix_length_B: int32, valid keys of each prefix, >= 1.
     suffix: k_RKSC, v_RKSC of each block, with the new tokens already written at start_R.
     start_R: int32, tokens in each suffix before the new ones.
@@ -202,9 +205,8 @@ def attend_cache(
     assignment: rollouts of these rows. None: R = B*G rows, ordered by prompt.
   Returns:
     [R, K, Q, T, C] in the dtype of q."""
-  rows, kv_heads, per_kv, tokens, channels = q_RKQTC.shape
   merged, first = _attend_prefix(q_RKQTC, prefix, prefix_length_B, assignment), 0
-  q_RKTC = q_RKQTC.reshape(rows, kv_heads, per_kv * tokens, channels)
+  q_RKTC, (per_kv, tokens) = _join_queries(q_RKQTC), q_RKQTC.shape[2:4]
   offset_RT = start_R[:, None] + jnp.arange(tokens)[None]
   offset_RT = jnp.tile(offset_RT, (1, per_kv))  # T runs fastest in Q*T
 
@@ -239,15 +241,15 @@ def _attend_prefix(
     by_row = (jnp.take(x, assignment.rollout_R, axis=0, mode="clip") for x in by_rollout)
     return PartialAttention(*by_row)
   (rows, kv_heads, per_kv, tokens, channels), prompts = q_RKQTC.shape, prefix[0].shape[0]
-  group = rows // prompts
+  group, queries = rows // prompts, per_kv * tokens
 
   def split_group(x: jax.Array) -> jax.Array:
     """[B, K, G*Q*T, n] -> [R, K, Q*T, n]."""
-    x = x.reshape(prompts, kv_heads, group, per_kv * tokens, x.shape[-1])
+    x = x.reshape(prompts, kv_heads, group, queries, x.shape[-1])
     return jnp.swapaxes(x, 1, 2).reshape(rows, kv_heads, -1, x.shape[-1])
 
-  q = q_RKQTC.reshape(prompts, group, kv_heads, per_kv * tokens, channels)
-  q_BKTC = jnp.swapaxes(q, 1, 2).reshape(prompts, kv_heads, -1, channels)
+  q_BGKTC = q_RKQTC.reshape(prompts, group, kv_heads, queries, channels)
+  q_BKTC = jnp.swapaxes(q_BGKTC, 1, 2).reshape(prompts, kv_heads, -1, channels)
   visible_BS = jnp.arange(prefix[0].shape[2])[None] < prefix_length_B[:, None]
   return PartialAttention(
     *map(split_group, partial_attention(q_BKTC, *prefix, visible_BS[:, None]))

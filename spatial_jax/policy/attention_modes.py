@@ -28,13 +28,9 @@ _PER_LAYER: Any = 0
 
 
 class CausalAttention(NamedTuple):
-  """Rows are whole sequences: query t attends to keys s <= t of its own row.
+  """Rows are whole sequences: query t attends to keys s <= t of its own row."""
 
-  Attributes:
-    valid_RT: bool, left-aligned.
-  """
-
-  valid_RT: jax.Array
+  valid_RT: jax.Array  # bool, left-aligned
 
   @property
   def layer_axes(self) -> Any:
@@ -43,17 +39,11 @@ class CausalAttention(NamedTuple):
 
 
 class PrefixAttention(NamedTuple):
-  """Rows continue the prefix of their group and attend to it and to themselves; differentiable.
+  """Rows continue the prefix of their group and attend to it and to themselves; differentiable."""
 
-  Attributes:
-    valid_RT: bool, left-aligned; R = B*G rows, ordered by prompt.
-    prefix: of this layer.
-    prefix_length_B: int32, valid keys of each prefix.
-  """
-
-  valid_RT: jax.Array
-  prefix: KV
-  prefix_length_B: jax.Array
+  valid_RT: jax.Array  # bool, left-aligned; R = B*G rows, ordered by prompt
+  prefix: KV  # of this layer
+  prefix_length_B: jax.Array  # int32, valid keys of each prefix
 
   @property
   def layer_axes(self) -> Any:
@@ -64,26 +54,19 @@ class PrefixAttention(NamedTuple):
 class CacheAttention(NamedTuple):
   """New tokens are written to the suffix of their row and attend to it and to the prefix.
 
-  Attributes:
-    valid_RT: bool, left-aligned; only valid tokens are written.
-    prefix, suffix: of this layer; all prompts and all rows of the cache.
-    prefix_length_B: int32, valid keys of each prefix that is read.
-    start_R: int32, tokens in each suffix before the new ones.
-    last_offset: int32 [], largest offset of a new token in a suffix.
-    prompt_R, row_R: int32, the prompt and the cache row of each row. None: all rows of the cache in
-      order, which reads the prefixes in place.
-    assignment: rollouts of all rows of the cache. None: row r holds rollout r, or `row_R` is given.
+  With `prompt_R` and `row_R` None, the rows are all rows of the cache in order, and the prefixes
+  are read in place.
   """
 
-  valid_RT: jax.Array
-  prefix: KV
-  prefix_length_B: jax.Array
-  suffix: Suffix
-  start_R: jax.Array
-  last_offset: jax.Array
-  prompt_R: jax.Array | None
-  row_R: jax.Array | None
-  assignment: RowAssignment | None
+  valid_RT: jax.Array  # bool, left-aligned; only valid tokens are written
+  prefix: KV  # of this layer, all prompts of the cache
+  prefix_length_B: jax.Array  # int32, valid keys of each prefix that is read
+  suffix: Suffix  # of this layer, all rows of the cache
+  start_R: jax.Array  # int32, tokens in each suffix before the new ones
+  last_offset: jax.Array  # int32 [], largest offset of a new token in a suffix
+  prompt_R: jax.Array | None  # int32, the prompt of each row
+  row_R: jax.Array | None  # int32, the cache row of each row
+  assignment: RowAssignment | None  # of all rows; None: row r holds rollout r, or `row_R` is given
 
   @property
   def layer_axes(self) -> Any:

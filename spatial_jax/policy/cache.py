@@ -42,30 +42,19 @@ class RowAssignment(NamedTuple):
 
   Rollout g of prompt b has the number b*G + g. Entries of unused rows and of rollouts without a row
   are arbitrary.
-
-  Attributes:
-    rollout_R: int32, the rollout of each row.
-    row_BG: int32, the row of each rollout.
   """
 
-  rollout_R: jax.Array
-  row_BG: jax.Array
+  rollout_R: jax.Array  # int32, the rollout of each row
+  row_BG: jax.Array  # int32, the row of each rollout
 
 
 class Cache(NamedTuple):
-  """The keys and values that decoding reads and extends.
+  """The keys and values that decoding reads and extends."""
 
-  Attributes:
-    prefix: of the prompts.
-    layers: for each layer, the suffixes of the rows.
-    length_R: int32, tokens in the suffix of each row.
-    assignment: None if row r holds rollout r (R = B*G rows, ordered by prompt).
-  """
-
-  prefix: Prefix
-  layers: tuple[Suffix, ...]
-  length_R: jax.Array
-  assignment: RowAssignment | None
+  prefix: Prefix  # of the prompts
+  layers: tuple[Suffix, ...]  # for each layer, the suffixes of the rows
+  length_R: jax.Array  # int32, tokens in the suffix of each row
+  assignment: RowAssignment | None  # None: row r holds rollout r (R = B*G rows, ordered by prompt)
 
   @property
   def prompt_R(self) -> jax.Array:
@@ -97,7 +86,7 @@ def init_cache(
   suffix_block_sizes: Sequence[int],
   dtype: jnp.dtype,
 ) -> Cache:
-  """An empty cache.
+  """An empty cache. Prefix lengths are 1, which keeps the softmax of unused rows finite.
 
   Args:
     cfg: shape of the decoder.
@@ -106,9 +95,6 @@ def init_cache(
     suffix_block_sizes: tokens of each block; their sum is the longest response, including
       observations.
     dtype: of keys and values.
-
-  Returns:
-    The cache. Prefix lengths are 1, which keeps the softmax of unused rows finite.
   """
 
   def block(count: int, size: int) -> KV:
@@ -127,13 +113,8 @@ def init_cache(
 def rollout_shardings(tree: Any, mesh: Mesh) -> Any:
   """Shardings of rollout arrays: rows over `data`, KV heads over `tensor`, each only if it divides.
 
-  Args:
-    tree: arrays or abstract arrays; the leading axis of each is prompts or rows. Keys and values
-      are recognised by their type, `KV`.
-    mesh: rollout mesh.
-
-  Returns:
-    A tree of NamedSharding of the same structure.
+  The leading axis of the (abstract) arrays is prompts or rows. Keys and values are recognised by
+  their type, `KV`.
   """
 
   def one(node: Any) -> Any:
@@ -146,12 +127,9 @@ def rollout_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def put_prefix(cache: Cache, prefix: Prefix, slot_B: jax.Array) -> Cache:
-  """The cache with new prompts in some of its slots.
+  """The cache with new prompts, not longer than its prefix size, in some of its B slots.
 
-  Args:
-    cache: with B slots.
-    prefix: of b <= B prompts, not longer than the cache's prefix size.
-    slot_B: int32 [b], distinct; a slot >= B is dropped (padding of the prefill batch).
+  `slot_B` is int32, distinct; a slot >= B is dropped (padding of the prefill batch).
   """
 
   def put(old_BKSC: jax.Array, new_BKSC: jax.Array) -> jax.Array:

@@ -22,15 +22,10 @@ class Angles(NamedTuple):
 
 
 class DeepStackFeatures(NamedTuple):
-  """Image features that are added to the hidden states after the first layers.
+  """Image features that are added to the hidden states after the first layers."""
 
-  Attributes:
-    features_MYD: stream 1 + l is added after layer l.
-    feature_RT: int32, row of `features_MYD` for each token, -1 for text.
-  """
-
-  features_MYD: jax.Array
-  feature_RT: jax.Array
+  features_MYD: jax.Array  # stream 1 + l is added after layer l
+  feature_RT: jax.Array  # int32, row of `features_MYD` for each token, -1 for text
 
   def add(self, x_RTD: jax.Array, layer: jax.Array) -> jax.Array:
     """The output of the layer with index `layer` (int32 []) plus the features of its stream."""
@@ -124,11 +119,7 @@ class DecoderStack(nn.Module):
 
   @nn.compact
   def __call__(
-    self,
-    x_RTD: jax.Array,
-    angles: Angles,
-    deepstack: DeepStackFeatures | None,
-    mode: AttentionMode,
+    self, x_RTD: jax.Array, angles: Angles, deepstack: DeepStackFeatures | None, mode: AttentionMode
   ) -> tuple[jax.Array, KV | Suffix | None]:
     in_axes = (nn.broadcast, nn.broadcast, mode.layer_axes, 0)
     layers = scanned(DecoderLayer, self.cfg.layers, in_axes, self.remat)

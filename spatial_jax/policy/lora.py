@@ -65,11 +65,7 @@ def adapted(module: nn.Module, prefix: str, cfg: LoraConfig, paths: Sequence[str
 
 
 def kernels(cfg: LoraConfig, paths: Sequence[str]) -> list[str]:
-  """The kernel paths that get adapters.
-
-  Raises:
-    ConfigError: if a regex matches no path.
-  """
+  """The kernel paths that get adapters; ConfigError if a regex matches no path."""
   for pattern in cfg.paths:
     if not any(param_tree.matches(path, (pattern,)) for path in paths):
       raise ConfigError(
@@ -85,12 +81,7 @@ def split(params: Params) -> tuple[Params, Params]:
 
 
 def merged(params: Params, cfg: LoraConfig) -> Params:
-  """Equivalent parameters without adapters: W + alpha / rank * A B for every adapted kernel.
-
-  Args:
-    params: stacked, with or without adapters.
-    cfg: scale of the adapters.
-  """
+  """Equivalent parameters (stacked) without adapters: W + alpha / rank * A B for each kernel."""
   base, adapters = split(params)
   return _add(base, adapters, cfg.alpha / cfg.rank) if adapters else base
 
@@ -107,11 +98,9 @@ def _add(base: Params, adapters: Params, scale: float) -> Params:
 def rounded(params: Params, dtype: jnp.dtype) -> Params:
   """The parameters with adapters in the compute dtype, which qwix needs under strict promotion."""
   base, adapters = split(params)
-  return (
-    param_tree.merge(base, jax.tree.map(lambda x: x.astype(dtype), adapters))
-    if adapters
-    else params
-  )
+  if not adapters:
+    return params
+  return param_tree.merge(base, jax.tree.map(lambda x: x.astype(dtype), adapters))
 
 
 def frozen_paths(cfg: LoraConfig, frozen: Sequence[str]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Subtrees of a parameter tree, chosen by parameter paths ("vision/blocks/qkv/kernel")."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,16 +20,24 @@ def path_name(path: Any) -> str:
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def flatten(params: Params) -> dict[str, Any]:
+  """The leaves of nested dicts by path."""
+  return traverse_util.flatten_dict(params, sep="/")
+
+
+def unflatten(leaves: Mapping[str, Any]) -> Params:
+  """The inverse of `flatten`."""
+  return traverse_util.unflatten_dict(dict(leaves), sep="/")
+
+
 def partition(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
   """(parameters that match any of the regexes, all other parameters), each a nested dict."""
   parts: tuple[Params, Params] = ({}, {})
-  for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
+  for path, leaf in flatten(params).items():
     parts[not matches(path, patterns)][path] = leaf
-  one, other = (traverse_util.unflatten_dict(part, sep="/") for part in parts)
-  return one, other
+  return unflatten(parts[0]), unflatten(parts[1])
 
 
 def merge(one: Params, other: Params) -> Params:
   """The inverse of `partition`."""
-  flat = (traverse_util.flatten_dict(part, sep="/") for part in (one, other))
-  return traverse_util.unflatten_dict(dict(kv for part in flat for kv in part.items()), sep="/")
+  return unflatten(flatten(one) | flatten(other))

@@ -9,15 +9,10 @@ _MASKED = -1e30  # finite, so that a row without any visible key stays finite
 
 
 class PartialAttention(NamedTuple):
-  """Softmax attention over some of the keys; two of them merge to attention over both sets.
+  """Softmax attention over some of the keys; two of them merge to attention over both sets."""
 
-  Attributes:
-    out: float32 [R, K, T, C], weighted mean of the values.
-    log_sum: float32 [R, K, T, 1], log of the sum of exp(score).
-  """
-
-  out: jax.Array
-  log_sum: jax.Array
+  out: jax.Array  # float32 [R, K, T, C], weighted mean of the values
+  log_sum: jax.Array  # float32 [R, K, T, 1], log of the sum of exp(score)
 
 
 @jax.custom_vjp

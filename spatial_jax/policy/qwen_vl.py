@@ -35,24 +35,15 @@ class Policy:
 
   Rows are left-aligned: `valid_RT` is true, then false. Outputs of invalid tokens are finite and
   meaningless. Parameters may be stacked (layers are scanned) or unstacked (layers are unrolled).
-
-  Attributes:
-    cfg: shapes and token ids.
-    compute_dtype: of activations and caches; parameters keep their own dtype.
-    mesh: mesh of the program; its platform chooses the attention kernel. None: one device, XLA.
-    remat: recompute each layer in the backward pass.
-    logprob_chunk: tokens per row whose logits exist at once in `logprobs`.
-    frozen: regexes of parameter paths ("^vision/") that are not trained.
-    lora: the kernels with adapters; the parameters then contain the adapters.
   """
 
   cfg: QwenVLConfig
-  compute_dtype: jnp.dtype
-  mesh: Mesh | None
-  remat: bool
-  logprob_chunk: int
-  frozen: tuple[str, ...]
-  lora: LoraConfig
+  compute_dtype: jnp.dtype  # of activations and caches; parameters keep their own dtype
+  mesh: Mesh | None  # its platform chooses the attention kernel; None: one device, XLA
+  remat: bool  # recompute each layer in the backward pass
+  logprob_chunk: int  # tokens per row whose logits exist at once in `logprobs`
+  frozen: tuple[str, ...]  # regexes of parameter paths ("^vision/") that are not trained
+  lora: LoraConfig  # the kernels with adapters; the parameters then contain the adapters
 
   @property
   def without_adapters(self) -> "Policy":
@@ -69,9 +60,7 @@ class Policy:
   def kernel_paths(self) -> tuple[str, ...]:
     """Paths of the parameters that can have adapters ("decoder/layers/attn/q/kernel")."""
     params = jax.eval_shape(self.without_adapters.init, jax.random.key(0))
-    flat = jax.tree_util.tree_leaves_with_path(params)
-    paths = (param_tree.path_name(path) for path, _ in flat)
-    return tuple(path for path in paths if path.endswith("/kernel"))
+    return tuple(path for path in param_tree.flatten(params) if path.endswith("/kernel"))
 
   # --- parameters --------------------------------------------------------------------------------
 
@@ -118,12 +107,7 @@ class Policy:
     """Features of all images, [M, Y, D] in the order of the batch (M = P / 4)."""
     return self._apply(self._tower(), params["vision"], vision)
 
-  def hidden(
-    self,
-    params: Params,
-    tokens: TokenArrays,
-    features_MYD: Array,
-  ) -> jax.Array:
+  def hidden(self, params: Params, tokens: TokenArrays, features_MYD: Array) -> jax.Array:
     """Hidden states of whole rows after the last norm, causal.
 
     Args:
@@ -138,10 +122,7 @@ class Policy:
     return self._forward(params, tokens, features_MYD, modes, return_kv=False)[0]
 
   def prefill(
-    self,
-    params: Params,
-    prompts: TokenArrays,
-    features_MYD: Array,
+    self, params: Params, prompts: TokenArrays, features_MYD: Array
   ) -> tuple[jax.Array, Prefix]:
     """`hidden` of prompts, and the prefix that their rollouts share (see `cache.put_prefix`)."""
     modes = attention_modes.causal(prompts.valid_RT, self.cfg.decoder.layers)
@@ -150,11 +131,7 @@ class Policy:
     return hidden_BTD, Prefix(layers, length_B)
 
   def hidden_with_prefix(
-    self,
-    params: Params,
-    prefix: Prefix,
-    tokens: TokenArrays,
-    features_MYD: Array,
+    self, params: Params, prefix: Prefix, tokens: TokenArrays, features_MYD: Array
   ) -> jax.Array:
     """`hidden` of rows that continue a prefix: R = B*G, ordered by prompt; differentiable."""
     modes = attention_modes.with_prefix(tokens.valid_RT, prefix)
@@ -189,17 +166,9 @@ class Policy:
   def decode(
     self, params: Params, cache: Cache, token_R: Array, position_RA: Array, active_R: Array
   ) -> tuple[jax.Array, Cache]:
-    """Appends one token to every active row of the cache; the other rows do not change.
+    """Appends one text token to every active row of the cache; the other rows do not change.
 
-    Args:
-      params: unstacked, for speed.
-      cache: R rows.
-      token_R: int32, text tokens.
-      position_RA: int32.
-      active_R: bool.
-
-    Returns:
-      hidden_RD and the cache.
+    Tokens and positions are int32; unstacked `params` are faster. Returns hidden_RD and the cache.
     """
     rows = (token_R[:, None], position_RA[:, None], active_R[:, None])
     tokens = TokenArrays(*rows, feature_RT=np.full((len(token_R), 1), -1, np.int32))
@@ -240,7 +209,6 @@ class Policy:
     logp = log_softmax(where(forbidden, -inf, logits) / temperature)[target]
 
     Args:
-      params: of the policy.
       hidden_RTD: hidden_RTD[r, t] predicts target_RT[r, t].
       target_RT: int32.
       temperature_R: float32 > 0.

@@ -108,58 +108,44 @@ def mrope_angles(
       interleaved false   t t t t h h w w
       interleaved true    t h w t h w t t
 
-  Args:
-    position_RTA: int32 [..., 3].
-    theta: base of the frequencies.
-    sections: number of frequencies of each axis.
-    interleaved: see above.
-
-  Returns:
-    cos, sin: float32 [..., C/2].
+  Positions are int32 [..., 3]; the results float32 [..., C/2].
   """
   half = sum(sections)
-  frequency_C = theta ** -(np.arange(half, dtype=np.float32) / np.float32(half))
   axis_C = np.repeat(np.arange(3), sections)
   if interleaved:
     axis_C = np.zeros(half, np.int64)
     for axis in (1, 2):
       axis_C[axis : 3 * sections[axis] : 3] = axis
-  angle = position_RTA[..., axis_C].astype(jnp.float32) * _expand(frequency_C, position_RTA.ndim)
-  return jnp.cos(angle), jnp.sin(angle)
+  return _angles(position_RTA[..., axis_C], _frequencies(theta, half))
 
 
 def vision_angles(position_P2: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
   """Cosine and sine of the vision tower's angles: half for the row, half for the column.
 
-  Args:
-    position_P2: int32 [..., 2], row and column in patches.
-    head_dim: C, a multiple of 4.
-
-  Returns:
-    cos, sin: float32 [..., C/2].
+  Positions are int32 [..., 2] in patches; the results float32 [..., C/2], C a multiple of 4.
   """
   quarter = head_dim // 4
-  frequency_C = _VISION_THETA ** -(np.arange(quarter, dtype=np.float32) / np.float32(quarter))
   axis_C = np.repeat(np.arange(2), quarter)
-  frequency_C = _expand(np.tile(frequency_C, 2), position_P2.ndim)
-  angle = position_P2[..., axis_C].astype(jnp.float32) * frequency_C
+  return _angles(position_P2[..., axis_C], np.tile(_frequencies(_VISION_THETA, quarter), 2))
+
+
+def _frequencies(theta: float, count: int) -> np.ndarray:
+  """float32, theta^(-j / count) for j < count."""
+  return theta ** -(np.arange(count, dtype=np.float32) / np.float32(count))
+
+
+def _angles(position_C: jax.Array, frequency_C: np.ndarray) -> tuple[jax.Array, jax.Array]:
+  """Cosine and sine of the products, float32; positions are int32 [..., C/2]."""
+  shape = (1,) * (position_C.ndim - 1) + (-1,)
+  angle = position_C.astype(jnp.float32) * frequency_C.astype(np.float32).reshape(shape)
   return jnp.cos(angle), jnp.sin(angle)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-  """Rotates the pairs (j, j + C/2) of the last axis, in float32.
+  """Rotates the pairs (j, j + C/2) of x [..., C], in float32; the result has the dtype of x.
 
-  Args:
-    x: [..., C].
-    cos, sin: float32, broadcastable to [..., C/2] (size-1 axes, same rank).
-
-  Returns:
-    x's shape and dtype.
+  `cos` and `sin` are float32, broadcastable to [..., C/2] (size-1 axes, same rank).
   """
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
   return rotated.astype(x.dtype)
-
-
-def _expand(vector: np.ndarray, rank: int) -> np.ndarray:
-  return vector.astype(np.float32).reshape((1,) * (rank - 1) + (-1,))

@@ -32,31 +32,23 @@ from spatial_jax.types import Array, Rollouts, Scores, Task, Turn
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-  """How a rollout is rewarded.
+  """How a rollout is rewarded."""
 
-  Attributes:
-    number: accuracy reward of a number: "sigmoid" (SNRA), "tanh" (its shifted-tanh form), "mra",
-      or "ratio" (vsGRPO, linear).
-    choice: accuracy reward of a choice: "smooth" (the curve of `number` at the error 1 - exact
-      match; the sigmoid if `number` has no curve) or "exact" (0 or 1).
-    schedule: sharpness over the run.
-    discrete_sharpness: the constant sharpness of choices, > 0; None: choices follow the schedule.
-      At sharpness 1 a wrong choice is rewarded 0.54.
-    strict_mra: the hard score compares with < (ViLaSR's training reward) instead of <=.
-    score_threshold: beta in [-1, 1); the gate is open where the hard score is above beta. A
-      negative beta opens it for every rollout.
-    format_weight: w >= 0, the reward of the format; an exact answer is rewarded 1.
-    gate: "format" gates the format part alone, so that smooth accuracy stays a dense signal;
-      "all" gates the sum, as ViLaSR's Eq. 2 is written.
-  """
-
+  # Accuracy reward of a number: SNRA, its shifted-tanh form, MRA, or vsGRPO's linear ratio.
   number: Literal["sigmoid", "tanh", "mra", "ratio"]
+  # Of a choice: the curve of `number` at the error 1 - exact match (the sigmoid if `number` has no
+  # curve), or 0 and 1.
   choice: Literal["smooth", "exact"]
-  schedule: Schedule
+  schedule: Schedule  # sharpness over the run
+  # The constant sharpness of choices, > 0; None: choices follow the schedule. At sharpness 1 a
+  # wrong choice is rewarded 0.54.
   discrete_sharpness: float | None
-  strict_mra: bool
+  strict_mra: bool  # the hard score compares with < (ViLaSR's training reward) instead of <=
+  # Beta in [-1, 1): the gate is open where the hard score is above it; if negative, always.
   score_threshold: float
-  format_weight: float
+  format_weight: float  # w >= 0, the reward of the format; an exact answer is rewarded 1
+  # "format" gates the format part alone, so that smooth accuracy stays a dense signal; "all" gates
+  # the sum, as ViLaSR's Eq. 2 is written.
   gate: Literal["format", "all"]
 
   def __post_init__(self):
@@ -78,16 +70,7 @@ class Reward(NamedTuple):
 def score(
   rollouts: Rollouts, tasks: Sequence[Task], cfg: RewardConfig, sharpness: float | Array
 ) -> Scores:
-  """Scores the rollouts of one step.
-
-  Args:
-    rollouts: [B][G] trajectories.
-    tasks: [B], the task of each group.
-    cfg: how a rollout is rewarded.
-    sharpness: float32 scalar, of the current step.
-
-  Returns:
-    Scores, NumPy arrays [B, G].
+  """Scores the rollouts [B][G] of the tasks [B], with the sharpness of the current step.
 
   Raises:
     ValueError: if a rollout is not of its task, or the sharpness is not a finite number above 0.

@@ -15,12 +15,9 @@ from spatial_jax.types import Trajectory, Turn
 
 
 def final_answer(trajectory: Trajectory) -> str | None:
-  """Returns the text of the last turn's answer block.
+  """Returns the text of the last turn's answer block; None without one, or after an early end.
 
   An answer inside the reasoning does not count; of several answer blocks the last one counts.
-
-  Returns:
-    The text, or None if the rollout ended early or its last turn has no answer block.
 
   Source: ViLaSR (arXiv:2506.09965): a rollout that ended early is rewarded 0.
   """

@@ -108,11 +108,8 @@ def parse_choice(text: str, options: Sequence[str]) -> str | None:
   share give None.
 
   Args:
-    text: the answer, at most 2,000 characters.
+    text: the answer; None is returned for more than 2,000 characters.
     options: "A. table", "B. chair", ...; options without letters are A, B, C in order.
-
-  Returns:
-    A capital letter, or None.
   """
   if len(text) > MAX_CHARS:
     return None

@@ -55,9 +55,6 @@ def plain(text: str) -> str:
   """Returns the plain form of a whole answer or option; never raises.
 
   Brackets, quotes and emphasis around the whole text and full stops at its end are removed.
-
-  Args:
-    text: of any content.
   """
   text = plain_signs(text)
   text = re.sub(r"\*\*|__|`", " ", text)
@@ -71,11 +68,7 @@ def plain(text: str) -> str:
 
 
 def plain_signs(text: str) -> str:
-  """Returns the text with plain characters and without LaTeX, its brackets and words as they are.
-
-  Args:
-    text: of any content, for example a question.
-  """
+  """Returns the text with plain characters and without LaTeX; brackets and words stay."""
   text = _GROUPED_DIGITS.sub(lambda match: re.sub(_GAP, "", match[0]), text)
   text = _plain_characters(text)
   if any(sign in text for sign in _LATEX):

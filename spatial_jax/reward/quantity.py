@@ -84,7 +84,7 @@ def parse_number(
     noun: the noun that may follow a count ("chair(s)"); None allows any noun.
 
   Returns:
-    A float that is finite in float32, or None.
+    A float that is finite in float32; None if the phrase has no single reading.
 
   Raises:
     ValueError: if `expected_unit` is not a unit of length or area.

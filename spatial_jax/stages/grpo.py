@@ -27,6 +27,7 @@ from spatial_jax.learn.train_batch import (
 )
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.reward.compose import RewardConfig, score
+from spatial_jax.reward.parse import check_truth
 from spatial_jax.reward.snra import sharpness
 from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.profiling import Timeline, save_timeline
@@ -122,8 +123,10 @@ class GrpoStage:
   workdir: pathlib.Path  # of the saved rollouts
 
   def prompts(self, step: int) -> Prompts:
-    """The prompts of one step: a function of seed and step."""
+    """The prompts of one step: a function of seed and step; DataError for an unreadable truth."""
     tasks = self.tasks_of(self.seed, step, self.engine.cfg.prompts)
+    for task in tasks:
+      check_truth(task)
     return [self.engine.conversation.prompt(task) for task in tasks]
 
   def step_function(self, first: int) -> StageStep:
