@@ -75,13 +75,11 @@ def plan_vision(
       4 4 | 5 5 | 6        a token is 4 patches, so a slot is 16 rows of patches_PX
 
   Layers with full attention read frames as rows; small frames share a row. The tower returns
-  features in the order of slots. The second result is the index of the tokens of each image, so
-  that the decoder gathers the features by index and no permutation is needed.
+  features in the order of slots; the decoder gathers them by index, without a permutation.
 
   Args:
     images: each distinct image once, at least one.
     window_blocks: side of an attention window in merged tokens.
-    buckets: sizes to round up to.
 
   Returns:
     The batch (NumPy), and for each image int32 [tokens]: the rows of features_MYD that hold its
@@ -92,7 +90,6 @@ def plan_vision(
   """
   if not images:
     raise DataError("no images to plan a vision batch for; a batch of text needs none")
-  window = window_blocks**2 * MERGE**2
   layouts = [window_layout(image.grid_3, window_blocks) for image in images]
   first_slot = np.cumsum([0] + [layout.slots for layout in layouts])
   token_of = tuple(
@@ -104,10 +101,10 @@ def plan_vision(
   patches = bucket(max(sizes), buckets.patches, "patches in one frame")
   places, rows = first_fit(sizes, patches)
   frames = bucket(rows, buckets.frames, "frames")
-  values = images[0].patches_PX.shape[1]
-  batch = VisionBatch.build(np.zeros, windows * window, values, frames, patches)
+  slots, values = windows * window_blocks**2 * MERGE**2, images[0].patches_PX.shape[1]
+  batch = VisionBatch.build(np.zeros, slots, values, frames, patches)
   batch.position_P4[:] = 1
-  batch.frame_NS[:] = windows * window  # out of range: no patch
+  batch.frame_NS[:] = slots  # out of range: no patch
   frame = 0
   for image, tokens, layout in zip(images, token_of, layouts, strict=True):
     end = frame + image.grid_3[0]
