@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -197,7 +198,9 @@ REWARD = RewardConfig(
   gate="format",
 )
 ADVANTAGE = AdvantageConfig(alpha=1.0, sign_safe=False, by_std=True)
-CARD = RewardCard(REWARD, ADVANTAGE, progress=0.45)
+CARD = RewardCard(REWARD, ADVANTAGE)
+SHARPNESS = 40.0
+PREFIX = "<think> The boxes"
 
 QUESTION_TYPES = (
   "object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation",
@@ -215,8 +218,9 @@ def group(generator: np.random.Generator, task: Task, samples: int = 8) -> list[
 
 
 def prompt(task: Task) -> Prompt:
-  """A prompt of which only the task is real."""
-  return Prompt(task, np.zeros(1, np.int32), np.zeros((1, 3), np.int32), 1, (), ())
+  """A prompt of which only the task and its images are real."""
+  images = tuple(map(patched, task.images))
+  return Prompt(task, np.zeros(1, np.int32), np.zeros((1, 3), np.int32), 1, images, ())
 
 
 def result_table(generator: np.random.Generator) -> ResultTable:
@@ -279,10 +283,11 @@ def finished_run(workdir: pathlib.Path, steps: int = 120, groups: int = 2) -> pa
   for step in (0, steps):
     tasks = [number_task(generator, f"room-{step + i}/chair.table") for i in range(groups)]
     rollouts = [group(generator, task) for task in tasks]
-    scores = score(rollouts, tasks, REWARD, CARD.sharpness)
+    scores = score(rollouts, tasks, REWARD, SHARPNESS)
     advantages_BG = np.asarray(advantage(scores, ADVANTAGE))
     prompts = [prompt(task) for task in tasks]
-    save_groups(make_saved_groups(prompts, rollouts, scores, advantages_BG, step), workdir)
+    groups_ = make_saved_groups(prompts, rollouts, scores, advantages_BG, step)
+    save_groups(groups_, workdir)
   write_evaluation(generator, workdir, groups)
   return workdir
 
@@ -311,22 +316,32 @@ def write_metrics(generator: np.random.Generator, workdir: pathlib.Path, steps: 
   (workdir / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
 
 
-def write_evaluation(generator: np.random.Generator, workdir: pathlib.Path, groups: int) -> None:
-  """Saved groups of the end, and predictions of start and end for the same questions."""
+def write_evaluation(
+  generator: np.random.Generator,
+  workdir: pathlib.Path,
+  groups: int,
+  names: Sequence[str] = ("start, greedy", "end, greedy", "end, sampled"),
+) -> None:
+  """Saved groups and predictions: the start is 80 % off, the end 20 %, then 10 %, ..."""
   tasks = [number_task(generator, f"room-{900 + i}/chair.table") for i in range(groups)]
-  rollouts = [group(generator, task, 2) for task in tasks]
-  scores = score(rollouts, tasks, REWARD, CARD.sharpness)
+  rollouts = [
+    [
+      trajectory(generator, task, g, f"{float(task.answer) * factor:.4f}")
+      for g, factor in enumerate((1.8, 1.2 - 0.1 * number, 1.3)[-len(names) :])
+    ]
+    for number, task in enumerate(tasks)
+  ]
+  scores = score(rollouts, tasks, REWARD, SHARPNESS)
   prompts = [prompt(task) for task in tasks]
-  saved = make_saved_groups(prompts, rollouts, scores, None, None, greedy=(True, False))
+  saved = make_saved_groups(prompts, rollouts, scores, names=names, response_prefix=PREFIX)
   save_groups(saved, workdir)
-  lines = []
-  for number, task in enumerate(tasks):
-    end_score = 0.5 + 0.1 * number
-    for column, score_, answer in (("start_greedy", 0.2, "0.1"), ("end_greedy", end_score, "9.9")):
-      record = {"column": column, "task_id": task.task_id, "answer": answer}
-      record |= {"score": score_, "reward": 0.5, "end_reason": "answer"}
-      record |= {"tokens": 20, "text": f"<think> From the {column}. </think> <answer> 1 </answer>"}
-      lines.append(json.dumps(record))
+  if len(names) < 3:
+    return
+  lines = [
+    json.dumps({"column": column, "task_id": task.task_id, "score": float(scores.score_BG[b, g])})
+    for b, task in enumerate(tasks)
+    for g, column in enumerate(("start_greedy", "end_greedy"))
+  ]
   (workdir / "predictions.jsonl").write_text("".join(line + "\n" for line in lines))
 
 

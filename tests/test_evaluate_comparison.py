@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from spatial_jax.evaluate import comparison
+from spatial_jax.evaluate import results
 from spatial_jax.evaluate.behaviour import behaviour
 from spatial_jax.evaluate.benchmarks.summary import heading, vsi_score
 from spatial_jax.evaluate.comparison import PredictionSet, result_table
@@ -114,7 +114,7 @@ def test_the_share_of_parsed_answers_is_reported_per_column():
 def test_differences_are_paired_by_question(sets_and_table):
   _, table = sets_and_table
   found = by_label(table)
-  assert len(found) == len(comparison.COMPARISONS)
+  assert len(found) == len(results.COMPARISONS)
   gain = found["greedy score, end - start"]
   assert gain.mean == pytest.approx(0.08, abs=0.01)
   assert gain.high - gain.low < 0.015  # questions differ by 0.05, pairs by 0.03
@@ -132,7 +132,11 @@ def test_the_headline_names_direction_values_and_interval(end, verb):
   after = prediction_set("end_greedy", scores + (end - 0.5) + noise)
   table = result_table([start, after], 10.0, ())
   sentence = headline(table) or ""
-  assert f": {verb} from 0.400 to {end - 0.1:.3f}, {end - 0.5:+.3f} (95 % interval " in sentence
+  after = f"{end - 0.1:.3f}"
+  values = (
+    f"(0.400 at the start, {after} at the end)" if "not" in verb else f"from 0.400 to {after}"
+  )
+  assert f"the greedy score {verb} {values}: {end - 0.5:+.3f}, 95 % interval " in sentence
 
 
 def test_a_policy_without_a_start_is_compared_with_the_baselines():
@@ -142,7 +146,8 @@ def test_a_policy_without_a_start_is_compared_with_the_baselines():
     "greedy score, end - median answer",
     "greedy score, end - end on other images",
   ]
-  assert headline(result_table(sets[:1], 10.0, ())) is None
+  assert "the greedy score is 0.58" in (headline(table) or "")
+  assert headline(result_table(sets[2:3], 10.0, ())) is None
 
 
 def test_a_fault_removes_its_question_from_every_column():
@@ -230,7 +235,7 @@ def test_the_console_ends_with_the_headline(sets_and_table):
   assert text.startswith("Rooms of vsi-bench.")
   assert f"{table.overall['end_sampled'].mean:.3f}" in text
   assert "[a note]" in text
-  last = " ".join(text[text.rindex("greedy score, end - start:") :].split())
+  last = " ".join(text[text.rindex("On 90 held-out questions") :].split())
   assert last == headline(table)
   show_behaviour({"end_sampled": behaviour(sets[4].predictions)}, console)
   assert "drawing share" in console.export_text()

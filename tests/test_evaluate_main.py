@@ -17,7 +17,7 @@ from spatial_jax.data import pipeline
 from spatial_jax.data import source as source_lib
 from spatial_jax.data.source import make_source
 from spatial_jax.errors import CheckpointError, DataError, UserError
-from spatial_jax.evaluate.evaluator import PolicyPair, Questions, gallery_tasks, make_evaluator
+from spatial_jax.evaluate.evaluator import evaluation_rollout_config, gallery_tasks
 from spatial_jax.evaluate.results import read_results
 from spatial_jax.evaluate_main import evaluate, settings_of
 from spatial_jax.sharding import MeshConfig
@@ -148,12 +148,8 @@ def test_an_evaluation_has_no_more_rows_than_rollouts(rows, left):
   """4 slots with 3 samples each, whatever the number of rows of training."""
   run = fixtures.run_config()
   training = dataclasses.replace(run.rollout, rows=rows)
-  task = dummies.number_task(np.random.default_rng(0), "room/1")
-  questions = Questions([task] * 10, [])
-  evaluator = make_evaluator(
-    lambda cfg: cfg, training, questions, run.reward, run.evaluation, 0, PolicyPair(None, {})
-  )
-  assert evaluator.engine.rows == left
+  shapes = evaluation_rollout_config(training, run.evaluation, 10, has_start=False)
+  assert shapes.rows == left
 
 
 def test_types_that_no_frame_count_allows_are_left_out():

@@ -30,7 +30,7 @@ COOL = dataclasses.replace(SAMPLED, temperature=0.3)
 def evaluation_set() -> EvaluationSet:
   generator = np.random.default_rng(0)
   tasks = [dummies.number_task(generator, f"room-{i}/chair.table") for i in range(10)]
-  return EvaluationSet(tasks, fixtures.run_config().reward, 10.0, seed=0)
+  return EvaluationSet(tasks, (), fixtures.run_config().reward, seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,9 @@ from spatial_jax.evaluate.results import (
   write_results,
 )
 from spatial_jax.report import drawings, gallery, wording
-from spatial_jax.report.example import choose_example
-from spatial_jax.report.predictions import Answers, read_answers
+from spatial_jax.report.example import choose_example, score_changes
+from spatial_jax.report.gallery import Piece, pieces
 from spatial_jax.report.report import About, write_report
-from spatial_jax.report.response_text import Piece, pieces
 from spatial_jax.rollout import saved_groups
 from spatial_jax.types import Operation
 from tests import dummies
@@ -118,7 +117,7 @@ def test_result_and_example_are_first(text):
   assert re.search(r'class="result">On 451 held-out questions the greedy score rose from', head)
   assert '<div class="example">' in head
   assert head.count("data:image/webp") == 1
-  assert "9.9" in head, "the answer of the end"
+  assert re.search(r"<dt>Start</dt><dd>[\d.]+</dd>.*<dt>End</dt><dd>[\d.]+</dd>", head, re.DOTALL)
   assert "the score rose on 2, fell on 0 and stayed equal on 0" in head
 
 
@@ -131,13 +130,14 @@ def test_texts_of_models_and_data_are_escaped(text):
 
 def test_every_saved_rollout_is_shown_in_full(run, text):
   words = Page(text).words
-  groups = [group for groups in saved_groups.load_groups(run, per_step=2) for group in groups]
+  steps = saved_groups.load_groups(run, per_step=2)
+  pairs = [(g, rollout) for groups in steps for g in groups for rollout in g.rollouts]
   images = set()
-  for rollout in (rollout for group in groups for rollout in group.rollouts):
+  for group, rollout in pairs:
     assert f"{rollout.reward:.2f}" in words
     images |= {image.content_hash for image in rollout.trajectory.images}
     for turn in rollout.trajectory.turns:
-      for piece in pieces(turn.text, ""):
+      for piece in pieces(turn.text, group.response_prefix):
         assert " ".join(piece.text.split()) in words, piece.kind
       for error in turn.errors:
         assert error.detail in words
@@ -147,7 +147,7 @@ def test_every_saved_rollout_is_shown_in_full(run, text):
 
 def test_rollouts_of_training_are_sorted_by_reward_and_the_truth_is_shown_once(run):
   [first, *_] = saved_groups.load_groups(run, per_step=1)
-  view = gallery.group_view(first[0], dummies.CARD, None)
+  view = gallery.group_view(first[0], dummies.CARD)
   rewards = [rollout.reward for rollout in view.rollouts]
   assert rewards == sorted(rewards, reverse=True)
   assert {rollout.name for rollout in view.rollouts} == {f"sample {i}" for i in range(1, 9)}
@@ -155,11 +155,19 @@ def test_rollouts_of_training_are_sorted_by_reward_and_the_truth_is_shown_once(r
 
 def test_evaluation_shows_the_start_beside_the_end(run):
   evaluation = saved_groups.load_groups(run, per_step=2)[-1]
-  view = gallery.step_view(evaluation, None, read_answers(run).start)
+  view = gallery.step_view(evaluation, None)
   assert view.compared
   for group in view.groups:
     assert [r.name for r in group.rollouts] == ["start, greedy", "end, greedy", "end, sampled"]
-    assert group.rollouts[0].turns[0].pieces[0].text == "From the start_greedy."
+    assert [r.turns[-1].pieces[-1].kind for r in group.rollouts] == ["answer"] * 3
+
+
+def test_true_boxes_and_given_words_of_saved_groups_are_shown(text):
+  given = dummies.PREFIX.removeprefix("<think> ")
+  assert f"<mark>{given}</mark> are about two chair widths apart." in text
+  assert re.search(r"on image 1, IoU 0\.\d\d</small>", text)
+  assert "<rect x=" in text
+  assert "Dashed: true boxes" in text
 
 
 def test_equal_work_directories_give_equal_pages(run, text):
@@ -176,7 +184,7 @@ def test_a_missing_file_leaves_out_its_section_only(tmp_path, run, missing):
   every = {
     "results.json": ["Scores by question type"],
     "metrics.jsonl": ["Training"],
-    "predictions.jsonl": ["Held-out questions at the start and at the end"],
+    "predictions.jsonl": [],
     "rollouts": [
       "Held-out questions at the start and at the end",
       "Rollouts of step 0",
@@ -237,12 +245,9 @@ def test_a_question_by_hand_is_written_once(tmp_path):
   generator = np.random.default_rng(1)
   task = dummies.number_task(generator)
   rollouts = [[dummies.trajectory(generator, task, answer="2.5")]]
-  scores = dummies.score(rollouts, [task], dummies.REWARD, 5.0)
-  [group] = saved_groups.make_saved_groups([dummies.prompt(task)], rollouts, scores, None, None)
-  unknown = {"reward": None, "score": None, "advantage": None}
-  rollout = dataclasses.replace(group.rollouts[0], **unknown)
-  group = dataclasses.replace(group, truth=None, rollouts=(rollout,))
-  saved_groups.save_groups([group], tmp_path)
+  asked = dataclasses.replace(task, answer="")
+  groups = saved_groups.make_saved_groups([dummies.prompt(asked)], rollouts, None)
+  saved_groups.save_groups(groups, tmp_path)
   text = write_report(tmp_path, About("Title", task.question, ()), None, 1).read_text()
   words = Page(text).words
   assert words.count(task.question) == 1
@@ -252,13 +257,14 @@ def test_a_question_by_hand_is_written_once(tmp_path):
 
 
 def test_an_evaluation_alone_speaks_of_no_training(tmp_path):
-  dummies.write_evaluation(np.random.default_rng(1), tmp_path, 1)
-  (tmp_path / "predictions.jsonl").unlink()
-  text = write_report(tmp_path, ABOUT, None, 1).read_text()
-  assert headings(text) == ["Answers to held-out questions"]
+  dummies.write_evaluation(np.random.default_rng(1), tmp_path, 1, ("greedy", "sampled"))
+  card = dataclasses.replace(dummies.CARD, advantage=None)
+  text = write_report(tmp_path, ABOUT, card, 1).read_text()
+  assert headings(text) == ["Reward", "Answers to held-out questions"]
   words = Page(text).words
-  for absent in ("Rollouts of step", "advantage", "Mean reward", "start"):
+  for absent in ("Rollouts of step", "advantage", "Mean reward", "the start"):
     assert absent not in words, absent
+  assert "0.54 at" not in words, "an evaluation has one sharpness"
   assert not headings(write_report(tmp_path, ABOUT, None, 0).read_text())
 
 
@@ -282,7 +288,7 @@ def test_a_missing_cell_leaves_a_gap(tmp_path):
 
 
 def test_a_wrong_option_is_explained(text):
-  assert "earns 0.54 at the start, k = 1, " in text
+  assert "earns 0.32 at the start (k = 1.66) and 0.00 at the end (k = 99.3)." in text
 
 
 # --- parts -------------------------------------------------------------------------------------
@@ -325,8 +331,8 @@ def test_drawings_have_their_colour_and_the_iou_with_true_boxes():
   writer.turn("<answer> 1 </answer>", 5, generator, (again,), (), (second.content_hash,))
   writer.image(second)
   trajectory = writer.finish(task.task_id, 0, prompt_length, 1, "answer")
-  truth = [drawings.TrueBox("chair", 0, (10.0, 0.0, 20.0, 10.0))]
-  truth += [drawings.TrueBox("chair", 1, (0.0, 0.0, 20.0, 10.0))]  # in another image
+  truth = [saved_groups.TrueBox("chair", 0, (10.0, 0.0, 20.0, 10.0))]
+  truth += [saved_groups.TrueBox("chair", 1, (0.0, 0.0, 20.0, 10.0))]  # in another image
   one, two = drawings.drawings(trajectory, truth)
   assert [(o.colour, o.iou) for o in one.operations] == [("red", 0.5), ("black", None)]
   assert [(o.label, o.colour, o.iou) for o in two.operations] == [("lamp", "green", None)]
@@ -356,31 +362,32 @@ def test_small_images_are_enlarged_without_smoothing():
 
 
 def test_example_moves_with_the_result(run):
-  steps, answers = saved_groups.load_groups(run, per_step=2), read_answers(run)
-  rose = choose_example(steps, answers, "rose")
+  steps, changes = saved_groups.load_groups(run, per_step=2), score_changes(run)
+  rose = choose_example(steps, changes, "rose")
   assert rose
   assert [who for who, *_ in rose.answers] == ["Start", "End"]
-  assert rose.answers[1] == ("End", "9.9", 0.6)
+  scores = [score for _, _, score in rose.answers]
+  assert scores == [0.0, pytest.approx(0.85, abs=0.06)], "80 % off, 10 % off"
   assert "largest rise among 2 saved questions" in rose.note
-  same = choose_example(steps, answers, "did not change")
+  same = choose_example(steps, changes, "did not change")
   assert same
-  assert same.answers[1] == ("End", "9.9", 0.5)
-  fell = choose_example(steps, answers, "fell")
+  assert same.answers[1][2] == pytest.approx(0.65, abs=0.06), "20 % off"
+  fell = choose_example(steps, changes, "fell")
   assert fell
   assert "largest fall" not in fell.note, "no question fell"
 
 
 def test_example_falls_back_to_what_is_saved(run):
-  none = Answers({}, {})
   steps = saved_groups.load_groups(run, per_step=1)
-  example = choose_example(steps, none, None)
+  alone = dataclasses.replace(steps[-1][0], rollouts=steps[-1][0].rollouts[1:])
+  example = choose_example([*steps[:-1], [alone]], (), None)
   assert example
   assert example.where == "Held-out question"
-  assert [who for who, *_ in example.answers] == ["Answer, greedy", "Answer, sampled"]
-  example = choose_example(steps[:-1], none, None)
+  assert [who for who, *_ in example.answers] == ["Answer, end, greedy", "Answer, end, sampled"]
+  example = choose_example(steps[:-1], (), None)
   assert example
   assert example.where == "Training question of step 40"
-  assert choose_example([], none, None) is None
+  assert choose_example([], (), None) is None
 
 
 # --- files that the page reads -----------------------------------------------------------------
@@ -398,15 +405,19 @@ def test_results_round_trip(tmp_path):
 def test_saved_groups_round_trip_and_replace(tmp_path):
   generator = np.random.default_rng(1)
   task = dummies.number_task(generator)
+  resized = dummies.patched(np.zeros((224, 168, 3), np.uint8))  # the image of the task has 112 px
+  prompt = dataclasses.replace(dummies.prompt(task), images=(resized,))
   for _ in range(2):
     rollouts = [dummies.group(generator, task, 3)]
     scores = dummies.score(rollouts, [task], dummies.REWARD, 5.0)
     saved = saved_groups.make_saved_groups(
-      [dummies.prompt(task)], rollouts, scores, scores.reward_BG - 0.5, step=7
+      [prompt], rollouts, scores, scores.reward_BG - 0.5, step=7, response_prefix="<think>"
     )
     saved_groups.save_groups(saved, tmp_path)
   [[group]] = saved_groups.load_groups(tmp_path, per_step=4)
   assert (group.step, group.truth, group.task_id) == (7, task.answer, task.task_id)
+  assert group.boxes == (saved_groups.TrueBox("chair", 0, (15.0, 100.0, 60.0, 180.0)),)
+  assert group.response_prefix == "<think>"
   for g, rollout in enumerate(group.rollouts):
     assert rollout.reward == scores.reward_BG[0, g]
     assert rollout.advantage == np.float32(scores.reward_BG[0, g] - 0.5)

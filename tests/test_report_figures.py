@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from spatial_jax.evaluate.results import Cell, Paired
+from spatial_jax.evaluate.results import Cell, Paired, headline, score_change
 from spatial_jax.report import curves, gallery, result_plots, svg, wording
 from spatial_jax.report.report import key_figures, not_finite
 from spatial_jax.report.reward_card import RewardCard, card_view
@@ -44,22 +44,17 @@ def table_with(table, *changes):
 )
 def test_headline_is_rose_fell_or_did_not_change(result_table, low, high, verb):
   table = table_with(result_table, ("end_greedy", "start_greedy", low, high))
-  sentence = wording.headline(table)
-  assert sentence
-  assert f"the greedy score {verb}" in sentence
-  assert not re.search(r"by [+-]|\+", sentence)
-  assert wording.headline_verb(table) == verb.removesuffix(" from")
-
-
-def test_nearly_equal_scores_are_written_with_different_digits(result_table):
-  table = table_with(result_table, ("end_greedy", "start_greedy", 0.001, 0.003))
   overall = table.overall | {
     "start_greedy": Cell(0.5211, 0.4, 0.6),
     "end_greedy": Cell(0.5232, 0.4, 0.6),
   }
-  sentence = wording.headline(dataclasses.replace(table, overall=overall))
-  assert sentence
-  assert "from 0.521 to 0.523" in sentence
+  sentence = headline(dataclasses.replace(table, overall=overall)) or ""
+  values = "(0.521 at the start, 0.523 at the end)" if "not" in verb else "0.521 to 0.523"
+  assert sentence.startswith(f"On 451 held-out questions the greedy score {verb} {values}: ")
+  assert sentence.endswith(f"95 % interval {low:+.3f} to {high:+.3f}.")
+  change = score_change(table)
+  assert change
+  assert change.verb == verb.removesuffix(" from")
 
 
 @pytest.mark.parametrize(
@@ -99,9 +94,7 @@ def test_an_evaluation_of_one_policy_has_no_verb_of_change(result_table):
   table = table_with(result_table, ("end_greedy", "median", 0.1, 0.2))
   kept = ("end_greedy", "median")
   table = dataclasses.replace(table, overall={key: table.overall[key] for key in kept})
-  sentence = wording.headline(table)
-  assert sentence
-  assert re.search(r"the greedy score is 0\.\d\d\.$", sentence)
+  assert re.search(r"the greedy score is 0\.\d{3}, 95 % interval", headline(table) or "")
   assert wording.findings(table)[0].startswith("The greedy score is above")
 
 
@@ -140,6 +133,7 @@ def test_numbers_have_a_true_minus_and_no_negative_zero():
     wording.typeset("end - start x factor")
     == "end \N{MINUS SIGN} start \N{MULTIPLICATION SIGN} factor"
   )
+  assert wording.typeset("sharp-edged: -0.010") == "sharp-edged: \N{MINUS SIGN}0.010"
   assert wording.type_name("object_abs_distance") == "absolute distance between objects"
   assert wording.type_name("my_new_type") == "my new type"
 
@@ -164,14 +158,14 @@ def test_key_figures_and_metrics_that_are_not_finite(result_table):
 # --- figures -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", [result_plots.WIDE, result_plots.PHONE])
+@pytest.mark.parametrize("layout", ["wide", "phone"])
 def test_dot_plot_has_a_row_per_question_type(result_table, layout):
   table = result_table
   rows = [dataclasses.replace(row, question_type=f"a$b$<{i}>") for i, row in enumerate(table.rows)]
   table = dataclasses.replace(table, rows=tuple(rows))
   keys = result_plots.plot_keys(table)
   assert keys == ("start_greedy", "end_greedy", "median", "end_other_image")
-  figure = result_plots.dot_plot(table, keys, layout)
+  figure = result_plots.dot_plot(table)._asdict()[layout]
   for row in rows:
     name = row.question_type.replace("<", "&lt;").replace(">", "&gt;")
     assert f"<title>{name}</title>" in figure
@@ -196,8 +190,7 @@ def test_dot_plot_falls_back_to_the_columns_of_the_table(result_table):
 
 def test_forest_plot_has_a_row_per_difference(result_table):
   table = result_table
-  for layout in (result_plots.WIDE, result_plots.PHONE):
-    figure = result_plots.forest_plot(table.paired, layout)
+  for figure in result_plots.forest_plot(table.paired):
     for paired in table.paired:
       assert wording.typeset(paired.label) in figure
       assert wording.interval(paired) in figure
@@ -226,14 +219,32 @@ def test_main_curves_start_at_zero_and_others_say_if_they_do_not():
   assert re.search(r">0</text>", further["format"].figure), "a share is drawn from 0 to 1"
 
 
+def test_held_out_score_has_an_axis_that_shows_its_change():
+  scores = [0.5, 0.52, 0.55, 0.54, 0.6, 0.62, 0.61, 0.65]
+  records: list[dict[str, object]] = [{"step": s} for s in range(64)]
+  for record, score in zip(records[7::8], scores, strict=True):
+    record["held_out_score"] = score
+  panel = curves.held_out_panel(records)
+  assert panel
+  for figure in panel.figure:
+    ticks = [float(tick) for tick in re.findall(r">(0\.\d+|[01])</text>", figure)]
+    assert 0.45 <= min(ticks) <= 0.5 < 0.65 <= max(ticks) <= 0.7
+    assert figure.count("<use ") >= 8, "points are drawn"
+  assert panel.sentence == "The axis does not start at 0."
+  low = curves.held_out_panel([{"step": 0, "held_out_score": 0.01}])
+  assert low
+  assert low.sentence == ""
+  assert curves.held_out_panel(records[:3]) is None
+
+
 def test_timeline_legend_names_only_programs_with_bars():
   record = dummies.timeline_record(step=3)
-  figure = timeline_figure(record, 10.0)
+  figure = timeline_figure(record).wide
   for name in ("decode", "drawing", "idle", "encode images", "prefill"):
     assert f">{name}</text>" in figure
   assert ">append</text>" not in figure
   record["chunks"] = record["chunks"][:1]  # nothing is drawn in the first chunk
-  assert ">drawing</text>" not in timeline_figure(record, 10.0)
+  assert ">drawing</text>" not in timeline_figure(record).wide
 
 
 # --- the reward card ---------------------------------------------------------------------------
@@ -246,7 +257,7 @@ def test_card_rewards_as_the_run_does():
   assert card.wrong_choice(1.0) == pytest.approx(0.538, abs=5e-4)
   exact = dataclasses.replace(card, reward=dataclasses.replace(card.reward, choice="exact"))
   assert exact.wrong_choice(1.0) == 0
-  assert card.sharpness == pytest.approx(1 + 99 / (1 + np.exp(0.5)), rel=1e-4)
+  assert card.sharpness(0.45) == pytest.approx(1 + 99 / (1 + np.exp(0.5)), rel=1e-4)
 
 
 @pytest.mark.parametrize("gate", ["format", "all"])
@@ -260,7 +271,7 @@ def test_accuracy_and_format_part_add_up_to_the_reward(gate):
   [group] = saved_groups.make_saved_groups(
     [dummies.prompt(task)], rollouts, scores, scores.reward_BG, step=0
   )
-  views = gallery.group_view(group, card, None).rollouts
+  views = gallery.group_view(group, card).rollouts
   by_name = {view.name: view for view in views}
   for g in range(8):
     accuracy, format_part = by_name[f"sample {g + 1}"].parts
@@ -269,23 +280,22 @@ def test_accuracy_and_format_part_add_up_to_the_reward(gate):
   assert len({view.parts[1] for view in views}) == 2, "some earn the format part"
 
 
-def test_end_of_the_schedule_is_wider_than_now():
-  card = dataclasses.replace(dummies.CARD, progress=1.0)
-  figure = card_view(card).reward
-  wide = re.search(rf"stroke: {svg.WASH}; stroke-width: 7", figure)
-  now = re.search(rf"stroke: {svg.ACCENT}; stroke-width: 2", figure)
-  assert wide
-  assert now
-  assert wide.start() < now.start(), "drawn below"
-  assert "end of the schedule, k = 100" in figure
+def test_card_shows_start_and_end_of_the_run():
+  view = card_view(dummies.CARD)
+  assert "start of the run, k = 1.66" in view.reward
+  assert "end of the run, k = 99.3" in view.reward
+  evaluation = card_view(dataclasses.replace(dummies.CARD, advantage=None))
+  assert evaluation.advantage is None
+  assert "of the run" not in evaluation.reward
+  assert ">k = 99.3</text>" in evaluation.reward
 
 
 def test_a_constant_schedule_has_one_curve():
   schedule = Schedule("constant", 20.0, 20.0, 0.5, 10.0)
   reward = dataclasses.replace(dummies.REWARD, schedule=schedule, discrete_sharpness=1.0)
   advantage = dataclasses.replace(dummies.ADVANTAGE, sign_safe=True)
-  view = card_view(RewardCard(reward, advantage, 0.3))
-  assert "start of the schedule" not in view.reward
-  assert "now, k = 20" in view.reward
-  assert "sign-safe AP-GRPO" in view.advantage
-  assert view.wrong_choice == [("throughout the run", pytest.approx(0.538, abs=5e-4))]
+  view = card_view(RewardCard(reward, advantage))
+  assert "of the run" not in view.reward
+  assert ">k = 20</text>" in view.reward
+  assert "sign-safe AP-GRPO" in (view.advantage or "")
+  assert view.wrong_choice == "0.54"

@@ -112,14 +112,15 @@ def test_export_needs_a_run_that_names_its_model(tmp_path):
 
 
 def results(mean: float) -> ResultTable:
-  cells = {"start": Cell(0.5, 0.4, 0.6), "end": Cell(mean, 0.6, 0.8)}
+  cells = {"start_greedy": Cell(0.5, 0.4, 0.6), "end_greedy": Cell(mean, 0.6, 0.8)}
+  paired = Paired("score", "end_greedy", "start_greedy", "score", mean - 0.5, 0.1, 0.3)
   return ResultTable(
-    columns=(ResultColumn("end", "end, greedy"), ResultColumn("start", "start, greedy")),
+    columns=tuple(ResultColumn(key, key.replace("_", ", ")) for key in reversed(cells)),
     rows=(ResultRow("object_counting", 40, cells), ResultRow("camera_distance", 24, cells)),
     overall=cells,
-    parsed={"start": 1.0, "end": 1.0},
+    parsed=dict.fromkeys(cells, 1.0),
     summary=(),
-    paired=(Paired("greedy score", "end", "start", "score", mean - 0.5, 0.1, 0.3),),
+    paired=(paired,),
     notes=("Directions are left out.",),
   )
 
@@ -142,7 +143,7 @@ def test_the_model_card_is_of_the_run(tmp_path):
     "Directions are left out.",
   ):
     assert f"\n{line}\n" in card
-  assert "64 held-out questions. greedy score: rose from 0.500 to 0.712" in card
+  assert "On 64 held-out questions the greedy score rose from 0.500 to 0.712: +0.212" in card
   written = json.loads((tmp_path / "hf" / "training_config.json").read_text())
   assert written["model"] == json.loads(json.dumps(record(cfg)))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from spatial_jax.evaluate.predictions import EvaluationSet, Prediction, constant_prediction
+from spatial_jax.evaluate.predictions import EvaluationSet, Prediction, scored_answer
 from spatial_jax.reward.accuracy import mean_relative_accuracy
 from spatial_jax.reward.compose import score_examples
 from spatial_jax.reward.example import example_of_answer, stack
@@ -22,9 +22,6 @@ def constant_answers(examples: Sequence[Task]) -> dict[str, str]:
 
   The median of numbers; the most frequent letter of choices (of equally frequent letters the
   first in the alphabet).
-
-  Args:
-    examples: tasks of the training split.
   """
   answers: dict[str, list[str]] = collections.defaultdict(list)
   kinds = {}
@@ -56,10 +53,7 @@ def predict_fitted_factor(
 
   Args:
     evaluation_set: with the true answers.
-    predictions: of the policy before training, in the order of the tasks.
-
-  Returns:
-    One prediction per task.
+    predictions: of the policy before training, in the order of the tasks, as the result is.
   """
   tasks = evaluation_set.tasks
   readings = [read(p.answer, task) for p, task in zip(predictions, tasks, strict=True)]
@@ -128,13 +122,4 @@ def score_texts(evaluation_set: EvaluationSet, texts: Sequence[str | None]) -> l
   ]
   batch = stack([stack([example]) for example in examples])
   scores = score_examples(batch, evaluation_set.reward, evaluation_set.sharpness)
-  return [
-    constant_prediction(
-      task,
-      texts[i],
-      float(scores.score_BG[i, 0]),
-      float(scores.reward_BG[i, 0]),
-      bool(scores.parsed_BG[i, 0]),
-    )
-    for i, task in enumerate(tasks)
-  ]
+  return [scored_answer(task, texts[b], scores, b, 0) for b, task in enumerate(tasks)]

@@ -18,9 +18,6 @@ def bootstrap_interval(values: np.ndarray, seed: int) -> Cell:
     values: float [n], one score per question, finite.
     seed: of the resampling; the same seed and values give the same interval.
 
-  Returns:
-    Mean, low and high in the unit of `values`.
-
   Raises:
     ValueError: on the host, when there is no value or one is not finite.
 
@@ -33,26 +30,21 @@ def bootstrap_interval(values: np.ndarray, seed: int) -> Cell:
     raise ValueError(f"score {int(np.argmin(np.isfinite(values)))} of {values.size} is not finite")
   generator = np.random.default_rng(seed)
   chunk = max(1, _CHUNK // values.size)
-  means = [
-    values[generator.integers(values.size, size=(min(chunk, RESAMPLES - done), values.size))].mean(
-      1
-    )
-    for done in range(0, RESAMPLES, chunk)
-  ]
+  sizes = [(min(chunk, RESAMPLES - done), values.size) for done in range(0, RESAMPLES, chunk)]
+  means = [values[generator.integers(values.size, size=size)].mean(1) for size in sizes]
   low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
   return Cell(float(values.mean()), float(low), float(high))
 
 
 def paired_interval(after: np.ndarray, before: np.ndarray, seed: int) -> Cell:
-  """The mean of `after - before`, question by question, with its 95 % bootstrap interval.
+  """The mean of `after - before` with its 95 % bootstrap interval.
 
   Args:
-    after: float [n] scores.
-    before: float [n] scores of the same questions in the same order.
+    after, before: float [n] scores of the same questions in the same order.
     seed: of the resampling.
 
   Returns:
-    Mean difference, low and high; `low > 0` says that `after` is better.
+    `low > 0` says that `after` is better.
 
   Raises:
     ValueError: on the host, when the two differ in length or a score is not finite.

@@ -1,12 +1,13 @@
 """Held-out tasks -> scored answers of a policy: Task ─► Prompt ─► Trajectory ─► Prediction."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
-from spatial_jax.evaluate.best_of_n import mean_logp, rank
 from spatial_jax.reward.compose import RewardConfig, score
 from spatial_jax.reward.format import final_answer
+from spatial_jax.reward.snra import sharpness
 from spatial_jax.rollout.config import SamplingParams
 from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
@@ -15,37 +16,22 @@ from spatial_jax.types import Params, Scores, Task, Trajectory, Turn
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvaluationSet:
-  """The questions of an evaluation and how answers are scored: equal for all policies.
+  """The questions of an evaluation and how answers are scored: equal for all policies."""
 
-  Attributes:
-    tasks: the questions.
-    reward: how an answer is scored.
-    sharpness: of the reward; a constant, so that rewards can be compared.
-    seed: of sampling. Two policies use the same random numbers for the same question.
-  """
-
-  tasks: Sequence[Task]
+  tasks: Sequence[Task]  # the questions
+  examples: Sequence[Task]  # of the training split, for the median answers; may be empty
   reward: RewardConfig
-  sharpness: float
-  seed: int
+  seed: int  # of sampling; policies use the same random numbers for the same question
+
+  @functools.cached_property
+  def sharpness(self) -> float:
+    """Of the reward: a constant, that of the end of the schedule, so that rewards compare."""
+    return float(sharpness(1.0, self.reward.schedule))
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """The answer to one question, without images: thousands of predictions are kept.
-
-  Attributes:
-    task_id, question_type, answer_kind, question, truth, benchmark: of the task.
-    answer: the text between the answer tags, None without an answer.
-    score: MRA of a number, exact match of a choice, in [0, 1].
-    reward: at the sharpness of the evaluation set.
-    parsed: whether the answer could be read.
-    end_reason: of the rollout.
-    turns: text and drawing operations.
-    tokens: number of sampled tokens.
-    logp: their mean log-probability.
-    images: number of images in the rollout, drawn ones included.
-  """
+  """The answer to one question, without images: thousands of predictions are kept."""
 
   task_id: str
   question_type: str
@@ -53,15 +39,15 @@ class Prediction:
   question: str
   truth: str
   benchmark: str | None
-  answer: str | None
-  score: float
-  reward: float
-  parsed: bool
-  end_reason: str
-  turns: tuple[Turn, ...]
-  tokens: int
-  logp: float
-  images: int
+  answer: str | None  # the text between the answer tags, None without an answer
+  score: float  # MRA of a number, exact match of a choice, in [0, 1]
+  reward: float  # at the sharpness of the evaluation set
+  parsed: bool  # whether the answer could be read
+  end_reason: str = "answer"
+  turns: tuple[Turn, ...] = ()
+  tokens: int = 0  # sampled
+  logp: float = 0.0  # mean log-probability of the sampled tokens, nats
+  images: int = 0  # in the rollout, drawn ones included
 
   @property
   def valid(self) -> bool:
@@ -98,7 +84,16 @@ def predict(
     scores = score(rollouts, tasks, evaluation_set.reward, evaluation_set.sharpness)
     for b, (task, group) in enumerate(zip(tasks, rollouts, strict=True)):
       for g, (trajectory, column) in enumerate(zip(group, predictions, strict=True)):
-        column.append(_of_trajectory(task, trajectory, scores, b, g))
+        column.append(
+          dataclasses.replace(
+            scored_answer(task, final_answer(trajectory), scores, b, g),
+            end_reason=trajectory.end_reason,
+            turns=trajectory.turns,
+            tokens=int(trajectory.trained_T.sum()),
+            logp=mean_logp(trajectory),
+            images=len(trajectory.images),
+          )
+        )
     on_batch()
   return predictions
 
@@ -108,22 +103,8 @@ def batches(engine: Engine, evaluation_set: EvaluationSet) -> int:
   return math.ceil(len(evaluation_set.tasks) / engine.cfg.prompts)
 
 
-def most_likely_prediction(samples: Sequence[Sequence[Prediction]]) -> list[Prediction]:
-  """For each question the sample with the highest mean log-probability, answers first.
-
-  Args:
-    samples: [samples][questions].
-  """
-  return [
-    min(group, key=lambda prediction: rank(prediction.end_reason, prediction.logp))
-    for group in zip(*samples, strict=True)
-  ]
-
-
-def constant_prediction(
-  task: Task, answer: str | None, score: float, reward: float, parsed: bool
-) -> Prediction:
-  """The prediction of a baseline that samples nothing."""
+def scored_answer(task: Task, answer: str | None, scores: Scores, b: int, g: int) -> Prediction:
+  """The prediction of an answer without a rollout, with `scores[b, g]`."""
   return Prediction(
     task_id=task.task_id,
     question_type=task.question_type,
@@ -132,32 +113,33 @@ def constant_prediction(
     truth=task.answer,
     benchmark=task.benchmark,
     answer=answer,
-    score=score,
-    reward=reward,
-    parsed=parsed,
-    end_reason="answer",
-    turns=(),
-    tokens=0,
-    logp=0.0,
+    score=float(scores.score_BG[b, g]),
+    reward=float(scores.reward_BG[b, g]),
+    parsed=bool(scores.parsed_BG[b, g]),
     images=len(task.images),
   )
 
 
-def _of_trajectory(
-  task: Task, trajectory: Trajectory, scores: Scores, b: int, g: int
-) -> Prediction:
-  constant = constant_prediction(
-    task,
-    final_answer(trajectory),
-    float(scores.score_BG[b, g]),
-    float(scores.reward_BG[b, g]),
-    bool(scores.parsed_BG[b, g]),
-  )
-  return dataclasses.replace(
-    constant,
-    end_reason=trajectory.end_reason,
-    turns=trajectory.turns,
-    tokens=int(trajectory.trained_T.sum()),
-    logp=mean_logp(trajectory),
-    images=len(trajectory.images),
-  )
+# --- the most likely of several rollouts ---------------------------------------------------------
+
+
+def mean_logp(trajectory: Trajectory) -> float:
+  """Mean log-probability of the sampled tokens, nats."""
+  return float(trajectory.logp_T[trajectory.trained_T].mean())
+
+
+def most_likely(group: Sequence[Trajectory], count: int) -> list[Trajectory]:
+  """The `count` most likely rollouts of a group that ended with an answer, then the others."""
+  return sorted(group, key=lambda t: _rank(t.end_reason, mean_logp(t)))[:count]
+
+
+def most_likely_prediction(samples: Sequence[Sequence[Prediction]]) -> list[Prediction]:
+  """The same for predictions [samples][questions]: the best one for each question."""
+  return [
+    min(group, key=lambda p: _rank(p.end_reason, p.logp)) for group in zip(*samples, strict=True)
+  ]
+
+
+def _rank(end_reason: str, logp: float) -> tuple[bool, float]:
+  """Smaller is better. Likelihood alone would prefer endless repetition."""
+  return end_reason != "answer", -logp

@@ -5,19 +5,52 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from spatial_jax.errors import DataError
+from spatial_jax.workdir import write_text
 
 FILE = "results.json"
 PREDICTIONS = "predictions.jsonl"  # one line per column and question
 
-# Keys of the columns.
 START_GREEDY, END_GREEDY = "start_greedy", "end_greedy"
 START_SAMPLED, END_SAMPLED = "start_sampled", "end_sampled"
 START_BEST_TEMPERATURE, END_BEST_OF_N = "start_best_temperature", "end_best_of_n"
 START_FITTED, MEDIAN = "start_fitted_factor", "median"
 START_OTHER_IMAGE, END_OTHER_IMAGE = "start_other_image", "end_other_image"
+
+# Key of a column -> its label, the most important column first.
+LABELS = {
+  START_GREEDY: "start, greedy",
+  START_SAMPLED: "start, sampled",
+  START_BEST_TEMPERATURE: "start, sampled at {}",
+  END_GREEDY: "end, greedy",
+  END_SAMPLED: "end, sampled",
+  END_BEST_OF_N: "end, most likely of {}",
+  MEDIAN: "median answer",
+  START_FITTED: "start greedy x fitted factor",
+  START_OTHER_IMAGE: "start greedy, other images",
+  END_OTHER_IMAGE: "end, greedy, other images",
+}
+
+Measure = Literal["score", "reward"]
+
+# The differences that are reported: label, key of `after`, key of `before`, measure.
+COMPARISONS: tuple[tuple[str, str, str, Measure], ...] = (
+  ("greedy score, end - start", END_GREEDY, START_GREEDY, "score"),
+  ("greedy score, end - start x fitted factor", END_GREEDY, START_FITTED, "score"),
+  ("greedy score, end - median answer", END_GREEDY, MEDIAN, "score"),
+  ("greedy score, end - end on other images", END_GREEDY, END_OTHER_IMAGE, "score"),
+  ("greedy score, start - start on other images", START_GREEDY, START_OTHER_IMAGE, "score"),
+  ("sampled score, end - start", END_SAMPLED, START_SAMPLED, "score"),
+  (
+    "sampled score, end - start at its best temperature",
+    END_SAMPLED,
+    START_BEST_TEMPERATURE,
+    "score",
+  ),
+  ("sampled reward, end - start", END_SAMPLED, START_SAMPLED, "reward"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,19 +81,12 @@ class ResultRow:
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-  """The mean of `after - before` over questions, paired by question, with its 95 % interval.
-
-  Attributes:
-    label: names the difference.
-    after, before: column keys.
-    measure: "score" or "reward".
-    mean, low, high: of the difference.
-  """
+  """The mean of `after - before` over questions, paired by question, with its 95 % interval."""
 
   label: str
-  after: str
+  after: str  # column key, like `before`
   before: str
-  measure: str
+  measure: Measure
   mean: float
   low: float
   high: float
@@ -75,64 +101,64 @@ class Paired:
 
 @dataclasses.dataclass(frozen=True)
 class ResultTable:
-  """The result of an evaluation.
+  """The result of an evaluation; dictionaries have column keys."""
 
-  Attributes:
-    columns: policies and baselines, the most important first.
-    rows: one per question type; every question is in one row.
-    overall: mean score over all questions, by column key.
-    parsed: share of answers that could be read, by column key, in [0, 1].
-    summary: other means (numbers, choices, reward), each in its own unit.
-    paired: differences between columns; the first one is the headline.
-    notes: sentences below the table.
-  """
-
-  columns: tuple[ResultColumn, ...]
-  rows: tuple[ResultRow, ...]
-  overall: dict[str, Cell]
-  parsed: dict[str, float]
-  summary: tuple[ResultRow, ...]
+  columns: tuple[ResultColumn, ...]  # the most important first
+  rows: tuple[ResultRow, ...]  # one per question type; every question is in one row
+  overall: dict[str, Cell]  # mean score over all questions
+  parsed: dict[str, float]  # share of answers that could be read, in [0, 1]
+  summary: tuple[ResultRow, ...]  # other means (numbers, choices, reward), each in its own unit
   paired: tuple[Paired, ...]
-  notes: tuple[str, ...]
+  notes: tuple[str, ...]  # sentences below the table
+
+
+def score_change(table: ResultTable) -> Paired | None:
+  """The difference of the headline: the score at the end and at the start, greedy if there is."""
+  pairs = (END_GREEDY, START_GREEDY), (END_SAMPLED, START_SAMPLED)
+  for pair in pairs:
+    for paired in table.paired:
+      if (paired.after, paired.before) == pair and paired.measure == "score":
+        return paired
+  return None
 
 
 def headline(table: ResultTable) -> str | None:
-  """The first difference as one sentence, None without one.
+  """The result in one sentence, None without a policy in the table.
 
-  "greedy score, end - start: rose from 0.521 to 0.637, +0.116 (95 % interval +0.076 to +0.156)."
+  "On 1,024 held-out questions the greedy score rose from 0.521 to 0.637: +0.116, 95 % interval
+  +0.076 to +0.156."
   """
-  if not table.paired:
-    return None
-  first = table.paired[0]
-  before, after = (table.overall[key].mean for key in (first.before, first.after))
-  return (
-    f"{first.label}: {first.verb} from {before:.3f} to {after:.3f}, {first.mean:+.3f} "
-    f"(95 % interval {first.low:+.3f} to {first.high:+.3f})."
-  )
+  where = f"On {sum(row.n for row in table.rows):,} held-out questions the"
+  if change := score_change(table):
+    interval = f"95 % interval {change.low:+.3f} to {change.high:+.3f}"
+    return f"{where} {describe(change, table)}: {change.mean:+.3f}, {interval}."
+  if cell := table.overall.get(END_GREEDY):
+    interval = f"95 % interval {cell.low:.3f} to {cell.high:.3f}"
+    return f"{where} greedy score is {cell.mean:.3f}, {interval}."
+  return None
+
+
+def describe(change: Paired, table: ResultTable) -> str:
+  """ "greedy score rose from 0.521 to 0.637"."""
+  way = "greedy" if change.after == END_GREEDY else "sampled"
+  before, after = (f"{table.overall[key].mean:.3f}" for key in (change.before, change.after))
+  if change.verb == "did not change":
+    return f"{way} score did not change ({before} at the start, {after} at the end)"
+  return f"{way} score {change.verb} from {before} to {after}"
 
 
 def write_results(
   table: ResultTable, workdir: str | os.PathLike[str], more: Mapping[str, Any]
-) -> pathlib.Path:
-  """Writes the table to `workdir/results.json`, in one rename.
-
-  Args:
-    table: the result.
-    workdir: created if missing.
-    more: further JSON values that are written first, such as the config of the evaluation.
-
-  Returns:
-    The file.
+) -> None:
+  """Writes `more`, further JSON values, and the table to `workdir/results.json`, in one rename.
 
   Raises:
     ValueError: if a number is NaN or infinite.
+    UserError: I/O.
   """
-  path = pathlib.Path(workdir) / FILE
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(".partial")
   record = dict(more) | dataclasses.asdict(table)
-  partial.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
-  return partial.replace(path)
+  text = json.dumps(record, indent=2, allow_nan=False)
+  write_text(pathlib.Path(workdir) / FILE, f"{text}\n")
 
 
 def is_up_to_date(workdir: str | os.PathLike[str], origin: Mapping[str, Any]) -> bool:
@@ -154,23 +180,20 @@ def read_results(workdir: str | os.PathLike[str]) -> ResultTable | None:
   if not path.exists():
     return None
   try:
-    return _table(json.loads(path.read_text(encoding="utf-8")))
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return ResultTable(
+      columns=tuple(ResultColumn(**column) for column in record["columns"]),
+      rows=_rows(record["rows"]),
+      overall=_cells(record["overall"]),
+      parsed=dict(record["parsed"]),
+      summary=_rows(record["summary"]),
+      paired=tuple(Paired(**paired) for paired in record["paired"]),
+      notes=tuple(record["notes"]),
+    )
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise DataError(
       f"{path} is not a result table ({error}); delete it and evaluate again"
     ) from error
-
-
-def _table(record: dict[str, Any]) -> ResultTable:
-  return ResultTable(
-    columns=tuple(ResultColumn(**column) for column in record["columns"]),
-    rows=_rows(record["rows"]),
-    overall=_cells(record["overall"]),
-    parsed=dict(record["parsed"]),
-    summary=_rows(record["summary"]),
-    paired=tuple(Paired(**paired) for paired in record["paired"]),
-    notes=tuple(record["notes"]),
-  )
 
 
 def _rows(records: list[dict[str, Any]]) -> tuple[ResultRow, ...]:

@@ -13,22 +13,16 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from spatial_jax.report import svg, wording
 
 _MAIN_IN, _FURTHER_IN = (4.6, 2.3), (3.1, 1.9)
+_NOT_FROM_ZERO = "The axis does not start at 0."
 
 
 class Curve(NamedTuple):
-  """One panel.
+  """One panel."""
 
-  Attributes:
-    key: of the metric in metrics.jsonl.
-    title: of the panel.
-    caption: what the metric is, with its unit.
-    share: the value lies in [0, 1], and so does the axis.
-  """
-
-  key: str
+  key: str  # of the metric in metrics.jsonl
   title: str
-  caption: str
-  share: bool
+  caption: str  # what the metric is, with its unit
+  share: bool  # the value lies in [0, 1], and so does the axis
 
 
 class Panel(NamedTuple):
@@ -39,8 +33,16 @@ class Panel(NamedTuple):
   sentence: str
 
 
+class LeadPanel(NamedTuple):
+  """A drawn curve as wide as the page."""
+
+  curve: Curve
+  figure: svg.TwoLayouts
+  sentence: str
+
+
 HELD_OUT = Curve(
-  "held_out_score", "Held-out score", "greedy answers to questions without training", share=True
+  "held_out_score", "Held-out score", "greedy answers to held-out questions", share=True
 )
 SCORE = Curve(
   "score", "Score", "mean relative accuracy of numbers, exact match of choices; sampled", share=True
@@ -65,10 +67,23 @@ FURTHER = (
 )
 
 
+def held_out_panel(records: Sequence[dict[str, Any]]) -> LeadPanel | None:
+  """The held-out score, on an axis that shows its change; None without a value in the records."""
+  points = _points(records, HELD_OUT.key)
+  if not points:
+    return None
+  low, high = min(y for _, y in points), max(y for _, y in points)
+  margin = max(0.25 * (high - low), 0.02)
+  limits = max(0.0, low - margin), min(1.0, high + margin)
+  draw = functools.partial(_draw_curve, points, limits, ticks=6)
+  figure = svg.two_layouts(lambda layout: svg.axes_svg(draw, layout.width_in, 2.5, HELD_OUT.title))
+  return LeadPanel(HELD_OUT, figure, _NOT_FROM_ZERO if limits[0] > 0 else "")
+
+
 def main_panels(records: Sequence[dict[str, Any]]) -> list[Panel]:
-  """The main curves; those without a value in the records are left out."""
+  """The main curves of training; those without a value in the records are left out."""
   panels = []
-  for curve in (HELD_OUT, SCORE, REWARD, LENGTH, DRAWING):
+  for curve in (SCORE, REWARD, LENGTH, DRAWING):
     points = _points(records, curve.key)
     if not points:
       continue
@@ -109,17 +124,18 @@ def _points(records: Sequence[dict[str, Any]], key: str) -> list[tuple[int, floa
 def _panel(
   curve: Curve, points: list[tuple[int, float]], size_in: tuple[float, float], from_zero: bool
 ) -> Panel:
-  """A sentence tells if the axis does not start at 0."""
   limits = (-0.02, 1.03) if curve.share else None
   if not limits and from_zero:
     limits = (min(0.0, *(y for _, y in points)), 1.15 * max(y for _, y in points) or 1.0)
   draw = functools.partial(_draw_curve, points, limits)
-  sentence = "" if limits else "The axis does not start at 0."
-  return Panel(curve, svg.axes_svg(draw, *size_in, curve.title), sentence)
+  return Panel(curve, svg.axes_svg(draw, *size_in, curve.title), "" if limits else _NOT_FROM_ZERO)
 
 
 def _draw_curve(
-  points: list[tuple[int, float]], limits: tuple[float, float] | None, axes: Axes
+  points: list[tuple[int, float]],
+  limits: tuple[float, float] | None,
+  axes: Axes,
+  ticks: int = 4,
 ) -> None:
   step_Z, value_Z = np.array(points, np.float64).T
   axes.plot(step_Z, value_Z, color=svg.PALE, linewidth=0.8)
@@ -127,7 +143,7 @@ def _draw_curve(
   if len(step_Z) < 20:
     axes.plot(step_Z, value_Z, "o", color=svg.ACCENT, markersize=4)
   axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-  axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+  axes.yaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
   axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
   axes.set_xlabel("step")
   if limits:

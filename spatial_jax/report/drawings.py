@@ -4,6 +4,7 @@ import base64
 import functools
 import io
 import math
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from spatial_jax.drawing import canvas
+from spatial_jax.rollout.saved_groups import TrueBox
 from spatial_jax.types import Operation, Trajectory
 
 _CRISP_PX = 504  # a smaller image is enlarged by a whole factor, without smoothing, to about this
@@ -18,47 +20,24 @@ _CRISP_PX = 504  # a smaller image is enlarged by a whole factor, without smooth
 Box = tuple[float, float, float, float]
 
 
-class TrueBox(NamedTuple):
-  """Where an object is: `image` counts from 0, `box` is (x1, y1, x2, y2) in its pixels."""
-
-  label: str
-  image: int
-  box: Box
-
-
 class ImageView(NamedTuple):
-  """An image of the page.
+  """An image of the page."""
 
-  Attributes:
-    number: in the conversation, from 1.
-    uri: data URI.
-    width, height: of the original, pixels.
-    true_boxes: (x, y, width, height) in pixels, drawn over the image.
-  """
-
-  number: int
-  uri: str
-  width: int
+  number: int  # in the conversation, from 1
+  uri: str  # data URI
+  width: int  # of the original, pixels
   height: int
-  true_boxes: list[Box]
+  true_boxes: list[Box]  # (x, y, width, height) in pixels, drawn over the image
 
 
 class OperationView(NamedTuple):
-  """A drawn box or line.
+  """A drawn box or line."""
 
-  Attributes:
-    tool: "box" or "line".
-    label: that the policy gave it.
-    image: number of the image that it was drawn on, from 1.
-    colour: that it was drawn in, a CSS colour.
-    iou: with the best true box of the same label, None without one.
-  """
-
-  tool: str
-  label: str
-  image: int
-  colour: str
-  iou: float | None
+  tool: str  # "box" or "line"
+  label: str  # that the policy gave it
+  image: int  # number of the image that it was drawn on, from 1
+  colour: str  # that it was drawn in, a CSS colour
+  iou: float | None  # with the best true box of the same label, None without one
 
 
 class TurnDrawings(NamedTuple):
@@ -82,12 +61,7 @@ def image_view(pixels: np.ndarray, number: int, true_boxes: list[Box]) -> ImageV
 
 
 def drawings(trajectory: Trajectory, boxes: Sequence[TrueBox]) -> list[TurnDrawings]:
-  """The operations and new images of each turn.
-
-  Args:
-    trajectory: one rollout.
-    boxes: true boxes of the objects of the question; may be empty.
-  """
+  """The operations and new images of each turn; `boxes` are those of the question."""
   pixels = {image.content_hash: image.pixels for image in trajectory.images}
   prompt = trajectory.images[: trajectory.prompt_images]
   shown = [_Shown(canvas.DrawnImage(image.pixels, ()), i) for i, image in enumerate(prompt)]
@@ -135,8 +109,8 @@ def _true_boxes(made: _Shown, boxes: Sequence[TrueBox]) -> list[Box]:
 
 
 def _same(operation: Operation, made: _Shown, boxes: Sequence[TrueBox]) -> list[TrueBox]:
-  """True boxes with the label of an operation, in the image that was drawn on."""
-  label = operation.label.strip().casefold()
+  """True boxes with the label of an operation ("chair 2": chair), in the image drawn on."""
+  label = re.sub(r" \d+$", "", operation.label.strip().casefold())
   return [b for b in boxes if b.image == made.source and b.label.casefold() == label]
 
 

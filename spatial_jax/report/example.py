@@ -1,91 +1,107 @@
 """The example at the head of the page: one question with its image and its answers."""
 
-from collections.abc import Sequence
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from spatial_jax.errors import DataError
+from spatial_jax.evaluate.results import END_GREEDY, LABELS, PREDICTIONS, START_GREEDY
 from spatial_jax.report import wording
 from spatial_jax.report.drawings import ImageView
 from spatial_jax.report.gallery import prompt_images
-from spatial_jax.report.predictions import Answers
-from spatial_jax.rollout.saved_groups import SavedGroup
+from spatial_jax.rollout.saved_groups import SavedGroup, SavedRollout
+
+_GOALS = {"rose": "the largest rise", "fell": "the largest fall"}
 
 
 class Example(NamedTuple):
-  """One question.
+  """One question."""
 
-  Attributes:
-    where: "held-out question", "training question of step 50".
-    question_type, question, options, truth: of the task.
-    images: of the question.
-    answers: (who, answer, score), answer and score None if there is none.
-    note: how the example was chosen, "" if nothing was chosen.
-  """
-
-  where: str
+  where: str  # "Held-out question", "Training question of step 50"
   question_type: str
   question: str
   options: tuple[str, ...]
   truth: str | None
   images: list[ImageView]
-  answers: list[tuple[str, str | None, float | None]]
-  note: str
+  answers: list[tuple[str, str | None, float | None]]  # who, answer, score
+  note: str  # how the example was chosen, "" if nothing was chosen
+
+
+def score_changes(workdir: pathlib.Path) -> list[float]:
+  """Greedy score at the end minus that at the start of each question in predictions.jsonl.
+
+  Returns:
+    Nothing if the file does not exist or has no start.
+
+  Raises:
+    DataError: I/O: if a line is not a prediction.
+  """
+  path = workdir / PREDICTIONS
+  scores: dict[str, dict[str, float]] = {}
+  lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+  for number, line in enumerate(lines, 1):
+    try:
+      record = json.loads(line) if line else {"column": "", "task_id": "", "score": 0.0}
+      scores.setdefault(record["column"], {})[record["task_id"]] = float(record["score"])
+    except (ValueError, KeyError, TypeError) as error:
+      raise DataError(
+        f"{path} line {number} is not a prediction ({error!r}); delete the file and evaluate again"
+      ) from error
+  start, end = scores.get(START_GREEDY, {}), scores.get(END_GREEDY, {})
+  return [end[task_id] - start[task_id] for task_id in start if task_id in end]
 
 
 def choose_example(
-  steps: Sequence[Sequence[SavedGroup]], answers: Answers, verb: str | None
+  steps: Sequence[Sequence[SavedGroup]], changes: Sequence[float], verb: str | None
 ) -> Example | None:
   """A held-out question that start and end answered, else one of the evaluation, else of training.
 
   Args:
-    steps: saved groups of several steps, in order.
-    answers: of the start and of the end.
+    steps: saved groups of several steps, in order; no step is empty.
+    changes: of the score of every held-out question; may be empty.
     verb: the result: "rose", "fell" or "did not change"; the example does the same if one can.
   """
-  groups = [group for groups in steps for group in groups]
-  held_out = [group for group in groups if group.step is None]
-  both = [g for g in held_out if g.task_id in answers.start and g.task_id in answers.end]
+  held_out = [group for groups in steps for group in groups if group.step is None]
+  both = [group for group in held_out if LABELS[START_GREEDY] in _by_name(group)]
   if both:
-    return _compared(both, answers, verb)
+    return _compared(both, changes, verb)
   if held_out:
     where = "Held-out question" if held_out[0].truth is not None else "Question"
-    rollouts = [(r, "greedy" if r.greedy else "sampled") for r in held_out[0].rollouts[:3]]
-    found = [(f"Answer, {way}", r.answer, r.score) for r, way in rollouts]
-    return _example(held_out[0], where, found, "")
-  trained = [groups for groups in steps if groups]
-  if not trained:
+    answers = [(f"Answer, {r.name}", r.answer, r.score) for r in held_out[0].rollouts[:3]]
+    return _example(held_out[0], where, answers, "")
+  if not steps:
     return None
-  group = trained[-1][0]
+  group = steps[-1][0]
   best = max(group.rollouts, key=lambda r: r.reward or 0.0)
-  found = [(f"Best answer of {len(group.rollouts)} rollouts", best.answer, best.score)]
-  return _example(group, f"Training question of step {group.step}", found, "")
+  answers = [(f"Best answer of {len(group.rollouts)} rollouts", best.answer, best.score)]
+  return _example(group, f"Training question of step {group.step}", answers, "")
 
 
-def _compared(groups: Sequence[SavedGroup], answers: Answers, verb: str | None) -> Example:
+def _compared(groups: Sequence[SavedGroup], changes: Sequence[float], verb: str | None) -> Example:
   """The saved question that shows the result most clearly, with the counts of all questions."""
-  ids = [task_id for task_id in answers.start if task_id in answers.end]
-  change = {i: answers.end[i].score - answers.start[i].score for i in ids}
-  rose, fell = (sum(sign * value > 0 for value in change.values()) for sign in (1, -1))
-  ranks = {
-    "rose": lambda group: -change[group.task_id],
-    "fell": lambda group: change[group.task_id],
-  }
-  group = min(groups, key=ranks.get(verb or "", lambda group: abs(change[group.task_id])))
-  start, end = answers.start[group.task_id], answers.end[group.task_id]
-  found: list[tuple[str, str | None, float | None]]
-  found = [("Start", start.answer, start.score), ("End", end.answer, end.score)]
-  note = (
-    f"Of {len(ids):,} questions the score rose on {rose:,}, fell on {fell:,} and stayed equal on "
-    f"{len(ids) - rose - fell:,}. {_choice(len(groups), change[group.task_id], verb)}"
-  )
-  return _example(group, "Held-out question", found, note)
+
+  def change(group: SavedGroup) -> float:
+    start, end = (_by_name(group)[LABELS[key]].score or 0.0 for key in (START_GREEDY, END_GREEDY))
+    return end - start
+
+  sign = {"rose": 1, "fell": -1}.get(verb or "", 0)
+  group = max(groups, key=lambda g: sign * change(g) if sign else -abs(change(g)))
+  goal = _GOALS[str(verb)] if sign * change(group) > 0 else "the smallest change"
+  note = f"The example has {goal} among {len(groups)} saved questions."
+  if changes:
+    rose, fell = (sum(sign * value > 0 for value in changes) for sign in (1, -1))
+    note = (
+      f"Of {len(changes):,} questions the score rose on {rose:,}, fell on {fell:,} and stayed "
+      f"equal on {len(changes) - rose - fell:,}. {note}"
+    )
+  start, end = (_by_name(group)[LABELS[key]] for key in (START_GREEDY, END_GREEDY))
+  answers = [("Start", start.answer, start.score), ("End", end.answer, end.score)]
+  return _example(group, "Held-out question", answers, note)
 
 
-def _choice(count: int, change: float, verb: str | None) -> str:
-  if verb == "rose" and change > 0:
-    return f"The example has the largest rise among {count} saved questions."
-  if verb == "fell" and change < 0:
-    return f"The example has the largest fall among {count} saved questions."
-  return f"The example has the smallest change among {count} saved questions."
+def _by_name(group: SavedGroup) -> Mapping[str, SavedRollout]:
+  return {rollout.name: rollout for rollout in group.rollouts}
 
 
 def _example(

@@ -1,16 +1,32 @@
 """Saved groups of rollouts as plain values for the template."""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from spatial_jax.evaluate.results import LABELS, START_GREEDY
 from spatial_jax.report import wording
-from spatial_jax.report.drawings import ImageView, OperationView, TrueBox, drawings, image_view
-from spatial_jax.report.predictions import GreedyAnswer
-from spatial_jax.report.response_text import Piece, pieces
+from spatial_jax.report.drawings import ImageView, OperationView, drawings, image_view
 from spatial_jax.report.reward_card import RewardCard
 from spatial_jax.rollout.saved_groups import SavedGroup, SavedRollout
+
+_BLOCKS = re.compile(
+  r"<think>(?P<think>.*?)(?:</think>|(?=```|<answer>)|\Z)"
+  r"|Action:(?P<action>[^\n<`]*)"
+  r"|```(?:json)?(?P<code>.*?)(?:```|\Z)"
+  r"|<answer>(?P<answer>.*?)</answer>",
+  re.DOTALL,
+)
+
+
+class Piece(NamedTuple):
+  """A part of a response without its tags."""
+
+  kind: str  # "think", "action", "code", "answer", or "plain" for everything else
+  given: str  # first words that were given to the policy, "" if it sampled all of them
+  text: str  # the other words
 
 
 class TurnView(NamedTuple):
@@ -23,30 +39,18 @@ class TurnView(NamedTuple):
 
 
 class RolloutView(NamedTuple):
-  """One response.
+  """One response; reward, advantage and score are None if unknown."""
 
-  Attributes:
-    name: "sample 3", "start, greedy".
-    answer: None without an answer.
-    reward, advantage, score: None if unknown.
-    parts: accuracy and format part of the reward, None if unknown.
-    right_format: of the response and all its drawings, None if unknown.
-    end_reason: in words.
-    tokens: number of sampled tokens.
-    valid: False after a fault of the machinery.
-    turns: in order.
-  """
-
-  name: str
-  answer: str | None
+  name: str  # "sample 3", "start, greedy"
+  answer: str | None  # None without an answer
   reward: float | None
-  parts: tuple[float, float] | None
+  parts: tuple[float, float] | None  # accuracy and format part of the reward
   advantage: float | None
   score: float | None
-  right_format: bool | None
-  end_reason: str
-  tokens: int
-  valid: bool
+  right_format: bool  # of the response and all its drawings
+  end_reason: str  # in words
+  tokens: int  # sampled
+  valid: bool  # False after a fault of the machinery
   turns: list[TurnView]
 
 
@@ -65,59 +69,42 @@ class GroupView(NamedTuple):
 
 
 class StepView(NamedTuple):
-  """The saved groups of a training step, or of an evaluation.
+  """The saved groups of a training step, or of an evaluation."""
 
-  Attributes:
-    step: None for an evaluation.
-    scored: whether there are true answers.
-    compared: whether answers of the start are shown.
-    given: first words that were given to the policy in some of the responses, "" for none.
-    true_boxes: whether true boxes are drawn.
-    groups: one per question.
-  """
-
-  step: int | None
-  scored: bool
-  compared: bool
-  given: str
-  true_boxes: bool
+  step: int | None  # None for an evaluation
+  scored: bool  # whether there are true answers
+  compared: bool  # whether answers of the start are shown
+  given: str  # first words that were given to the policy in some responses, "" for none
+  true_boxes: bool  # whether true boxes are drawn
   groups: list[GroupView]
 
 
-def step_view(
-  groups: Sequence[SavedGroup], card: RewardCard | None, start: dict[str, GreedyAnswer]
-) -> StepView:
+def step_view(groups: Sequence[SavedGroup], card: RewardCard | None) -> StepView:
   """What the template shows of one step.
 
   Args:
     groups: at least one, of one training step or of the evaluation.
     card: splits rewards into accuracy and format part; None leaves that out.
-    start: greedy answers of the start by task id, shown with the answers of an evaluation.
   """
-  step = groups[0].step
-  views = [group_view(g, card, start.get(g.task_id) if step is None else None) for g in groups]
-  turns = [t for view in views for rollout in view.rollouts for t in rollout.turns]
+  views = [group_view(group, card) for group in groups]
+  rollouts = [rollout for view in views for rollout in view.rollouts]
+  turns = [turn for rollout in rollouts for turn in rollout.turns]
   return StepView(
-    step=step,
+    step=groups[0].step,
     scored=groups[0].truth is not None,
-    compared=step is None and any(g.task_id in start for g in groups),
-    given=next((p.given for t in turns for p in t.pieces if p.given), ""),
-    true_boxes=any(image.true_boxes for t in turns for image in t.images),
+    compared=any(rollout.name == LABELS[START_GREEDY] for rollout in rollouts),
+    given=next((p.given for turn in turns for p in turn.pieces if p.given), ""),
+    true_boxes=any(image.true_boxes for turn in turns for image in turn.images),
     groups=views,
   )
 
 
-def group_view(group: SavedGroup, card: RewardCard | None, start: GreedyAnswer | None) -> GroupView:
-  """What the template shows of one question: texts are unescaped.
-
-  Rollouts of training are sorted by reward; in an evaluation the start is first.
-  """
+def group_view(group: SavedGroup, card: RewardCard | None) -> GroupView:
+  """What the template shows of one question: unescaped; training rollouts sorted by reward."""
   rewards = [r.reward for r in group.rollouts if r.valid and r.reward is not None]
-  rollouts = [_rollout_view(r, group, card, compared=start is not None) for r in group.rollouts]
+  rollouts = [_rollout_view(rollout, group, card) for rollout in group.rollouts]
   if group.step is not None:
     rollouts.sort(key=lambda view: (not view.valid, -(view.reward or 0.0)))
-  if start is not None:
-    rollouts.insert(0, _start_view(start, group))
   return GroupView(
     question_type=group.question_type,
     type_name=wording.type_name(group.question_type),
@@ -138,31 +125,51 @@ def prompt_images(group: SavedGroup) -> list[ImageView]:
   return [image_view(image.pixels, number, []) for number, image in images]
 
 
-def _rollout_view(
-  rollout: SavedRollout, group: SavedGroup, card: RewardCard | None, compared: bool
-) -> RolloutView:
-  trajectory = rollout.trajectory
-  way = "greedy" if rollout.greedy else "sampled"
-  name = f"sample {trajectory.sample + 1}"
-  if group.step is None:
-    name = f"end, {way}" if compared else way
-  prefix = _response_prefix(group)
+def pieces(text: str, prefix: str) -> list[Piece]:
+  """Cuts the text of a turn; only tags and outer blanks are dropped.
+
+      "<think> far </think> Action: Answer\\n<answer> 2 </answer>"
+      -> think "far", action "Answer", answer "2"
+
+  Args:
+    text: of one turn, as the policy wrote it.
+    prefix: given words that the text begins with, "" for none.
+  """
+  given = len(prefix) if text.startswith(prefix) else 0
+  spans, end = [], 0
+  for match in _BLOCKS.finditer(text):
+    kind = str(match.lastgroup)
+    spans += [("plain", end, match.start()), (kind, *match.span(kind))]
+    end = match.end()
+  spans.append(("plain", end, len(text)))
+  cut = [(kind, start, min(max(start, given), stop), stop) for kind, start, stop in spans]
+  return [
+    Piece(kind, text[start:sampled].strip(), text[sampled:stop].strip())
+    for kind, start, sampled, stop in cut
+    if text[start:stop].strip()
+  ]
+
+
+def _rollout_view(rollout: SavedRollout, group: SavedGroup, card: RewardCard | None) -> RolloutView:
+  trajectory, parts = rollout.trajectory, None
+  if card and rollout.reward is not None and rollout.score is not None:
+    format_part = card.format_part(rollout.format, rollout.score)
+    parts = rollout.reward - format_part, format_part
+  drawn = drawings(trajectory, group.boxes)
   turns = [
     TurnView(
-      pieces=pieces(turn.text, "" if number else prefix),
-      operations=drawn.operations,
+      pieces=pieces(turn.text, "" if number else group.response_prefix),
+      operations=drawn[number].operations,
       errors=[(error.code.replace("_", " "), error.detail) for error in turn.errors],
-      images=drawn.images,
+      images=drawn[number].images,
     )
-    for number, (turn, drawn) in enumerate(
-      zip(trajectory.turns, drawings(trajectory, _true_boxes(group)), strict=True)
-    )
+    for number, turn in enumerate(trajectory.turns)
   ]
   return RolloutView(
-    name=name,
+    name=rollout.name,
     answer=rollout.answer,
     reward=rollout.reward,
-    parts=_parts(rollout.reward, rollout.format, rollout.score, card),
+    parts=parts,
     advantage=rollout.advantage,
     score=rollout.score,
     right_format=rollout.format > 0,
@@ -171,38 +178,3 @@ def _rollout_view(
     valid=rollout.valid,
     turns=turns,
   )
-
-
-def _start_view(start: GreedyAnswer, group: SavedGroup) -> RolloutView:
-  """The answer of the start; its drawings are not saved."""
-  return RolloutView(
-    name="start, greedy",
-    answer=start.answer,
-    reward=start.reward,
-    parts=None,
-    advantage=None,
-    score=start.score,
-    right_format=None,
-    end_reason=start.end_reason.replace("_", " "),
-    tokens=start.tokens,
-    valid=start.end_reason != "fault",
-    turns=[TurnView(pieces(start.text, _response_prefix(group)), [], [], [])],
-  )
-
-
-def _parts(
-  reward: float | None, format_: float, score: float | None, card: RewardCard | None
-) -> tuple[float, float] | None:
-  """Accuracy and format part of a reward."""
-  if card is None or reward is None or score is None:
-    return None
-  part = card.format_part(format_, score)
-  return reward - part, part
-
-
-def _response_prefix(group: SavedGroup) -> str:
-  return str(vars(group).get("response_prefix") or "")
-
-
-def _true_boxes(group: SavedGroup) -> list[TrueBox]:
-  return [TrueBox(b["label"], b["image"], tuple(b["box"])) for b in vars(group).get("boxes") or ()]

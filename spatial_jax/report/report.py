@@ -1,6 +1,6 @@
 """One self-contained HTML file about a run, made from the files of its work directory.
 
-    results.json, predictions.jsonl ─► example, scores, differences
+    results.json, predictions.jsonl ─► result, scores, differences
     metrics.jsonl                   ─► key figures, training curves
     rollouts/                       ─► example, gallery
     timeline.json                   ─► programs on the devices during one step
@@ -31,12 +31,13 @@ from spatial_jax.evaluate.results import (
   START_GREEDY,
   START_SAMPLED,
   ResultTable,
+  headline,
   read_results,
+  score_change,
 )
 from spatial_jax.report import curves, result_plots, timeline_plot, wording
-from spatial_jax.report.example import choose_example
+from spatial_jax.report.example import choose_example, score_changes
 from spatial_jax.report.gallery import step_view
-from spatial_jax.report.predictions import read_answers
 from spatial_jax.report.reward_card import RewardCard, card_view
 from spatial_jax.rollout.profiling import TIMELINE
 from spatial_jax.rollout.saved_groups import load_groups
@@ -49,24 +50,11 @@ _HERE = pathlib.Path(__file__).parent
 
 @dataclasses.dataclass(frozen=True)
 class About:
-  """The head of the page.
+  """The head of the page."""
 
-  Attributes:
-    title: of the run, one line.
-    summary: what the run is, a few sentences of plain text.
-    facts: ("policy", "Qwen2.5-VL, 4.1 M parameters"), ...
-  """
-
-  title: str
-  summary: str
-  facts: tuple[tuple[str, str], ...]
-
-
-class Figure(NamedTuple):
-  """A plot in two layouts: for a wide page and for a phone."""
-
-  wide: Markup
-  phone: Markup
+  title: str  # of the run, one line
+  summary: str  # what the run is, a few sentences of plain text
+  facts: tuple[tuple[str, str], ...]  # ("policy", "Qwen2.5-VL, 4.1 M parameters"), ...
 
 
 class KeyFigure(NamedTuple):
@@ -98,27 +86,28 @@ def write_report(
   """
   workdir = pathlib.Path(workdir)
   records, table = metrics.read(workdir), read_results(workdir)
-  answers = read_answers(workdir)
   steps = [groups for groups in load_groups(workdir, groups_per_step) if groups]
   steps.sort(key=lambda groups: groups[0].step is not None)  # the evaluation first
   config = workdir / CONFIG
   config = config.read_text(encoding="utf-8", errors="replace") if config.exists() else None
+  change = score_change(table) if table else None
   page = _template().render(
     about=about,
-    example=choose_example(steps, answers, wording.headline_verb(table) if table else None),
-    result=wording.headline(table) if table else None,
+    example=choose_example(steps, score_changes(workdir), change.verb if change else None),
+    result=headline(table) if table else None,
     key_figures=key_figures(records, table),
     table=table,
     few=wording.FEW,
     findings=wording.findings(table) if table else [],
-    dots=_dots(table) if table else None,
-    forest=_forest(table) if table else None,
+    dots=result_plots.dot_plot(table) if table else None,
+    forest=result_plots.forest_plot(table.paired) if table else None,
+    held_out=curves.held_out_panel(records),
     curves=curves.main_panels(records),
     further_curves=curves.further_panels(records),
     not_finite=not_finite(records),
     schedule=_schedule(config),
     card=card_view(card) if card else None,
-    gallery=[step_view(groups, card, answers.start) for groups in steps],
+    gallery=[step_view(groups, card) for groups in steps],
     timeline=_timeline_view(workdir),
     config=config,
     css=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
@@ -179,21 +168,6 @@ def _template() -> jinja2.Template:
   return environment.get_template("report.html.jinja")
 
 
-def _dots(table: ResultTable) -> Figure | None:
-  keys = result_plots.plot_keys(table)
-  if keys is None:
-    return None
-  wide, phone = result_plots.WIDE, result_plots.PHONE
-  return Figure(*(result_plots.dot_plot(table, keys, layout) for layout in (wide, phone)))
-
-
-def _forest(table: ResultTable) -> Figure | None:
-  if not table.paired:
-    return None
-  wide, phone = result_plots.WIDE, result_plots.PHONE
-  return Figure(*(result_plots.forest_plot(table.paired, layout) for layout in (wide, phone)))
-
-
 def _schedule(config: str | None) -> str | None:
   """A remark on schedules that did not end with the run."""
   try:
@@ -209,8 +183,7 @@ def _timeline_view(workdir: pathlib.Path) -> dict[str, Any] | None:
     return None
   try:
     record = json.loads(path.read_text(encoding="utf-8"))
-    figure = Figure(*(timeline_plot.timeline_figure(record, width_in) for width_in in (10.0, 3.7)))
-    return {"step": record["step"], "figure": figure}
+    return {"step": record["step"], "figure": timeline_plot.timeline_figure(record)}
   except (KeyError, TypeError, ValueError) as error:
     raise DataError(f"{path} cannot be read ({error!r}); delete it") from error
 

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from spatial_jax.evaluate import results
 from spatial_jax.evaluate.results import Cell, Paired, ResultTable
 from spatial_jax.report import svg, wording
+from spatial_jax.report.svg import Layout, TwoLayouts
 
 _ARROW_FROM = 0.03  # a shorter change has no arrow
 
@@ -27,18 +28,6 @@ class Keys(NamedTuple):
   other_image: str | None
 
 
-class Layout(NamedTuple):
-  """One of the two layouts of a plot.
-
-  Attributes:
-    phone: names above the rows.
-    width_in: of the figure, inches.
-  """
-
-  phone: bool
-  width_in: float
-
-
 class _RowText(NamedTuple):
   """The words of one row; `two_lines`: on a phone the numbers are below the name."""
 
@@ -48,9 +37,6 @@ class _RowText(NamedTuple):
   colour: str
   weight: str
   two_lines: bool
-
-
-WIDE, PHONE = Layout(phone=False, width_in=10.0), Layout(phone=True, width_in=3.7)
 
 
 def plot_keys(table: ResultTable) -> Keys | None:
@@ -70,33 +56,38 @@ def plot_keys(table: ResultTable) -> Keys | None:
   return None
 
 
-def dot_plot(table: ResultTable, keys: Keys, layout: Layout) -> Markup:
+def dot_plot(table: ResultTable) -> TwoLayouts | None:
   """Scores per question type: an arrow from start to end, a tick for the median answer.
 
       all questions       1,024     |   o────►●══        ◦ other images    | median answer
 
-  Args:
-    table: the result.
-    keys: the columns to draw.
-    layout: `WIDE` or `PHONE`.
+  None if the table has no policy.
   """
+  keys = plot_keys(table)
+  if keys is None:
+    return None
   rows = [("all questions", "", sum(row.n for row in table.rows), table.overall)]
   rows += [(wording.type_name(r.question_type), r.question_type, r.n, r.cells) for r in table.rows]
-  height_in = 0.48 * len(rows) + 1.15 if layout.phone else 0.33 * len(rows) + 0.85
-  draw = functools.partial(_draw_dots, rows, keys, layout)
-  return svg.axes_svg(draw, layout.width_in, height_in, "scores per question type")
+
+  def draw(layout: Layout) -> Markup:
+    height_in = 0.48 * len(rows) + 1.15 if layout.phone else 0.33 * len(rows) + 0.85
+    figure = functools.partial(_draw_dots, rows, keys, layout)
+    return svg.axes_svg(figure, layout.width_in, height_in, "scores per question type")
+
+  return svg.two_layouts(draw)
 
 
-def forest_plot(paired: Sequence[Paired], layout: Layout) -> Markup:
-  """Differences with their 95 % intervals around the line at 0.
+def forest_plot(paired: Sequence[Paired]) -> TwoLayouts | None:
+  """Differences with their 95 % intervals around the line at 0; None without differences."""
+  if not paired:
+    return None
 
-  Args:
-    paired: at least one.
-    layout: `WIDE` or `PHONE`.
-  """
-  height_in = 0.62 * len(paired) + 0.5 if layout.phone else 0.33 * len(paired) + 0.5
-  draw = functools.partial(_draw_forest, paired, layout)
-  return svg.axes_svg(draw, layout.width_in, height_in, "differences paired by question")
+  def draw(layout: Layout) -> Markup:
+    height_in = (0.62 if layout.phone else 0.33) * len(paired) + 0.5
+    figure = functools.partial(_draw_forest, paired, layout)
+    return svg.axes_svg(figure, layout.width_in, height_in, "differences paired by question")
+
+  return svg.two_layouts(draw)
 
 
 def _draw_dots(

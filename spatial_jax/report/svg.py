@@ -4,7 +4,7 @@ import html
 import io
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from markupsafe import Markup
@@ -40,6 +40,27 @@ _STYLE: Any = {
   "legend.frameon": False,
   "legend.fontsize": SMALL_PT,
 }
+
+
+class Layout(NamedTuple):
+  """Of a plot: `phone` has names above the rows; `width_in` is that of the figure, inches."""
+
+  phone: bool
+  width_in: float
+
+
+class TwoLayouts(NamedTuple):
+  """A plot for a wide page and for a phone."""
+
+  wide: Markup
+  phone: Markup
+
+
+def two_layouts(draw: Callable[[Layout], Markup]) -> TwoLayouts:
+  """Draws a plot in both layouts."""
+  return TwoLayouts(
+    draw(Layout(phone=False, width_in=10.0)), draw(Layout(phone=True, width_in=3.7))
+  )
 
 
 def figure_svg(

@@ -1,5 +1,6 @@
 """Numbers, names and results in words."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,36 +47,9 @@ def interval(paired: Paired) -> str:
 
 
 def typeset(label: str) -> str:
-  """A label with minus and multiplication signs: "end - start" -> "end − start"."""
-  return label.replace(" - ", f" {MINUS} ").replace(" x ", " \N{MULTIPLICATION SIGN} ")
-
-
-def is_change(paired: Paired) -> bool:
-  """Whether the difference compares the end of training with its start."""
-  pairs = (
-    (results.END_GREEDY, results.START_GREEDY),
-    (results.END_SAMPLED, results.START_SAMPLED),
-  )
-  return (paired.after, paired.before) in pairs
-
-
-def headline_verb(table: ResultTable) -> str | None:
-  """ "rose", "fell" or "did not change", None if start and end were not compared."""
-  return next((p.verb for p in table.paired if is_change(p) and p.measure == "score"), None)
-
-
-def headline(table: ResultTable) -> str | None:
-  """The result in one sentence, None without a policy in the table.
-
-  "On 1,024 held-out questions the greedy score rose from 0.52 to 0.64."
-  """
-  where = f"On {sum(row.n for row in table.rows):,} held-out questions"
-  for paired in table.paired:
-    if is_change(paired) and paired.measure == "score":
-      return f"{where} the {_change(paired, table)}."
-  if results.END_GREEDY in table.overall:
-    return f"{where} the greedy score is {table.overall[results.END_GREEDY].mean:.2f}."
-  return None
+  """Text with minus and multiplication signs: "end - start" -> "end − start"."""
+  text = re.sub(r"(?<= )-(?=[ \d])", MINUS, label)
+  return text.replace(" x ", " \N{MULTIPLICATION SIGN} ")
 
 
 def findings(table: ResultTable) -> list[str]:
@@ -88,7 +62,7 @@ def findings(table: ResultTable) -> list[str]:
   compared = (results.END_GREEDY, results.START_GREEDY) in by_pair
   sampled = by_pair.get((results.END_SAMPLED, results.START_SAMPLED))
   if sampled and compared:
-    found.append(f"The {_change(sampled, table)}.")
+    found.append(f"The {results.describe(sampled, table)}.")
   best = by_pair.get((results.END_SAMPLED, results.START_BEST_TEMPERATURE))
   if sampled and best and sampled.low > 0:
     found.append(_sharpening(best, table))
@@ -101,7 +75,7 @@ def findings(table: ResultTable) -> list[str]:
   for key, other in others.items():
     if paired := by_pair.get((results.END_GREEDY, key)):
       relation = {"rose": "is above", "fell": "is below"}.get(paired.verb, "does not differ from")
-      found.append(f"{subject} {relation} {other} ({table.overall[key].mean:.2f}).")
+      found.append(f"{subject} {relation} {other} ({table.overall[key].mean:.3f}).")
   return found
 
 
@@ -145,20 +119,9 @@ def schedule_sentence(config: dict[str, Any]) -> str | None:
   return None
 
 
-def _change(paired: Paired, table: ResultTable) -> str:
-  """ "greedy score rose from 0.52 to 0.64"."""
-  way = "greedy" if paired.after == results.END_GREEDY else "sampled"
-  before, after = (table.overall[key].mean for key in (paired.before, paired.after))
-  digits = 3 if before != after and f"{before:.2f}" == f"{after:.2f}" else 2
-  first, last = f"{before:.{digits}f}", f"{after:.{digits}f}"
-  if paired.verb == "did not change":
-    return f"{way} score did not change ({first} at the start, {last} at the end)"
-  return f"{way} score {paired.verb} from {first} to {last}"
-
-
 def _sharpening(best: Paired, table: ResultTable) -> str:
   label = next(c.label for c in table.columns if c.key == results.START_BEST_TEMPERATURE)
-  score = f"{table.overall[best.before].mean:.2f}"
+  score = f"{table.overall[best.before].mean:.3f}"
   if best.low > 0:
     return (
       f"This is more than sharpening: the best temperature of the start gives {score} ({label})."

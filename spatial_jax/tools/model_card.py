@@ -65,7 +65,6 @@ def model_card(
 
 def _results(results: ResultTable) -> str:
   """The headline and the mean score of each column."""
-  count = sum(row.n for row in results.rows)
   rows: Sequence[str] = [
     f"| {column.label} | {cell.mean:.3f} | {cell.low:.3f} to {cell.high:.3f} |"
     for column in results.columns
@@ -73,7 +72,7 @@ def _results(results: ResultTable) -> str:
   ]
   return "\n".join(
     [
-      f"Mean score on {count} held-out questions. {headline(results) or ''}".strip(),
+      headline(results) or "Mean score on held-out questions.",
       "",
       "| | score | 95 % interval |",
       "| --- | --- | --- |",

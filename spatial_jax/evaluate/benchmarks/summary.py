@@ -10,11 +10,9 @@ VSI_BENCH = "vsi-bench"  # as in `Task.benchmark`
 
 
 def heading(tasks: Sequence[Task], trained_on: str | None) -> str | None:
-  """Returns one line for the top of the result table, or None without benchmark questions.
+  """One line for the top of the result table, None without benchmark questions.
 
-  Args:
-    tasks: the questions of the evaluation.
-    trained_on: the benchmark with which the policy was trained; None without one.
+  `trained_on`: the benchmark whose rooms the policy was trained on, None without one.
   """
   benchmarks = {task.benchmark for task in tasks if task.benchmark}
   if not benchmarks:
@@ -27,16 +25,11 @@ def heading(tasks: Sequence[Task], trained_on: str | None) -> str | None:
 
 
 def vsi_score(predictions: Sequence[Prediction]) -> float | None:
-  """Returns VSI-Bench's own average, in [0, 100], over its question types in the evaluation.
+  """VSI-Bench's own average, in [0, 100], over its question types; None without one.
 
-  The answers are read by the benchmark's rules, which differ from `reward.parse`. The rooms are
-  rendered here, so the score compares runs with each other, not with published figures.
-
-  Args:
-    predictions: other benchmarks, other question types and faults are ignored.
-
-  Returns:
-    None if no prediction counts.
+  Other benchmarks, other question types and faults are ignored. The answers are read by the
+  benchmark's rules, which differ from `reward.parse`. The rooms are rendered here, so the score
+  compares runs with each other, not with published figures.
   """
   scores: dict[str, list[float]] = {}
   for p in predictions:
