@@ -26,6 +26,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from spatial_jax import sharding
 from spatial_jax.checks import mismatches
 from spatial_jax.errors import CheckpointError, system_error
 from spatial_jax.types import Params, TrainState
@@ -329,10 +330,8 @@ def _saved_leaves(checkpoint: PathLike) -> dict[str, Any]:
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {sharding.path_name(path): leaf for path, leaf in leaves}
 
 
 def _check_leaves(checkpoint: PathLike, abstract: Any, saved: Mapping[str, Any]) -> None:

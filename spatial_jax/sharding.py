@@ -198,6 +198,7 @@ def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
 
 def _rule_axes(path: str, shape: tuple[int, ...]) -> tuple[Any, ...]:
   """The mesh axis, or None, that PARAM_RULES gives to each axis of a parameter."""
+  path = path.removesuffix("/qvalue")  # a kernel in 8 bits
   found = [(pattern, spec) for pattern, spec in PARAM_RULES if re.search(pattern, path)]
   if len(found) != 1:
     patterns = ", ".join(pattern for pattern, _ in found) or "none"
@@ -221,14 +222,14 @@ def param_shardings(params: Params, mesh: Mesh) -> Params:
   def one(path: Any, leaf: Any) -> NamedSharding:
     if len(leaf.shape) == 0:
       return replicated(mesh)
-    return NamedSharding(mesh, param_spec(_path_name(path), leaf.shape, mesh))
+    return NamedSharding(mesh, param_spec(path_name(path), leaf.shape, mesh))
 
   return jax.tree_util.tree_map_with_path(one, params)
 
 
-def _path_name(path: Any) -> str:
-  name = jax.tree_util.keystr(path, simple=True, separator="/")
-  return name.removesuffix("/qvalue")  # a kernel in 8 bits
+def path_name(path: Any) -> str:
+  """A key path of JAX as "vision/blocks/qkv/kernel"."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def replication_report(params: Params, mesh: Mesh) -> str | None:
@@ -240,7 +241,7 @@ def replication_report(params: Params, mesh: Mesh) -> str | None:
   """
   found: dict[str, list[str]] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    name = _path_name(path)
+    name = path_name(path)
     for axis, size in zip(_rule_axes(name, leaf.shape), leaf.shape, strict=True):
       if axis in mesh.shape and size % mesh.shape[axis]:
         found.setdefault(f"{size} over {axis}={mesh.shape[axis]}", []).append(name)

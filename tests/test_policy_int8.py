@@ -8,9 +8,10 @@ import numpy as np
 import qwix
 
 from spatial_jax import compiled, sharding
-from spatial_jax.policy import int8, param_tree
+from spatial_jax.policy import int8
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
+from spatial_jax.sharding import path_name
 from tests import rollout_fixtures as fixtures
 from tests.policy_fixtures import hashed_params, small_config
 from tests.rollout_fixtures import (
@@ -31,7 +32,7 @@ def unstacked(cfg):
 def by_path(tree):
   is_leaf = lambda leaf: isinstance(leaf, qwix.QArray)  # noqa: E731
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
-  return {param_tree.path_name(path): leaf for path, leaf in leaves}
+  return {path_name(path): leaf for path, leaf in leaves}
 
 
 def test_only_kernels_of_decoder_layers_are_rounded():

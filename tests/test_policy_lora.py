@@ -72,9 +72,9 @@ def test_every_kernel_has_its_adapter():
   plain, params, *_ = setting("qwen3_vl/tied")
   _, adapted = with_adapters(plain, params, EVERYWHERE)
   base, adapters = lora.split(adapted)
-  found = {param_tree.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(adapters)}
+  found = {sharding.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(adapters)}
   kernels = [path for path, _ in jax.tree_util.tree_leaves_with_path(base)]
-  kernels = [name for name in map(param_tree.path_name, kernels) if name.endswith("/kernel")]
+  kernels = [name for name in map(sharding.path_name, kernels) if name.endswith("/kernel")]
   assert found == {f"{kernel}_lora_{side}" for kernel in kernels for side in "ab"}
 
 
@@ -107,7 +107,7 @@ def test_new_adapters_change_nothing():
   policy = dataclasses.replace(plain, lora=EVERYWHERE)
   fresh = compiled.init_adapters(policy, jax.random.key(5), compiled.train_mesh(policy))
   for path, leaf in jax.tree_util.tree_leaves_with_path(fresh):
-    assert bool((leaf == 0).all()) == param_tree.path_name(path).endswith("_b"), "B is 0, A is not"
+    assert bool((leaf == 0).all()) == sharding.path_name(path).endswith("_b"), "B is 0, A is not"
   found = outputs(policy, param_tree.merge(params, fresh), "qwen2_5_vl/tied")
   for one, other in zip(found, outputs(plain, params, "qwen2_5_vl/tied"), strict=True):
     np.testing.assert_array_equal(one, other)

@@ -21,9 +21,10 @@ from spatial_jax.errors import CheckpointError
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.update import apply_gradient
 from spatial_jax.metrics import LogConfig
-from spatial_jax.policy.param_tree import matches, path_name
+from spatial_jax.policy.param_tree import matches
 from spatial_jax.preemption import Terminated
 from spatial_jax.reward.compose import score
+from spatial_jax.sharding import path_name
 from spatial_jax.stages import grpo, loop
 from spatial_jax.stages.load import load_policy
 from spatial_jax.stages.loop import LoopConfig

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import qwix
 
-from spatial_jax.policy import param_tree
+from spatial_jax.sharding import path_name
 from spatial_jax.types import Params
 
 # (path regex, axes that the matrix product sums over). The other axes are output channels.
@@ -28,7 +28,7 @@ def quantized(params: Params) -> Params:
   """The parameters (unstacked) with every kernel of the decoder layers as a `qwix.QArray`."""
 
   def one(path, leaf: jax.Array) -> jax.Array | qwix.QArray:
-    name = param_tree.path_name(path)
+    name = path_name(path)
     summed = next((axes for pattern, axes in _SUMMED if re.search(pattern, name)), None)
     if summed is None:
       return leaf
