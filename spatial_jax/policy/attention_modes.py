@@ -22,20 +22,11 @@ from spatial_jax.policy import cache as cache_lib
 from spatial_jax.policy.cache import KV, Cache, Prefix, RowAssignment, Suffix
 from spatial_jax.types import Array
 
-# Values of `layer_axes`, in the form that a scan over layers reads.
-_SHARED: Any = nn.broadcast
-_PER_LAYER: Any = 0
-
 
 class CausalAttention(NamedTuple):
   """Rows are whole sequences: query t attends to keys s <= t of its own row."""
 
   valid_RT: jax.Array  # bool, left-aligned
-
-  @property
-  def layer_axes(self) -> Any:
-    """See `AttentionMode`."""
-    return CausalAttention(_SHARED)
 
 
 class PrefixAttention(NamedTuple):
@@ -44,11 +35,6 @@ class PrefixAttention(NamedTuple):
   valid_RT: jax.Array  # bool, left-aligned; R = B*G rows, ordered by prompt
   prefix: KV  # of this layer
   prefix_length_B: jax.Array  # int32, valid keys of each prefix
-
-  @property
-  def layer_axes(self) -> Any:
-    """See `AttentionMode`."""
-    return PrefixAttention(_SHARED, prefix=_PER_LAYER, prefix_length_B=_SHARED)
 
 
 class CacheAttention(NamedTuple):
@@ -68,14 +54,7 @@ class CacheAttention(NamedTuple):
   row_R: jax.Array | None  # int32, the cache row of each row
   assignment: RowAssignment | None  # of all rows; None: row r holds rollout r, or `row_R` is given
 
-  @property
-  def layer_axes(self) -> Any:
-    """See `AttentionMode`."""
-    shared = CacheAttention(*[_SHARED] * len(self._fields))
-    return shared._replace(prefix=_PER_LAYER, suffix=_PER_LAYER)
 
-
-# `layer_axes` of a mode tells for each of its fields whether all layers share it.
 AttentionMode = CausalAttention | PrefixAttention | CacheAttention
 
 
@@ -128,15 +107,19 @@ def with_cache(
   return modes, length_R
 
 
+def layer_axes(mode: AttentionMode) -> Any:
+  """`in_axes` of a scan over layers: keys and values differ from layer to layer."""
+  per_layer = ("prefix", "suffix")
+  return type(mode)(*(0 if name in per_layer else nn.broadcast for name in mode._fields))
+
+
 def stack_layers(modes: Sequence[AttentionMode]) -> Any:
   """One mode for a scan over layers: fields that differ from layer to layer are stacked."""
 
   def one(axis: Any, *fields: Any) -> Any:
-    if axis is _SHARED:
-      return fields[0]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *fields)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *fields) if axis == 0 else fields[0]
 
-  return jax.tree.map(one, modes[0].layer_axes, *modes)
+  return jax.tree.map(one, layer_axes(modes[0]), *modes)
 
 
 def attend(

@@ -121,7 +121,7 @@ class DecoderStack(nn.Module):
   def __call__(
     self, x_RTD: jax.Array, angles: Angles, deepstack: DeepStackFeatures | None, mode: AttentionMode
   ) -> tuple[jax.Array, KV | Suffix | None]:
-    in_axes = (nn.broadcast, nn.broadcast, mode.layer_axes, 0)
+    in_axes = (nn.broadcast, nn.broadcast, attention_modes.layer_axes(mode), 0)
     layers = scanned(DecoderLayer, self.cfg.layers, in_axes, self.remat)
     return layers(self.cfg, self.dtype, self.mesh, self.return_kv, name="layers")(
       x_RTD, angles, deepstack, mode, jnp.arange(self.cfg.layers)
