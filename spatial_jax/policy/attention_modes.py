@@ -110,7 +110,8 @@ def with_cache(
 def layer_axes(mode: AttentionMode) -> Any:
   """`in_axes` of a scan over layers: keys and values differ from layer to layer."""
   per_layer = ("prefix", "suffix")
-  return type(mode)(*(0 if name in per_layer else nn.broadcast for name in mode._fields))
+  axes: list[Any] = [0 if name in per_layer else nn.broadcast for name in mode._fields]
+  return type(mode)(*axes)
 
 
 def stack_layers(modes: Sequence[AttentionMode]) -> Any:
