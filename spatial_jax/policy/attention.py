@@ -76,15 +76,11 @@ def attend_with_prefix(
   gradient for parts that are merged afterwards. XLA reads the prefix in place.
 
   Args:
-    q_RKQTC: queries, R = B*G rows ordered by prompt.
+    q_RKQTC, mesh: as in `attend`; R = B*G rows, ordered by prompt.
     prefix: k_BKSC, v_BKSC.
-    prefix_length_B: int32, valid keys of each prefix.
+    prefix_length_B: int32, valid keys of each prefix, >= 1.
     suffix: k_RKTC, v_RKTC of the rows.
     valid_RT: bool, left-aligned.
-    mesh: as in `attend`.
-
-  Returns:
-    [R, K, Q, T, C] in the dtype of q.
   """
   rows, prompts, size = q_RKQTC.shape[0], prefix[0].shape[0], prefix[0].shape[2]
   if _platform(mesh) not in ("tpu", "gpu"):
@@ -126,10 +122,7 @@ def _join_queries(q_RKQTC: jax.Array) -> jax.Array:
 def _xla_in_pieces(
   q_RKQTC: jax.Array, k_RKSC: jax.Array, v_RKSC: jax.Array, segment_RS: jax.Array, causal: bool
 ) -> jax.Array:
-  """`attend_xla` in pieces of rows and queries, so that few scores exist at once.
-
-  16 frames of 1,024 patches and 16 heads would have 1 GiB of scores in each layer.
-  """
+  """`attend_xla` in pieces: 16 frames of 1,024 patches and 16 heads would have 1 GiB of scores."""
   rows, kv_heads, per_kv, tokens, _ = q_RKQTC.shape
   queries_at_once = max(1, _SCORE_BYTES // (4 * kv_heads * per_kv * k_RKSC.shape[2]))
   if rows * tokens <= queries_at_once:
@@ -195,16 +188,13 @@ def attend_cache(
       query t of row r attends to   prefix  s < prefix_length[prompt of r]
                                     suffix  s <= start[r] + t
   Args:
-    q_RKQTC, prefix: as in `attend_with_prefix`.
-    prefix_length_B: int32, valid keys of each prefix, >= 1.
+    q_RKQTC, prefix, prefix_length_B: as in `attend_with_prefix`.
     suffix: k_RKSC, v_RKSC of each block, with the new tokens already written at start_R.
     start_R: int32, tokens in each suffix before the new ones.
     last_offset: int32 [], largest offset of a new token; blocks after it are not read. None: all
       blocks are read.
     row_R: int32, the rows of `suffix` to read. None: all rows in order.
-    assignment: rollouts of these rows. None: R = B*G rows, ordered by prompt.
-  Returns:
-    [R, K, Q, T, C] in the dtype of q."""
+    assignment: rollouts of these rows. None: R = B*G rows, ordered by prompt."""
   merged, first = _attend_prefix(q_RKQTC, prefix, prefix_length_B, assignment), 0
   q_RKTC, (per_kv, tokens) = _join_queries(q_RKQTC), q_RKQTC.shape[2:4]
   offset_RT = start_R[:, None] + jnp.arange(tokens)[None]
@@ -302,8 +292,8 @@ def _cudnn(
 ) -> jax.Array:
   """cuDNN flash attention on [R, T, H, C] in half precision.
 
-  The valid keys of whole rows are given as lengths; after a padded prefix, or with several segments
-  in a row, they are given as a mask.
+  The valid keys of whole rows are given as lengths; otherwise (a padded prefix, several segments in
+  a row) as a mask.
   """
   (rows, kv_heads, per_kv, tokens, channels), keys = q_RKQTC.shape, k_RKSC.shape[2]
   if q_RKQTC.dtype == jnp.float32:  # cuDNN has no float32 kernel
