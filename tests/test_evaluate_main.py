@@ -19,8 +19,9 @@ from spatial_jax.data.source import make_source
 from spatial_jax.errors import CheckpointError, DataError, UserError
 from spatial_jax.evaluate.evaluator import evaluation_rollout_config, gallery_tasks
 from spatial_jax.evaluate.results import read_results
-from spatial_jax.evaluate_main import evaluate, settings_of
+from spatial_jax.evaluate_main import EvaluateRun, evaluate
 from spatial_jax.sharding import MeshConfig
+from spatial_jax.stages.context import settings_of
 from spatial_jax.stages.load import load_policy, record
 from spatial_jax.synthetic import tasks as tasks_lib
 from spatial_jax.types import TrainState
@@ -224,7 +225,13 @@ def test_an_evaluation_from_checkpoint_to_report(
   page = (workdir / "report.html").read_text()
   assert "<h2>Held-out questions at the start and at the end</h2>" in page
   assert page.count("<article>") == 2
-  assert "difference, paired by question" in capsys.readouterr().out
+  assert page.count('<p class="name">start, greedy</p>') == 2
+  assert "<dt>Start</dt>" in page.split("<h2>")[0]
+  assert "<h2>Reward</h2>" in page
+  out = capsys.readouterr().out
+  assert "difference, paired by question" in out
+  lines = [line for line in out.splitlines() if line.startswith("evaluating ")]
+  assert lines == [f"evaluating {done}/6" for done in range(7)]
   with pytest.raises(ConfigError, match="work directory of another config"):
     evaluate(photo_settings(street, policy_folder, tasks=4), str(run_folder), workdir)
 
@@ -254,8 +261,8 @@ def test_a_training_config_is_accepted():
   training = {k: v for k, v in fixtures.SETTINGS.items() if k != "reward"}
   training |= {"stages": ("grpo",), "remat": False, "lora": {"paths": ()}, "loop": {"steps": 3}}
   training |= {"learn": {"reward": fixtures.SETTINGS["reward"], "micro": {"rows": 8}}}
-  assert settings_of(training) == fixtures.SETTINGS
-  assert settings_of(fixtures.SETTINGS) == fixtures.SETTINGS
+  assert settings_of(EvaluateRun, training) == fixtures.SETTINGS
+  assert settings_of(EvaluateRun, fixtures.SETTINGS) == fixtures.SETTINGS
 
 
 @pytest.mark.parametrize(

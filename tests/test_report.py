@@ -148,9 +148,9 @@ def test_every_saved_rollout_is_shown_in_full(run, text):
 def test_rollouts_of_training_are_sorted_by_reward_and_the_truth_is_shown_once(run):
   [first, *_] = saved_groups.load_groups(run, per_step=1)
   view = gallery.group_view(first[0], dummies.CARD)
-  rewards = [rollout.reward for rollout in view.rollouts]
+  rewards = [rollout.saved.reward for rollout in view.rollouts]
   assert rewards == sorted(rewards, reverse=True)
-  assert {rollout.name for rollout in view.rollouts} == {f"sample {i}" for i in range(1, 9)}
+  assert {rollout.saved.name for rollout in view.rollouts} == {f"sample {i}" for i in range(1, 9)}
 
 
 def test_evaluation_shows_the_start_beside_the_end(run):
@@ -158,7 +158,11 @@ def test_evaluation_shows_the_start_beside_the_end(run):
   view = gallery.step_view(evaluation, None)
   assert view.compared
   for group in view.groups:
-    assert [r.name for r in group.rollouts] == ["start, greedy", "end, greedy", "end, sampled"]
+    assert [r.saved.name for r in group.rollouts] == [
+      "start, greedy",
+      "end, greedy",
+      "end, sampled",
+    ]
     assert [r.turns[-1].pieces[-1].kind for r in group.rollouts] == ["answer"] * 3
 
 
@@ -366,12 +370,12 @@ def test_example_moves_with_the_result(run):
   rose = choose_example(steps, changes, "rose")
   assert rose
   assert [who for who, *_ in rose.answers] == ["Start", "End"]
-  scores = [score for _, _, score in rose.answers]
+  scores = [rollout.score for _, rollout in rose.answers]
   assert scores == [0.0, pytest.approx(0.85, abs=0.06)], "80 % off, 10 % off"
   assert "largest rise among 2 saved questions" in rose.note
   same = choose_example(steps, changes, "did not change")
   assert same
-  assert same.answers[1][2] == pytest.approx(0.65, abs=0.06), "20 % off"
+  assert same.answers[1][1].score == pytest.approx(0.65, abs=0.06), "20 % off"
   fell = choose_example(steps, changes, "fell")
   assert fell
   assert "largest fall" not in fell.note, "no question fell"

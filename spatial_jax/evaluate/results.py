@@ -32,6 +32,8 @@ LABELS = {
   START_OTHER_IMAGE: "start greedy, other images",
   END_OTHER_IMAGE: "end, greedy, other images",
 }
+# What is compared first: greedy answers, else sampled ones.
+END_AND_START = (END_GREEDY, START_GREEDY), (END_SAMPLED, START_SAMPLED)
 
 Measure = Literal["score", "reward"]
 
@@ -114,12 +116,8 @@ class ResultTable:
 
 def score_change(table: ResultTable) -> Paired | None:
   """The difference of the headline: the score at the end and at the start, greedy if there is."""
-  pairs = (END_GREEDY, START_GREEDY), (END_SAMPLED, START_SAMPLED)
-  for pair in pairs:
-    for paired in table.paired:
-      if (paired.after, paired.before) == pair and paired.measure == "score":
-        return paired
-  return None
+  scores = {(p.after, p.before): p for p in table.paired if p.measure == "score"}
+  return next((scores[pair] for pair in END_AND_START if pair in scores), None)
 
 
 def headline(table: ResultTable) -> str | None:

@@ -33,14 +33,6 @@ class Panel(NamedTuple):
   sentence: str
 
 
-class LeadPanel(NamedTuple):
-  """A drawn curve as wide as the page."""
-
-  curve: Curve
-  figure: svg.TwoLayouts
-  sentence: str
-
-
 HELD_OUT = Curve(
   "held_out_score", "Held-out score", "greedy answers to held-out questions", share=True
 )
@@ -67,7 +59,7 @@ FURTHER = (
 )
 
 
-def held_out_panel(records: Sequence[dict[str, Any]]) -> LeadPanel | None:
+def held_out_panel(records: Sequence[dict[str, Any]]) -> Panel | None:
   """The held-out score, on an axis that shows its change; None without a value in the records."""
   points = _points(records, HELD_OUT.key)
   if not points:
@@ -77,7 +69,7 @@ def held_out_panel(records: Sequence[dict[str, Any]]) -> LeadPanel | None:
   limits = max(0.0, low - margin), min(1.0, high + margin)
   draw = functools.partial(_draw_curve, points, limits, ticks=6)
   figure = svg.two_layouts(lambda layout: svg.axes_svg(draw, layout.width_in, 2.5, HELD_OUT.title))
-  return LeadPanel(HELD_OUT, figure, _NOT_FROM_ZERO if limits[0] > 0 else "")
+  return Panel(HELD_OUT, figure, _NOT_FROM_ZERO if limits[0] > 0 else "")
 
 
 def main_panels(records: Sequence[dict[str, Any]]) -> list[Panel]:

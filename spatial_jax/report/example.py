@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from spatial_jax.errors import DataError
 from spatial_jax.evaluate.results import END_GREEDY, LABELS, PREDICTIONS, START_GREEDY
-from spatial_jax.report import wording
 from spatial_jax.report.drawings import ImageView
 from spatial_jax.report.gallery import prompt_images
 from spatial_jax.rollout.saved_groups import SavedGroup, SavedRollout
@@ -19,12 +18,9 @@ class Example(NamedTuple):
   """One question."""
 
   where: str  # "Held-out question", "Training question of step 50"
-  question_type: str
-  question: str
-  options: tuple[str, ...]
-  truth: str | None
+  group: SavedGroup
   images: list[ImageView]
-  answers: list[tuple[str, str | None, float | None]]  # who, answer, score
+  answers: list[tuple[str, SavedRollout]]  # of whom, answer
   note: str  # how the example was chosen, "" if nothing was chosen
 
 
@@ -68,14 +64,15 @@ def choose_example(
     return _compared(both, changes, verb)
   if held_out:
     where = "Held-out question" if held_out[0].truth is not None else "Question"
-    answers = [(f"Answer, {r.name}", r.answer, r.score) for r in held_out[0].rollouts[:3]]
-    return _example(held_out[0], where, answers, "")
+    answers = [(f"Answer, {rollout.name}", rollout) for rollout in held_out[0].rollouts[:3]]
+    return Example(where, held_out[0], prompt_images(held_out[0]), answers, "")
   if not steps:
     return None
   group = steps[-1][0]
   best = max(group.rollouts, key=lambda r: r.reward or 0.0)
-  answers = [(f"Best answer of {len(group.rollouts)} rollouts", best.answer, best.score)]
-  return _example(group, f"Training question of step {group.step}", answers, "")
+  answers = [(f"Best answer of {len(group.rollouts)} rollouts", best)]
+  where = f"Training question of step {group.step}"
+  return Example(where, group, prompt_images(group), answers, "")
 
 
 def _compared(groups: Sequence[SavedGroup], changes: Sequence[float], verb: str | None) -> Example:
@@ -96,24 +93,9 @@ def _compared(groups: Sequence[SavedGroup], changes: Sequence[float], verb: str 
       f"equal on {len(changes) - rose - fell:,}. {note}"
     )
   start, end = (_by_name(group)[LABELS[key]] for key in (START_GREEDY, END_GREEDY))
-  answers = [("Start", start.answer, start.score), ("End", end.answer, end.score)]
-  return _example(group, "Held-out question", answers, note)
+  answers = [("Start", start), ("End", end)]
+  return Example("Held-out question", group, prompt_images(group), answers, note)
 
 
 def _by_name(group: SavedGroup) -> Mapping[str, SavedRollout]:
   return {rollout.name: rollout for rollout in group.rollouts}
-
-
-def _example(
-  group: SavedGroup, where: str, answers: list[tuple[str, str | None, float | None]], note: str
-) -> Example:
-  return Example(
-    where=where,
-    question_type=wording.type_name(group.question_type),
-    question=group.question,
-    options=group.options,
-    truth=group.truth,
-    images=prompt_images(group),
-    answers=answers,
-    note=note,
-  )

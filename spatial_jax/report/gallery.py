@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from spatial_jax.evaluate.results import LABELS, START_GREEDY
-from spatial_jax.report import wording
 from spatial_jax.report.drawings import ImageView, OperationView, drawings, image_view
 from spatial_jax.report.reward_card import RewardCard
 from spatial_jax.rollout.saved_groups import SavedGroup, SavedRollout
@@ -39,30 +38,19 @@ class TurnView(NamedTuple):
 
 
 class RolloutView(NamedTuple):
-  """One response; reward, advantage and score are None if unknown."""
+  """One response."""
 
-  name: str  # "sample 3", "start, greedy"
-  answer: str | None  # None without an answer
-  reward: float | None
-  parts: tuple[float, float] | None  # accuracy and format part of the reward
-  advantage: float | None
-  score: float | None
-  right_format: bool  # of the response and all its drawings
+  saved: SavedRollout
+  parts: tuple[float, float] | None  # accuracy and format part of the reward, None if unknown
   end_reason: str  # in words
   tokens: int  # sampled
-  valid: bool  # False after a fault of the machinery
   turns: list[TurnView]
 
 
 class GroupView(NamedTuple):
   """One question and its responses; `mean` is the mean reward of a training group."""
 
-  question_type: str
-  type_name: str
-  task_id: str
-  question: str
-  options: tuple[str, ...]
-  truth: str | None
+  saved: SavedGroup
   images: list[ImageView]
   mean: float | None
   rollouts: list[RolloutView]
@@ -92,7 +80,7 @@ def step_view(groups: Sequence[SavedGroup], card: RewardCard | None) -> StepView
   return StepView(
     step=groups[0].step,
     scored=groups[0].truth is not None,
-    compared=any(rollout.name == LABELS[START_GREEDY] for rollout in rollouts),
+    compared=any(rollout.saved.name == LABELS[START_GREEDY] for rollout in rollouts),
     given=next((p.given for turn in turns for p in turn.pieces if p.given), ""),
     true_boxes=any(image.true_boxes for turn in turns for image in turn.images),
     groups=views,
@@ -100,22 +88,13 @@ def step_view(groups: Sequence[SavedGroup], card: RewardCard | None) -> StepView
 
 
 def group_view(group: SavedGroup, card: RewardCard | None) -> GroupView:
-  """What the template shows of one question: unescaped; training rollouts sorted by reward."""
+  """What the template shows of one question; training rollouts are sorted by reward."""
   rewards = [r.reward for r in group.rollouts if r.valid and r.reward is not None]
   rollouts = [_rollout_view(rollout, group, card) for rollout in group.rollouts]
   if group.step is not None:
-    rollouts.sort(key=lambda view: (not view.valid, -(view.reward or 0.0)))
-  return GroupView(
-    question_type=group.question_type,
-    type_name=wording.type_name(group.question_type),
-    task_id=group.task_id,
-    question=group.question,
-    options=group.options,
-    truth=group.truth,
-    images=prompt_images(group),
-    mean=float(np.mean(rewards)) if rewards and group.step is not None else None,
-    rollouts=rollouts,
-  )
+    rollouts.sort(key=lambda view: (not view.saved.valid, -(view.saved.reward or 0.0)))
+  mean = float(np.mean(rewards)) if rewards and group.step is not None else None
+  return GroupView(group, prompt_images(group), mean, rollouts)
 
 
 def prompt_images(group: SavedGroup) -> list[ImageView]:
@@ -165,16 +144,5 @@ def _rollout_view(rollout: SavedRollout, group: SavedGroup, card: RewardCard | N
     )
     for number, turn in enumerate(trajectory.turns)
   ]
-  return RolloutView(
-    name=rollout.name,
-    answer=rollout.answer,
-    reward=rollout.reward,
-    parts=parts,
-    advantage=rollout.advantage,
-    score=rollout.score,
-    right_format=rollout.format > 0,
-    end_reason=trajectory.end_reason.replace("_", " "),
-    tokens=int(trajectory.trained_T.sum()),
-    valid=rollout.valid,
-    turns=turns,
-  )
+  end_reason = trajectory.end_reason.replace("_", " ")
+  return RolloutView(rollout, parts, end_reason, int(trajectory.trained_T.sum()), turns)

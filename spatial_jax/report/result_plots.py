@@ -14,18 +14,9 @@ from matplotlib.lines import Line2D
 from spatial_jax.evaluate import results
 from spatial_jax.evaluate.results import Cell, Paired, ResultTable
 from spatial_jax.report import svg, wording
-from spatial_jax.report.svg import Layout, TwoLayouts
+from spatial_jax.report.svg import Layout
 
 _ARROW_FROM = 0.03  # a shorter change has no arrow
-
-
-class Keys(NamedTuple):
-  """Column keys of one dot plot, None if the table lacks the column."""
-
-  start: str | None
-  end: str
-  median: str | None
-  other_image: str | None
 
 
 class _RowText(NamedTuple):
@@ -39,45 +30,28 @@ class _RowText(NamedTuple):
   two_lines: bool
 
 
-def plot_keys(table: ResultTable) -> Keys | None:
-  """The columns that the dot plot compares: greedy answers, else sampled ones, else None."""
-  available = {column.key for column in table.columns}
-
-  def present(key: str) -> str | None:
-    return key if key in available else None
-
-  for start, end in (
-    (results.START_GREEDY, results.END_GREEDY),
-    (results.START_SAMPLED, results.END_SAMPLED),
-  ):
-    if end in available:
-      other = present(results.END_OTHER_IMAGE)
-      return Keys(present(start), end, present(results.MEDIAN), other)
-  return None
-
-
-def dot_plot(table: ResultTable) -> TwoLayouts | None:
+def dot_plot(table: ResultTable) -> Markup | None:
   """Scores per question type: an arrow from start to end, a tick for the median answer.
 
       all questions       1,024     |   o────►●══        ◦ other images    | median answer
 
-  None if the table has no policy.
+  Greedy answers, else sampled ones; None if the table has no policy.
   """
-  keys = plot_keys(table)
-  if keys is None:
+  pair = next((pair for pair in results.END_AND_START if pair[0] in table.overall), None)
+  if pair is None:
     return None
-  rows = [("all questions", "", sum(row.n for row in table.rows), table.overall)]
-  rows += [(wording.type_name(r.question_type), r.question_type, r.n, r.cells) for r in table.rows]
+  draw = functools.partial(_draw_dots, table, *pair)
+  rows = 1 + len(table.rows)
 
-  def draw(layout: Layout) -> Markup:
-    height_in = 0.48 * len(rows) + 1.15 if layout.phone else 0.33 * len(rows) + 0.85
-    figure = functools.partial(_draw_dots, rows, keys, layout)
+  def plot(layout: Layout) -> Markup:
+    height_in = 0.48 * rows + 1.15 if layout.phone else 0.33 * rows + 0.85
+    figure = functools.partial(draw, layout)
     return svg.axes_svg(figure, layout.width_in, height_in, "scores per question type")
 
-  return svg.two_layouts(draw)
+  return svg.two_layouts(plot)
 
 
-def forest_plot(paired: Sequence[Paired]) -> TwoLayouts | None:
+def forest_plot(paired: Sequence[Paired]) -> Markup | None:
   """Differences with their 95 % intervals around the line at 0; None without differences."""
   if not paired:
     return None
@@ -90,29 +64,25 @@ def forest_plot(paired: Sequence[Paired]) -> TwoLayouts | None:
   return svg.two_layouts(draw)
 
 
-def _draw_dots(
-  rows: Sequence[tuple[str, str, int, Mapping[str, Cell]]], keys: Keys, layout: Layout, axes: Axes
-) -> None:
+def _draw_dots(table: ResultTable, end: str, start: str, layout: Layout, axes: Axes) -> None:
+  rows = [("all questions", "", sum(row.n for row in table.rows), table.overall)]
+  rows += [(wording.type_name(r.question_type), r.question_type, r.n, r.cells) for r in table.rows]
   for y, (name, question_type, n, cells) in enumerate(rows):
     few = n < wording.FEW
     colour, weight = svg.MUTED if few else svg.INK, "bold" if y == 0 else "normal"
     text = _RowText(name, f"n = {n:,}", question_type, colour, weight, two_lines=False)
     _write_row(axes, y, text, layout)
-    _draw_row(axes, y, keys, cells, svg.PALE if few else svg.ACCENT)
+    _draw_row(axes, y, cells.get(start), cells.get(end), svg.PALE if few else svg.ACCENT)
+    _draw_baselines(axes, y, cells, svg.PALE if few else svg.MUTED)
   axes.set(xlim=(0, 1), xlabel="score")
   _finish(axes, len(rows), layout)
   columns = 2 if layout.phone else 5
-  axes.figure.legend(handles=_dot_legend(keys), loc="outside upper left", ncols=columns)
+  handles = _dot_legend(table, start in table.overall)
+  axes.figure.legend(handles=handles, loc="outside upper left", ncols=columns)
 
 
-def _draw_row(axes: Axes, y: int, keys: Keys, cells: Mapping[str, Cell], colour: str) -> None:
+def _draw_row(axes: Axes, y: int, start: Cell | None, end: Cell | None, colour: str) -> None:
   """One question type; a column without a cell leaves a gap."""
-  pale = svg.PALE if colour == svg.PALE else svg.MUTED
-  if median := cells.get(keys.median or ""):
-    axes.plot([median.mean] * 2, [y - 0.27, y + 0.27], color=pale, linewidth=1.6)
-  if other := cells.get(keys.other_image or ""):
-    axes.plot(other.mean, y, "o", color="white", markeredgecolor=pale, markersize=6, clip_on=False)
-  start, end = cells.get(keys.start or ""), cells.get(keys.end)
   if end:
     axes.plot(
       [end.low, end.high], [y, y], color=colour, linewidth=7, alpha=0.28, solid_capstyle="butt"
@@ -126,20 +96,26 @@ def _draw_row(axes: Axes, y: int, keys: Keys, cells: Mapping[str, Cell], colour:
     axes.plot(end.mean, y, "o", color=colour, markersize=6.5, clip_on=False)
 
 
-def _dot_legend(keys: Keys) -> list[Line2D]:
-  mark: Any = {"linestyle": "none", "color": svg.ACCENT}
-  handles = []
-  if keys.start:
-    handles.append(Line2D([], [], marker="o", markersize=3.2, label="start", **mark))
+def _draw_baselines(axes: Axes, y: int, cells: Mapping[str, Cell], colour: str) -> None:
+  if median := cells.get(results.MEDIAN):
+    axes.plot([median.mean] * 2, [y - 0.27, y + 0.27], color=colour, linewidth=1.6, zorder=1)
+  if other := cells.get(results.END_OTHER_IMAGE):
+    ring: Any = {"color": "white", "markeredgecolor": colour, "clip_on": False, "zorder": 1}
+    axes.plot(other.mean, y, "o", markersize=6, **ring)
+
+
+def _dot_legend(table: ResultTable, has_start: bool) -> list[Line2D]:
+  mark: Any = {"linestyle": "none", "color": svg.ACCENT, "marker": "o"}
+  handles = [Line2D([], [], markersize=3.2, label="start", **mark)] if has_start else []
   handles += [
-    Line2D([], [], marker="o", markersize=6.5, label="end" if keys.start else "policy", **mark),
+    Line2D([], [], markersize=6.5, label="end" if has_start else "policy", **mark),
     Line2D([], [], color=svg.WASH, linewidth=7, label="95 % interval"),
   ]
-  if keys.median:
+  if results.MEDIAN in table.overall:
     tick: Any = {"marker": "|", "markersize": 10, "markeredgewidth": 1.6, "linestyle": "none"}
     handles.append(Line2D([], [], color=svg.MUTED, label="median answer", **tick))
-  if keys.other_image:
-    hollow: Any = mark | {"color": "white", "markeredgecolor": svg.MUTED, "marker": "o"}
+  if results.END_OTHER_IMAGE in table.overall:
+    hollow: Any = mark | {"color": "white", "markeredgecolor": svg.MUTED}
     handles.append(Line2D([], [], markersize=6, label="images of other rooms", **hollow))
   return handles
 

@@ -49,18 +49,11 @@ class Layout(NamedTuple):
   width_in: float
 
 
-class TwoLayouts(NamedTuple):
-  """A plot for a wide page and for a phone."""
-
-  wide: Markup
-  phone: Markup
-
-
-def two_layouts(draw: Callable[[Layout], Markup]) -> TwoLayouts:
-  """Draws a plot in both layouts."""
-  return TwoLayouts(
-    draw(Layout(phone=False, width_in=10.0)), draw(Layout(phone=True, width_in=3.7))
-  )
+def two_layouts(draw: Callable[[Layout], Markup]) -> Markup:
+  """A plot for a wide page and for a phone; the style sheet shows one of them."""
+  wide, phone = draw(Layout(phone=False, width_in=10.0)), draw(Layout(phone=True, width_in=3.7))
+  both = Markup('<div class="wide-only">{}</div><div class="phone-only">{}</div>')
+  return both.format(wide, phone)
 
 
 def figure_svg(

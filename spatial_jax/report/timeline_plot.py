@@ -20,7 +20,7 @@ _FILL = 0.9  # height of a full bar, in slots
 _VISIBLE = 0.002  # share of the total time; shorter bars are not drawn
 
 
-def timeline_figure(record: dict[str, Any]) -> svg.TwoLayouts:
+def timeline_figure(record: dict[str, Any]) -> Markup:
   """Slots over the seconds of the rollouts of one step; `record` is from `Timeline.record`."""
 
   def draw(layout: svg.Layout) -> Markup:

@@ -86,8 +86,6 @@ def reward_sentence(records: Sequence[dict[str, Any]]) -> str | None:
     return None
   reward, score = (ends(records, key) for key in ("reward", "score"))
   first, last = f"{ks[0]:.3g}", f"{ks[-1]:.3g}"
-  if ks[-1] < ks[0]:
-    return f"The sharpness k falls from {first} to {last}, so the same error earns more."
   rises = f"the sharpness k rises from {first} to {last}, so the same error earns less"
   if reward and score and reward[1] < reward[0] and score[1] >= score[0]:
     return f"The reward falls from {reward[0]:.2f} to {reward[1]:.2f} because {rises}."
