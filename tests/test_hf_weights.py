@@ -290,7 +290,7 @@ def test_save_refuses_parameters_that_do_not_fit(saved):
   wrong = {**params, "decoder": {**params["decoder"], "norm": {"scale": jnp.ones(3)}}}
   del wrong["decoder"]["head"]
   with pytest.raises(
-    CheckpointError, match=r"head/embedding is missing.*expected \[48\], got \[3\]"
+    CheckpointError, match=r"head/embedding is missing.*expected \[48\], policy has \[3\]"
   ):
     weights.save(wrong, cfg, directory)
 

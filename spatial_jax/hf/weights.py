@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +16,15 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from spatial_jax.errors import CheckpointError
+from spatial_jax.checks import mismatches
+from spatial_jax.errors import CheckpointError, system_error
 from spatial_jax.hf import config
 from spatial_jax.hf.folder import CONFIG, INDEX, WEIGHTS, check_folder, has_weights
 from spatial_jax.hf.name_map import Entry, name_table, short_name
+from spatial_jax.policy import param_tree
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.types import Params
+from spatial_jax.workdir import write_text
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _FILE_BYTES = 5 << 30  # file size of the hub
@@ -46,13 +50,7 @@ def read_config(directory: pathlib.Path) -> QwenVLConfig:
   """Reads the config of a Hugging Face folder.
 
   If config.json ties the output head to the embedding but the weights hold a head of other values,
-  the head is used, as in transformers 5.
-
-  Args:
-    directory: holds config.json; the weights may be missing.
-
-  Returns:
-    The config of the policy.
+  the head is used, as in transformers 5. The weights may be missing.
 
   Raises:
     CheckpointError: if config.json is missing or cannot be read, if the model is of another family
@@ -104,11 +102,12 @@ def load(
     problems += _misfits(table, tensors)
     if problems:
       raise CheckpointError(f"{directory}: {_summary(problems)}; use the {CONFIG} of these weights")
-    params: Params = {}
-    for entry in table:
-      array = _assemble(entry, tensors, np.dtype(dtype), place(entry.path, entry.full_shape))
-      insert(params, entry.path, array)
-    return params
+    return param_tree.unflatten(
+      {
+        entry.path: _assemble(entry, tensors, np.dtype(dtype), place(entry.path, entry.full_shape))
+        for entry in table
+      }
+    )
 
 
 def _open(directory: pathlib.Path, stack: contextlib.ExitStack) -> tuple[Tensors, list[str]]:
@@ -196,17 +195,9 @@ def _refuse_quantised(directory: pathlib.Path, tensors: Tensors) -> None:
 
 
 def _misfits(table: list[Entry], tensors: Tensors) -> list[str]:
-  expected = {short_name(name): entry.file_shape for entry in table for name in entry.names}
-  problems = [f"{name} is unknown" for name in tensors if name not in expected]
-  for name, shape in expected.items():
-    if name not in tensors:
-      problems.append(f"{name} is missing")
-      continue
-    file, stored_name = tensors[name]
-    found = tuple(file.get_slice(stored_name).get_shape())
-    if found != shape:
-      problems.append(f"{name}: expected {list(shape)}, file has {list(found)}")
-  return problems
+  expected = {short_name(name): list(entry.file_shape) for entry in table for name in entry.names}
+  found = {name: file.get_slice(stored).get_shape() for name, (file, stored) in tensors.items()}
+  return mismatches(expected, found, "file")
 
 
 def _summary(problems: list[str]) -> str:
@@ -257,14 +248,6 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
   return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def insert(params: Params, path: str, array: jax.Array) -> None:
-  """Stores an array at "a/b/c" of a nested dict; missing dicts are created."""
-  *folders, leaf = path.split("/")
-  for folder in folders:
-    params = params.setdefault(folder, {})
-  params[leaf] = array
-
-
 # --- writing -----------------------------------------------------------------------------------
 
 
@@ -281,6 +264,7 @@ def save(
 
   Raises:
     CheckpointError: if a parameter is missing, unknown or of another shape than in `cfg`.
+    UserError: I/O, e.g. if the disk is full.
   """
   table = name_table(cfg)
   flat = _checked(params, table)
@@ -296,37 +280,41 @@ def save(
     tensors = {}
     for entry in group:
       tensors |= _tensors(entry, np.asarray(flat[entry.path]))
-    save_file(tensors, directory / name, metadata={"format": "pt"})  # transformers requires "pt"
-    (directory / name).chmod(0o644)  # the library creates files that only the owner can read
+    _write(tensors, directory / name)
     file_of |= dict.fromkeys(tensors, name)
     total += sum(tensor.nbytes for tensor in tensors.values())
   if len(groups) > 1:
     index = {"metadata": {"total_size": total}, "weight_map": file_of}
-    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    write_text(directory / INDEX, json.dumps(index, indent=2) + "\n")
   hf = {**config.to_hf(cfg), "torch_dtype": str(flat[table[0].path].dtype)}
-  (directory / CONFIG).write_text(json.dumps(hf, indent=2) + "\n")
+  write_text(directory / CONFIG, json.dumps(hf, indent=2) + "\n")
 
 
-def _checked(params: Params, table: list[Entry]) -> Params:
+def _write(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:
+  try:
+    save_file(tensors, path, metadata={"format": "pt"})  # transformers requires "pt"
+  except safetensors.SafetensorError as error:  # the code of the system is in its text alone
+    code = re.search(r"\(os error (\d+)\)", str(error))
+    line = system_error(OSError(int(code[1]), ""), path) if code else None
+    if line is None:
+      raise
+    raise line from error
+  path.chmod(0o644)  # the library creates files that only the owner can read
+
+
+def _checked(params: Params, table: list[Entry]) -> dict[str, jax.Array]:
   """Path -> parameter, all of the shapes in the table."""
-  flat = {
-    "/".join(str(key.key) for key in path): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }
-  expected = {entry.path: entry.full_shape for entry in table}
-  problems = [f"{path} is unknown" for path in flat if path not in expected]
-  problems += [f"{path} is missing" for path in expected if path not in flat]
-  problems += [
-    f"{path}: expected {list(expected[path])}, got {list(leaf.shape)}"
-    for path, leaf in flat.items()
-    if path in expected and leaf.shape != expected[path]
-  ]
-  if problems:
+  flat = param_tree.flatten(params)
+  expected = {entry.path: list(entry.full_shape) for entry in table}
+  found = {path: list(leaf.shape) for path, leaf in flat.items()}
+  if problems := mismatches(expected, found, "policy"):
     raise CheckpointError("cannot save parameters: " + _summary(problems))
   return flat
 
 
-def _file_groups(table: list[Entry], flat: Params, file_bytes: int) -> list[list[Entry]]:
+def _file_groups(
+  table: list[Entry], flat: dict[str, jax.Array], file_bytes: int
+) -> list[list[Entry]]:
   """The parameters of each file, in order. A parameter larger than a file has its own file."""
   groups, room = [], 0
   for entry in table:
