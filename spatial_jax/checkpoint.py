@@ -41,11 +41,8 @@ _CHUNK = 1 << 24  # bytes read at once
 class Progress:
   """The progress of a run, saved with its TrainState."""
 
-  step: int  # number of updates done in all stages of the run, and the number of the next one
-  schedule_step: int  # number of updates done under the current schedule (sharpness, learning rate)
-  data: dict[str, Any]  # position in the data, JSON values
-  # Benchmark whose rooms the policy was trained on ("vsi-bench"), None without one.
-  benchmark: str | None
+  step: int  # number of updates done, and the number of the next one
+  benchmark: str | None  # whose rooms the policy was trained on ("vsi-bench"); None without one
   config: dict[str, Any]  # the resolved config, from which evaluation builds the policy again
 
 

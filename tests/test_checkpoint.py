@@ -27,7 +27,7 @@ from spatial_jax.types import TrainState
 
 
 def progress(step, **changes):
-  fields = {"schedule_step": step, "data": {"epoch": 1, "next": [3, 1]}, "benchmark": None}
+  fields = {"benchmark": None}
   return Progress(step=step, config={"seed": 0, "log": {}}, **(fields | changes))
 
 
@@ -190,7 +190,7 @@ WRITER = """
     for step in range(int(sys.argv[2]), 10_000):
       w = jnp.full((256, 512), step, jnp.float32)
       state = TrainState({"w": w}, {}, jnp.asarray(step, jnp.int32))
-      saver.save(state, Progress(step, step, {"next": step}, None, {}))
+      saver.save(state, Progress(step, None, {}))
 """
 
 
@@ -330,7 +330,7 @@ FULL = """
         rows = 10 if step < 3 else 400
         w = jax.random.normal(jax.random.key(step), (8, rows, 400))
         state = TrainState({str(i): w[i] for i in range(8)}, {}, jnp.asarray(step, jnp.int32))
-        saver.save(state, Progress(step, step, {}, None, {}))
+        saver.save(state, Progress(step, None, {}))
 
   if sys.argv[2] == "limit":
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead

@@ -201,7 +201,7 @@ def test_a_run_with_adapters_loads_merged_parameters(tmp_path: pathlib.Path):
   policy, _, state, _ = trained()
   config = {"model": record(policy.cfg), "lora": dataclasses.asdict(QUERIES)}
   with checkpoint.Saver(tmp_path, 1) as saver:
-    saver.save(state, Progress(2, 2, {"step": 2}, None, config))
+    saver.save(state, Progress(2, None, config))
   rollout_fixtures.TOKENIZER.inner.save(str(tmp_path / "tokenizer.json"))
   loaded = load_policy(
     tmp_path, sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])

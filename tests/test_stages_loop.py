@@ -122,7 +122,7 @@ def test_a_stopped_and_resumed_run_is_the_same_run(whole, tmp_path, stops):
 def test_the_last_step_is_saved_with_its_progress(whole):
   workdir, state = whole
   progress = checkpoint.read_progress(checkpoint.find(workdir))
-  assert (progress.step, progress.schedule_step) == (STEPS, STEPS)
+  assert progress.step == STEPS
   assert progress.benchmark == "vsi-bench"
   assert progress.config == {"seed": 0}
   kept = sorted(int(folder.name) for folder in (workdir / "checkpoints").iterdir())
@@ -271,7 +271,7 @@ def test_a_step_that_does_not_end_is_abandoned(tmp_path):
 def test_a_state_that_the_update_overwrites_is_not_saved(tmp_path):
   state = start()
   with Saver(tmp_path, keep=2) as saver:
-    saver.save(state, Progress(1, 1, {}, None, {}))
+    saver.save(state, Progress(1, None, {}))
     checkpoints = loop.Checkpoints(saver, 1, None, {})
     jax.tree.map(lambda x: x.delete(), state)
     line = checkpoints.finish(state, 2)

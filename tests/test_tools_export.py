@@ -44,7 +44,7 @@ def save_run(workdir: pathlib.Path, base: pathlib.Path, params=None, **more: obj
   config |= {"preprocess": PREPROCESS, **more}
   state = TrainState(params, {"momentum": jnp.zeros(3)}, jnp.int32(4))
   with checkpoint.Saver(workdir, keep=1) as saver:
-    saver.save(state, checkpoint.Progress(4, 4, {}, None, config))
+    saver.save(state, checkpoint.Progress(4, None, config))
   TOKENIZER.inner.save(str(workdir / "tokenizer.json"))
   return cfg, params
 
@@ -102,7 +102,7 @@ def test_export_needs_a_run_that_names_its_model(tmp_path):
     export.export(tmp_path / "nothing", tmp_path / "hf", None)
   state = TrainState({"x": jnp.zeros(2)}, (), jnp.int32(4))
   with checkpoint.Saver(tmp_path / "run", keep=1) as saver:
-    saver.save(state, checkpoint.Progress(4, 4, {}, None, {}))
+    saver.save(state, checkpoint.Progress(4, None, {}))
   with pytest.raises(CheckpointError, match=r"config\.model"):
     export.export(tmp_path / "run", tmp_path / "hf", None)
   assert not (tmp_path / "hf").exists()

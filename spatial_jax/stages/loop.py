@@ -50,7 +50,7 @@ class Checkpoints:
   def save(self, state: TrainState, done: int) -> None:
     """Saves the state after `done` updates in the background, unless it is saved already."""
     if done != self._saved:
-      self._saver.save(state, Progress(done, done, {"step": done}, self._benchmark, self._config))
+      self._saver.save(state, Progress(done, self._benchmark, self._config))
       self._saved = done
 
   def finish(self, state: TrainState, done: int) -> str:
