@@ -46,7 +46,7 @@ def run_folder(tmp_path_factory):
   """The work directory of a run that trained on the benchmark's rooms."""
   workdir = tmp_path_factory.mktemp("run")
   state = TrainState(fixtures.random_params(1), {"momentum": jnp.zeros(3)}, jnp.int32(4))
-  progress = checkpoint.Progress(4, 4, {}, "vsi-bench", {"model": record(fixtures.policy_config())})
+  progress = checkpoint.Progress(4, "vsi-bench", {"model": record(fixtures.policy_config())})
   with checkpoint.Saver(workdir, keep=1) as saver:
     saver.save(state, progress)
   fixtures.tokenizer().inner.save(str(workdir / "tokenizer.json"))
@@ -94,7 +94,7 @@ def test_what_cannot_be_loaded_is_named_in_one_line(tmp_path, policy_folder, mes
     load_policy(bare, mesh)
   state = TrainState(fixtures.random_params(1), {}, jnp.int32(0))
   with checkpoint.Saver(tmp_path / "other", keep=1) as saver:
-    saver.save(state, checkpoint.Progress(1, 1, {}, None, {}))
+    saver.save(state, checkpoint.Progress(1, None, {}))
   with pytest.raises(CheckpointError, match=r"does not say which model.*; give the Hugging Face"):
     load_policy(tmp_path / "other", mesh)
 
@@ -307,9 +307,12 @@ def test_the_gallery_shows_every_type_and_drawings_first():
     )
     for i in range(8)
   ]
-  drawn = {3, 6}
   given = [
-    make_prediction(i, 0.0, turns=(turn(produced=("a1",) if i in drawn else ()),)) for i in range(8)
+    [
+      make_prediction(i, 0.0, turns=(turn(produced=("a1",) if i == drawn else ()),))
+      for i in range(8)
+    ]
+    for drawn in (3, 6)
   ]
   assert [task.task_id for task in gallery_tasks(tasks, given, 4)] == [
     "task-3", "task-6", "task-0", "task-1",
