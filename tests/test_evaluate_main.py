@@ -13,7 +13,6 @@ import pytest
 
 from spatial_jax import checkpoint, sharding
 from spatial_jax.config import ConfigError
-from spatial_jax.data import pipeline
 from spatial_jax.data import source as source_lib
 from spatial_jax.data.source import make_source
 from spatial_jax.errors import CheckpointError, DataError, UserError
@@ -167,9 +166,9 @@ def test_procedural_rooms_are_split_by_their_numbers(monkeypatch):
   monkeypatch.setattr(tasks_lib, "scene_tasks", numbered(None))
   source = make_source(source_config())
   for task in source.held_out(20):
-    assert int(task.scene_id.split("-")[1]) >= pipeline.HELD_OUT_SEED
+    assert int(task.scene_id.split("-")[1]) >= source_lib.HELD_OUT_SEED
   for task in source.examples(3, 20):
-    assert int(task.scene_id.split("-")[1]) < pipeline.HELD_OUT_SEED
+    assert int(task.scene_id.split("-")[1]) < source_lib.HELD_OUT_SEED
 
 
 def test_rooms_without_questions_are_an_error_not_a_wait(monkeypatch):

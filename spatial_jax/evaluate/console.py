@@ -11,7 +11,7 @@ from rich.table import Table
 
 from spatial_jax.evaluate.results import Cell, ResultTable, headline
 
-_WIDTH = 118  # of the output to a file, which has no width of its own
+_WIDTH = 132  # of the output to a file, which has no width of its own
 _CELL = 9  # "sampled" on one line
 
 
@@ -62,7 +62,7 @@ def show_behaviour(found: Mapping[str, Mapping[str, float]], console: Console) -
 def _scores(table: ResultTable) -> Table:
   grid = _grid("score", "n")
   for column in table.columns:
-    grid.add_column(column.label, justify="right", max_width=_CELL)
+    grid.add_column(column.label, justify="right", max_width=_CELL, overflow="fold")
 
   def add(name: str, n: int, cells: Mapping[str, Cell], style: str = "") -> None:
     means = (f"{cells[column.key].mean:.3f}" for column in table.columns)

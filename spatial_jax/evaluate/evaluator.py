@@ -243,7 +243,8 @@ def make_table(evaluator: Evaluator, found: Sequence[PredictionSet]) -> ResultTa
 def gallery(evaluator: Evaluator, found: Sequence[PredictionSet]) -> list[SavedGroup]:
   """Rollouts for the report: answers of both policies to a few questions, drawings first."""
   engine, questions = evaluator.engine, evaluator.evaluation_set
-  answers = next(s.predictions for s in found if s.column.key == results.END_GREEDY)
+  keys = (results.START_GREEDY, results.END_GREEDY, results.END_SAMPLED)
+  answers = [s.predictions for s in found if s.column.key in keys]
   count = min(evaluator.cfg.gallery, engine.cfg.prompts)
   tasks = gallery_tasks(questions.tasks, answers, count)
   if not tasks:
@@ -266,10 +267,13 @@ def gallery(evaluator: Evaluator, found: Sequence[PredictionSet]) -> list[SavedG
 
 
 def gallery_tasks(
-  tasks: Sequence[Task], predictions: Sequence[Prediction], count: int
+  tasks: Sequence[Task], answers: Sequence[Sequence[Prediction]], count: int
 ) -> list[Task]:
-  """`count` tasks, question types in turn, those with drawings first."""
-  drawn = [any(turn.produced for turn in prediction.turns) for prediction in predictions]
+  """`count` tasks, question types in turn, those with a drawing in an answer first."""
+  drawn = [
+    any(turn.produced for prediction in row for turn in prediction.turns)
+    for row in zip(*answers, strict=True)
+  ]
   order = sorted(range(len(tasks)), key=lambda i: not drawn[i])
   return interleave_types([tasks[i] for i in order])[:count]
 
