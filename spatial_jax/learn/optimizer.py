@@ -18,8 +18,7 @@ from spatial_jax.config import (
   check_number,
   check_whole,
 )
-from spatial_jax.policy.param_tree import matches
-from spatial_jax.sharding import path_name
+from spatial_jax.policy.param_tree import matches, path_name
 from spatial_jax.types import Params
 
 # Weight decay applies to matrices: not to norm scales, biases and embeddings.

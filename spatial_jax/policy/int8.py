@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import qwix
 
-from spatial_jax.sharding import path_name
+from spatial_jax.policy.param_tree import path_name
 from spatial_jax.types import Params
 
 # (path regex, axes that the matrix product sums over). The other axes are output channels.

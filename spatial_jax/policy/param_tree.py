@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from flax import traverse_util
 
 from spatial_jax.types import Params
@@ -12,6 +13,11 @@ from spatial_jax.types import Params
 def matches(path: str, patterns: Sequence[str]) -> bool:
   """Whether any of the regexes matches somewhere in the path."""
   return any(re.search(pattern, path) for pattern in patterns)
+
+
+def path_name(path: Any) -> str:
+  """A key path of JAX as "vision/blocks/qkv/kernel"; `sharding` has the same for its level."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def flatten(params: Params) -> dict[str, Any]:
