@@ -47,8 +47,6 @@ def get_config() -> ConfigDict:
       "more": " Continue your reasoning. After each tool use, look critically at the drawing and "
       "correct it if needed:",
       "final": " No tool can be used any more. Answer the question in the required format:",
-      "response_prefix": "",
-      "response_prefix_fraction": 0.0,
     }
   )
   cfg.preprocess.max_pixels = 448 * 448

@@ -3,20 +3,23 @@
 Shapes are those of the embedded policy: images of 168 pixels, patches of 14, 36 tokens per image.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 CELL_PX = 28  # side of a merged token: 2 patches of 14
 
 
 def get_config() -> ConfigDict:
-  """Reinforcement learning of the embedded policy on procedural rooms."""
-  cfg = ConfigDict()
+  """Reinforcement learning of the embedded policy on procedural rooms.
+
+  The schedules of optimizer and reward follow loop.steps: --config.loop.steps=200 is enough.
+  """
+  cfg, steps = ConfigDict(), FieldReference(56)
   cfg.stages = ("grpo",)  # run in this order
   cfg.seed = 0
   cfg.init = "spatial_jax/assets/tiny"  # Hugging Face folder or work directory of a run
   cfg.lora = ConfigDict({"paths": (), "rank": 16, "alpha": 32.0})  # (): no adapters
   cfg.remat = True  # on two cores recomputing layers is faster than storing them
-  cfg.loop = loop(56)
+  cfg.loop = loop(steps)
   cfg.loop.evaluate_every = 8  # steps
   cfg.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all remaining devices
   cfg.source = source()
@@ -25,12 +28,12 @@ def get_config() -> ConfigDict:
   cfg.rollout = rollout()
   cfg.style = style()
   cfg.executor = ConfigDict({"workers": 1, "timeout_s": 20.0, "memory_mib": 1024})
-  cfg.learn = learn(56)
+  cfg.learn = learn(steps)
   cfg.evaluation = evaluation()
   return cfg
 
 
-def learn(steps: int) -> ConfigDict:
+def learn(steps: int | FieldReference) -> ConfigDict:
   """AP-GRPO on SNRA as the papers have them; alpha 0 is plain GRPO."""
   return ConfigDict(
     {
@@ -84,7 +87,7 @@ def evaluation() -> ConfigDict:
   )
 
 
-def loop(steps: int) -> ConfigDict:
+def loop(steps: int | FieldReference) -> ConfigDict:
   """Length of the run, and how often it is saved."""
   return ConfigDict(
     {
@@ -152,8 +155,6 @@ def text() -> ConfigDict:
       "observation": "image {index} ({width} x {height})\n",
       "more": "Draw again or answer:",
       "final": "Now answer:",
-      "response_prefix": "",  # text that responses start with; never trained
-      "response_prefix_fraction": 0.0,  # of the numeric questions
     }
   )
 
@@ -281,14 +282,16 @@ def policy() -> ConfigDict:
   )
 
 
-def optimizer(learning_rate: float, steps: int, frozen: tuple[str, ...] = ()) -> ConfigDict:
+def optimizer(
+  learning_rate: float, steps: int | FieldReference, frozen: tuple[str, ...] = ()
+) -> ConfigDict:
   """AdamW; a late linear decay, so that a run can be prolonged by resuming before it."""
   return ConfigDict(
     {
       "learning_rate": learning_rate,
       "schedule": "constant",
-      "warmup_steps": min(20, steps // 5),
-      "total_steps": steps,
+      "warmup_steps": steps // 5,
+      "total_steps": steps * 1,  # a reference of its own: it can be set without loop.steps
       "decay_steps": 0,
       "b1": 0.9,
       "b2": 0.95,

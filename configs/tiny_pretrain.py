@@ -6,7 +6,7 @@ Command: python -m experiments.tiny.pretrain --config=configs/tiny_pretrain.py
          --workdir=runs/pretrain
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from configs import common
 
@@ -31,10 +31,10 @@ OTHER_WORDS = (
 
 
 def get_config() -> ConfigDict:
-  """900 vision steps, then answers; raise loop.steps and total_steps before the decay starts."""
+  """900 vision steps, then answers; raise loop.steps before the decay starts."""
   source = common.source()
   policy = common.policy()
-  steps = 6200
+  steps = FieldReference(6200)
   cfg = ConfigDict()
   cfg.seed = 0
   cfg.loop = common.loop(steps)
@@ -55,7 +55,6 @@ def get_config() -> ConfigDict:
   cfg.camera = source.camera
   cfg.questions = source.questions
   cfg.text = common.text()
-  cfg.text.response_prefix_fraction = 0.0  # demonstrations have no response prefix
   cfg.preprocess = common.preprocess()
   cfg.style = common.style()
   cfg.family = policy.family

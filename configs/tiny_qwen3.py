@@ -15,8 +15,7 @@ def get_config() -> ConfigDict:
   """20 steps; images of 160 pixels, and buckets for patches of 16."""
   cfg = common.get_config()
   cfg.init = "runs/qwen3_pretrain/policy"
-  cfg.loop = common.loop(20)
-  cfg.learn = common.learn(20)
+  cfg.loop.steps = 20
   cfg.source.camera.width_px = cfg.source.camera.height_px = tiny_qwen3_pretrain.SIDE_PX
   cfg.preprocess.update(tiny_qwen3_pretrain.preprocess())
   # Without windows each token counts as a window: 25 per image, 32 images and 256 drawings.

@@ -9,7 +9,7 @@ Command: python -m experiments.tiny.pretrain --config=configs/tiny_qwen3_pretrai
 
 from ml_collections import ConfigDict
 
-from configs import common, tiny_pretrain
+from configs import tiny_pretrain
 
 SIDE_PX = 160  # 5 x 5 tokens
 HALF = (0.5, 0.5, 0.5)
@@ -18,9 +18,9 @@ HALF = (0.5, 0.5, 0.5)
 def get_config() -> ConfigDict:
   """240 steps; another family, images of 160 pixels."""
   cfg = tiny_pretrain.get_config()
-  steps = 240
-  cfg.loop = common.loop(steps)
-  cfg.optimizer = common.optimizer(1.5e-3, steps)
+  cfg.loop.steps = 240
+  cfg.optimizer.learning_rate = 1.5e-3
+  cfg.optimizer.warmup_steps = 20
   cfg.optimizer.decay_steps = 60
   cfg.recipe.vision_steps = 80
   cfg.family = "qwen3_vl"

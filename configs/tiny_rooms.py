@@ -18,7 +18,6 @@ def get_config() -> ConfigDict:
   """40 steps on real rooms."""
   cfg = common.get_config()
   cfg.source.kind = "rooms"
-  cfg.loop = common.loop(40)
-  cfg.learn = common.learn(40)
+  cfg.loop.steps = 40
   cfg.evaluation.tasks = 256
   return cfg

@@ -18,64 +18,24 @@ from spatial_jax.policy.cache import rollout_shardings
 from spatial_jax.policy.config import VisionConfig
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout.config import RolloutConfig
-from spatial_jax.rollout.device import SampleState
 from spatial_jax.rollout.device_inputs import ObservationBatch, PromptBatch, SamplingArrays
 from spatial_jax.types import (
   FeatureBatch,
-  Params,
   TokenArrays,
   TrainBatch,
   TrainRows,
-  TrainState,
   VisionBatch,
 )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ProgramInputs:
-  """The largest inputs of the programs of a step: trees of ShapeDtypeStruct with shardings.
-
-  Attributes:
-    train_state, train_batch: of the update, on the train mesh.
-    weights: decode parameters; this and all others are on the rollout mesh.
-    vision: images of one call of the vision tower, and the buffer row of each feature.
-    feature_buffer_MYD: features of images.
-    prompts: of one call of prefill.
-    starts: starts_R, rollout_R, row_BG and SamplingArrays of start_rows.
-    state: SampleState with the whole cache.
-    halt_R: rows that stop.
-    observations: of one call of append.
-    gathered_R: the most rows that are gathered to be decoded; None if rows are never gathered.
-  """
-
-  train_state: TrainState
-  train_batch: TrainBatch
-  weights: Params
-  vision: tuple[VisionBatch, Any]
-  feature_buffer_MYD: Any
-  prompts: PromptBatch
-  starts: tuple[Any, Any, Any, SamplingArrays]
-  state: SampleState
-  halt_R: Any
-  observations: ObservationBatch
-  gathered_R: Any
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-  """A jitted function and one call of it.
-
-  Attributes:
-    name: of the program.
-    function: jitted.
-    arguments: trees of ShapeDtypeStruct with shardings, and static values.
-    resident: trees that are in memory while the program runs and are not arguments.
-  """
+  """A jitted function and one call of it."""
 
   name: str
   function: jax.stages.Wrapped
-  arguments: tuple[Any, ...]
-  resident: tuple[Any, ...]
+  arguments: tuple[Any, ...]  # trees of ShapeDtypeStruct with shardings, and static values
+  resident: tuple[Any, ...]  # trees that are in memory meanwhile and are not arguments
 
 
 def all_programs(
@@ -91,85 +51,62 @@ def all_programs(
   """Returns the programs of a GRPO step in order, with their largest inputs.
 
   "decode_gathered" decodes the most rows that are gathered (`config.rollout.gather_fractions`).
-
-  Args:
-    policy: on the train mesh, whose devices need not exist.
-    island: the policy on the devices of one process; `policy` itself if there is one process.
-    optimizer, loss, micro: of the update.
-    rollout, batch: shapes; the last of each list of buckets is used.
-    keep_fraction: fraction of the rollouts that the update uses.
+  `policy` is on the train mesh, whose devices need not exist; `island` is the policy on the devices
+  of one process, `policy` itself if there is one process.
   """
+  mesh = compiled.train_mesh(policy)
+  local = sharding.rollout_mesh(compiled.train_mesh(island))
+
+  def everywhere(tree: Any) -> Any:
+    return compiled.placed(tree, jax.tree.map(lambda _: sharding.replicated(local), tree))
+
   run = compiled.rollout_programs(island, rollout, (), (0,))
   learn = compiled.LearnPrograms(policy, optimizer, loss, micro)
-  reshard = compiled.reshard(policy, compiled.train_mesh(policy), rollout.weights)
-  x = largest_inputs(policy, island, optimizer, rollout, batch, keep_fraction)
-  train, weights, state, buffer = x.train_state, x.weights, x.state, x.feature_buffer_MYD
+  reshard = compiled.reshard(policy, mesh, rollout.weights)
+  train = compiled.abstract_state(policy, optimizer, mesh)
+  weights = jax.eval_shape(reshard, train.params)
+  weights = compiled.placed(weights, sharding.param_shardings(weights, local))
+  state = jax.eval_shape(lambda: run.empty_state(rollout.prompt_buckets[-1]))
+  halt_R = _struct(state.active_R.shape, jnp.bool_)
+  starts, halt_R = everywhere((_starts(rollout, state.sampling), halt_R))
+  state = compiled.placed(state, rollout_shardings(state, local))
+  buffer = everywhere(jax.eval_shape(run.empty_feature_buffer))
+  calls = _vision_call(policy.cfg.vision, rollout.vision), _prompts(rollout), _observations(rollout)
+  vision, prompts, observations = everywhere(calls)
+  learned = _placed_train_batch(policy, rollout, batch, keep_fraction)
   truncates = rollout.sampling.truncates
-  decode = (weights, state, x.halt_R, None, truncates)
-  gathered = (weights, state, x.halt_R, x.gathered_R, truncates)
   programs = [
     Program("decode_params", reshard, (train.params,), (train.opt_state,)),
-    Program("encode_images", run.encode_images, (weights, buffer, *x.vision), (train, state)),
-    Program("prefill", run.prefill, (weights, state, buffer, x.prompts), (train,)),
-    Program("start_rows", run.start_rows, (state, *x.starts), (train, weights, buffer)),
-    Program("decode", run.decode, decode, (train, buffer)),
-    Program("decode_gathered", run.decode, gathered, (train, buffer)),
-    Program("append", run.append, (weights, state, buffer, x.observations), (train,)),
-    Program("update", learn.update, (train, x.train_batch, None), ()),
+    Program("encode_images", run.encode_images, (weights, buffer, *vision), (train, state)),
+    Program("prefill", run.prefill, (weights, state, buffer, prompts), (train,)),
+    Program("start_rows", run.start_rows, (state, *starts), (train, weights, buffer)),
+    Program("decode", run.decode, (weights, state, halt_R, None, truncates), (train, buffer)),
+    Program("append", run.append, (weights, state, buffer, observations), (train,)),
+    Program("update", learn.update, (train, learned, None), ()),
   ]
-  return [p for p in programs if p.name != "decode_gathered" or x.gathered_R is not None]
+  if gathered := rollout.decode_row_counts[:-1]:
+    row_R = everywhere(_struct((gathered[-1],), jnp.int32))
+    arguments = (weights, state, halt_R, row_R, truncates)
+    programs.insert(5, Program("decode_gathered", run.decode, arguments, (train, buffer)))
+  return programs
 
 
-def largest_inputs(
-  policy: Policy,
-  island: Policy,
-  optimizer: optax.GradientTransformation,
-  rollout: RolloutConfig,
-  batch: BatchConfig,
-  keep_fraction: float,
-) -> ProgramInputs:
-  """Returns the largest inputs of the programs; arguments as in `all_programs`."""
-  mesh, cfg = compiled.train_mesh(policy), policy.cfg
-  local = sharding.rollout_mesh(compiled.train_mesh(island))
-  everywhere, gathered = sharding.replicated(local), rollout.decode_row_counts[:-1]
-  train_state = compiled.abstract_state(policy, optimizer, mesh)
-  weights = jax.eval_shape(compiled.reshard(policy, mesh, rollout.weights), train_state.params)
-  weights = compiled.placed(weights, sharding.param_shardings(weights, local))
-  run = compiled.rollout_programs(island, rollout, (), (0,))
-  state = jax.eval_shape(lambda: run.empty_state(rollout.prompt_buckets[-1]))
+def _placed_train_batch(
+  policy: Policy, rollout: RolloutConfig, batch: BatchConfig, keep_fraction: float
+) -> TrainBatch:
+  """The largest batch of all processes, with its shardings."""
+  mesh, vision = compiled.train_mesh(policy), policy.cfg.vision
   prompts = rollout.prompts * sharding.island_mesh(mesh).shape["island"]
   count = kept_rows(prompts * rollout.group, keep_fraction, sharding.row_devices(mesh))
-  learned = train_batch(cfg.vision, prompts, count, batch)
+  learned = train_batch(vision, prompts, count, batch)
   if not policy.vision_trainable:
     learned = learned._replace(vision=FeatureBatch(_features(policy, batch.vision)))
-  window = cfg.vision.window_patches
-  tokens = rollout.vision.windows[-1] * cfg.vision.window_blocks**2
-  vision = (_vision(cfg.vision, rollout.vision), _struct((tokens,), jnp.int32))
-  gathered_R = _struct((gathered[-1],), jnp.int32) if gathered else None
-  return ProgramInputs(
-    train_state=train_state,
-    train_batch=compiled.placed(learned, sharding.train_batch_shardings(learned, window, mesh)),
-    weights=weights,
-    vision=_everywhere(vision, everywhere),
-    feature_buffer_MYD=_everywhere(jax.eval_shape(run.empty_feature_buffer), everywhere),
-    prompts=_everywhere(_prompts(rollout), everywhere),
-    starts=_everywhere(_starts(rollout, state.sampling), everywhere),
-    state=compiled.placed(state, rollout_shardings(state, local)),
-    halt_R=_everywhere(_struct(state.active_R.shape, jnp.bool_), everywhere),
-    observations=_everywhere(_observations(rollout), everywhere),
-    gathered_R=_everywhere(gathered_R, everywhere),
-  )
+  window = vision.window_patches
+  return compiled.placed(learned, sharding.train_batch_shardings(learned, window, mesh))
 
 
 def train_batch(vision: VisionConfig, prompts: int, count: int, cfg: BatchConfig) -> TrainBatch:
-  """Returns a TrainBatch of ShapeDtypeStruct at its largest buckets.
-
-  Args:
-    vision: shape of the vision tower.
-    prompts: number of prefixes.
-    count: number of rows.
-    cfg: buckets.
-  """
+  """Returns a TrainBatch of ShapeDtypeStruct at its largest buckets: `count` rows."""
   each_R = _struct((count,), jnp.float32)
   index_R = _struct((count,), jnp.int32)
   return TrainBatch(
@@ -203,14 +140,16 @@ def _struct(shape: tuple[int, ...], dtype: Any) -> Any:
   return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def _everywhere(tree: Any, place: jax.sharding.Sharding) -> Any:
-  return compiled.placed(tree, jax.tree.map(lambda _: place, tree))
-
-
 def _vision(cfg: VisionConfig, buckets: VisionBuckets) -> VisionBatch:
   patches = buckets.windows[-1] * cfg.window_patches
   frames = (buckets.frames[-1], buckets.patches[-1])
   return VisionBatch.build(_struct, patches, cfg.patch_values, *frames)
+
+
+def _vision_call(cfg: VisionConfig, buckets: VisionBuckets) -> tuple[VisionBatch, Any]:
+  """Images of one call of the vision tower, and the buffer row of each feature."""
+  tokens = buckets.windows[-1] * cfg.window_blocks**2
+  return _vision(cfg, buckets), _struct((tokens,), jnp.int32)
 
 
 def _features(policy: Policy, buckets: VisionBuckets) -> Any:

@@ -7,14 +7,12 @@ memory of a chip that each needs. Exit code 0: all fit; 1: one does not; 2: the 
 import contextlib
 import dataclasses
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
@@ -25,15 +23,10 @@ from spatial_jax import abstract_inputs, compiled, sharding
 from spatial_jax.abstract_inputs import Program
 from spatial_jax.cli import CONFIG_HELP, launch, no_arguments
 from spatial_jax.config import ConfigError, build
-from spatial_jax.hf import weights
-from spatial_jax.learn.optimizer import make_optimizer
-from spatial_jax.policy import lora
 from spatial_jax.policy.config import QwenVLConfig
-from spatial_jax.policy.lora import LoraConfig
-from spatial_jax.policy.qwen_vl import make_policy
-from spatial_jax.rollout.config import RolloutConfig
-from spatial_jax.stages.grpo import GrpoConfig, batch_config
-from spatial_jax.train import TrainConfig
+from spatial_jax.rollout.memory import bytes_of
+from spatial_jax.stages.load import read_shape
+from spatial_jax.train import TrainConfig, training_parts
 
 # Memory of one chip, GiB, by device kind. Source: the Cloud TPU documentation.
 HBM_GIB = {
@@ -56,26 +49,16 @@ LIBTPU_ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class CompiledProgram:
-  """A compiled program and its memory.
-
-  Attributes:
-    name: of the program.
-    seconds: to lower and compile.
-    arguments, temporaries: bytes per chip of its arguments, and of its scratch memory.
-    program_total: bytes per chip of arguments, results, scratch and code.
-    resident: bytes per chip of other arrays that are in memory meanwhile.
-    text: the optimised program.
-    error: why it did not compile, or None; the sizes are then 0.
-  """
+  """A compiled program and its memory: bytes per chip."""
 
   name: str
-  seconds: float
+  seconds: float  # to lower and compile
   arguments: int
-  temporaries: int
-  program_total: int
-  resident: int
-  text: str
-  error: str | None
+  temporaries: int  # scratch memory
+  program_total: int  # arguments, results, scratch and code
+  resident: int  # other arrays that are in memory meanwhile
+  text: str  # the optimised program
+  error: str | None  # why it did not compile; the sizes are then 0
 
   def fits(self, hbm: int) -> bool:
     """Whether it compiled and fits into `hbm` bytes together with the resident arrays."""
@@ -122,40 +105,38 @@ def _devices(topology: str) -> Sequence[Any]:
 
 
 def programs_to_compile(
-  policy_cfg: QwenVLConfig,
-  learn: GrpoConfig,
-  rollout: RolloutConfig,
-  adapters: LoraConfig,
-  mesh: Mesh,
-  host: Mesh,
-  remat: bool,
+  cfg: TrainConfig, shape: QwenVLConfig, mesh: Mesh, host: Mesh
 ) -> list[Program]:
-  """Returns the programs of a GRPO step at their largest shapes.
+  """Returns the programs of a GRPO step at their largest shapes, rounded up for the platform.
 
   Args:
-    policy_cfg: shape of the policy.
-    learn, rollout: optimizer, loss and shapes; buckets are rounded up for the platform.
-    adapters: of the policy.
+    cfg: of training.
+    shape: of the policy.
     mesh: train mesh.
     host: mesh of the devices of one process, for the rollout programs.
-    remat: recompute layers in the backward pass.
+
+  Raises:
+    ConfigError: if training would refuse the config with this policy and mesh.
   """
-  frozen = lora.frozen_paths(adapters, learn.optimizer.frozen)
-  optimizer = make_optimizer(dataclasses.replace(learn.optimizer, frozen=frozen))
-  policy = make_policy(policy_cfg, compiled.compute_dtype(mesh), mesh, remat)
-  policy = dataclasses.replace(policy, frozen=frozen, lora=adapters)
-  island = dataclasses.replace(policy, mesh=host)
-  batch = compiled.batch_buckets(batch_config(learn, policy_cfg), mesh)
-  rollout = compiled.rollout_buckets(rollout, mesh)
+  parts, learn = training_parts(cfg, shape, mesh), cfg.learn
+  island = dataclasses.replace(parts.policy, mesh=host)
+  rollout = compiled.rollout_buckets(cfg.rollout, mesh)
   return abstract_inputs.all_programs(
-    policy, island, optimizer, learn.loss, learn.micro, rollout, batch, learn.keep_fraction
+    parts.policy,
+    island,
+    parts.optimizer,
+    learn.loss,
+    learn.micro,
+    rollout,
+    parts.shapes,
+    learn.keep_fraction,
   )
 
 
 def compile_program(program: Program) -> CompiledProgram:
   """Compiles one program; if the compiler refuses it, for memory above all, `error` says why."""
   begin = time.monotonic()
-  resident = sum(bytes_per_chip(tree) for tree in program.resident)
+  resident = bytes_of(*program.resident)
   try:
     with _no_compilation_cache():
       result = program.function.lower(*program.arguments).compile()
@@ -190,13 +171,6 @@ def _no_compilation_cache() -> Iterator[None]:
     compilation_cache.reset_cache()
 
 
-def bytes_per_chip(tree: Any) -> int:
-  """Returns the bytes of one chip's shards of a tree of ShapeDtypeStruct with shardings."""
-  return sum(
-    int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-  )
-
-
 def table(programs: Sequence[CompiledProgram], hbm: int) -> str:
   """Returns the result as text, one line per program."""
   lines = [
@@ -228,16 +202,13 @@ def run(config: Mapping[str, Any], topology: str) -> int:
   """
   cfg = build(TrainConfig, dict(config))
   mesh = topology_mesh(topology, cfg.mesh)
-  policy_cfg = weights.read_config(pathlib.Path(cfg.init))
+  shape = read_shape(cfg.init)
   kind = mesh.devices.flat[0].device_kind
   if kind not in HBM_GIB:
     raise ConfigError(f"memory of a {kind!r} chip is unknown; add it to HBM_GIB")
   print(f"{topology}: {mesh.size} x {kind}, mesh {dict(mesh.shape)}; bfloat16; largest buckets,")
   print(f"sequences rounded up to multiples of {compiled.TPU_SEQUENCE}; GiB per chip")
-  host = host_mesh(topology, mesh)
-  programs = programs_to_compile(
-    policy_cfg, cfg.learn, cfg.rollout, cfg.lora, mesh, host, cfg.remat
-  )
+  programs = programs_to_compile(cfg, shape, mesh, host_mesh(topology, mesh))
   done = []
   for number, program in enumerate(programs, 1):
     print(f"[{number}/{len(programs)}] {program.name} ...", end="", flush=True)

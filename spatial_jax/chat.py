@@ -11,7 +11,6 @@ embedded policy needs --config=configs/tiny.py.
 import copy
 import dataclasses
 import json
-import math
 import pathlib
 import shlex
 import sys
@@ -25,30 +24,27 @@ from ml_collections import config_flags
 from PIL import Image
 from rich.console import Console
 
-from spatial_jax import sharding
+from spatial_jax import checkpoint as checkpoint_lib
+from spatial_jax import compiled, sharding
+from spatial_jax import workdir as workdir_lib
 from spatial_jax.cli import CHECKPOINT_HELP, enable_compilation_cache, launch, parse_flags
 from spatial_jax.config import ConfigError, build
-from spatial_jax.data.image import PreprocessConfig
-from spatial_jax.data.prompt_text import TextConfig
 from spatial_jax.data.records import read_image
-from spatial_jax.data.tokenizer import Tokenizer
-from spatial_jax.drawing.canvas import Style
-from spatial_jax.drawing.executor import ExecutorConfig
+from spatial_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from spatial_jax.errors import UserError
-from spatial_jax.evaluate.best_of_n import mean_logp, most_likely
+from spatial_jax.evaluate.predictions import mean_logp, most_likely
+from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.report.report import About, write_report
-from spatial_jax.reward.format import final_answer, format_reward
+from spatial_jax.reward.format import final_answer
 from spatial_jax.rollout.auto_buckets import fit_rollout_config
-from spatial_jax.rollout.config import RolloutConfig
-from spatial_jax.rollout.memory import bytes_of
+from spatial_jax.rollout.config import TEMPERATURES, is_temperature
 from spatial_jax.rollout.request import Request
-from spatial_jax.rollout.saved_groups import SavedGroup, SavedRollout, save_groups
+from spatial_jax.rollout.saved_groups import make_saved_groups, save_groups
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
-from spatial_jax.sharding import MeshConfig
-from spatial_jax.stages.context import open_context
-from spatial_jax.stages.load import load_policy, own_preprocess, recorded_settings
-from spatial_jax.types import Prompt, Task, Trajectory
-from spatial_jax.workdir import to_path
+from spatial_jax.stages.context import RunConfig, open_context, settings_of
+from spatial_jax.stages.load import load_params, own_preprocess, read_policy, recorded_settings
+from spatial_jax.types import Task, Trajectory
+from spatial_jax.workdir import lock_workdir, to_path
 
 _DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "chat.py"
 
@@ -72,47 +68,23 @@ Stream = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class ChatRunConfig:
-  """The config of a chat; see `configs/common.py`."""
-
-  seed: int
-  mesh: MeshConfig
-  text: TextConfig
-  preprocess: PreprocessConfig
-  rollout: RolloutConfig
-  style: Style
-  executor: ExecutorConfig
-
-
-@dataclasses.dataclass(frozen=True)
 class ChatOptions:
-  """How one question is answered.
+  """How one question is answered."""
 
-  Attributes:
-    begin: text that the response starts with; the policy continues it.
-    samples: number of answers; at most 1 if `temperature` is 0.
-    best: number of answers that are kept, the most likely ones.
-    temperature: of sampling; 0: greedy.
-  """
-
-  begin: str
-  samples: int
-  best: int
-  temperature: float
+  begin: str  # text that the response starts with; the policy continues it
+  samples: int  # number of answers; 1 if `temperature` is 0
+  best: int  # number of answers that are kept, the most likely ones
+  temperature: float  # of sampling; 0: greedy
 
   def __post_init__(self):
     if not 1 <= self.best <= self.samples:
       raise ConfigError(f"--best is {self.best} and must be from 1 to --samples {self.samples}")
-    if not (math.isfinite(self.temperature) and self.temperature >= 0):
-      raise ConfigError(f"--temperature is {self.temperature:g} and must be at least 0")
+    if self.temperature != 0 and not is_temperature(self.temperature):
+      raise ConfigError(f"--temperature is {self.temperature:g} and must {TEMPERATURES}, or 0")
+    if any(token in self.begin for token in SPECIAL_TOKENS):
+      raise ConfigError(f"--begin is {self.begin!r} and must contain no special token")
     if self.samples > 1 and self.temperature == 0:
       raise ConfigError("--samples above 1 needs --temperature above 0: greedy answers are equal")
-
-
-def settings_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-  """The values of the keys of `ChatRunConfig`, from the config of any entry point."""
-  names = {field.name for field in dataclasses.fields(ChatRunConfig)}
-  return {name: value for name, value in settings.items() if name in names}
 
 
 def overlay(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,51 +114,55 @@ def chat(
   command: str,
   stream: Stream,
 ) -> list[Trajectory]:
-  """Answers a question, saves the drawn images and writes the page."""
-  cfg = build(ChatRunConfig, settings)
+  """Answers a question, saves the drawn images and writes the page.
+
+  Raises:
+    UserError: if something cannot be used; then nothing in the work directory has changed.
+  """
+  cfg = build(RunConfig, settings)
+  sharding.refuse_several_processes()
   mesh = sharding.make_mesh(cfg.mesh, jax.devices())
-  loaded = load_policy(checkpoint, mesh)
-  text = dataclasses.replace(
-    cfg.text, response_prefix=how.begin, response_prefix_fraction=float(bool(how.begin))
-  )
-  with open_context(
-    loaded.policy,
-    loaded.tokenizer,
-    text,
-    own_preprocess(checkpoint, cfg.preprocess),
-    cfg.style,
-    cfg.executor,
-    cfg.rollout.weights,
-    None,
-  ) as context:
-    prompt = context.conversation.prompt(task)
-    rollout = fit_rollout_config(
-      cfg.rollout, context.conversation, prompt, how.samples, DECODE_STEPS
-    )
+  files = read_policy(checkpoint)
+  cfg = dataclasses.replace(cfg, preprocess=own_preprocess(files, cfg.preprocess))
+  policy = make_policy(files.cfg, compiled.compute_dtype(mesh), mesh)
+  with open_context(policy, files.tokenizer, cfg, None) as context:
+    conversation = dataclasses.replace(context.conversation, response_prefix=how.begin)
+    context = dataclasses.replace(context, conversation=conversation)
+    prompt = conversation.prompt(task)
+    rollout = fit_rollout_config(cfg.rollout, conversation, prompt, how.samples, DECODE_STEPS)
     greedy, temperature = how.temperature == 0, how.temperature or 1.0
     sampling = dataclasses.replace(rollout.sampling, greedy=greedy, temperature=temperature)
-    _clear(workdir)
-    engine = context.engine(rollout, bytes_of(loaded.params), "--samples")
+    engine = context.evaluation_engine(rollout, has_start=False, slots_key="--samples")
+    _lock(workdir)
+    weights = context.decode_params(load_params(files, mesh))
+    for old in workdir.glob(_image_name("*", "*")):
+      old.unlink()
     job = RolloutJob(
       prompts=[prompt],
       seed=cfg.seed,
       step=0,
       sampling_params=[sampling] * how.samples,
-      token_listener=_Streamer(loaded.tokenizer, how.begin, workdir, stream),
+      token_listener=_Streamer(files.tokenizer, how.begin, workdir, stream),
     )
-    (group,) = generate_rollouts(engine, context.decode_params(loaded.params), job)
+    (group,) = generate_rollouts(engine, weights, job)
   kept = most_likely(group, how.best)
-  save_groups([_group(prompt, kept, greedy)], workdir)
+  names = ["greedy"] if greedy else []
+  saved = make_saved_groups([prompt], [kept], None, names=names, response_prefix=how.begin)
+  save_groups(saved, workdir)
   facts = (("policy", checkpoint), ("command", command))
   write_report(workdir, About("One question", task.question, facts), None, 1)
   return kept
 
 
-def _clear(workdir: pathlib.Path) -> None:
-  """Creates the work directory and removes the images of an earlier question."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  for old in workdir.glob(_image_name("*", "*")):
-    old.unlink()
+def _lock(workdir: pathlib.Path) -> None:
+  """Locks the work directory; that of a run or an evaluation, which has a config, is refused."""
+  for name in (workdir_lib.CONFIG, checkpoint_lib.FOLDER):
+    if (workdir / name).exists():
+      raise UserError(
+        f"--workdir={workdir} has {name} of a run, whose report would be replaced; choose another"
+        " folder"
+      )
+  lock_workdir(workdir)
 
 
 def _image_name(sample: int | str, number: int | str) -> str:
@@ -224,33 +200,6 @@ class _Streamer:
         fresh.append(path)
     self._kept.update(fresh)
     return fresh
-
-
-def _group(prompt: Prompt, answers: Sequence[Trajectory], greedy: bool) -> SavedGroup:
-  """The group for the page; without a true answer there are no scores."""
-  rollouts = [
-    SavedRollout(
-      trajectory=trajectory,
-      answer=final_answer(trajectory),
-      reward=None,
-      advantage=None,
-      score=None,
-      format=format_reward(trajectory),
-      valid=trajectory.end_reason != "fault",
-      greedy=greedy,
-    )
-    for trajectory in answers
-  ]
-  task = prompt.task
-  return SavedGroup(
-    step=None,
-    task_id=task.task_id,
-    question_type=task.question_type,
-    question=task.question,
-    options=task.options or (),
-    truth=None,
-    rollouts=tuple(rollouts),
-  )
 
 
 def read_flags(argv: list[str]) -> list[str]:
@@ -305,8 +254,8 @@ def _settings() -> dict[str, Any]:
   default = pathlib.Path(config_flags.get_config_filename(flag)) == _DEFAULT
   recorded = recorded_settings(CHECKPOINT.value) if default else None
   if recorded is None:
-    return settings_of(json.loads(CONFIG.value.to_json_best_effort()))
-  return settings_of(overlay(recorded, config_flags.get_override_values(flag)))
+    return settings_of(RunConfig, json.loads(CONFIG.value.to_json_best_effort()))
+  return settings_of(RunConfig, overlay(recorded, config_flags.get_override_values(flag)))
 
 
 def _task(question: str) -> Task:
@@ -319,7 +268,7 @@ def _task(question: str) -> Task:
     options=tuple(options) or None,
     answer="",
     answer_kind=kind,
-    images=tuple(np.asarray(read_image(pathlib.Path(path))) for path in IMAGE.value),
+    images=tuple(np.asarray(read_image(to_path(path))) for path in IMAGE.value),
     source="hand",
     scene_id="",
     benchmark=None,

@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from spatial_jax.config import ConfigError, suggestion
 from spatial_jax.errors import UserError, system_error
 from spatial_jax.preemption import EXIT_CODE, Terminated, raise_on_sigterm
+from spatial_jax.workdir import to_path
 
 CONFIG_HELP = (
   "config file, configs/tiny.py for one; any value may be set: "
@@ -175,8 +176,9 @@ def _read_config(path: str) -> Any:
   """The config that ml_collections is going to read; its mistakes are found here first.
 
   Raises:
-    UserError: if there is no such file or variant, or the file raises a ValueError.
+    UserError: if there is no such local file or variant, or the file raises a ValueError.
   """
+  to_path(path)  # refuses a remote one
   name, *variant = path.split(":", 1)
   file = pathlib.Path(name)
   if not file.is_file():

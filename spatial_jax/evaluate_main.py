@@ -8,67 +8,41 @@ from typing import Any
 
 import jax
 
-from spatial_jax import sharding
+from spatial_jax import compiled, sharding
 from spatial_jax.config import build
-from spatial_jax.data.image import PreprocessConfig
-from spatial_jax.data.prompt_text import TextConfig
 from spatial_jax.data.source import SourceConfig, make_source
-from spatial_jax.drawing.canvas import Style
-from spatial_jax.drawing.executor import ExecutorConfig
 from spatial_jax.errors import CheckpointError
-from spatial_jax.evaluate import evaluator as evaluator_lib
 from spatial_jax.evaluate.behaviour import behaviour
 from spatial_jax.evaluate.benchmarks.summary import heading
 from spatial_jax.evaluate.comparison import PredictionSet
 from spatial_jax.evaluate.console import make_console, show_behaviour
-from spatial_jax.evaluate.evaluator import EvaluationConfig, PolicyPair
+from spatial_jax.evaluate.evaluator import (
+  EvaluationConfig,
+  Evaluator,
+  behaviours,
+  evaluation_rollout_config,
+  load_questions,
+  run_evaluation,
+)
 from spatial_jax.evaluate.results import END_GREEDY
+from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.report.report import About, write_report
+from spatial_jax.report.reward_card import RewardCard
 from spatial_jax.reward.compose import RewardConfig
-from spatial_jax.rollout.config import RolloutConfig
-from spatial_jax.rollout.memory import bytes_of
-from spatial_jax.rollout.saved_groups import save_groups
-from spatial_jax.sharding import MeshConfig
-from spatial_jax.stages.context import open_context
-from spatial_jax.stages.load import Loaded, check_normalisation, load_policy
+from spatial_jax.rollout.engine import Engine
+from spatial_jax.stages.context import RunConfig, open_context
+from spatial_jax.stages.load import PolicyFiles, check_normalisation, load_params, read_policy
 from spatial_jax.workdir import bind_workdir, find_path, lock_workdir
-
-# Keys of a training config that an evaluation does not use.
-TRAINING_ONLY = ("stages", "remat", "loop", "learn", "lora")
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateRun:
-  """The config of an evaluation; see `configs/common.py`.
+class EvaluateRun(RunConfig):
+  """The config of an evaluation; see `configs/common.py`."""
 
-  Attributes:
-    seed: of sampling.
-    init: policy to compare with, as --checkpoint; "" for none.
-    mesh, source, text, preprocess, rollout, style, executor: as in training.
-    reward: how answers are scored.
-    evaluation: the size of the evaluation.
-  """
-
-  seed: int
-  init: str
-  mesh: MeshConfig
+  init: str  # policy to compare with, as --checkpoint; "" for none
   source: SourceConfig
-  text: TextConfig
-  preprocess: PreprocessConfig
-  rollout: RolloutConfig
-  style: Style
-  executor: ExecutorConfig
   reward: RewardConfig
   evaluation: EvaluationConfig
-
-
-def settings_of(settings: dict[str, Any]) -> dict[str, Any]:
-  """The keys of `EvaluateRun`, from a config of its own or one of training."""
-  if "learn" in settings:
-    reward = settings["learn"]["reward"]
-    kept = {name: value for name, value in settings.items() if name not in TRAINING_ONLY}
-    return kept | {"reward": reward}
-  return settings
 
 
 def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -> None:
@@ -78,56 +52,48 @@ def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -
     UserError: if config, policy or work directory cannot be used; nothing was written.
   """
   cfg = build(EvaluateRun, settings)
+  sharding.refuse_several_processes()
   mesh = sharding.make_mesh(cfg.mesh, jax.devices())
-  for path in (checkpoint, cfg.init) if cfg.init else (checkpoint,):
-    check_normalisation(cfg.preprocess, path)
-  end = load_policy(checkpoint, mesh)
-  start = _start(cfg.init, checkpoint, end, mesh)
+  end = read_policy(checkpoint)
+  start = _start(cfg.init, checkpoint, end)
+  for files in (end, start or end):
+    check_normalisation(cfg.preprocess, files)
   source = make_source(cfg.source)
-  lock_workdir(workdir)
-  bind_workdir(workdir, settings | {"checkpoint": checkpoint}, ())
-  console = make_console()
-  command = shlex.join(["python", "-m", "spatial_jax.evaluate", *sys.argv[1:]])
-  fingerprint = {"command": command, "seed": cfg.seed, "checkpoint": checkpoint, "config": settings}
-  with open_context(
-    end.policy,
-    end.tokenizer,
-    cfg.text,
-    cfg.preprocess,
-    cfg.style,
-    cfg.executor,
-    cfg.rollout.weights,
-    end.benchmark,
-  ) as context:
-    policies = PolicyPair(
-      None if start is None else context.decode_params(start.params),
-      context.decode_params(end.params),
+  policy = make_policy(end.cfg, compiled.compute_dtype(mesh), mesh)
+  with open_context(policy, end.tokenizer, cfg, end.benchmark) as context:
+
+    def make_engine(tasks: int) -> Engine:
+      has_start = start is not None
+      shapes = evaluation_rollout_config(cfg.rollout, cfg.evaluation, tasks, has_start)
+      return context.evaluation_engine(shapes, has_start)
+
+    make_engine(cfg.evaluation.tasks)  # refuses what does not fit
+    lock_workdir(workdir)
+    questions = load_questions(source, cfg.evaluation, cfg.reward, cfg.seed)
+    before = context.decode_params(load_params(start, mesh)) if start else None
+    after = context.decode_params(load_params(end, mesh))
+    bind_workdir(workdir, settings | {"checkpoint": checkpoint}, ())
+    engine = make_engine(len(questions.tasks))
+    console = make_console()
+    command = shlex.join(["python", "-m", "spatial_jax.evaluate", *sys.argv[1:]])
+    fingerprint = {"command": command, "seed": cfg.seed, "checkpoint": checkpoint}
+    evaluator = Evaluator(engine, before, after, questions, cfg.evaluation)
+    found = run_evaluation(
+      evaluator, workdir, end.benchmark, fingerprint | {"config": settings}, console
     )
-    del start
-    resident = bytes_of(end.params, policies.start or {})
-    evaluator = evaluator_lib.make_evaluator(
-      lambda rollout: context.engine(rollout, resident, "config.evaluation.slots"),
-      cfg.rollout,
-      evaluator_lib.load_questions(source, cfg.evaluation, cfg.seed),
-      cfg.reward,
-      cfg.evaluation,
-      cfg.seed,
-      policies,
-    )
-    found = evaluator_lib.run_evaluation(evaluator, workdir, end.benchmark, fingerprint, console)
-    save_groups(evaluator_lib.gallery(evaluator, found), workdir)
-  above = heading(evaluator.evaluation_set.tasks, end.benchmark)
-  show_behaviour(evaluator_lib.behaviours(found), console)
+  above = heading(questions.tasks, end.benchmark)
+  show_behaviour(behaviours(found), console)
   about = _about(checkpoint, cfg, above, found)
-  console.print(f"wrote {write_report(workdir, about, None, cfg.evaluation.gallery)}")
+  card = RewardCard(cfg.reward, advantage=None)
+  console.print(f"wrote {write_report(workdir, about, card, cfg.evaluation.gallery)}")
 
 
-def _start(init: str, checkpoint: str, end: Loaded, mesh: jax.sharding.Mesh) -> Loaded | None:
+def _start(init: str, checkpoint: str, end: PolicyFiles) -> PolicyFiles | None:
   """The policy to compare with; None if there is none or it is the same one."""
   if not init or find_path(init).resolve() == find_path(checkpoint).resolve():
     return None
-  start = load_policy(init, mesh)
-  if start.policy.cfg != end.policy.cfg:
+  start = read_policy(init)
+  if start.cfg != end.cfg:
     raise CheckpointError(
       f"config.init {init} and --checkpoint {checkpoint} have different shapes; "
       "set --config.init='' to evaluate the checkpoint alone"
@@ -140,15 +106,11 @@ def _about(
 ) -> About:
   questions = {prediction.task_id for prediction in found[0].predictions}
   statistics = behaviour(next(s.predictions for s in found if s.column.key == END_GREEDY))
-  facts = [("compared with", cfg.init or "nothing")]
-  if cfg.text.response_prefix_fraction:
-    share = f"{cfg.text.response_prefix_fraction:.0%} of numeric answers start with"
-    facts.append((share, cfg.text.response_prefix))
   return About(
     title=f"{checkpoint} on {cfg.source.kind}",
     summary=f"{len(questions)} questions that training never used. {above or ''}".strip(),
     facts=(
-      *facts,
+      ("compared with", cfg.init or "nothing"),
       ("answers parsed", f"{statistics['parsed_share']:.0%}"),
       ("answers with a drawing", f"{statistics['drawing_share']:.0%}"),
       ("drawings without an error", f"{statistics['executable_share']:.0%}"),

@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import json
 import math
 import os
@@ -20,6 +21,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from spatial_jax.config import FieldError
 from spatial_jax.errors import CheckpointError, UserError
 from spatial_jax.types import Array
 from spatial_jax.workdir import one_line_errors, write_text
@@ -33,15 +35,17 @@ NOT_FINITE = "not_finite"  # key of the names whose value was NaN or infinite
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-  """Where metrics go besides the console and metrics.jsonl.
+  """Where metrics go besides the console and metrics.jsonl."""
 
-  Attributes:
-    tensorboard: event files in `workdir/tensorboard`; needs tensorboardX.
-    wandb: a Weights & Biases run per work directory; needs wandb and its login.
-  """
+  tensorboard: bool  # event files in `workdir/tensorboard`; needs tensorboardX
+  wandb: bool  # a Weights & Biases run per work directory; needs wandb and its login
 
-  tensorboard: bool
-  wandb: bool
+  def __post_init__(self):
+    for name, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
+      if vars(self)[name] and importlib.util.find_spec(module) is None:
+        raise FieldError(
+          f"{name} is True, but {module} is not installed; pip install {module}, or set it to False"
+        )
 
 
 def programs_compiled() -> int:
@@ -77,6 +81,7 @@ class Metrics:
   def __init__(
     self,
     workdir: str | os.PathLike[str],
+    stage: str,
     first_step: int,
     steps: int,
     config: LogConfig,
@@ -86,19 +91,17 @@ class Metrics:
     """Opens the outputs. Drops lines of metrics.jsonl from `first_step` on: those steps run again.
 
     Args:
-      workdir: of the run; created if missing.
-      first_step: the next step to run, 0 or the resumed one.
-      steps: number of steps of the whole run.
-      config: further outputs.
+      workdir: created if missing.
+      stage: "grpo" or "pretrain", the first word of every line.
+      first_step: the next step to run, 0 or the resumed one, of `steps` of the whole run.
       console: standard output by default.
-      clock: seconds.
 
     Raises:
-      UserError: if TensorBoard or W&B is configured and not installed, or a file cannot be written.
+      UserError: if W&B refuses to start, or a file cannot be written.
       CheckpointError: I/O, if metrics.jsonl has a broken line before its last.
     """
     self._active = jax.process_index() == 0
-    self._steps, self._clock = steps, clock
+    self._stage, self._steps, self._clock = stage, steps, clock
     self._start = clock()
     self._ends = collections.deque([self._start], maxlen=_ETA_STEPS + 1)
     if not self._active:
@@ -112,7 +115,7 @@ class Metrics:
       self._file = self._path.open("a", encoding="utf-8")
     self._console = console or Console(highlight=False)
     self._bar = Progress(
-      TextColumn("{task.fields[stage]}", markup=False),
+      TextColumn("{task.description}", markup=False),
       BarColumn(bar_width=None),
       MofNCompleteColumn(),
       TextColumn("{task.fields[summary]}", markup=False),
@@ -120,19 +123,18 @@ class Metrics:
       auto_refresh=False,
       disable=not self._console.is_terminal,
     )
-    self._task = self._bar.add_task("", total=steps, completed=first_step, stage="", summary="")
+    self._task = self._bar.add_task(stage, total=steps, completed=first_step, summary="compiling")
     self._bar.start()
     if recorded < first_step:
       self.print_line(f"{self._path} has no records of steps {recorded} to {first_step - 1}")
 
-  def write(self, step: int, stage: str, values: Mapping[str, float | int | Array]) -> None:
+  def write(self, step: int, values: Mapping[str, float | int | Array]) -> None:
     """Records one finished step.
 
     Args:
       step: its number in the run, from 0, over all stages.
-      stage: "grpo" or "pretrain", the first word of the line.
       values: scalars by name; NaN and infinity become null and are named. The console shows
-        "reward", "loss" and "tokens_per_s".
+        "score", "reward", "loss" and "tokens_per_s".
 
     Raises:
       UserError: I/O, e.g. if the disk is full.
@@ -144,7 +146,7 @@ class Metrics:
     finite = {name: None if name in bad else _plain(value) for name, value in numbers.items()}
     self._ends.append(self._clock())
     elapsed = self._ends[-1] - self._start
-    record = {"step": step, "stage": stage, "time_s": round(elapsed, 3), **finite}
+    record = {"step": step, "stage": self._stage, "time_s": round(elapsed, 3), **finite}
     record |= {NOT_FINITE: bad} if bad else {}
     with one_line_errors(self._path):
       self._file.write(json.dumps(record, allow_nan=False) + "\n")
@@ -152,7 +154,7 @@ class Metrics:
       os.fsync(self._file.fileno())  # a checkpoint must not outlive the records before it
     for sink in self._sinks:
       sink.write(step, {name: value for name, value in numbers.items() if name not in bad})
-    self._show(step, stage, numbers, bad)
+    self._show(step, numbers, bad)
 
   def print_line(self, text: str) -> None:
     """Prints a line above the progress bar."""
@@ -174,21 +176,22 @@ class Metrics:
   def __exit__(self, *_: object) -> None:
     self.close()
 
-  def _show(self, step: int, stage: str, numbers: Mapping[str, float], bad: list[str]) -> None:
+  def _show(self, step: int, numbers: Mapping[str, float], bad: list[str]) -> None:
     seconds_per_step = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
-    parts = [f"{name} {numbers[name]:.3f}" for name in ("reward", "loss") if name in numbers]
+    names = [name for name in ("score", "reward", "loss") if name in numbers]
+    parts = [f"{name} {numbers[name]:.3f}" for name in names]
     if "tokens_per_s" in numbers:
       parts.append(f"{numbers['tokens_per_s']:,.0f} tokens/s")
     parts.append(f"ETA {duration(seconds_per_step * (self._steps - step - 1))}")
     summary = "  ".join(parts)
     warning = f"not finite: {', '.join(bad)}" if bad else ""
     if self._bar.disable:
-      line = f"{stage} {step + 1}/{self._steps}  {summary}  {warning}".rstrip()
+      line = f"{self._stage} {step + 1}/{self._steps}  {summary}  {warning}".rstrip()
       self._console.print(line, markup=False, soft_wrap=True)
       return
-    self._bar.update(self._task, completed=step + 1, stage=stage, summary=summary, refresh=True)
+    self._bar.update(self._task, completed=step + 1, summary=summary, refresh=True)
     if warning:
-      self._console.print(f"{stage} {step + 1}: {warning}", style="red", markup=False)
+      self._console.print(f"{self._stage} {step + 1}: {warning}", style="red", markup=False)
 
 
 def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -232,7 +235,7 @@ def _plain(value: float) -> float | int:
 
 
 def _tensorboard(workdir: pathlib.Path, first_step: int) -> _Sink:
-  tensorboard = _module("tensorboardX", "log.tensorboard")
+  tensorboard = importlib.import_module("tensorboardX")
   writer = tensorboard.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
 
   def write(step: int, values: Mapping[str, float]) -> None:
@@ -244,23 +247,20 @@ def _tensorboard(workdir: pathlib.Path, first_step: int) -> _Sink:
 
 
 def _wandb(workdir: pathlib.Path) -> _Sink:
-  wandb, path = _module("wandb", "log.wandb"), workdir / WANDB_ID
+  wandb, path = importlib.import_module("wandb"), workdir / WANDB_ID
   if not path.exists():
     write_text(path, uuid.uuid4().hex)
-  run = wandb.init(
-    project="spatial_jax",
-    name=workdir.resolve().name,
-    dir=str(workdir),
-    id=path.read_text(encoding="utf-8").strip(),
-    resume="allow",
-  )
-  return _Sink(lambda step, values: run.log(dict(values), step=step), run.finish)
-
-
-def _module(name: str, key: str) -> Any:
   try:
-    return importlib.import_module(name)
-  except ImportError as error:
+    run = wandb.init(
+      project="spatial_jax",
+      name=workdir.resolve().name,
+      dir=str(workdir),
+      id=path.read_text(encoding="utf-8").strip(),
+      resume="allow",
+    )
+  except Exception as error:  # no login, no connection: the library raises several types
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
     raise UserError(
-      f"config.{key} is on but {name} is not installed; pip install {name}, or turn it off"
+      f"config.loop.log.wandb: {reason}; run `wandb login`, or set it to False"
     ) from error
+  return _Sink(lambda step, values: run.log(dict(values), step=step), run.finish)

@@ -7,69 +7,72 @@ The same command resumes a run that was stopped.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
 from absl import flags
 from ml_collections import config_flags
-from rich.console import Console
 
 from spatial_jax import compiled, rng, sharding
 from spatial_jax.cli import CONFIG_HELP, enable_compilation_cache, launch, no_arguments
 from spatial_jax.config import ConfigError, build
-from spatial_jax.data.image import PreprocessConfig
+from spatial_jax.data import tokenizer as tokenizer_lib
 from spatial_jax.data.pipeline import compute_async
-from spatial_jax.data.prompt_text import TextConfig
 from spatial_jax.data.source import Source, SourceConfig, make_source
-from spatial_jax.drawing.canvas import Style
-from spatial_jax.drawing.executor import ExecutorConfig
 from spatial_jax.evaluate.console import make_console
 from spatial_jax.evaluate.evaluator import (
   EvaluationConfig,
-  PolicyPair,
-  Questions,
+  Evaluator,
   evaluation_rollout_config,
-  gallery,
   load_questions,
-  make_evaluator,
   progress_evaluation,
   run_evaluation,
 )
+from spatial_jax.evaluate.predictions import EvaluationSet
 from spatial_jax.evaluate.results import is_up_to_date
 from spatial_jax.learn.optimizer import check_steps, make_optimizer
+from spatial_jax.learn.train_batch import BatchConfig
 from spatial_jax.policy import lora, param_tree
+from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.report.report import About, write_report
 from spatial_jax.report.reward_card import RewardCard
+from spatial_jax.reward.parse import check_truth
 from spatial_jax.rollout import memory
-from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.rollout.conversation import check_preprocess
 from spatial_jax.rollout.memory import bytes_of
-from spatial_jax.rollout.saved_groups import save_groups
-from spatial_jax.sharding import MeshConfig
 from spatial_jax.stages import loop
-from spatial_jax.stages.context import RunContext, open_context, planned, with_update
+from spatial_jax.stages.context import (
+  RunConfig,
+  RunContext,
+  open_context,
+  planned,
+  with_update,
+)
 from spatial_jax.stages.grpo import GrpoConfig, GrpoStage, batch_config
 from spatial_jax.stages.load import (
   MODEL_KEY,
+  PolicyFiles,
   check_normalisation,
-  load_policy,
-  read_shape,
+  load_params,
+  read_policy,
   record,
 )
 from spatial_jax.stages.loop import LoopConfig
-from spatial_jax.types import Params
-from spatial_jax.workdir import bind_workdir, lock_workdir, to_path
+from spatial_jax.types import Params, TrainState
+from spatial_jax.workdir import bind_workdir, lock_workdir, to_path, write_text
 
 # Keys that may differ when a run is resumed: lengths, intervals, outputs, and padded sizes.
 MAY_DIFFER = (
   "loop",
   "learn.optimizer.total_steps",
+  "learn.optimizer.warmup_steps",
   "learn.optimizer.decay_steps",
   "learn.prefix_buckets",
   "learn.vision",
@@ -84,34 +87,20 @@ SOURCES = {"procedural": "procedural rooms", "rooms": "real rooms", "photos": "p
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-  """The config of a training run; see `configs/common.py`.
+class TrainConfig(RunConfig):
+  """The config of a training run; see `configs/common.py`."""
 
-  Attributes:
-    stages: run in this order, each from the checkpoint of the one before; today "grpo" only.
-    seed: of sampling and data.
-    init: policy to start from: a Hugging Face folder or the work directory of a run.
-    remat: recompute layers in the backward pass: less memory, more time on an accelerator.
-    lora: kernels with adapters; then only the adapters are trained.
-  """
-
-  stages: tuple[Literal["grpo"], ...]
-  seed: int
-  init: str
-  remat: bool
-  lora: LoraConfig
+  stages: tuple[Literal["grpo"], ...]  # run in this order; today one
+  init: str  # policy to start from: a Hugging Face folder or the work directory of a run
+  remat: bool  # recompute layers in the backward pass: less memory, more time on an accelerator
+  lora: LoraConfig  # kernels with adapters; then only the adapters are trained
   loop: LoopConfig
-  mesh: MeshConfig
   source: SourceConfig
-  text: TextConfig
-  preprocess: PreprocessConfig
-  rollout: RolloutConfig
-  style: Style
-  executor: ExecutorConfig
   learn: GrpoConfig
   evaluation: EvaluationConfig
 
   def __post_init__(self):
+    super().__post_init__()
     learn, rollout = self.learn, self.rollout
     if len(self.stages) != 1:
       raise ConfigError(f"config.stages is {self.stages}; one stage can be run today: ('grpo',)")
@@ -147,96 +136,141 @@ def main(arguments: Sequence[str]) -> None:
   run(CONFIG.value, to_path(WORKDIR.value))
 
 
+class TrainingParts(NamedTuple):
+  """What training makes of its config and the shape of its policy; `aot` compiles the same."""
+
+  policy: Policy  # on the train mesh, with frozen paths, adapters and remat
+  optimizer: optax.GradientTransformation
+  shapes: BatchConfig  # of the update, rounded up for the platform
+
+
+def training_parts(cfg: TrainConfig, shape: QwenVLConfig, mesh: jax.sharding.Mesh) -> TrainingParts:
+  """The policy on the train mesh, its optimizer and the shapes of the update, without any array.
+
+  Raises:
+    ConfigError: if prompts, image settings, adapters or frozen paths do not fit mesh or policy.
+  """
+  hosts = sharding.island_mesh(mesh).shape["island"]
+  name = "config.rollout.prompts" + (f" x {hosts} processes" if hosts > 1 else "")
+  sharding.check_rows(cfg.rollout.prompts * hosts, name, mesh)
+  check_preprocess(cfg.preprocess, shape, "config.preprocess")
+  policy = make_policy(shape, compiled.compute_dtype(mesh), mesh, cfg.remat)
+  lora.kernels(cfg.lora, policy.kernel_paths)
+  frozen = lora.frozen_paths(cfg.lora, cfg.learn.optimizer.frozen)
+  policy = dataclasses.replace(policy, frozen=frozen, lora=cfg.lora)
+  optimizer = make_optimizer(dataclasses.replace(cfg.learn.optimizer, frozen=frozen))
+  jax.eval_shape(optimizer.init, jax.eval_shape(policy.init, jax.random.key(0)))
+  return TrainingParts(
+    policy, optimizer, compiled.batch_buckets(batch_config(cfg.learn, shape), mesh)
+  )
+
+
 def run(config: Any, workdir: pathlib.Path) -> None:
-  """Checks the config, binds the work directory, runs the stages, evaluates.
+  """Checks everything, loads the policy, binds the work directory, runs the stages, evaluates.
 
   Args:
     config: ConfigDict.
     workdir: created if missing; an existing run is resumed.
 
   Raises:
-    UserError: if config, policy or work directory cannot be used.
+    UserError: if config, policy or work directory cannot be used; the work directory is then not
+      bound to the config.
   """
-  sharding.refuse_several_processes()
   cfg = build(TrainConfig, dict(config))
+  sharding.refuse_several_processes()
   mesh = sharding.make_mesh(cfg.mesh, jax.devices())
-  shape = read_shape(cfg.init)
-  check_preprocess(cfg.preprocess, shape, "config.preprocess")
-  check_normalisation(cfg.preprocess, cfg.init)
-  lora.kernels(cfg.lora, make_policy(shape, jax.numpy.float32).kernel_paths)
-  loaded = load_policy(cfg.init, mesh)  # from here on arrays are on the devices
-  resolved = json.loads(config.to_json_best_effort()) | {MODEL_KEY: record(loaded.policy.cfg)}
-  lock_workdir(workdir)
-  bind_workdir(workdir, resolved, MAY_DIFFER)
-  loaded.tokenizer.inner.save(str(workdir / "tokenizer.json"))
+  files = read_policy(cfg.init)
+  check_normalisation(cfg.preprocess, files)
+  parts = training_parts(cfg, files.cfg, mesh)
   source = make_source(cfg.source)
-  frozen = lora.frozen_paths(cfg.lora, cfg.learn.optimizer.frozen)
-  with open_context(
-    dataclasses.replace(loaded.policy, remat=cfg.remat, frozen=frozen, lora=cfg.lora),
-    loaded.tokenizer,
-    cfg.text,
-    cfg.preprocess,
-    cfg.style,
-    cfg.executor,
-    cfg.rollout.weights,
-    source.benchmark or loaded.benchmark,
-  ) as context:
-    train(cfg, context, loaded.params, source, workdir, resolved)
+  for task in source.batch(cfg.seed, 0, 1):  # refuses a source without training tasks
+    check_truth(task)
+  trained_on = source.benchmark or files.benchmark
+  shapes = evaluation_rollout_config(cfg.rollout, cfg.evaluation, cfg.evaluation.tasks, True)
+  with open_context(parts.policy, files.tokenizer, cfg, trained_on) as context:
+    stage = make_stage(cfg, context, parts, source, workdir)
+    context.evaluation_engine(shapes, has_start=True)  # refuses what would not fit at the end
+    lock_workdir(workdir)
+    resolved = json.loads(config.to_json_best_effort()) | {MODEL_KEY: record(files.cfg)}
+    questions = None
+    if not is_up_to_date(workdir, fingerprint(cfg)):  # rendered while the first programs compile
+      make = functools.partial(load_questions, source, cfg.evaluation, cfg.learn.reward, cfg.seed)
+      questions = compute_async(make)
+    end, size = train(cfg, context, stage, parts.optimizer, files, source, resolved)
+    if questions is None:
+      print(f"{workdir}/results.json has this evaluation; delete it to evaluate again")
+    else:
+      evaluate(cfg, context, end, questions(), workdir)
+  report(cfg, size, workdir)
+
+
+def make_stage(
+  cfg: TrainConfig,
+  context: RunContext,
+  parts: TrainingParts,
+  source: Source,
+  workdir: pathlib.Path,
+) -> GrpoStage:
+  """The stage without its KL reference.
+
+  Raises:
+    ConfigError: if rollouts or update do not fit the devices; nothing was allocated.
+  """
+  resident = resident_bytes(cfg, parts.policy, parts.optimizer)
+  engine = context.engine(cfg.rollout, resident, "config.rollout.slots")
+  plan = with_update(
+    planned(parts.policy, engine.cfg, resident),
+    parts.policy,
+    cfg.learn.micro,
+    parts.shapes,
+    cfg.rollout.prompts,
+  )
+  print(plan)
+  memory.check(plan, "config.rollout.slots")
+  return GrpoStage(
+    engine=engine,
+    programs=compiled.LearnPrograms(parts.policy, parts.optimizer, cfg.learn.loss, cfg.learn.micro),
+    decode_params=context.decode_params,
+    keep_features=not context.policy.vision_trainable,
+    tasks_of=source.batch,
+    cfg=cfg.learn,
+    shapes=parts.shapes,
+    steps=cfg.loop.steps,
+    seed=cfg.seed,
+    start=None,
+    workdir=workdir,
+  )
 
 
 def train(
   cfg: TrainConfig,
   context: RunContext,
-  start: Params,
+  stage: GrpoStage,
+  optimizer: optax.GradientTransformation,
+  files: PolicyFiles,
   source: Source,
-  workdir: pathlib.Path,
   resolved: dict[str, Any],
-) -> None:
-  """Reinforcement learning, then the evaluation of start and end, then the report.
+) -> tuple[Params, int]:
+  """Loads the start, binds the work directory to the config and runs the stage.
 
   Args:
-    cfg, context, source: of the run.
-    start: parameters of the policy to start from; donated unless the KL term needs them.
-    workdir: of the run.
+    cfg, context, stage, optimizer, source: of the run.
+    files: of the policy to start from.
     resolved: the config as JSON values, saved with every checkpoint.
+
+  Returns:
+    The decode parameters of the end, and the number of parameters. Nothing else stays on the
+    devices: the evaluation needs the memory of moments and KL reference.
   """
-  # Questions are rendered while the first programs compile.
-  is_evaluated = is_up_to_date(workdir, fingerprint(cfg))
-  questions = (
-    None
-    if is_evaluated
-    else compute_async(lambda: load_questions(source, cfg.evaluation, cfg.seed))
-  )
-  optimizer = make_optimizer(dataclasses.replace(cfg.learn.optimizer, frozen=context.policy.frozen))
-  resident = resident_bytes(cfg, context.policy, optimizer)
-  check_evaluation_memory(cfg, context.policy)
-  stage = GrpoStage(
-    context=context,
-    engine=context.engine(cfg.rollout, resident, "config.rollout.slots"),
-    programs=compiled.LearnPrograms(context.policy, optimizer, cfg.learn.loss, cfg.learn.micro),
-    tasks_of=source.batch,
-    cfg=cfg.learn,
-    shapes=compiled.batch_buckets(batch_config(cfg.learn, context.policy.cfg), context.mesh),
-    steps=cfg.loop.steps,
-    seed=cfg.seed,
-    reference=reference_of(cfg, start),
-    workdir=workdir,
-  )
-  plan = with_update(
-    planned(context.policy, stage.engine.cfg, resident),
-    context.policy,
-    cfg.learn.micro,
-    stage.shapes,
-    cfg.rollout.prompts,
-  )
-  print(plan)
-  memory.check(plan, "config.rollout.slots")
-  params = trainable_start(cfg, context, start)
+  workdir = stage.workdir
+  start = load_params(files, context.mesh)  # from here on arrays are on the devices
+  stage = dataclasses.replace(stage, start=start if has_start_copy(cfg) else None)
+  states = [first_state(cfg, context, optimizer, start)]
   del start
-  state = compiled.init_state(context.policy, optimizer, params, context.mesh)
-  del params
-  if replicated := sharding.replication_report(state.params, context.mesh):
+  if replicated := sharding.replication_report(states[0].params, context.mesh):
     print(replicated)
+  bind_workdir(workdir, resolved, MAY_DIFFER)
+  write_text(workdir / tokenizer_lib.FILE, files.tokenizer.inner.to_str(pretty=True))
   evaluate_state = progress_evaluation(
     stage.engine,
     context.decode_params,
@@ -248,13 +282,14 @@ def train(
     workdir,
     cfg.loop,
     "grpo",
-    state,
+    states.pop(),  # no name keeps it here, so that a resumed run frees it
     stage.step_function,
     evaluate_state,
     context.trained_on,
     resolved,
   )
-  finish(cfg, context, state.params, questions, workdir)
+  size = sum(x.size for x in jax.tree.leaves(state.params))
+  return context.decode_params(state.params), size
 
 
 def resident_bytes(
@@ -263,38 +298,24 @@ def resident_bytes(
   """Bytes per device that training keeps during rollouts: its state, and the KL reference."""
   mesh = compiled.train_mesh(policy)
   state = compiled.abstract_state(policy, optimizer, mesh)
-  has_copy = cfg.learn.loss.kl_weight and not cfg.lora.paths
-  return bytes_of(state, state.params) if has_copy else bytes_of(state)
+  return bytes_of(state, state.params) if has_start_copy(cfg) else bytes_of(state)
 
 
-def check_evaluation_memory(cfg: TrainConfig, policy: Policy) -> None:
-  """Refuses a run whose evaluation would not fit the devices, before it is trained.
-
-  Raises:
-    ConfigError: naming the slots that fit.
-  """
-  mesh = compiled.train_mesh(policy)
-  shapes = evaluation_rollout_config(cfg.rollout, cfg.evaluation, has_start=True)
-  plan = planned(policy, compiled.rollout_buckets(shapes, mesh), 0)
-  params = jax.eval_shape(policy.init, jax.random.key(0))
-  params = compiled.placed(params, sharding.param_shardings(params, mesh))
-  memory.check(plan._replace(resident=bytes_of(params) + plan.weights), "config.evaluation.slots")
-
-
-def trainable_start(cfg: TrainConfig, context: RunContext, start: Params) -> Params:
-  """The parameters that the loop may donate: the start, a copy if the KL term needs it too."""
+def first_state(
+  cfg: TrainConfig, context: RunContext, optimizer: optax.GradientTransformation, start: Params
+) -> TrainState:
+  """The state at step 0, which the loop donates; the KL term may need `start` as well."""
   if cfg.lora.paths:
     key = rng.stream(cfg.seed, "adapters")
-    fresh = compiled.init_adapters(context.policy, key, context.mesh)
-    return param_tree.merge(start, fresh)
-  return jax.tree.map(jax.numpy.copy, start) if cfg.learn.loss.kl_weight else start
+    start = param_tree.merge(start, compiled.init_adapters(context.policy, key, context.mesh))
+  elif has_start_copy(cfg):
+    start = jax.tree.map(jax.numpy.copy, start)
+  return compiled.init_state(context.policy, optimizer, start, context.mesh)
 
 
-def reference_of(cfg: TrainConfig, start: Params) -> Callable[[Params], Params] | None:
-  """Train parameters -> the reference policy of the KL term: the start, or adapters off."""
-  if not cfg.learn.loss.kl_weight:
-    return None
-  return (lambda params: params) if cfg.lora.paths else (lambda _: start)
+def has_start_copy(cfg: TrainConfig) -> bool:
+  """Whether the KL term needs the start beside the trained policy; adapters can be left out."""
+  return bool(cfg.learn.loss.kl_weight) and not cfg.lora.paths
 
 
 def fingerprint(cfg: TrainConfig) -> dict[str, Any]:
@@ -306,20 +327,25 @@ def fingerprint(cfg: TrainConfig) -> dict[str, Any]:
   }
 
 
-def finish(
+def evaluate(
   cfg: TrainConfig,
   context: RunContext,
   end: Params,
-  questions: Callable[[], Questions] | None,
+  questions: EvaluationSet,
   workdir: pathlib.Path,
 ) -> None:
-  """Evaluates start and end once on the same held-out questions and writes the report."""
-  console = make_console()
-  if questions is None:
-    console.print(f"{workdir}/results.json has this evaluation; delete it to evaluate again")
-  else:
-    evaluate(cfg, context, end, questions(), workdir, console)
-  card = RewardCard(cfg.learn.reward, cfg.learn.advantage, progress=1.0)
+  """Evaluates start and end; the start is read again, so that training need not keep it."""
+  start = context.decode_params(load_params(read_policy(cfg.init), context.mesh))
+  size = len(questions.tasks)
+  shapes = evaluation_rollout_config(cfg.rollout, cfg.evaluation, size, has_start=True)
+  engine = context.evaluation_engine(shapes, has_start=True)
+  evaluator = Evaluator(engine, start, end, questions, cfg.evaluation)
+  run_evaluation(evaluator, workdir, context.trained_on, fingerprint(cfg), make_console())
+
+
+def report(cfg: TrainConfig, parameters: int, workdir: pathlib.Path) -> None:
+  """Writes report.html; `parameters` is their number."""
+  card = RewardCard(cfg.learn.reward, cfg.learn.advantage)
   about = About(
     title=f"{'AP-GRPO' if cfg.learn.advantage.alpha else 'GRPO'} on {SOURCES[cfg.source.kind]}",
     summary=(
@@ -327,39 +353,12 @@ def finish(
       "may draw boxes on the image, looks at the drawing and answers."
     ),
     facts=(
-      ("policy", f"{sum(x.size for x in jax.tree.leaves(end)):,} parameters"),
+      ("policy", f"{parameters:,} parameters"),
       ("steps", f"{cfg.loop.steps} of {cfg.rollout.prompts} x {cfg.rollout.group} rollouts"),
       ("seed", str(cfg.seed)),
     ),
   )
-  console.print(f"wrote {write_report(workdir, about, card, cfg.learn.saved_groups)}")
-
-
-def evaluate(
-  cfg: TrainConfig,
-  context: RunContext,
-  end: Params,
-  questions: Questions,
-  workdir: pathlib.Path,
-  console: Console,
-) -> None:
-  """Evaluates start and end; the start is read again, so that training need not keep it."""
-  base = load_policy(cfg.init, context.mesh)
-  decode_start = compiled.decode_params(base.policy, context.mesh, cfg.rollout.weights)
-  policies = PolicyPair(decode_start(base.params), context.decode_params(end))
-  del base
-  resident = bytes_of(end, policies.start)
-  evaluator = make_evaluator(
-    lambda rollout: context.engine(rollout, resident, "config.evaluation.slots"),
-    cfg.rollout,
-    questions,
-    cfg.learn.reward,
-    cfg.evaluation,
-    cfg.seed,
-    policies,
-  )
-  found = run_evaluation(evaluator, workdir, context.trained_on, fingerprint(cfg), console)
-  save_groups(gallery(evaluator, found), workdir)
+  print(f"wrote {write_report(workdir, about, card, cfg.learn.saved_groups)}")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def to_path(path: PathLike) -> pathlib.Path:
   if not text:
     raise UserError("an empty path was given; give a folder")
   if "://" in text:
-    raise UserError(f"{text} is remote, which is not supported yet; give a local folder")
+    raise UserError(f"{text} is remote, which is not supported yet; give a local path")
   return pathlib.Path(text)
 
 

@@ -55,7 +55,7 @@ SMALLER = {
   "learn.reward.schedule.k_max": 10.0,
   "evaluation": {
     "tasks": 10,
-    "progress_tasks": 4,
+    "progress_tasks": 1,
     "train_tasks": 12,
     "temperatures": (0.3, 0.7),
     "best_of": 3,

@@ -14,11 +14,13 @@ from PIL import Image
 from configs import chat as chat_config
 from configs import tiny
 from spatial_jax import chat as chat_lib
-from spatial_jax.chat import ChatOptions, ChatRunConfig, chat, overlay, settings_of
+from spatial_jax.chat import ChatOptions, chat, overlay
 from spatial_jax.config import ConfigError, build
-from spatial_jax.evaluate.best_of_n import mean_logp, most_likely
+from spatial_jax.errors import UserError
+from spatial_jax.evaluate.predictions import mean_logp, most_likely
 from spatial_jax.rollout.auto_buckets import fit_rollout_config
 from spatial_jax.rollout.scheduler import generate_rollouts
+from spatial_jax.stages.context import RunConfig, settings_of
 from tests import rollout_fixtures as fixtures
 from tests.dummies import TrajectoryWriter
 
@@ -39,7 +41,7 @@ def question():
 
 
 def settings():
-  return settings_of(json.loads(tiny.get_config().to_json_best_effort()))
+  return settings_of(RunConfig, json.loads(tiny.get_config().to_json_best_effort()))
 
 
 def test_what_is_said_is_what_was_sampled_and_drawn(tmp_path, monkeypatch):
@@ -66,7 +68,8 @@ def test_what_is_said_is_what_was_sampled_and_drawn(tmp_path, monkeypatch):
   assert page.count("data:image/webp") == 2
   assert "truth" not in page.split("</style>")[1]
   for turn in answer.turns:
-    assert re.findall(r"[\w .]{6,}", turn.text)[0].strip() in page
+    sampled = turn.text.removeprefix(GREEDY.begin)
+    assert re.findall(r"[\w .]{6,}", sampled)[0].strip() in page
 
 
 def test_of_several_answers_the_likeliest_are_kept(tmp_path):
@@ -102,6 +105,30 @@ def test_how_to_ask_is_checked(samples, best, temperature):
     ChatOptions("", samples, best, temperature)
 
 
+def test_a_response_begins_with_no_special_token():
+  with pytest.raises(ConfigError, match=r"^--begin is .* no special token"):
+    dataclasses.replace(GREEDY, begin="<|im_end|>")
+
+
+@pytest.mark.parametrize("mine", ["config.json", "checkpoints"])
+def test_the_work_directory_of_a_run_is_refused_and_nothing_is_cleared(tmp_path, mine):
+  (tmp_path / mine).mkdir()
+  (tmp_path / "answer_1_image_2.png").touch()
+  (tmp_path / "report.html").write_text("of a run")
+  with pytest.raises(UserError, match=rf"--workdir=.* has {mine} of a run, whose report"):
+    chat(settings(), ASSET, question(), GREEDY, tmp_path, "", print)
+  assert (tmp_path / "answer_1_image_2.png").exists()
+  assert (tmp_path / "report.html").read_text() == "of a run"
+
+
+def test_nothing_is_cleared_before_the_checks(tmp_path):
+  (tmp_path / "answer_1_image_2.png").touch()
+  wrong = overlay(settings(), {"rollout.stop_tokens": ("xx",)})
+  with pytest.raises(ConfigError, match="xx cannot end a turn"):
+    chat(wrong, ASSET, question(), GREEDY, tmp_path, "", print)
+  assert [path.name for path in tmp_path.iterdir()] == ["answer_1_image_2.png"]
+
+
 def test_the_shapes_hold_the_prompt_and_whatever_is_drawn():
   conversation = fixtures.conversation()
   task = fixtures.task("room", sizes=((24, 24), (16, 40)))
@@ -117,7 +144,9 @@ def test_the_shapes_hold_the_prompt_and_whatever_is_drawn():
 
 
 def test_a_full_size_policy_is_asked_in_a_config_that_builds():
-  build(ChatRunConfig, settings_of(json.loads(chat_config.get_config().to_json_best_effort())))
+  build(
+    RunConfig, settings_of(RunConfig, json.loads(chat_config.get_config().to_json_best_effort()))
+  )
 
 
 def command(tmp_path, *more):

@@ -18,6 +18,7 @@ from spatial_jax import abstract_inputs, aot, compiled, sharding
 from spatial_jax.abstract_inputs import Program
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data.vision_packing import VisionBuckets
+from spatial_jax.errors import UserError
 from spatial_jax.hf.config import to_hf
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.train_batch import BatchConfig, Microbatches
@@ -26,10 +27,11 @@ from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout import memory
-from spatial_jax.rollout.config import RolloutConfig
-from spatial_jax.stages.grpo import GrpoConfig
+from spatial_jax.stages.load import read_shape
+from spatial_jax.train import TrainConfig
 from spatial_jax.types import FeatureBatch
 
+TINY_VISION = VisionBuckets((16,), (4,), (144,))
 ROOT = pathlib.Path(__file__).parent.parent
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 needs_libtpu = pytest.mark.skipif(
@@ -43,23 +45,23 @@ def tiny_policy() -> QwenVLConfig:
   return QwenVLConfig(vision, decoder, 1, 2, 3, 4, 2, "qwen2_5_vl")
 
 
-def tiny_shapes() -> tuple[GrpoConfig, RolloutConfig]:
+def tiny_config() -> TrainConfig:
   """The default limits with one small bucket each, which compile quickly."""
-  vision = VisionBuckets((16,), (4,), (144,))
-  learn = build(GrpoConfig, common.learn(100))
-  learn = dataclasses.replace(learn, prefix_buckets=(128,), micro=Microbatches(4, (256,)))
-  rollout = build(RolloutConfig, common.rollout())
+  cfg = build(TrainConfig, dict(common.get_config()))
+  learn = dataclasses.replace(
+    cfg.learn, prefix_buckets=(128,), micro=Microbatches(4, (256,)), vision=TINY_VISION
+  )
   rollout = dataclasses.replace(
-    rollout,
+    cfg.rollout,
     prompts=4,
     slots=4,
     prefill=(4,),
     prompt_buckets=(128,),
     observation_buckets=(64,),
     feature_buffer_tokens=256,
-    vision=vision,
+    vision=TINY_VISION,
   )
-  return learn, rollout
+  return dataclasses.replace(cfg, learn=learn, rollout=rollout, lora=lora.OFF)
 
 
 PROGRAMS = [
@@ -76,9 +78,8 @@ PROGRAMS = [
 
 @pytest.fixture(scope="module")
 def compiled_step():
-  learn, rollout = tiny_shapes()
   mesh = aot.topology_mesh("v5e:2x2", sharding.MeshConfig(1, 2, 2))
-  programs = aot.programs_to_compile(tiny_policy(), learn, rollout, lora.OFF, mesh, mesh, True)
+  programs = aot.programs_to_compile(tiny_config(), tiny_policy(), mesh, mesh)
   return {program.name: aot.compile_program(program) for program in programs}
 
 
@@ -100,18 +101,11 @@ def test_attention_of_whole_rows_uses_the_kernel(compiled_step, name):
 
 
 def programs_of(
-  topology: str, cfg: QwenVLConfig, rollout: RolloutConfig, adapters: LoraConfig = lora.OFF
+  topology: str, shape: QwenVLConfig, cfg: TrainConfig | None = None
 ) -> dict[str, Program]:
-  learn, _ = tiny_shapes()
   mesh = aot.topology_mesh(topology, sharding.MeshConfig(-1, 2, 2))
-  policy = make_policy(cfg, jnp.bfloat16, mesh)
-  policy = dataclasses.replace(policy, lora=adapters, frozen=lora.frozen_paths(adapters, ()))
-  island = dataclasses.replace(policy, mesh=aot.host_mesh(topology, mesh))
-  batch = BatchConfig((128,), 128, rollout.vision, cfg.vision.window_blocks, cfg.decoder.vocabulary)
-  optimizer = make_optimizer(dataclasses.replace(learn.optimizer, frozen=policy.frozen))
-  found = abstract_inputs.all_programs(
-    policy, island, optimizer, learn.loss, learn.micro, rollout, batch, learn.keep_fraction
-  )
+  host = aot.host_mesh(topology, mesh)
+  found = aot.programs_to_compile(cfg or tiny_config(), shape, mesh, host)
   return {program.name: program for program in found}
 
 
@@ -120,18 +114,20 @@ def test_decoding_needs_little_memory_besides_its_cache():
   """At the head size of every published Qwen2.5-VL."""
   cfg = tiny_policy()
   decoder = dataclasses.replace(cfg.decoder, head_dim=128, rope_sections=(16, 24, 24))
-  rollout = tiny_shapes()[1]
-  stop = dataclasses.replace(rollout.stop, max_response_tokens=2048)
-  rollout = dataclasses.replace(rollout, prompt_buckets=(512,), stop=stop)
-  found = programs_of("v5e:2x2", dataclasses.replace(cfg, decoder=decoder), rollout)
-  cache = aot.bytes_per_chip(found["decode"].arguments[1].cache)
+  tiny = tiny_config()
+  stop = dataclasses.replace(tiny.rollout.stop, max_response_tokens=2048)
+  rollout = dataclasses.replace(tiny.rollout, prompt_buckets=(512,), stop=stop)
+  learn = dataclasses.replace(tiny.learn, prefix_buckets=(512,), micro=Microbatches(4, (2304,)))
+  tiny = dataclasses.replace(tiny, rollout=rollout, learn=learn)
+  found = programs_of("v5e:2x2", dataclasses.replace(cfg, decoder=decoder), tiny)
+  cache = memory.bytes_of(found["decode"].arguments[1].cache)
   assert cache > 60 << 20
   one = aot.compile_program(found["decode"])
   assert one.error is None, one.error
   assert one.temporaries <= 0.1 * cache
   gathered = aot.compile_program(found["decode_gathered"])
   assert gathered.error is None, gathered.error
-  suffixes = aot.bytes_per_chip(found["decode"].arguments[1].cache.layers)
+  suffixes = memory.bytes_of(found["decode"].arguments[1].cache.layers)
   assert gathered.temporaries <= 0.1 * cache + 0.6 * suffixes, "no prefix is copied"
 
 
@@ -139,7 +135,7 @@ def test_decoding_needs_little_memory_besides_its_cache():
 def test_estimate_of_the_update_is_near_the_compiled_scratch():
   """Within a factor of two, at sizes that fill the tiles of a TPU."""
   mesh = aot.topology_mesh("v5e:2x2", sharding.MeshConfig(1, 2, 2))
-  cfg, (learn, rollout) = tiny_policy(), tiny_shapes()
+  cfg, learn, rollout = tiny_policy(), tiny_config().learn, tiny_config().rollout
   sizes = {"width": 512, "heads": 8, "head_dim": 64, "rope_sections": (8, 12, 12)}
   decoder = dataclasses.replace(cfg.decoder, layers=2, mlp_width=1024, vocabulary=4096, **sizes)
   cfg, frozen = dataclasses.replace(cfg, decoder=decoder), ("^vision/",)
@@ -166,7 +162,7 @@ def test_estimate_of_the_update_is_near_the_compiled_scratch():
 def test_adapters_compile_with_the_attention_kernel():
   """Adapters at every kernel of the decoder; the frozen vision tower is not in the update."""
   adapters = LoraConfig(("^decoder/layers/.*/kernel$",), 8, 16.0)
-  found = programs_of("v5e:2x2", tiny_policy(), tiny_shapes()[1], adapters)
+  found = programs_of("v5e:2x2", tiny_policy(), dataclasses.replace(tiny_config(), lora=adapters))
   assert isinstance(found["update"].arguments[1].vision, FeatureBatch)
   for name in ("decode_params", "update"):
     one = aot.compile_program(found[name])
@@ -177,11 +173,10 @@ def test_adapters_compile_with_the_attention_kernel():
 
 @needs_libtpu
 def test_the_weights_of_several_hosts_are_resharded_to_each_host():
-  learn, rollout = tiny_shapes()
-  found = programs_of("v5e:4x4", tiny_policy(), rollout)
+  found = programs_of("v5e:4x4", tiny_policy())
   tokens = found["update"].arguments[1].rows.tokens.token_RT
   sampled = 4 * found["decode"].arguments[1].position_R.shape[0]
-  assert tokens.shape[0] == learn.keep_fraction * sampled, "the rows of four hosts"
+  assert tokens.shape[0] == tiny_config().learn.keep_fraction * sampled, "the rows of four hosts"
   for name in ("decode_params", "decode"):
     one = aot.compile_program(found[name])
     assert one.error is None, f"{name}: {one.error}"
@@ -217,7 +212,7 @@ def test_the_table_names_programs_that_do_not_fit():
   ("config", "message"),
   [
     (chat, r"^config\.learn\.micro\.lengths ends at \d+ and must be at least "),
-    (tiny_pretrain, r"^config\.stages is missing; "),
+    (tiny_pretrain, r"^config\.mesh is missing; .*config\.stages is missing; "),
   ],
 )
 def test_config_that_training_refuses_is_one_line(config, message):
@@ -226,11 +221,47 @@ def test_config_that_training_refuses_is_one_line(config, message):
   assert "\n" not in str(error.value)
 
 
-def test_progress_is_printed_for_each_program(monkeypatch, capsys, tmp_path):
-  (tmp_path / "config.json").write_text(json.dumps(to_hf(tiny_policy())))
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"preprocess.patch_size": 16}, r"config\.preprocess: patch_size is 16, but"),
+    ({"lora.paths": ("nothing",)}, r"config\.lora\.paths: 'nothing' matches no kernel"),
+    ({"learn.optimizer.frozen": ("nothing",)}, r"optimizer\.frozen: 'nothing' matches no"),
+    ({"rollout.prompts": 12}, r"config\.rollout\.prompts is 12 and must be a multiple of"),
+  ],
+)
+def test_a_config_that_does_not_fit_the_policy_is_one_line(changes, message):
+  cfg = common.get_config()
+  cfg.update_from_flattened_dict(changes)
+  mesh = sharding.make_mesh(sharding.MeshConfig(-1, 1, 1), jax.devices())
+  with pytest.raises(ConfigError, match=message):
+    aot.programs_to_compile(build(TrainConfig, dict(cfg)), tiny_policy(), mesh, mesh)
+
+
+def fake_topology(monkeypatch):
   device = types.SimpleNamespace(device_kind="TPU v5 lite", process_index=0)
   mesh = types.SimpleNamespace(devices=np.array([device]), size=1, shape={"data": 1})
   monkeypatch.setattr(aot, "topology_mesh", lambda *_: mesh)
+  return mesh
+
+
+def test_the_policy_is_found_as_in_training(monkeypatch, tmp_path):
+  """The embedded one from any directory; a remote path is refused in full."""
+  monkeypatch.chdir(tmp_path)
+  fake_topology(monkeypatch)
+  shapes = []
+  monkeypatch.setattr(aot, "programs_to_compile", lambda cfg, shape, *_: shapes.append(shape) or [])
+  cfg = common.get_config()
+  aot.run(cfg, "v5e:1x1")
+  assert shapes == [read_shape(cfg.init)]
+  cfg.init = "gs://bucket/policy"
+  with pytest.raises(UserError, match=r"^gs://bucket/policy is remote"):
+    aot.run(cfg, "v5e:1x1")
+
+
+def test_progress_is_printed_for_each_program(monkeypatch, capsys, tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps(to_hf(tiny_policy())))
+  fake_topology(monkeypatch)
   programs = [Program(name, jax.jit(abs), (), ()) for name in ("decode", "update")]
   monkeypatch.setattr(aot, "programs_to_compile", lambda *_: programs)
   done = {

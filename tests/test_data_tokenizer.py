@@ -9,13 +9,13 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.tiny.tokenizer import train_tokenizer
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data.prompt_text import (
   TextConfig,
   expand_image_tokens,
   observation_text,
   prompt_text,
-  response_prefix_of,
 )
 from spatial_jax.data.tokenizer import (
   IM_END,
@@ -24,7 +24,6 @@ from spatial_jax.data.tokenizer import (
   Tokenizer,
   escape_special_tokens,
   load_tokenizer,
-  train_tokenizer,
 )
 from spatial_jax.errors import DataError
 from tests import dummies
@@ -39,8 +38,6 @@ TEXT = TextConfig(
   observation="drawn {index}, {width} x {height}\n",
   more="go on",
   final="answer now",
-  response_prefix="",
-  response_prefix_fraction=1.0,
 )
 SPECIAL_IDS = {TOKENIZER.id(token) for token in SPECIAL_TOKENS}
 WILD = st.text() | st.lists(
@@ -166,25 +163,10 @@ def test_prompt_in_full():
   )
 
 
-def test_the_response_prefix_follows_the_prompt_of_the_chosen_tasks():
-  with_prefix = dataclasses.replace(TEXT, response_prefix="<think> I mark")
-  without = prompt_text(task("x"), patched([(28, 28)]), TEXT)
-  assert prompt_text(task("x"), patched([(28, 28)]), with_prefix) == without + "<think> I mark"
-  observations = [
-    observation_text(2, patched([(28, 28)]), True, cfg) for cfg in (TEXT, with_prefix)
-  ]
-  assert observations[0] == observations[1], "first turns only"
-  none, some = (
-    dataclasses.replace(with_prefix, response_prefix_fraction=fraction) for fraction in (0.0, 0.25)
-  )
-  tasks = [task(f"{number}") for number in range(400)]
-  assert not any(response_prefix_of(t, none) for t in tasks)
-  assert 60 < sum(response_prefix_of(t, some) == "<think> I mark" for t in tasks) < 140
-  choice = dataclasses.replace(task("x"), answer_kind="choice", options=("A. a", "B. b"))
-  most = dataclasses.replace(with_prefix, response_prefix_fraction=0.999)
-  assert response_prefix_of(task("x"), most)
-  assert not response_prefix_of(choice, most), "choices only at a fraction of 1"
-  assert response_prefix_of(choice, with_prefix)
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(TextConfig)])
+def test_special_tokens_in_the_texts_are_refused(field):
+  with pytest.raises(ConfigError, match=rf"^{field} is .* and must contain no special token"):
+    dataclasses.replace(TEXT, **{field: "{question} <|image_pad|>"})
 
 
 def test_observation_in_full():

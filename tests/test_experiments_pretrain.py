@@ -89,8 +89,7 @@ def test_killed_and_resumed_gives_the_same_policy(tmp_path, monkeypatch):
     ({"recipe.micro.lengths": (256,)}, r"micro\.lengths ends at 256 and must be at least .* 512"),
     ({"rooms.objects": (5, 3)}, r"config\.rooms\.objects is \(5, 3\) and must be"),
     ({"camera.width_px": 0}, r"config\.camera\.width_px is 0 and must be"),
-    ({"text.response_prefix_fraction": 0.5}, r"response_prefix_fraction is 0\.5 and must be 0"),
-    ({"tokenizer_rooms": 0}, r"config\.tokenizer_rooms is 0 and must be at least 1"),
+    ({"tokenizer_rooms": 0}, r"config\.tokenizer_rooms is 0 and must be .* at least 1"),
     ({"out": ""}, r"config\.out is '' and must name a folder"),
   ],
 )

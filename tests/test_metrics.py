@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from spatial_jax import metrics
+from spatial_jax.config import ConfigError, build
 from spatial_jax.errors import CheckpointError, UserError
 from spatial_jax.metrics import LogConfig, Metrics
 
@@ -32,13 +33,13 @@ class Clock:
 def open_metrics(workdir, first_step=0, steps=10, config=CONSOLE_ONLY, terminal=False, clock=None):
   output = io.StringIO()
   console = Console(file=output, force_terminal=terminal, width=120, highlight=False)
-  return Metrics(workdir, first_step, steps, config, console, clock or Clock()), output
+  return Metrics(workdir, "grpo", first_step, steps, config, console, clock or Clock()), output
 
 
 def test_one_flushed_json_object_per_step(tmp_path):
   log, _ = open_metrics(tmp_path)
   with log:
-    log.write(0, "grpo", {"reward": np.float32(0.5), "images": 12})
+    log.write(0, {"reward": np.float32(0.5), "images": 12})
     first = json.loads((tmp_path / metrics.FILE).read_text())  # readable while the run goes on
   assert first == {"step": 0, "stage": "grpo", "time_s": 0.0, "reward": 0.5, "images": 12}
 
@@ -46,7 +47,7 @@ def test_one_flushed_json_object_per_step(tmp_path):
 def test_not_finite_values_are_null_and_named(tmp_path):
   log, output = open_metrics(tmp_path)
   with log:
-    log.write(0, "grpo", {"reward": 0.5, "loss": np.nan, "grad_norm": -np.inf})
+    log.write(0, {"reward": 0.5, "loss": np.nan, "grad_norm": -np.inf})
   text = (tmp_path / metrics.FILE).read_text()
   assert "NaN" not in text
   assert "Infinity" not in text
@@ -62,12 +63,12 @@ def test_resume_drops_the_lines_that_run_again(tmp_path, torn):
   log, _ = open_metrics(tmp_path)
   with log:
     for step in range(5):
-      log.write(step, "grpo", {"reward": step / 10})
+      log.write(step, {"reward": step / 10})
   with (tmp_path / metrics.FILE).open("a") as file:
     file.write(torn)
   log, _ = open_metrics(tmp_path, first_step=3)
   with log:
-    log.write(3, "grpo", {"reward": 9.0})
+    log.write(3, {"reward": 9.0})
   records = metrics.read(tmp_path)
   assert [record["step"] for record in records] == [0, 1, 2, 3]
   assert [record["reward"] for record in records] == [0, 0.1, 0.2, 9.0]
@@ -98,20 +99,20 @@ def test_missing_records_are_named_once(tmp_path):
       assert expected in output.getvalue().replace("\n", "")
       assert bool(expected) == bool(output.getvalue())
       for step in (first_step, first_step + 1):
-        log.write(step, "grpo", {})
+        log.write(step, {})
   assert [record["step"] for record in metrics.read(tmp_path)] == [4, 5, 6, 7]
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_records(tmp_path, monkeypatch):
   log, _ = open_metrics(tmp_path)
-  log.write(0, "grpo", {"reward": 0.5})
+  log.write(0, {"reward": 0.5})
 
   def refuse(_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
   monkeypatch.setattr(os, "fsync", refuse)
   with pytest.raises(UserError, match=r"metrics\.jsonl: No space left on device; free some space"):
-    log.write(1, "grpo", {"reward": 0.6})
+    log.write(1, {"reward": 0.6})
   log.close()
   assert metrics.read(tmp_path)[0]["reward"] == 0.5
 
@@ -123,10 +124,10 @@ def test_without_a_terminal_every_step_is_a_plain_line(tmp_path):
   with log:
     for step in (4, 5):
       clock.now += 60
-      log.write(step, "grpo", {"reward": 0.41234, "tokens_per_s": 3120.4})
+      log.write(step, {"reward": 0.41234, "tokens_per_s": 3120.4, "loss": 0.1, "score": 0.3})
   assert output.getvalue().splitlines() == [
-    "grpo 5/10  reward 0.412  3,120 tokens/s  ETA 5:00",
-    "grpo 6/10  reward 0.412  3,120 tokens/s  ETA 4:00",
+    "grpo 5/10  score 0.300  reward 0.412  loss 0.100  3,120 tokens/s  ETA 5:00",
+    "grpo 6/10  score 0.300  reward 0.412  loss 0.100  3,120 tokens/s  ETA 4:00",
   ]
 
 
@@ -136,14 +137,16 @@ def test_remaining_time_forgets_the_compilation(tmp_path):
   with log:
     for step in range(40):
       clock.now += 600 if step == 0 else 1
-      log.write(step, "grpo", {})
+      log.write(step, {})
   assert output.getvalue().splitlines()[-1].endswith("ETA 1:00")
 
 
 def test_a_terminal_shows_a_bar(tmp_path):
   log, output = open_metrics(tmp_path, terminal=True)
+  assert "grpo" in output.getvalue()
+  assert "compiling" in output.getvalue()
   with log:
-    log.write(0, "grpo", {"reward": 0.41, "[bold]": 1.0})
+    log.write(0, {"reward": 0.41, "[bold]": 1.0})
     log.print_line("saved [1]")
   text = output.getvalue()
   assert "1/10" in text
@@ -157,18 +160,21 @@ def test_duration(seconds, text):
   assert metrics.duration(seconds) == text
 
 
-@pytest.mark.parametrize(
-  ("config", "module"),
-  [(LogConfig(True, False), "tensorboardX"), (LogConfig(False, True), "wandb")],
-)
-def test_a_configured_output_that_is_not_installed_is_refused(
-  tmp_path, monkeypatch, config, module
-):
+@pytest.mark.parametrize(("name", "module"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
+def test_a_configured_output_that_is_not_installed_is_refused(monkeypatch, name, module):
   monkeypatch.setitem(sys.modules, module, None)
-  (tmp_path / metrics.FILE).write_text('{"step": 7}\n')
-  with pytest.raises(UserError, match=f"{module} is not installed; pip install {module}"):
-    open_metrics(tmp_path, config=config)
-  assert (tmp_path / metrics.FILE).read_text() == '{"step": 7}\n'  # nothing is overwritten
+  message = rf"^config\.log\.{name} is True, but {module} is not installed; pip install {module}"
+  with pytest.raises(ConfigError, match=message):
+    build(LogConfig, {"tensorboard": False, "wandb": False} | {name: True}, "config.log")
+
+
+def test_an_error_of_wandb_is_one_line(tmp_path, outputs, monkeypatch):
+  def refuse(**_: object):
+    raise RuntimeError("No API key configured.\nUse wandb login.")
+
+  monkeypatch.setattr(sys.modules["wandb"], "init", refuse)
+  with pytest.raises(UserError, match=r"^config\.loop\.log\.wandb: No API key configured\.; run"):
+    open_metrics(tmp_path, config=LogConfig(False, True))
 
 
 @pytest.fixture
@@ -190,9 +196,9 @@ def outputs(monkeypatch):
     calls.append((arguments["id"], arguments["resume"]))
     return run
 
-  tensorboard = types.SimpleNamespace(SummaryWriter=open_writer)
+  tensorboard = types.SimpleNamespace(SummaryWriter=open_writer, __spec__="installed")
   monkeypatch.setitem(sys.modules, "tensorboardX", tensorboard)
-  monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+  monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, __spec__="installed"))
   return calls
 
 
@@ -201,7 +207,7 @@ def test_further_outputs_get_the_finite_values(tmp_path, outputs):
   (tmp_path / metrics.FILE).write_text('{"step": 2}\n')
   log, _ = open_metrics(tmp_path, first_step=3, config=LogConfig(True, True))
   with log:
-    log.write(3, "grpo", {"reward": 0.5, "loss": float("nan")})
+    log.write(3, {"reward": 0.5, "loss": float("nan")})
   starts = [("tensorboard", 3), ("abc", "allow")]
   assert outputs == [*starts, ("reward", 0.5, 3), ({"reward": 0.5}, 3), "finished"]
 
@@ -217,7 +223,7 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
   monkeypatch.setattr("jax.process_index", lambda: 1)
   log, output = open_metrics(tmp_path)
   with log:
-    log.write(0, "grpo", {"reward": 0.5})
+    log.write(0, {"reward": 0.5})
     log.print_line("text")
   assert output.getvalue() == ""
   assert not list(tmp_path.iterdir())

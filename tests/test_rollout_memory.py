@@ -1,5 +1,6 @@
 """The memory plan: what rollouts and update need on a device is known before anything runs."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -10,12 +11,14 @@ import pytest
 from configs import common
 from spatial_jax import compiled, sharding
 from spatial_jax.config import ConfigError, build
+from spatial_jax.data.source import make_source
+from spatial_jax.evaluate.evaluator import evaluation_rollout_config
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout import memory
 from spatial_jax.stages import context
-from spatial_jax.stages.load import load_policy
-from spatial_jax.train import TrainConfig, check_evaluation_memory, resident_bytes
+from spatial_jax.stages.load import read_policy
+from spatial_jax.train import TrainConfig, make_stage, resident_bytes, training_parts
 from tests import step_fixtures
 
 KEY = "config.rollout.slots"
@@ -130,21 +133,72 @@ def test_engine_that_does_not_fit_is_not_made(monkeypatch):
     context.make_engine(*arguments)
 
 
-def test_evaluation_that_does_not_fit_is_refused_before_training(monkeypatch):
-  """It has more rows than training, and its message names its own key."""
+@contextlib.contextmanager
+def default_run():
+  """(config, parts, context) of the default run on one device; nothing is loaded."""
   cfg = build(TrainConfig, dict(common.get_config()))
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
-  loaded = load_policy(cfg.init, mesh)
-  optimizer = make_optimizer(dataclasses.replace(cfg.learn.optimizer, frozen=()))
-  resident = resident_bytes(cfg, loaded.policy, optimizer)
-  params = memory.bytes_of(loaded.params)
-  assert resident == pytest.approx(3 * params, rel=0.01), "parameters and two moments"
-  monkeypatch.setattr(memory, "device_bytes", lambda mesh: 1 << 40)
-  check_evaluation_memory(cfg, loaded.policy)
-  training = context.planned(loaded.policy, cfg.rollout, 0)
-  monkeypatch.setattr(memory, "device_bytes", lambda mesh: training.rollouts)
-  with pytest.raises(ConfigError, match=r"lower config\.evaluation\.slots to \d+$"):
-    check_evaluation_memory(cfg, loaded.policy)
+  files = read_policy(cfg.init)
+  parts = training_parts(cfg, files.cfg, mesh)
+  with context.open_context(parts.policy, files.tokenizer, cfg, None) as opened:
+    yield cfg, parts, opened
+
+
+def test_evaluation_that_does_not_fit_is_refused_before_training(monkeypatch):
+  """It has more rows than training, and its message names its own key."""
+  with default_run() as (cfg, parts, opened):
+    params = memory.bytes_of(compiled.abstract_state(*parts[:2], opened.mesh).params)
+    frozen = dataclasses.replace(cfg.learn.optimizer, frozen=())
+    resident = resident_bytes(cfg, parts.policy, make_optimizer(frozen))
+    assert resident == pytest.approx(3 * params, rel=0.01), "parameters and two moments"
+    shapes = evaluation_rollout_config(cfg.rollout, cfg.evaluation, cfg.evaluation.tasks, True)
+    monkeypatch.setattr(memory, "device_bytes", lambda mesh: 1 << 40)
+    opened.evaluation_engine(shapes, has_start=True)
+    plan = context.planned(parts.policy, shapes, 0)
+    need = plan.rollouts + plan.weights  # of the start
+    assert need > params + 2 * plan.weights
+    monkeypatch.setattr(memory, "device_bytes", lambda mesh: need)
+    opened.evaluation_engine(shapes, has_start=True)
+    monkeypatch.setattr(memory, "device_bytes", lambda mesh: need - 1)
+    with pytest.raises(ConfigError, match=r"lower config\.evaluation\.slots to \d+$"):
+      opened.evaluation_engine(shapes, has_start=True)
+    opened.evaluation_engine(shapes, has_start=False)
+
+
+def test_policies_of_the_evaluation_must_fit_while_they_are_loaded(monkeypatch):
+  with default_run() as (cfg, parts, opened):
+    shapes = evaluation_rollout_config(cfg.rollout, cfg.evaluation, 1, True)
+    weights = context.planned(parts.policy, shapes, 0).weights
+    params = memory.bytes_of(compiled.abstract_state(*parts[:2], opened.mesh).params)
+    monkeypatch.setattr(memory, "device_bytes", lambda mesh: params + 2 * weights - 1)
+    with pytest.raises(ConfigError, match=r"loading the policy needs .*; raise config\.mesh\.fsdp"):
+      opened.evaluation_engine(shapes, has_start=True)
+
+
+def test_the_update_is_part_of_the_plan_before_the_loop(monkeypatch, tmp_path):
+  """Gradients are those of the trained leaves alone."""
+  with default_run() as (cfg, parts, opened):
+    state = compiled.abstract_state(*parts[:2], opened.mesh)
+    trained = memory.bytes_of(state.params["decoder"])
+    plan = context.with_update(
+      context.planned(parts.policy, cfg.rollout, 0),
+      parts.policy,
+      cfg.learn.micro,
+      parts.shapes,
+      cfg.rollout.prompts,
+    )
+    assert plan.gradients == trained > 0
+    assert plan.update_scratch > plan.gradients
+    assert memory.bytes_of(state.params) > trained, "the vision tower is frozen"
+    resident = resident_bytes(cfg, parts.policy, parts.optimizer)
+    device = max(plan.rollouts, plan.update) + resident
+    source = make_source(cfg.source)
+    monkeypatch.setattr(memory, "device_bytes", lambda mesh: device)
+    make_stage(cfg, opened, parts, source, tmp_path)
+    assert plan.update > plan.rollouts, "so the refusal below is that of the update"
+    monkeypatch.setattr(memory, "device_bytes", lambda mesh: device - 1)
+    with pytest.raises(ConfigError, match=r"the update does not fit; lower config\.learn\.micro"):
+      make_stage(cfg, opened, parts, source, tmp_path)
 
 
 # --- the update ----------------------------------------------------------------------------------

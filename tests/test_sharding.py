@@ -168,7 +168,7 @@ def test_several_processes_are_refused(monkeypatch):
   sharding.refuse_several_processes()
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   with pytest.raises(
-    UserError, match="several processes is not supported yet; run one process per"
+    UserError, match="several processes are not supported yet; run one process per"
   ):
     sharding.refuse_several_processes()
 

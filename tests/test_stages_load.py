@@ -18,11 +18,17 @@ from spatial_jax.config import ConfigError, build
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.errors import DataError, UserError
 from spatial_jax.hf import processor, weights
-from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.stages.load import check_normalisation, load_policy, own_preprocess, read_shape
+from spatial_jax.stages.load import (
+  check_normalisation,
+  load_policy,
+  own_preprocess,
+  read_policy,
+  read_shape,
+)
 from spatial_jax.tools import verify
 from tests import evaluate_fixtures as fixtures
 from tests import rollout_fixtures
+from tests.test_data_photos import entry, photo
 
 PREPROCESS = build(PreprocessConfig, common.preprocess())
 
@@ -353,7 +359,7 @@ def test_an_evaluation_with_other_normalisation_is_refused(file, folder, tmp_pat
 
 def test_a_folder_without_a_processor_has_no_normalisation_to_compare(folder):
   (folder / processor.IMAGE_FILE).unlink()
-  check_normalisation(pixels(mean=(0.5, 0.5, 0.5)), folder)
+  check_normalisation(pixels(mean=(0.5, 0.5, 0.5)), read_policy(folder))
 
 
 def test_the_processor_file_of_transformers_5_is_read_with_the_bounds_of_the_config(folder):
@@ -363,17 +369,86 @@ def test_the_processor_file_of_transformers_5_is_read_with_the_bounds_of_the_con
   (folder / processor.NESTED_FILE).write_text(json.dumps(record))
   bounds = dataclasses.replace(pixels(), min_pixels=1, max_pixels=2)
   expected = dataclasses.replace(bounds, mean=(0.5, 0.5, 0.5))
-  assert own_preprocess(folder, bounds) == expected
+  assert own_preprocess(read_policy(folder), bounds) == expected
 
 
-def test_image_tokens_without_an_image_name_the_task():
-  text = dataclasses.replace(rollout_fixtures.WORDS, image_line="<|image_pad|>")
-  conversation = rollout_fixtures.conversation()
-  conversation = Conversation(
-    conversation.tokenizer, text, conversation.preprocess, conversation.policy
+def test_an_image_that_cannot_be_used_names_the_task():
+  task = dataclasses.replace(
+    rollout_fixtures.task("room/7"), images=(np.zeros((1, 300, 3), np.uint8),)
   )
-  with pytest.raises(DataError, match=r"task room/7: the text has 2 image tokens for 1 images"):
-    conversation.prompt(rollout_fixtures.task("room/7"))
+  with pytest.raises(DataError, match=r"task room/7: image of 1 x 300 pixels has an aspect ratio"):
+    rollout_fixtures.conversation().prompt(task)
+
+
+@pytest.mark.parametrize(
+  ("wrong", "message"),
+  [
+    ({"source.kind": "rooms"}, r"config\.source\.path is empty"),
+    ({"source.kind": "photos", "source.path": "PHOTOS"}, r"config\.source\.kind is photos"),
+    ({"learn.optimizer.frozen": ("nothing",)}, r"optimizer\.frozen: 'nothing' matches no"),
+    ({"learn.optimizer.frozen": ("",)}, r"optimizer\.frozen .* no parameter to train"),
+    ({"rollout.stop_tokens": ("xx",)}, r"config\.rollout\.stop_tokens: xx cannot end a turn"),
+    ({"rollout.prompts": 12}, r"config\.rollout\.prompts is 12 and must be a multiple of .* 8"),
+  ],
+)
+def test_a_start_that_is_refused_leaves_no_work_directory(
+  folder, tmp_path, monkeypatch, wrong, message
+):
+  objects = entry("car", -4, 10, (2, 1.5, 4)), entry("car", 4, 20, (2, 1.5, 4))
+  photos = tmp_path / "photos"
+  photos.mkdir()
+  photo(photos, *objects)
+  wrong = {key: str(photos) if value == "PHOTOS" else value for key, value in wrong.items()}
+  refuse_devices(monkeypatch)
+  with pytest.raises(UserError, match=message) as caught:
+    train.run(run_config(folder, **wrong), tmp_path / "run")
+  assert "\n" not in str(caught.value)
+  assert not (tmp_path / "run").exists()
+
+
+def test_the_number_of_slots_that_a_refusal_names_is_accepted(folder, tmp_path, monkeypatch):
+  """In the same work directory, which the refused start did not bind."""
+  with monkeypatch.context() as patch:
+    refuse_devices(patch)
+    with pytest.raises(ConfigError, match=r"lower config\.rollout\.slots to \d+$") as caught:
+      train.run(run_config(folder, **{"rollout.slots": 1 << 20}), tmp_path / "run")
+  assert not (tmp_path / "run" / "config.json").exists()
+
+  def stop(*_: object):
+    raise UserError("the loop begins")
+
+  monkeypatch.setattr(train.loop, "run", stop)
+  slots = int(str(caught.value).rsplit(" ", 1)[1])
+  with pytest.raises(UserError, match="the loop begins"):
+    train.run(run_config(folder, **{"rollout.slots": slots}), tmp_path / "run")
+  written = json.loads((tmp_path / "run" / "config.json").read_text())
+  assert written["rollout"]["slots"] == slots
+
+
+def test_a_work_directory_in_use_is_refused_before_anything_is_loaded(
+  folder, tmp_path, monkeypatch
+):
+  def refuse(path):
+    raise UserError(f"--workdir={path} is in use by process 1")
+
+  refuse_devices(monkeypatch)
+  for module in (train, evaluate_main):
+    monkeypatch.setattr(module, "lock_workdir", refuse)
+  with pytest.raises(UserError, match="in use by"):
+    train.run(run_config(folder), tmp_path / "run")
+  with pytest.raises(UserError, match="in use by"):
+    evaluate_main.evaluate(fixtures.SETTINGS, str(folder), tmp_path / "run")
+
+
+def test_an_evaluation_that_is_refused_binds_no_config(folder, tmp_path, monkeypatch):
+  refuse_devices(monkeypatch)
+  for changes, message in (
+    ({"rollout": {"stop_tokens": ("xx",)}}, "xx cannot end a turn"),
+    ({"evaluation": {"tasks": 1 << 20, "prompts": 1 << 20, "slots": 1 << 20}}, "evaluation.slots"),
+  ):
+    with pytest.raises(ConfigError, match=message):
+      evaluate_main.evaluate(fixtures.with_settings(**changes), str(folder), tmp_path / "out")
+  assert not (tmp_path / "out").exists()
 
 
 def test_pads_that_do_not_match_are_refused_before_weights_are_read(folder, monkeypatch):

@@ -158,7 +158,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", ["gs://bucket/run", "s3://bucket/run/checkpoints/3"])
 def test_remote_paths_are_refused_in_full(path):
   for function in (to_path, find_path):
-    with pytest.raises(UserError, match=f"^{path} is remote, .* give a local folder$"):
+    with pytest.raises(UserError, match=f"^{path} is remote, .* give a local path$"):
       function(path)
 
 

@@ -11,7 +11,6 @@ Source: ViLaSR, arXiv:2506.09965 (conversation); Qwen2.5-VL's chat template (rol
 
 import dataclasses
 import string
-import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,6 +20,7 @@ from spatial_jax.data.tokenizer import (
   IM_END,
   IM_START,
   IMAGE_PAD,
+  SPECIAL_TOKENS,
   VISION_END,
   VISION_START,
   escape_special_tokens,
@@ -35,35 +35,22 @@ IMAGE_TOKENS = f"{VISION_START}{IMAGE_PAD}{VISION_END}"
 class TextConfig:
   """The text around a question. Three values are templates with fields in braces.
 
-  Attributes:
-    system: content of the system message; empty for no message.
-    image_line: template, after each image of the prompt. Fields: {index} from 1; {width} and
-      {height} in pixels.
-    question: template. Field: {question}, with options and suffix already appended.
-    number_suffix, choice_suffix: appended to the question, by the kind of its answer.
-    observation: template, after each drawn image. Fields as in `image_line`.
-    more: after the last drawn image, if the policy may draw again.
-    final: after the last drawn image, if the policy must answer now.
-    response_prefix: text that the first turn of the response begins with. It is not sampled and not
-      trained.
-    response_prefix_fraction: fraction in [0, 1] of the number questions with a response prefix; 1
-      is all questions, choices included.
+  The fields of `image_line` and `observation` are {index} from 1, {width} and {height} in pixels.
   """
 
-  system: str
-  image_line: str
-  question: str
-  number_suffix: str
+  system: str  # content of the system message; empty for no message
+  image_line: str  # template, after each image of the prompt
+  question: str  # template; its field {question} has options and suffix already appended
+  number_suffix: str  # appended to a question whose answer is a number
   choice_suffix: str
-  observation: str
-  more: str
-  final: str
-  response_prefix: str
-  response_prefix_fraction: float
+  observation: str  # template, after each drawn image
+  more: str  # after the last drawn image, if the policy may draw again
+  final: str  # after the last drawn image, if the policy must answer now
 
   def __post_init__(self):
-    valid = 0 <= self.response_prefix_fraction <= 1
-    check_field(self, "response_prefix_fraction", valid, "be from 0 to 1")
+    for name, text in vars(self).items():
+      rule = "contain no special token, which only the conversation writes"
+      check_field(self, name, not any(token in text for token in SPECIAL_TOKENS), rule)
     image = {"index": 1, "width": 28, "height": 28}
     _check_template("image_line", self.image_line, image)
     _check_template("question", self.question, {"question": "?"})
@@ -92,16 +79,7 @@ def _fields(template: str) -> list[str]:
 
 
 def prompt_text(task: Task, images: Sequence[PatchedImage], cfg: TextConfig) -> str:
-  """Writes the prompt of a task, with one pad token per image.
-
-  Args:
-    task: the question.
-    images: images of the task, as patches.
-    cfg: text around the question.
-
-  Returns:
-    The text up to the first token that the policy samples.
-  """
+  """Writes the prompt of a task, up to the response, with one pad token per image."""
   lines = [escape_special_tokens(task.question)]
   if task.options is not None:
     lines += [escape_special_tokens(option) for option in task.options]
@@ -113,14 +91,7 @@ def prompt_text(task: Task, images: Sequence[PatchedImage], cfg: TextConfig) -> 
   )
   system = f"{IM_START}system\n{cfg.system}{IM_END}\n" if cfg.system else ""
   user = f"{IM_START}user\n{image_lines}{question}{IM_END}\n"
-  return f"{system}{user}{IM_START}assistant\n{response_prefix_of(task, cfg)}"
-
-
-def response_prefix_of(task: Task, cfg: TextConfig) -> str:
-  """Returns the response prefix of a task, or "". A hash of the task's id decides."""
-  chosen = zlib.crc32(task.task_id.encode()) < cfg.response_prefix_fraction * 2**32
-  applies = task.answer_kind == "number" or cfg.response_prefix_fraction == 1
-  return cfg.response_prefix if chosen and applies else ""
+  return f"{system}{user}{IM_START}assistant\n"
 
 
 def observation_text(

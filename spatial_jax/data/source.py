@@ -13,6 +13,7 @@ A batch is a pure function of (seed, step), so that a run resumes from its step 
 
 import dataclasses
 import math
+import pathlib
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from spatial_jax.synthetic.floorplan import ProceduralConfig
 from spatial_jax.synthetic.questions import QuestionConfig, supports_views
 from spatial_jax.synthetic.tasks import CameraConfig, procedural_tasks, room_tasks
 from spatial_jax.types import Task
+from spatial_jax.workdir import to_path
 
 SceneTasks = Callable[[int], list[Task]]  # scene number -> all tasks of the scene
 
@@ -200,10 +202,10 @@ def is_held_out(scene_id: str) -> bool:
   return zlib.crc32(scene_id.encode()) % _HELD_OUT_PART == 0
 
 
-def _path(cfg: SourceConfig) -> str:
+def _path(cfg: SourceConfig) -> pathlib.Path:
   if not cfg.path:
     raise ConfigError(f"config.source.path is empty; set it to the folder of the {cfg.kind}")
-  return cfg.path
+  return to_path(cfg.path)
 
 
 def _room_source(

@@ -51,9 +51,9 @@ class ExecutorConfig:
   memory_mib: int  # address space of a worker, at least 256; NumPy and Pillow take about 200
 
   def __post_init__(self):
-    check_whole(self, "workers", at_least=0)
+    check_whole(self, "workers", at_least=0, at_most=1024)
     check_number(self, "timeout_s", above=0, at_most=MAX_TIMEOUT_S)
-    check_whole(self, "memory_mib", at_least=256)
+    check_whole(self, "memory_mib", at_least=256, at_most=1 << 20)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,8 @@ from spatial_jax.cli import (
   launch,
   no_arguments,
 )
-from spatial_jax.evaluate_main import evaluate, settings_of
+from spatial_jax.evaluate_main import EvaluateRun, evaluate
+from spatial_jax.stages.context import settings_of
 from spatial_jax.workdir import to_path
 
 CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP)
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
   """Runs the evaluation."""
   no_arguments(arguments)
   enable_compilation_cache()
-  settings = settings_of(json.loads(CONFIG.value.to_json_best_effort()))
+  settings = settings_of(EvaluateRun, json.loads(CONFIG.value.to_json_best_effort()))
   evaluate(settings, CHECKPOINT.value, to_path(WORKDIR.value))
 
 

@@ -3,10 +3,12 @@
 import json
 import pathlib
 import shutil
+from typing import Any
 
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.data.tokenizer import END_OF_TEXT, FILE, IM_END, Tokenizer
 from spatial_jax.hf import processor
+from spatial_jax.workdir import write_text
 
 # Qwen2.5-VL's conversation: roles between <|im_start|> and <|im_end|>, one pad token per image.
 CHAT_TEMPLATE = (
@@ -35,10 +37,7 @@ KEPT_FILES = (
 
 
 def write_files(
-  tokenizer: Tokenizer,
-  preprocess: PreprocessConfig,
-  out: pathlib.Path,
-  base: pathlib.Path | None,
+  tokenizer: Tokenizer, preprocess: PreprocessConfig, out: pathlib.Path, base: pathlib.Path | None
 ) -> None:
   """Writes all files except the weights: tokenizer, chat template, image and generation settings.
 
@@ -48,7 +47,7 @@ def write_files(
     base: Hugging Face folder of the base policy. Its KEPT_FILES replace the defaults.
   """
   _write(out / "tokenizer_config.json", TOKENIZER_CONFIG)
-  (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+  write_text(out / "chat_template.jinja", CHAT_TEMPLATE)
   generation = {
     "eos_token_id": tokenizer.id(IM_END),
     "pad_token_id": tokenizer.id(END_OF_TEXT),
@@ -61,9 +60,9 @@ def write_files(
         shutil.copyfile(path, out / path.name)
     if video := processor.nested_settings(base).get("video_processor"):
       _write(out / processor.VIDEO_FILE, video)
-  tokenizer.inner.save(str(out / FILE))
+  write_text(out / FILE, tokenizer.inner.to_str(pretty=True))
   _write(out / processor.IMAGE_FILE, processor.to_hf(preprocess))
 
 
-def _write(path: pathlib.Path, record: dict) -> None:
-  path.write_text(json.dumps(record, indent=2) + "\n")
+def _write(path: pathlib.Path, record: dict[str, Any]) -> None:
+  write_text(path, json.dumps(record, indent=2) + "\n")

@@ -23,6 +23,11 @@ def has_weights(folder: pathlib.Path) -> bool:
   return any((folder / name).exists() for name in (WEIGHTS, INDEX))
 
 
+def has_model_config(folder: pathlib.Path) -> bool:
+  """Returns whether its config.json is of a model; the work directory of a run has another one."""
+  return bool({"model_type", "architectures"} & _read(folder / CONFIG).keys())
+
+
 def check_folder(path: pathlib.Path) -> None:
   """Raises CheckpointError with the line of `find_mistake`, if it returns one."""
   if mistake := find_mistake(path):
@@ -32,11 +37,7 @@ def check_folder(path: pathlib.Path) -> None:
 def find_mistake(path: pathlib.Path) -> str | None:
   """Returns one line on what is wrong with a path that should be a Hugging Face folder.
 
-  Args:
-    path: what the user gave.
-
-  Returns:
-    The line, or None if the folder has weights or if it is not recognised as a model at all.
+  Returns None if the folder has weights, or if it is not recognised as a model at all.
   """
   if not path.exists():
     return _missing_path(path)
@@ -63,8 +64,7 @@ def find_mistake(path: pathlib.Path) -> str | None:
       f"{path} holds PyTorch weights ({found[0]}), but no {WEIGHTS}; load them in transformers "
       "and write safetensors with save_pretrained"
     )
-  # The work directory of a run has a config.json as well, without these keys.
-  if {"model_type", "architectures"} & _read(path / CONFIG).keys():
+  if has_model_config(path):
     return f"{path} has no {WEIGHTS}; copy the weights of the model into this folder"
   return None
 

@@ -2,46 +2,74 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 
 from spatial_jax import compiled, sharding
+from spatial_jax.checks import MAX_SEED
+from spatial_jax.config import ConfigError, check_whole
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.data.prompt_text import TextConfig
 from spatial_jax.data.tokenizer import Tokenizer
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
-from spatial_jax.learn.gradient import Microbatches
-from spatial_jax.learn.train_batch import BatchConfig
+from spatial_jax.learn.train_batch import BatchConfig, Microbatches
 from spatial_jax.policy import param_tree
 from spatial_jax.policy.cache import rollout_shardings
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout import memory
-from spatial_jax.rollout.config import RolloutConfig, WeightForm
+from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import Engine, forbidden_ids, stop_ids
-from spatial_jax.rollout.memory import MemoryPlan
+from spatial_jax.rollout.memory import MIB, MemoryPlan
+from spatial_jax.sharding import MeshConfig
 from spatial_jax.types import Params
+
+# Top-level keys that some entry points read and others do not; "model" is recorded by training.
+_OPTIONAL_KEYS = (
+  *("stages", "init", "remat", "lora", "loop", "source", "learn", "reward", "evaluation", "model"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+  """The keys that training, evaluation and chat share; see `configs/common.py`."""
+
+  seed: int  # of sampling and data
+  mesh: MeshConfig
+  text: TextConfig
+  preprocess: PreprocessConfig
+  rollout: RolloutConfig
+  style: Style
+  executor: ExecutorConfig
+
+  def __post_init__(self):
+    check_whole(self, "seed", at_least=0, at_most=MAX_SEED)
+
+
+def settings_of(cls: type[RunConfig], settings: Mapping[str, Any]) -> dict[str, Any]:
+  """The settings of one entry point from those of any; its `reward` may come from `learn.reward`.
+
+  Keys that no entry point reads stay, so that `config.build` names them.
+  """
+  names = {field.name for field in dataclasses.fields(cls)}
+  found = {k: v for k, v in settings.items() if k in names or k not in _OPTIONAL_KEYS}
+  if "reward" in names and "learn" in settings:
+    found["reward"] = settings["learn"]["reward"]
+  return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunContext:
-  """Policy, conversation, drawing workers and the resharding of weights; shared by all stages.
+  """Policy, conversation, drawing workers and the resharding of weights; shared by all stages."""
 
-  Attributes:
-    policy: pure functions, on the train mesh; with frozen paths and adapters.
-    conversation: tokenizer, prompt texts, image preprocessing.
-    executor: drawing workers.
-    decode_params: train parameters -> parameters on the rollout mesh; jitted once.
-    trained_on: benchmark whose rooms the policy was trained on ("vsi-bench"), None without one.
-  """
-
-  policy: Policy
+  policy: Policy  # on the train mesh; with frozen paths and adapters
   conversation: Conversation
   executor: Executor
-  decode_params: Callable[[Params], Params]
-  trained_on: str | None
+  decode_params: Callable[[Params], Params]  # train parameters -> rollout mesh; jitted once
+  trained_on: str | None  # benchmark whose rooms the policy was trained on ("vsi-bench")
 
   @property
   def mesh(self) -> jax.sharding.Mesh:
@@ -52,30 +80,43 @@ class RunContext:
     """A rollout engine whose caches fit the devices; arguments as in `make_engine`."""
     return make_engine(self.policy, self.conversation, self.executor, cfg, resident, slots_key)
 
+  def evaluation_engine(
+    self, cfg: RolloutConfig, has_start: bool, slots_key: str = "config.evaluation.slots"
+  ) -> Engine:
+    """An engine for one policy, or two if `has_start`, that are not trained.
+
+    Policies are loaded one after the other, in float32; only their decode parameters stay.
+
+    Raises:
+      ConfigError: as in `make_engine`, or if the policies do not fit while they are loaded.
+    """
+    plan = planned(self.policy, compiled.rollout_buckets(cfg, self.mesh), 0)
+    params = jax.eval_shape(self.policy.init, jax.random.key(0))
+    loading = memory.tree_bytes(params, sharding.param_shardings(params, self.mesh))
+    loading += plan.weights * (1 + has_start)
+    if loading > plan.device:
+      raise ConfigError(
+        f"loading the policy needs {loading / MIB:,.0f} of "
+        f"{plan.device / MIB:,.0f} MiB per device; raise config.mesh.fsdp or .tensor"
+      )
+    return self.engine(cfg, plan.weights * has_start, slots_key)
+
 
 @contextlib.contextmanager
 def open_context(
-  policy: Policy,
-  tokenizer: Tokenizer,
-  text: TextConfig,
-  preprocess: PreprocessConfig,
-  style: Style,
-  executor: ExecutorConfig,
-  weights: WeightForm,
-  trained_on: str | None,
+  policy: Policy, tokenizer: Tokenizer, cfg: RunConfig, trained_on: str | None
 ) -> Iterator[RunContext]:
-  """Builds a RunContext and stops its drawing workers at the end.
+  """Builds a RunContext and stops its drawing workers at the end; no array is allocated.
 
   Args:
     policy: on its train mesh, with frozen paths, adapters and remat.
     tokenizer: of the policy.
-    text, preprocess, style, executor: of the config.
-    weights: dtype of the decode parameters.
+    cfg: texts, images, drawing, and the form of the decode parameters.
     trained_on: as in `RunContext`.
   """
-  conversation = Conversation(tokenizer, text, preprocess, policy.cfg)
-  decode_params = compiled.decode_params(policy, compiled.train_mesh(policy), weights)
-  with Executor(executor, style) as workers:
+  conversation = Conversation(tokenizer, cfg.text, cfg.preprocess, policy.cfg)
+  decode_params = compiled.decode_params(policy, compiled.train_mesh(policy), cfg.rollout.weights)
+  with Executor(cfg.executor, cfg.style) as workers:
     yield RunContext(policy, conversation, workers, decode_params, trained_on)
 
 
@@ -89,14 +130,11 @@ def make_engine(
 ) -> Engine:
   """A rollout engine on the policy's mesh, with buckets that the kernels of the mesh can read.
 
-  Args:
-    policy, conversation, executor: of the run.
-    cfg: shapes and limits.
-    resident: bytes per device that other arrays occupy meanwhile, from `bytes_of`.
-    slots: config key of `cfg.slots`, to be lowered if the caches do not fit.
+  `resident` is the bytes per device that other arrays occupy meanwhile, from `bytes_of`; `slots` is
+  the config key of `cfg.slots`, to be lowered if the caches do not fit.
 
   Raises:
-    ConfigError: if the caches do not fit; nothing was allocated.
+    ConfigError: if the caches do not fit or a stop token is unknown; nothing was allocated.
   """
   mesh = compiled.train_mesh(policy)
   cfg = compiled.rollout_buckets(cfg, mesh)
@@ -111,10 +149,8 @@ def with_update(
 ) -> MemoryPlan:
   """A plan of rollouts with the gradients and the estimated scratch of the update.
 
-  Args:
-    plan: from `planned`.
-    policy: with the frozen paths and adapters of the run.
-    micro, batch, prompts: shapes of the update, as in `compiled.update_shapes`.
+  The policy has the frozen paths and adapters of the run; the shapes of the update are those of
+  `compiled.update_shapes`.
   """
   mesh = compiled.train_mesh(policy)
   params = jax.eval_shape(policy.init, jax.random.key(0))

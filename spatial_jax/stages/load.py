@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -19,7 +19,8 @@ from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.data.tokenizer import Tokenizer, load_tokenizer
 from spatial_jax.errors import CheckpointError, DataError
 from spatial_jax.hf import processor, weights
-from spatial_jax.hf.folder import check_folder, has_weights
+from spatial_jax.hf.folder import check_folder, has_model_config, has_weights
+from spatial_jax.policy import lora
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
@@ -27,26 +28,33 @@ from spatial_jax.rollout.conversation import check_preprocess
 from spatial_jax.types import Params
 from spatial_jax.workdir import find_path
 
+T = TypeVar("T")
+
 # Keys of a run's resolved config: QwenVLConfig, LoraConfig, PreprocessConfig.
 MODEL_KEY, LORA_KEY, PREPROCESS_KEY = "model", "lora", "preprocess"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Loaded:
-  """A policy with its parameters and tokenizer.
+class PolicyFiles:
+  """A policy before its parameters are loaded."""
 
-  Attributes:
-    policy: pure functions, for the mesh of the parameters.
-    params: stacked, float32, sharded over the mesh; the adapters of a run are merged.
-    tokenizer: of the policy.
-    benchmark: benchmark whose rooms the policy was trained on ("vsi-bench"); None if there is none
-      or it was not recorded.
-  """
-
-  policy: Policy
-  params: Params
+  path: pathlib.Path
+  checkpoint: epath.Path | None  # of a run; None: `path` is a Hugging Face folder
+  cfg: QwenVLConfig
+  lora: LoraConfig  # adapters among the parameters of the checkpoint
   tokenizer: Tokenizer
-  benchmark: str | None
+  preprocess: PreprocessConfig | None  # of its training; None: not recorded
+  benchmark: str | None  # whose rooms it was trained on ("vsi-bench"); None: not recorded
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loaded:
+  """A policy with its parameters."""
+
+  policy: Policy  # for the mesh of the parameters
+  params: Params  # stacked, float32, sharded over the mesh; the adapters of a run are merged
+  tokenizer: Tokenizer
+  benchmark: str | None  # as in `PolicyFiles`
 
 
 def record(cfg: QwenVLConfig) -> dict[str, Any]:
@@ -54,30 +62,69 @@ def record(cfg: QwenVLConfig) -> dict[str, Any]:
   return dataclasses.asdict(cfg)
 
 
-def load_policy(path: pathlib.Path | str, mesh: Mesh) -> Loaded:
-  """Loads a policy, each array straight to its shards.
+def read_policy(path: pathlib.Path | str) -> PolicyFiles:
+  """Reads and checks all of a policy except its weights.
 
   Args:
     path: a Hugging Face folder (config.json, safetensors, tokenizer.json), the work directory of a
       run, its `checkpoints` folder, or one checkpoint.
-    mesh: train mesh.
-
-  Returns:
-    The policy. Everything was checked before an array was allocated.
 
   Raises:
-    CheckpointError: if the path holds no weights, or they do not fit their config.
+    CheckpointError: if the path holds no weights.
     ConfigError: if the processor of the folder makes patches of another size than the policy needs.
     DataError: if the tokenizer is missing or does not fit the policy.
   """
   path = find_path(path)
-  return _load_folder(path, mesh) if _is_hf_folder(path) else _load_run(path, mesh)
+  if not _is_hf_folder(path):
+    step, cfg, progress = _recorded(path)
+    tokenizer = _tokenizer(pathlib.Path(step).parents[1], cfg)
+    adapters = _recorded_config(LoraConfig, LORA_KEY, progress, str(path)) or lora.OFF
+    preprocess = _recorded_config(PreprocessConfig, PREPROCESS_KEY, progress, str(path))
+    return PolicyFiles(path, step, cfg, adapters, tokenizer, preprocess, progress.benchmark)
+  cfg, preprocess = weights.read_config(path), None
+  tokenizer = _tokenizer(path, cfg)
+  if file := processor.processor_file(path):
+    preprocess = processor.read_processor(path)
+    check_preprocess(preprocess, cfg, str(file))
+  return PolicyFiles(path, None, cfg, lora.OFF, tokenizer, preprocess, None)
+
+
+def load_params(files: PolicyFiles, mesh: Mesh) -> Params:
+  """Loads the parameters of a policy on the train mesh, each array straight to its shards.
+
+  Raises:
+    CheckpointError: if the weights do not fit their config; nothing was allocated.
+  """
+  if files.checkpoint is None:
+    return weights.load(
+      files.path,
+      files.cfg,
+      np.dtype(np.float32),
+      lambda name, shape: NamedSharding(mesh, sharding.param_spec(name, shape, mesh)),
+    )
+  policy = make_policy(files.cfg, compiled.compute_dtype(mesh), mesh)
+  policy = dataclasses.replace(policy, lora=files.lora)
+  shapes = jax.eval_shape(policy.init, jax.random.key(0))
+  abstract = compiled.placed(shapes, sharding.param_shardings(shapes, mesh))
+  params = checkpoint_lib.restore_params(files.checkpoint, abstract)
+  return compiled.merge_adapters(policy, params, mesh) if policy.lora.paths else params
+
+
+def load_policy(path: pathlib.Path | str, mesh: Mesh) -> Loaded:
+  """`read_policy` and `load_params`. Everything is checked before an array is allocated."""
+  files = read_policy(path)
+  policy = make_policy(files.cfg, compiled.compute_dtype(mesh), mesh)
+  return Loaded(policy, load_params(files, mesh), files.tokenizer, files.benchmark)
 
 
 def read_shape(path: pathlib.Path | str) -> QwenVLConfig:
-  """Reads the config of a policy alone. Arguments and errors are those of `load_policy`."""
+  """Reads the config of a policy alone; a Hugging Face folder needs no weights.
+
+  Arguments and errors are those of `read_policy`.
+  """
   path = find_path(path)
-  return weights.read_config(path) if _is_hf_folder(path) else _recorded(path)[1]
+  is_model = has_model_config(path) or _is_hf_folder(path)
+  return weights.read_config(path) if is_model else _recorded(path)[1]
 
 
 def recorded_settings(path: pathlib.Path | str) -> dict[str, Any] | None:
@@ -96,57 +143,31 @@ def recorded_settings(path: pathlib.Path | str) -> dict[str, Any] | None:
   return settings
 
 
-def check_normalisation(preprocess: PreprocessConfig, path: pathlib.Path | str) -> None:
+def check_normalisation(preprocess: PreprocessConfig, files: PolicyFiles) -> None:
   """Refuses mean and std of pixels that differ from those that the policy was trained with.
 
-  Args:
-    preprocess: settings of the config.
-    path: as for `load_policy`.
-
   Raises:
-    ConfigError: if mean or std differ.
-    DataError: if the processor of the folder cannot be read.
+    ConfigError: if mean or std of the config differ from the recorded ones.
   """
-  path = find_path(path)
-  trained = _trained_preprocess(path)
-  if trained is None:
-    return
+  trained = files.preprocess or preprocess
   for name, given, needed in (
     ("mean", preprocess.mean, trained.mean),
     ("std", preprocess.std, trained.std),
   ):
     if not np.allclose(given, needed, rtol=0, atol=1e-4):
       raise ConfigError(
-        f"config.preprocess.{name} is {given}, but {path} was trained with {needed}; "
+        f"config.preprocess.{name} is {given}, but {files.path} was trained with {needed}; "
         f"set --config.preprocess.{name}='{needed}'"
       )
 
 
-def own_preprocess(path: pathlib.Path | str, preprocess: PreprocessConfig) -> PreprocessConfig:
+def own_preprocess(files: PolicyFiles, preprocess: PreprocessConfig) -> PreprocessConfig:
   """Returns the image settings that a policy was trained with, with the pixel bounds of a config.
 
-  Args:
-    path: as for `load_policy`.
-    preprocess: settings of the config; returned for a Hugging Face folder without a processor.
-
-  Raises:
-    CheckpointError: if the path holds no policy.
-    DataError: if the processor of the folder cannot be read.
+  The settings of the config are returned if those of the training were not recorded.
   """
-  trained = _trained_preprocess(find_path(path))
-  if trained is None:
-    return preprocess
   bounds = {"min_pixels": preprocess.min_pixels, "max_pixels": preprocess.max_pixels}
-  return dataclasses.replace(trained, **bounds)
-
-
-def _trained_preprocess(path: pathlib.Path) -> PreprocessConfig | None:
-  """The image settings that a policy was trained with, None if they are not recorded."""
-  if _is_hf_folder(path):
-    return processor.read_processor(path) if processor.processor_file(path) else None
-  settings = _recorded(path)[2].config.get(PREPROCESS_KEY)
-  name = f"{path}: config.{PREPROCESS_KEY}"
-  return config_lib.build(PreprocessConfig, settings, name) if settings else None
+  return dataclasses.replace(files.preprocess or preprocess, **bounds)
 
 
 def _is_hf_folder(path: pathlib.Path) -> bool:
@@ -155,21 +176,9 @@ def _is_hf_folder(path: pathlib.Path) -> bool:
   return has_weights(path)
 
 
-def _load_folder(folder: pathlib.Path, mesh: Mesh) -> Loaded:
-  cfg, tokenizer = weights.read_config(folder), load_tokenizer(folder)
-  _check_tokenizer(tokenizer, cfg, folder)
-  if file := processor.processor_file(folder):
-    check_preprocess(processor.read_processor(folder), cfg, str(file))
-
-  def place(name: str, shape: tuple[int, ...]) -> NamedSharding:
-    return NamedSharding(mesh, sharding.param_spec(name, shape, mesh))
-
-  params = weights.load(folder, cfg, np.dtype(np.float32), place)
-  return Loaded(make_policy(cfg, compiled.compute_dtype(mesh), mesh), params, tokenizer, None)
-
-
-def _check_tokenizer(tokenizer: Tokenizer, cfg: QwenVLConfig, folder: pathlib.Path) -> None:
+def _tokenizer(folder: pathlib.Path, cfg: QwenVLConfig) -> Tokenizer:
   """Refuses a tokenizer with ids that the policy does not have, or with other special tokens."""
+  tokenizer = load_tokenizer(folder)
   file, rows = folder / tokenizer_lib.FILE, cfg.decoder.vocabulary
   largest = max(tokenizer.used_ids, default=0)
   if largest >= rows:
@@ -194,6 +203,7 @@ def _check_tokenizer(tokenizer: Tokenizer, cfg: QwenVLConfig, folder: pathlib.Pa
         f"{file}: {token} has id {found}, but the config of the policy has {token_id}; "
         "use the policy's own tokenizer"
       )
+  return tokenizer
 
 
 def _recorded(path: pathlib.Path) -> tuple[epath.Path, QwenVLConfig, Progress]:
@@ -209,22 +219,7 @@ def _recorded(path: pathlib.Path) -> tuple[epath.Path, QwenVLConfig, Progress]:
   return step, cfg, progress
 
 
-def _load_run(path: pathlib.Path, mesh: Mesh) -> Loaded:
-  step, cfg, progress = _recorded(path)
-  workdir = pathlib.Path(step).parent.parent
-  tokenizer = load_tokenizer(workdir)
-  _check_tokenizer(tokenizer, cfg, workdir)
-  policy = make_policy(cfg, compiled.compute_dtype(mesh), mesh)
-  if LORA_KEY in progress.config:
-    adapters = config_lib.build(LoraConfig, progress.config[LORA_KEY], f"config.{LORA_KEY}")
-    policy = dataclasses.replace(policy, lora=adapters)
-  shapes = jax.eval_shape(policy.init, jax.random.key(0))
-  abstract = jax.tree.map(
-    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-    shapes,
-    sharding.param_shardings(shapes, mesh),
-  )
-  params = checkpoint_lib.restore_params(step, abstract)
-  if policy.lora.paths:
-    params = compiled.merge_adapters(policy, params, mesh)
-  return Loaded(policy.without_adapters, params, tokenizer, progress.benchmark)
+def _recorded_config(cls: type[T], key: str, progress: Progress, path: str) -> T | None:
+  """A group of the config of the run, None if it was not recorded."""
+  settings = progress.config.get(key)
+  return config_lib.build(cls, settings, f"{path}: config.{key}") if settings else None

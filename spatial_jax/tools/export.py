@@ -27,7 +27,7 @@ from spatial_jax.hf.export import write_files
 from spatial_jax.hf.folder import CONFIG, INDEX, WEIGHTS, has_weights
 from spatial_jax.stages.load import load_policy
 from spatial_jax.tools.model_card import model_card
-from spatial_jax.workdir import find_path, to_path
+from spatial_jax.workdir import find_path, to_path, write_text
 
 
 def export(
@@ -51,6 +51,8 @@ def export(
     CheckpointError: if there is no checkpoint, it does not name its model, or `out` has weights.
     DataError: if the work directory has no tokenizer.
   """
+  if files_from is not None and not files_from.is_dir():
+    raise CheckpointError(f"--files_from={files_from} is not a folder; give a Hugging Face folder")
   if existing := [name for name in (WEIGHTS, INDEX) if (out / name).exists()]:
     raise CheckpointError(f"{out} already has {existing[0]}; choose another --out")
   if has_weights(find_path(checkpoint)):
@@ -69,11 +71,11 @@ def export(
   like = files_from or (base if (base / CONFIG).exists() else None)
   write_files(loaded.tokenizer, preprocess, out, like)
   record = json.dumps(progress.config, indent=2, sort_keys=True)
-  (out / "training_config.json").write_text(record + "\n")
+  write_text(out / "training_config.json", record + "\n")
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
   family = loaded.policy.cfg.family
   card = model_card(progress.config, progress.step, family, count, results, command)
-  (out / "README.md").write_text(card)
+  write_text(out / "README.md", card)
 
 
 def _results(workdir: pathlib.Path, progress: checkpoint_lib.Progress) -> ResultTable | None:
@@ -91,7 +93,6 @@ def main() -> None:
   parser.add_argument("--out", required=True, help="folder to write")
   parser.add_argument(
     "--files_from",
-    type=pathlib.Path,
     help="folder with chat template and tokenizer settings (default: base policy of the run)",
   )
   dtypes = ("float32", "bfloat16")
@@ -100,7 +101,8 @@ def main() -> None:
   command = shlex.join(["python", "-m", "spatial_jax.tools.export", *sys.argv[1:]])
   with one_line_exits("stopped; delete --out and export again"):
     out = to_path(arguments.out)
-    export(arguments.checkpoint, out, arguments.files_from, arguments.dtype, command)
+    files_from = to_path(arguments.files_from) if arguments.files_from else None
+    export(arguments.checkpoint, out, files_from, arguments.dtype, command)
   print(f"wrote {arguments.out}")
 
 

@@ -34,6 +34,7 @@ from spatial_jax.policy import rope
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.types import Params, PatchedImage, TokenArrays, VisionBatch
+from spatial_jax.workdir import find_path, to_path
 
 TOLERANCE = 1e-4  # in standard deviations of the reference
 # Greedy tokens are compared up to the first step with a smaller margin between the best two logits.
@@ -75,7 +76,7 @@ def forward(
     ValueError: if pad tokens and grids do not match.
   """
   return _evaluate(
-    pathlib.Path(checkpoint_dir).resolve(),
+    find_path(checkpoint_dir).resolve(),
     jnp.dtype("float32"),
     input_ids,
     pixel_values,
@@ -302,19 +303,23 @@ def _table(checks: list[Check]) -> Table:
 def main() -> None:
   """Reads the command line and prints the table; exit code 1 if a check fails."""
   parser = argparse.ArgumentParser(description="Compares a checkpoint with transformers.")
-  parser.add_argument("--checkpoint", type=pathlib.Path, required=True, help="Hugging Face folder")
-  parser.add_argument("--export", type=pathlib.Path, help="save the outputs of transformers (.npz)")
-  parser.add_argument("--golden", type=pathlib.Path, help="file of --export; needs no torch")
+  parser.add_argument("--checkpoint", required=True, help="Hugging Face folder")
+  parser.add_argument("--export", help="save the outputs of transformers (.npz)")
+  parser.add_argument("--golden", help="file of --export; needs no torch")
   arguments = parser.parse_args()
   with one_line_exits("stopped"):
-    check_folder(arguments.checkpoint)
+    directory = find_path(arguments.checkpoint)
+    check_folder(directory)
+    out = to_path(arguments.export) if arguments.export else None
+    if out is not None and not out.parent.is_dir():
+      raise UserError(f"--export={out}: {out.parent} is not a folder; create it")
     if arguments.golden:
-      golden = _read_golden(arguments.golden)
+      golden = _read_golden(to_path(arguments.golden))
     else:
-      golden = make_golden(arguments.checkpoint, weights.read_config(arguments.checkpoint))
-    if arguments.export:
-      np.savez_compressed(arguments.export, **golden)  # pyright: ignore[reportArgumentType]
-    checks = compare(arguments.checkpoint, golden)
+      golden = make_golden(directory, weights.read_config(directory))
+    if out is not None:
+      np.savez_compressed(out, **golden)  # pyright: ignore[reportArgumentType]
+    checks = compare(directory, golden)
   Console().print(_table(checks))
   sys.exit(int(not all(check.passed for check in checks)))
 
