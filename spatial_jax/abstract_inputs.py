@@ -51,8 +51,7 @@ def all_programs(
   """Returns the programs of a GRPO step in order, with their largest inputs.
 
   "decode_gathered" decodes the most rows that are gathered (`config.rollout.gather_fractions`).
-  `policy` is on the train mesh, whose devices need not exist; `island` is the policy on the devices
-  of one process, `policy` itself if there is one process.
+  `policy` is on the train mesh, whose devices need not exist; `island` is on those of one process.
   """
   mesh = compiled.train_mesh(policy)
   local = sharding.rollout_mesh(compiled.train_mesh(island))
