@@ -372,7 +372,7 @@ def test_example_moves_with_the_result(run):
   assert [who for who, *_ in rose.answers] == ["Start", "End"]
   scores = [rollout.score for _, rollout in rose.answers]
   assert scores == [0.0, pytest.approx(0.85, abs=0.06)], "80 % off, 10 % off"
-  assert "largest rise among 2 saved questions" in rose.note
+  assert "largest rise among the 2 questions below" in rose.note
   same = choose_example(steps, changes, "did not change")
   assert same
   assert same.answers[1][1].score == pytest.approx(0.65, abs=0.06), "20 % off"
@@ -411,13 +411,13 @@ def test_saved_groups_round_trip_and_replace(tmp_path):
   task = dummies.number_task(generator)
   resized = dummies.patched(np.zeros((224, 168, 3), np.uint8))  # the image of the task has 112 px
   prompt = dataclasses.replace(dummies.prompt(task), images=(resized,))
-  for _ in range(2):
+  for count in (2, 1):
     rollouts = [dummies.group(generator, task, 3)]
     scores = dummies.score(rollouts, [task], dummies.REWARD, 5.0)
     saved = saved_groups.make_saved_groups(
       [prompt], rollouts, scores, scores.reward_BG - 0.5, step=7, response_prefix="<think>"
     )
-    saved_groups.save_groups(saved, tmp_path)
+    saved_groups.save_groups(count * saved, tmp_path)
   [[group]] = saved_groups.load_groups(tmp_path, per_step=4)
   assert (group.step, group.truth, group.task_id) == (7, task.answer, task.task_id)
   assert group.boxes == (saved_groups.TrueBox("chair", 0, (15.0, 100.0, 60.0, 180.0)),)

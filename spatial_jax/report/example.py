@@ -85,7 +85,7 @@ def _compared(groups: Sequence[SavedGroup], changes: Sequence[float], verb: str 
   sign = {"rose": 1, "fell": -1}.get(verb or "", 0)
   group = max(groups, key=lambda g: sign * change(g) if sign else -abs(change(g)))
   goal = _GOALS[str(verb)] if sign * change(group) > 0 else "the smallest change"
-  note = f"The example has {goal} among {len(groups)} saved questions."
+  note = f"The example has {goal} among the {len(groups)} questions below."
   if changes:
     rose, fell = (sum(sign * value > 0 for value in changes) for sign in (1, -1))
     note = (

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -139,6 +140,8 @@ def save_groups(groups: list[SavedGroup], workdir: str | os.PathLike[str]) -> No
   for number, group in enumerate(groups):
     name = EVALUATION if group.step is None else f"{group.step:06d}"
     folder = pathlib.Path(workdir) / FOLDER / name
+    if number == 0:
+      shutil.rmtree(folder, ignore_errors=True)
     for index, rollout in enumerate(group.rollouts):
       trajectory_lib.save(rollout.trajectory, folder / f"{number}_sample_{index}.json")
     rollouts = [
