@@ -15,7 +15,7 @@ import pathlib
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -65,11 +65,45 @@ def _compilations() -> list[int]:
   return count
 
 
-class _Sink(NamedTuple):
-  """Another output: called with each step and its finite values, and closed at the end."""
+class _TensorBoard:
+  """Event files in `workdir/tensorboard`."""
 
-  write: Callable[[int, Mapping[str, float]], None]
-  close: Callable[[], None]
+  def __init__(self, workdir: pathlib.Path, first_step: int):
+    module = importlib.import_module("tensorboardX")
+    self._writer = module.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+      self._writer.add_scalar(name, value, step)
+    self._writer.flush()
+
+  def close(self) -> None:
+    self._writer.close()
+
+
+class _WandB:
+  """A Weights & Biases run, the same one for every process of a work directory."""
+
+  def __init__(self, workdir: pathlib.Path):
+    wandb, path = importlib.import_module("wandb"), workdir / WANDB_ID
+    if not path.exists():
+      write_text(path, uuid.uuid4().hex)
+    run_id, name = path.read_text(encoding="utf-8").strip(), workdir.resolve().name
+    try:
+      self._run = wandb.init(
+        project="spatial_jax", name=name, dir=str(workdir), id=run_id, resume="allow"
+      )
+    except Exception as error:  # no login, no connection: the library raises several types
+      reason = next(iter(str(error).splitlines()), type(error).__name__)
+      raise UserError(
+        f"config.loop.log.wandb: {reason}; run `wandb login`, or set it to False"
+      ) from error
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    self._run.log(dict(values), step=step)
+
+  def close(self) -> None:
+    self._run.finish()
 
 
 class Metrics:
@@ -109,8 +143,11 @@ class Metrics:
     self._path = pathlib.Path(workdir) / FILE
     with one_line_errors(self._path):
       self._path.parent.mkdir(parents=True, exist_ok=True)
-      self._sinks = [_tensorboard(self._path.parent, first_step)] if config.tensorboard else []
-      self._sinks += [_wandb(self._path.parent)] if config.wandb else []
+      self._sinks: list[_TensorBoard | _WandB] = []
+      if config.tensorboard:
+        self._sinks.append(_TensorBoard(self._path.parent, first_step))
+      if config.wandb:
+        self._sinks.append(_WandB(self._path.parent))
       recorded = _truncate(self._path, first_step)
       self._file = self._path.open("a", encoding="utf-8")
     self._console = console or Console(highlight=False)
@@ -232,35 +269,3 @@ def _truncate(path: pathlib.Path, first_step: int) -> int:
 
 def _plain(value: float) -> float | int:
   return int(value) if value.is_integer() and abs(value) < 2**53 else value
-
-
-def _tensorboard(workdir: pathlib.Path, first_step: int) -> _Sink:
-  tensorboard = importlib.import_module("tensorboardX")
-  writer = tensorboard.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
-
-  def write(step: int, values: Mapping[str, float]) -> None:
-    for name, value in values.items():
-      writer.add_scalar(name, value, step)
-    writer.flush()
-
-  return _Sink(write, writer.close)
-
-
-def _wandb(workdir: pathlib.Path) -> _Sink:
-  wandb, path = importlib.import_module("wandb"), workdir / WANDB_ID
-  if not path.exists():
-    write_text(path, uuid.uuid4().hex)
-  try:
-    run = wandb.init(
-      project="spatial_jax",
-      name=workdir.resolve().name,
-      dir=str(workdir),
-      id=path.read_text(encoding="utf-8").strip(),
-      resume="allow",
-    )
-  except Exception as error:  # no login, no connection: the library raises several types
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    raise UserError(
-      f"config.loop.log.wandb: {reason}; run `wandb login`, or set it to False"
-    ) from error
-  return _Sink(lambda step, values: run.log(dict(values), step=step), run.finish)
