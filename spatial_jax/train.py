@@ -354,7 +354,7 @@ def report(cfg: TrainConfig, parameters: int, workdir: pathlib.Path) -> None:
     ),
     facts=(
       ("policy", f"{parameters:,} parameters"),
-      ("steps", f"{cfg.loop.steps} of {cfg.rollout.prompts} x {cfg.rollout.group} rollouts"),
+      ("rollouts per step", f"{cfg.rollout.prompts} questions x {cfg.rollout.group}"),
       ("seed", str(cfg.seed)),
     ),
   )

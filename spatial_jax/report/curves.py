@@ -67,8 +67,9 @@ def held_out_panel(records: Sequence[dict[str, Any]]) -> Panel | None:
   low, high = min(y for _, y in points), max(y for _, y in points)
   margin = max(0.25 * (high - low), 0.02)
   limits = max(0.0, low - margin), min(1.0, high + margin)
-  draw = functools.partial(_draw_curve, points, limits, ticks=6)
-  figure = svg.two_layouts(lambda layout: svg.axes_svg(draw, layout.width_in, 2.5, HELD_OUT.title))
+  figure = svg.two_layouts(
+    lambda _, axes: _draw_curve(points, limits, axes, ticks=6), (2.5, 2.5), HELD_OUT.title
+  )
   return Panel(HELD_OUT, figure, _NOT_FROM_ZERO if limits[0] > 0 else "")
 
 

@@ -14,7 +14,6 @@ from matplotlib.lines import Line2D
 from spatial_jax.evaluate import results
 from spatial_jax.evaluate.results import Cell, Paired, ResultTable
 from spatial_jax.report import svg, wording
-from spatial_jax.report.svg import Layout
 
 _ARROW_FROM = 0.03  # a shorter change has no arrow
 
@@ -40,43 +39,34 @@ def dot_plot(table: ResultTable) -> Markup | None:
   pair = next((pair for pair in results.END_AND_START if pair[0] in table.overall), None)
   if pair is None:
     return None
+  count = 1 + len(table.rows)
+  heights_in = 0.33 * count + 0.85, 0.48 * count + 1.15
   draw = functools.partial(_draw_dots, table, *pair)
-  rows = 1 + len(table.rows)
-
-  def plot(layout: Layout) -> Markup:
-    height_in = 0.48 * rows + 1.15 if layout.phone else 0.33 * rows + 0.85
-    figure = functools.partial(draw, layout)
-    return svg.axes_svg(figure, layout.width_in, height_in, "scores per question type")
-
-  return svg.two_layouts(plot)
+  return svg.two_layouts(draw, heights_in, "scores per question type")
 
 
 def forest_plot(paired: Sequence[Paired]) -> Markup | None:
   """Differences with their 95 % intervals around the line at 0; None without differences."""
   if not paired:
     return None
-
-  def draw(layout: Layout) -> Markup:
-    height_in = (0.62 if layout.phone else 0.33) * len(paired) + 0.5
-    figure = functools.partial(_draw_forest, paired, layout)
-    return svg.axes_svg(figure, layout.width_in, height_in, "differences paired by question")
-
-  return svg.two_layouts(draw)
+  heights_in = 0.33 * len(paired) + 0.5, 0.62 * len(paired) + 0.5
+  draw = functools.partial(_draw_forest, paired)
+  return svg.two_layouts(draw, heights_in, "differences paired by question")
 
 
-def _draw_dots(table: ResultTable, end: str, start: str, layout: Layout, axes: Axes) -> None:
+def _draw_dots(table: ResultTable, end: str, start: str, phone: bool, axes: Axes) -> None:
   rows = [("all questions", "", sum(row.n for row in table.rows), table.overall)]
   rows += [(wording.type_name(r.question_type), r.question_type, r.n, r.cells) for r in table.rows]
   for y, (name, question_type, n, cells) in enumerate(rows):
     few = n < wording.FEW
     colour, weight = svg.MUTED if few else svg.INK, "bold" if y == 0 else "normal"
     text = _RowText(name, f"n = {n:,}", question_type, colour, weight, two_lines=False)
-    _write_row(axes, y, text, layout)
+    _write_row(axes, y, text, phone)
     _draw_row(axes, y, cells.get(start), cells.get(end), svg.PALE if few else svg.ACCENT)
     _draw_baselines(axes, y, cells, svg.PALE if few else svg.MUTED)
   axes.set(xlim=(0, 1), xlabel="score")
-  _finish(axes, len(rows), layout)
-  columns = 2 if layout.phone else 5
+  _finish(axes, len(rows), phone)
+  columns = 2 if phone else 5
   handles = _dot_legend(table, start in table.overall)
   axes.figure.legend(handles=handles, loc="outside upper left", ncols=columns)
 
@@ -120,13 +110,13 @@ def _dot_legend(table: ResultTable, has_start: bool) -> list[Line2D]:
   return handles
 
 
-def _draw_forest(paired: Sequence[Paired], layout: Layout, axes: Axes) -> None:
+def _draw_forest(paired: Sequence[Paired], phone: bool, axes: Axes) -> None:
   for y, difference in enumerate(paired):
     colour = svg.MUTED if difference.verb == "did not change" else svg.ACCENT
     label, ends = wording.typeset(difference.label), wording.interval(difference)
     numbers = f"{wording.signed(difference.mean)}  ({ends})"
     text = _RowText(label, numbers, "", svg.INK, "normal", two_lines=True)
-    _write_row(axes, y, text, layout)
+    _write_row(axes, y, text, phone)
     axes.plot([difference.low, difference.high], [y, y], color=colour, linewidth=1.8)
     axes.plot(difference.mean, y, "o", color=colour, markersize=6.5)
   low = min(0.0, *(d.low for d in paired))
@@ -134,17 +124,17 @@ def _draw_forest(paired: Sequence[Paired], layout: Layout, axes: Axes) -> None:
   margin = 0.06 * (high - low) + 1e-3
   axes.axvline(0, color=svg.INK, linewidth=1)
   axes.set(xlim=(low - margin, high + margin), xlabel="difference, 95 % interval")
-  _finish(axes, len(paired), layout)
+  _finish(axes, len(paired), phone)
 
 
-def _write_row(axes: Axes, y: float, text: _RowText, layout: Layout) -> None:
+def _write_row(axes: Axes, y: float, text: _RowText, phone: bool) -> None:
   """Writes the name of a row on the left and its numbers on the right, or both above the row."""
   place: Any = {"transform": axes.get_yaxis_transform(), "va": "center", "zorder": 3}
-  if layout.phone:
+  if phone:
     place["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # hides grid lines
   name: Any = {"color": text.colour, "fontweight": text.weight, "gid": svg.tooltip(text.tooltip)}
   numbers: Any = {"color": svg.MUTED, "fontsize": svg.SMALL_PT}
-  if not layout.phone:
+  if not phone:
     axes.text(-0.02, y, text.name, ha="right", **place, **name)
     axes.text(1.02, y, text.numbers, ha="left", **place, **numbers)
     return
@@ -155,8 +145,8 @@ def _write_row(axes: Axes, y: float, text: _RowText, layout: Layout) -> None:
     axes.text(1, y - 0.42, text.numbers, ha="right", **place, **numbers)
 
 
-def _finish(axes: Axes, count: int, layout: Layout) -> None:
+def _finish(axes: Axes, count: int, phone: bool) -> None:
   """Rows from top to bottom, no frame on the left."""
-  axes.set(ylim=(count - 0.5, -0.8 if layout.phone else -0.5), yticks=[])
+  axes.set(ylim=(count - 0.5, -0.8 if phone else -0.5), yticks=[])
   axes.grid(visible=False, axis="y")
   axes.spines["left"].set_visible(False)

@@ -1,10 +1,11 @@
 """The style of all figures, and matplotlib figures as inline SVG."""
 
+import functools
 import html
 import io
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup
@@ -42,20 +43,6 @@ _STYLE: Any = {
 }
 
 
-class Layout(NamedTuple):
-  """Of a plot: `phone` has names above the rows; `width_in` is that of the figure, inches."""
-
-  phone: bool
-  width_in: float
-
-
-def two_layouts(draw: Callable[[Layout], Markup]) -> Markup:
-  """A plot for a wide page and for a phone; the style sheet shows one of them."""
-  wide, phone = draw(Layout(phone=False, width_in=10.0)), draw(Layout(phone=True, width_in=3.7))
-  both = Markup('<div class="wide-only">{}</div><div class="phone-only">{}</div>')
-  return both.format(wide, phone)
-
-
 def figure_svg(
   draw: Callable[[Figure], None], width_in: float, height_in: float, label: str
 ) -> Markup:
@@ -85,6 +72,24 @@ def figure_svg(
 def axes_svg(draw: Callable[[Axes], None], width_in: float, height_in: float, label: str) -> Markup:
   """`figure_svg` of one plot."""
   return figure_svg(lambda figure: draw(figure.add_subplot()), width_in, height_in, label)
+
+
+def two_layouts(
+  draw: Callable[[bool, Axes], None], heights_in: tuple[float, float], label: str
+) -> Markup:
+  """A plot for a wide page and one for a phone; the style sheet shows one of them.
+
+  Args:
+    draw: called with False and the wide plot, and with True and that for a phone.
+    heights_in: of both, inches.
+    label: as in `figure_svg`.
+  """
+  wide, phone = (
+    axes_svg(functools.partial(draw, is_phone), width_in, height_in, label)
+    for is_phone, width_in, height_in in zip((False, True), (10.0, 3.7), heights_in, strict=True)
+  )
+  both = Markup('<div class="wide-only">{}</div><div class="phone-only">{}</div>')
+  return both.format(wide, phone)
 
 
 def tooltip(text: str) -> str:

@@ -22,20 +22,16 @@ _VISIBLE = 0.002  # share of the total time; shorter bars are not drawn
 
 def timeline_figure(record: dict[str, Any]) -> Markup:
   """Slots over the seconds of the rollouts of one step; `record` is from `Timeline.record`."""
-
-  def draw(layout: svg.Layout) -> Markup:
-    height_in = 1.3 + min(0.12 * _slots(record), 4.0)
-    figure = functools.partial(_draw, record, 3 if layout.phone else 6)
-    return svg.axes_svg(figure, layout.width_in, height_in, "programs on the devices over time")
-
-  return svg.two_layouts(draw)
+  height_in = 1.3 + min(0.12 * _slots(record), 4.0)
+  draw = functools.partial(_draw, record)
+  return svg.two_layouts(draw, (height_in, height_in), "programs on the devices over time")
 
 
 def _slots(record: dict[str, Any]) -> int:
   return max((len(chunk["active"]) for chunk in record["chunks"]), default=1)
 
 
-def _draw(record: dict[str, Any], columns: int, axes: Axes) -> None:
+def _draw(record: dict[str, Any], phone: bool, axes: Axes) -> None:
   """The bar of a slot is filled by the share of its rollouts in each state."""
   bars = _slot_bars(record) | _strip_bars(record)
   handles = []
@@ -43,7 +39,7 @@ def _draw(record: dict[str, Any], columns: int, axes: Axes) -> None:
     if rectangles := bars[name]:
       axes.add_patch(PathPatch(_path(rectangles), color=colour, linewidth=0))
       handles.append(Patch(color=colour, label=name.replace("_", " ")))
-  axes.figure.legend(handles=handles, loc="outside upper left", ncols=columns)
+  axes.figure.legend(handles=handles, loc="outside upper left", ncols=3 if phone else 6)
   axes.set(xlim=(0, record["total_s"]), ylim=(0, sum(_strip(record))), xlabel="seconds", yticks=[])
   axes.set_ylabel(f"{_slots(record)} slots")
   axes.grid(visible=False)
