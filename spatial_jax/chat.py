@@ -248,6 +248,15 @@ def show(question: str) -> None:
   print(f"wrote {workdir / 'report.html'}")
 
 
+def read_images(paths: Sequence[str]) -> tuple[np.ndarray, ...]:
+  """The images of --image flags.
+
+  Raises:
+    UserError: if one cannot be read.
+  """
+  return tuple(np.asarray(read_image(to_path(path))) for path in paths)
+
+
 def _settings() -> dict[str, Any]:
   """Of --config if given, else of the run, else of the default config; with --config.KEY=V set."""
   flag = flags.FLAGS["config"]
@@ -268,7 +277,7 @@ def _task(question: str) -> Task:
     options=tuple(options) or None,
     answer="",
     answer_kind=kind,
-    images=tuple(np.asarray(read_image(to_path(path))) for path in IMAGE.value),
+    images=read_images(IMAGE.value),
     source="hand",
     scene_id="",
     benchmark=None,

@@ -319,6 +319,18 @@ def test_one_bad_entry_of_one_parameter_changes_nothing(bad):
   assert metrics["skipped_updates"] == 1
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(bad):
+  """The gradient is finite; the optimizer is not."""
+  optimizer = optax.chain(optax.trace(0.9), optax.scale(bad))
+  params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+  state = start(optimizer, params)
+  after, metrics = jax.jit(functools.partial(apply_gradient, optimizer))(state, params, {})
+  assert np.isfinite(metrics["grad_norm"])
+  assert_same((after.params, after.opt_state), (params, state.opt_state))
+  assert metrics["skipped_updates"] == 1
+
+
 def test_on_policy_the_ratio_is_one():
   logp_RT = np.asarray(score()(policy_and_params()[1], batch_of()))
   _, metrics = program()(start(), with_rows(batch_of(), old_logp_RT=logp_RT), None)

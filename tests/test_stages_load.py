@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from configs import common
-from spatial_jax import evaluate_main, sharding, train
+from configs import common, tiny_pretrain
+from experiments.tiny import pretrain
+from spatial_jax import chat, evaluate_main, sharding, train
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.errors import DataError, UserError
 from spatial_jax.hf import processor, weights
+from spatial_jax.stages.context import RunConfig, settings_of
 from spatial_jax.stages.load import (
   check_normalisation,
   load_policy,
@@ -458,3 +460,21 @@ def test_pads_that_do_not_match_are_refused_before_weights_are_read(folder, monk
   refuse_devices(monkeypatch)
   with pytest.raises(ValueError, match="2 image pads, but 1 tokens of the grids"):
     verify.forward(folder, ids, patches, np.array([[1, 2, 2]]))
+
+
+def test_every_entry_point_refuses_several_processes(folder, tmp_path, monkeypatch):
+  refuse_devices(monkeypatch)
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  settings = settings_of(RunConfig, fixtures.SETTINGS)
+  how = chat.ChatOptions("", 1, 1, 0.0)
+  for start in (
+    lambda: train.run(run_config(folder), tmp_path / "run"),
+    lambda: evaluate_main.evaluate(fixtures.SETTINGS, str(folder), tmp_path / "run"),
+    lambda: chat.chat(
+      settings, str(folder), rollout_fixtures.task("x"), how, tmp_path / "run", "", print
+    ),
+    lambda: pretrain.run(tiny_pretrain.get_config(), tmp_path / "run"),
+  ):
+    with pytest.raises(UserError, match="several processes are not supported yet"):
+      start()
+  assert not (tmp_path / "run").exists()

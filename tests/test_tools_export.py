@@ -1,15 +1,19 @@
 """An exported checkpoint: its weights bit by bit, and the files that transformers needs."""
 
 import dataclasses
+import errno
 import json
+import os
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 
-from spatial_jax import checkpoint, sharding
+import spatial_jax
+from spatial_jax import checkpoint, cli, sharding
 from spatial_jax.data.tokenizer import IM_END
 from spatial_jax.errors import CheckpointError, DataError
 from spatial_jax.evaluate.results import (
@@ -20,6 +24,7 @@ from spatial_jax.evaluate.results import (
   ResultTable,
   write_results,
 )
+from spatial_jax.hf import export as export_lib
 from spatial_jax.hf import processor, weights
 from spatial_jax.hf.export import write_files
 from spatial_jax.hf.processor import read_processor
@@ -33,6 +38,8 @@ from spatial_jax.types import TokenArrays, TrainState
 from tests import policy_fixtures as fixtures
 from tests.rollout_fixtures import TOKENIZER, policy_config
 
+LIBRARY = pathlib.Path(spatial_jax.__file__).parent
+ROOT = LIBRARY.parent
 PREPROCESS = dataclasses.asdict(fixtures.PREPROCESS)
 
 
@@ -105,6 +112,41 @@ def test_export_needs_a_run_that_names_its_model(tmp_path):
     saver.save(state, checkpoint.Progress(4, None, {}))
   with pytest.raises(CheckpointError, match=r"config\.model"):
     export.export(tmp_path / "run", tmp_path / "hf", None)
+  assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+  ("module", "name"), [(weights, "save_file"), (export_lib, "write_text"), (weights, "write_text")]
+)
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, module, name):
+  save_run(tmp_path / "run", tmp_path / "gone")
+
+  def fill(*_: object, **__: object):
+    if name == "save_file":  # what the library raises: it has no error number
+      raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "hf/tokenizer.json")
+
+  monkeypatch.setattr(module, name, fill)
+  with (
+    pytest.raises(SystemExit) as exit_,
+    cli.one_line_exits("stopped"),
+  ):
+    export.export(tmp_path / "run", tmp_path / "hf", None)
+  assert exit_.value.code == 2
+
+
+def test_tokenizers_are_written_by_the_function_that_names_full_disks(tmp_path):
+  """`Tokenizer.save` of the library raises a bare Exception."""
+  for path in (*LIBRARY.rglob("*.py"), *(ROOT / "experiments").rglob("*.py")):
+    assert "inner.save(" not in path.read_text(), path
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_of_files_that_does_not_exist_is_refused(tmp_path):
+  save_run(tmp_path / "run", tmp_path / "gone")
+  with pytest.raises(CheckpointError, match=r"--files_from=.*nowhere is not a folder; give"):
+    export.export(tmp_path / "run", tmp_path / "hf", tmp_path / "nowhere")
   assert not (tmp_path / "hf").exists()
 
 

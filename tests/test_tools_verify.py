@@ -139,6 +139,12 @@ def test_a_missing_checkpoint_is_one_line_and_exit_code_2(how, tmp_path):
   assert f"error: {tmp_path} has no config.json" in done.stderr.splitlines()[-1]
 
 
+def test_a_missing_folder_of_the_export_is_one_line(directory, tmp_path):
+  done = run_verify("as installed", directory, f"--export={tmp_path}/nowhere/golden.npz")
+  assert done.returncode == 2
+  assert f"/nowhere/golden.npz: {tmp_path}/nowhere is not a folder" in done.stderr.splitlines()[-1]
+
+
 def test_missing_torch_is_one_line_that_names_the_extra(directory):
   done = run_verify("without torch", directory)
   assert done.returncode == 2

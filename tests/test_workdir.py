@@ -1,5 +1,6 @@
 """The work directory: paths, the lock, and the config that a resumed run must share."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -12,9 +13,14 @@ import textwrap
 import pytest
 
 import spatial_jax
+from configs import common, tiny_pretrain
+from experiments.tiny import pretrain
+from spatial_jax import chat, cli
 from spatial_jax import workdir as workdir_lib
-from spatial_jax.config import ConfigError
+from spatial_jax.config import ConfigError, build
+from spatial_jax.data.source import SourceConfig, make_source
 from spatial_jax.errors import CheckpointError, UserError
+from spatial_jax.tools import export, verify
 from spatial_jax.workdir import bind_workdir, find_path, lock_workdir, to_path, write_text
 
 CONFIG = {"seed": 0, "steps": 10, "log": {"wandb": False}, "advantage": {"alpha": 1.0}}
@@ -77,7 +83,8 @@ def test_bind_of_a_damaged_config_names_the_file(tmp_path):
 
 RUN = """
   import sys, time
-  from spatial_jax.workdir import bind_workdir
+  from spatial_jax.tools import export, verify
+from spatial_jax.workdir import bind_workdir
   bind_workdir(sys.argv[1], {}, ())
   print("locked", flush=True)
   time.sleep(600)
@@ -160,6 +167,59 @@ def test_remote_paths_are_refused_in_full(path):
   for function in (to_path, find_path):
     with pytest.raises(UserError, match=f"^{path} is remote, .* give a local path$"):
       function(path)
+
+
+def refuse_config(path):
+  cli.parse_flags(["program", f"--config={path}"])
+
+
+def refuse_source(path):
+  config = build(SourceConfig, common.source())
+  make_source(dataclasses.replace(config, kind="rooms", path=path))
+
+
+def refuse_out_of_pretraining(path):
+  config = tiny_pretrain.get_config()
+  config.out = path
+  pretrain.run(config, pathlib.Path("unused"))
+
+
+def refuse_image(path):
+  chat.read_images([path])
+
+
+def tool(module, *flags):
+  """Runs the command line of a tool, each of whose arguments may be PATH."""
+
+  def run(path):
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(sys, "argv", ["tool", *(flag.replace("PATH", path) for flag in flags)])
+      module.main()
+
+  return run
+
+
+@pytest.mark.parametrize(
+  "refuse",
+  [
+    refuse_config,
+    refuse_source,
+    refuse_out_of_pretraining,
+    refuse_image,
+    tool(export, "--checkpoint=PATH", "--out=hf"),
+    tool(export, "--checkpoint=runs/a", "--out=PATH"),
+    tool(export, "--checkpoint=runs/a", "--out=hf", "--files_from=PATH"),
+    tool(verify, "--checkpoint=PATH"),
+    tool(verify, "--checkpoint=spatial_jax/assets/tiny", "--golden=PATH"),
+    tool(verify, "--checkpoint=spatial_jax/assets/tiny", "--export=PATH"),
+  ],
+  ids=range(10),
+)
+def test_every_remote_path_is_refused_as_it_was_given(refuse, capsys):
+  path = "gs://bucket/run"
+  with pytest.raises((UserError, SystemExit)) as caught:
+    refuse(path)
+  assert f"{path} is remote" in f"{caught.value} {capsys.readouterr().err}"
 
 
 def test_paths_of_the_package_are_found_everywhere(tmp_path, monkeypatch):
