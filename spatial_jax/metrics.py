@@ -143,11 +143,9 @@ class Metrics:
     self._path = pathlib.Path(workdir) / FILE
     with one_line_errors(self._path):
       self._path.parent.mkdir(parents=True, exist_ok=True)
-      self._sinks: list[_TensorBoard | _WandB] = []
-      if config.tensorboard:
-        self._sinks.append(_TensorBoard(self._path.parent, first_step))
-      if config.wandb:
-        self._sinks.append(_WandB(self._path.parent))
+      folder = self._path.parent
+      self._sinks = [_TensorBoard(folder, first_step)] if config.tensorboard else []
+      self._sinks += [_WandB(folder)] if config.wandb else []
       recorded = _truncate(self._path, first_step)
       self._file = self._path.open("a", encoding="utf-8")
     self._console = console or Console(highlight=False)
