@@ -47,9 +47,9 @@ def interval(paired: Paired) -> str:
 
 
 def typeset(label: str) -> str:
-  """Text with minus and multiplication signs: "end - start" -> "end − start"."""
+  """Text with true signs, and no line break before %: "end - start" -> "end − start"."""
   text = re.sub(r"(?<= )-(?=[ \d])", MINUS, label)
-  return text.replace(" x ", " \N{MULTIPLICATION SIGN} ")
+  return text.replace(" x ", " \N{MULTIPLICATION SIGN} ").replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def findings(table: ResultTable) -> list[str]:
