@@ -99,16 +99,15 @@ def other_image_tasks(tasks: Sequence[Task]) -> list[Task] | None:
   """
   changed = []
   for i, task in enumerate(tasks):
-    following = [*tasks[i + 1 :], *tasks[:i]]
     partners = [
       other
-      for other in following
+      for other in (*tasks[i + 1 :], *tasks[:i])
       if other.scene_id != task.scene_id and len(other.images) == len(task.images)
     ]
-    same_type = [other for other in partners if other.question_type == task.question_type]
     if not partners:
       return None
-    partner = (same_type or partners)[0]
+    same_type = (other for other in partners if other.question_type == task.question_type)
+    partner = next(same_type, partners[0])
     changed.append(dataclasses.replace(task, images=partner.images, boxes=()))
   return changed
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from spatial_jax.types import Array
+from spatial_jax.workdir import write_text
 
 TIMELINE = "timeline.json"
 
@@ -171,6 +172,4 @@ class Timeline:
 
 def save_timeline(timeline: Timeline, step: int, workdir: pathlib.Path) -> None:
   """Writes the timeline of one step for the report, over that of an earlier step."""
-  partial = workdir / f"{TIMELINE}.partial"
-  partial.write_text(json.dumps({"step": step, **timeline.record()}), encoding="utf-8")
-  partial.replace(workdir / TIMELINE)
+  write_text(workdir / TIMELINE, json.dumps({"step": step, **timeline.record()}))
