@@ -75,13 +75,9 @@ def topology_mesh(topology: str, mesh: sharding.MeshConfig) -> Mesh:
 
 
 def host_mesh(topology: str, mesh: Mesh) -> Mesh:
-  """Returns the mesh of one process as a slice of its own: four chips, 2x2 or 2x2x1.
+  """Returns the mesh of one process of the train mesh, as a slice of its own: four chips.
 
-  The compiler does not accept a part of a slice, so the devices of one process are a slice.
-
-  Args:
-    topology: of all processes.
-    mesh: train mesh over the topology.
+  The compiler does not accept a part of a slice.
   """
   if len({device.process_index for device in mesh.devices.flat}) == 1:
     return mesh
@@ -109,14 +105,10 @@ def programs_to_compile(
 ) -> list[Program]:
   """Returns the programs of a GRPO step at their largest shapes, rounded up for the platform.
 
-  Args:
-    cfg: of training.
-    shape: of the policy.
-    mesh: train mesh.
-    host: mesh of the devices of one process, for the rollout programs.
+  The rollout programs are those of `host`, the mesh of one process.
 
   Raises:
-    ConfigError: if training would refuse the config with this policy and mesh.
+    ConfigError: if training would refuse the config with this policy and train mesh.
   """
   parts, learn = training_parts(cfg, shape, mesh), cfg.learn
   island = dataclasses.replace(parts.policy, mesh=host)
@@ -188,17 +180,10 @@ def table(programs: Sequence[CompiledProgram], hbm: int) -> str:
 
 
 def run(config: Mapping[str, Any], topology: str) -> int:
-  """Compiles the programs of a config and prints progress and table.
+  """Compiles the programs of a training config and prints progress and table.
 
-  Args:
-    config: of a training run.
-    topology: "v5e:2x2".
-
-  Returns:
-    The exit code: 0 if all programs fit, else 1.
-
-  Raises:
-    ConfigError: if training would refuse the config, or the topology cannot be used.
+  Returns the exit code: 0 if all programs fit, else 1. Raises ConfigError if training would refuse
+  the config, or the topology ("v5e:2x2") cannot be used.
   """
   cfg = build(TrainConfig, dict(config))
   mesh = topology_mesh(topology, cfg.mesh)

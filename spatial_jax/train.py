@@ -110,23 +110,22 @@ class TrainConfig(RunConfig):
         f"config.rollout.group is {rollout.group} and must be at least 2: "
         "the advantage of a single rollout is 0"
       )
-    if learn.micro.lengths[-1] <= rollout.stop.max_response_tokens:
-      raise ConfigError(
-        f"config.learn.micro.lengths ends at {learn.micro.lengths[-1]} and must be at least "
-        f"config.rollout.stop.max_response_tokens + 1 = {rollout.stop.max_response_tokens + 1}"
-      )
-    if learn.prefix_buckets[-1] < rollout.prompt_buckets[-1]:
-      raise ConfigError(
-        f"config.learn.prefix_buckets ends at {learn.prefix_buckets[-1]} and must be at least the "
-        f"last of config.rollout.prompt_buckets, {rollout.prompt_buckets[-1]}"
-      )
+    longest = rollout.stop.max_response_tokens + 1
+    _check_last("micro.lengths", learn.micro.lengths, longest, "stop.max_response_tokens + 1")
+    longest = rollout.prompt_buckets[-1]
+    _check_last("prefix_buckets", learn.prefix_buckets, longest, "prompt_buckets")
     sizes = dataclasses.asdict(rollout.vision)
     for name, buckets in dataclasses.asdict(learn.vision).items():
-      if buckets[-1] < sizes[name][-1]:
-        raise ConfigError(
-          f"config.learn.vision.{name} ends at {buckets[-1]} and must be at least the last of "
-          f"config.rollout.vision.{name}, {sizes[name][-1]}"
-        )
+      _check_last(f"vision.{name}", buckets, sizes[name][-1], f"vision.{name}")
+
+
+def _check_last(name: str, buckets: Sequence[int], least: int, of: str) -> None:
+  """Refuses buckets of the update that do not hold what rollouts produce."""
+  if buckets[-1] < least:
+    raise ConfigError(
+      f"config.learn.{name} ends at {buckets[-1]} and must be at least {least}, the largest of "
+      f"config.rollout.{of}"
+    )
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -166,15 +165,11 @@ def training_parts(cfg: TrainConfig, shape: QwenVLConfig, mesh: jax.sharding.Mes
 
 
 def run(config: Any, workdir: pathlib.Path) -> None:
-  """Checks everything, loads the policy, binds the work directory, runs the stages, evaluates.
-
-  Args:
-    config: ConfigDict.
-    workdir: created if missing; an existing run is resumed.
+  """Checks everything, then trains, evaluates and writes the report; an existing run is resumed.
 
   Raises:
-    UserError: if config, policy or work directory cannot be used; the work directory is then not
-      bound to the config.
+    UserError: if config (a ConfigDict), policy or work directory cannot be used; the work directory
+      is then not bound to the config.
   """
   cfg = build(TrainConfig, dict(config))
   sharding.refuse_several_processes()
@@ -237,7 +232,7 @@ def make_stage(
     shapes=parts.shapes,
     steps=cfg.loop.steps,
     seed=cfg.seed,
-    start=None,
+    reference=None,
     workdir=workdir,
   )
 
@@ -253,18 +248,12 @@ def train(
 ) -> tuple[Params, int]:
   """Loads the start, binds the work directory to the config and runs the stage.
 
-  Args:
-    cfg, context, stage, optimizer, source: of the run.
-    files: of the policy to start from.
-    resolved: the config as JSON values, saved with every checkpoint.
-
-  Returns:
-    The decode parameters of the end, and the number of parameters. Nothing else stays on the
-    devices: the evaluation needs the memory of moments and KL reference.
+  Returns the decode parameters of the end, and the number of parameters. Nothing else stays on the
+  devices: the evaluation needs the memory of moments and KL reference.
   """
   workdir = stage.workdir
   start = load_params(files, context.mesh)  # from here on arrays are on the devices
-  stage = dataclasses.replace(stage, start=start if has_start_copy(cfg) else None)
+  stage = dataclasses.replace(stage, reference=start if has_start_copy(cfg) else None)
   states = [first_state(cfg, context, optimizer, start)]
   del start
   if replicated := sharding.replication_report(states[0].params, context.mesh):

@@ -13,7 +13,7 @@ import functools
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,7 @@ def forward(
   video_grid_thw: np.ndarray | None = None,
   second_per_grid_ts: Sequence[float] | np.ndarray | None = None,
   video_positions: rope.VideoRule = "hf5",
+  dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> dict[str, np.ndarray]:
   """Runs the policy on one sequence; the arguments are those of transformers.
 
@@ -66,6 +67,7 @@ def forward(
     image_grid_thw, video_grid_thw: int [n, 3], in patches.
     second_per_grid_ts: seconds per temporal patch of each video; default 1.
     video_positions: rule for positions after a video: "hf5" (transformers >= 5.3) or "max".
+    dtype: of the computation.
 
   Returns:
     logits float32 [T, V], positions int32 [3, T], image_features float32 [M, D] (images, then
@@ -75,31 +77,7 @@ def forward(
     CheckpointError: if the folder is not a checkpoint or its tensors do not fit its config.
     ValueError: if pad tokens and grids do not match.
   """
-  return _evaluate(
-    find_path(checkpoint_dir).resolve(),
-    jnp.dtype("float32"),
-    input_ids,
-    pixel_values,
-    image_grid_thw,
-    pixel_values_videos,
-    video_grid_thw,
-    second_per_grid_ts,
-    video_positions,
-  )
-
-
-def _evaluate(
-  directory: pathlib.Path,
-  dtype: jnp.dtype,
-  input_ids: np.ndarray,
-  pixel_values: np.ndarray | None = None,
-  image_grid_thw: np.ndarray | None = None,
-  pixel_values_videos: np.ndarray | None = None,
-  video_grid_thw: np.ndarray | None = None,
-  second_per_grid_ts: Sequence[float] | np.ndarray | None = None,
-  video_positions: rope.VideoRule = "hf5",
-) -> dict[str, np.ndarray]:
-  """`forward`, computed in `dtype`."""
+  directory = find_path(checkpoint_dir).resolve()
   cfg = weights.read_config(directory)
   token_ids = np.asarray(input_ids, np.int32).reshape(-1)
   images = _split(pixel_values, image_grid_thw)
@@ -108,7 +86,7 @@ def _evaluate(
   order = _order(token_ids, images, videos, cfg)
   grids = [(images + videos)[i].grid_3 for i in order]
   positions, _ = rope.mrope_positions(token_ids, grids, cfg, seconds, video_positions)
-  policy = make_policy(cfg, dtype)
+  policy = make_policy(cfg, jnp.dtype(dtype))
   _, params = _load(directory)  # after the checks of the arguments
   with jax.default_matmul_precision("highest"):
     features_MYD, index = _encode(policy, params, images + videos)
@@ -208,15 +186,7 @@ class Check:
 def compare(directory: pathlib.Path, golden: Golden) -> list[Check]:
   """Compares this policy with the outputs of transformers for the same checkpoint.
 
-  Args:
-    directory: Hugging Face folder.
-    golden: from `make_golden`.
-
-  Returns:
-    One check per quantity and kind of input.
-
-  Raises:
-    UserError: if the checkpoint cannot be read.
+  Returns one check per quantity and kind of input. Raises UserError if the folder cannot be read.
   """
   directory = directory.resolve()
   checks = _processor_checks(directory, golden) + _tokenizer_checks(directory, golden)
@@ -247,7 +217,7 @@ def _policy_checks(directory: pathlib.Path, golden: Golden, kind: str) -> list[C
   greedy = _greedy(directory, inputs, steps)
   wrong = int(np.count_nonzero(greedy != theirs["greedy"][:steps]))
   checks.append(Check(kind, f"{steps} greedy tokens, wrong", wrong, 0))
-  half = _evaluate(directory, jnp.dtype("bfloat16"), **inputs)["logits"]
+  half = forward(directory, **inputs, dtype="bfloat16")["logits"]
   divergence, allowed = mean_divergence(theirs["logits"], half), float(theirs["half_divergence"])
   checks.append(Check(kind, "bfloat16 logits, KL", divergence, _HALF_NOISE * allowed))
   return checks
