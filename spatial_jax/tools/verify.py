@@ -83,30 +83,30 @@ def forward(
   images = _split(pixel_values, image_grid_thw)
   videos = _split(pixel_values_videos, video_grid_thw)
   seconds = [1.0] * len(videos) if second_per_grid_ts is None else list(second_per_grid_ts)
-  order = _order(token_ids, images, videos, cfg)
-  grids = [(images + videos)[i].grid_3 for i in order]
+  grids = [(images + videos)[i].grid_3 for i in _order(token_ids, images, videos, cfg)]
   positions, _ = rope.mrope_positions(token_ids, grids, cfg, seconds, video_positions)
   policy = make_policy(cfg, jnp.dtype(dtype))
   _, params = _load(directory)  # after the checks of the arguments
   with jax.default_matmul_precision("highest"):
     features_MYD, index = _encode(policy, params, images + videos)
-    feature_T = np.full(len(token_ids), -1, np.int32)
-    for pad, rows in (
-      (cfg.image_pad_id, index[: len(images)]),
-      (cfg.video_pad_id, index[len(images) :]),
-    ):
-      feature_T[token_ids == pad] = [row for image_rows in rows for row in image_rows]
-    logits = _logits(
-      policy, params, token_ids[None], positions[None], features_MYD, feature_T[None]
-    )
+    feature_T = _feature_rows(token_ids, index, len(images), cfg)
+    row = (token_ids[None], positions[None], features_MYD, feature_T[None])
+    logits = _logits(policy, params, *row)
   rows = np.asarray([row for image_rows in index for row in image_rows], np.int32)
   features_MYD = np.asarray(features_MYD.astype(jnp.float32))[rows]
-  out = {
-    "logits": np.asarray(logits[0]),
-    "positions": positions.T,
-    "image_features": features_MYD[:, 0],
-  }
+  out = {"logits": np.asarray(logits[0]), "positions": positions.T}
+  out["image_features"] = features_MYD[:, 0]
   return out if cfg.vision.streams == 1 else {**out, "deepstack_features": features_MYD[:, 1:]}
+
+
+def _feature_rows(
+  token_ids: np.ndarray, index: Sequence[np.ndarray], images: int, cfg: QwenVLConfig
+) -> np.ndarray:
+  """The feature row of each pad token, -1 of other tokens; `index` has images, then videos."""
+  feature_T = np.full(len(token_ids), -1, np.int32)
+  for pad, rows in ((cfg.image_pad_id, index[:images]), (cfg.video_pad_id, index[images:])):
+    feature_T[token_ids == pad] = [row for image_rows in rows for row in image_rows]
+  return feature_T
 
 
 def _encode(
