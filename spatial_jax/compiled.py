@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh
 
 from spatial_jax import sharding
-from spatial_jax.learn.gradient import score_batch
+from spatial_jax.learn.gradient import batch_logprobs
 from spatial_jax.learn.losses import LossConfig, Metrics
 from spatial_jax.learn.train_batch import BatchConfig, Microbatches
 from spatial_jax.learn.update import policy_update, sft_update
@@ -41,7 +41,7 @@ class LearnPrograms:
     update: (state, batch, ref_logp_RT) -> the next state and scalar metrics, see `policy_update`.
       The state is donated; ref_logp_RT is None without a KL term.
     sft: (state, batch) -> the same, see `sft_update`.
-    score: (params, batch) -> log-probabilities [R, T] under a reference or old policy, without
+    logprobs: (params, batch) -> log-probabilities [R, T] under a reference or old policy, without
       adapters.
     local_row_shards: number of devices over which the rows of one process are sharded.
   """
@@ -67,7 +67,7 @@ class LearnPrograms:
     out = (jax.tree.map(lambda x: x.sharding, state), sharding.replicated(self._mesh))
     self.update = jax.jit(self._update, donate_argnums=0, out_shardings=out)
     self.sft = jax.jit(self._sft, donate_argnums=0, out_shardings=out)
-    self.score = jax.jit(self._score, out_shardings=sharding.rows(self._mesh))
+    self.logprobs = jax.jit(self._logprobs, out_shardings=sharding.rows(self._mesh))
     islands = sharding.island_mesh(self._mesh).shape["island"]
     self.local_row_shards = sharding.row_devices(self._mesh) // islands
 
@@ -84,9 +84,9 @@ class LearnPrograms:
   def _sft(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
     return sft_update(self._policy, self._optimizer, self._micro, state, self._shard(batch))
 
-  def _score(self, params: Params, batch: TrainBatch) -> jax.Array:
+  def _logprobs(self, params: Params, batch: TrainBatch) -> jax.Array:
     base, _ = lora.split(params)
-    return score_batch(self._policy.without_adapters, self._micro, base, self._shard(batch))
+    return batch_logprobs(self._policy.without_adapters, self._micro, base, self._shard(batch))
 
   def _shard(self, batch: TrainBatch) -> TrainBatch:
     """The batch with its rows sharded over the mesh."""

@@ -32,7 +32,8 @@ class MeshConfig:
   Attributes:
     data: replicas of the parameters; -1: all remaining devices.
     fsdp: shards of every matrix and of the optimizer state.
-    tensor: shards of heads and feed-forward width; at most the number of KV heads.
+    tensor: shards of heads and feed-forward width; if it does not divide the KV heads, keys and
+      values are replicated.
   """
 
   data: int
@@ -50,7 +51,7 @@ class MeshConfig:
 # stacked parameter, so that one rule serves stacked and unstacked parameters.
 PARAM_RULES: tuple[tuple[str, P], ...] = (
   (r"decoder/(embed|head)/embedding$", P("tensor", "fsdp")),  # V, D
-  (r"attn/[qkv]/kernel$", P("fsdp", "tensor", None)),  # D, H, C
+  (r"attn/[qkv]/kernel$", P("fsdp", "tensor", None)),  # query, key, value: D, H, C
   (r"attn/[qkv]/bias$", P("tensor", None)),  # H, C
   (r"attn/o/kernel$", P("tensor", None, "fsdp")),  # H, C, D
   (r"blocks/qkv/kernel$", P("fsdp", None, "tensor", None)),  # E, 3, H, C
@@ -178,7 +179,7 @@ def kv_sharding(mesh: Mesh, rows: int, kv_heads: int) -> NamedSharding:
 
 
 def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-  """The spec of one parameter: the spec of its rule, without the axes that the mesh cannot shard.
+  """The spec of one parameter: that of its rule; what the mesh cannot divide is replicated.
 
   Args:
     path: "decoder/layers/attn/q/kernel"; anything may precede it.

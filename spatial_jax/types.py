@@ -122,7 +122,7 @@ class Turn:
   end: int
   text: str  # the decoded tokens
   operations: tuple[Operation, ...]  # valid ones
-  errors: tuple[OperationError, ...]  # reasons for all operations that were not executed
+  errors: tuple[OperationError, ...]  # reasons for all operations that could not be read
   executable: bool  # all operations of the text were valid and were drawn; true without operations
   produced: tuple[str, ...]  # content hashes of the images that the turn drew
 
@@ -135,13 +135,14 @@ class Trajectory:
       trained  | 0 ............. | 1 ........... | 0 ............. | 1 ........ |
 
   The end reasons are "answer", "no_action", "too_many_images", "repeated_operation", "turn_limit",
-  "token_limit" and "fault": a program failed, and the rollout is left out of statistics and update.
+  "token_limit" and "fault": a drawing worker failed or the record broke an invariant, and the
+  rollout is left out of statistics and update.
   """
 
   task_id: str
   sample: int  # index in the group, 0..G-1
-  # Folded into its sampling keys: (seed, step, number of the prompt, number of earlier samples of
-  # the group with equal sampling parameters).
+  # Folded into its sampling keys: (seed, step, hash of the task id, index among the rollouts of the
+  # group with equal sampling parameters).
   seed_path: tuple[int, ...]
   temperature: float  # of sampling; 1 for greedy decoding
   forbidden_ids: tuple[int, ...]  # token ids with logit -inf during sampling
@@ -224,7 +225,7 @@ class FeatureBatch(NamedTuple):
 
 
 class RowRole(enum.IntEnum):
-  """The role of a row in the loss."""
+  """The role of a row in the loss; GRPO has the first one alone."""
 
   ROLLOUT = 0  # sampled by the policy, with an advantage
   CHOSEN = 1  # the preferred answer of a pair
@@ -281,7 +282,7 @@ class TrainBatch(NamedTuple):
 
 
 class TrainState(NamedTuple):
-  """Parameters, optimizer state and step; the update donates it, a checkpoint stores it."""
+  """Parameters, optimizer state and step; it is donated to the update and saved in checkpoints."""
 
   params: Params
   opt_state: Any

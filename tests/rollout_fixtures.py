@@ -19,7 +19,7 @@ from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.drawing.parser import Limits, Parsed, parse
 from spatial_jax.drawing.termination import StopLimits
-from spatial_jax.learn.gradient import score_batch
+from spatial_jax.learn.gradient import batch_logprobs
 from spatial_jax.learn.train_batch import BatchConfig, Microbatches, to_train_batch
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
@@ -181,7 +181,7 @@ def largest_difference(rollouts: Rollouts) -> float:
   advantage_BG = np.zeros((len(rollouts), len(rollouts[0])))
   batch, _ = to_train_batch(rollouts, advantage_BG, shapes())
   micro = Microbatches(2, (64, batch.rows.tokens.token_RT.shape[1]))
-  logp_RT = np.asarray(jax.jit(functools.partial(score_batch, policy, micro))(params, batch))
+  logp_RT = np.asarray(jax.jit(functools.partial(batch_logprobs, policy, micro))(params, batch))
   assert batch.rows.trained_RT.sum() == sum(t.trained_T.sum() for t in flat(rollouts))
   assert np.isfinite(logp_RT).all()
   assert (logp_RT[~batch.rows.trained_RT] == 0).all()

@@ -226,3 +226,10 @@ def test_the_most_likely_sample_has_an_answer_first():
   endless, poor, good = sample("token_limit", -0.1), sample("answer", -2.0), sample("answer", -0.5)
   samples = [[poor, endless], [good, poor], [endless, endless]]
   assert predictions.most_likely_prediction(samples) == [good, poor]
+
+
+def test_a_fault_without_sampled_tokens_has_a_finite_likelihood():
+  generator = np.random.default_rng(0)
+  (rollout,) = dummies.group(generator, dummies.number_task(generator), samples=1)
+  fault = dataclasses.replace(rollout, trained_T=np.zeros_like(rollout.trained_T))
+  assert predictions.mean_logp(fault) == 0.0

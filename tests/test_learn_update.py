@@ -12,7 +12,7 @@ import pytest
 from experiments.tiny.demonstration import demonstration_trajectory
 from spatial_jax.config import ConfigError
 from spatial_jax.data.vision_packing import plan_vision
-from spatial_jax.learn.gradient import score_batch
+from spatial_jax.learn.gradient import batch_logprobs
 from spatial_jax.learn.losses import LossConfig, effective_share, nll, ppo_clip, token_weights
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.train_batch import Microbatches, pad_rows, to_train_batch
@@ -71,7 +71,7 @@ def with_rows(batch: TrainBatch, **fields: np.ndarray) -> TrainBatch:
 
 @functools.cache
 def score():
-  return jax.jit(functools.partial(score_batch, policy_and_params()[0], Microbatches(4, (256,))))
+  return jax.jit(functools.partial(batch_logprobs, policy_and_params()[0], Microbatches(4, (256,))))
 
 
 def start(optimizer=SGD, params=None) -> TrainState:
@@ -114,7 +114,7 @@ def test_the_gradient_is_the_gradient_of_the_whole_loss():
   batch = batch_of()
 
   def whole(params):
-    logp_RT = score_batch(policy, Microbatches(4, (256,)), params, batch)
+    logp_RT = batch_logprobs(policy, Microbatches(4, (256,)), params, batch)
     rows = batch.rows
     weight_R = token_weights(rows.trained_RT, LOSS.normalise)
     return ppo_clip(logp_RT, rows.old_logp_RT, rows.advantage_R, rows.trained_RT, weight_R, LOSS)
@@ -385,7 +385,7 @@ def test_scores_are_in_the_order_of_the_batch():
   batch = batch_of()
   shortest = int(batch.rows.tokens.valid_RT.sum(1).min())
   for micro in (Microbatches(1, (shortest, 256)), Microbatches(3, (256,))):
-    logp_RT = jax.jit(functools.partial(score_batch, policy, micro))(params, batch)
+    logp_RT = jax.jit(functools.partial(batch_logprobs, policy, micro))(params, batch)
     np.testing.assert_allclose(logp_RT, score()(params, batch), rtol=1e-5, atol=1e-5)
 
 

@@ -152,7 +152,7 @@ def trained():
   state, found = compiled.init_state(policy, optimizer, start, mesh), []
   batch = run.place(batch_of())
   for _ in range(2):
-    state, metrics = run.update(state, batch, run.score(state.params, batch))
+    state, metrics = run.update(state, batch, run.logprobs(state.params, batch))
     found.append(jax.device_get(metrics))
   return policy, params, state, found
 

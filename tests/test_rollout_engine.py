@@ -23,7 +23,7 @@ from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig, Fault
 from spatial_jax.drawing.termination import StopLimits
 from spatial_jax.errors import DataError
-from spatial_jax.learn.gradient import score_batch
+from spatial_jax.learn.gradient import batch_logprobs
 from spatial_jax.learn.train_batch import Microbatches, to_train_batch
 from spatial_jax.rollout import trajectory as trajectory_lib
 from spatial_jax.rollout.config import RolloutConfig
@@ -387,7 +387,7 @@ def test_each_image_is_encoded_once_and_its_features_serve_the_update(all_turns_
   assert any(turn.produced for t in flat(rollouts) for turn in t.turns)
   zero_BG = np.zeros((len(rollouts), len(rollouts[0])))
   batch, _ = to_train_batch(rollouts, zero_BG, fixtures.shapes(), image_features=image_features)
-  score = jax.jit(functools.partial(score_batch, policy, Microbatches(2, (256,))))
+  score = jax.jit(functools.partial(batch_logprobs, policy, Microbatches(2, (256,))))
   logp_RT = np.asarray(score(params, batch))
   assert np.abs(logp_RT - batch.rows.old_logp_RT)[batch.rows.trained_RT].max() < 1e-4
 
@@ -513,7 +513,7 @@ def test_sampler_equals_trainer_on_real_drawings():
   learn = build(GrpoConfig, cfg.learn)
   shapes = batch_config(learn, policy.cfg)
   batch, _ = to_train_batch(rollouts, np.zeros((6, 4)), shapes)
-  recompute = jax.jit(functools.partial(score_batch, policy, learn.micro))
+  recompute = jax.jit(functools.partial(batch_logprobs, policy, learn.micro))
   logp_RT = np.asarray(recompute(loaded.params, batch))
   difference_RT = np.abs(logp_RT - batch.rows.old_logp_RT)[batch.rows.trained_RT]
   assert difference_RT.max() < 1e-4, f"{difference_RT.max()} in {len(difference_RT)} tokens"

@@ -19,7 +19,7 @@ import pytest
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.drawing import executor as executor_lib
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
-from spatial_jax.learn.gradient import score_batch
+from spatial_jax.learn.gradient import batch_logprobs
 from spatial_jax.learn.train_batch import Microbatches, to_train_batch
 from spatial_jax.rollout import device, scheduler
 from spatial_jax.rollout import trajectory as trajectory_lib
@@ -251,7 +251,9 @@ def end_reasons_of_random_outputs(monkeypatch, outputs):
   weights = fixtures.decode_params(policy, params)
   most, vision = ADVERSE.stop.max_response_tokens, VisionBuckets((512,), (256,), (64,))
   shapes = dataclasses.replace(fixtures.shapes(), tokens=most + 8, vision=vision)
-  recompute = jax.jit(functools.partial(score_batch, policy, Microbatches(8, (128, shapes.tokens))))
+  recompute = jax.jit(
+    functools.partial(batch_logprobs, policy, Microbatches(8, (128, shapes.tokens)))
+  )
   sizes = [((24, 24),), ((24, 24), (16, 40)), ((40, 16),)]
   tasks = [fixtures.task(f"room/{i}", sizes[i % 3]) for i in range(ADVERSE.prompts)]
   prompts = [forced.engine.conversation.prompt(task) for task in tasks]

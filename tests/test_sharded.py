@@ -150,7 +150,7 @@ def test_every_token_of_every_row_is_scored_as_it_was_sampled(ran):
   zero_BG = np.zeros((len(rollouts), len(rollouts[0])))
   batch, _ = to_train_batch(rollouts, zero_BG, step_fixtures.SHAPES)
   params = jax.device_put(ran.before, sharding.param_shardings(ran.before, lab.mesh))
-  logp_RT = np.asarray(lab.learn.score(params, lab.learn.place(batch)))
+  logp_RT = np.asarray(lab.learn.logprobs(params, lab.learn.place(batch)))
   trained = sum(t.trained_T.sum() for t in itertools.chain(*rollouts))
   assert batch.rows.trained_RT.sum() == trained > 0
   difference_RT = np.abs(logp_RT - batch.rows.old_logp_RT)[batch.rows.trained_RT]

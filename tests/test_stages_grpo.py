@@ -65,7 +65,7 @@ def workdir(tmp_path_factory):
     shapes=step_fixtures.SHAPES,
     steps=2,
     seed=0,
-    start=None,
+    reference=None,
     workdir=folder,
   )
   log = LogConfig(False, False)

@@ -3,10 +3,10 @@
     submit ──► queue ──► thread 1 ◄──pipes──► worker process 1
                     └──► thread 2 ◄──pipes──► worker process 2 ──► result: new images or a Fault
 
-A worker that dies, hangs (it is killed after `timeout_s`) or needs too much memory gives a `Fault`
-for its current drawing; a new worker takes the next one. `parser.Limits` bounds a drawing by
-counts, so a fault is an accident of the machine and not an error of the policy: the rollout is left
-out of its group, not scored 0. A worker ends when its stdin ends, so it always ends with its
+A worker that dies (crashes), hangs (it is killed after `timeout_s`) or needs too much memory gives
+a `Fault` for its current drawing; a new worker takes the next one. `parser.Limits` bounds a drawing
+by counts, so a fault is an accident of the machine and not an error of the policy: the rollout is
+left out of its group, not scored 0. A worker ends when its stdin ends, so it always ends with its
 parent.
 
 This is no sandbox. Model output reaches a worker as numbers and labels only. A worker has the

@@ -1,6 +1,6 @@
 """One evaluation: held-out questions, policies and baselines that answer them, the result table.
 
-TaskSource ─► EvaluationSet ─► PredictionSets (start, end, baselines, controls) ─► ResultTable
+Source ─► EvaluationSet ─► PredictionSets (start, end, baselines, controls) ─► ResultTable
                     └──► a few groups of rollouts for the report
 """
 
@@ -51,7 +51,8 @@ class EvaluationConfig:
   tasks: int  # held-out questions; fewer if the source has fewer
   progress_tasks: int  # of them, answered during training too; see `loop.evaluate_every`
   train_tasks: int  # questions of the training split, for the median answers
-  temperatures: tuple[float, ...]  # of the start too: how much does sharpening alone give?
+  # At which the start alone is sampled too: what a lower temperature gives without training.
+  temperatures: tuple[float, ...]
   best_of: int  # samples of the end policy, of which the most likely one counts; 0: none
   other_images: bool  # both policies also answer with the images of another scene
   prompts: int  # questions per call of the rollout engine

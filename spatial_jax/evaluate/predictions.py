@@ -124,8 +124,9 @@ def scored_answer(task: Task, answer: str | None, scores: Scores, b: int, g: int
 
 
 def mean_logp(trajectory: Trajectory) -> float:
-  """Mean log-probability of the sampled tokens, nats."""
-  return float(trajectory.logp_T[trajectory.trained_T].mean())
+  """Mean log-probability of the sampled tokens, nats; 0 if there are none (a fault)."""
+  sampled_T = trajectory.logp_T[trajectory.trained_T]
+  return float(sampled_T.mean()) if sampled_T.size else 0.0
 
 
 def most_likely(group: Sequence[Trajectory], count: int) -> list[Trajectory]:

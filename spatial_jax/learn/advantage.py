@@ -1,4 +1,7 @@
-"""Group advantages: GRPO, and AP-GRPO, which scales an advantage by the accuracy of its rollout."""
+"""Group advantages: GRPO, and AP-GRPO, which scales an advantage by the accuracy of its rollout.
+
+The paper does not expand AP; what it keeps is the absolute scale of the reward.
+"""
 
 import dataclasses
 
@@ -60,7 +63,8 @@ def grpo(rewards_BG: Array, valid_BG: Array | None = None, *, by_std: bool = Tru
       A = (r - mean r) / (std r + 1e-6)           std with divisor n - 1, over the n valid rollouts
       by_std = False:  A = r - mean r
 
-  If all rewards of a group are equal, its advantages are exactly 0. The division gives a group of
+  If all rewards of a group are equal, its advantages are exactly 0; its tokens still count in the
+  normalisation of the loss. The division gives a group of
   nearly equal rewards the same influence as a group in which half of the answers are wrong; with
   few rollouts these small differences are mostly noise.
 

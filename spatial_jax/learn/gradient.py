@@ -1,9 +1,10 @@
 """Loss and gradient of a TrainBatch: shared parts once, rows in microbatches.
 
-The vision tower runs once over all images of the batch, and the decoder once over the prefix of
-each group. The rows then go through the decoder in microbatches, the shortest rows first, each
-microbatch truncated to its longest row. The cotangents of the shared parts are summed over the
-rows in float32, and each shared part is differentiated once:
+The vision tower runs once over all images of the batch, unless it is frozen and the batch holds
+their features. The decoder runs once over the prefix of each group. The rows then go through the
+decoder in microbatches, the shortest rows first, each microbatch truncated to its longest row. The
+cotangents of the shared parts are summed over the rows in float32, and each shared part is
+differentiated once:
 
     features = encode(params)
     prefix = prefill(params, features)         for each microbatch:
@@ -63,7 +64,7 @@ def token_logprobs(
   return jnp.pad(logp_RT, ((0, 0), (1, 0)))
 
 
-def score_batch(
+def batch_logprobs(
   policy: Policy, micro: Microbatches, params: Params, batch: TrainBatch
 ) -> jax.Array:
   """float32 [R, T]: log-probabilities of a batch under any parameters (reference, old policy)."""
@@ -88,8 +89,8 @@ class MicrobatchOrder:
   shortest first, and each row reads the prefix of a prompt of its own device.
   """
 
-  row_NL: jax.Array  # int32, the rows of each of N devices by their length
-  size: int  # rows of one device in one microbatch; divides L
+  row_NL: jax.Array  # int32, the L rows of each of N devices by their length (local letters)
+  size: int  # rows of one device in one microbatch: gcd of `micro.rows` and L
 
   def split(self, tree: Any) -> Any:
     """Arrays [R, ...] -> [microbatches, N * size, ...]."""

@@ -37,7 +37,7 @@ class LossConfig:
   # clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
   clip_low: float | Array
   clip_high: float | Array
-  # Beta of the divergence from the reference policy; 0: no reference policy.
+  # beta, weight of the KL term (k3 estimate); 0: no KL term and no reference policy.
   kl_weight: float | Array
   normalise: Normalise  # see `token_weights`
 
@@ -93,25 +93,25 @@ def ppo_clip(
   cfg: LossConfig,
   ref_logp_RT: Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
-  """The clipped policy-gradient loss, with an optional divergence from a reference policy.
+  """The clipped policy-gradient loss of PPO and GRPO, with an optional KL term.
 
       ratio = exp(logp - old_logp)
       loss  = -min(ratio * A, clip(ratio, 1 - low, 1 + high) * A) + beta * k3(ref)
       k3    = exp(ref_logp - logp) - (ref_logp - logp) - 1
 
+  With one update per batch of rollouts, the ratio differs from 1 only by rounding.
+
   Args:
     logp_RT: float32, of the current policy, with a gradient. Any value where not trained.
-    old_logp_RT: float32, recorded by the sampler.
-    advantage_R: float32.
-    trained_RT: bool.
+    old_logp_RT: float32, recorded by the sampler: at the temperature of sampling, forbidden ids at
+      -inf, before top-k, top-p and min-p. The other two are computed in the same way.
     token_weight_R: float32, from `token_weights` of the whole batch.
-    cfg: clip range and beta.
-    ref_logp_RT: float32, of the reference policy; None: no divergence.
+    ref_logp_RT: float32, of the reference policy; None: no KL term.
 
   Returns:
-    The part of these rows of the loss, and of means over trained tokens: ratio, its square, clipped
-    fraction, divergence from the sampler (k1, k3), absolute difference from the sampler, -logp as
-    an estimate of the entropy, k3 of the reference.
+    What these rows add to the loss, and to each metric, a mean over trained tokens: ratio, its
+    square, clipped fraction, KL divergence from the sampler (k1, k3), absolute difference from the
+    sampler, -logp as an estimate of the entropy, k3 of the reference.
 
   Source: GRPO (arXiv:2402.03300), clip-higher of DAPO (arXiv:2503.14476).
   """

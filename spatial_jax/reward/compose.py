@@ -1,4 +1,4 @@
-"""The reward of a rollout: signals, then one sentence of weights and a gate.
+"""The reward of a rollout: a weighted and gated sum of signals.
 
     text ─► parse ─► Example arrays [B, G] ─► score_example under vmap ─► Scores [B, G]
             (host, once)                      (jitted)
@@ -6,8 +6,8 @@
 The gate reads the hard score (MRA or exact match). The smooth accuracy is positive for every
 number, so a gate on it would reward a wild guess for its format.
 
-A further signal is a file with a function of one Example; a weight in `RewardConfig`; a component
-and a term in `score_example`.
+To add a reward signal: 1. write a function of one Example in its own file; 2. add its weight to
+`RewardConfig` and configs/common.py; 3. add its component and its term in `score_example`.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class RewardConfig:
   # wrong choice is rewarded 0.54.
   discrete_sharpness: float | None
   strict_mra: bool  # the hard score compares with < (ViLaSR's training reward) instead of <=
-  # Beta in [-1, 1): the gate is open where the hard score is above it; if negative, always.
+  # In [-1, 1): the gate is open where the hard score is above it; if negative, always.
   score_threshold: float
   format_weight: float  # w >= 0, the reward of the format; an exact answer is rewarded 1
   # "format" gates the format part alone, so that smooth accuracy stays a dense signal; "all" gates

@@ -1,4 +1,4 @@
-"""Image features of one call of `generate_rollouts`: each image is encoded once.
+"""Image features of one call of `generate_rollouts`: an image is encoded once while it is kept.
 
 image ──content hash──► in the feature buffer? ──no──► vision tower ──► rows of feature_buffer_MYD
 """

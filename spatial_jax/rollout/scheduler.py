@@ -4,9 +4,10 @@
     host       read tokens of n - 1, parse ─► draw    prefill, start rows, append
     workers                                   draw ... ready before chunk n + drawing_delay
 
-Slots hold groups: the rollouts of one prompt. Rows hold rollouts that sample. Time is counted in
-chunks, and a drawing that is due is waited for, so which programs run, and on which shapes, depends
-on tokens alone and never on the clock.
+Slots hold groups: the rollouts of one prompt. Rows hold rollouts that sample. A chunk is one call
+of the decode program: up to `decode_steps` tokens in each row. Time is counted in chunks, and a
+drawing that is due is waited for, so which programs run, and on which shapes, depends on tokens
+alone and never on the clock.
 """
 
 import collections
@@ -60,7 +61,7 @@ class RolloutJob:
   # Called with the index of the prompt and the request after each chunk in which the request
   # sampled; None: nothing is called.
   token_listener: TokenListener | None = None
-  # Records programs and violations; it must be entered. None: nothing is recorded.
+  # Records programs and violations; use it in `with`. None: nothing is recorded.
   timeline: Timeline | None = None
 
 
@@ -74,8 +75,8 @@ def generate_rollouts(engine: Engine, params: Params, job: RolloutJob) -> Rollou
     [len(prompts)][len(sampling_params)] trajectories. One that breaks an invariant is a fault.
 
   Raises:
-    DataError: if a prompt is longer, or shows or lets draw more images, than the config has room
-      for; every other limit ends single rollouts.
+    DataError: if a prompt, its images, or the images that could be drawn on it do not fit the
+      config; every other limit ends single rollouts.
   """
   blocks = engine.conversation.policy.vision.window_blocks
   for prompt in job.prompts:
@@ -92,7 +93,7 @@ def generate_rollouts(engine: Engine, params: Params, job: RolloutJob) -> Rollou
     if current is not None:
       scheduler.record_chunk(current)
     previous, scheduler.chunk = current, scheduler.chunk + 1
-  scheduler.finish()
+  scheduler.collect_results()
   return scheduler.rollouts
 
 
@@ -275,7 +276,10 @@ class _Scheduler:
     no_row_samples = not self.active_rows()
     if schedule == "barrier":
       return pending if no_row_samples else []
-    return [one for one in pending if one.drawing.done()] or pending[: int(no_row_samples)]
+    ready = [one for one in pending if one.drawing.done()]
+    if not ready and no_row_samples:  # nothing else to do: wait for the oldest drawing
+      return pending[:1]
+    return ready
 
   def _append(self, observed: list[Observed]) -> None:
     """One call of the append program."""
@@ -377,7 +381,7 @@ class _Scheduler:
       logging.log_first_n(logging.ERROR, "a rollout is left out as a fault: %s", 5, violation)
     return trajectory
 
-  def finish(self) -> None:
+  def collect_results(self) -> None:
     """Hands over image features and counts."""
     self.images.collect_features()
     self.timeline.images_requested = self.images.requested

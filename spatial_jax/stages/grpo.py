@@ -50,7 +50,7 @@ from spatial_jax.types import (
 class GrpoConfig:
   """The config of a GRPO stage."""
 
-  # reward, advantage, loss, optimizer: of the steps after the rollouts.
+  # reward, advantage, loss, optimizer: of what follows the rollouts.
   reward: RewardConfig
   advantage: AdvantageConfig
   loss: LossConfig
@@ -79,7 +79,7 @@ class UpdatePrograms(Protocol):
     """Moves a NumPy batch to the devices."""
     ...
 
-  def score(self, params: Params, batch: TrainBatch, /) -> Array:
+  def logprobs(self, params: Params, batch: TrainBatch, /) -> Array:
     """Log-probabilities [R, T] of a batch under a reference policy, without adapters."""
     ...
 
@@ -108,7 +108,7 @@ class GrpoStage:
   engine: Engine  # generates rollouts
   programs: UpdatePrograms  # of the update
   decode_params: Callable[[Params], Params]  # train parameters -> decode parameters
-  # The vision tower is frozen, so each image is encoded once, for the rollouts and for the update.
+  # True if the vision tower is frozen: the update uses the image features of the rollouts.
   keep_features: bool
   tasks_of: Callable[[int, int, int], list[Task]]  # (seed, step, count) -> tasks
   # cfg, shapes: of the stage, and its static shapes.
@@ -119,7 +119,7 @@ class GrpoStage:
   seed: int
   # Parameters of the reference policy; None without a KL term, or if the reference is the policy
   # without its adapters.
-  start: Params | None
+  reference: Params | None
   workdir: pathlib.Path  # of the saved rollouts
 
   def prompts(self, step: int) -> Prompts:
@@ -167,8 +167,8 @@ class GrpoStage:
     batch = self.programs.place(batch)
     ref_logp_RT = None
     if cfg.loss.kl_weight:
-      reference = state.params if self.start is None else self.start
-      ref_logp_RT = self.programs.score(reference, batch)
+      params = state.params if self.reference is None else self.reference
+      ref_logp_RT = self.programs.logprobs(params, batch)
     state, metrics = self.programs.update(state, batch, ref_logp_RT)
     self._save(step, prompts, rollouts, scores, advantages_BG, timeline)
 
@@ -203,7 +203,7 @@ class GrpoStage:
 
 
 def summarise(rollouts: Rollouts, scores: Scores, advantages_BG: np.ndarray) -> dict[str, float]:
-  """Means over the valid rollouts of one step."""
+  """Statistics of one step: means over valid rollouts, a share of groups, the number of faults."""
   valid_BG = scores.valid_BG
   turns = [[len(t.turns) for t in group] for group in rollouts]
   drawn = [[any(turn.produced for turn in t.turns) for t in group] for group in rollouts]

@@ -59,7 +59,7 @@ class Checkpoints:
     A state that was donated to the running update cannot be saved any more.
     """
     if done == 0:
-      return "stopped by SIGTERM before the first step was done"
+      return "stopped by SIGTERM before the first step was done; nothing to save"
     unsaved = f"stopped by SIGTERM; step {done} is not saved"
     donated = any(x.is_deleted() for x in jax.tree.leaves(state))
     try:
@@ -88,8 +88,8 @@ def run(
   Args:
     workdir: of the run; its newest whole checkpoint, if there is one, replaces `state`.
     state: the start; donated.
-    step_of: first step -> the function of one step. It depends on state and step number alone, so
-      that a resumed run takes the same steps.
+    step_of: called with the first step; returns the step function, which depends only on the state
+      and the step number, so that a resumed run takes the same steps.
     evaluate: the state before a step -> metrics of that step, every `cfg.evaluate_every` steps.
 
   Returns:
