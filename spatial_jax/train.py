@@ -52,7 +52,7 @@ from spatial_jax.stages.context import (
   RunConfig,
   RunContext,
   open_context,
-  planned,
+  plan,
   with_update,
 )
 from spatial_jax.stages.grpo import GrpoConfig, GrpoStage, batch_config
@@ -68,7 +68,8 @@ from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.types import Params, TrainState
 from spatial_jax.workdir import bind_workdir, lock_workdir, to_path, write_text
 
-# Keys that may differ when a run is resumed: lengths, intervals, outputs, and padded sizes.
+# Keys that may differ when a run is resumed: lengths, intervals, outputs, and padded sizes. Another
+# loop.steps changes warm-up, decay and sharpness from the resumed step on.
 MAY_DIFFER = (
   "loop",
   "learn.optimizer.total_steps",
@@ -213,15 +214,15 @@ def make_stage(
   """
   resident = resident_bytes(cfg, parts.policy, parts.optimizer)
   engine = context.engine(cfg.rollout, resident, "config.rollout.slots")
-  plan = with_update(
-    planned(parts.policy, engine.cfg, resident),
+  whole = with_update(
+    plan(parts.policy, engine.cfg, resident),
     parts.policy,
     cfg.learn.micro,
     parts.shapes,
     cfg.rollout.prompts,
   )
-  print(plan)
-  memory.check(plan, "config.rollout.slots")
+  print(whole)
+  memory.check(whole, "config.rollout.slots")
   return GrpoStage(
     engine=engine,
     programs=compiled.LearnPrograms(parts.policy, parts.optimizer, cfg.learn.loss, cfg.learn.micro),

@@ -154,7 +154,7 @@ def test_evaluation_that_does_not_fit_is_refused_before_training(monkeypatch):
     shapes = evaluation_rollout_config(cfg.rollout, cfg.evaluation, cfg.evaluation.tasks, True)
     monkeypatch.setattr(memory, "device_bytes", lambda mesh: 1 << 40)
     opened.evaluation_engine(shapes, has_start=True)
-    plan = context.planned(parts.policy, shapes, 0)
+    plan = context.plan(parts.policy, shapes, 0)
     need = plan.rollouts + plan.weights  # of the start
     assert need > params + 2 * plan.weights
     monkeypatch.setattr(memory, "device_bytes", lambda mesh: need)
@@ -168,7 +168,7 @@ def test_evaluation_that_does_not_fit_is_refused_before_training(monkeypatch):
 def test_policies_of_the_evaluation_must_fit_while_they_are_loaded(monkeypatch):
   with default_run() as (cfg, parts, opened):
     shapes = evaluation_rollout_config(cfg.rollout, cfg.evaluation, 1, True)
-    weights = context.planned(parts.policy, shapes, 0).weights
+    weights = context.plan(parts.policy, shapes, 0).weights
     params = memory.bytes_of(compiled.abstract_state(*parts[:2], opened.mesh).params)
     monkeypatch.setattr(memory, "device_bytes", lambda mesh: params + 2 * weights - 1)
     with pytest.raises(ConfigError, match=r"loading the policy needs .*; raise config\.mesh\.fsdp"):
@@ -181,7 +181,7 @@ def test_the_update_is_part_of_the_plan_before_the_loop(monkeypatch, tmp_path):
     state = compiled.abstract_state(*parts[:2], opened.mesh)
     trained = memory.bytes_of(state.params["decoder"])
     plan = context.with_update(
-      context.planned(parts.policy, cfg.rollout, 0),
+      context.plan(parts.policy, cfg.rollout, 0),
       parts.policy,
       cfg.learn.micro,
       parts.shapes,

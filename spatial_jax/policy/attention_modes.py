@@ -52,7 +52,9 @@ class CacheAttention(NamedTuple):
   last_offset: jax.Array  # int32 [], largest offset of a new token in a suffix
   prompt_R: jax.Array | None  # int32, the prompt of each row
   row_R: jax.Array | None  # int32, the cache row of each row
-  assignment: RowAssignment | None  # of all rows; None: row r holds rollout r, or `row_R` is given
+  assignment: (
+    RowAssignment | None
+  )  # of all rows; None if row r holds rollout r, or if `row_R` is given
 
 
 AttentionMode = CausalAttention | PrefixAttention | CacheAttention

@@ -133,7 +133,10 @@ class Policy:
   def hidden_with_prefix(
     self, params: Params, prefix: Prefix, tokens: TokenArrays, features_MYD: Array
   ) -> jax.Array:
-    """`hidden` of rows that continue a prefix: R = B*G, ordered by prompt; differentiable."""
+    """`hidden` of rows that continue a prefix; differentiable.
+
+    R is a multiple of B, rows ordered by prefix. The update passes one prefix per row: R = B.
+    """
     modes = attention_modes.with_prefix(tokens.valid_RT, prefix)
     return self._forward(params, tokens, features_MYD, modes, return_kv=False)[0]
 

@@ -90,16 +90,16 @@ class RunContext:
     Raises:
       ConfigError: as in `make_engine`, or if the policies do not fit while they are loaded.
     """
-    plan = planned(self.policy, compiled.rollout_buckets(cfg, self.mesh), 0)
+    rollouts = plan(self.policy, compiled.rollout_buckets(cfg, self.mesh), 0)
     params = jax.eval_shape(self.policy.init, jax.random.key(0))
     loading = memory.tree_bytes(params, sharding.param_shardings(params, self.mesh))
-    loading += plan.weights * (1 + has_start)
-    if loading > plan.device:
+    loading += rollouts.weights * (1 + has_start)
+    if loading > rollouts.device:
       raise ConfigError(
         f"loading the policy needs {loading / MIB:,.0f} of "
-        f"{plan.device / MIB:,.0f} MiB per device; raise config.mesh.fsdp or .tensor"
+        f"{rollouts.device / MIB:,.0f} MiB per device; raise config.mesh.fsdp or .tensor"
       )
-    return self.engine(cfg, plan.weights * has_start, slots_key)
+    return self.engine(cfg, rollouts.weights * has_start, slots_key)
 
 
 @contextlib.contextmanager
@@ -138,7 +138,7 @@ def make_engine(
   """
   mesh = compiled.train_mesh(policy)
   cfg = compiled.rollout_buckets(cfg, mesh)
-  memory.check(planned(policy, cfg, resident), slots)
+  memory.check(plan(policy, cfg, resident), slots)
   stops = stop_ids(conversation, cfg)
   run = compiled.rollout_programs(policy, cfg, forbidden_ids(conversation, stops), stops)
   return Engine(conversation, run, executor, cfg, stops)
@@ -161,13 +161,13 @@ def with_update(
   return plan._replace(gradients=gradients, update_scratch=scratch)
 
 
-def planned(policy: Policy, cfg: RolloutConfig, resident: int) -> MemoryPlan:
-  """`plan` for the devices of the policy's mesh."""
-  return plan(policy, cfg, resident, memory.device_bytes(compiled.train_mesh(policy)))
+def plan(
+  policy: Policy, cfg: RolloutConfig, resident: int, device: int | None = None
+) -> MemoryPlan:
+  """Bytes on each device during rollouts; nothing is allocated.
 
-
-def plan(policy: Policy, cfg: RolloutConfig, resident: int, device: int) -> MemoryPlan:
-  """Bytes on each device of `device` bytes during rollouts; nothing is allocated."""
+  `device` is the size of a device of the policy's mesh, by default that of this machine.
+  """
   mesh = compiled.train_mesh(policy)
   local = sharding.rollout_mesh(mesh)
   run = compiled.rollout_programs(policy, cfg, (), ())
@@ -189,5 +189,5 @@ def plan(policy: Policy, cfg: RolloutConfig, resident: int, device: int) -> Memo
     update_scratch=0,
     cfg=cfg,
     data_devices=local.shape["data"],
-    device=device,
+    device=memory.device_bytes(mesh) if device is None else device,
   )
