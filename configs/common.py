@@ -11,7 +11,7 @@ CELL_PX = 28  # side of a merged token: 2 patches of 14
 def get_config() -> ConfigDict:
   """Reinforcement learning of the embedded policy on procedural rooms.
 
-  The schedules of optimizer and reward follow loop.steps: --config.loop.steps=200 is enough.
+  --config.loop.steps=200 is enough: warm-up, decay and sharpness follow it.
   """
   cfg, steps = ConfigDict(), FieldReference(56)
   cfg.stages = ("grpo",)  # run in this order
