@@ -179,7 +179,7 @@ def test_the_update_is_part_of_the_plan_before_the_loop(monkeypatch, tmp_path):
   """Gradients are those of the trained leaves alone."""
   with default_run() as (cfg, parts, opened):
     state = compiled.abstract_state(*parts[:2], opened.mesh)
-    trained = memory.bytes_of(state.params["decoder"])
+    trained = memory.bytes_of(state.opt_state) / 2  # two moments of each trained parameter
     plan = context.with_update(
       context.plan(parts.policy, cfg.rollout, 0),
       parts.policy,
@@ -187,9 +187,9 @@ def test_the_update_is_part_of_the_plan_before_the_loop(monkeypatch, tmp_path):
       parts.shapes,
       cfg.rollout.prompts,
     )
-    assert plan.gradients == trained > 0
+    assert plan.gradients == pytest.approx(trained, rel=1e-3)
+    assert 0 < plan.gradients < memory.bytes_of(state.params["decoder"])
     assert plan.update_scratch > plan.gradients
-    assert memory.bytes_of(state.params) > trained, "the vision tower is frozen"
     resident = resident_bytes(cfg, parts.policy, parts.optimizer)
     device = max(plan.rollouts, plan.update) + resident
     source = make_source(cfg.source)

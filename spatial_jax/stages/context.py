@@ -145,7 +145,7 @@ def make_engine(
 
 
 def with_update(
-  plan: MemoryPlan, policy: Policy, micro: Microbatches, batch: BatchConfig, prompts: int
+  rollouts: MemoryPlan, policy: Policy, micro: Microbatches, batch: BatchConfig, prompts: int
 ) -> MemoryPlan:
   """A plan of rollouts with the gradients and the estimated scratch of the update.
 
@@ -158,7 +158,7 @@ def with_update(
   gradients = memory.tree_bytes(trained, sharding.param_shardings(trained, mesh))
   shapes = compiled.update_shapes(policy, micro, batch, prompts)
   scratch = memory.estimate_update_scratch(policy.cfg, shapes, gradients)
-  return plan._replace(gradients=gradients, update_scratch=scratch)
+  return rollouts._replace(gradients=gradients, update_scratch=scratch)
 
 
 def plan(
