@@ -69,11 +69,7 @@ def one_line_exits(interrupted: str) -> Iterator[None]:
 def parse_flags(argv: list[str]) -> list[str]:
   """Reads a command line with a --config; a mistake in it is one line and exit code 2.
 
-  Args:
-    argv: as `absl.app.run` gives it to its `flags_parser`.
-
-  Returns:
-    The arguments that are not flags.
+  It is a `flags_parser` of `absl.app.run`: it returns the arguments that are not flags.
   """
   config = None
   try:
@@ -96,13 +92,7 @@ def launch(
   interrupted: str,
   read: Callable[[list[str]], list[str]] = parse_flags,
 ) -> None:
-  """Runs an entry point with `one_line_exits`.
-
-  Args:
-    command: called with the arguments that are not flags.
-    interrupted: the line for Ctrl-C.
-    read: reads the flags, as the `flags_parser` of `absl.app.run`.
-  """
+  """Runs an entry point with `one_line_exits`; `command` gets the arguments that are not flags."""
 
   def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)

@@ -31,7 +31,7 @@ def check_field(config: object, name: str, valid: bool, rule: str) -> None:
   Args:
     config: the dataclass.
     name: the field.
-    valid: whether its value can be used; a comparison with NaN is False.
+    valid: whether its value can be used.
     rule: the allowed range, after "must": "be at least 1".
 
   Raises:
@@ -85,9 +85,6 @@ def build(cls: type[T], config: Mapping[str, Any], name: str = "config") -> T:
     cls: a dataclass without defaults.
     config: ConfigDict or dict.
     name: how error messages call this mapping ("config.advantage").
-
-  Returns:
-    An instance of `cls`.
 
   Raises:
     ConfigError: listing all missing, unknown and mistyped keys at once.

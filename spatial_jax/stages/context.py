@@ -108,11 +108,7 @@ def open_context(
 ) -> Iterator[RunContext]:
   """Builds a RunContext and stops its drawing workers at the end; no array is allocated.
 
-  Args:
-    policy: on its train mesh, with frozen paths, adapters and remat.
-    tokenizer: of the policy.
-    cfg: texts, images, drawing, and the form of the decode parameters.
-    trained_on: as in `RunContext`.
+  The policy is on its train mesh, with frozen paths, adapters and remat.
   """
   conversation = Conversation(tokenizer, cfg.text, cfg.preprocess, policy.cfg)
   decode_params = compiled.decode_params(policy, compiled.train_mesh(policy), cfg.rollout.weights)

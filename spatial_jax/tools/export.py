@@ -44,8 +44,8 @@ def export(
     out: created if missing.
     files_from: Hugging Face folder with the chat template and tokenizer settings; None for the base
       policy of the run, if it is a folder.
-    dtype: dtype of the weights; float32 keeps every bit.
-    command: command line, for the model card.
+    dtype: of the weights; float32 keeps every bit.
+    command: for the model card.
 
   Raises:
     CheckpointError: if there is no checkpoint, it does not name its model, or `out` has weights.

@@ -33,18 +33,10 @@ def model_card(
   results: ResultTable | None,
   command: str,
 ) -> str:
-  """Writes the model card of a run.
+  """Writes the model card of a run as Markdown.
 
-  Args:
-    config: resolved config of the run.
-    step: number of updates of the exported checkpoint.
-    family: model_type of the policy.
-    parameters: number of parameters.
-    results: evaluation of this checkpoint; None if there is none.
-    command: command line that wrote the folder.
-
-  Returns:
-    Markdown.
+  `config` is the resolved config of the run, `step` the number of updates of the checkpoint,
+  `parameters` a number, `results` the evaluation of this checkpoint, if there is one.
   """
   stages = ", ".join(config.get("stages", ())) or "unknown"
   facts = {
