@@ -6,7 +6,7 @@ tasks ─► prompts ─► rollouts (with drawing) ─► scores ─► advanta
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -129,28 +129,31 @@ class GrpoStage:
       check_truth(task)
     return [self.engine.conversation.prompt(task) for task in tasks]
 
+  def sharpness(self, step: int) -> float:
+    """k of the smooth rewards in a step."""
+    return float(sharpness(step / self.steps, self.cfg.reward.schedule))
+
   def step_function(self, first: int) -> StageStep:
     """The function of one step; a thread prepares the prompts of the next two steps."""
     prompt_iter = pipeline.prefetch(self.prompts, first, 2)
-    return lambda state, step: self.step(state, step, prompt_iter)
+    return lambda state, step: self.step(state, step, next(prompt_iter))
 
   def step(
-    self, state: TrainState, step: int, prompt_iter: Iterator[Prompts]
+    self, state: TrainState, step: int, prompts: Prompts
   ) -> tuple[TrainState, Mapping[str, Any]]:
     """One step: prompts, rollouts, scores, advantages, batch, update.
 
     Args:
       state: donated.
       step: from 0.
-      prompt_iter: yields the prompts of this step next.
+      prompts: of this step.
 
     Returns:
       The next state and the metrics of the step.
     """
     cfg = self.cfg
     sampling_params = [self.engine.cfg.sampling] * self.engine.cfg.group
-    k = sharpness(step / self.steps, cfg.reward.schedule)
-    prompts = next(prompt_iter)
+    k = self.sharpness(step)
     begin = time.monotonic()
     weights = self.decode_params(state.params)
     image_features = {} if self.keep_features else None
