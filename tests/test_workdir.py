@@ -83,8 +83,7 @@ def test_bind_of_a_damaged_config_names_the_file(tmp_path):
 
 RUN = """
   import sys, time
-  from spatial_jax.tools import export, verify
-from spatial_jax.workdir import bind_workdir
+  from spatial_jax.workdir import bind_workdir
   bind_workdir(sys.argv[1], {}, ())
   print("locked", flush=True)
   time.sleep(600)
