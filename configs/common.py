@@ -97,7 +97,7 @@ def loop(steps: int | FieldReference) -> ConfigDict:
   return ConfigDict(
     {
       "steps": steps,
-      "checkpoint_every": 10,  # steps; a kill loses these and those of an incomplete save
+      "checkpoint_every": 10,  # steps; SIGKILL loses those after the last whole one
       "evaluate_every": 0,  # steps; 0: never
       "keep": 2,
       "log": {"tensorboard": False, "wandb": False},

@@ -4,7 +4,7 @@
 # Stop it at any time; the same command resumes. Paths are relative to the current directory.
 #   launch/local.sh                                                        the default run
 #   launch/local.sh --config=configs/NAME.py --workdir=runs/NAME           another one
-#   launch/local.sh --config.loop.steps=200 --config.seed=1                with other values: all keys are in configs/common.py
+#   launch/local.sh --workdir=runs/long --config.loop.steps=200            with other values: all keys are in configs/common.py
 #   launch/local.sh --help
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"

@@ -32,8 +32,9 @@ class MeshConfig:
   Attributes:
     data: replicas of the parameters; -1: all remaining devices.
     fsdp: shards of every matrix and of the optimizer state.
-    tensor: shards of heads and feed-forward width; if it does not divide the KV heads, keys and
-      values are replicated.
+    tensor: shards of heads and feed-forward width.
+
+  An axis of a parameter that a mesh axis does not divide is replicated and named at the start.
   """
 
   data: int

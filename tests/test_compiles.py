@@ -132,6 +132,7 @@ def test_decoding_needs_little_memory_besides_its_cache():
 
 
 @needs_libtpu
+@pytest.mark.slow
 def test_estimate_of_the_update_is_near_the_compiled_scratch():
   """At sizes that fill the tiles of a TPU; XLA stores fewer activations of a layer than assumed."""
   mesh = aot.topology_mesh("v5e:2x2", sharding.MeshConfig(1, 2, 2))

@@ -32,7 +32,7 @@ def test_each_requirement_can_fail_alone(means, failed):
 def test_the_exit_code_tells_the_outcome(tmp_path, capsys):
   assert acceptance.main(str(tmp_path)) == 2
   assert "results.json" in capsys.readouterr().err
-  for name in ("good", "bad"):
+  for name in ("good", "bad", "none"):
     (tmp_path / name).mkdir()
   write_results(table_of(end_greedy=0.60), tmp_path / "good", {})
   assert acceptance.main(str(tmp_path / "good")) == 0

@@ -46,7 +46,7 @@ MAX_TIMEOUT_S = 3600
 class ExecutorConfig:
   """The processes that draw."""
 
-  workers: int  # number of processes; 0 draws in this process
+  workers: int  # number of processes; 0: in this process, without limits of time and memory
   timeout_s: float  # wall-clock time for the drawing of one turn, far above its normal time
   memory_mib: int  # address space of a worker, at least 256; NumPy and Pillow take about 200
 

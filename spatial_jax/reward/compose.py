@@ -7,7 +7,8 @@ The gate reads the hard score (MRA or exact match). The smooth accuracy is posit
 number, so a gate on it would reward a wild guess for its format.
 
 To add a reward signal: 1. write a function of one Example in its own file; 2. add its weight to
-`RewardConfig` and configs/common.py; 3. add its component and its term in `score_example`.
+`RewardConfig` and configs/common.py; 3. add its component and its term in `score_example`; 4. add
+its metric and its part of the page, see CONTRIBUTING.md.
 """
 
 import dataclasses
