@@ -10,7 +10,13 @@ import tokenizers
 from spatial_jax.config import ConfigError
 from spatial_jax.data.tokenizer import END_OF_TEXT, IM_END, IM_START, IMAGE_PAD, Tokenizer
 from spatial_jax.rollout.engine import forbidden_ids, stop_ids
-from spatial_jax.rollout.request import add_tokens, end_turn, finish, start_request
+from spatial_jax.rollout.request import (
+  add_tokens,
+  end_turn,
+  finish,
+  invariant_violation,
+  start_request,
+)
 from tests import rollout_fixtures as fixtures
 
 CONVERSATION = fixtures.conversation()
@@ -37,8 +43,8 @@ def test_a_turn_that_ends_with_end_of_text_is_complete():
   ids = [*engine.conversation.tokenizer.encode(fixtures.ANSWER_TURN), END]
   assert add_tokens(engine, request, ids, [0.0] * len(ids))
   end_turn(engine, request, 0)
-  trajectory, problem = finish(engine, request)
-  assert problem is None
+  trajectory = finish(request)
+  assert invariant_violation(engine, trajectory) is None
   assert trajectory.end_reason == "answer"
   assert trajectory.turns[0].text == fixtures.ANSWER_TURN
 

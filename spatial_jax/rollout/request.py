@@ -152,25 +152,28 @@ def add_observation(
   return observation
 
 
-def finish(engine: Engine, request: Request) -> tuple[Trajectory, str | None]:
-  """Returns the trajectory of a request that has ended, after checking its invariants.
-
-  A trajectory that breaks an invariant is replaced by a fault with the prompt alone, which every
-  later step can read: faults are left out of the statistics and the update.
-
-  Returns:
-    The trajectory, and the message of `violation` if it was replaced.
-  """
-  builder, policy = request.builder, engine.conversation.policy
+def finish(request: Request) -> Trajectory:
+  """Returns the trajectory of a request that has ended."""
   assert request.end_reason is not None
-  trajectory = builder.finish(request.end_reason)
-  message = violation(trajectory, (policy.image_pad_id, policy.video_pad_id))
-  if message is None:
-    return trajectory, None
-  prompt_alone = TrajectoryBuilder(
-    builder.prompt, builder.sample, builder.seed_path, builder.temperature, builder.forbidden_ids
+  return request.builder.finish(request.end_reason)
+
+
+def invariant_violation(engine: Engine, trajectory: Trajectory) -> str | None:
+  """Returns the message of `trajectory.violation`, None if every invariant holds."""
+  policy = engine.conversation.policy
+  return violation(trajectory, (policy.image_pad_id, policy.video_pad_id))
+
+
+def prompt_as_fault(request: Request) -> Trajectory:
+  """Returns the prompt alone as a fault, in place of a trajectory that breaks an invariant.
+
+  Every later step can read it: faults are left out of the statistics and the update.
+  """
+  old = request.builder
+  builder = TrajectoryBuilder(
+    old.prompt, old.sample, old.seed_path, old.temperature, old.forbidden_ids
   )
-  return prompt_alone.finish("fault"), message
+  return builder.finish("fault")
 
 
 def _has_stop(text: str, stop_strings: Sequence[str]) -> bool:

@@ -374,9 +374,11 @@ class _Scheduler:
 
   def _finish(self, request: Request) -> Trajectory:
     """The checked trajectory of a request."""
+    trajectory = request_lib.finish(request)
     with self.timeline.checking_trajectory():
-      trajectory, violation = request_lib.finish(self.engine, request)
+      violation = request_lib.invariant_violation(self.engine, trajectory)
     if violation is not None:
+      trajectory = request_lib.prompt_as_fault(request)
       self.timeline.violations.append(violation)
       logging.log_first_n(logging.ERROR, "a rollout is left out as a fault: %s", 5, violation)
     return trajectory

@@ -56,7 +56,7 @@ def violation(trajectory: Trajectory, pad_ids: Collection[int]) -> str | None:
   """
   problems = _length_problems(trajectory)
   if not problems:
-    pad_T = np.isin(trajectory.token_ids_T, list(pad_ids))
+    pad_T = np.any([trajectory.token_ids_T == pad_id for pad_id in pad_ids], axis=0)
     problems = [
       *_token_problems(trajectory),
       *_turn_problems(trajectory),
@@ -102,10 +102,10 @@ def _token_problems(trajectory: Trajectory) -> list[str]:
   if wrong_T.any():
     t = int(np.argmax(wrong_T))
     problems.append(f"{_place(trajectory, t)} has policy step {trajectory.policy_step_T[t]}")
-  wrong_T = trained_T & np.isin(trajectory.token_ids_T, trajectory.forbidden_ids)
-  if wrong_T.any():
-    t = int(np.argmax(wrong_T))
-    problems.append(f"{_place(trajectory, t)} is forbidden id {trajectory.token_ids_T[t]}")
+  forbidden, ids = set(trajectory.forbidden_ids), trajectory.token_ids_T.tolist()
+  wrong = [t for t in np.flatnonzero(trained_T).tolist() if ids[t] in forbidden]
+  if wrong:
+    problems.append(f"{_place(trajectory, wrong[0])} is forbidden id {ids[wrong[0]]}")
   return problems
 
 
