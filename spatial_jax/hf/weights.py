@@ -62,7 +62,8 @@ def read_config(directory: pathlib.Path) -> QwenVLConfig:
     check_folder(directory)
     raise CheckpointError(f"{directory} has no {CONFIG}; give the folder of a model") from error
   except (OSError, ValueError) as error:
-    raise CheckpointError(f"{directory / CONFIG}: {error}") from error
+    reason = str(error).removeprefix("config.json: ")
+    raise CheckpointError(f"{directory / CONFIG}: {reason}") from error
   if cfg.decoder.tied and has_weights(directory) and _has_own_head(directory):
     return dataclasses.replace(cfg, decoder=dataclasses.replace(cfg.decoder, tied=False))
   return cfg
