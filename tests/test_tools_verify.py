@@ -118,7 +118,18 @@ def test_the_embedded_policy_passes_with_torch_and_with_saved_outputs(tmp_path):
 
 WITHOUT_TORCH = """
   import runpy, sys
-  sys.modules["torch"] = None  # as if it were not installed
+
+  class WithoutTorch:  # a finder, as if torch were not installed
+    def __init__(self, finder):
+      self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+      return None if name.split(".")[0] == "torch" else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+      return getattr(self.finder, name)
+
+  sys.meta_path[:] = [WithoutTorch(finder) for finder in sys.meta_path]
   runpy.run_module("spatial_jax.tools.verify", run_name="__main__", alter_sys=True)
 """
 HOW = {
