@@ -96,7 +96,7 @@ def gradient_of(state: TrainState):
 def assert_close(one, other, tolerance=1e-4):
   """Every leaf, relative to the largest entry of it.
 
-  float32 has seven digits; a gradient is a sum over a thousand tokens, in an order that XLA chooses.
+  float32 has seven digits; a gradient is a sum over a thousand tokens, in an order of XLA.
   """
   leaves = jax.tree_util.tree_leaves_with_path(one)
   for (path, x), y in zip(leaves, jax.tree.leaves(other), strict=True):
