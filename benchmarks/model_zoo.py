@@ -3,6 +3,8 @@
 Loading a checkpoint uses its own config.json, not this table.
 """
 
+import dataclasses
+
 import numpy as np
 
 from spatial_jax.hf.name_map import name_table
@@ -64,17 +66,8 @@ def _decoder_3(name: str) -> DecoderConfig:
 
 
 def _tower_2() -> VisionConfig:
-  return VisionConfig(
-    *(32, 1280, 16, 5120, 14, 2, 2),
-    window_px=0,
-    full_layers=tuple(range(32)),
-    norm_eps=1e-6,
-    norm="layer",
-    mlp="quick_gelu",
-    patch_bias=False,
-    table_side=0,
-    deepstack=(),
-  )
+  tower = tower_2_5((32, 1280, 16, 5120), tuple(range(32)))
+  return dataclasses.replace(tower, window_px=0, norm="layer", mlp="quick_gelu")
 
 
 def _tower_2_5(name: str) -> VisionConfig:
@@ -108,11 +101,11 @@ def tower_2_5(sizes: tuple[int, int, int, int], full_layers: tuple[int, ...]) ->
 def _tower_3(name: str) -> VisionConfig:
   small = name in ("Qwen3-VL-2B", "Qwen3-VL-4B")
   layers, width, mlp_width = (24, 1024, 4096) if small else (27, 1152, 4304)
-  return VisionConfig(
-    *(layers, width, 16, mlp_width, 16, 2, 2),
+  tower = tower_2_5((layers, width, 16, mlp_width), tuple(range(layers)))
+  return dataclasses.replace(
+    tower,
+    patch_size=16,
     window_px=0,
-    full_layers=tuple(range(layers)),
-    norm_eps=1e-6,
     norm="layer",
     mlp="gelu_tanh",
     patch_bias=True,

@@ -140,7 +140,7 @@ class RoomSource:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PhotoSource:
-  """Photographs: all tasks are held out, and none are for training."""
+  """Photographs for evaluation alone: there are no training tasks."""
 
   tasks: tuple[Task, ...]  # all, in the order of the files
   types: tuple[str, ...]  # question types of the tasks

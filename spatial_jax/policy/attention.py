@@ -185,8 +185,10 @@ def attend_cache(
 
   The G rows of a prompt read one copy of its prefix: their queries are concatenated along T for
   k_BKSC. Every part keeps its own maximum and sum; the parts are merged by log-sum-exp.
+
       query t of row r attends to   prefix  s < prefix_length[prompt of r]
                                     suffix  s <= start[r] + t
+
   Args:
     q_RKQTC, prefix, prefix_length_B: as in `attend_with_prefix`.
     suffix: k_RKSC, v_RKSC of each block, with the new tokens already written at start_R.
@@ -194,7 +196,8 @@ def attend_cache(
     last_offset: int32 [], largest offset of a new token; blocks after it are not read. None: all
       blocks are read.
     row_R: int32, the rows of `suffix` to read. None: all rows in order.
-    assignment: rollouts of these rows. None: R = B*G rows, ordered by prompt."""
+    assignment: rollouts of these rows. None: R = B*G rows, ordered by prompt.
+  """
   merged, first = _attend_prefix(q_RKQTC, prefix, prefix_length_B, assignment), 0
   q_RKTC, (per_kv, tokens) = _join_queries(q_RKQTC), q_RKQTC.shape[2:4]
   offset_RT = start_R[:, None] + jnp.arange(tokens)[None]

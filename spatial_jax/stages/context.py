@@ -28,9 +28,9 @@ from spatial_jax.sharding import MeshConfig
 from spatial_jax.types import Params
 
 # Top-level keys that some entry points read and others do not; "model" is recorded by training.
-_OPTIONAL_KEYS = (
-  *("stages", "init", "remat", "lora", "loop", "source", "learn", "reward", "evaluation", "model"),
-)
+_OPTIONAL_KEYS = {
+  "stages", "init", "remat", "lora", "loop", "source", "learn", "reward", "evaluation", "model",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
