@@ -41,8 +41,8 @@ CLOSURE_FILES, CLOSURE_LINES = 45, 8500
 
 # Words of an earlier vocabulary. Use the terms of the field: evaluation, slot, after, image, batch.
 OLD_WORDS = (
-  "exam", "contest", "contestant", "seat", "seated", "behind", "mend", "mended", "mending", "grey", "coolest",
-  "lesson", "teacher", "patience", "barren", "picture", "hear",
+  "exam", "contest", "contestant", "seat", "seated", "behind", "mend", "mended", "mending", "grey",
+  "coolest", "lesson", "teacher", "patience", "barren", "picture", "hear",
 )  # fmt: skip
 OLD_PHRASES = (r"whose \w+ it is", r"those of which")
 FORBIDDEN = re.compile(rf"\b({'|'.join(OLD_WORDS + OLD_PHRASES)})s?\b", re.IGNORECASE)
