@@ -18,6 +18,7 @@ import pathlib
 import re
 import shutil
 import sys
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -35,6 +36,7 @@ from spatial_jax.workdir import PathLike, find_path, to_path
 FOLDER = "checkpoints"
 STATE, PROGRESS, FILES = "state", "progress", "files.json"
 _CHUNK = 1 << 24  # bytes read at once
+_REMOVALS = 30  # attempts to remove the folder of a failed save, 0.1 s apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Saver:
     self._folder = epath.Path(to_path(workdir).resolve() / FOLDER)
     self._whole: set[int] = set()  # steps that were verified or saved here
     self._step: int | None = None  # of the last save
+    self._failed = False  # after a save that could not be written
     options = ocp.CheckpointManagerOptions(
       preservation_policy=ocp.checkpoint_managers.LatestN(keep),
       cleanup_tmp_directories=True,
@@ -98,6 +101,11 @@ class Saver:
 
   def close(self) -> None:
     """Waits until the last checkpoint is complete; errors as in `save`."""
+    if self._failed:  # reported by the call that failed
+      with contextlib.suppress(Exception):
+        self._manager.close()
+      self._remove_partial()
+      return
     with self._one_line_errors():
       self._manager.close()
 
@@ -127,6 +135,17 @@ class Saver:
       files = dict(zip(names, _checksums(paths), strict=True))
       (folder / FILES).write_text(json.dumps(files))
 
+  def _remove_partial(self) -> None:
+    """Removes the folder of a failed save; threads may still write other arrays for a moment."""
+    self._failed = True
+    for _ in range(_REMOVALS):
+      partial = list(self._folder.glob("*.orbax-checkpoint-tmp*"))
+      for folder in partial:
+        shutil.rmtree(folder, ignore_errors=True)
+      if not partial:
+        return
+      time.sleep(0.1)
+
   @contextlib.contextmanager
   def _one_line_errors(self) -> Iterator[None]:
     """After a failed save, removes its partial folder and raises one line."""
@@ -135,8 +154,7 @@ class Saver:
     except CheckpointError:
       raise
     except Exception as error:
-      for temporary in self._folder.glob("*.orbax-checkpoint-tmp*"):
-        shutil.rmtree(temporary, ignore_errors=True)
+      self._remove_partial()
       reason = _reason(error)
       if reason is None:
         raise

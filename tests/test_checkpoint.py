@@ -382,3 +382,23 @@ def test_a_refused_write_is_one_line(tmp_path, monkeypatch, code):
   assert os.strerror(code) in str(error.value)
   assert "\n" not in str(error.value)
   assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
+def test_a_partial_folder_that_is_still_written_is_removed(tmp_path, monkeypatch):
+  """A thread that writes another array makes the first removal fail."""
+  remove, calls = shutil.rmtree, []
+
+  def remove_late(folder, **options):
+    calls.append(folder)
+    if len(calls) > 2:
+      remove(folder, **options)
+
+  saver = Saver(tmp_path, keep=2)
+  monkeypatch.setattr(pathlib.Path, "write_text", refuse(errno.ENOSPC))  # of files.json
+  monkeypatch.setattr(checkpoint.shutil, "rmtree", remove_late)
+  saver.save(train_state(), progress(1))
+  with pytest.raises(CheckpointError):
+    saver.close()
+  saver.close()  # the failure is reported once
+  assert len(calls) > 2
+  assert list((tmp_path / "checkpoints").iterdir()) == []
