@@ -49,7 +49,7 @@ from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.profiling import Timeline
 from spatial_jax.rollout.request import Request
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
-from spatial_jax.types import Operation, Prompt, Rollouts, Task
+from spatial_jax.types import ImageRef, Operation, Prompt, Rollouts, Task
 
 
 class Case(NamedTuple):
@@ -106,7 +106,8 @@ class Ours:
     cfg, case = weights.read_config(folder), CASES[CASE.value]
     policy = shapes.policy_of(cfg)
     self._config = rollout_config(case, parts)
-    conversation = Conversation(shapes.tokenizer(cfg), _text(), shapes.PREPROCESS, cfg)
+    tokenizer = shapes.tokenizer(cfg)
+    conversation = Conversation(tokenizer, _text(), shapes.PREPROCESS, shapes.VIDEO, cfg)
     stop = shapes.stop_id(cfg)
     programs = compiled.rollout_programs(policy, self._config, shapes.forbidden_ids(cfg), (stop,))
     executor = Executor(ExecutorConfig(1, 20.0, 1024), STYLE)
@@ -185,8 +186,8 @@ def rollout_config(case: Case, parts: Parts) -> RolloutConfig:
 
 def prompt(question: shapes.Question, name: str) -> Prompt:
   """Returns a question as a prompt of the engine."""
-  pixels = tuple(image.pixels for image in question.images)
-  task = Task(name, "camera_distance", "", None, "1", "number", pixels, "", "", None, ())
+  media = tuple(ImageRef(image.pixels) for image in question.images)
+  task = Task(name, "camera_distance", "", None, "1", "number", None, media, "", "", None, ())
   return Prompt(
     task,
     question.token_ids_T,
@@ -199,7 +200,7 @@ def prompt(question: shapes.Question, name: str) -> Prompt:
 
 def _text() -> TextConfig:
   """Short texts around a drawing."""
-  return TextConfig("", "", "{question}", "", "", "", "more", "final", "", 0.0)
+  return TextConfig("", "", "{question}", "", "", "", "", "more", "final")
 
 
 @functools.cache

@@ -28,6 +28,7 @@ from spatial_jax.data.tokenizer import (
   VISION_START,
   Tokenizer,
 )
+from spatial_jax.data.video import VideoConfig
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.hf import weights
 from spatial_jax.hf.name_map import name_table
@@ -40,6 +41,7 @@ PROMPTS, GROUP, RESPONSE = 8, 8, 128  # rows of all benchmarks: 8 prompts, 8 rol
 TEXT_BEFORE, TEXT_AFTER = 30, 32
 IMAGE_PX = 448
 PREPROCESS = PreprocessConfig(14, 2, 2, 56 * 56, IMAGE_PX**2, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+VIDEO = VideoConfig(False, 2.0, 4, 16, 56 * 56, IMAGE_PX**2)
 WINDOWS, PATCHES = 16, 1024  # of one image: windows of 4 x 4 tokens, patches of 14 x 14 pixels
 VISION_BUCKETS = VisionBuckets((PROMPTS * WINDOWS,), (PROMPTS,), (PATCHES,))
 

@@ -43,6 +43,7 @@ def get_config() -> ConfigDict:
       "critically at the drawing and correct it if needed:\n",
       "number_suffix": "\nPlease answer with a single number (e.g., 42 or 3.14).",
       "choice_suffix": "\nAnswer with the option's letter from the given choices directly.",
+      "words_suffix": "",
       "observation": "The index of the given image is {index} (width: {width}, height: {height}).",
       "more": " Continue your reasoning. After each tool use, look critically at the drawing and "
       "correct it if needed:",

@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
   cfg.source = source()
   cfg.text = text()
   cfg.preprocess = preprocess()
+  cfg.video = video()
   cfg.rollout = rollout()
   cfg.style = style()
   cfg.executor = ConfigDict({"workers": 1, "timeout_s": 20.0, "memory_mib": 1024})
@@ -157,6 +158,7 @@ def text() -> ConfigDict:
       "question": "{question}\nThink, draw if it helps, then answer:",
       "number_suffix": "\nAnswer with a number.",
       "choice_suffix": "\nAnswer with the option's letter.",
+      "words_suffix": "\nAnswer in one or two words.",
       "observation": "image {index} ({width} x {height})\n",
       "more": "Draw again or answer:",
       "final": "Now answer:",
@@ -175,6 +177,20 @@ def preprocess() -> ConfigDict:
       "max_pixels": 168 * 168,
       "mean": (0.48145466, 0.4578275, 0.40821073),
       "std": (0.26862954, 0.26130258, 0.27577711),
+    }
+  )
+
+
+def video() -> ConfigDict:
+  """Two frames a second as in Qwen2.5-VL, in the size of images."""
+  return ConfigDict(
+    {
+      "as_images": False,
+      "fps": 2.0,
+      "min_frames": 4,
+      "max_frames": 16,
+      "min_pixels": 56 * 56,
+      "max_pixels": 168 * 168,
     }
   )
 

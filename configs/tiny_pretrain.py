@@ -56,6 +56,7 @@ def get_config() -> ConfigDict:
   cfg.questions = source.questions
   cfg.text = common.text()
   cfg.preprocess = common.preprocess()
+  cfg.video = common.video()
   cfg.style = common.style()
   cfg.family = policy.family
   cfg.vision = policy.vision

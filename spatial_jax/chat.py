@@ -43,7 +43,7 @@ from spatial_jax.rollout.saved_groups import make_saved_groups, save_groups
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
 from spatial_jax.stages.context import RunConfig, open_context, settings_of
 from spatial_jax.stages.load import load_params, own_preprocess, read_policy, recorded_settings
-from spatial_jax.types import Task, Trajectory
+from spatial_jax.types import ImageRef, Task, Trajectory
 from spatial_jax.workdir import lock_workdir, to_path
 
 _DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "chat.py"
@@ -228,7 +228,7 @@ def show(question: str) -> None:
   workdir = to_path(WORKDIR.value)
   command = shlex.join(["python", "-m", "spatial_jax.chat", *sys.argv[1:]])
   settings, task = _settings(), _task(question)
-  if not task.images:
+  if not task.media:
     print("no --image: the policy answers without seeing anything", file=sys.stderr)
   with Console(stderr=True).status(f"reading {CHECKPOINT.value} and compiling") as bar:
 
@@ -248,13 +248,13 @@ def show(question: str) -> None:
   print(f"wrote {workdir / 'report.html'}")
 
 
-def read_images(paths: Sequence[str]) -> tuple[np.ndarray, ...]:
+def read_images(paths: Sequence[str]) -> tuple[ImageRef, ...]:
   """The images of --image flags.
 
   Raises:
     UserError: if one cannot be read.
   """
-  return tuple(np.asarray(read_image(to_path(path))) for path in paths)
+  return tuple(ImageRef(np.asarray(read_image(to_path(path)))) for path in paths)
 
 
 def _settings() -> dict[str, Any]:
@@ -277,7 +277,8 @@ def _task(question: str) -> Task:
     options=tuple(options) or None,
     answer="",
     answer_kind=kind,
-    images=read_images(IMAGE.value),
+    unit=None,
+    media=read_images(IMAGE.value),
     source="hand",
     scene_id="",
     benchmark=None,

@@ -36,6 +36,9 @@ Params: TypeAlias = dict[str, Any]
 
 AnswerKind = Literal["number", "choice", "words"]
 
+# The places of images and videos in the text of a question.
+IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
+
 
 @dataclasses.dataclass(frozen=True)
 class ObjectBox:
@@ -49,17 +52,48 @@ class ObjectBox:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mark:
+  """A mark that a question refers to ("the object in the red box"), drawn when an image is read."""
+
+  shape: Literal["box", "point"]
+  points: tuple[float, ...]  # x1, y1, x2, y2 of a box, x, y of a point; pixels of the image file
+  color: str  # as Pillow names it: "red", "#00ff00"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageRef:
+  """One image of a task: a reference, or its pixels. It is decoded when the prompt is made."""
+
+  data: "str | bytes | np.ndarray"  # path; contents of a file; uint8 [height, width, 3]
+  marks: tuple[Mark, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class VideoRef:
+  """One video of a task: a file, or frames."""
+
+  data: str | bytes | tuple[ImageRef, ...]  # path of a video; contents of one; frames in order
+  times_s: tuple[float, ...] = ()  # of each frame, ascending, seconds; () for a video file
+
+
+Media: TypeAlias = ImageRef | VideoRef
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-  """One question about images, with its answer."""
+  """One question about images and videos, with its answer."""
 
   task_id: str  # unique and stable; sampling keys and resuming depend on it
   question_type: str  # of VSI-Bench ("object_abs_distance") or of this project ("camera_distance")
-  question: str  # without options and without the rest of the prompt
+  # Without options and without the rest of the prompt. IMAGE_MARK and VIDEO_MARK are the places of
+  # the media; without them the media come first.
+  question: str
   options: tuple[str, ...] | None  # "A. chair", ... for a multiple-choice question
-  answer: str  # the true answer: a number ("2.4") or an option letter ("A"); "" if unknown
-  answer_kind: AnswerKind  # "words" has no reward yet
-  images: tuple[np.ndarray, ...]  # uint8 [height, width, 3]; several: frames of one walk
-  source: str  # "procedural", "vsi-rooms", "photos", or "hand" for a question typed by a user
+  answer: str  # the true answer: a number, an option letter ("A") or words; "" if unknown
+  answer_kind: AnswerKind
+  unit: str | None  # of a number: "m", "count", ...; None: the one that the question asks for
+  media: tuple[Media, ...]  # in the order of their places in the question
+  source: str  # "procedural", "vsi-rooms", "photos", a file, or "hand": typed by a user
   scene_id: str  # the training and held-out splits have no scene in common
   benchmark: str | None  # "vsi-bench" if the scene belongs to that benchmark
   boxes: tuple[ObjectBox, ...]  # of the question's objects; may be empty
@@ -85,7 +119,7 @@ class OperationError:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PatchedImage:
-  """One image or video clip as patches, in the Hugging Face order (2x2 blocks contiguous)."""
+  """One image, video clip or part of one as patches, in the Hugging Face order (2x2 blocks)."""
 
   content_hash: str  # hex digest of pixels and size; equal images share their features
   patches_PX: np.ndarray  # float32, normalised, P = time * height * width of the grid
@@ -109,6 +143,7 @@ class Prompt:
   next_position: int  # rotary position of the first token after the prompt
   images: tuple[PatchedImage, ...]  # in order of appearance
   image_start: tuple[int, ...]  # first pad token of image i, which has images[i].tokens of them
+  original_sizes: tuple[tuple[int, int], ...]  # (height, width) of each image before resizing
 
 
 Prompts: TypeAlias = list[Prompt]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from spatial_jax.data.media import image_size, read_pixels
 from spatial_jax.evaluate.bootstrap import bootstrap_interval, paired_interval
 from spatial_jax.evaluate.results import Paired, ResultColumn, ResultRow, ResultTable, write_results
 from spatial_jax.learn.advantage import AdvantageConfig, advantage
@@ -16,6 +17,7 @@ from spatial_jax.reward.compose import RewardConfig, score
 from spatial_jax.reward.snra import Schedule
 from spatial_jax.rollout.saved_groups import make_saved_groups, save_groups
 from spatial_jax.types import (
+  ImageRef,
   ObjectBox,
   Operation,
   OperationError,
@@ -137,7 +139,8 @@ def number_task(generator: np.random.Generator, task_id: str = "room-7/chair.tab
     options=None,
     answer=f"{generator.uniform(0.5, 4):.1f}",
     answer_kind="number",
-    images=(pixels,),
+    unit=None,
+    media=(ImageRef(pixels),),
     source="procedural",
     scene_id="room-7",
     benchmark=None,
@@ -151,13 +154,13 @@ def trajectory(
   """A rollout of 0 to 2 drawing turns and an answer, or one that ended early."""
   writer = TrajectoryWriter()
   writer.text(generator.integers(0, 80, 5))
-  for pixels in task.images:
+  for pixels in map(read_pixels, task.media):
     writer.image(patched(pixels))
   writer.text(generator.integers(0, 80, 12))
   prompt_length, prompt_images = len(writer.ids), len(writer.images)
   for number in range(int(generator.integers(0, 3))):
     index = int(generator.integers(1, len(writer.images) + 1))
-    operation = random_operation(generator, index, task.images[0].shape[0])
+    operation = random_operation(generator, index, read_pixels(task.media[0]).shape[0])
     new = drawn(writer.images[index - 1], operation)
     notation = "bbox_2d" if operation.tool == "box" else "start_point_2d"
     text = (
@@ -219,8 +222,9 @@ def group(generator: np.random.Generator, task: Task, samples: int = 8) -> list[
 
 def prompt(task: Task) -> Prompt:
   """A prompt of which only the task and its images are real."""
-  images = tuple(map(patched, task.images))
-  return Prompt(task, np.zeros(1, np.int32), np.zeros((1, 3), np.int32), 1, images, ())
+  images = tuple(patched(read_pixels(one)) for one in task.media)
+  sizes = tuple(image_size(one) for one in task.media)
+  return Prompt(task, np.zeros(1, np.int32), np.zeros((1, 3), np.int32), 1, images, (), sizes)
 
 
 def result_table(generator: np.random.Generator) -> ResultTable:

@@ -34,6 +34,7 @@ SMALLER = {
   "text.question": "{question}\n",
   "text.number_suffix": "",
   "text.choice_suffix": "",
+  "text.words_suffix": "",
   "text.observation": "",
   "text.more": "",
   "text.final": "",

@@ -13,6 +13,7 @@ import numpy as np
 
 from spatial_jax.data.image import PreprocessConfig, patch_frames, patch_image
 from spatial_jax.data.tokenizer import IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START, Tokenizer
+from spatial_jax.data.video import VideoConfig
 from spatial_jax.data.vision_packing import VisionBuckets, plan_vision
 from spatial_jax.hf import name_map
 from spatial_jax.policy import cache as cache_lib
@@ -25,6 +26,7 @@ from spatial_jax.types import Params, PatchedImage, TokenArrays
 IMAGE, VIDEO, START, END = 92, 93, 94, 95
 SPECIAL = (IMAGE, VIDEO, START, END)
 PREPROCESS = PreprocessConfig(4, 2, 2, 64, 4096, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
+VIDEO_CONFIG = VideoConfig(False, 2.0, 4, 16, 64, 4096)
 BUCKETS = VisionBuckets((8, 16, 32, 64), (2, 4, 8, 16), (64, 128))
 NEW_TOKENS = 32
 

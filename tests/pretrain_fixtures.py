@@ -60,7 +60,7 @@ def builder() -> BatchBuilder:
     vision=cfg.vision,
     decoder=dataclasses.replace(cfg.decoder, vocabulary=fixtures.VOCABULARY),
   )
-  conversation = Conversation(fixtures.TOKENIZER, cfg.text, cfg.preprocess, policy)
+  conversation = Conversation(fixtures.TOKENIZER, cfg.text, cfg.preprocess, cfg.video, policy)
   shapes = dataclasses.replace(
     cfg.shapes, prefix_buckets=(512,), tokens=1024, vocabulary=fixtures.VOCABULARY
   )

@@ -27,8 +27,15 @@ from spatial_jax.rollout import request as request_lib
 from spatial_jax.rollout.config import RolloutConfig, SamplingParams
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import Engine, RolloutPrograms, forbidden_ids, stop_ids
-from spatial_jax.types import ObjectBox, Operation, Params, Rollouts, Task, Trajectory
-from tests.policy_fixtures import PREPROCESS, hashed_params, pixels, small_config, with_ids
+from spatial_jax.types import ImageRef, ObjectBox, Operation, Params, Rollouts, Task, Trajectory
+from tests.policy_fixtures import (
+  PREPROCESS,
+  VIDEO_CONFIG,
+  hashed_params,
+  pixels,
+  small_config,
+  with_ids,
+)
 
 VOCABULARY = 384  # the last rows of the embedding belong to no token
 BOX_TURN = (
@@ -39,7 +46,7 @@ ANSWER_TURN = "<think> chair 2.1 m. </think> Action: Answer\n<answer> 2.1 </answ
 TOKENIZER = train_tokenizer([BOX_TURN, ANSWER_TURN, "How far is the chair?"] * 4, VOCABULARY - 8)
 STOP = TOKENIZER.id(IM_END)
 PADS = (TOKENIZER.id(IMAGE_PAD),)
-WORDS = TextConfig("", "{index}\n", "{question}", " N", " L", "{index}\n", "more", "final")
+WORDS = TextConfig("", "{index}\n", "{question}", " N", " L", " W", "{index}\n", "more", "final")
 STYLE = Style(line_px=1, dot_px=1, font_px=6, label_offset_px=(1, 1))
 SAMPLED = SamplingParams(
   temperature=1.0, greedy=False, top_k=0, top_p=1.0, min_p=0.0, max_tokens_per_turn=0
@@ -89,7 +96,7 @@ def random_policy() -> tuple[Policy, Params]:
 
 def task(name: str, sizes: Sequence[tuple[int, int]] = ((24, 24),), question: str = "") -> Task:
   """A question about noise images of the given (height, width), which are not resized."""
-  images = tuple(pixels(len(name) + 7 * i, h, w) for i, (h, w) in enumerate(sizes))
+  media = tuple(ImageRef(pixels(len(name) + 7 * i, h, w)) for i, (h, w) in enumerate(sizes))
   return Task(
     task_id=name,
     question_type="object_abs_distance",
@@ -97,7 +104,8 @@ def task(name: str, sizes: Sequence[tuple[int, int]] = ((24, 24),), question: st
     options=None,
     answer="2.1",
     answer_kind="number",
-    images=images,
+    unit=None,
+    media=media,
     source="procedural",
     scene_id="room",
     benchmark=None,
@@ -106,7 +114,7 @@ def task(name: str, sizes: Sequence[tuple[int, int]] = ((24, 24),), question: st
 
 
 def conversation(cfg: QwenVLConfig | None = None) -> Conversation:
-  return Conversation(TOKENIZER, WORDS, PREPROCESS, cfg or policy_config())
+  return Conversation(TOKENIZER, WORDS, PREPROCESS, VIDEO_CONFIG, cfg or policy_config())
 
 
 def shapes() -> BatchConfig:

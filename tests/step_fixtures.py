@@ -34,9 +34,16 @@ from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import Engine
 from spatial_jax.stages.context import make_engine
-from spatial_jax.types import Operation, Params, Rollouts, Task, TrainState
+from spatial_jax.types import ImageRef, Operation, Params, Rollouts, Task, TrainState
 from tests import dummies
-from tests.policy_fixtures import PREPROCESS, hashed_params, pixels, small_config, with_ids
+from tests.policy_fixtures import (
+  PREPROCESS,
+  VIDEO_CONFIG,
+  hashed_params,
+  pixels,
+  small_config,
+  with_ids,
+)
 from tests.rollout_fixtures import SAMPLED, STYLE, WORDS
 
 VOCABULARY = 288
@@ -112,7 +119,7 @@ def step_setup(
   # Smaller weights: the large logits of the parity cases lose a digit to rounding.
   params = jax.tree.map(lambda x: x * jnp.float32(0.7), hashed_params(cfg, 3))
   params = jax.device_put(params, sharding.param_shardings(params, mesh))
-  conversation = Conversation(TOKENIZER, WORDS, PREPROCESS, cfg)
+  conversation = Conversation(TOKENIZER, WORDS, PREPROCESS, VIDEO_CONFIG, cfg)
   executor = Executor(ExecutorConfig(0, 20.0, 1024), STYLE)
   return StepSetup(
     engine=make_engine(policy, conversation, executor, rollout, 0, "config.rollout.slots"),
@@ -130,7 +137,7 @@ def tasks(first: int) -> list[Task]:
     dataclasses.replace(
       dummies.number_task(np.random.default_rng(i), f"task-{i}"),
       question="How far is the chair?",
-      images=(pixels(i, 24, 24),),
+      media=(ImageRef(pixels(i, 24, 24)),),
     )
     for i in range(first, first + ROLLOUT.prompts)
   ]

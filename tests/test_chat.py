@@ -21,6 +21,7 @@ from spatial_jax.evaluate.predictions import mean_logp, most_likely
 from spatial_jax.rollout.auto_buckets import fit_rollout_config
 from spatial_jax.rollout.scheduler import generate_rollouts
 from spatial_jax.stages.context import RunConfig, settings_of
+from spatial_jax.types import ImageRef
 from tests import rollout_fixtures as fixtures
 from tests.dummies import TrajectoryWriter
 
@@ -37,7 +38,7 @@ def room():
 
 def question():
   task = fixtures.task("asked", question="How far is the chair from the camera (in meters)?")
-  return dataclasses.replace(task, images=(room(),), answer="")
+  return dataclasses.replace(task, media=(ImageRef(room()),), answer="")
 
 
 def settings():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spatial_jax.data.media import image_size
 from spatial_jax.data.photos import box_from_corners, load_photo_tasks
 from spatial_jax.errors import DataError
 
@@ -106,10 +107,10 @@ def test_ambiguous_names_are_not_used(tmp_path):
 def test_boxes_scale_with_the_image(tmp_path):
   street = photo(tmp_path, entry("tree", 0, 6))
   (large, *_), (small, *_) = load(street), load(street, max_side_px=100)
-  assert large.images[0].shape == (300, 400, 3)
-  assert small.images[0].shape == (75, 100, 3)
+  assert image_size(large.media[0]) == (300, 400)
+  assert image_size(small.media[0]) == (75, 100)
   np.testing.assert_allclose(np.array(small.boxes[0].box_4) * 4, large.boxes[0].box_4)
-  assert load(street, max_side_px=9999)[0].images[0].shape == (300, 400, 3)
+  assert load(street, max_side_px=9999)[0].media[0].data.shape == (300, 400, 3)
 
 
 def test_the_corners_of_a_box_may_have_any_order():
@@ -223,7 +224,7 @@ def test_sampling_confirms_the_answers_about_nine_photographs():
   assert {task.scene_id for task in tasks} == set(records)
   for task in tasks:
     assert (task.source, task.benchmark) == ("photos", None)
-    assert max(task.images[0].shape) == 448
+    assert max(image_size(task.media[0])) == 448
     check(task, records[task.scene_id])
 
 

@@ -196,10 +196,10 @@ def test_the_same_number_gives_the_same_tasks_and_images():
   assert ids(one) == ids(again)
   assert one
   for task, same in zip(one, again, strict=True):
-    np.testing.assert_array_equal(task.images[0], same.images[0])
+    np.testing.assert_array_equal(task.media[0].data, same.media[0].data)
     assert (task.question, task.answer, task.boxes) == (same.question, same.answer, same.boxes)
   assert not set(ids(one)) & set(ids(other))
-  assert one[0].images[0].shape == (56, 56, 3)
+  assert one[0].media[0].data.shape == (56, 56, 3)
 
 
 def test_training_never_uses_held_out_rooms():

@@ -35,6 +35,7 @@ TEXT = TextConfig(
   question="Q: {question}\nA:",
   number_suffix="\nnumber",
   choice_suffix="\nletter",
+  words_suffix="",
   observation="drawn {index}, {width} x {height}\n",
   more="go on",
   final="answer now",

@@ -15,14 +15,14 @@ from spatial_jax.errors import DataError
 
 av = pytest.importorskip("av", reason="reading video files needs PyAV (extra video)")
 
-QWEN2 = video.SampleConfig(even_grid=False, fps=2.0, min_frames=4, max_frames=768)
-QWEN3 = video.SampleConfig(even_grid=True, fps=2.0, min_frames=4, max_frames=768)
+CFG = video.VideoConfig(False, 2.0, 4, 768, 1, 10**9)
+QWEN2, QWEN3 = (CFG, False), (CFG, True)  # the last value: an even grid
 PIXELS = {"mpeg4": "yuv420p", "mjpeg": "yuvj420p", "png": "rgba"}
 
 
 def test_three_seconds_at_two_frames_per_second_give_six_frames():
-  np.testing.assert_array_equal(video.sample_frames(90, 30.0, QWEN2), [0, 15, 30, 45, 60, 75])
-  np.testing.assert_array_equal(video.sample_frames(90, 30.0, QWEN3), [0, 18, 36, 53, 71, 89])
+  np.testing.assert_array_equal(video.sample_frames(90, 30.0, *QWEN2), [0, 15, 30, 45, 60, 75])
+  np.testing.assert_array_equal(video.sample_frames(90, 30.0, *QWEN3), [0, 18, 36, 53, 71, 89])
 
 
 @given(
@@ -34,12 +34,12 @@ def test_three_seconds_at_two_frames_per_second_give_six_frames():
   st.integers(8, 64),
 )
 def test_chosen_frames_ascend_within_the_video(total, fps, even_grid, wanted, least, most):
-  cfg = video.SampleConfig(even_grid, wanted, least, most)
+  cfg = video.VideoConfig(False, wanted, least, most, 1, 1)
   if total < 2:
     with pytest.raises(DataError, match="too short"):
-      video.sample_frames(total, fps, cfg)
+      video.sample_frames(total, fps, cfg, even_grid)
     return
-  chosen = video.sample_frames(total, fps, cfg)
+  chosen = video.sample_frames(total, fps, cfg, even_grid)
   assert chosen[0] == 0
   assert chosen[-1] < total
   assert (np.diff(chosen) > 0).all()
@@ -68,7 +68,7 @@ def test_the_time_of_a_patch_is_the_mean_of_its_frames():
 )
 def test_sampling_out_of_range_is_refused(changes, message):
   with pytest.raises(ConfigError, match=message):
-    dataclasses.replace(QWEN2, **changes)
+    dataclasses.replace(CFG, **changes)
 
 
 def test_seconds_per_patch_follow_the_frames():
@@ -108,7 +108,7 @@ def movie(codec: str, container: str, frames: int, pixels=None, display=()) -> b
 def test_a_file_gives_the_frames_that_were_chosen(codec, container, tmp_path):
   path = tmp_path / f"clip.{container}"
   path.write_bytes(movie(codec, container, 90))
-  clip = video.read_video(path, QWEN3)
+  clip = video.read_video(path, *QWEN3)
   levels = [frame.mean() for frame in clip.frames]
   np.testing.assert_allclose(levels, 20 + 2 * np.array([0, 18, 36, 53, 71, 89]), atol=3)
   np.testing.assert_allclose(clip.times_s, np.array([0, 18, 36, 53, 71, 89]) / 30)
@@ -131,7 +131,7 @@ def test_frames_are_turned_and_mirrored_upright(tmp_path, degrees, mirrored):
   path.write_bytes(movie("mpeg4", "mp4", 4, stored, (degrees, mirrored)))
   upright = np.rot90(quarters, degrees // 90)
   upright = upright[:, ::-1] if mirrored else upright
-  frame = video.read_video(path, QWEN2).frames[0]
+  frame = video.read_video(path, *QWEN2).frames[0]
   assert frame.shape == ((64, 48, 3) if degrees in (90, 270) else (48, 64, 3))
   np.testing.assert_allclose(corners(frame), upright, atol=10)
 
@@ -139,14 +139,14 @@ def test_frames_are_turned_and_mirrored_upright(tmp_path, degrees, mirrored):
 def test_a_display_matrix_with_another_angle_is_refused(tmp_path):
   (tmp_path / "tilted.mp4").write_bytes(movie("mpeg4", "mp4", 4, display=(30, False)))
   with pytest.raises(DataError, match=r"tilted\.mp4 .*not a multiple of 90 degrees"):
-    video.read_video(tmp_path / "tilted.mp4", QWEN2)
+    video.read_video(tmp_path / "tilted.mp4", *QWEN2)
 
 
 def test_transparent_pixels_become_white(tmp_path):
   stored = np.zeros((48, 64, 4), np.uint8)
   stored[20:28] = [0, 0, 0, 255]
   (tmp_path / "plan.mov").write_bytes(movie("png", "mov", 4, stored))
-  frame = video.read_video(tmp_path / "plan.mov", QWEN2).frames[0]
+  frame = video.read_video(tmp_path / "plan.mov", *QWEN2).frames[0]
   assert (frame[:20] == 255).all()
   assert (frame[20:28] == 0).all()
 
@@ -165,7 +165,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     ("cut.mp4", "cannot be read as a video"),
   ):
     with pytest.raises(DataError, match=problem) as caught:
-      video.read_video(tmp_path / name, QWEN2)
+      video.read_video(tmp_path / name, *QWEN2)
     assert str(caught.value).startswith(str(tmp_path / name))
     assert "\n" not in str(caught.value)
 
@@ -182,7 +182,7 @@ def test_a_damaged_video_is_read_or_named(tmp_path_factory, kept, changes):
   path.write_bytes(data[: round(kept * len(data))])
   message = str(path)
   try:
-    assert len(video.read_video(path, QWEN2).frames) >= 2
+    assert len(video.read_video(path, *QWEN2).frames) >= 2
   except DataError as error:
     message = str(error)
   assert message.startswith(str(path))
@@ -196,7 +196,7 @@ def test_a_file_without_video_is_named(tmp_path):
     frame.rate = 8000
     file.mux(stream.encode(frame))
   with pytest.raises(DataError, match=r"sound\.wav .*no video stream"):
-    video.read_video(tmp_path / "sound.wav", QWEN2)
+    video.read_video(tmp_path / "sound.wav", *QWEN2)
 
 
 DAMAGED = movie("mpeg4", "mp4", 6)

@@ -133,9 +133,9 @@ def test_other_images_come_from_another_scene_of_the_same_type(evaluation_set):
   ]
   changed = baselines.other_image_tasks(tasks)
   assert changed is not None
-  owner = {id(task.images): task for task in tasks}
+  owner = {id(task.media): task for task in tasks}
   for task, other in zip(tasks, changed, strict=True):
-    source = owner[id(other.images)]
+    source = owner[id(other.media)]
     assert source.scene_id != task.scene_id
     assert source.question_type == task.question_type
     assert (other.question, other.answer, other.boxes) == (task.question, task.answer, ())

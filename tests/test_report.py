@@ -322,7 +322,7 @@ def test_given_words_are_marked():
 def test_drawings_have_their_colour_and_the_iou_with_true_boxes():
   generator = np.random.default_rng(5)
   task = dummies.number_task(generator)
-  image = dummies.patched(task.images[0])
+  image = dummies.patched(task.media[0].data)
   writer = dummies.TrajectoryWriter()
   writer.image(image)
   prompt_length = len(writer.ids)

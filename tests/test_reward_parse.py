@@ -307,7 +307,7 @@ CHOICES = [
 
 
 def task(kind, question, options=None):
-  return Task("t", "q", question, options, "", kind, (), "procedural", "s", None, ())
+  return Task("t", "q", question, options, "", kind, None, (), "procedural", "s", None, ())
 
 
 @pytest.mark.parametrize(("text", "unit", "value"), NUMBERS)

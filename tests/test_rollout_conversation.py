@@ -16,7 +16,7 @@ from spatial_jax.reward.compose import score
 from spatial_jax.rollout import trajectory as trajectory_lib
 from spatial_jax.rollout.conversation import TrajectoryBuilder
 from spatial_jax.synthetic.oracle import DemonstrationConfig, ScriptTurn, demonstrate
-from spatial_jax.types import ObjectBox, Operation
+from spatial_jax.types import ImageRef, ObjectBox, Operation
 from tests import dummies
 from tests import rollout_fixtures as fixtures
 from tests.rollout_fixtures import PADS, STYLE, TOKENIZER, VOCABULARY
@@ -58,7 +58,9 @@ def test_prompt_text_is_the_chat_format():
 def test_unusable_images_are_named():
   with pytest.raises(DataError, match="aspect ratio over 200"):
     CONVERSATION.prompt(fixtures.task("room/x", ((2, 500),)))
-  one_channel = dataclasses.replace(fixtures.task("x"), images=(np.zeros((24, 24), np.uint8),))
+  one_channel = dataclasses.replace(
+    fixtures.task("x"), media=(ImageRef(np.zeros((24, 24), np.uint8)),)
+  )
   with pytest.raises(DataError, match=r"uint8 \[height, width, 3\]"):
     CONVERSATION.prompt(one_channel)
 

@@ -19,6 +19,7 @@ from spatial_jax.config import ConfigError, build
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.data.prompt_text import TextConfig
 from spatial_jax.data.source import SourceConfig, make_source
+from spatial_jax.data.video import VideoConfig
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig, Fault
 from spatial_jax.drawing.termination import StopLimits
@@ -495,6 +496,7 @@ def test_sampler_equals_trainer_on_real_drawings():
     loaded.tokenizer,
     build(TextConfig, cfg.text),
     build(PreprocessConfig, cfg.preprocess),
+    build(VideoConfig, cfg.video),
     policy.cfg,
   )
   executor = Executor(ExecutorConfig(0, 20.0, 1024), build(Style, cfg.style))

@@ -55,7 +55,7 @@ def prompts():
     fixtures.task(f"room/{i}", size, question)
     for i, (size, question) in enumerate(zip(sizes, QUESTIONS, strict=True))
   ]
-  tasks[3] = dataclasses.replace(tasks[3], images=tasks[0].images)
+  tasks[3] = dataclasses.replace(tasks[3], media=tasks[0].media)
   return [fixtures.conversation().prompt(task) for task in tasks]
 
 

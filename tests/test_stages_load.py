@@ -28,6 +28,7 @@ from spatial_jax.stages.load import (
   read_shape,
 )
 from spatial_jax.tools import verify
+from spatial_jax.types import ImageRef
 from tests import evaluate_fixtures as fixtures
 from tests import rollout_fixtures
 from tests.test_data_photos import entry, photo
@@ -376,7 +377,7 @@ def test_the_processor_file_of_transformers_5_is_read_with_the_bounds_of_the_con
 
 def test_an_image_that_cannot_be_used_names_the_task():
   task = dataclasses.replace(
-    rollout_fixtures.task("room/7"), images=(np.zeros((1, 300, 3), np.uint8),)
+    rollout_fixtures.task("room/7"), media=(ImageRef(np.zeros((1, 300, 3), np.uint8)),)
   )
   with pytest.raises(DataError, match=r"task room/7: image of 1 x 300 pixels has an aspect ratio"):
     rollout_fixtures.conversation().prompt(task)

@@ -227,7 +227,7 @@ def check_scene(scene, frames, seed, cfg):
     checker.boxes(task)
     assert task.answer_kind == answer_kind(task.question_type)
     assert (task.scene_id, task.benchmark) == (scene.scene_id, scene.benchmark)
-    assert len(task.images) == frames
+    assert len(task.media) == frames
   assert len({task.task_id for task in tasks}) == len(tasks)
   assert len({(task.question, task.answer) for task in tasks}) == len(tasks)
   return tasks

@@ -102,7 +102,7 @@ def _as_parsed(operation: Operation, prompt: Prompt, coordinates: Coordinates) -
   """The operation as it is parsed from the turn: on the resized image, in whole written numbers."""
   x1, y1, x2, y2 = operation.points_4
   if operation.image <= len(prompt.images):  # drawn images are not resized
-    height, width = prompt.task.images[operation.image - 1].shape[:2]
+    height, width = prompt.original_sizes[operation.image - 1]
     shown_width, shown_height = coordinates.sizes[operation.image - 1]
     x, y = shown_width / width, shown_height / height
     x1, y1, x2, y2 = x1 * x, y1 * y, x2 * x, y2 * y

@@ -49,6 +49,7 @@ from spatial_jax.data.tokenizer import (
   Tokenizer,
   load_tokenizer,
 )
+from spatial_jax.data.video import VideoConfig
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.parser import Coordinates
 from spatial_jax.hf import export, weights
@@ -86,7 +87,7 @@ class PretrainConfig:
     seed: of initialisation and rooms.
     loop, recipe, optimizer, shapes: steps, batches and losses, optimizer, static shapes.
     rooms, camera, questions: the data.
-    text, preprocess, style: prompts, patches, drawings.
+    text, preprocess, video, style: prompts, patches, drawings.
     family, vision, decoder: family and shape of the policy.
     tokenizer_rooms: number of rooms whose conversations train the tokenizer, >= 1.
     tokenizer_words: words of other data (real rooms, photographs) for the tokenizer.
@@ -103,6 +104,7 @@ class PretrainConfig:
   questions: QuestionConfig
   text: TextConfig
   preprocess: PreprocessConfig
+  video: VideoConfig
   style: Style
   family: Family
   vision: VisionConfig
@@ -137,7 +139,7 @@ def pretrain(cfg: PretrainConfig, workdir: pathlib.Path, config: dict[str, Any])
   policy_cfg = QwenVLConfig(cfg.vision, cfg.decoder, pad, video, start, end, 2, cfg.family)
   policy = make_policy(policy_cfg, jnp.dtype("float32"), remat=False)
   builder = BatchBuilder(
-    Conversation(tokenizer, cfg.text, cfg.preprocess, policy_cfg),
+    Conversation(tokenizer, cfg.text, cfg.preprocess, cfg.video, policy_cfg),
     cfg.recipe,
     cfg.rooms,
     cfg.camera,

@@ -44,6 +44,36 @@ def smart_resize(height: int, width: int, cfg: PreprocessConfig) -> tuple[int, i
 
   Source: Qwen2VLImageProcessorPil of transformers.
   """
+  return _fit(height, width, cfg, 1, 1)
+
+
+def clip_resize(frames: int, height: int, width: int, cfg: PreprocessConfig) -> tuple[int, int]:
+  """`smart_resize` with bounds on the pixels of a whole clip (Qwen3-VL).
+
+  Args:
+    frames: number of frames.
+    height, width: of each frame, pixels.
+    cfg: bounds on frames x height x width.
+
+  Raises:
+    DataError: if there are fewer than two frames, or as in `smart_resize`.
+
+  Source: smart_resize of transformers' Qwen3VLVideoProcessor.
+  """
+  if frames < cfg.temporal_size:
+    raise DataError(f"a clip of {frames} frame is too short; Qwen3-VL needs 2 or more")
+  factor = cfg.patch_size * cfg.merge_size
+  if 0 < min(height, width) < factor:  # enlarge to one token first
+    scale = max(factor / height, factor / width)
+    height, width = int(height * scale), int(width * scale)
+  counted = round(frames / cfg.temporal_size) * cfg.temporal_size
+  return _fit(height, width, cfg, frames, counted)
+
+
+def _fit(
+  height: int, width: int, cfg: PreprocessConfig, frames: int, counted: int
+) -> tuple[int, int]:
+  """Sides as multiples of the side of a token; the bounds apply to `counted` frames."""
   if min(height, width) < 1:
     raise DataError(f"image of {height} x {width} pixels is empty")
   if max(height, width) / min(height, width) > 200:
@@ -51,12 +81,12 @@ def smart_resize(height: int, width: int, cfg: PreprocessConfig) -> tuple[int, i
   factor = cfg.patch_size * cfg.merge_size
   new_height = round(height / factor) * factor
   new_width = round(width / factor) * factor
-  if new_height * new_width > cfg.max_pixels:
-    shrink = math.sqrt(height * width / cfg.max_pixels)
+  if counted * new_height * new_width > cfg.max_pixels:
+    shrink = math.sqrt(frames * height * width / cfg.max_pixels)
     new_height = max(factor, math.floor(height / shrink / factor) * factor)
     new_width = max(factor, math.floor(width / shrink / factor) * factor)
-  elif new_height * new_width < cfg.min_pixels:
-    grow = math.sqrt(cfg.min_pixels / (height * width))
+  elif counted * new_height * new_width < cfg.min_pixels:
+    grow = math.sqrt(cfg.min_pixels / (frames * height * width))
     new_height = math.ceil(height * grow / factor) * factor
     new_width = math.ceil(width * grow / factor) * factor
   return new_height, new_width
@@ -67,7 +97,9 @@ def patch_image(image: np.ndarray, cfg: PreprocessConfig) -> PatchedImage:
   return patch_frames([image] * cfg.temporal_size, cfg)
 
 
-def patch_frames(frames: Sequence[np.ndarray], cfg: PreprocessConfig) -> PatchedImage:
+def patch_frames(
+  frames: Sequence[np.ndarray], cfg: PreprocessConfig, whole_clip: bool = False
+) -> PatchedImage:
   """Resizes, normalises and cuts a clip; the last frame is repeated to fill a temporal patch.
 
   The order of rows is time, block row, block column, row in block, column in block; the order
@@ -75,7 +107,8 @@ def patch_frames(frames: Sequence[np.ndarray], cfg: PreprocessConfig) -> Patched
 
   Args:
     frames: uint8 [height, width, 3] each, all of one size.
-    cfg: sizes and normalisation; the bounds on pixels apply to one frame.
+    cfg: sizes and normalisation.
+    whole_clip: the bounds on pixels apply to all frames together (Qwen3-VL), not to one frame.
 
   Returns:
     The patches, grid (ceil(frames / temporal_size), height, width).
@@ -92,7 +125,10 @@ def patch_frames(frames: Sequence[np.ndarray], cfg: PreprocessConfig) -> Patched
   if len({frame.shape for frame in frames}) != 1:
     raise DataError(f"a clip needs frames of one size, got {[frame.shape for frame in frames]}")
   height, width = frames[0].shape[:2]
-  height, width = smart_resize(height, width, cfg)
+  if whole_clip:
+    height, width = clip_resize(len(frames), height, width, cfg)
+  else:
+    height, width = smart_resize(height, width, cfg)
   distinct = {id(frame): frame for frame in frames}  # an image is the same frame twice: resize once
   resized = {key: _resize(frame, height, width) for key, frame in distinct.items()}
   normal = {key: _normalise(frame, cfg) for key, frame in resized.items()}

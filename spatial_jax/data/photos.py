@@ -29,7 +29,7 @@ from spatial_jax.synthetic.question_templates import (
 )
 from spatial_jax.synthetic.questions import answer_kind, assign_letters
 from spatial_jax.synthetic.scene import SceneObject
-from spatial_jax.types import ObjectBox, Task
+from spatial_jax.types import ImageRef, ObjectBox, Task
 
 COUNT = "How many {c}(s) in this image are less than {d} meters away from the camera?"
 LEFT_RIGHT = "Which of these objects ({options}) is further to the left in this image?"
@@ -127,7 +127,8 @@ def _photo_tasks(
           options=options,
           answer=answer,
           answer_kind=answer_kind(question_type),
-          images=(image,),
+          unit=None,
+          media=(ImageRef(image),),
           source="photos",
           scene_id=scene_id,
           benchmark=None,

@@ -10,12 +10,14 @@ Source: ViLaSR, arXiv:2506.09965 (conversation); Qwen2.5-VL's chat template (rol
 """
 
 import dataclasses
+import re
 import string
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from spatial_jax.config import FieldError, check_field
+from spatial_jax.data.clip import PatchedClip
 from spatial_jax.data.tokenizer import (
   IM_END,
   IM_START,
@@ -26,9 +28,10 @@ from spatial_jax.data.tokenizer import (
   escape_special_tokens,
 )
 from spatial_jax.errors import DataError
-from spatial_jax.types import PatchedImage, Task
+from spatial_jax.types import IMAGE_MARK, VIDEO_MARK, PatchedImage, Task
 
 IMAGE_TOKENS = f"{VISION_START}{IMAGE_PAD}{VISION_END}"
+_MARKS = re.compile(f"{IMAGE_MARK}|{VIDEO_MARK}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,7 @@ class TextConfig:
   question: str  # template; its field {question} has options and suffix already appended
   number_suffix: str  # appended to a question whose answer is a number
   choice_suffix: str
+  words_suffix: str
   observation: str  # template, after each drawn image
   more: str  # after the last drawn image, if the policy may draw again
   final: str  # after the last drawn image, if the policy must answer now
@@ -78,20 +82,45 @@ def _fields(template: str) -> list[str]:
   return [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
 
 
-def prompt_text(task: Task, images: Sequence[PatchedImage], cfg: TextConfig) -> str:
-  """Writes the prompt of a task, up to the response, with one pad token per image."""
-  lines = [escape_special_tokens(task.question)]
-  if task.options is not None:
-    lines += [escape_special_tokens(option) for option in task.options]
-  suffix = {"choice": cfg.choice_suffix, "number": cfg.number_suffix, "words": ""}
+def prompt_text(task: Task, media: Sequence[PatchedImage | PatchedClip], cfg: TextConfig) -> str:
+  """Writes the prompt of a task, up to the response, with one pad token per image.
+
+  Images and clips replace the marks in the question, in order; without marks they come first.
+
+  Raises:
+    DataError: if the numbers of marks and of media differ.
+  """
+  shown = _media_texts(media, cfg)
+  pieces = _MARKS.split(escape_special_tokens(task.question))
+  if len(pieces) == 1:
+    first, question = "".join(shown), pieces[0]
+  elif len(pieces) == len(shown) + 1:
+    first, question = "", "".join(map("".join, zip(pieces, [*shown, ""], strict=True)))
+  else:
+    marks = f"{IMAGE_MARK} and {VIDEO_MARK}"
+    raise DataError(
+      f"the question has {len(pieces) - 1} marks {marks} for {len(shown)} images and videos; "
+      "write one for each, or none"
+    )
+  lines = [question, *map(escape_special_tokens, task.options or ())]
+  suffix = {"choice": cfg.choice_suffix, "number": cfg.number_suffix, "words": cfg.words_suffix}
   question = cfg.question.format(question="\n".join(lines) + suffix[task.answer_kind])
-  image_lines = "".join(
-    IMAGE_TOKENS + _image_line(cfg.image_line, index, image)
-    for index, image in enumerate(images, 1)
-  )
   system = f"{IM_START}system\n{cfg.system}{IM_END}\n" if cfg.system else ""
-  user = f"{IM_START}user\n{image_lines}{question}{IM_END}\n"
+  user = f"{IM_START}user\n{first}{question}{IM_END}\n"
   return f"{system}{user}{IM_START}assistant\n"
+
+
+def _media_texts(media: Sequence[PatchedImage | PatchedClip], cfg: TextConfig) -> list[str]:
+  """The text in the place of each image and clip; each part of a clip counts as an image."""
+  texts, index = [], 1
+  for one in media:
+    if isinstance(one, PatchedClip):
+      texts.append(one.text)
+      index += len(one.images)
+    else:
+      texts.append(IMAGE_TOKENS + _image_line(cfg.image_line, index, one))
+      index += 1
+  return texts
 
 
 def observation_text(

@@ -55,13 +55,22 @@ def read_image(path: pathlib.Path) -> Image.Image:
   check_file(path)
   try:
     with Image.open(path) as image:
-      _prepare(image)
-      return _to_rgb(ImageOps.exif_transpose(image))
+      return to_upright_rgb(image)
   except Exception as error:  # Pillow raises errors of many types for damaged files
     raise DataError(
       f"{path} cannot be read as an image ({first_line(error)}); replace it or save it again as an"
       " 8-bit PNG or JPEG"
     ) from error
+
+
+def to_upright_rgb(image: Image.Image) -> Image.Image:
+  """An opened image as `read_image` returns it.
+
+  Raises:
+    ValueError: if the pixels have no known range, and whatever Pillow raises for a damaged file.
+  """
+  _prepare(image)
+  return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def composite_on_white(image: Image.Image) -> Image.Image:

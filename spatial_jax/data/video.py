@@ -4,6 +4,7 @@ file ──sample_frames──► indices ──read_video──► Clip ──i
 """
 
 import dataclasses
+import io
 import math
 import pathlib
 from collections.abc import Sequence
@@ -21,22 +22,26 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleConfig:
-  """Number and positions of the frames that are read.
+class VideoConfig:
+  """How the policy is shown a video."""
 
-  `even_grid` (Qwen3-VL): evenly from the first frame to the last; else (Qwen2-VL, Qwen2.5-VL) the
-  first frame of each of equal parts, an even number of frames.
-  """
-
-  even_grid: bool
+  # The frames are images of their own, which can be drawn on; else the video is one clip. In a
+  # prompt form that draws, frames are always images.
+  as_images: bool
   fps: float  # wanted frames per second, > 0
   min_frames: int  # bounds on the number of frames, 2 <= min <= max
   max_frames: int
+  # Bounds on the area of the resized frames, 1 <= min <= max: of one frame, or, in a clip of
+  # Qwen3-VL, of all frames together. Frames that are images have the bounds of images.
+  min_pixels: int
+  max_pixels: int
 
   def __post_init__(self):
     check_number(self, "fps", above=0)
     check_whole(self, "min_frames", at_least=2)
     check_whole(self, "max_frames", at_least=self.min_frames)
+    check_whole(self, "min_pixels", at_least=1)
+    check_whole(self, "max_pixels", at_least=self.min_pixels)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,8 +52,13 @@ class Clip:
   times_s: tuple[float, ...]
 
 
-def sample_frames(total: int, fps: float, cfg: SampleConfig) -> np.ndarray:
+def sample_frames(total: int, fps: float, cfg: VideoConfig, even_grid: bool) -> np.ndarray:
   """Indices of the frames to read, ascending, of a video with `total` frames.
+
+  Args:
+    fps: frames per second of the video.
+    even_grid: evenly from the first frame to the last (Qwen3-VL); else the first frame of each of
+      equal parts, an even number of frames (Qwen2-VL, Qwen2.5-VL).
 
   Raises:
     DataError: if the video has fewer than two frames.
@@ -56,7 +66,7 @@ def sample_frames(total: int, fps: float, cfg: SampleConfig) -> np.ndarray:
   Source: sample_frames of transformers' Qwen2VLVideoProcessor and Qwen3VLVideoProcessor.
   """
   wanted = total / fps * cfg.fps
-  if cfg.even_grid:
+  if even_grid:
     count = min(max(int(wanted), cfg.min_frames), cfg.max_frames, total)
     if count < 2:
       raise DataError(f"a video of {total} frames is too short; 2 or more are needed")
@@ -88,8 +98,8 @@ def seconds_per_patch(clip: Clip, temporal_size: int) -> float:
   return temporal_size * span / (len(clip.times_s) - 1)
 
 
-def read_video(path: pathlib.Path, cfg: SampleConfig) -> Clip:
-  """Decodes a video file and returns the chosen frames.
+def read_video(source: pathlib.Path | bytes, cfg: VideoConfig, even_grid: bool) -> Clip:
+  """Decodes a video file, or the contents of one, and returns the chosen frames.
 
   Frames are turned and mirrored as the display matrix of the file says. Transparent pixels are
   composited on white.
@@ -102,16 +112,19 @@ def read_video(path: pathlib.Path, cfg: SampleConfig) -> Clip:
     import av
   except ImportError as error:
     raise DataError("reading video files needs PyAV: pip install 'spatial_jax[video]'") from error
-  check_file(path)
+  name = "a video" if isinstance(source, bytes) else str(source)
+  if isinstance(source, pathlib.Path):
+    check_file(source)
   try:
-    with av.open(str(path)) as container:
+    file = io.BytesIO(source) if isinstance(source, bytes) else name
+    with av.open(file, mode="r") as container:
       if not container.streams.video:
         raise DataError("the file has no video stream")
       stream = container.streams.video[0]
       stream.thread_type = "NONE"  # the worker processes use all cores already
       fps = float(stream.average_rate or 24)
       total = stream.frames or sum(1 for _ in container.decode(stream))
-      wanted = sample_frames(total, fps, cfg)
+      wanted = sample_frames(total, fps, cfg, even_grid)
       container.seek(0)
       chosen, keep = [], set(wanted.tolist())
       for number, frame in enumerate(container.decode(stream)):
@@ -120,9 +133,9 @@ def read_video(path: pathlib.Path, cfg: SampleConfig) -> Clip:
         if len(chosen) == len(keep):
           break
   except Exception as error:  # PyAV raises errors of many types for damaged files
-    raise DataError(f"{path} cannot be read as a video ({first_line(error)})") from error
+    raise DataError(f"{name} cannot be read as a video ({first_line(error)})") from error
   if len(chosen) < len(keep):
-    raise DataError(f"{path} has {total} frames by its header, but fewer could be decoded")
+    raise DataError(f"{name} has {total} frames by its header, but fewer could be decoded")
   return Clip(tuple(chosen), tuple((wanted / fps).tolist()))
 
 

@@ -11,7 +11,7 @@ from spatial_jax.reward.accuracy import mean_relative_accuracy
 from spatial_jax.reward.compose import score_examples
 from spatial_jax.reward.example import example_of_answer, stack
 from spatial_jax.reward.parse import expected_of, read
-from spatial_jax.types import Task
+from spatial_jax.types import ImageRef, Task
 
 # Factors that a fitted constant may be, a ratio of 1.02 apart.
 FACTORS_Z = np.exp(np.linspace(-np.log(4.0), np.log(4.0), 141)).astype(np.float32)
@@ -102,14 +102,18 @@ def other_image_tasks(tasks: Sequence[Task]) -> list[Task] | None:
     partners = [
       other
       for other in (*tasks[i + 1 :], *tasks[:i])
-      if other.scene_id != task.scene_id and len(other.images) == len(task.images)
+      if other.scene_id != task.scene_id and _media_kinds(other) == _media_kinds(task)
     ]
     if not partners:
       return None
     same_type = (other for other in partners if other.question_type == task.question_type)
     partner = next(same_type, partners[0])
-    changed.append(dataclasses.replace(task, images=partner.images, boxes=()))
+    changed.append(dataclasses.replace(task, media=partner.media, boxes=()))
   return changed
+
+
+def _media_kinds(task: Task) -> list[bool]:
+  return [isinstance(one, ImageRef) for one in task.media]
 
 
 def score_texts(evaluation_set: EvaluationSet, texts: Sequence[str | None]) -> list[Prediction]:

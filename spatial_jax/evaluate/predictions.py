@@ -116,7 +116,7 @@ def scored_answer(task: Task, answer: str | None, scores: Scores, b: int, g: int
     score=float(scores.score_BG[b, g]),
     reward=float(scores.reward_BG[b, g]),
     parsed=bool(scores.parsed_BG[b, g]),
-    images=len(task.images),
+    images=len(task.media),
   )
 
 

@@ -14,14 +14,18 @@ import numpy as np
 
 from spatial_jax.config import ConfigError
 from spatial_jax.data import prompt_text
-from spatial_jax.data.chat_template import ChatConfig, Message, chat_text
+from spatial_jax.data.clip import PatchedClip, patch_clip
 from spatial_jax.data.image import PreprocessConfig, patch_image
+from spatial_jax.data.media import image_size, read_clip, read_pixels
 from spatial_jax.data.prompt_text import TextConfig
 from spatial_jax.data.tokenizer import IM_END, Tokenizer
+from spatial_jax.data.video import VideoConfig
 from spatial_jax.errors import DataError
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.rope import VideoRule, mrope_positions
 from spatial_jax.types import (
+  ImageRef,
+  Media,
   Operation,
   OperationError,
   PatchedImage,
@@ -68,7 +72,8 @@ class Conversation:
 
   tokenizer: Tokenizer
   text: TextConfig
-  preprocess: PreprocessConfig
+  preprocess: PreprocessConfig  # of images
+  video: VideoConfig
   policy: QwenVLConfig  # shape and special tokens
   response_prefix: str = ""  # text that first turns begin with; it is not sampled and not trained
 
@@ -81,21 +86,25 @@ class Conversation:
     unused = set(range(self.policy.decoder.vocabulary)) - self.tokenizer.used_ids
     return (*self.tokenizer.forbidden_ids(), *sorted(unused))
 
-  def prompt(self, task: Task, images: Sequence[PatchedImage] | None = None) -> Prompt:
+  def prompt(self, task: Task, media: Sequence[PatchedImage | PatchedClip] | None = None) -> Prompt:
     """Encodes a task as token ids, positions and patches.
 
     Args:
-      images: the patched images of the task; None: they are patched here.
+      media: the images of the task as patches; None: images and videos are read and cut here.
 
     Raises:
-      DataError: if an image cannot be used, or the text does not have one image token per image;
-        the message names the task.
+      DataError: if an image or video cannot be used, or the text does not have one image token per
+        image; the message names the task.
     """
     try:
-      if images is None:
-        images = [patch_image(image, self.preprocess) for image in task.images]
-      text = prompt_text.prompt_text(task, images, self.text) + self.response_prefix
-      encoded = self._encode(text, images, (), "max")
+      sizes = [image_size(ref) for ref in task.media if isinstance(ref, ImageRef)] if media else []
+      if media is None:
+        media = self._patch_media(task.media, sizes)
+      text = prompt_text.prompt_text(task, media, self.text) + self.response_prefix
+      parts = [(m.images, m.step_s) if isinstance(m, PatchedClip) else ((m,), ()) for m in media]
+      images = [image for images, _ in parts for image in images]
+      step_s = [seconds for _, steps in parts for seconds in steps]
+      encoded = self._encode(text, images, step_s, "max")
     except DataError as error:
       raise DataError(f"task {task.task_id}: {error}") from error
     return Prompt(
@@ -105,7 +114,29 @@ class Conversation:
       next_position=encoded.next_position,
       images=encoded.images,
       image_start=encoded.image_start,
+      original_sizes=tuple(sizes),
     )
+
+  def _patch_media(
+    self, media: Sequence[Media], sizes: list[tuple[int, int]]
+  ) -> list[PatchedImage | PatchedClip]:
+    """Reads and cuts media; the (height, width) of each image before resizing joins `sizes`."""
+    patched: list[PatchedImage | PatchedClip] = []
+    timestamps = self.policy.family == "qwen3_vl"
+    for ref in media:
+      if isinstance(ref, ImageRef):
+        frames: Sequence[np.ndarray] = [read_pixels(ref)]
+      else:
+        clip = read_clip(ref, self.video, timestamps or self.video.as_images)
+        frames = clip.frames
+        if not self.video.as_images:
+          one = patch_clip(clip, self.preprocess, self.video, timestamps)
+          patched.append(one)
+          sizes += [frames[0].shape[:2]] * len(one.images)
+          continue
+      patched += [patch_image(frame, self.preprocess) for frame in frames]
+      sizes += [frame.shape[:2] for frame in frames]
+    return patched
 
   def observation(
     self, first_index: int, pixels: Sequence[np.ndarray], last: bool, has_im_end: bool = True
@@ -121,17 +152,6 @@ class Conversation:
     images = tuple(patch_image(image, self.preprocess) for image in pixels)
     text = prompt_text.observation_text(first_index, images, last, self.text)
     return self._encode(text if has_im_end else IM_END + text, images, (), "max")
-
-  def chat(
-    self, messages: Sequence[Message], cfg: ChatConfig, rule: VideoRule = "max"
-  ) -> TokenSegment:
-    """Encodes messages with text, images and clips, up to where the assistant's text begins.
-
-    Args:
-      rule: rotary position of the text after a clip, see `mrope_positions`.
-    """
-    chat = chat_text(messages, cfg)
-    return self._encode(chat.text, chat.images, chat.step_s, rule)
 
   def _encode(
     self,

@@ -118,8 +118,9 @@ def _true_boxes(prompt: Prompt) -> tuple[TrueBox, ...]:
   """The boxes of the task, scaled from its images to the resized ones."""
   boxes = []
   for box in prompt.task.boxes:
-    given, resized = prompt.task.images[box.image], prompt.images[box.image].pixels
-    x, y = (resized.shape[axis] / given.shape[axis] for axis in (1, 0))
+    height, width = prompt.original_sizes[box.image]
+    resized = prompt.images[box.image].pixels
+    x, y = resized.shape[1] / width, resized.shape[0] / height
     x1, y1, x2, y2 = box.box_4
     boxes.append(TrueBox(box.label, box.image, (x * x1, y * y1, x * x2, y * y2)))
   return tuple(boxes)

@@ -13,6 +13,7 @@ from spatial_jax.config import ConfigError, check_whole
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.data.prompt_text import TextConfig
 from spatial_jax.data.tokenizer import Tokenizer
+from spatial_jax.data.video import VideoConfig
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.learn.train_batch import BatchConfig, Microbatches
@@ -40,7 +41,8 @@ class RunConfig:
   seed: int  # of sampling and data
   mesh: MeshConfig
   text: TextConfig
-  preprocess: PreprocessConfig
+  preprocess: PreprocessConfig  # of images
+  video: VideoConfig
   rollout: RolloutConfig
   style: Style
   executor: ExecutorConfig
@@ -110,7 +112,7 @@ def open_context(
 
   The policy is on its train mesh, with frozen paths, adapters and remat.
   """
-  conversation = Conversation(tokenizer, cfg.text, cfg.preprocess, policy.cfg)
+  conversation = Conversation(tokenizer, cfg.text, cfg.preprocess, cfg.video, policy.cfg)
   decode_params = compiled.decode_params(policy, compiled.train_mesh(policy), cfg.rollout.weights)
   with Executor(cfg.executor, cfg.style) as workers:
     yield RunContext(policy, conversation, workers, decode_params, trained_on)

@@ -19,7 +19,7 @@ from spatial_jax.synthetic import geometry
 from spatial_jax.synthetic import question_templates as templates
 from spatial_jax.synthetic.scene import Scene, View
 from spatial_jax.synthetic.visibility import visible_boxes
-from spatial_jax.types import AnswerKind, ObjectBox, Task
+from spatial_jax.types import AnswerKind, ImageRef, ObjectBox, Task
 
 NumberType: TypeAlias = Literal[
   "object_counting",
@@ -121,7 +121,7 @@ def make_questions(
   """
   visibility = scene_visibility(scene, views, cfg)
   streams = dict(zip(get_args(QuestionType), rng.spawn(len(get_args(QuestionType))), strict=True))
-  images = tuple(view.image for view in views)
+  media = tuple(ImageRef(view.image) for view in views)
   tasks = []
   for question_type in cfg.types:
     if not supports_views(question_type, len(views)):
@@ -139,7 +139,8 @@ def make_questions(
           options=options,
           answer=answer,
           answer_kind=answer_kind(question_type),
-          images=images,
+          unit=None,
+          media=media,
           source=scene.source,
           scene_id=scene.scene_id,
           benchmark=scene.benchmark,
