@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
   cfg.rollout = rollout()
   cfg.style = style()
   cfg.executor = ConfigDict({"workers": 1, "timeout_s": 20.0, "memory_mib": 1024})
+  cfg.pipeline = ConfigDict({"workers": 0, "steps_ahead": 2})  # a thread renders rooms
   cfg.learn = learn(steps)
   cfg.evaluation = evaluation()
   return cfg
@@ -110,8 +111,17 @@ def source() -> ConfigDict:
   """Procedural rooms of 4 to 10 objects, one image each."""
   return ConfigDict(
     {
-      "kind": "procedural",  # or "rooms", "photos"
-      "path": "",  # folder of the data of rooms or photos
+      "kind": "procedural",  # or "rooms", "photos", "files"
+      "path": "",  # folder of the data of rooms or photos; data files, joined by commas
+      "files": {
+        "weights": (),
+        "held_out": "",
+        "held_out_fraction": 0.1,
+        "columns": (),
+        "order": "shuffled",
+        "max_bad_fraction": 0.05,
+        "check_media": True,
+      },
       "rooms": {
         "objects": (4, 10),
         "side_m": (3.0, 6.0),

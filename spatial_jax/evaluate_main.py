@@ -10,7 +10,7 @@ import jax
 
 from spatial_jax import compiled, sharding
 from spatial_jax.config import build
-from spatial_jax.data.source import SourceConfig, make_source
+from spatial_jax.data.source import SourceConfig
 from spatial_jax.errors import CheckpointError
 from spatial_jax.evaluate.behaviour import behaviour
 from spatial_jax.evaluate.benchmarks.summary import heading
@@ -31,7 +31,13 @@ from spatial_jax.report.reward_card import RewardCard
 from spatial_jax.reward.compose import RewardConfig
 from spatial_jax.rollout.engine import Engine
 from spatial_jax.stages.context import RunConfig, open_context
-from spatial_jax.stages.load import PolicyFiles, check_normalisation, load_params, read_policy
+from spatial_jax.stages.load import (
+  PolicyFiles,
+  check_normalisation,
+  load_params,
+  read_policy,
+  read_source,
+)
 from spatial_jax.workdir import bind_workdir, find_path, lock_workdir
 
 
@@ -58,7 +64,7 @@ def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -
   start = _start(cfg.init, checkpoint, end)
   for files in (end, start or end):
     check_normalisation(cfg.preprocess, files)
-  source = make_source(cfg.source)
+  source = read_source(cfg.source)
   policy = make_policy(end.cfg, compiled.compute_dtype(mesh), mesh)
   with open_context(policy, end.tokenizer, cfg, end.benchmark) as context:
 
@@ -77,7 +83,7 @@ def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -
     console = make_console()
     command = shlex.join(["python", "-m", "spatial_jax.evaluate", *sys.argv[1:]])
     fingerprint = {"command": command, "seed": cfg.seed, "checkpoint": checkpoint}
-    evaluator = Evaluator(engine, before, after, questions, cfg.evaluation)
+    evaluator = Evaluator(engine, before, after, questions, cfg.evaluation, cfg.pipeline)
     found = run_evaluation(
       evaluator, workdir, end.benchmark, fingerprint | {"config": settings}, console
     )

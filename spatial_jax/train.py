@@ -22,8 +22,8 @@ from spatial_jax import compiled, rng, sharding
 from spatial_jax.cli import CONFIG_HELP, enable_compilation_cache, launch, no_arguments
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data import tokenizer as tokenizer_lib
-from spatial_jax.data.pipeline import compute_async
-from spatial_jax.data.source import Source, SourceConfig, make_source
+from spatial_jax.data.background import compute_async
+from spatial_jax.data.source import Source, SourceConfig
 from spatial_jax.evaluate.console import make_console
 from spatial_jax.evaluate.evaluator import (
   EvaluationConfig,
@@ -43,7 +43,6 @@ from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.report.report import About, write_report
 from spatial_jax.report.reward_card import RewardCard
-from spatial_jax.reward.parse import check_truth
 from spatial_jax.rollout import memory
 from spatial_jax.rollout.conversation import check_preprocess
 from spatial_jax.rollout.memory import bytes_of
@@ -62,6 +61,7 @@ from spatial_jax.stages.load import (
   check_normalisation,
   load_params,
   read_policy,
+  read_source,
   record,
 )
 from spatial_jax.stages.loop import LoopConfig
@@ -84,7 +84,12 @@ MAY_DIFFER = (
 )
 
 # Kinds of sources, as the title of the report names them.
-SOURCES = {"procedural": "procedural rooms", "rooms": "real rooms", "photos": "photographs"}
+SOURCES = {
+  "procedural": "procedural rooms",
+  "rooms": "real rooms",
+  "photos": "photographs",
+  "files": "your data",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,9 +183,8 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   files = read_policy(cfg.init)
   check_normalisation(cfg.preprocess, files)
   parts = training_parts(cfg, files.cfg, mesh)
-  source = make_source(cfg.source)
-  for task in source.batch(cfg.seed, 0, 1):  # refuses a source without training tasks
-    check_truth(task)
+  source = read_source(cfg.source)
+  source.batch(cfg.seed, 0, 1)  # refuses a source without training tasks
   trained_on = source.benchmark or files.benchmark
   shapes = evaluation_rollout_config(cfg.rollout, cfg.evaluation, cfg.evaluation.tasks, True)
   with open_context(parts.policy, files.tokenizer, cfg, trained_on) as context:
@@ -228,7 +232,8 @@ def make_stage(
     programs=compiled.LearnPrograms(parts.policy, parts.optimizer, cfg.learn.loss, cfg.learn.micro),
     decode_params=context.decode_params,
     keep_features=not context.policy.vision_trainable,
-    tasks_of=source.batch,
+    source=source,
+    pipeline=cfg.pipeline,
     cfg=cfg.learn,
     shapes=parts.shapes,
     steps=cfg.loop.steps,
@@ -267,6 +272,7 @@ def train(
     source.held_out(cfg.evaluation.progress_tasks) if cfg.loop.evaluate_every else [],
     cfg.learn.reward,
     cfg.seed,
+    cfg.pipeline,
   )
   state = loop.run(
     workdir,
@@ -329,7 +335,7 @@ def evaluate(
   size = len(questions.tasks)
   shapes = evaluation_rollout_config(cfg.rollout, cfg.evaluation, size, has_start=True)
   engine = context.evaluation_engine(shapes, has_start=True)
-  evaluator = Evaluator(engine, start, end, questions, cfg.evaluation)
+  evaluator = Evaluator(engine, start, end, questions, cfg.evaluation, cfg.pipeline)
   run_evaluation(evaluator, workdir, context.trained_on, fingerprint(cfg), make_console())
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatial_jax import sharding
+from spatial_jax.data.pipeline import PipelineConfig
 from spatial_jax.evaluate import baselines, predictions
 from spatial_jax.evaluate.behaviour import behaviour
 from spatial_jax.evaluate.predictions import EvaluationSet, Prediction
@@ -21,6 +22,7 @@ from tests import dummies
 from tests import evaluate_fixtures as fixtures
 from tests.test_evaluate_comparison import make_prediction
 
+PIPELINE = PipelineConfig(workers=0, steps_ahead=1)
 SAMPLED = SamplingParams(1.0, greedy=False, top_k=0, top_p=1.0, min_p=0.0, max_tokens_per_turn=0)
 GREEDY = dataclasses.replace(SAMPLED, greedy=True)
 COOL = dataclasses.replace(SAMPLED, temperature=0.3)
@@ -56,7 +58,7 @@ def number_and_choice(evaluation_set):
 
 def predict(engine_and_params, evaluation_set, sampling: SamplingParams) -> list[Prediction]:
   engine, params = engine_and_params
-  return predictions.predict(engine, params, evaluation_set, [sampling])[0]
+  return predictions.predict(engine, params, evaluation_set, [sampling], PIPELINE)[0]
 
 
 def texts(found):
@@ -91,7 +93,7 @@ def test_several_sampling_settings_equal_separate_calls(evaluation_set, engine_a
   batches = []
   settings_ = [SAMPLED, GREEDY, COOL]
   together = predictions.predict(
-    engine, params, evaluation_set, settings_, lambda: batches.append(1)
+    engine, params, evaluation_set, settings_, PIPELINE, lambda: batches.append(1)
   )
   assert len(batches) == predictions.batches(engine, evaluation_set) == 2
   for sampling, found in zip(settings_, together, strict=True):

@@ -8,7 +8,6 @@ import pytest
 from spatial_jax.data.source import PhotoSource
 from spatial_jax.errors import DataError
 from spatial_jax.evaluate.evaluator import load_questions
-from spatial_jax.stages.grpo import GrpoStage
 from tests.reward_fixtures import CFG, DISTANCE, NEAREST
 
 SIZE = types.SimpleNamespace(tasks=8, train_tasks=8)
@@ -27,15 +26,3 @@ def test_readable_questions_are_loaded():
 def test_an_unreadable_truth_is_refused_by_the_evaluation():
   with pytest.raises(DataError, match="task broken: the truth 'two or three' cannot be read"):
     load_questions(source_of(DISTANCE, BROKEN), SIZE, CFG, 0)
-
-
-def test_an_unreadable_truth_is_refused_by_training():
-  engine = types.SimpleNamespace(
-    cfg=types.SimpleNamespace(prompts=2),
-    conversation=types.SimpleNamespace(prompt=lambda task: task),
-  )
-  stage = types.SimpleNamespace(seed=0, engine=engine, tasks_of=lambda *_: [NEAREST, DISTANCE])
-  assert GrpoStage.prompts(stage, 0) == [NEAREST, DISTANCE]
-  stage.tasks_of = lambda *_: [NEAREST, BROKEN]
-  with pytest.raises(DataError, match="task broken: the truth 'two or three' cannot be read"):
-    GrpoStage.prompts(stage, 0)

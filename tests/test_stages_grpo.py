@@ -3,12 +3,14 @@
 import json
 import pathlib
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from spatial_jax import metrics
+from spatial_jax.data.pipeline import PipelineConfig
 from spatial_jax.evaluate.evaluator import progress_evaluation
 from spatial_jax.metrics import LogConfig
 from spatial_jax.report.report import About, write_report
@@ -37,6 +39,7 @@ METRICS = {
 }  # fmt: skip
 
 
+PIPELINE = PipelineConfig(workers=0, steps_ahead=1)
 PACKAGE = pathlib.Path(grpo.__file__).parent.parent
 CALLED = set()  # files of the functions that `GrpoStage.step` calls
 
@@ -60,7 +63,10 @@ def workdir(tmp_path_factory):
     programs=lab.learn,
     decode_params=lab.decode_params,
     keep_features=not lab.policy.vision_trainable,
-    tasks_of=lambda seed, step, count: step_fixtures.tasks(100 * step)[:count],
+    source=types.SimpleNamespace(
+      batch=lambda seed, step, count: step_fixtures.tasks(100 * step)[:count]
+    ),
+    pipeline=PIPELINE,
     cfg=LEARN,
     shapes=step_fixtures.SHAPES,
     steps=2,
@@ -73,7 +79,7 @@ def workdir(tmp_path_factory):
     step_fixtures.make_rollouts_draw(monkeypatch)
     cfg = LoopConfig(steps=2, checkpoint_every=9, evaluate_every=1, keep=1, log=log)
     evaluate = progress_evaluation(
-      lab.engine, lab.decode_params, step_fixtures.tasks(900), LEARN.reward, 0
+      lab.engine, lab.decode_params, step_fixtures.tasks(900), LEARN.reward, 0, PIPELINE
     )
     sys.setprofile(record_call)
     loop.run(folder, cfg, "grpo", lab.state, stage.step_function, evaluate, None, {})

@@ -17,8 +17,8 @@ from experiments.tiny.dense_loss import DenseBatch
 from experiments.tiny.dense_targets import DenseTargets, dense_targets
 from spatial_jax.config import check_field
 from spatial_jax.data.image import patch_image
-from spatial_jax.data.pipeline import sample_tasks
 from spatial_jax.data.source import HELD_OUT_SEED
+from spatial_jax.data.task_order import sample_tasks
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.errors import DataError
 from spatial_jax.learn.train_batch import BatchConfig, Microbatches, plan_images, to_train_batch

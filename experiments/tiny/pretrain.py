@@ -38,8 +38,8 @@ from spatial_jax import rng, sharding
 from spatial_jax.checks import MAX_SEED
 from spatial_jax.cli import CONFIG_HELP, enable_compilation_cache, launch, no_arguments
 from spatial_jax.config import ConfigError, build, check_field, check_whole
+from spatial_jax.data.background import prefetch
 from spatial_jax.data.image import PreprocessConfig, patch_image
-from spatial_jax.data.pipeline import prefetch
 from spatial_jax.data.prompt_text import TextConfig, observation_text, prompt_text
 from spatial_jax.data.tokenizer import (
   IMAGE_PAD,

@@ -1,103 +1,147 @@
-"""Choice of tasks by question type, and threads that compute ahead."""
+"""Tasks -> prompts ahead of time: worker processes read, resize, cut and tokenise.
 
-import contextlib
-import functools
-import itertools
-import queue
-import threading
-from collections import Counter
+    position ──► Task ──encode──► Prompt          position = step * prompts per step + place
+                   └── cannot be read: another task takes its place, and is counted
+
+Which tasks a step has is a pure function of (seed, step): no iterator is saved, and the number of
+workers changes nothing.
+"""
+
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from typing import TypeVar
+from typing import NamedTuple
 
+import grain
 import numpy as np
 
-from spatial_jax.types import Task
+from spatial_jax.config import check_whole
+from spatial_jax.errors import DataError
+from spatial_jax.types import Prompt, Prompts, Task
 
-Item = TypeVar("Item")
+Encode = Callable[[Task], Prompt]  # raises DataError for a task that cannot be used
 
-
-def sample_tasks(tasks: Sequence[Task], count: int, rng: np.random.Generator) -> list[Task]:
-  """Up to `count` random tasks; each draw first draws a question type uniformly."""
-  by_type: dict[str, list[Task]] = {}
-  for task in tasks:
-    by_type.setdefault(task.question_type, []).append(task)
-  left = {name: list(rng.permutation(len(group))) for name, group in by_type.items()}
-  chosen: list[Task] = []
-  while left and len(chosen) < count:
-    names = list(left)
-    name = names[int(rng.integers(len(names)))]
-    chosen.append(by_type[name][left[name].pop()])
-    if not left[name]:
-      del left[name]
-  return chosen
+_MAX_REPLACEMENTS = 16  # tasks in a row that cannot be used before the run is refused
+_END = 2**62  # more positions than any run has
+_REPLACEMENT_STREAM = 6  # of random numbers
 
 
-def limit_per_type(
-  tasks: Sequence[Task], left: Counter[str], rng: np.random.Generator
-) -> list[Task]:
-  """Random tasks, at most `left` of each type."""
-  left = left.copy()
-  kept = []
-  for task in [tasks[i] for i in rng.permutation(len(tasks))]:
-    if left[task.question_type] > 0:
-      left[task.question_type] -= 1
-      kept.append(task)
-  return kept
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+  """Work ahead of the training step."""
+
+  workers: int  # processes; 0: a thread
+  steps_ahead: int  # steps whose prompts are prepared, at least 1
+
+  def __post_init__(self):
+    check_whole(self, "workers", at_least=0, at_most=256)
+    check_whole(self, "steps_ahead", at_least=1, at_most=64)
 
 
-def interleave_types(tasks: Sequence[Task]) -> list[Task]:
-  """The first task of each question type, then the second of each, ..."""
-  counts: Counter[str] = Counter()
-  ranked = []
-  for i, task in enumerate(tasks):
-    ranked.append((counts[task.question_type], i))
-    counts[task.question_type] += 1
-  return [tasks[i] for _, i in sorted(ranked)]
+class PromptBatch(NamedTuple):
+  """The prompts of one step, and why tasks were replaced by others."""
+
+  prompts: Prompts
+  replaced: tuple[str, ...]
 
 
-def prefetch(make: Callable[[int], Item], first: int, depth: int) -> Iterator[Item]:
-  """Yields make(first), make(first + 1), ...; a thread computes up to `depth` items ahead.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _PromptAt:
+  """The prompt at a position; runs in the workers."""
 
-  An error of `make` is raised in place of its item. After the iterator is closed the thread ends
-  with its current item. Neither closing nor the end of the program waits for the thread.
+  tasks: grain.MapDataset[Task]
+  encode: Encode
+  seed: int
+
+  def __call__(self, position: int) -> tuple[Prompt, tuple[str, ...]]:
+    replaced: list[str] = []
+    for attempt in range(_MAX_REPLACEMENTS):
+      at = position if attempt == 0 else _other_position(self.seed, position, attempt)
+      try:
+        task = self.tasks[at]
+        assert task is not None  # grain's type allows None
+        return self.encode(task), tuple(replaced)
+      except (DataError, OSError, ValueError) as error:
+        replaced.append(str(error))
+    raise DataError(
+      f"{_MAX_REPLACEMENTS} tasks in a row cannot be used; the last one: {replaced[-1]}"
+    )
+
+
+def _other_position(seed: int, position: int, attempt: int) -> int:
+  words = np.random.SeedSequence((seed, position, attempt, _REPLACEMENT_STREAM)).generate_state(1)
+  return int(words[0])
+
+
+def prompt_batches(
+  tasks: grain.MapDataset[Task],
+  encode: Encode,
+  seed: int,
+  first_step: int,
+  count: int,
+  cfg: PipelineConfig,
+  process: int = 0,
+  processes: int = 1,
+) -> Iterator[PromptBatch]:
+  """Yields the prompts of one step after the other, without end.
+
+  Args:
+    tasks: endless order of tasks.
+    encode: makes the prompt of a task; it is sent to the workers.
+    seed: of replacements.
+    first_step: the first step that is yielded.
+    count: prompts per step of this process.
+    process, processes: this process takes its share of the positions of each step.
   """
-  ready: queue.Queue[Future[Item]] = queue.Queue(depth)
-  closed = threading.Event()
-
-  def work() -> None:
-    for number in itertools.count(first):
-      future: Future[Item] = Future()
-      _set_result(future, functools.partial(make, number))
-      ready.put(future)
-      if closed.is_set() or future.exception():
-        return
-
-  threading.Thread(target=work, daemon=True, name="prefetch").start()
-  try:
-    while True:
-      yield ready.get().result()
-  finally:
-    closed.set()
-    with contextlib.suppress(queue.Empty):
-      while True:  # make room for the last item, so that the thread reads `closed` and ends
-        ready.get_nowait()
+  positions = grain.MapDataset.range(first_step * count, _END)
+  if processes > 1:
+    positions = positions.map(_ShareOf(count, process, processes))
+  items = positions.map(_PromptAt(tasks, encode, seed))
+  ahead = cfg.steps_ahead * count
+  if cfg.workers:
+    each = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    per_worker = max(1, -(-ahead // cfg.workers))
+    options = grain.MultiprocessingOptions(cfg.workers, per_worker_buffer_size=per_worker)
+    stream = items.to_iter_dataset(each).mp_prefetch(options)
+  else:
+    stream = items.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead))
+  for batch in stream.batch(count, batch_fn=list):
+    replaced = [reason for _, reasons in batch for reason in reasons]
+    yield PromptBatch([prompt for prompt, _ in batch], tuple(replaced))
 
 
-def compute_async(make: Callable[[], Item]) -> Callable[[], Item]:
-  """Starts `make` in a thread; the returned function waits for its result or raises its error.
+@dataclasses.dataclass(frozen=True)
+class _ShareOf:
+  """Position among those of one process -> position among those of all processes."""
 
-  The end of the program does not wait for the thread.
-  """
-  future: Future[Item] = Future()
-  threading.Thread(
-    target=_set_result, args=(future, make), daemon=True, name="compute_async"
-  ).start()
-  return future.result
+  count: int
+  process: int
+  processes: int
+
+  def __call__(self, position: int) -> int:
+    step, place = divmod(position, self.count)
+    return (step * self.processes + self.process) * self.count + place
 
 
-def _set_result(future: Future[Item], make: Callable[[], Item]) -> None:
-  try:
-    future.set_result(make())
-  except BaseException as error:
-    future.set_exception(error)
+def encode_in_order(
+  tasks: Sequence[Task], encode: Encode, cfg: PipelineConfig
+) -> Iterator[Prompt | DataError]:
+  """Yields the prompt of each task in order, or why the task cannot be used."""
+  items = grain.MapDataset.source(tasks).map(_OrError(encode))
+  if cfg.workers:
+    stream = items.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(
+      grain.MultiprocessingOptions(cfg.workers, per_worker_buffer_size=8)
+    )
+  else:
+    stream = items.to_iter_dataset(grain.ReadOptions(1, 16))
+  yield from stream
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _OrError:
+  encode: Encode
+
+  def __call__(self, task: Task) -> Prompt | DataError:
+    try:
+      return self.encode(task)
+    except DataError as error:
+      return error

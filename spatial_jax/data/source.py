@@ -4,6 +4,8 @@ source       training tasks                             held-out tasks
 procedural   rooms with a number below HELD_OUT_SEED    rooms with a higher number
 rooms        four fifths of the rooms, by a hash of id  the other fifth
 photos       none                                       all
+files        rows of JSONL files and TFDS folders       rows that say so, another file, or one scene
+                                                        in ten
 
     scene number ──► Scene ──► camera path, render ──► questions ──► Tasks    (rooms)
     photographs  ──────────────────────────────────────────────────► Tasks
@@ -16,14 +18,18 @@ import math
 import pathlib
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from spatial_jax.config import ConfigError, check_whole
+from spatial_jax.data.background import prefetch
+from spatial_jax.data.files import FilesConfig, FileSource, open_files, split_paths
+from spatial_jax.data.jsonl import CheckTask
 from spatial_jax.data.photos import load_photo_tasks
-from spatial_jax.data.pipeline import interleave_types, limit_per_type, sample_tasks
+from spatial_jax.data.pipeline import Encode, PipelineConfig, PromptBatch, prompt_batches
+from spatial_jax.data.task_order import interleave_types, limit_per_type, sample_tasks
 from spatial_jax.data.vsi_rooms import load_rooms
 from spatial_jax.errors import DataError
 from spatial_jax.synthetic.floorplan import ProceduralConfig
@@ -47,8 +53,11 @@ _MAX_EXAMPLES_PER_SCENE = 8  # more than in a batch, because examples need fewer
 class SourceConfig:
   """Where tasks come from."""
 
-  kind: Literal["procedural", "rooms", "photos"]  # rooms: real ones, by the metadata of VSI-Bench
-  path: str  # folder of the real rooms or photographs; "" for procedural rooms
+  # rooms: real ones, by the metadata of VSI-Bench. files: a user's own data, see docs/data.md.
+  kind: Literal["procedural", "rooms", "photos", "files"]
+  # Folder of the real rooms or photographs; data files, joined by commas; "" for procedural rooms.
+  path: str
+  files: FilesConfig
   rooms: ProceduralConfig
   camera: CameraConfig  # the longer side also limits the size of photographs
   questions: QuestionConfig  # photographs use `max_per_type` alone
@@ -163,11 +172,19 @@ class PhotoSource:
     return list(self.tasks)
 
 
-Source: TypeAlias = RoomSource | PhotoSource
+Source: TypeAlias = RoomSource | PhotoSource | FileSource
 
 
-def make_source(cfg: SourceConfig) -> Source:
+def make_source(
+  cfg: SourceConfig,
+  check: CheckTask = lambda _: None,
+  on_row: Callable[[], None] = lambda: None,
+) -> Source:
   """The source of the config.
+
+  Args:
+    check: raises DataError for a task of a file that cannot be scored.
+    on_row: called for every row of a file, for a progress bar.
 
   Raises:
     DataError: if its files cannot be used.
@@ -195,6 +212,25 @@ def make_source(cfg: SourceConfig) -> Source:
       tasks = load_photo_tasks(_path(cfg), 0, side_px, cfg.questions.max_per_type)
       types = tuple(dict.fromkeys(task.question_type for task in tasks))
       return PhotoSource(tuple(tasks), types, None)
+    case "files":
+      _path(cfg)  # refuses ""
+      return open_files(split_paths(cfg.path), cfg.files, check, on_row)
+
+
+def prompt_stream(
+  source: Source, encode: Encode, seed: int, first_step: int, count: int, cfg: PipelineConfig
+) -> Iterator[PromptBatch]:
+  """Yields the prompts of each step from `first_step` on; arguments as in `prompt_batches`.
+
+  Rooms are rendered in a thread, step by step, because a room gives several tasks of a step.
+  """
+  if isinstance(source, FileSource):
+    return prompt_batches(source.dataset(seed), encode, seed, first_step, count, cfg)
+
+  def prompts_of(step: int) -> PromptBatch:
+    return PromptBatch([encode(task) for task in source.batch(seed, step, count)], ())
+
+  return prefetch(prompts_of, first_step, cfg.steps_ahead)
 
 
 def is_held_out(scene_id: str) -> bool:
@@ -204,7 +240,8 @@ def is_held_out(scene_id: str) -> bool:
 
 def _path(cfg: SourceConfig) -> pathlib.Path:
   if not cfg.path:
-    raise ConfigError(f"config.source.path is empty; set it to the folder of the {cfg.kind}")
+    what = "your data files" if cfg.kind == "files" else f"the folder of the {cfg.kind}"
+    raise ConfigError(f"config.source.path is empty; set it to {what}")
   return to_path(cfg.path)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from rich.console import Console
 
 from spatial_jax.config import check_field, check_whole
-from spatial_jax.data.pipeline import interleave_types
+from spatial_jax.data.pipeline import PipelineConfig
 from spatial_jax.data.source import Source
+from spatial_jax.data.task_order import interleave_types
 from spatial_jax.errors import DataError
 from spatial_jax.evaluate import baselines, comparison, results
 from spatial_jax.evaluate.behaviour import behaviour
@@ -77,6 +78,7 @@ class Evaluator:
   end: Params
   evaluation_set: EvaluationSet
   cfg: EvaluationConfig
+  pipeline: PipelineConfig  # makes prompts in the background
 
 
 def load_questions(
@@ -101,6 +103,7 @@ def progress_evaluation(
   tasks: Sequence[Task],
   reward: RewardConfig,
   seed: int,
+  pipeline: PipelineConfig,
 ) -> Callable[[TrainState], dict[str, float]]:
   """A function: train state -> mean score of greedy answers to held-out tasks, and share parsed.
 
@@ -110,7 +113,7 @@ def progress_evaluation(
   greedy = dataclasses.replace(engine.cfg.sampling, greedy=True)
 
   def evaluate(state: TrainState) -> dict[str, float]:
-    (answers,) = predict(engine, decode_params(state.params), evaluation_set, [greedy])
+    (answers,) = predict(engine, decode_params(state.params), evaluation_set, [greedy], pipeline)
     valid = [answer for answer in answers if answer.valid] or answers
     return {
       "held_out_score": sum(answer.score for answer in valid) / len(valid),
@@ -173,7 +176,7 @@ def prediction_sets(evaluator: Evaluator, on_batch: Callable[[], None]) -> Itera
   def answer(
     params: Params, settings: Sequence[SamplingParams], asked: EvaluationSet = questions
   ) -> list[list[Prediction]]:
-    return predict(engine, params, asked, settings, on_batch)
+    return predict(engine, params, asked, settings, evaluator.pipeline, on_batch)
 
   def column(key: str, predictions: Sequence[Prediction], detail: str = "") -> PredictionSet:
     label = results.LABELS[key].format(detail)

@@ -5,13 +5,15 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 
+from spatial_jax.data.pipeline import PipelineConfig, encode_in_order
 from spatial_jax.reward.compose import RewardConfig, score
 from spatial_jax.reward.format import final_answer
 from spatial_jax.reward.snra import sharpness
 from spatial_jax.rollout.config import SamplingParams
+from spatial_jax.rollout.encode import PromptEncoder
 from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
-from spatial_jax.types import Params, Scores, Task, Trajectory, Turn
+from spatial_jax.types import Params, Prompt, Prompts, Scores, Task, Trajectory, Turn
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,6 +62,7 @@ def predict(
   params: Params,
   evaluation_set: EvaluationSet,
   sampling_params: Sequence[SamplingParams],
+  pipeline: PipelineConfig,
   on_batch: Callable[[], None] = lambda: None,
 ) -> list[list[Prediction]]:
   """Answers every question once per sampling setting, `engine.cfg.prompts` questions at a time.
@@ -69,33 +72,75 @@ def predict(
     params: decode parameters (unstacked), on the rollout mesh.
     evaluation_set: questions and scoring.
     sampling_params: greedy or sampled; each prompt is prefilled once for all of them.
+    pipeline: makes the prompts in the background.
     on_batch: called after each of `batches(...)` batches.
 
   Returns:
     For each sampling setting one prediction per task, in the order of the tasks.
   """
   predictions: list[list[Prediction]] = [[] for _ in sampling_params]
-  size = engine.cfg.prompts
-  for first in range(0, len(evaluation_set.tasks), size):
-    tasks = evaluation_set.tasks[first : first + size]
-    prompts = [engine.conversation.prompt(task) for task in tasks]
-    job = RolloutJob(prompts, evaluation_set.seed, 0, sampling_params)
-    rollouts = generate_rollouts(engine, params, job)
-    scores = score(rollouts, tasks, evaluation_set.reward, evaluation_set.sharpness)
-    for b, (task, group) in enumerate(zip(tasks, rollouts, strict=True)):
-      for g, (trajectory, column) in enumerate(zip(group, predictions, strict=True)):
-        column.append(
-          dataclasses.replace(
-            scored_answer(task, final_answer(trajectory), scores, b, g),
-            end_reason=trajectory.end_reason,
-            turns=trajectory.turns,
-            tokens=int(trajectory.trained_T.sum()),
-            logp=mean_logp(trajectory),
-            images=len(trajectory.images),
-          )
-        )
+  size, tasks = engine.cfg.prompts, evaluation_set.tasks
+  encode = PromptEncoder(engine.conversation, engine.cfg)
+  stream = encode_in_order(tasks, encode, pipeline)
+  for first in range(0, len(tasks), size):
+    chunk = tasks[first : first + size]
+    prompts = [next(stream) for _ in chunk]
+    usable = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
+    found = iter(_predict_batch(engine, params, evaluation_set, usable, sampling_params))
+    for task, prompt in zip(chunk, prompts, strict=True):
+      unread = [fault_of(task)] * len(predictions)
+      row = next(found) if isinstance(prompt, Prompt) else unread
+      for column, prediction in zip(predictions, row, strict=True):
+        column.append(prediction)
     on_batch()
   return predictions
+
+
+def _predict_batch(
+  engine: Engine,
+  params: Params,
+  evaluation_set: EvaluationSet,
+  prompts: Prompts,
+  sampling_params: Sequence[SamplingParams],
+) -> list[list[Prediction]]:
+  """The predictions [prompts][sampling settings] of one call of the engine."""
+  if not prompts:
+    return []
+  tasks = [prompt.task for prompt in prompts]
+  job = RolloutJob(prompts, evaluation_set.seed, 0, sampling_params)
+  rollouts = generate_rollouts(engine, params, job)
+  scores = score(rollouts, tasks, evaluation_set.reward, evaluation_set.sharpness)
+  return [
+    [
+      dataclasses.replace(
+        scored_answer(task, final_answer(trajectory), scores, b, g),
+        end_reason=trajectory.end_reason,
+        turns=trajectory.turns,
+        tokens=int(trajectory.trained_T.sum()),
+        logp=mean_logp(trajectory),
+        images=len(trajectory.images),
+      )
+      for g, trajectory in enumerate(group)
+    ]
+    for b, (task, group) in enumerate(zip(tasks, rollouts, strict=True))
+  ]
+
+
+def fault_of(task: Task) -> Prediction:
+  """The prediction for a task whose media cannot be read; it is left out of all statistics."""
+  return Prediction(
+    task_id=task.task_id,
+    question_type=task.question_type,
+    answer_kind=task.answer_kind,
+    question=task.question,
+    truth=task.answer,
+    benchmark=task.benchmark,
+    answer=None,
+    score=0.0,
+    reward=0.0,
+    parsed=False,
+    end_reason="fault",
+  )
 
 
 def batches(engine: Engine, evaluation_set: EvaluationSet) -> int:

@@ -11,6 +11,7 @@ from spatial_jax import compiled, sharding
 from spatial_jax.checks import MAX_SEED
 from spatial_jax.config import ConfigError, check_whole
 from spatial_jax.data.image import PreprocessConfig
+from spatial_jax.data.pipeline import PipelineConfig
 from spatial_jax.data.prompt_text import TextConfig
 from spatial_jax.data.tokenizer import Tokenizer
 from spatial_jax.data.video import VideoConfig
@@ -46,6 +47,7 @@ class RunConfig:
   rollout: RolloutConfig
   style: Style
   executor: ExecutorConfig
+  pipeline: PipelineConfig
 
   def __post_init__(self):
     check_whole(self, "seed", at_least=0, at_most=MAX_SEED)

@@ -14,7 +14,8 @@ import numpy as np
 
 from spatial_jax.checks import is_ascending
 from spatial_jax.config import check_field, check_number, check_whole
-from spatial_jax.data import pipeline
+from spatial_jax.data.pipeline import PipelineConfig
+from spatial_jax.data.source import Source, prompt_stream
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.learn.advantage import AdvantageConfig, advantage
 from spatial_jax.learn.losses import LossConfig
@@ -27,8 +28,8 @@ from spatial_jax.learn.train_batch import (
 )
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.reward.compose import RewardConfig, score
-from spatial_jax.reward.parse import check_truth
 from spatial_jax.reward.snra import sharpness
+from spatial_jax.rollout.encode import PromptEncoder
 from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.profiling import Timeline, save_timeline
 from spatial_jax.rollout.saved_groups import make_saved_groups, most_drawings_first, save_groups
@@ -40,7 +41,6 @@ from spatial_jax.types import (
   Rollouts,
   Scores,
   StageStep,
-  Task,
   TrainBatch,
   TrainState,
 )
@@ -110,7 +110,8 @@ class GrpoStage:
   decode_params: Callable[[Params], Params]  # train parameters -> decode parameters
   # True if the vision tower is frozen: the update uses the image features of the rollouts.
   keep_features: bool
-  tasks_of: Callable[[int, int, int], list[Task]]  # (seed, step, count) -> tasks
+  source: Source  # of tasks
+  pipeline: PipelineConfig  # makes prompts ahead of the steps
   # cfg, shapes: of the stage, and its static shapes.
   cfg: GrpoConfig
   shapes: BatchConfig
@@ -122,21 +123,24 @@ class GrpoStage:
   reference: Params | None
   workdir: pathlib.Path  # of the saved rollouts
 
-  def prompts(self, step: int) -> Prompts:
-    """The prompts of one step: a function of seed and step; DataError for an unreadable truth."""
-    tasks = self.tasks_of(self.seed, step, self.engine.cfg.prompts)
-    for task in tasks:
-      check_truth(task)
-    return [self.engine.conversation.prompt(task) for task in tasks]
-
   def sharpness(self, step: int) -> float:
     """k of the smooth rewards in a step."""
     return float(sharpness(step / self.steps, self.cfg.reward.schedule))
 
   def step_function(self, first: int) -> StageStep:
-    """The function of one step; a thread prepares the prompts of the next two steps."""
-    prompt_iter = pipeline.prefetch(self.prompts, first, 2)
-    return lambda state, step: self.step(state, step, next(prompt_iter))
+    """The function of one step; the prompts of later steps are made in the background."""
+    encode = PromptEncoder(self.engine.conversation, self.engine.cfg)
+    count = self.engine.cfg.prompts
+    stream = prompt_stream(self.source, encode, self.seed, first, count, self.pipeline)
+
+    def run(state: TrainState, step: int) -> tuple[TrainState, Mapping[str, Any]]:
+      batch = next(stream)
+      for reason in batch.replaced:
+        print(f"warning: replaced by another task: {reason}")
+      state, metrics = self.step(state, step, batch.prompts)
+      return state, {**metrics, "replaced_tasks": len(batch.replaced)}
+
+    return run
 
   def step(
     self, state: TrainState, step: int, prompts: Prompts

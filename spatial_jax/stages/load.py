@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
+from rich import progress
+from rich.console import Console
 
 from spatial_jax import checkpoint as checkpoint_lib
 from spatial_jax import compiled, sharding
@@ -16,6 +18,7 @@ from spatial_jax.checkpoint import Progress
 from spatial_jax.config import ConfigError
 from spatial_jax.data import tokenizer as tokenizer_lib
 from spatial_jax.data.image import PreprocessConfig
+from spatial_jax.data.source import Source, SourceConfig, make_source
 from spatial_jax.data.tokenizer import Tokenizer, load_tokenizer
 from spatial_jax.errors import CheckpointError, DataError
 from spatial_jax.hf import processor, weights
@@ -24,6 +27,7 @@ from spatial_jax.policy import lora
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
+from spatial_jax.reward.parse import check_truth
 from spatial_jax.rollout.conversation import check_preprocess
 from spatial_jax.types import Params
 from spatial_jax.workdir import find_path
@@ -141,6 +145,21 @@ def recorded_settings(path: pathlib.Path | str) -> dict[str, Any] | None:
       f"{path} is of a stage without rollouts; give the Hugging Face folder that it wrote"
     )
   return settings
+
+
+def read_source(cfg: SourceConfig) -> Source:
+  """`make_source` with a progress bar; every row of a file must have an answer that can be scored.
+
+  Raises:
+    UserError: as `make_source`.
+  """
+  columns = (
+    progress.SpinnerColumn(),
+    progress.TextColumn("checking row {task.completed:,.0f} of the data files"),
+  )
+  with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    task = bar.add_task("rows", total=None, visible=cfg.kind == "files")
+    return make_source(cfg, check_truth, lambda: bar.advance(task))
 
 
 def check_normalisation(preprocess: PreprocessConfig, files: PolicyFiles) -> None:

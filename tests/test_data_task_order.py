@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatial_jax.data import source as source_lib
-from spatial_jax.data.pipeline import compute_async, interleave_types, prefetch, sample_tasks
+from spatial_jax.data.background import compute_async, prefetch
+from spatial_jax.data.files import FilesConfig
 from spatial_jax.data.source import (
   HELD_OUT_SEED,
   RoomSource,
@@ -25,6 +26,7 @@ from spatial_jax.data.source import (
   is_held_out,
   make_source,
 )
+from spatial_jax.data.task_order import interleave_types, sample_tasks
 from spatial_jax.errors import DataError
 from spatial_jax.synthetic import tasks as tasks_lib
 from spatial_jax.synthetic.floorplan import ProceduralConfig
@@ -35,6 +37,7 @@ from tests import rollout_fixtures as fixtures
 TYPES = ("object_counting", "object_abs_distance", "camera_distance")
 ROOMS = ProceduralConfig(objects=(3, 5), side_m=(3.0, 4.0), l_shape_share=0.0, repeat_share=0.3)
 CAMERA = CameraConfig(56, 56, 75.0, (1,))
+FILES = FilesConfig((), "", 0.1, (), "shuffled", 0.05, True)
 QUESTIONS = QuestionConfig(TYPES, 3, 10, 0.5, "views", 2.0, "")
 
 
@@ -203,7 +206,7 @@ def test_the_same_number_gives_the_same_tasks_and_images():
 
 
 def test_training_never_uses_held_out_rooms():
-  source = make_source(SourceConfig("procedural", "", ROOMS, CAMERA, QUESTIONS, 2, 2))
+  source = make_source(SourceConfig("procedural", "", FILES, ROOMS, CAMERA, QUESTIONS, 2, 2))
   asked = {task.scene_id for task in source.held_out(12)}
   learned = {task.scene_id for step in range(4) for task in source.batch(0, step, 6)}
   learned |= {task.scene_id for task in source.examples(0, 24)}
@@ -344,7 +347,7 @@ def test_an_interrupt_ends_the_program_at_once():
     "import signal, time\n"
     # A shell that starts tests in the background has them ignore the signal.
     "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    "from spatial_jax.data.pipeline import prefetch\n"
+    "from spatial_jax.data.background import prefetch\n"
     "items = prefetch(lambda n: n and time.sleep(600), 0, 2)\n"
     "next(items)\n"
     "print('ready', flush=True)\n"
