@@ -23,7 +23,7 @@ from spatial_jax.cli import CONFIG_HELP, enable_compilation_cache, launch, no_ar
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data import tokenizer as tokenizer_lib
 from spatial_jax.data.background import compute_async
-from spatial_jax.data.source import Source, SourceConfig
+from spatial_jax.data.source import Source, SourceConfig, prompt_stream
 from spatial_jax.evaluate.console import make_console
 from spatial_jax.evaluate.evaluator import (
   EvaluationConfig,
@@ -45,6 +45,7 @@ from spatial_jax.report.report import About, write_report
 from spatial_jax.report.reward_card import RewardCard
 from spatial_jax.rollout import memory
 from spatial_jax.rollout.conversation import check_preprocess
+from spatial_jax.rollout.encode import PromptEncoder
 from spatial_jax.rollout.memory import bytes_of
 from spatial_jax.stages import loop
 from spatial_jax.stages.context import (
@@ -227,13 +228,15 @@ def make_stage(
   )
   print(whole)
   memory.check(whole, "config.rollout.slots")
+  encode = PromptEncoder(context.conversation, engine.cfg)
   return GrpoStage(
     engine=engine,
     programs=compiled.LearnPrograms(parts.policy, parts.optimizer, cfg.learn.loss, cfg.learn.micro),
     decode_params=context.decode_params,
     keep_features=not context.policy.vision_trainable,
-    source=source,
-    pipeline=cfg.pipeline,
+    prompt_stream=lambda first: prompt_stream(
+      source, encode, cfg.seed, first, cfg.rollout.prompts, cfg.pipeline
+    ),
     cfg=cfg.learn,
     shapes=parts.shapes,
     steps=cfg.loop.steps,

@@ -3,14 +3,14 @@
 import json
 import pathlib
 import sys
-import types
 
 import jax
 import numpy as np
 import pytest
 
 from spatial_jax import metrics
-from spatial_jax.data.pipeline import PipelineConfig
+from spatial_jax.data.background import prefetch
+from spatial_jax.data.pipeline import PipelineConfig, PromptBatch
 from spatial_jax.evaluate.evaluator import progress_evaluation
 from spatial_jax.metrics import LogConfig
 from spatial_jax.report.report import About, write_report
@@ -58,15 +58,17 @@ def workdir(tmp_path_factory):
   """The work directory of a run of two steps."""
   folder = tmp_path_factory.mktemp("run")
   lab = step_fixtures.step_setup(1, 1, 1)
+
+  def prompts(step):
+    tasks = step_fixtures.tasks(100 * step)[: lab.engine.cfg.prompts]
+    return PromptBatch([lab.engine.conversation.prompt(task) for task in tasks], ())
+
   stage = GrpoStage(
     engine=lab.engine,
     programs=lab.learn,
     decode_params=lab.decode_params,
     keep_features=not lab.policy.vision_trainable,
-    source=types.SimpleNamespace(
-      batch=lambda seed, step, count: step_fixtures.tasks(100 * step)[:count]
-    ),
-    pipeline=PIPELINE,
+    prompt_stream=lambda first: prefetch(prompts, first, 1),
     cfg=LEARN,
     shapes=step_fixtures.SHAPES,
     steps=2,

@@ -6,7 +6,7 @@ tasks ─► prompts ─► rollouts (with drawing) ─► scores ─► advanta
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -14,8 +14,7 @@ import numpy as np
 
 from spatial_jax.checks import is_ascending
 from spatial_jax.config import check_field, check_number, check_whole
-from spatial_jax.data.pipeline import PipelineConfig
-from spatial_jax.data.source import Source, prompt_stream
+from spatial_jax.data.pipeline import PromptBatch
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.learn.advantage import AdvantageConfig, advantage
 from spatial_jax.learn.losses import LossConfig
@@ -29,7 +28,6 @@ from spatial_jax.learn.train_batch import (
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.reward.compose import RewardConfig, score
 from spatial_jax.reward.snra import sharpness
-from spatial_jax.rollout.encode import PromptEncoder
 from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.profiling import Timeline, save_timeline
 from spatial_jax.rollout.saved_groups import make_saved_groups, most_drawings_first, save_groups
@@ -110,8 +108,8 @@ class GrpoStage:
   decode_params: Callable[[Params], Params]  # train parameters -> decode parameters
   # True if the vision tower is frozen: the update uses the image features of the rollouts.
   keep_features: bool
-  source: Source  # of tasks
-  pipeline: PipelineConfig  # makes prompts ahead of the steps
+  # First step -> the prompts of that step and the following ones, made in the background.
+  prompt_stream: Callable[[int], Iterator[PromptBatch]]
   # cfg, shapes: of the stage, and its static shapes.
   cfg: GrpoConfig
   shapes: BatchConfig
@@ -128,10 +126,8 @@ class GrpoStage:
     return float(sharpness(step / self.steps, self.cfg.reward.schedule))
 
   def step_function(self, first: int) -> StageStep:
-    """The function of one step; the prompts of later steps are made in the background."""
-    encode = PromptEncoder(self.engine.conversation, self.engine.cfg)
-    count = self.engine.cfg.prompts
-    stream = prompt_stream(self.source, encode, self.seed, first, count, self.pipeline)
+    """The function of one step, for a run that begins with the step `first`."""
+    stream = self.prompt_stream(first)
 
     def run(state: TrainState, step: int) -> tuple[TrainState, Mapping[str, Any]]:
       batch = next(stream)
