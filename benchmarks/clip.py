@@ -19,7 +19,7 @@ from absl import app, flags
 from rich.console import Console
 
 from benchmarks import measure
-from benchmarks.model_zoo import NAMES, released
+from spatial_jax.hf.model_zoo import NAMES, released
 from spatial_jax.data.vision_packing import VisionBuckets, plan_vision, window_layout
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.qwen_vl import make_policy

@@ -17,7 +17,7 @@ import tokenizers
 from jax.sharding import NamedSharding
 from tokenizers import models, pre_tokenizers
 
-from benchmarks.model_zoo import tower_2_5
+from spatial_jax.hf.model_zoo import tower_2_5
 from spatial_jax import compiled, sharding
 from spatial_jax.data.image import PreprocessConfig, patch_image
 from spatial_jax.data.tokenizer import (

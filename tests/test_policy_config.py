@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from benchmarks.model_zoo import NAMES, released
+from spatial_jax.hf.model_zoo import NAMES, released
 from spatial_jax.config import ConfigError, build
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.lora import LoraConfig
