@@ -9,7 +9,9 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["spatial_jax", "spatial_jax.*"]),
-  package_data={"spatial_jax": ["assets/tiny/*", "report/*.jinja", "report/*.css"]},
+  package_data={
+    "spatial_jax": ["assets/tiny/*", "prompts/*.toml", "report/*.jinja", "report/*.css"]
+  },
   install_requires=[
     # Lower bounds are versions the tests were run with.
     "jax>=0.10.2",

@@ -19,8 +19,8 @@ from absl import app, flags
 from rich.console import Console
 
 from benchmarks import measure
-from spatial_jax.hf.model_zoo import NAMES, released
 from spatial_jax.data.vision_packing import VisionBuckets, plan_vision, window_layout
+from spatial_jax.hf.model_zoo import NAMES, released
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.types import PatchedImage, VisionBatch

@@ -23,8 +23,8 @@ from absl import app, flags
 from rich.console import Console
 
 from benchmarks import measure
-from spatial_jax.hf.model_zoo import NAMES, parameter_count, released
 from spatial_jax.hf import weights
+from spatial_jax.hf.model_zoo import NAMES, parameter_count, released
 from spatial_jax.hf.name_map import name_table
 from spatial_jax.policy import param_tree
 

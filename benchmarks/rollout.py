@@ -34,6 +34,8 @@ from absl import app, flags
 from benchmarks import measure, peer, shapes
 from benchmarks.measure import Benchmark, Timed
 from spatial_jax import compiled
+from spatial_jax.data.chat_template import CHATML
+from spatial_jax.data.prompt_form import PromptForm
 from spatial_jax.data.prompt_text import TextConfig
 from spatial_jax.data.tokenizer import IM_END
 from spatial_jax.data.vision_packing import VisionBuckets
@@ -41,6 +43,7 @@ from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.drawing.parser import Coordinates, Limits, Parsed
 from spatial_jax.drawing.termination import StopLimits
+from spatial_jax.grammar import VILASR, Grammar
 from spatial_jax.hf import weights
 from spatial_jax.rollout import request as request_lib
 from spatial_jax.rollout.config import RolloutConfig, SamplingParams
@@ -107,7 +110,7 @@ class Ours:
     policy = shapes.policy_of(cfg)
     self._config = rollout_config(case, parts)
     tokenizer = shapes.tokenizer(cfg)
-    conversation = Conversation(tokenizer, _text(), shapes.PREPROCESS, shapes.VIDEO, cfg)
+    conversation = Conversation(tokenizer, _form(), CHATML, shapes.PREPROCESS, shapes.VIDEO, cfg)
     stop = shapes.stop_id(cfg)
     programs = compiled.rollout_programs(policy, self._config, shapes.forbidden_ids(cfg), (stop,))
     executor = Executor(ExecutorConfig(1, 20.0, 1024), STYLE)
@@ -195,12 +198,14 @@ def prompt(question: shapes.Question, name: str) -> Prompt:
     question.next_position,
     question.images,
     question.image_starts,
+    VILASR,
   )
 
 
-def _text() -> TextConfig:
+def _form() -> PromptForm:
   """Short texts around a drawing."""
-  return TextConfig("", "", "{question}", "", "", "", "", "more", "final")
+  text = TextConfig("", "", "{question}", "", "", "", "", "", "more", "final")
+  return PromptForm(text, VILASR)
 
 
 @functools.cache
@@ -231,7 +236,7 @@ def forced_turns() -> Iterator[None]:
   def next_turn_limit(engine: Engine, request: Request) -> int:
     return lengths_of(request)[len(request.parsed)]
 
-  def parse(text: str, coordinates: Coordinates, limits: Limits) -> Parsed:
+  def parse(text: str, coordinates: Coordinates, limits: Limits, grammar: Grammar) -> Parsed:
     corner = float(zlib.crc32(text.encode()) % 100)
     box = Operation("box", 1, (corner, corner, corner + 100, corner + 50), "thing")
     return Parsed((box,), (), None, False)

@@ -17,7 +17,6 @@ import tokenizers
 from jax.sharding import NamedSharding
 from tokenizers import models, pre_tokenizers
 
-from spatial_jax.hf.model_zoo import tower_2_5
 from spatial_jax import compiled, sharding
 from spatial_jax.data.image import PreprocessConfig, patch_image
 from spatial_jax.data.tokenizer import (
@@ -31,6 +30,7 @@ from spatial_jax.data.tokenizer import (
 from spatial_jax.data.video import VideoConfig
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.hf import weights
+from spatial_jax.hf.model_zoo import tower_2_5
 from spatial_jax.hf.name_map import name_table
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy

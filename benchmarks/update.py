@@ -19,6 +19,7 @@ from absl import app, flags
 from benchmarks import measure, peer, shapes
 from benchmarks.measure import Benchmark, Timed
 from spatial_jax import compiled, sharding
+from spatial_jax.grammar import VILASR
 from spatial_jax.hf import weights
 from spatial_jax.learn.losses import LossConfig
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
@@ -190,6 +191,7 @@ def _rollouts(cfg: QwenVLConfig, work: Work) -> Rollouts:
       prompt_images=1,
       turns=(),
       end_reason="token_limit",
+      grammar=VILASR,
     )
 
   rows = [trajectory(number) for number in range(ROWS)]

@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
   cfg.loop.evaluate_every = 8  # steps
   cfg.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all remaining devices
   cfg.source = source()
-  cfg.text = text()
+  cfg.text = "tiny"  # prompt form: ViLaSR's conversation in few tokens; see docs/prompts.md
   cfg.preprocess = preprocess()
   cfg.video = video()
   cfg.rollout = rollout()
@@ -155,23 +155,6 @@ def source() -> ConfigDict:
       "max_tasks_per_scene": 2,  # in a batch: rendering costs time, variety of rooms helps
       # For directions, which one room in 20 offers; every room that is tried is rendered.
       "rare_type_retries": 2,
-    }
-  )
-
-
-def text() -> ConfigDict:
-  """ViLaSR's conversation in few tokens."""
-  return ConfigDict(
-    {
-      "system": "",
-      "image_line": "image {index} ({width} x {height})\n",
-      "question": "{question}\nThink, draw if it helps, then answer:",
-      "number_suffix": "\nAnswer with a number.",
-      "choice_suffix": "\nAnswer with the option's letter.",
-      "words_suffix": "\nAnswer in one or two words.",
-      "observation": "image {index} ({width} x {height})\n",
-      "more": "Draw again or answer:",
-      "final": "Now answer:",
     }
   )
 

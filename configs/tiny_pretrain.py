@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
   cfg.rooms = source.rooms
   cfg.camera = source.camera
   cfg.questions = source.questions
-  cfg.text = common.text()
+  cfg.text = "tiny"
   cfg.preprocess = common.preprocess()
   cfg.video = common.video()
   cfg.style = common.style()

@@ -3,7 +3,7 @@
 Answers one question about images with a policy (a Hugging Face folder or the work directory of a
 run). Streams the answer, and writes the drawn images and report.html into the work directory.
 
-The work directory of a run records its prompt texts and limits. For a Hugging Face folder they come
+The work directory of a run records its prompt form and limits. For a Hugging Face folder they come
 from --config, by default configs/chat.py: ViLaSR's conversation, for full-size policies. The
 embedded policy needs --config=configs/tiny.py.
 """
@@ -29,8 +29,9 @@ from spatial_jax import compiled, sharding
 from spatial_jax import workdir as workdir_lib
 from spatial_jax.cli import CHECKPOINT_HELP, enable_compilation_cache, launch, parse_flags
 from spatial_jax.config import ConfigError, build
+from spatial_jax.data.prompt_form import form_of, read_form
 from spatial_jax.data.records import read_image
-from spatial_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from spatial_jax.data.tokenizer import SPECIAL_TOKENS
 from spatial_jax.errors import UserError
 from spatial_jax.evaluate.predictions import mean_logp, most_likely
 from spatial_jax.policy.qwen_vl import make_policy
@@ -38,18 +39,25 @@ from spatial_jax.report.report import About, write_report
 from spatial_jax.reward.format import final_answer
 from spatial_jax.rollout.auto_buckets import fit_rollout_config
 from spatial_jax.rollout.config import TEMPERATURES, is_temperature
+from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.request import Request
 from spatial_jax.rollout.saved_groups import make_saved_groups, save_groups
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
 from spatial_jax.stages.context import RunConfig, open_context, settings_of
-from spatial_jax.stages.load import load_params, own_preprocess, read_policy, recorded_settings
+from spatial_jax.stages.load import (
+  FORM_KEY,
+  load_params,
+  own_preprocess,
+  read_policy,
+  recorded_settings,
+)
 from spatial_jax.types import ImageRef, Task, Trajectory
 from spatial_jax.workdir import lock_workdir, to_path
 
 _DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "chat.py"
 
 CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "prompt texts and limits (default: of the run, else configs/chat.py)"
+  "config", None, "prompt form and limits (default: of the run, else configs/chat.py)"
 )
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, CHECKPOINT_HELP, required=True)
 IMAGE = flags.DEFINE_multi_string("image", [], "image file; repeat for several images")
@@ -106,7 +114,7 @@ def overlay(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
 
 
 def chat(
-  settings: Mapping[str, Any],
+  settings: Mapping[str, Any],  # of a config, or of a run, which records its prompt form
   checkpoint: str,
   task: Task,
   how: ChatOptions,
@@ -119,13 +127,14 @@ def chat(
   Raises:
     UserError: if something cannot be used; then nothing in the work directory has changed.
   """
-  cfg = build(RunConfig, settings)
+  cfg = build(RunConfig, {key: value for key, value in settings.items() if key != FORM_KEY})
+  form = form_of(settings[FORM_KEY]) if FORM_KEY in settings else read_form(cfg.text)
   sharding.refuse_several_processes()
   mesh = sharding.make_mesh(cfg.mesh, jax.devices())
   files = read_policy(checkpoint)
   cfg = dataclasses.replace(cfg, preprocess=own_preprocess(files, cfg.preprocess))
   policy = make_policy(files.cfg, compiled.compute_dtype(mesh), mesh)
-  with open_context(policy, files.tokenizer, cfg, None) as context:
+  with open_context(policy, files, form, cfg, None) as context:
     conversation = dataclasses.replace(context.conversation, response_prefix=how.begin)
     context = dataclasses.replace(context, conversation=conversation)
     prompt = conversation.prompt(task)
@@ -142,12 +151,13 @@ def chat(
       seed=cfg.seed,
       step=0,
       sampling_params=[sampling] * how.samples,
-      token_listener=_Streamer(files.tokenizer, how.begin, workdir, stream),
+      token_listener=_Streamer(conversation, workdir, stream),
     )
     (group,) = generate_rollouts(engine, weights, job)
   kept = most_likely(group, how.best)
   names = ["greedy"] if greedy else []
-  saved = make_saved_groups([prompt], [kept], None, names=names, response_prefix=how.begin)
+  given = conversation.turn_prefix(first=True)
+  saved = make_saved_groups([prompt], [kept], None, names=names, response_prefix=given)
   save_groups(saved, workdir)
   facts = (("policy", checkpoint), ("command", command))
   write_report(workdir, About("One question", task.question, facts), None, 1)
@@ -173,8 +183,8 @@ def _image_name(sample: int | str, number: int | str) -> str:
 class _Streamer:
   """Streams the text of the first sample, and saves every drawn image."""
 
-  def __init__(self, tokenizer: Tokenizer, begin: str, workdir: pathlib.Path, stream: Stream):
-    self._tokenizer, self._begin, self._workdir, self._stream = tokenizer, begin, workdir, stream
+  def __init__(self, conversation: Conversation, workdir: pathlib.Path, stream: Stream):
+    self._conversation, self._workdir, self._stream = conversation, workdir, stream
     self._kept: set[pathlib.Path] = set()
     self._turn, self._streamed = -1, ""
 
@@ -184,9 +194,11 @@ class _Streamer:
       return
     if len(request.parsed) != self._turn:
       self._turn, self._streamed = len(request.parsed), ""
-      self._stream("".join(f"\n[{path}]" for path in fresh) + "\n" if fresh else self._begin)
+      drawn = "".join(f"\n[{path}]" for path in fresh) + "\n" if fresh else ""
+      self._stream(drawn + self._conversation.turn_prefix(first=not request.parsed))
     # A character may end with the next token.
-    text = self._tokenizer.decode(request.turn_ids).rstrip("\N{REPLACEMENT CHARACTER}")
+    text = self._conversation.tokenizer.decode(request.turn_ids)
+    text = text.rstrip("\N{REPLACEMENT CHARACTER}")
     self._stream(text[len(self._streamed) :])
     self._streamed = text
 
@@ -264,7 +276,11 @@ def _settings() -> dict[str, Any]:
   recorded = recorded_settings(CHECKPOINT.value) if default else None
   if recorded is None:
     return settings_of(RunConfig, json.loads(CONFIG.value.to_json_best_effort()))
-  return settings_of(RunConfig, overlay(recorded, config_flags.get_override_values(flag)))
+  overrides = config_flags.get_override_values(flag)
+  settings = settings_of(RunConfig, overlay(recorded, overrides))
+  if FORM_KEY in recorded and "text" not in overrides:  # the file may have changed since
+    settings[FORM_KEY] = recorded[FORM_KEY]
+  return settings
 
 
 def _task(question: str) -> Task:

@@ -10,6 +10,7 @@ import jax
 
 from spatial_jax import compiled, sharding
 from spatial_jax.config import build
+from spatial_jax.data.prompt_form import form_record, read_form
 from spatial_jax.data.source import SourceConfig
 from spatial_jax.errors import CheckpointError
 from spatial_jax.evaluate.behaviour import behaviour
@@ -32,6 +33,7 @@ from spatial_jax.reward.compose import RewardConfig
 from spatial_jax.rollout.engine import Engine
 from spatial_jax.stages.context import RunConfig, open_context
 from spatial_jax.stages.load import (
+  FORM_KEY,
   PolicyFiles,
   check_normalisation,
   load_params,
@@ -58,6 +60,8 @@ def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -
     UserError: if config, policy or work directory cannot be used; nothing was written.
   """
   cfg = build(EvaluateRun, settings)
+  form = read_form(cfg.text)
+  settings = settings | {FORM_KEY: form_record(form)}
   sharding.refuse_several_processes()
   mesh = sharding.make_mesh(cfg.mesh, jax.devices())
   end = read_policy(checkpoint)
@@ -66,7 +70,7 @@ def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -
     check_normalisation(cfg.preprocess, files)
   source = read_source(cfg.source)
   policy = make_policy(end.cfg, compiled.compute_dtype(mesh), mesh)
-  with open_context(policy, end.tokenizer, cfg, end.benchmark) as context:
+  with open_context(policy, end, form, cfg, end.benchmark) as context:
 
     def make_engine(tasks: int) -> Engine:
       has_start = start is not None

@@ -21,8 +21,8 @@ from ml_collections import config_flags
 from spatial_jax import compiled, rng, sharding
 from spatial_jax.cli import CONFIG_HELP, enable_compilation_cache, launch, no_arguments
 from spatial_jax.config import ConfigError, build
-from spatial_jax.data import tokenizer as tokenizer_lib
 from spatial_jax.data.background import compute_async
+from spatial_jax.data.prompt_form import form_record, read_form
 from spatial_jax.data.source import Source, SourceConfig, prompt_stream
 from spatial_jax.evaluate.console import make_console
 from spatial_jax.evaluate.evaluator import (
@@ -57,6 +57,7 @@ from spatial_jax.stages.context import (
 )
 from spatial_jax.stages.grpo import GrpoConfig, GrpoStage, batch_config
 from spatial_jax.stages.load import (
+  FORM_KEY,
   MODEL_KEY,
   PolicyFiles,
   check_normalisation,
@@ -64,10 +65,11 @@ from spatial_jax.stages.load import (
   read_policy,
   read_source,
   record,
+  store_conversation_files,
 )
 from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.types import Params, TrainState
-from spatial_jax.workdir import bind_workdir, lock_workdir, to_path, write_text
+from spatial_jax.workdir import bind_workdir, lock_workdir, to_path
 
 # Keys that may differ when a run is resumed: lengths, intervals, outputs, and padded sizes. Another
 # loop.steps changes warm-up, decay and sharpness from the resumed step on.
@@ -82,6 +84,7 @@ MAY_DIFFER = (
   "learn.saved_groups",
   "evaluation",
   "executor",
+  "text",  # where the prompt form is; "form" is what it says
 )
 
 # Kinds of sources, as the title of the report names them.
@@ -179,6 +182,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
       is then not bound to the config.
   """
   cfg = build(TrainConfig, dict(config))
+  form = read_form(cfg.text)
   sharding.refuse_several_processes()
   mesh = sharding.make_mesh(cfg.mesh, jax.devices())
   files = read_policy(cfg.init)
@@ -188,11 +192,12 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   source.batch(cfg.seed, 0, 1)  # refuses a source without training tasks
   trained_on = source.benchmark or files.benchmark
   shapes = evaluation_rollout_config(cfg.rollout, cfg.evaluation, cfg.evaluation.tasks, True)
-  with open_context(parts.policy, files.tokenizer, cfg, trained_on) as context:
+  with open_context(parts.policy, files, form, cfg, trained_on) as context:
     stage = make_stage(cfg, context, parts, source, workdir)
     context.evaluation_engine(shapes, has_start=True)  # refuses what would not fit at the end
     lock_workdir(workdir)
-    resolved = json.loads(config.to_json_best_effort()) | {MODEL_KEY: record(files.cfg)}
+    resolved = json.loads(config.to_json_best_effort())
+    resolved |= {MODEL_KEY: record(files.cfg), FORM_KEY: form_record(form)}
     questions = None
     if not is_up_to_date(workdir, fingerprint(cfg)):  # rendered while the first programs compile
       make = functools.partial(load_questions, source, cfg.evaluation, cfg.learn.reward, cfg.seed)
@@ -268,7 +273,7 @@ def train(
   if replicated := sharding.replication_report(states[0].params, context.mesh):
     print(replicated)
   bind_workdir(workdir, resolved, MAY_DIFFER)
-  write_text(workdir / tokenizer_lib.FILE, files.tokenizer.inner.to_str(pretty=True))
+  store_conversation_files(files, workdir)
   evaluate_state = progress_evaluation(
     stage.engine,
     context.decode_params,

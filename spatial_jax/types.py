@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from spatial_jax.grammar import Grammar
+
 if TYPE_CHECKING:
   import jax
 
@@ -91,7 +93,8 @@ class Task:
   options: tuple[str, ...] | None  # "A. chair", ... for a multiple-choice question
   answer: str  # the true answer: a number, an option letter ("A") or words; "" if unknown
   answer_kind: AnswerKind
-  unit: str | None  # of a number: "m", "count", ...; None: the one that the question asks for
+  # Of a number: "m", "count", "degrees", ...; None: the one that the question asks for.
+  unit: str | None
   media: tuple[Media, ...]  # in the order of their places in the question
   source: str  # "procedural", "vsi-rooms", "photos", a file, or "hand": typed by a user
   scene_id: str  # the training and held-out splits have no scene in common
@@ -144,6 +147,7 @@ class Prompt:
   images: tuple[PatchedImage, ...]  # in order of appearance
   image_start: tuple[int, ...]  # first pad token of image i, which has images[i].tokens of them
   original_sizes: tuple[tuple[int, int], ...]  # (height, width) of each image before resizing
+  grammar: Grammar  # the structure that the prompt asks for
 
 
 Prompts: TypeAlias = list[Prompt]
@@ -192,6 +196,7 @@ class Trajectory:
   prompt_images: int  # images of the prompt
   turns: tuple[Turn, ...]
   end_reason: str
+  grammar: Grammar  # of the prompt; answer and format are read with it
 
   @property
   def text(self) -> str:

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from spatial_jax.data.media import image_size, read_pixels
 from spatial_jax.evaluate.bootstrap import bootstrap_interval, paired_interval
 from spatial_jax.evaluate.results import Paired, ResultColumn, ResultRow, ResultTable, write_results
+from spatial_jax.grammar import VILASR
 from spatial_jax.learn.advantage import AdvantageConfig, advantage
 from spatial_jax.report.reward_card import RewardCard
 from spatial_jax.reward.compose import RewardConfig, score
@@ -126,6 +127,7 @@ class TrajectoryWriter:
       prompt_images=prompt_images,
       turns=tuple(self.turns),
       end_reason=end_reason,
+      grammar=VILASR,
     )
 
 
@@ -224,7 +226,9 @@ def prompt(task: Task) -> Prompt:
   """A prompt of which only the task and its images are real."""
   images = tuple(patched(read_pixels(one)) for one in task.media)
   sizes = tuple(image_size(one) for one in task.media)
-  return Prompt(task, np.zeros(1, np.int32), np.zeros((1, 3), np.int32), 1, images, (), sizes)
+  return Prompt(
+    task, np.zeros(1, np.int32), np.zeros((1, 3), np.int32), 1, images, (), sizes, VILASR
+  )
 
 
 def result_table(generator: np.random.Generator) -> ResultTable:

@@ -7,9 +7,13 @@ from typing import Any
 from configs import common
 from experiments.tiny.tokenizer import train_tokenizer
 from spatial_jax.config import build
+from spatial_jax.data.chat_template import CHATML
 from spatial_jax.evaluate_main import EvaluateRun
 from spatial_jax.hf import weights
+from spatial_jax.hf.generation import NOTHING
+from spatial_jax.policy import lora
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
+from spatial_jax.stages.load import PolicyFiles
 from tests.policy_fixtures import QWEN2_5_TOWER, QWEN2_DECODER, hashed_params, with_ids
 
 VOCABULARY = 288
@@ -30,14 +34,7 @@ SMALLER = {
   "source.questions.types": ("object_counting", "object_rel_distance", "camera_distance"),
   "source.questions.min_visible_pixels": 10,
   "source.max_tasks_per_scene": 3,
-  "text.image_line": "",
-  "text.question": "{question}\n",
-  "text.number_suffix": "",
-  "text.choice_suffix": "",
-  "text.words_suffix": "",
-  "text.observation": "",
-  "text.more": "",
-  "text.final": "",
+  "text": str(pathlib.Path(__file__).parent / "short_form.toml"),
   "preprocess.min_pixels": 28 * 28,
   "preprocess.max_pixels": SIDE_PX**2,
   "rollout.max_tokens_per_turn": 8,
@@ -96,6 +93,21 @@ def policy_config() -> QwenVLConfig:
     2, 16, 2, 1, 8, 32, VOCABULARY, 1e4, (2, 1, 1), 1e-6, True, *QWEN2_DECODER
   )
   return with_ids(vision, decoder, tokenizer())
+
+
+def policy_files() -> PolicyFiles:
+  """The very small policy without a folder."""
+  return PolicyFiles(
+    path=pathlib.Path(),
+    checkpoint=None,
+    cfg=policy_config(),
+    lora=lora.OFF,
+    tokenizer=tokenizer(),
+    template=CHATML,
+    generation=NOTHING,
+    preprocess=None,
+    benchmark=None,
+  )
 
 
 def random_params(seed: int):

@@ -6,6 +6,8 @@ import functools
 from configs import tiny_pretrain
 from experiments.tiny.pretrain import BatchBuilder, PretrainConfig
 from spatial_jax.config import build
+from spatial_jax.data.chat_template import CHATML
+from spatial_jax.data.prompt_form import read_form
 from spatial_jax.rollout.conversation import Conversation
 from tests import rollout_fixtures as fixtures
 
@@ -60,7 +62,8 @@ def builder() -> BatchBuilder:
     vision=cfg.vision,
     decoder=dataclasses.replace(cfg.decoder, vocabulary=fixtures.VOCABULARY),
   )
-  conversation = Conversation(fixtures.TOKENIZER, cfg.text, cfg.preprocess, cfg.video, policy)
+  form = read_form(cfg.text)
+  conversation = Conversation(fixtures.TOKENIZER, form, CHATML, cfg.preprocess, cfg.video, policy)
   shapes = dataclasses.replace(
     cfg.shapes, prefix_buckets=(512,), tokens=1024, vocabulary=fixtures.VOCABULARY
   )

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from spatial_jax.grammar import VILASR
 from spatial_jax.reward.compose import RewardConfig
 from spatial_jax.reward.snra import Schedule
 from spatial_jax.types import Task, Trajectory, Turn
@@ -55,7 +56,7 @@ def turn(text, executable=True, errors=()):
   return Turn(0, 0, text, (), tuple(errors), executable, ())
 
 
-def rollout(*turns, task=DISTANCE, end_reason="answer", sample=0):
+def rollout(*turns, task=DISTANCE, end_reason="answer", sample=0, grammar=VILASR):
   """A trajectory with only texts and flags; a str is a turn without errors."""
   empty = np.zeros(0, np.int32)
   return Trajectory(
@@ -75,4 +76,5 @@ def rollout(*turns, task=DISTANCE, end_reason="answer", sample=0):
     prompt_images=0,
     turns=tuple(turn(t) if isinstance(t, str) else t for t in turns),
     end_reason=end_reason,
+    grammar=grammar,
   )

@@ -12,6 +12,8 @@ import pytest
 
 from experiments.tiny.tokenizer import train_tokenizer
 from spatial_jax import compiled
+from spatial_jax.data.chat_template import CHATML
+from spatial_jax.data.prompt_form import PromptForm
 from spatial_jax.data.prompt_text import TextConfig
 from spatial_jax.data.tokenizer import IM_END, IMAGE_PAD
 from spatial_jax.data.vision_packing import VisionBuckets
@@ -19,6 +21,7 @@ from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.drawing.parser import Limits, Parsed, parse
 from spatial_jax.drawing.termination import StopLimits
+from spatial_jax.grammar import VILASR
 from spatial_jax.learn.gradient import batch_logprobs
 from spatial_jax.learn.train_batch import BatchConfig, Microbatches, to_train_batch
 from spatial_jax.policy.config import QwenVLConfig
@@ -46,7 +49,10 @@ ANSWER_TURN = "<think> chair 2.1 m. </think> Action: Answer\n<answer> 2.1 </answ
 TOKENIZER = train_tokenizer([BOX_TURN, ANSWER_TURN, "How far is the chair?"] * 4, VOCABULARY - 8)
 STOP = TOKENIZER.id(IM_END)
 PADS = (TOKENIZER.id(IMAGE_PAD),)
-WORDS = TextConfig("", "{index}\n", "{question}", " N", " L", " W", "{index}\n", "more", "final")
+WORDS = TextConfig(
+  "", "{index}\n", "{question}", "", " N", " L", " W", "{index}\n", "more", "final"
+)
+FORM = PromptForm(WORDS, VILASR)
 STYLE = Style(line_px=1, dot_px=1, font_px=6, label_offset_px=(1, 1))
 SAMPLED = SamplingParams(
   temperature=1.0, greedy=False, top_k=0, top_p=1.0, min_p=0.0, max_tokens_per_turn=0
@@ -114,7 +120,7 @@ def task(name: str, sizes: Sequence[tuple[int, int]] = ((24, 24),), question: st
 
 
 def conversation(cfg: QwenVLConfig | None = None) -> Conversation:
-  return Conversation(TOKENIZER, WORDS, PREPROCESS, VIDEO_CONFIG, cfg or policy_config())
+  return Conversation(TOKENIZER, FORM, CHATML, PREPROCESS, VIDEO_CONFIG, cfg or policy_config())
 
 
 def shapes() -> BatchConfig:
@@ -173,8 +179,8 @@ def _programs_for(cfg: RolloutConfig) -> RolloutPrograms:
 def draw_in_all_turns(monkeypatch: pytest.MonkeyPatch) -> None:
   """Random weights write no protocol: a turn that ends by itself draws boxes, by its text."""
 
-  def boxes(text, coordinates, limits) -> Parsed:
-    parsed = parse(text, coordinates, limits)
+  def boxes(text, coordinates, limits, grammar) -> Parsed:
+    parsed = parse(text, coordinates, limits, grammar)
     images = range(1, 1 + min(len(coordinates.sizes), 1 + len(text) % 2))
     box = (1.0, 2.0, 9.0, 3.0 + len(text.encode()) % 11)
     operations = tuple(Operation("box", i, box, text[:3]) for i in images)

@@ -13,10 +13,12 @@ import pytest
 from experiments.tiny.tokenizer import train_tokenizer
 from spatial_jax import compiled, sharding
 from spatial_jax.compiled import LearnPrograms
+from spatial_jax.data.chat_template import CHATML
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.drawing.parser import Coordinates, Limits, Parsed
 from spatial_jax.drawing.termination import StopLimits, end_reason
+from spatial_jax.grammar import Grammar
 from spatial_jax.learn.advantage import advantage
 from spatial_jax.learn.losses import LossConfig
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
@@ -44,7 +46,7 @@ from tests.policy_fixtures import (
   small_config,
   with_ids,
 )
-from tests.rollout_fixtures import SAMPLED, STYLE, WORDS
+from tests.rollout_fixtures import FORM, SAMPLED, STYLE
 
 VOCABULARY = 288
 TOKENIZER = train_tokenizer(["How far is the chair from the table, in meters?"] * 4, VOCABULARY)
@@ -119,7 +121,7 @@ def step_setup(
   # Smaller weights: the large logits of the parity cases lose a digit to rounding.
   params = jax.tree.map(lambda x: x * jnp.float32(0.7), hashed_params(cfg, 3))
   params = jax.device_put(params, sharding.param_shardings(params, mesh))
-  conversation = Conversation(TOKENIZER, WORDS, PREPROCESS, VIDEO_CONFIG, cfg)
+  conversation = Conversation(TOKENIZER, FORM, CHATML, PREPROCESS, VIDEO_CONFIG, cfg)
   executor = Executor(ExecutorConfig(0, 20.0, 1024), STYLE)
   return StepSetup(
     engine=make_engine(policy, conversation, executor, rollout, 0, "config.rollout.slots"),
@@ -146,7 +148,7 @@ def tasks(first: int) -> list[Task]:
 def make_rollouts_draw(monkeypatch: pytest.MonkeyPatch) -> None:
   """Makes half of the first turns draw a box, chosen by their text: random weights never draw."""
 
-  def parse(text: str, coordinates: Coordinates, limits: Limits) -> Parsed:
+  def parse(text: str, coordinates: Coordinates, limits: Limits, grammar: Grammar) -> Parsed:
     box = Operation("box", 1, (2.0, 3.0, 15.0, 4.0 + len(text)), "a")
     draws = len(coordinates.sizes) == 1 and zlib.crc32(text.encode()) % 2 == 0
     return Parsed((box,) if draws else (), (), None, False)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from experiments.tiny.tokenizer import train_tokenizer
 from spatial_jax.config import ConfigError, build
+from spatial_jax.data.chat_template import CHATML
 from spatial_jax.data.prompt_text import (
   TextConfig,
   expand_image_tokens,
@@ -33,6 +34,7 @@ TEXT = TextConfig(
   system="Be brief.",
   image_line="image {index}, {width} x {height}\n",
   question="Q: {question}\nA:",
+  options="",
   number_suffix="\nnumber",
   choice_suffix="\nletter",
   words_suffix="",
@@ -157,7 +159,7 @@ def test_prompt_in_full():
   choice = dataclasses.replace(
     task("x"), question="Which?", options=("A. chair", "B. sofa"), answer_kind="choice"
   )
-  assert prompt_text(choice, patched([(28, 56)]), TEXT) == (
+  assert prompt_text(choice, patched([(28, 56)]), TEXT, CHATML) == (
     "<|im_start|>system\nBe brief.<|im_end|>\n"
     "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>image 1, 56 x 28\n"
     "Q: Which?\nA. chair\nB. sofa\nletter\nA:<|im_end|>\n<|im_start|>assistant\n"
@@ -171,13 +173,13 @@ def test_special_tokens_in_the_texts_are_refused(field):
 
 
 def test_observation_in_full():
-  text = observation_text(3, patched([(28, 56), (28, 28)]), True, TEXT)
+  text = observation_text(3, patched([(28, 56), (28, 28)]), True, TEXT, CHATML)
   image = "<|vision_start|><|image_pad|><|vision_end|>"
   assert text == (
     f"\n<|im_start|>user\n{image}drawn 3, 56 x 28\n{image}drawn 4, 28 x 28\n"
     "answer now<|im_end|>\n<|im_start|>assistant\n"
   )
-  assert "go on" in observation_text(3, patched([(28, 28)]), False, TEXT)
+  assert "go on" in observation_text(3, patched([(28, 28)]), False, TEXT, CHATML)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +209,7 @@ def test_a_template_that_cannot_be_filled_is_refused_by_its_key(key, template, p
 
 def test_doubled_braces_are_braces_of_the_text():
   cfg = dataclasses.replace(TEXT, question='{{"answer": 4}} {question}', image_line="{index:>3}")
-  assert '  1{"answer": 4} How far' in prompt_text(task("x"), patched([(28, 28)]), cfg)
+  assert '  1{"answer": 4} How far' in prompt_text(task("x"), patched([(28, 28)]), cfg, CHATML)
 
 
 @given(WILD, st.lists(WILD, max_size=3))
@@ -216,7 +218,11 @@ def test_a_question_cannot_add_special_tokens_to_its_prompt(question, options):
   harmless = dataclasses.replace(task("x"), question="?", options=("?",) * len(options))
   wild = dataclasses.replace(harmless, question=question, options=tuple(options))
   special = [
-    [i for i in TOKENIZER.encode(prompt_text(t, patched([(28, 28)]), TEXT)) if i in SPECIAL_IDS]
+    [
+      i
+      for i in TOKENIZER.encode(prompt_text(t, patched([(28, 28)]), TEXT, CHATML))
+      if i in SPECIAL_IDS
+    ]
     for t in (harmless, wild)
   ]
   assert special[0] == special[1]

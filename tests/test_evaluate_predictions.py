@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from spatial_jax import sharding
 from spatial_jax.data.pipeline import PipelineConfig
+from spatial_jax.data.prompt_form import read_form
 from spatial_jax.evaluate import baselines, predictions
 from spatial_jax.evaluate.behaviour import behaviour
 from spatial_jax.evaluate.predictions import EvaluationSet, Prediction
@@ -41,7 +42,7 @@ def engine_and_params():
   cfg = fixtures.run_config()
   mesh = sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
   policy = make_policy(fixtures.policy_config(), jnp.dtype("float32"), mesh)
-  with open_context(policy, fixtures.tokenizer(), cfg, None) as context:
+  with open_context(policy, fixtures.policy_files(), read_form(cfg.text), cfg, None) as context:
     shapes = dataclasses.replace(cfg.rollout, prompts=8, slots=8, group=3)
     params = context.decode_params(fixtures.random_params(0))
     yield context.engine(shapes, 0, "config.evaluation.slots"), params

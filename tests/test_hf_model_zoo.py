@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from spatial_jax.hf.model_zoo import NAMES, parameter_count, released
 from spatial_jax.hf import config
+from spatial_jax.hf.model_zoo import NAMES, parameter_count, released
 from spatial_jax.policy.qwen_vl import make_policy
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs" / "policies.md"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.clip import clip_batch
-from spatial_jax.hf.model_zoo import released
 from spatial_jax.data.vision_packing import VisionBuckets, geometric_buckets, plan_vision
+from spatial_jax.hf.model_zoo import released
 from spatial_jax.policy import cache as cache_lib
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.types import PatchedImage, TokenArrays

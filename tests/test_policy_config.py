@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from spatial_jax.hf.model_zoo import NAMES, released
 from spatial_jax.config import ConfigError, build
+from spatial_jax.hf.model_zoo import NAMES, released
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.lora import LoraConfig
 from tests.policy_fixtures import family_configs, small_config

@@ -13,6 +13,7 @@ import pytest
 
 from spatial_jax import config
 from spatial_jax.errors import DataError
+from spatial_jax.grammar import Grammar
 from spatial_jax.reward import compose
 from spatial_jax.reward.compose import (
   RewardConfig,
@@ -109,10 +110,10 @@ def test_an_unreadable_answer_has_reward_0_and_is_not_parsed(text):
   assert scores.reward_BG[0] == scores.accuracy_BG[0] == scores.score_BG[0] == 0.0
 
 
-def test_a_rollout_that_ended_early_has_reward_0_even_if_the_truth_is_0():
+def test_a_rollout_that_ended_early_has_reward_0_even_if_option_0_is_right():
   """An unread answer has the value 0, which must not equal a truth of 0."""
-  none = dataclasses.replace(DISTANCE, question="How many beds?", answer="0")
-  scores = scores_of(rollout(answering("0"), task=none, end_reason="token_limit"), task=none)
+  first = dataclasses.replace(NEAREST, answer="A")
+  scores = scores_of(rollout(answering("A"), task=first, end_reason="token_limit"), task=first)
   assert scores.reward_BG[0] == scores.score_BG[0] == 0.0
 
 
@@ -272,6 +273,45 @@ def test_the_reward_of_a_text_refuses_wrong_truths_and_units():
 def test_a_count_of_a_text_may_have_a_noun(noun, right):
   result = reward_of_text(answering("4 chairs"), "4", CFG, 1.0, unit="count", noun=noun)
   assert result["score"] == result["parsed"] == right
+
+
+@pytest.mark.parametrize(
+  ("text", "reward", "parsed"), [("the Sofa.", 1.5, 1), ("a bed", 0.0, 1), ("?", 0.0, 0)]
+)
+@pytest.mark.parametrize("choice", ["smooth", "exact"])
+def test_words_are_rewarded_like_a_choice(text, reward, parsed, choice):
+  words = dataclasses.replace(
+    DISTANCE, question="What is next to the lamp?", answer="sofa", answer_kind="words"
+  )
+  cfg = dataclasses.replace(CFG, choice=choice)
+  scores = scores_of(rollout(answering(text), task=words), task=words, cfg=cfg, k=50.0)
+  assert scores.reward_BG[0] == pytest.approx(reward, abs=1e-3)
+  assert scores.parsed_BG[0] == parsed
+  result = reward_of_text(answering(text), "sofa", cfg, 50.0, words=True)
+  assert result["reward"] == scores.reward_BG[0]
+  assert result["parsed"] == parsed
+
+
+def test_words_have_no_unit_and_no_options():
+  for form in ({"unit": "m"}, {"options": NEAREST.options}):
+    with pytest.raises(ValueError, match="words has no unit"):
+      reward_of_text(answering("A"), "A", CFG, 1.0, words=True, **form)
+
+
+@pytest.mark.parametrize(
+  ("response", "grammar", "format_"),
+  [
+    ("2", Grammar("", False, "", False), 1.0),
+    ("<answer> 2 </answer>", Grammar("", False, "answer", False), 1.0),
+    ("<think> a </think><answer> 2 </answer>", Grammar("think", False, "answer", False), 1.0),
+    ("<answer> 2 </answer>", Grammar("think", False, "answer", False), 0.0),
+  ],
+)
+def test_a_text_is_rewarded_by_its_grammar(response, grammar, format_):
+  result = reward_of_text(response, "2", CFG, 1.0, grammar=grammar)
+  assert (result["score"], result["format"]) == (1.0, format_)
+  scores = scores_of(rollout(response, grammar=grammar), k=1.0)
+  assert scores.reward_BG[0] == result["reward"]
 
 
 def test_the_example_of_the_documentation_runs():

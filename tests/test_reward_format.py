@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatial_jax.drawing.parser import Coordinates, parse
-from spatial_jax.grammar import TAGS, answer_of, is_well_formed
+from spatial_jax.grammar import TAGS, VILASR, answer_of, is_well_formed
 from spatial_jax.reward.format import final_answer, format_reward
 from spatial_jax.types import OperationError
 from tests.reward_fixtures import DRAWING, answering, rollout, turn
@@ -39,7 +39,7 @@ COORDINATES = Coordinates("pixels", ((168, 168),))
   ],
 )
 def test_the_last_answer_block_after_the_reasoning_counts(text, answer):
-  assert answer_of(text) == answer
+  assert answer_of(text, VILASR) == answer
   parsed = parse(text, COORDINATES)
   assert parsed.answer_text == answer
   assert parsed.has_answer == (answer is not None)
@@ -66,7 +66,7 @@ def test_the_last_answer_block_after_the_reasoning_counts(text, answer):
   ],
 )
 def test_a_well_formed_turn_is_think_block_action_and_answer(text, well_formed):
-  assert is_well_formed(text) == well_formed
+  assert is_well_formed(text, VILASR) == well_formed
   assert parse(text, COORDINATES).well_formed == well_formed
 
 
@@ -76,11 +76,11 @@ PIECES = st.sampled_from([*TAGS, "Action:", " ", "\n", "4", "a"])
 @settings(deadline=None, max_examples=500)
 @given(st.lists(PIECES, max_size=12).map("".join) | st.text(max_size=50))
 def test_any_text_has_one_structure(text):
-  answer = answer_of(text)
+  answer = answer_of(text, VILASR)
   assert answer is None or not any(tag in answer for tag in ("<answer>", "</answer>"))
   if answer is not None:
     assert text.rindex("<answer>") > text.rfind("</think>")
-  if is_well_formed(text) and answer is None:
+  if is_well_formed(text, VILASR) and answer is None:
     assert "<answer>" not in text
     assert "</answer>" not in text
 

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spatial_jax.errors import DataError
-from spatial_jax.reward.parse import check_truth, parse_choice, read
+from spatial_jax.reward.parse import check_truth, expected_of, normal_words, parse_choice, read
 from spatial_jax.reward.plain_text import plain
 from spatial_jax.reward.quantity import COUNT, asked_unit, counted_noun, parse_number
 from spatial_jax.types import Task
@@ -528,7 +528,13 @@ def test_a_reading_follows_the_task():
     ({"answer": "E", "answer_kind": "choice", "options": FOUR}, "one of the options"),
     ({"answer": "A", "answer_kind": "choice", "options": None}, "needs options"),
     ({"answer": "A", "answer_kind": "choice", "options": ()}, "needs options"),
-    ({"answer": "a sofa", "answer_kind": "words"}, "no reward reads"),
+    ({"answer": "?", "answer_kind": "words"}, "no letter and no digit"),
+    ({"answer": "a sofa", "answer_kind": "text"}, "no reward reads"),
+    ({"answer": "about 3 m"}, "not a number alone"),
+    ({"answer": "~3"}, "not a number alone"),
+    ({"answer": "0"}, "the rewards of numbers divide by it"),
+    ({"answer": "0.0 cm"}, "answer kind words"),
+    ({"answer": "3 m", "unit": "degrees"}, "cannot be read as a number in degrees"),
   ],
 )
 def test_a_task_without_a_readable_truth_is_refused_in_one_line(changes, reason):
@@ -546,3 +552,88 @@ def test_a_readable_truth_is_returned_as_a_number():
   choice = dataclasses.replace(task("choice", "Which?", FOUR), answer="C")
   assert check_truth(choice) == (2.0, True)
   assert math.isfinite(check_truth(choice).value)
+
+
+# --- words and other units -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("text", "truth", "right"),
+  [
+    ("left", "left", True),
+    ("The Left.", "left", True),
+    ("**left**", "Left", True),
+    ("\\boxed{left}", "left", True),
+    ("to the left", "to left", True),
+    ("front-left", "Front left", True),
+    ("three", "3", True),
+    ("3", "Three", True),
+    ("3.5", "3.5", True),
+    ("a", "A", True),
+    ("the", "a", False),
+    ("3.5", "35", False),
+    ("lefty", "left", False),
+    ("left right", "left", False),
+    ("the answer is left", "left", False),
+  ],
+)
+def test_words_are_right_or_wrong(text, truth, right):
+  words = dataclasses.replace(task("words", "Where is it?"), answer=truth)
+  assert read(text, words) == (float(right), True)
+  assert read(truth, words) == check_truth(words) == (1.0, True)
+  assert not expected_of(words).is_number
+
+
+@given(st.text(max_size=60))
+@settings(deadline=None, max_examples=200)
+def test_words_equal_themselves_and_are_normal_after_one_pass(text):
+  normal = normal_words(text)
+  words = dataclasses.replace(task("words", "?"), answer=text)
+  assert read(text, words) == (float(normal != ""), normal != "")
+  assert normal_words(normal) == normal
+
+
+def test_long_or_empty_words_are_not_read():
+  words = dataclasses.replace(task("words", "?"), answer="left")
+  for text in (None, "", "?!", "left " * 1000):
+    assert read(text, words) == (0.0, False)
+
+
+@pytest.mark.parametrize(
+  ("unit", "text", "value"),
+  [
+    ("degrees", "90", 90.0),
+    ("degrees", "-45.5 degrees", -45.5),
+    ("degrees", "90\N{DEGREE SIGN}", 90.0),
+    ("degrees", "about 90 Deg.", 90.0),
+    ("degrees", "$90^{\\circ}$", 90.0),
+    ("deg", "six degrees", 6.0),
+    ("\N{DEGREE SIGN}", "90 degree", 90.0),
+    ("kg", "2.5kg", 2.5),
+    ("KG", "1,200 kilograms", 1200.0),
+    ("s", "3 sec", 3.0),
+    ("m/s", "3 m/s", 3.0),
+    ("degrees", "90 m", None),
+    ("degrees", "90 degrees celsius", None),
+    ("degrees", "80 or 90 degrees", None),
+    ("degrees", "degrees", None),
+    ("s", "3 ms", None),
+    ("s", "3 minutes", None),
+    ("m/s", "3 m", None),
+    ("kg", "x" * 200 + "kg", None),
+    ("cm", "1 m", 100.0),
+    ("m", "120 cm", 1.2),
+    ("count", "4 chairs", 4.0),
+  ],
+)
+def test_the_unit_of_a_task_replaces_that_of_its_question(unit, text, value):
+  asked = dataclasses.replace(task("number", "How large is it, in feet?"), unit=unit)
+  assert read(text, asked) == (value or 0.0, value is not None)
+
+
+@given(st.text(max_size=40), st.text(max_size=10))
+@settings(deadline=None, max_examples=200)
+def test_any_text_and_any_unit_can_be_read(text, unit):
+  value, parsed = read(text, dataclasses.replace(task("number", "?"), unit=unit))
+  assert math.isfinite(value)
+  assert parsed or value == 0.0

@@ -17,7 +17,7 @@ from configs import common
 from spatial_jax import compiled, sharding
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data.image import PreprocessConfig
-from spatial_jax.data.prompt_text import TextConfig
+from spatial_jax.data.prompt_form import read_form
 from spatial_jax.data.source import SourceConfig, make_source
 from spatial_jax.data.video import VideoConfig
 from spatial_jax.drawing.canvas import Style
@@ -285,7 +285,7 @@ NAN, INF = math.nan, math.inf
     (ROLLOUT, "gather_fractions", ((0.0,), (0.5, 1.0), (NAN,), (-0.5,), ("half",))),
     (ROLLOUT, "schedule", ("fast", None)),
     (ROLLOUT, "weights", ("int4",)),
-    (ROLLOUT, "stop_tokens", ((), ("",))),
+    (ROLLOUT, "stop_tokens", (("",),)),
     (ROLLOUT, "stop_strings", (("",), ("a", ""))),
     (ROLLOUT, "prefill", ((), (4, 2), (2, 2), (0, 1), (1.0,))),
     (ROLLOUT, "append", ((), (4, 2), (True, 2))),
@@ -494,7 +494,8 @@ def test_sampler_equals_trainer_on_real_drawings():
   policy = dataclasses.replace(loaded.policy, remat=False)
   conversation = Conversation(
     loaded.tokenizer,
-    build(TextConfig, cfg.text),
+    read_form(cfg.text),
+    loaded.template,
     build(PreprocessConfig, cfg.preprocess),
     build(VideoConfig, cfg.video),
     policy.cfg,

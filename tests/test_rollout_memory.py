@@ -11,6 +11,7 @@ import pytest
 from configs import common
 from spatial_jax import compiled, sharding
 from spatial_jax.config import ConfigError, build
+from spatial_jax.data.prompt_form import read_form
 from spatial_jax.data.source import make_source
 from spatial_jax.evaluate.evaluator import evaluation_rollout_config
 from spatial_jax.learn.optimizer import make_optimizer
@@ -140,7 +141,7 @@ def default_run():
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
   files = read_policy(cfg.init)
   parts = training_parts(cfg, files.cfg, mesh)
-  with context.open_context(parts.policy, files.tokenizer, cfg, None) as opened:
+  with context.open_context(parts.policy, files, read_form(cfg.text), cfg, None) as opened:
     yield cfg, parts, opened
 
 

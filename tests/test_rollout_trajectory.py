@@ -9,9 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spatial_jax.errors import DataError
+from spatial_jax.grammar import VILASR, Grammar
 from spatial_jax.rollout import trajectory as trajectory_lib
 from spatial_jax.types import Operation, OperationError, Trajectory, Turn
 from tests import dummies
+
+GRAMMARS = (VILASR, Grammar("observe", False, "answer", False), Grammar("", False, "", False))
 
 
 def valid(seed=1, answer="2.4"):
@@ -99,6 +102,7 @@ def any_trajectory(draw):
     prompt_images=draw(int32),
     turns=tuple(draw(st.lists(turn, max_size=3))),
     end_reason=draw(text),
+    grammar=draw(st.sampled_from(GRAMMARS)),
   )
 
 

@@ -14,6 +14,7 @@ import safetensors
 
 import spatial_jax
 from spatial_jax import checkpoint, cli, sharding
+from spatial_jax.data.chat_template import CHATML
 from spatial_jax.data.tokenizer import IM_END
 from spatial_jax.errors import CheckpointError, DataError
 from spatial_jax.evaluate.results import (
@@ -252,8 +253,8 @@ def test_transformers_computes_the_logits_of_the_run(tmp_path):
 
 
 def test_files_of_a_second_export_replace_those_of_the_first(tmp_path):
-  write_files(TOKENIZER, fixtures.PREPROCESS, tmp_path, None)
+  write_files(TOKENIZER, CHATML, fixtures.PREPROCESS, tmp_path, None)
   (tmp_path / "generation_config.json").write_text("{}")
-  write_files(TOKENIZER, fixtures.PREPROCESS, tmp_path, None)
+  write_files(TOKENIZER, CHATML, fixtures.PREPROCESS, tmp_path, None)
   written = json.loads((tmp_path / "generation_config.json").read_text())
   assert written["eos_token_id"] == TOKENIZER.id(IM_END)

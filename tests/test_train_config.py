@@ -29,7 +29,6 @@ from spatial_jax.train import MAY_DIFFER, TrainConfig
     ({"rollout.sampling.top_k": 2**31}, r"top_k is 2147483648 and must be .* below 2\^31"),
     ({"executor.workers": 10**6}, r"executor\.workers is 1000000 and must be .* at most 1024"),
     ({"executor.memory_mib": 2**21}, r"memory_mib is 2097152 and must be .* at most 1048576"),
-    ({"text.image_line": "<|image_pad|>"}, r"text\.image_line is .* no special token"),
     ({"learn.optimizer.b1": 0.99999999999}, r"optimizer\.b1 is .* at most 0\.999999"),
     ({"learn.optimizer.b2": 1.0}, r"optimizer\.b2 is 1\.0 and must be .* at most 0\.999999"),
     ({"learn.optimizer.learning_rate": 2.0}, r"learning_rate is 2\.0 and must be .* at most 1"),

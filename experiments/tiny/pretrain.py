@@ -39,8 +39,10 @@ from spatial_jax.checks import MAX_SEED
 from spatial_jax.cli import CONFIG_HELP, enable_compilation_cache, launch, no_arguments
 from spatial_jax.config import ConfigError, build, check_field, check_whole
 from spatial_jax.data.background import prefetch
+from spatial_jax.data.chat_template import CHATML
 from spatial_jax.data.image import PreprocessConfig, patch_image
-from spatial_jax.data.prompt_text import TextConfig, observation_text, prompt_text
+from spatial_jax.data.prompt_form import PromptForm, form_record, read_form
+from spatial_jax.data.prompt_text import observation_text, prompt_text
 from spatial_jax.data.tokenizer import (
   IMAGE_PAD,
   VIDEO_PAD,
@@ -73,7 +75,7 @@ from spatial_jax.workdir import bind_workdir, to_path, write_text
 # Config keys that may differ when a run is resumed.
 MAY_DIFFER = (
   *("loop", "optimizer.total_steps", "optimizer.warmup_steps", "optimizer.decay_steps"),
-  *("out", "shapes"),
+  *("out", "shapes", "text"),
 )
 
 Names = tuple[tuple[int, ...], ...]  # tokens of the name of each category
@@ -87,7 +89,7 @@ class PretrainConfig:
     seed: of initialisation and rooms.
     loop, recipe, optimizer, shapes: steps, batches and losses, optimizer, static shapes.
     rooms, camera, questions: the data.
-    text, preprocess, video, style: prompts, patches, drawings.
+    text, preprocess, video, style: prompt form, patches, drawings.
     family, vision, decoder: family and shape of the policy.
     tokenizer_rooms: number of rooms whose conversations train the tokenizer, >= 1.
     tokenizer_words: words of other data (real rooms, photographs) for the tokenizer.
@@ -102,7 +104,7 @@ class PretrainConfig:
   rooms: ProceduralConfig
   camera: CameraConfig
   questions: QuestionConfig
-  text: TextConfig
+  text: str
   preprocess: PreprocessConfig
   video: VideoConfig
   style: Style
@@ -132,14 +134,15 @@ class PretrainConfig:
 
 def pretrain(cfg: PretrainConfig, workdir: pathlib.Path, config: dict[str, Any]) -> None:
   """Trains the embedded policy from random parameters and writes it in Hugging Face form."""
-  tokenizer = _tokenizer(cfg, workdir)
+  form = read_form(cfg.text)
+  tokenizer = _tokenizer(cfg, form, workdir)
   pad, video, start, end = (
     tokenizer.id(token) for token in (IMAGE_PAD, VIDEO_PAD, VISION_START, VISION_END)
   )
   policy_cfg = QwenVLConfig(cfg.vision, cfg.decoder, pad, video, start, end, 2, cfg.family)
   policy = make_policy(policy_cfg, jnp.dtype("float32"), remat=False)
   builder = BatchBuilder(
-    Conversation(tokenizer, cfg.text, cfg.preprocess, cfg.video, policy_cfg),
+    Conversation(tokenizer, form, CHATML, cfg.preprocess, cfg.video, policy_cfg),
     cfg.recipe,
     cfg.rooms,
     cfg.camera,
@@ -164,10 +167,10 @@ def pretrain(cfg: PretrainConfig, workdir: pathlib.Path, config: dict[str, Any])
   state = loop.run(workdir, cfg.loop, "pretrain", state, step_of, None, None, config)
   out, params = to_path(cfg.out), state.params["policy"]
   weights.save(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), policy_cfg, out)
-  export.write_files(tokenizer, cfg.preprocess, out, None)
+  export.write_files(tokenizer, CHATML, cfg.preprocess, out, None)
 
 
-def _tokenizer(cfg: PretrainConfig, workdir: pathlib.Path) -> Tokenizer:
+def _tokenizer(cfg: PretrainConfig, form: PromptForm, workdir: pathlib.Path) -> Tokenizer:
   """The tokenizer of the work directory; the first call trains it on conversations about rooms."""
   path = workdir / "tokenizer.json"
   if not path.exists():
@@ -178,17 +181,21 @@ def _tokenizer(cfg: PretrainConfig, workdir: pathlib.Path) -> Tokenizer:
       images = [patch_image(view.image, cfg.preprocess) for view in views]
       generator = np.random.default_rng(number)
       for task in make_questions(scene, views, generator, cfg.questions):
-        texts.append(prompt_text(task, images, cfg.text))
-        texts += _script_texts(task, images, generator, cfg)
+        texts.append(prompt_text(task, images, form.text, CHATML))
+        texts += _script_texts(task, images, generator, cfg, form)
     write_text(path, train_tokenizer(texts, cfg.decoder.vocabulary).inner.to_str(pretty=True))
   return load_tokenizer(workdir)
 
 
 def _script_texts(
-  task: Task, images: list[PatchedImage], generator: np.random.Generator, cfg: PretrainConfig
+  task: Task,
+  images: list[PatchedImage],
+  generator: np.random.Generator,
+  cfg: PretrainConfig,
+  form: PromptForm,
 ) -> list[str]:
   sizes = tuple((image.pixels.shape[1], image.pixels.shape[0]) for image in images)
-  texts = [observation_text(len(images) + 1, images[:1], True, cfg.text)]
+  texts = [observation_text(len(images) + 1, images[:1], True, form.text, CHATML)]
   for turn in demonstrate(task, generator, DemonstrationConfig(0.5, cfg.recipe.max_boxes)):
     if turn.answer is None:
       texts.append(write_turn(turn.think, turn.operations, Coordinates("pixels", sizes)))
@@ -318,6 +325,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   """
   resolved = json.loads(config.to_json_best_effort())
   cfg = build(PretrainConfig, dict(config))
+  resolved["form"] = form_record(read_form(cfg.text))
   sharding.refuse_several_processes()
   to_path(cfg.out)  # refuses a remote one
   bind_workdir(workdir, resolved, MAY_DIFFER)

@@ -1,12 +1,13 @@
 """Writes the prompt of a task, and the observation of drawn images, as text.
 
-A conversation is one string. Each image is one pad token, later repeated once per merged patch:
+A conversation is one string: the texts of a form (`prompt_form`) in the chat template of the model
+(`chat_template`). Each image is one pad token, later repeated once per merged patch:
 
     <|im_start|>system\\n ... <|im_end|>\\n<|im_start|>user\\n
     <|vision_start|><|image_pad|><|vision_end|> image line ... question <|im_end|>\\n
     <|im_start|>assistant\\n  [sampled turn]<|im_end|>  \\n<|im_start|>user\\n [drawn image] ...
 
-Source: ViLaSR, arXiv:2506.09965 (conversation); Qwen2.5-VL's chat template (roles, special tokens).
+Source: ViLaSR, arXiv:2506.09965 (conversation).
 """
 
 import dataclasses
@@ -17,10 +18,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from spatial_jax.config import FieldError, check_field
+from spatial_jax.data.chat_template import ChatTemplate
 from spatial_jax.data.clip import PatchedClip
 from spatial_jax.data.tokenizer import (
-  IM_END,
-  IM_START,
   IMAGE_PAD,
   SPECIAL_TOKENS,
   VISION_END,
@@ -41,9 +41,10 @@ class TextConfig:
   The fields of `image_line` and `observation` are {index} from 1, {width} and {height} in pixels.
   """
 
-  system: str  # content of the system message; empty for no message
+  system: str  # content of the system message; empty: the chat template may add its own
   image_line: str  # template, after each image of the prompt
   question: str  # template; its field {question} has options and suffix already appended
+  options: str  # line before the options of a choice; empty for none
   number_suffix: str  # appended to a question whose answer is a number
   choice_suffix: str
   words_suffix: str
@@ -82,13 +83,18 @@ def _fields(template: str) -> list[str]:
   return [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
 
 
-def prompt_text(task: Task, media: Sequence[PatchedImage | PatchedClip], cfg: TextConfig) -> str:
+def prompt_text(
+  task: Task,
+  media: Sequence[PatchedImage | PatchedClip],
+  cfg: TextConfig,
+  template: ChatTemplate,
+) -> str:
   """Writes the prompt of a task, up to the response, with one pad token per image.
 
   Images and clips replace the marks in the question, in order; without marks they come first.
 
   Raises:
-    DataError: if the numbers of marks and of media differ.
+    DataError: if the numbers of marks and of media differ, or the template refuses the messages.
   """
   shown = _media_texts(media, cfg)
   pieces = _MARKS.split(escape_special_tokens(task.question))
@@ -102,12 +108,11 @@ def prompt_text(task: Task, media: Sequence[PatchedImage | PatchedClip], cfg: Te
       f"the question has {len(pieces) - 1} marks {marks} for {len(shown)} images and videos; "
       "write one for each, or none"
     )
-  lines = [question, *map(escape_special_tokens, task.options or ())]
+  options = [escape_special_tokens(option) for option in task.options or ()]
+  lines = [question, *([cfg.options] if options and cfg.options else []), *options]
   suffix = {"choice": cfg.choice_suffix, "number": cfg.number_suffix, "words": cfg.words_suffix}
   question = cfg.question.format(question="\n".join(lines) + suffix[task.answer_kind])
-  system = f"{IM_START}system\n{cfg.system}{IM_END}\n" if cfg.system else ""
-  user = f"{IM_START}user\n{first}{question}{IM_END}\n"
-  return f"{system}{user}{IM_START}assistant\n"
+  return template.prompt(cfg.system, first + question)
 
 
 def _media_texts(media: Sequence[PatchedImage | PatchedClip], cfg: TextConfig) -> list[str]:
@@ -124,7 +129,11 @@ def _media_texts(media: Sequence[PatchedImage | PatchedClip], cfg: TextConfig) -
 
 
 def observation_text(
-  first_index: int, images: Sequence[PatchedImage], last: bool, cfg: TextConfig
+  first_index: int,
+  images: Sequence[PatchedImage],
+  last: bool,
+  cfg: TextConfig,
+  template: ChatTemplate,
 ) -> str:
   """Writes the observation of drawn images: the text between <|im_end|> and the next turn.
 
@@ -132,7 +141,7 @@ def observation_text(
     first_index: index, from 1, of the first new image.
     images: the new images, at least one.
     last: the policy must answer in the next turn.
-    cfg: text around the images.
+    cfg, template: text around the images, and around their message.
 
   Returns:
     The text, with one pad token per image.
@@ -142,7 +151,7 @@ def observation_text(
     for index, image in enumerate(images, first_index)
   ]
   ending = cfg.final if last else cfg.more
-  return f"\n{IM_START}user\n{''.join(lines)}{ending}{IM_END}\n{IM_START}assistant\n"
+  return template.observation("".join(lines) + ending)
 
 
 def expand_image_tokens(

@@ -33,7 +33,7 @@ from typing import Any, Literal
 
 from spatial_jax.config import check_whole
 from spatial_jax.drawing.lenient_json import Rejected, read_items
-from spatial_jax.grammar import answer_of, is_well_formed
+from spatial_jax.grammar import VILASR, Grammar, answer_of, is_well_formed
 from spatial_jax.types import Operation, OperationError
 
 FENCE = re.compile(r"^[ \t]*```[ \t]*json\b", re.MULTILINE | re.IGNORECASE)
@@ -97,16 +97,18 @@ class Parsed:
 
   operations: tuple[Operation, ...]  # in order of the text; boxes have x1 <= x2 and y1 <= y2
   errors: tuple[OperationError, ...]  # one for every item or block that gives no operation
-  answer_text: str | None  # of the answer block, stripped; see `grammar.answer_of`
+  answer_text: str | None  # the answer, stripped; see `grammar.answer_of`
   well_formed: bool  # the turn follows the grammar, whatever is in its drawing blocks
 
   @property
   def has_answer(self) -> bool:
-    """Whether the turn has an answer block, which ends the rollout."""
+    """Whether the turn has an answer, which ends the rollout."""
     return self.answer_text is not None
 
 
-def parse(text: str, coordinates: Coordinates, limits: Limits = WIDE_LIMITS) -> Parsed:
+def parse(
+  text: str, coordinates: Coordinates, limits: Limits = WIDE_LIMITS, grammar: Grammar = VILASR
+) -> Parsed:
   """Reads one turn of model output; never raises, for any text.
 
   A box that extends beyond the border is cut there; a box completely outside and a line with an end
@@ -116,8 +118,9 @@ def parse(text: str, coordinates: Coordinates, limits: Limits = WIDE_LIMITS) -> 
     text: output of the policy between two observations, of any content.
     coordinates: unit, and images that exist before this turn.
     limits: counts.
+    grammar: of the prompt form; if the policy may not draw, drawing blocks are not read.
   """
-  items, errors = _read_blocks(text, limits)
+  items, errors = _read_blocks(text, limits) if grammar.draws else ([], [])
   results = [_read_item(item, coordinates, limits) for item in items[: limits.operations]]
   errors += [result for result in results if isinstance(result, OperationError)]
   if len(items) > limits.operations:
@@ -126,8 +129,8 @@ def parse(text: str, coordinates: Coordinates, limits: Limits = WIDE_LIMITS) -> 
   return Parsed(
     tuple(result for result in results if isinstance(result, Operation)),
     tuple(errors),
-    answer_of(text),
-    is_well_formed(text),
+    answer_of(text, grammar),
+    is_well_formed(text, grammar),
   )
 
 

@@ -39,7 +39,7 @@ def end_reason(
 
   The first rule that applies, from top to bottom:
 
-      answer              the turn has an answer block after its reasoning
+      answer              the turn has an answer after its reasoning
       token_limit         the turn was cut off, or the rollout has no tokens left
       no_action           the turn has no operation that can be drawn
       repeated_operation  an operation equals one of an earlier turn

@@ -10,7 +10,7 @@ from spatial_jax.evaluate.predictions import EvaluationSet, Prediction, scored_a
 from spatial_jax.reward.accuracy import mean_relative_accuracy
 from spatial_jax.reward.compose import score_examples
 from spatial_jax.reward.example import example_of_answer, stack
-from spatial_jax.reward.parse import expected_of, read
+from spatial_jax.reward.parse import check_truth, expected_of, read
 from spatial_jax.types import ImageRef, Task
 
 # Factors that a fitted constant may be, a ratio of 1.02 apart.
@@ -20,13 +20,15 @@ FACTORS_Z = np.exp(np.linspace(-np.log(4.0), np.log(4.0), 141)).astype(np.float3
 def constant_answers(examples: Sequence[Task]) -> dict[str, str]:
   """Question type -> the best answer without an image.
 
-  The median of numbers; the most frequent letter of choices (of equally frequent letters the
-  first in the alphabet).
+  The median of numbers; the most frequent letter of choices, and words (of equally frequent ones
+  the first in the alphabet).
   """
   answers: dict[str, list[str]] = collections.defaultdict(list)
   kinds = {}
   for task in examples:
-    answers[task.question_type].append(task.answer)
+    number = task.answer_kind == "number"
+    answer = str(check_truth(task).value) if number else task.answer
+    answers[task.question_type].append(answer)
     kinds[task.question_type] = task.answer_kind
   return {
     name: f"{np.median(np.array(values, np.float64)):g}"

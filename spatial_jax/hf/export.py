@@ -5,21 +5,13 @@ import pathlib
 import shutil
 from typing import Any
 
+from spatial_jax.data import chat_template as chat_template_lib
+from spatial_jax.data.chat_template import ChatTemplate
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.data.tokenizer import END_OF_TEXT, FILE, IM_END, Tokenizer
 from spatial_jax.hf import processor
 from spatial_jax.workdir import write_text
 
-# Qwen2.5-VL's conversation: roles between <|im_start|> and <|im_end|>, one pad token per image.
-CHAT_TEMPLATE = (
-  "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-  "{% if message['content'] is string %}{{ message['content'] }}"
-  "{% else %}{% for part in message['content'] %}"
-  "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-  "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
-  "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 TOKENIZER_CONFIG = {
   "tokenizer_class": "PreTrainedTokenizerFast",
   "eos_token": IM_END,
@@ -37,17 +29,21 @@ KEPT_FILES = (
 
 
 def write_files(
-  tokenizer: Tokenizer, preprocess: PreprocessConfig, out: pathlib.Path, base: pathlib.Path | None
+  tokenizer: Tokenizer,
+  template: ChatTemplate,
+  preprocess: PreprocessConfig,
+  out: pathlib.Path,
+  base: pathlib.Path | None,
 ) -> None:
   """Writes all files except the weights: tokenizer, chat template, image and generation settings.
 
   Args:
-    tokenizer, preprocess: of the policy.
+    tokenizer, template, preprocess: of the policy.
     out: an existing folder.
     base: Hugging Face folder of the base policy. Its KEPT_FILES replace the defaults.
   """
   _write(out / "tokenizer_config.json", TOKENIZER_CONFIG)
-  write_text(out / "chat_template.jinja", CHAT_TEMPLATE)
+  write_text(out / chat_template_lib.FILE, template.source)
   generation = {
     "eos_token_id": tokenizer.id(IM_END),
     "pad_token_id": tokenizer.id(END_OF_TEXT),

@@ -12,7 +12,7 @@ from spatial_jax.report.reward_card import RewardCard
 from spatial_jax.rollout.saved_groups import SavedGroup, SavedRollout
 
 _BLOCKS = re.compile(
-  r"<think>(?P<think>.*?)(?:</think>|(?=```|<answer>)|\Z)"
+  r"<(?:think|observe)>(?P<think>.*?)(?:</(?:think|observe)>|(?=```|<answer>)|\Z)"
   r"|Action:(?P<action>[^\n<`]*)"
   r"|```(?:json)?(?P<code>.*?)(?:```|\Z)"
   r"|<answer>(?P<answer>.*?)</answer>",

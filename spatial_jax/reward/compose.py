@@ -22,11 +22,12 @@ import numpy as np
 
 from spatial_jax.config import check_choice, check_number
 from spatial_jax.errors import DataError
-from spatial_jax.grammar import answer_of
+from spatial_jax.grammar import VILASR, Grammar, answer_of
 from spatial_jax.reward.accuracy import exact_match, mean_relative_accuracy, ratio
 from spatial_jax.reward.example import Example, example_of_answer, example_of_rollout, stack
 from spatial_jax.reward.format import format_of_turns
 from spatial_jax.reward.parse import Expected, read_as
+from spatial_jax.reward.quantity import check_unit
 from spatial_jax.reward.snra import Schedule, relative_squared_error, shifted_tanh, snra
 from spatial_jax.types import Array, Rollouts, Scores, Task, Turn
 
@@ -93,6 +94,8 @@ def reward_of_text(
   unit: str | None = None,
   noun: str | None = None,
   options: Sequence[str] | None = None,
+  words: bool = False,
+  grammar: Grammar = VILASR,
 ) -> dict[str, float]:
   """Scores the text of one response, as training scores a rollout of one turn.
 
@@ -104,14 +107,16 @@ def reward_of_text(
       result = reward_of_text(response, "2.0", cfg, sharpness=20.0, unit="m")
 
   Args:
-    response: think block, action and answer block; see `spatial_jax.grammar`.
-    truth: the right answer: a number, or the letter of an option.
+    response: one turn, by default think block, action and answer block.
+    truth: the right answer: a number, the letter of an option, or words.
     cfg: how an answer is rewarded.
     sharpness: k > 0, steepness of the smooth rewards.
     unit: of the truth, and of an answer without a unit: "m", "cm", "m^2", ...; "count": the answer
       counts something; None: the question asks for no unit.
     noun: the noun that may follow a count, "chair(s)"; None allows any noun.
-    options: of a choice, "A. table", ...; None: the answer is a number.
+    options: of a choice, "A. table", ...; None: the answer is a number, or in words.
+    words: the answer is in words, right or wrong.
+    grammar: of the response; see `spatial_jax.grammar`.
 
   Returns:
     "reward"; each component before weights and gate ("accuracy", "score", "format"); "parsed",
@@ -119,13 +124,11 @@ def reward_of_text(
 
   Raises:
     DataError: if the truth cannot be read.
-    ValueError: if the unit is unknown, a choice has a unit, or the sharpness is not a finite number
-      above 0.
+    ValueError: if the unit is unknown, a choice or words have a unit, words have options, or the
+      sharpness is not a finite number above 0.
   """
-  if options is not None and unit is not None:
-    raise ValueError(f"a choice has no unit, got unit {unit!r} and options")
-  expected = Expected(None if options is None else tuple(options), unit, noun)
-  example = _example_of_text(response, truth, expected)
+  choices, right = None if options is None else tuple(options), truth if words else None
+  example = _example_of_text(response, truth, Expected(choices, unit, noun, right), grammar)
   scores = score_examples(stack([stack([example])]), cfg, sharpness)
   return {
     "reward": float(scores.reward_BG[0, 0]),
@@ -134,15 +137,20 @@ def reward_of_text(
   }
 
 
-def _example_of_text(response: str, truth: str, expected: Expected) -> Example:
-  """The example of one response text; DataError if the truth cannot be read."""
+def _example_of_text(response: str, truth: str, expected: Expected, grammar: Grammar) -> Example:
+  """The example of one response text; errors as in `reward_of_text`."""
+  options, unit = expected.options, expected.unit
+  if options is not None and unit is not None:
+    raise ValueError(f"a choice has no unit, got unit {unit!r} and options")
+  if expected.words is not None and not (options is None and unit is None):
+    raise ValueError(f"an answer in words has no unit {unit!r} and no options {options!r}")
+  check_unit(unit)
   reading = read_as(truth, expected)
   if not reading.parsed:
-    form = "a number" if expected.options is None else f"one of the options {expected.options}"
-    raise DataError(f"the truth {truth!r} cannot be read as {form}; fix it")
+    raise DataError(f"the truth {truth!r} cannot be read as {expected.description}; fix it")
   turn = Turn(0, 0, response, (), (), True, ())
-  answer = answer_of(response)
-  return example_of_answer(answer, reading, expected, format_of_turns([turn]), True)
+  answer = answer_of(response, grammar)
+  return example_of_answer(answer, reading, expected, format_of_turns([turn], grammar), True)
 
 
 def score_examples(examples_BG: Example, cfg: RewardConfig, sharpness: float | Array) -> Scores:

@@ -16,10 +16,12 @@ from spatial_jax.types import Array, Task, Trajectory
 class Example(NamedTuple):
   """One answer with its truth: scalars for one rollout, arrays [B, G] for a whole step."""
 
-  value: Array  # float32, a number in the expected unit or the index of an option; 0: not parsed
+  # float32: a number in the expected unit, the index of an option, or 1 for the right words and 0
+  # for others; 0: not parsed.
+  value: Array
   truth: Array  # float32, as `value`
   parsed: Array  # bool, exactly one answer could be read; false for a fault
-  is_number: Array  # bool, false for a choice
+  is_number: Array  # bool, false for a choice and for words
   format: Array  # float32, 1 if the format and every drawing operation are right, else 0
   valid: Array  # bool, false for a fault of the machinery
 
@@ -45,13 +47,13 @@ def example_of_rollout(trajectory: Trajectory, task: Task) -> Example:
 def example_of_answer(
   answer: str | None, truth: Reading, expected: Expected, format_score: float, valid: bool
 ) -> Example:
-  """Returns the example of one answer text, None without an answer block."""
+  """Returns the example of one answer text, None without an answer."""
   reading = read_as(answer, expected)
   return Example(
     value=np.array(reading.value, np.float32),
     truth=np.array(truth.value, np.float32),
     parsed=np.array(reading.parsed),
-    is_number=np.array(expected.options is None),
+    is_number=np.array(expected.is_number),
     format=np.array(format_score, np.float32),
     valid=np.array(valid),
   )

@@ -16,18 +16,19 @@ MAX_CHARS = 100  # a longer answer is prose; bounds the work of the patterns bel
 
 COUNT = "count"  # the unit of "how many": the answer has no unit of length or area
 
-_WORDS = [
+# "zero" is 0, "one" is 1, ...
+NUMBER_WORDS = [
   "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
   "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
   "nineteen", "twenty",
 ]  # fmt: skip
 # Words after a count that change its value or leave it open: such a count is not read.
 _NO_NOUNS = {
-  *_WORDS, "thirty", "forty", "fifty", "hundred", "thousand", "million", "dozen", "dozens", "pair",
-  "pairs", "half", "halves", "quarter", "quarters", "percent", "or", "to", "and", "than", "more",
-  "less", "fewer", "plus", "minus", "times", "by", "point", "not", "at", "least", "most", "if",
-  "but", "maybe", "perhaps", "per", "each", "minimum", "maximum", "squared", "cubed", "kg", "yards",
-  "degrees", "seconds", "minutes", "hours",
+  *NUMBER_WORDS, "thirty", "forty", "fifty", "hundred", "thousand", "million", "dozen", "dozens",
+  "pair", "pairs", "half", "halves", "quarter", "quarters", "percent", "or", "to", "and", "than",
+  "more", "less", "fewer", "plus", "minus", "times", "by", "point", "not", "at", "least", "most",
+  "if", "but", "maybe", "perhaps", "per", "each", "minimum", "maximum", "squared", "cubed", "kg",
+  "yards", "degrees", "seconds", "minutes", "hours",
 }  # fmt: skip
 
 _METRES = {"km": 1e3, "m": 1.0, "cm": 1e-2, "mm": 1e-3, "ft": 0.3048, "in": 0.0254}
@@ -44,12 +45,20 @@ _NUMBER = (
   r"(?P<sign>[+-]?)(?:(?:(?P<whole>\d+)\s+)?(?P<numerator>\d+)/(?P<denominator>\d+)"
   r"|(?P<decimal>[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+)"
   r"(?:e(?P<e>[+-]?\d+)|\s*x\s*10\^(?P<ten>[+-]?\d+))?"
-  rf"|(?P<word>{'|'.join(sorted(_WORDS, key=len, reverse=True))})\b)"
+  rf"|(?P<word>{'|'.join(sorted(NUMBER_WORDS, key=len, reverse=True))})\b)"
 )
 _QUANTITY = re.compile(rf"{_NUMBER}\s*(?:{_UNIT}|{_FEET_INCHES})?\s*", re.ASCII)
 _LEAD = re.compile(
   r"(?:(?:(?:the|my|final|correct|answer|is|it's|it|there|are|about|approximately|approx|around"
   r"|roughly|exactly)\b\.?|[:=~])\s*)*"
+)
+# Spellings of units that are neither length nor area.
+_SPELLINGS = (
+  ("degrees", "degree", "deg", "\u00b0", "^\\circ"),
+  ("seconds", "second", "sec", "s"),
+  ("minutes", "minute", "mins", "min"),
+  ("kilograms", "kilogram", "kg"),
+  ("percent", "%"),
 )
 _REPEATED = re.compile(r"([^()]+)\(([^()]+)\)")
 _UNIT_ONLY = re.compile(_UNIT, re.ASCII)
@@ -102,6 +111,50 @@ def parse_number(
   if value is None or not abs(value) <= float(np.finfo(np.float32).max):
     return None
   return value
+
+
+def parse_other_unit(text: str, unit: str) -> float | None:
+  """Reads a number with a unit that is neither length nor area: "90", "90 degrees", "2.5kg".
+
+  The unit may follow the number, in any case; some units have several spellings ("deg", "\u00b0").
+  Units are not converted: a number with another unit is not read.
+
+  Args:
+    text: the answer.
+    unit: any text.
+
+  Returns:
+    As `parse_number`.
+  """
+  value = parse_number(text, COUNT, "")
+  if value is not None or len(text.strip()) > MAX_CHARS:
+    return value
+  text, unit = plain(text).lower(), _plain_unit(unit)
+  spellings = next((group for group in _SPELLINGS if unit in group), (unit,))
+  rest = {text.removesuffix(name) for name in spellings if name and text.endswith(name)}
+  values = {parse_number(one, COUNT, "") for one in rest} - {None}
+  return values.pop() if len(values) == 1 else None
+
+
+def _plain_unit(unit: str) -> str:
+  return plain_signs(unit).strip().lower().rstrip(".")
+
+
+def is_metric(unit: str) -> bool:
+  """Whether `parse_number` can expect this unit: a length, an area, or `COUNT`."""
+  return unit == COUNT or _UNIT_ONLY.fullmatch(plain_signs(unit).strip().lower()) is not None
+
+
+def check_unit(unit: str | None) -> None:
+  """Raises ValueError if `parse_number` cannot expect this unit."""
+  if unit is not None and unit != COUNT:
+    _unit_of(unit)
+
+
+def has_lead(text: str) -> bool:
+  """Whether words stand before the number of a phrase: "about 3 m", "the answer is 4"."""
+  match = _LEAD.match(plain(text[:MAX_CHARS]).lower())
+  return match is not None and match.end() > 0
 
 
 def asked_unit(question: str) -> str | None:
@@ -177,7 +230,7 @@ def _singulars(word: str) -> set[str]:
 def _value(match: re.Match[str]) -> float:
   """The number of one quantity; inf if it overflows."""
   if match["word"]:
-    value = float(_WORDS.index(match["word"]))
+    value = float(NUMBER_WORDS.index(match["word"]))
   elif match["decimal"]:
     exponent = match["e"] or match["ten"] or "0"
     value = float(f"{match['decimal'].replace(',', '')}e{exponent}")

@@ -83,7 +83,8 @@ class RolloutConfig:
   max_tokens_per_turn: int  # limit of one sampled turn, tokens
   # When a rollout ends; `stop.max_response_tokens` is also the size of a row in the suffix cache.
   stop: StopLimits
-  stop_tokens: tuple[str, ...]  # a turn ends with one of these tokens ("<|im_end|>")
+  # A turn ends with one of these tokens ("<|im_end|>"); (): those of the policy's folder.
+  stop_tokens: tuple[str, ...]
   # A turn ends with the token that completes one of these strings; (): none.
   stop_strings: tuple[str, ...]
   limits: Limits  # limits of the drawing operations of one turn
@@ -104,8 +105,8 @@ class RolloutConfig:
     schedule = self.schedule in ("logical", "eager", "barrier")
     check_field(self, "schedule", schedule, "be logical, eager or barrier")
     check_field(self, "weights", self.weights in ("compute", "int8"), "be compute or int8")
-    tokens = bool(self.stop_tokens) and all(self.stop_tokens)
-    check_field(self, "stop_tokens", tokens, 'name at least one token, such as "<|im_end|>"')
+    rule = "contain no empty token; () names those of the policy"
+    check_field(self, "stop_tokens", all(self.stop_tokens), rule)
     check_field(self, "stop_strings", all(self.stop_strings), "not contain an empty string")
 
   def _check_counts(self) -> None:

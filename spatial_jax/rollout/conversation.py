@@ -14,10 +14,11 @@ import numpy as np
 
 from spatial_jax.config import ConfigError
 from spatial_jax.data import prompt_text
+from spatial_jax.data.chat_template import ChatTemplate
 from spatial_jax.data.clip import PatchedClip, patch_clip
 from spatial_jax.data.image import PreprocessConfig, patch_image
 from spatial_jax.data.media import image_size, read_clip, read_pixels
-from spatial_jax.data.prompt_text import TextConfig
+from spatial_jax.data.prompt_form import PromptForm
 from spatial_jax.data.tokenizer import IM_END, Tokenizer
 from spatial_jax.data.video import VideoConfig
 from spatial_jax.errors import DataError
@@ -71,14 +72,26 @@ class Conversation:
   """Encodes the messages of one run for one policy."""
 
   tokenizer: Tokenizer
-  text: TextConfig
+  form: PromptForm
+  template: ChatTemplate  # of the policy
   preprocess: PreprocessConfig  # of images
   video: VideoConfig
   policy: QwenVLConfig  # shape and special tokens
-  response_prefix: str = ""  # text that first turns begin with; it is not sampled and not trained
+  # Text that first turns begin with, after that of the template; it is not sampled and not trained.
+  response_prefix: str = ""
 
   def __post_init__(self):
     check_preprocess(self.preprocess, self.policy, "config.preprocess")
+    begun, tag = self.template.response_prefix.strip(), self.form.grammar.reasoning
+    if begun.startswith("<") and begun.partition(">")[0] != f"<{tag}":
+      raise ConfigError(
+        f"config.text: the chat template {self.template.file} begins each response with {begun}, "
+        f"but the form has [grammar] reasoning = {tag!r}; copy the form, and name this tag there"
+      )
+
+  def turn_prefix(self, first: bool) -> str:
+    """What a turn begins with before its sampled text; the first may have a `response_prefix`."""
+    return self.template.response_prefix + (self.response_prefix if first else "")
 
   @functools.cached_property
   def forbidden_ids(self) -> tuple[int, ...]:
@@ -100,7 +113,8 @@ class Conversation:
       sizes = [image_size(ref) for ref in task.media if isinstance(ref, ImageRef)] if media else []
       if media is None:
         media = self._patch_media(task.media, sizes)
-      text = prompt_text.prompt_text(task, media, self.text) + self.response_prefix
+      text = prompt_text.prompt_text(task, media, self.form.text, self.template)
+      text += self.response_prefix
       parts = [(m.images, m.step_s) if isinstance(m, PatchedClip) else ((m,), ()) for m in media]
       images = [image for images, _ in parts for image in images]
       step_s = [seconds for _, steps in parts for seconds in steps]
@@ -115,21 +129,26 @@ class Conversation:
       images=encoded.images,
       image_start=encoded.image_start,
       original_sizes=tuple(sizes),
+      grammar=self.form.grammar,
     )
 
   def _patch_media(
     self, media: Sequence[Media], sizes: list[tuple[int, int]]
   ) -> list[PatchedImage | PatchedClip]:
-    """Reads and cuts media; the (height, width) of each image before resizing joins `sizes`."""
+    """Reads and cuts media; the (height, width) of each image before resizing joins `sizes`.
+
+    The frames of a video are images if the policy may draw: it draws on one frame.
+    """
     patched: list[PatchedImage | PatchedClip] = []
     timestamps = self.policy.family == "qwen3_vl"
+    as_images = self.video.as_images or self.form.grammar.draws
     for ref in media:
       if isinstance(ref, ImageRef):
         frames: Sequence[np.ndarray] = [read_pixels(ref)]
       else:
-        clip = read_clip(ref, self.video, timestamps or self.video.as_images)
+        clip = read_clip(ref, self.video, timestamps or as_images)
         frames = clip.frames
-        if not self.video.as_images:
+        if not as_images:
           one = patch_clip(clip, self.preprocess, self.video, timestamps)
           patched.append(one)
           sizes += [frames[0].shape[:2]] * len(one.images)
@@ -150,7 +169,7 @@ class Conversation:
       has_im_end: the turn before ends with <|im_end|>; otherwise the observation begins with it.
     """
     images = tuple(patch_image(image, self.preprocess) for image in pixels)
-    text = prompt_text.observation_text(first_index, images, last, self.text)
+    text = prompt_text.observation_text(first_index, images, last, self.form.text, self.template)
     return self._encode(text if has_im_end else IM_END + text, images, (), "max")
 
   def _encode(
@@ -217,7 +236,7 @@ class TrajectoryBuilder:
       token_ids: sampled tokens, including the stop token.
       logps: their log-probabilities, nats.
       policy_step: training step of the policy that sampled them.
-      text: the tokens as text, after the response prefix in a first turn.
+      text: the tokens as text, after what the turn begins with; see `Conversation.turn_prefix`.
       operations, errors: parsed from the text. Operations are not drawn yet, so a turn that has
         some becomes executable when its observation is added.
     """
@@ -269,6 +288,7 @@ class TrajectoryBuilder:
       prompt_images=len(self.prompt.images),
       turns=tuple(self.turns),
       end_reason=end_reason,
+      grammar=self.prompt.grammar,
     )
 
   def _append(

@@ -97,14 +97,16 @@ def end_turn(engine: Engine, request: Request, policy_step: int) -> None:
     policy_step: training step of the policy that sampled the turn.
   """
   conversation, cfg = engine.conversation, engine.cfg
-  prefix = "" if request.parsed else conversation.response_prefix
+  grammar, prefix = conversation.form.grammar, conversation.turn_prefix(not request.parsed)
   sampled = conversation.tokenizer.decode(request.turn_ids)
   text = prefix + sampled
   sizes = tuple((image.pixels.shape[1], image.pixels.shape[0]) for image in request.images)
-  parsed = parse(text, Coordinates(conversation.policy.coordinates, sizes), cfg.limits)
-  request.parsed.append(parsed)
+  parsed = parse(text, Coordinates(conversation.policy.coordinates, sizes), cfg.limits, grammar)
   # A turn that a stop string ended is complete.
   stopped = request.turn_ids[-1] in engine.stop_ids or _has_stop(sampled, cfg.stop_strings)
+  if not stopped and not grammar.answer:  # the rest of the answer is missing
+    parsed = dataclasses.replace(parsed, answer_text=None)
+  request.parsed.append(parsed)
   tokens = request.response_tokens + len(request.turn_ids)
   request.end_reason = end_reason(
     request.parsed, len(request.images), tokens, not stopped, cfg.stop

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from spatial_jax.config import ConfigError, build
 from spatial_jax.errors import DataError
+from spatial_jax.grammar import VILASR, Grammar
 from spatial_jax.types import Operation, OperationError, PatchedImage, Trajectory, Turn
 
 LOGP_SLACK = 1e-4  # by how much rounding may lift a float32 log-probability above 0, nats
@@ -200,11 +202,12 @@ def save(trajectory: Trajectory, path: pathlib.Path) -> None:
   record = vars(trajectory) | {name: vars(trajectory)[name].tolist() for name in _ARRAYS}
   record["images"] = [image.content_hash for image in trajectory.images]
   record["turns"] = [dataclasses.asdict(turn) for turn in trajectory.turns]
+  record["grammar"] = dataclasses.asdict(trajectory.grammar)
   path.write_text(json.dumps(record), encoding="utf-8")
 
 
 def load(path: pathlib.Path) -> Trajectory:
-  """Reads a trajectory that `save` wrote.
+  """Reads a trajectory that `save` wrote; a file of a version without grammars has ViLaSR's.
 
   Raises:
     DataError: if a file is missing or cannot be read; the message names it.
@@ -221,8 +224,9 @@ def load(path: pathlib.Path) -> Trajectory:
       | {name: tuple(record[name]) for name in ("seed_path", "forbidden_ids", "image_start")}
       | {"images": tuple(images[name] for name in record["images"])}
       | {"turns": tuple(map(_turn, record["turns"]))}
+      | {"grammar": build(Grammar, record["grammar"]) if "grammar" in record else VILASR}
     )
-  except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+  except (OSError, ValueError, KeyError, TypeError, ConfigError, zipfile.BadZipFile) as error:
     raise DataError(f"rollout {path} cannot be read ({error}); write it again") from error
 
 

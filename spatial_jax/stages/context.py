@@ -12,8 +12,7 @@ from spatial_jax.checks import MAX_SEED
 from spatial_jax.config import ConfigError, check_whole
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.data.pipeline import PipelineConfig
-from spatial_jax.data.prompt_text import TextConfig
-from spatial_jax.data.tokenizer import Tokenizer
+from spatial_jax.data.prompt_form import PromptForm
 from spatial_jax.data.video import VideoConfig
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
@@ -27,11 +26,13 @@ from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import Engine, forbidden_ids, stop_ids
 from spatial_jax.rollout.memory import MIB, MemoryPlan
 from spatial_jax.sharding import MeshConfig
+from spatial_jax.stages.load import PolicyFiles
 from spatial_jax.types import Params
 
-# Top-level keys that some entry points read and others do not; "model" is recorded by training.
+# Top-level keys that some entry points read and others do not; training records "model", "form".
 _OPTIONAL_KEYS = {
-  "stages", "init", "remat", "lora", "loop", "source", "learn", "reward", "evaluation", "model",
+  "stages", "init", "remat", "lora", "loop", "source", "learn", "reward", "evaluation",
+  "model", "form",
 }  # fmt: skip
 
 
@@ -41,7 +42,7 @@ class RunConfig:
 
   seed: int  # of sampling and data
   mesh: MeshConfig
-  text: TextConfig
+  text: str  # prompt form: the name of a shipped one or a TOML file, see `data.prompt_form`
   preprocess: PreprocessConfig  # of images
   video: VideoConfig
   rollout: RolloutConfig
@@ -74,6 +75,7 @@ class RunContext:
   executor: Executor
   decode_params: Callable[[Params], Params]  # train parameters -> rollout mesh; jitted once
   trained_on: str | None  # benchmark whose rooms the policy was trained on ("vsi-bench")
+  stop_tokens: tuple[str, ...]  # of the policy, for a config that names none
 
   @property
   def mesh(self) -> jax.sharding.Mesh:
@@ -82,6 +84,8 @@ class RunContext:
 
   def engine(self, cfg: RolloutConfig, resident: int, slots_key: str) -> Engine:
     """A rollout engine whose caches fit the devices; arguments as in `make_engine`."""
+    if not cfg.stop_tokens:
+      cfg = dataclasses.replace(cfg, stop_tokens=self.stop_tokens)
     return make_engine(self.policy, self.conversation, self.executor, cfg, resident, slots_key)
 
   def evaluation_engine(
@@ -108,16 +112,22 @@ class RunContext:
 
 @contextlib.contextmanager
 def open_context(
-  policy: Policy, tokenizer: Tokenizer, cfg: RunConfig, trained_on: str | None
+  policy: Policy, files: PolicyFiles, form: PromptForm, cfg: RunConfig, trained_on: str | None
 ) -> Iterator[RunContext]:
   """Builds a RunContext and stops its drawing workers at the end; no array is allocated.
 
   The policy is on its train mesh, with frozen paths, adapters and remat.
+
+  Args:
+    files: of the policy, for tokenizer, chat template and stop tokens.
+    form: of `cfg.text`, or the one that a run recorded.
   """
-  conversation = Conversation(tokenizer, cfg.text, cfg.preprocess, cfg.video, policy.cfg)
+  conversation = Conversation(
+    files.tokenizer, form, files.template, cfg.preprocess, cfg.video, policy.cfg
+  )
   decode_params = compiled.decode_params(policy, compiled.train_mesh(policy), cfg.rollout.weights)
   with Executor(cfg.executor, cfg.style) as workers:
-    yield RunContext(policy, conversation, workers, decode_params, trained_on)
+    yield RunContext(policy, conversation, workers, decode_params, trained_on, files.stop_tokens)
 
 
 def make_engine(

@@ -1,6 +1,7 @@
 """Loads a policy: from a Hugging Face folder, or from the work directory of a run."""
 
 import dataclasses
+import json
 import pathlib
 from typing import Any, TypeVar
 
@@ -16,13 +17,17 @@ from spatial_jax import compiled, sharding
 from spatial_jax import config as config_lib
 from spatial_jax.checkpoint import Progress
 from spatial_jax.config import ConfigError
+from spatial_jax.data import chat_template as chat_template_lib
 from spatial_jax.data import tokenizer as tokenizer_lib
+from spatial_jax.data.chat_template import CHATML, ChatTemplate, read_chat_template
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.data.source import Source, SourceConfig, make_source
-from spatial_jax.data.tokenizer import Tokenizer, load_tokenizer
+from spatial_jax.data.tokenizer import IM_END, Tokenizer, load_tokenizer
 from spatial_jax.errors import CheckpointError, DataError
+from spatial_jax.hf import generation as generation_lib
 from spatial_jax.hf import processor, weights
 from spatial_jax.hf.folder import check_folder, has_model_config, has_weights
+from spatial_jax.hf.generation import Generation, read_generation
 from spatial_jax.policy import lora
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.lora import LoraConfig
@@ -30,12 +35,12 @@ from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.reward.parse import check_truth
 from spatial_jax.rollout.conversation import check_preprocess
 from spatial_jax.types import Params
-from spatial_jax.workdir import find_path
+from spatial_jax.workdir import find_path, write_text
 
 T = TypeVar("T")
 
-# Keys of a run's resolved config: QwenVLConfig, LoraConfig, PreprocessConfig.
-MODEL_KEY, LORA_KEY, PREPROCESS_KEY = "model", "lora", "preprocess"
+# Keys of a run's resolved config: QwenVLConfig, LoraConfig, PreprocessConfig, PromptForm.
+MODEL_KEY, LORA_KEY, PREPROCESS_KEY, FORM_KEY = "model", "lora", "preprocess", "form"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,8 +52,16 @@ class PolicyFiles:
   cfg: QwenVLConfig
   lora: LoraConfig  # adapters among the parameters of the checkpoint
   tokenizer: Tokenizer
+  template: ChatTemplate
+  generation: Generation  # stop tokens and sampling values
   preprocess: PreprocessConfig | None  # of its training; None: not recorded
   benchmark: str | None  # whose rooms it was trained on ("vsi-bench"); None: not recorded
+
+  @property
+  def stop_tokens(self) -> tuple[str, ...]:
+    """<|im_end|>, and the other tokens that end a turn of this policy."""
+    found = [self.tokenizer.inner.id_to_token(i) for i in self.generation.stop_ids]
+    return tuple(dict.fromkeys([IM_END, *(token for token in found if token is not None)]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,8 +70,10 @@ class Loaded:
 
   policy: Policy  # for the mesh of the parameters
   params: Params  # stacked, float32, sharded over the mesh; the adapters of a run are merged
+  # tokenizer, template, benchmark: as in `PolicyFiles`.
   tokenizer: Tokenizer
-  benchmark: str | None  # as in `PolicyFiles`
+  template: ChatTemplate
+  benchmark: str | None
 
 
 def record(cfg: QwenVLConfig) -> dict[str, Any]:
@@ -76,21 +91,52 @@ def read_policy(path: pathlib.Path | str) -> PolicyFiles:
   Raises:
     CheckpointError: if the path holds no weights.
     ConfigError: if the processor of the folder makes patches of another size than the policy needs.
-    DataError: if the tokenizer is missing or does not fit the policy.
+    DataError: if the tokenizer is missing or does not fit the policy, or its chat template or
+      generation settings cannot be used.
   """
   path = find_path(path)
   if not _is_hf_folder(path):
     step, cfg, progress = _recorded(path)
-    tokenizer = _tokenizer(pathlib.Path(step).parents[1], cfg)
+    tokenizer, template, generation = _conversation_files(pathlib.Path(step).parents[1], cfg)
     adapters = _recorded_config(LoraConfig, LORA_KEY, progress, str(path)) or lora.OFF
     preprocess = _recorded_config(PreprocessConfig, PREPROCESS_KEY, progress, str(path))
-    return PolicyFiles(path, step, cfg, adapters, tokenizer, preprocess, progress.benchmark)
+    return PolicyFiles(
+      path=path,
+      checkpoint=step,
+      cfg=cfg,
+      lora=adapters,
+      tokenizer=tokenizer,
+      template=template,
+      generation=generation,
+      preprocess=preprocess,
+      benchmark=progress.benchmark,
+    )
   cfg, preprocess = weights.read_config(path), None
-  tokenizer = _tokenizer(path, cfg)
+  tokenizer, template, generation = _conversation_files(path, cfg)
   if file := processor.processor_file(path):
     preprocess = processor.read_processor(path)
     check_preprocess(preprocess, cfg, str(file))
-  return PolicyFiles(path, None, cfg, lora.OFF, tokenizer, preprocess, None)
+  return PolicyFiles(
+    path=path,
+    checkpoint=None,
+    cfg=cfg,
+    lora=lora.OFF,
+    tokenizer=tokenizer,
+    template=template,
+    generation=generation,
+    preprocess=preprocess,
+    benchmark=None,
+  )
+
+
+def store_conversation_files(files: PolicyFiles, workdir: pathlib.Path) -> None:
+  """Writes tokenizer, chat template and generation settings into the work directory of a run."""
+  write_text(workdir / tokenizer_lib.FILE, files.tokenizer.inner.to_str(pretty=True))
+  if files.template != CHATML:
+    write_text(workdir / chat_template_lib.FILE, files.template.source)
+  if files.generation != generation_lib.NOTHING:
+    record = generation_lib.to_hf(files.generation)
+    write_text(workdir / generation_lib.FILE, json.dumps(record, indent=2) + "\n")
 
 
 def load_params(files: PolicyFiles, mesh: Mesh) -> Params:
@@ -118,7 +164,8 @@ def load_policy(path: pathlib.Path | str, mesh: Mesh) -> Loaded:
   """`read_policy` and `load_params`. Everything is checked before an array is allocated."""
   files = read_policy(path)
   policy = make_policy(files.cfg, compiled.compute_dtype(mesh), mesh)
-  return Loaded(policy, load_params(files, mesh), files.tokenizer, files.benchmark)
+  params = load_params(files, mesh)
+  return Loaded(policy, params, files.tokenizer, files.template, files.benchmark)
 
 
 def read_shape(path: pathlib.Path | str) -> QwenVLConfig:
@@ -193,6 +240,12 @@ def _is_hf_folder(path: pathlib.Path) -> bool:
   """Whether this is a Hugging Face folder, not a run. Refuses a path that is clearly neither."""
   check_folder(path)
   return has_weights(path)
+
+
+def _conversation_files(
+  folder: pathlib.Path, cfg: QwenVLConfig
+) -> tuple[Tokenizer, ChatTemplate, Generation]:
+  return _tokenizer(folder, cfg), read_chat_template(folder), read_generation(folder)
 
 
 def _tokenizer(folder: pathlib.Path, cfg: QwenVLConfig) -> Tokenizer:

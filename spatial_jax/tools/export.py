@@ -69,7 +69,7 @@ def export(
   weights.save(params, loaded.policy.cfg, out)
   base = find_path(progress.config["init"])
   like = files_from or (base if (base / CONFIG).exists() else None)
-  write_files(loaded.tokenizer, preprocess, out, like)
+  write_files(loaded.tokenizer, loaded.template, preprocess, out, like)
   record = json.dumps(progress.config, indent=2, sort_keys=True)
   write_text(out / "training_config.json", record + "\n")
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
