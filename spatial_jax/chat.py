@@ -42,7 +42,7 @@ from spatial_jax.rollout.request import Request
 from spatial_jax.rollout.saved_groups import make_saved_groups, save_groups
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
 from spatial_jax.stages.context import RunConfig, open_context, settings_of
-from spatial_jax.stages.load import load_params, own_preprocess, read_policy, recorded_settings
+from spatial_jax.stages.load import load_to_sample, own_preprocess, read_policy, recorded_settings
 from spatial_jax.types import Task, Trajectory
 from spatial_jax.workdir import lock_workdir, to_path
 
@@ -134,7 +134,7 @@ def chat(
     sampling = dataclasses.replace(rollout.sampling, greedy=greedy, temperature=temperature)
     engine = context.evaluation_engine(rollout, has_start=False, slots_key="--samples")
     _lock(workdir)
-    weights = context.decode_params(load_params(files, mesh))
+    weights = context.decode_params(load_to_sample(files, mesh))
     for old in workdir.glob(_image_name("*", "*")):
       old.unlink()
     job = RolloutJob(

@@ -31,7 +31,7 @@ from spatial_jax.report.reward_card import RewardCard
 from spatial_jax.reward.compose import RewardConfig
 from spatial_jax.rollout.engine import Engine
 from spatial_jax.stages.context import RunConfig, open_context
-from spatial_jax.stages.load import PolicyFiles, check_normalisation, load_params, read_policy
+from spatial_jax.stages.load import PolicyFiles, check_normalisation, load_to_sample, read_policy
 from spatial_jax.workdir import bind_workdir, find_path, lock_workdir
 
 
@@ -70,8 +70,8 @@ def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -
     make_engine(cfg.evaluation.tasks)  # refuses what does not fit
     lock_workdir(workdir)
     questions = load_questions(source, cfg.evaluation, cfg.reward, cfg.seed)
-    before = context.decode_params(load_params(start, mesh)) if start else None
-    after = context.decode_params(load_params(end, mesh))
+    before = context.decode_params(load_to_sample(start, mesh)) if start else None
+    after = context.decode_params(load_to_sample(end, mesh))
     bind_workdir(workdir, settings | {"checkpoint": checkpoint}, ())
     engine = make_engine(len(questions.tasks))
     console = make_console()
