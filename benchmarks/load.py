@@ -73,7 +73,7 @@ def load(folder: pathlib.Path) -> dict[str, float]:
   start = time.perf_counter()
   with measure.PeakMemory() as memory:
     watch = Watch(memory, dtype.itemsize, place)
-    params = weights.load(folder, cfg, dtype, watch)
+    params = weights.load(folder, cfg, lambda path: dtype, watch)
     jax.block_until_ready(params)
     watch.close()
   sizes = [leaf.nbytes for leaf in jax.tree.leaves(params)]

@@ -120,7 +120,7 @@ def load(directory: pathlib.Path, policy: Policy) -> Params:
   def place(name: str, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, sharding.param_spec(name, shape, mesh))
 
-  return weights.load(directory, policy.cfg, np.dtype(np.float32), place)
+  return weights.load(directory, policy.cfg, lambda path: np.dtype(np.float32), place)
 
 
 # --- prompts -----------------------------------------------------------------------------------

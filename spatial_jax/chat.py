@@ -46,7 +46,7 @@ from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
 from spatial_jax.stages.context import RunConfig, open_context, settings_of
 from spatial_jax.stages.load import (
   FORM_KEY,
-  load_params,
+  load_to_sample,
   own_preprocess,
   read_policy,
   recorded_settings,
@@ -143,7 +143,7 @@ def chat(
     sampling = dataclasses.replace(rollout.sampling, greedy=greedy, temperature=temperature)
     engine = context.evaluation_engine(rollout, has_start=False, slots_key="--samples")
     _lock(workdir)
-    weights = context.decode_params(load_params(files, mesh))
+    weights = context.decode_params(load_to_sample(files, mesh))
     for old in workdir.glob(_image_name("*", "*")):
       old.unlink()
     job = RolloutJob(

@@ -190,6 +190,11 @@ def latest(path: PathLike) -> epath.Path | None:
   return None
 
 
+def exists(path: PathLike) -> bool:
+  """Whether there is any checkpoint, whole or damaged: `latest` then returns one or raises."""
+  return bool(_steps(find_path(path).resolve()))
+
+
 def find(path: PathLike) -> epath.Path:
   """`latest`, for a path that must have a checkpoint.
 
@@ -244,10 +249,13 @@ def restore(checkpoint: PathLike, abstract: TrainState) -> TrainState:
 
 
 def restore_params(checkpoint: PathLike, abstract: Params) -> Params:
-  """Reads the parameters alone, for sampling; arguments and errors as in `restore`."""
+  """Reads the parameters alone; arguments and errors as in `restore`.
+
+  Their dtypes may differ from the saved ones: values are rounded as they are read.
+  """
   saved = _saved_leaves(checkpoint)
   params = {name: leaf for name, leaf in saved.items() if name.startswith("params/")}
-  _check_leaves(checkpoint, {"params": abstract}, params)
+  _check_leaves(checkpoint, {"params": abstract}, params, dtypes=False)
   return _restore_tree(checkpoint, {"params": abstract})["params"]
 
 
@@ -349,9 +357,11 @@ def _leaves(tree: Any) -> dict[str, Any]:
   return {sharding.path_name(path): leaf for path, leaf in leaves}
 
 
-def _check_leaves(checkpoint: PathLike, abstract: Any, saved: Mapping[str, Any]) -> None:
+def _check_leaves(
+  checkpoint: PathLike, abstract: Any, saved: Mapping[str, Any], dtypes: bool = True
+) -> None:
   expected, found = (
-    {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
+    {name: f"{leaf.dtype if dtypes else ''}{list(leaf.shape)}" for name, leaf in leaves.items()}
     for leaves in (_leaves(abstract), saved)
   )
   if problems := mismatches(expected, found, "checkpoint"):

@@ -9,7 +9,7 @@ Shardings are stated where data enters and leaves a program; inside, the compile
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,8 @@ from spatial_jax.types import Array, Params, TrainBatch, TrainState
 
 # The TPU attention kernel reads sequences in blocks of this length.
 TPU_SEQUENCE = 128
+
+FrozenDtype = Literal["float32", "compute", "bfloat16"]
 
 
 class LearnPrograms:
@@ -99,6 +101,11 @@ def train_mesh(policy: Policy) -> Mesh:
   return policy.mesh or sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
 
 
+def frozen_dtype(mesh: Mesh, name: FrozenDtype) -> jnp.dtype:
+  """Returns the dtype in which parameters that are not trained are stored."""
+  return compute_dtype(mesh) if name == "compute" else jnp.dtype(name)
+
+
 def compute_dtype(mesh: Mesh) -> jnp.dtype:
   """Returns bfloat16, on CPU float32, which XLA multiplies four to eight times faster there."""
   return jnp.dtype(jnp.float32 if mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16)
@@ -128,11 +135,13 @@ def merge_adapters(policy: Policy, params: Params, mesh: Mesh) -> Params:
   """Merges adapters into the parameters, which are donated.
 
   Returns:
-    Parameters of `policy.without_adapters` that compute the same function.
+    Parameters of `policy.without_adapters` that compute the same function, in the dtypes of the
+    given ones.
   """
 
   def merge(base: Params, adapters: Params) -> Params:
-    return lora.merged(param_tree.merge(base, adapters), policy.lora)
+    params = lora.merged(param_tree.merge(base, adapters), policy.lora)
+    return jax.tree.map(lambda x, kernel: x.astype(kernel.dtype), params, base)
 
   base, adapters = lora.split(params)
   out = sharding.param_shardings(base, mesh)
@@ -143,7 +152,7 @@ def abstract_state(
   policy: Policy, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
   """Returns a TrainState of ShapeDtypeStruct with shardings, to compile or to restore into."""
-  params = jax.eval_shape(policy.init, jax.random.key(0))
+  params = policy.abstract_params()
   step = jax.ShapeDtypeStruct((), jnp.int32)
   state = TrainState(params, jax.eval_shape(optimizer.init, params), cast(jax.Array, step))
   return placed(state, sharding.param_shardings(cast(Any, state), mesh))
@@ -181,11 +190,16 @@ def reshard(policy: Policy, mesh: Mesh, weights: WeightForm) -> jax.stages.Wrapp
   """
 
   def convert(params: Params) -> Params:
-    params = lora.merged(params, policy.lora)
-    params = policy.unstack(jax.tree.map(lambda x: x.astype(policy.compute_dtype), params))
+    params = policy.unstack(params)
+    # One layer after the other: the float32 products of all layers would need twice the memory of
+    # the result.
+    decoder, vision = params["decoder"], lora.merged(params["vision"], policy.lora)
+    layers = tuple(lora.merged(layer, policy.lora) for layer in decoder["layers"])
+    params = {**params, "decoder": {**decoder, "layers": layers}, "vision": vision}
+    params = jax.tree.map(lambda x: x.astype(policy.compute_dtype), params)
     return int8.quantized(params) if weights == "int8" else params
 
-  abstract = jax.eval_shape(convert, jax.eval_shape(policy.init, jax.random.key(0)))
+  abstract = jax.eval_shape(convert, policy.abstract_params())
   islands = sharding.island_mesh(mesh)
   return jax.jit(convert, out_shardings=sharding.param_shardings(abstract, islands))
 
@@ -247,6 +261,10 @@ def update_shapes(
   micro, batch = micro_buckets(micro, mesh), batch_buckets(batch, mesh)
   devices = sharding.row_devices(mesh)
   patches = batch.vision.windows[-1] * policy.cfg.vision.window_patches
+  decoder, tensor = policy.cfg.decoder, mesh.shape["tensor"]
+  path = "decoder/embed/embedding" if decoder.tied else "decoder/head/embedding"
+  gradient = 0 if param_tree.matches(path, policy.frozen) else 4
+  table = decoder.vocabulary * decoder.width // tensor * (policy.compute_dtype.itemsize + gradient)
   return UpdateShapes(
     prompts=-(-prompts // devices),
     prefix_tokens=batch.prefix_buckets[-1],
@@ -254,7 +272,9 @@ def update_shapes(
     tokens=micro.lengths[-1],
     logprob_tokens=min(policy.logprob_chunk, micro.lengths[-1]),
     patches=-(-patches // devices) if policy.vision_trainable else 0,
-    tensor=mesh.shape["tensor"],
+    features=-(-patches // (devices * policy.cfg.vision.merge_size**2)),
+    tensor=tensor,
+    table=table if mesh.shape["fsdp"] > 1 else 0,
     itemsize=policy.compute_dtype.itemsize,
   )
 

@@ -36,7 +36,7 @@ from spatial_jax.stages.load import (
   FORM_KEY,
   PolicyFiles,
   check_normalisation,
-  load_params,
+  load_to_sample,
   read_policy,
   read_source,
 )
@@ -80,8 +80,8 @@ def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -
     make_engine(cfg.evaluation.tasks)  # refuses what does not fit
     lock_workdir(workdir)
     questions = load_questions(source, cfg.evaluation, cfg.reward, cfg.seed)
-    before = context.decode_params(load_params(start, mesh)) if start else None
-    after = context.decode_params(load_params(end, mesh))
+    before = context.decode_params(load_to_sample(start, mesh)) if start else None
+    after = context.decode_params(load_to_sample(end, mesh))
     bind_workdir(workdir, settings | {"checkpoint": checkpoint}, ())
     engine = make_engine(len(questions.tasks))
     console = make_console()

@@ -14,13 +14,15 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from absl import flags
 from ml_collections import config_flags
 
-from spatial_jax import compiled, rng, sharding
+from spatial_jax import checkpoint, compiled, rng, sharding
 from spatial_jax.cli import CONFIG_HELP, enable_compilation_cache, launch, no_arguments
-from spatial_jax.config import ConfigError, build
+from spatial_jax.compiled import FrozenDtype
+from spatial_jax.config import ConfigError, build, check_choice
 from spatial_jax.data.background import compute_async
 from spatial_jax.data.prompt_form import form_record, read_form
 from spatial_jax.data.source import Source, SourceConfig, prompt_stream
@@ -46,7 +48,7 @@ from spatial_jax.report.reward_card import RewardCard
 from spatial_jax.rollout import memory
 from spatial_jax.rollout.conversation import check_preprocess
 from spatial_jax.rollout.encode import PromptEncoder
-from spatial_jax.rollout.memory import bytes_of
+from spatial_jax.rollout.memory import MemoryPlan, bytes_of
 from spatial_jax.stages import loop
 from spatial_jax.stages.context import (
   RunConfig,
@@ -61,18 +63,21 @@ from spatial_jax.stages.load import (
   MODEL_KEY,
   PolicyFiles,
   check_normalisation,
+  compute_dtypes,
   load_params,
+  load_to_sample,
   read_policy,
   read_source,
   record,
   store_conversation_files,
 )
 from spatial_jax.stages.loop import LoopConfig
+from spatial_jax.stages.reference import Reference, abstract_reference, make_reference
 from spatial_jax.types import Params, TrainState
 from spatial_jax.workdir import bind_workdir, lock_workdir, to_path
 
-# Keys that may differ when a run is resumed: lengths, intervals, outputs, and padded sizes. Another
-# loop.steps changes warm-up, decay and sharpness from the resumed step on.
+# Keys that may differ when a run is resumed: lengths, intervals, outputs, padded sizes and places.
+# Another loop.steps changes warm-up, decay and sharpness from the resumed step on.
 MAY_DIFFER = (
   "loop",
   "learn.optimizer.total_steps",
@@ -80,6 +85,7 @@ MAY_DIFFER = (
   "learn.optimizer.decay_steps",
   "learn.prefix_buckets",
   "learn.vision",
+  "learn.reference",
   "learn.save_rollouts_every",
   "learn.saved_groups",
   "evaluation",
@@ -103,6 +109,9 @@ class TrainConfig(RunConfig):
   stages: tuple[Literal["grpo"], ...]  # run in this order; today one
   init: str  # policy to start from: a Hugging Face folder or the work directory of a run
   remat: bool  # recompute layers in the backward pass: less memory, more time on an accelerator
+  # Parameters that are not trained (`learn.optimizer.frozen`; with adapters, all others) are stored
+  # in this dtype. "compute": that of the activations, to which every use rounds them.
+  frozen_dtype: FrozenDtype
   lora: LoraConfig  # kernels with adapters; then only the adapters are trained
   loop: LoopConfig
   source: SourceConfig
@@ -111,6 +120,7 @@ class TrainConfig(RunConfig):
 
   def __post_init__(self):
     super().__post_init__()
+    check_choice(self, "frozen_dtype")
     learn, rollout = self.learn, self.rollout
     if len(self.stages) != 1:
       raise ConfigError(f"config.stages is {self.stages}; one stage can be run today: ('grpo',)")
@@ -166,9 +176,15 @@ def training_parts(cfg: TrainConfig, shape: QwenVLConfig, mesh: jax.sharding.Mes
   policy = make_policy(shape, compiled.compute_dtype(mesh), mesh, cfg.remat)
   lora.kernels(cfg.lora, policy.kernel_paths)
   frozen = lora.frozen_paths(cfg.lora, cfg.learn.optimizer.frozen)
-  policy = dataclasses.replace(policy, frozen=frozen, lora=cfg.lora)
+  policy = dataclasses.replace(
+    policy,
+    frozen=frozen,
+    frozen_dtype=compiled.frozen_dtype(mesh, cfg.frozen_dtype),
+    gradient_dtype=jnp.dtype(cfg.learn.optimizer.gradient_dtype),
+    lora=cfg.lora,
+  )
   optimizer = make_optimizer(dataclasses.replace(cfg.learn.optimizer, frozen=frozen))
-  jax.eval_shape(optimizer.init, jax.eval_shape(policy.init, jax.random.key(0)))
+  jax.eval_shape(optimizer.init, policy.abstract_params())
   return TrainingParts(
     policy, optimizer, compiled.batch_buckets(batch_config(cfg.learn, shape), mesh)
   )
@@ -224,13 +240,7 @@ def make_stage(
   """
   resident = resident_bytes(cfg, parts.policy, parts.optimizer)
   engine = context.engine(cfg.rollout, resident, "config.rollout.slots")
-  whole = with_update(
-    plan(parts.policy, engine.cfg, resident),
-    parts.policy,
-    cfg.learn.micro,
-    parts.shapes,
-    cfg.rollout.prompts,
-  )
+  whole = whole_plan(cfg, parts)
   print(whole)
   memory.check(whole, "config.rollout.slots")
   encode = PromptEncoder(context.conversation, engine.cfg)
@@ -251,6 +261,19 @@ def make_stage(
   )
 
 
+def whole_plan(cfg: TrainConfig, parts: TrainingParts, device: int | None = None) -> MemoryPlan:
+  """Bytes per device during every phase of a step; nothing is allocated.
+
+  `device` is the size of a device of the policy's mesh, which may be absent; None: of this machine.
+  """
+  policy = parts.policy
+  rollout = compiled.rollout_buckets(cfg.rollout, compiled.train_mesh(policy))
+  rollouts = plan(policy, rollout, resident_bytes(cfg, policy, parts.optimizer), device)
+  on_host = cfg.learn.reference == "host"
+  rollouts = rollouts._replace(reference=reference_bytes(cfg, policy) if on_host else 0)
+  return with_update(rollouts, policy, cfg.learn.micro, parts.shapes, cfg.rollout.prompts)
+
+
 def train(
   cfg: TrainConfig,
   context: RunContext,
@@ -266,11 +289,11 @@ def train(
   devices: the evaluation needs the memory of moments and KL reference.
   """
   workdir = stage.workdir
-  start = load_params(files, context.mesh)  # from here on arrays are on the devices
-  stage = dataclasses.replace(stage, reference=start if has_start_copy(cfg) else None)
-  states = [first_state(cfg, context, optimizer, start)]
-  del start
-  if replicated := sharding.replication_report(states[0].params, context.mesh):
+  # From here on arrays are on the devices.
+  resumes = checkpoint.exists(workdir)
+  state, reference = start_of(cfg, context, optimizer, files, resumes)
+  stage = dataclasses.replace(stage, reference=reference)
+  if replicated := sharding.replication_report(state.params, context.mesh):
     print(replicated)
   bind_workdir(workdir, resolved, MAY_DIFFER)
   store_conversation_files(files, workdir)
@@ -286,7 +309,7 @@ def train(
     workdir,
     cfg.loop,
     "grpo",
-    states.pop(),  # no name keeps it here, so that a resumed run frees it
+    state,
     stage.step_function,
     evaluate_state,
     context.trained_on,
@@ -299,22 +322,44 @@ def train(
 def resident_bytes(
   cfg: TrainConfig, policy: Policy, optimizer: optax.GradientTransformation
 ) -> int:
-  """Bytes per device that training keeps during rollouts: its state, and the KL reference."""
-  mesh = compiled.train_mesh(policy)
-  state = compiled.abstract_state(policy, optimizer, mesh)
-  return bytes_of(state, state.params) if has_start_copy(cfg) else bytes_of(state)
+  """Bytes per device that training keeps all the time: its state, and a reference beside it."""
+  state = compiled.abstract_state(policy, optimizer, compiled.train_mesh(policy))
+  on_device = cfg.learn.reference == "device"
+  return bytes_of(state) + (reference_bytes(cfg, policy) if on_device else 0)
 
 
-def first_state(
-  cfg: TrainConfig, context: RunContext, optimizer: optax.GradientTransformation, start: Params
-) -> TrainState:
-  """The state at step 0, which the loop donates; the KL term may need `start` as well."""
+def reference_bytes(cfg: TrainConfig, policy: Policy) -> int:
+  """Bytes per device of the KL reference while it is used; 0 if it is not a copy of the start."""
+  if not has_start_copy(cfg):
+    return 0
+  return bytes_of(abstract_reference(policy, compiled.train_mesh(policy)))
+
+
+def start_of(
+  cfg: TrainConfig,
+  context: RunContext,
+  optimizer: optax.GradientTransformation,
+  files: PolicyFiles,
+  resumes: bool,
+) -> tuple[TrainState, Reference | None]:
+  """The state at step 0, which the loop donates, and the KL reference.
+
+  A run that resumes gets shapes and shardings of its state. It loads the start only if the KL term
+  needs it, so that the devices never hold two states.
+  """
+  policy, mesh, reference = context.policy, context.mesh, None
+  abstract = compiled.abstract_state(policy, optimizer, mesh)
+  if resumes and not has_start_copy(cfg):
+    return abstract, None
+  start = load_params(files, mesh, compute_dtypes(mesh) if resumes else policy.param_dtype)
+  if has_start_copy(cfg):
+    reference = make_reference(policy, start, mesh, cfg.learn.reference)
+  if resumes:
+    return abstract, reference
   if cfg.lora.paths:
-    key = rng.stream(cfg.seed, "adapters")
-    start = param_tree.merge(start, compiled.init_adapters(context.policy, key, context.mesh))
-  elif has_start_copy(cfg):
-    start = jax.tree.map(jax.numpy.copy, start)
-  return compiled.init_state(context.policy, optimizer, start, context.mesh)
+    adapters = compiled.init_adapters(policy, rng.stream(cfg.seed, "adapters"), mesh)
+    start = param_tree.merge(start, adapters)
+  return compiled.init_state(policy, optimizer, start, mesh), reference
 
 
 def has_start_copy(cfg: TrainConfig) -> bool:
@@ -339,7 +384,7 @@ def evaluate(
   workdir: pathlib.Path,
 ) -> None:
   """Evaluates start and end; the start is read again, so that training need not keep it."""
-  start = context.decode_params(load_params(read_policy(cfg.init), context.mesh))
+  start = context.decode_params(load_to_sample(read_policy(cfg.init), context.mesh))
   size = len(questions.tasks)
   shapes = evaluation_rollout_config(cfg.rollout, cfg.evaluation, size, has_start=True)
   engine = context.evaluation_engine(shapes, has_start=True)

@@ -75,7 +75,10 @@ ROLLOUT = RolloutConfig(
   vision=VisionBuckets((16, 48), (4, 12), (64,)),
 )
 # A small learning rate and a large epsilon, or Adam turns rounding errors into full steps.
-OPTIMIZER = OptimizerConfig(3e-3, "constant", 0, 100, 0, 0.9, 0.95, 1e-5, 0.01, 1.0, True, ())
+FLOAT32 = ("float32", "float32")  # moments and gradients
+OPTIMIZER = OptimizerConfig(
+  *(3e-3, "constant", 0, 100, 0, 0.9, 0.95, 1e-5, *FLOAT32, 0.01, 1.0, True, ())
+)
 KEEP_FRACTION, BLOCKS = 0.5, 4
 SHAPES = BatchConfig((128,), 128, VisionBuckets((48,), (12,), (64,)), 2, VOCABULARY)
 LOSS = LossConfig(clip_low=0.2, clip_high=0.3, kl_weight=0.0, normalise="token")

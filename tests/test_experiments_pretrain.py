@@ -63,7 +63,7 @@ def test_killed_and_resumed_gives_the_same_policy(tmp_path, monkeypatch):
     assert one == other, name
   folder = tmp_path / "whole" / "policy"
   cfg, place = weights.read_config(folder), SingleDeviceSharding(jax.devices()[0])
-  params = weights.load(folder, cfg, np.dtype(np.float32), lambda name, shape: place)
+  params = weights.load(folder, cfg, lambda path: np.dtype(np.float32), lambda name, shape: place)
   init = pretrain.make_policy(cfg, jnp.dtype("float32")).init
   first = jax.eval_shape(init, rng.stream(0, "init"))
   assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, first)

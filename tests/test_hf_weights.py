@@ -38,6 +38,10 @@ def tied(tmp_path):
   return save(tmp_path, tied=True)
 
 
+def float32(path):
+  return np.dtype(np.float32)
+
+
 def equal(params, expected):
   jax.tree.map(np.testing.assert_array_equal, params, expected)
 
@@ -45,7 +49,7 @@ def equal(params, expected):
 def read(folder):
   """Config and parameters, as a run starts from them."""
   cfg = weights.read_config(folder)
-  return cfg, weights.load(folder, cfg, np.dtype(np.float32), one_device)
+  return cfg, weights.load(folder, cfg, float32, one_device)
 
 
 def change_tensors(folder, change):
@@ -63,10 +67,10 @@ def change_config(folder, change):
 def test_load_returns_the_bits_of_save(saved):
   directory, cfg, params = saved
   assert weights.read_config(directory) == cfg
-  equal(weights.load(directory, cfg, np.dtype(np.float32), one_device), params)
+  equal(weights.load(directory, cfg, float32, one_device), params)
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   weights.save(half, cfg, directory)
-  back = weights.load(directory, cfg, jnp.dtype(jnp.bfloat16), one_device)
+  back = weights.load(directory, cfg, lambda path: jnp.dtype(jnp.bfloat16), one_device)
   equal(back, half)
 
 
@@ -84,7 +88,7 @@ def test_files_of_any_size_have_the_same_bits(name, tmp_path):
   most = max(20_000, *sizes) + 2**13  # for the header
   assert max(path.stat().st_size for path in tmp_path.glob("*.safetensors")) < most
   assert weights.read_config(tmp_path) == cfg
-  equal(weights.load(tmp_path, cfg, np.dtype(np.float32), one_device), params)
+  equal(weights.load(tmp_path, cfg, float32, one_device), params)
 
 
 def test_a_missing_file_and_a_broken_index_are_named(saved):
@@ -95,13 +99,13 @@ def test_a_missing_file_and_a_broken_index_are_named(saved):
   data = first.read_bytes()
   first.write_bytes(data[:-1000])
   with pytest.raises(CheckpointError, match=first.name):
-    weights.load(directory, cfg, np.dtype(np.float32), one_device)
+    weights.load(directory, cfg, float32, one_device)
   first.unlink()
   with pytest.raises(CheckpointError, match=first.name):
-    weights.load(directory, cfg, np.dtype(np.float32), one_device)
+    weights.load(directory, cfg, float32, one_device)
   (directory / weights.INDEX).write_text("{")
   with pytest.raises(CheckpointError, match=weights.INDEX):
-    weights.load(directory, cfg, np.dtype(np.float32), one_device)
+    weights.load(directory, cfg, float32, one_device)
 
 
 def test_load_reads_shards_and_the_names_of_transformers_5(saved):
@@ -122,7 +126,7 @@ def test_load_reads_shards_and_the_names_of_transformers_5(saved):
     save_file({name: full[name] for name in chosen}, directory / file)
   index = {"weight_map": {name: file for file, chosen in parts.items() for name in chosen}}
   (directory / weights.INDEX).write_text(json.dumps(index))
-  equal(weights.load(directory, cfg, np.dtype(np.float32), one_device), params)
+  equal(weights.load(directory, cfg, float32, one_device), params)
 
 
 def test_each_array_is_sharded_as_asked(saved):
@@ -132,7 +136,7 @@ def test_each_array_is_sharded_as_asked(saved):
   def place(path, shape):
     return jax.sharding.NamedSharding(mesh, sharding.param_spec(path, shape, mesh))
 
-  loaded = weights.load(directory, cfg, np.dtype(np.float32), place)
+  loaded = weights.load(directory, cfg, float32, place)
   equal(loaded, params)
   kernel = loaded["decoder"]["layers"]["attn"]["q"]["kernel"]
   assert kernel.addressable_shards[0].data.shape == (3, 24, 3, 8)
@@ -148,7 +152,7 @@ def test_every_misfit_is_in_one_error(saved):
   tensors["model.language_model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].copy()
   save_file(tensors, directory / weights.WEIGHTS)
   with pytest.raises(CheckpointError) as error:
-    weights.load(directory, cfg, np.dtype(np.float32), one_device)
+    weights.load(directory, cfg, float32, one_device)
   message = str(error.value)
   assert "model.norm.weight is missing" in message
   assert "model.extra.weight is unknown" in message
@@ -160,7 +164,7 @@ def test_a_long_list_of_misfits_is_cut(saved):
   directory, cfg, _ = saved
   other = dataclasses.replace(cfg, decoder=dataclasses.replace(cfg.decoder, layers=9))
   with pytest.raises(CheckpointError, match=r"and \d\d more such tensors") as error:
-    weights.load(directory, other, np.dtype(np.float32), one_device)
+    weights.load(directory, other, float32, one_device)
   assert len(str(error.value)) < 1000
 
 
@@ -168,7 +172,7 @@ def test_missing_files_are_named(tmp_path):
   with pytest.raises(CheckpointError, match=r"config\.json"):
     weights.read_config(tmp_path)
   with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-    weights.load(tmp_path, fixtures.small_config(True), np.dtype(np.float32), one_device)
+    weights.load(tmp_path, fixtures.small_config(True), float32, one_device)
 
 
 def test_weights_can_be_read_by_everyone(saved):
@@ -190,7 +194,7 @@ def test_one_file_comes_before_the_index(saved):
 def test_constants_of_old_checkpoints_are_ignored(saved):
   directory, cfg, params = saved
   change_tensors(directory, lambda t: t.update({"model.rotary_emb.inv_freq": np.ones(4)}))
-  equal(weights.load(directory, cfg, np.dtype(np.float32), one_device), params)
+  equal(weights.load(directory, cfg, float32, one_device), params)
 
 
 # --- output head and embedding -----------------------------------------------------------------
@@ -224,7 +228,7 @@ def test_a_head_of_other_values_is_used_though_the_config_ties_it(file_bytes, tm
   equal(loaded, params)
   tied_cfg = fixtures.small_config(tied=True)
   with pytest.raises(CheckpointError, match=r"lm_head\.weight differs from model\.embed_tokens"):
-    weights.load(tmp_path, tied_cfg, np.dtype(np.float32), one_device)
+    weights.load(tmp_path, tied_cfg, float32, one_device)
 
 
 def test_a_missing_head_is_named(tied):

@@ -22,6 +22,7 @@ class LinearPolicy:
 
   mesh = None
   frozen = ()
+  gradient_dtype = jnp.dtype("float32")
 
   def encode(self, params, vision):
     return params["features"].astype(jnp.bfloat16)

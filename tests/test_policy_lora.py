@@ -135,7 +135,8 @@ def test_paths_that_match_no_kernel_are_refused(paths):
 LOSS = LossConfig(clip_low=0.2, clip_high=0.3, kl_weight=0.1, normalise="token")
 MICRO = Microbatches(2, (256,))
 ADAM = OptimizerConfig(
-  *(1e-2, "constant", 0, 10, 0, 0.9, 0.95, 1e-8, 0.0, 1.0, False, (lora.BASE,))
+  *(1e-2, "constant", 0, 10, 0, 0.9, 0.95, 1e-8, "float32", "float32"),
+  *(0.0, 1.0, False, (lora.BASE,)),
 )
 
 

@@ -206,13 +206,16 @@ def test_the_update_is_part_of_the_plan_before_the_loop(monkeypatch, tmp_path):
 
 PLAN = memory.MemoryPlan(
   resident=100 << 20,
+  reference=0,
   weights=10 << 20,
+  weights_scratch=0,
   prefix_cache=20 << 20,
   suffix_cache=30 << 20,
   gathered_rows=15 << 20,
   feature_buffer=5 << 20,
   gradients=0,
   update_scratch=0,
+  logprob_scratch=0,
   cfg=step_fixtures.ROLLOUT,
   data_devices=1,
   device=1000 << 20,

@@ -29,6 +29,7 @@ LEARN = GrpoConfig(
   prefix_buckets=step_fixtures.SHAPES.prefix_buckets,
   vision=step_fixtures.SHAPES.vision,
   micro=step_fixtures.MICRO,
+  reference="device",
   save_rollouts_every=1,
   saved_groups=2,
 )

@@ -59,7 +59,7 @@ def save_run(workdir: pathlib.Path, base: pathlib.Path, params=None, **more: obj
 
 def read_back(folder: pathlib.Path, cfg):
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return weights.load(folder, cfg, np.dtype(np.float32), lambda path, shape: device)
+  return weights.load(folder, cfg, lambda path: np.dtype(np.float32), lambda path, shape: device)
 
 
 @pytest.mark.filterwarnings("ignore")

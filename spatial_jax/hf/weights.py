@@ -72,7 +72,7 @@ def read_config(directory: pathlib.Path) -> QwenVLConfig:
 def load(
   directory: pathlib.Path,
   cfg: QwenVLConfig,
-  dtype: np.dtype,
+  dtype_of: Callable[[str], np.dtype],
   place: Callable[[str, tuple[int, ...]], jax.sharding.Sharding],
 ) -> Params:
   """Reads weights, from one file or several, each array straight to its shards.
@@ -80,7 +80,7 @@ def load(
   Args:
     directory: holds model.safetensors, or the index and its files.
     cfg: config that the tensors must fit, from `read_config`.
-    dtype: dtype of the parameters.
+    dtype_of: parameter path -> dtype, to which the values are rounded as they are read.
     place: (parameter path, shape) -> sharding.
 
   Returns:
@@ -105,7 +105,9 @@ def load(
       raise CheckpointError(f"{directory}: {_summary(problems)}; use the {CONFIG} of these weights")
     return param_tree.unflatten(
       {
-        entry.path: _assemble(entry, tensors, np.dtype(dtype), place(entry.path, entry.full_shape))
+        entry.path: _assemble(
+          entry, tensors, np.dtype(dtype_of(entry.path)), place(entry.path, entry.full_shape)
+        )
         for entry in table
       }
     )

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from spatial_jax import sharding
 from spatial_jax.learn.losses import Metrics
@@ -156,7 +157,8 @@ def gradient(
     ref_logp_RT: float32, of the reference policy; None without one.
 
   Returns:
-    The loss, the metrics, and the gradient of all parameters, 0 for frozen ones.
+    The loss, the metrics, and the gradient of all parameters: in `policy.gradient_dtype`, 0 for
+    frozen ones.
   """
   order = make_order(policy, batch, micro)
   frozen, trained = param_tree.partition(params, policy.frozen)
@@ -178,10 +180,16 @@ def gradient(
     return value, grads, layers_grad, features_grad
 
   microbatches = order.split(Microbatch(batch.rows, token_weight_R, ref_logp_RT))
-  total = _sum_over(_truncated(gradient_of, micro.lengths, lambda m: m.rows), microbatches)
+  # With bfloat16 each sum is rounded: 64 microbatches lose about 1 % of an entry, less than the
+  # noise of a gradient of rollouts. Everything else is summed in float32.
+  total = _sum_over(
+    _truncated(gradient_of, micro.lengths, lambda m: m.rows),
+    microbatches,
+    lambda zero: (zero[0], optax.tree.cast(zero[1], policy.gradient_dtype), *zero[2:]),
+  )
   (loss_sum, metrics), grads, layers_grad, features_grad = total
   (shared_grads,) = pull((features_grad, _cotangent(prefix, layers_grad)))
-  grads = jax.tree.map(jnp.add, grads, shared_grads)
+  grads = jax.tree.map(_add, grads, shared_grads)
   # XLA folds these zeros: frozen parameters take no memory for a gradient.
   return loss_sum, metrics, param_tree.merge(jax.tree.map(jnp.zeros_like, frozen), grads)
 
@@ -199,16 +207,26 @@ def _cotangent(prefix: Prefix, layers_grad: Any) -> Prefix:
   return Prefix(layers, lengths)
 
 
-def _sum_over(function: Callable[[Any], Any], microbatches: Any) -> Any:
-  """The sum of `function` over microbatches [microbatches, ...], one after another."""
+def _sum_over(
+  function: Callable[[Any], Any], microbatches: Any, stored: Callable[[Any], Any]
+) -> Any:
+  """The sum of `function` over microbatches [microbatches, ...], one after another.
+
+  `stored` gives a result the dtypes of the sum.
+  """
 
   def add(total: Any, microbatch: Any) -> tuple[Any, None]:
-    return jax.tree.map(jnp.add, total, function(microbatch)), None
+    return jax.tree.map(_add, total, function(microbatch)), None
 
   first = jax.tree.map(lambda x: x[0], microbatches)
   shapes = jax.eval_shape(function, first)
   zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  return jax.lax.scan(add, zero, microbatches)[0]
+  return jax.lax.scan(add, stored(zero), microbatches)[0]
+
+
+def _add(total: jax.Array, x: jax.Array) -> jax.Array:
+  """The sum in the dtype of `x`, rounded to that of `total`."""
+  return (total.astype(x.dtype) + x).astype(total.dtype)
 
 
 def _truncated(

@@ -86,7 +86,7 @@ def apply_gradient(
     `skipped_updates`: 1 if gradient or update was not finite, else 0.
   """
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
+  grad_norm, update_norm = _norm(grads), _norm(updates)
   finite = jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
   updated = (optax.apply_updates(state.params, updates), opt_state)
   params, opt_state = jax.tree.map(
@@ -95,7 +95,12 @@ def apply_gradient(
   metrics = metrics | {
     "grad_norm": grad_norm,
     "update_norm": update_norm,
-    "param_norm": optax.tree.norm(params),
+    "param_norm": _norm(params),
     "skipped_updates": 1.0 - finite.astype(jnp.float32),
   }
   return TrainState(params, opt_state, state.step + 1), metrics
+
+
+def _norm(tree: Params) -> jax.Array:
+  """The global norm, with squares in float32 whatever the dtypes of the leaves."""
+  return optax.tree.norm(optax.tree.cast(tree, jnp.float32))

@@ -81,7 +81,10 @@ def split(params: Params) -> tuple[Params, Params]:
 
 
 def merged(params: Params, cfg: LoraConfig) -> Params:
-  """Equivalent parameters (stacked) without adapters: W + alpha / rank * A B for each kernel."""
+  """Equivalent parameters without adapters: W + alpha / rank * A B for each kernel, in float32.
+
+  `params` are stacked, or those of one layer.
+  """
   base, adapters = split(params)
   return _add(base, adapters, cfg.alpha / cfg.rank) if adapters else base
 
@@ -90,8 +93,7 @@ def _add(base: Params, adapters: Params, scale: float) -> Params:
   if "kernel_lora_a" in adapters:
     kernel = base["kernel"]
     change = scale * (adapters["kernel_lora_a"] @ adapters["kernel_lora_b"])
-    change = change.reshape(kernel.shape).astype(kernel.dtype)
-    return {**base, "kernel": kernel + change}
+    return {**base, "kernel": kernel.astype(change.dtype) + change.reshape(kernel.shape)}
   return {**base, **{key: _add(base[key], adapters[key], scale) for key in adapters}}
 
 

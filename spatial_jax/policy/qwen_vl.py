@@ -43,6 +43,8 @@ class Policy:
   remat: bool  # recompute each layer in the backward pass
   logprob_chunk: int  # tokens per row whose logits exist at once in `logprobs`
   frozen: tuple[str, ...]  # regexes of parameter paths ("^vision/") that are not trained
+  frozen_dtype: jnp.dtype  # of the frozen parameters; the trained ones are float32
+  gradient_dtype: jnp.dtype  # of the sum of the gradients of microbatches
   lora: LoraConfig  # the kernels with adapters; the parameters then contain the adapters
 
   @property
@@ -53,19 +55,36 @@ class Policy:
   @property
   def vision_trainable(self) -> bool:
     """Whether any vision parameter is trained; if not, the features of an image never change."""
-    tower = jax.eval_shape(self.init, jax.random.key(0))["vision"]
+    tower = self.abstract_params()["vision"]
     return bool(param_tree.partition({"vision": tower}, self.frozen)[1])
 
   @functools.cached_property
   def kernel_paths(self) -> tuple[str, ...]:
     """Paths of the parameters that can have adapters ("decoder/layers/attn/q/kernel")."""
-    params = jax.eval_shape(self.without_adapters.init, jax.random.key(0))
+    params = self.without_adapters.abstract_params()
     return tuple(path for path in param_tree.flatten(params) if path.endswith("/kernel"))
 
   # --- parameters --------------------------------------------------------------------------------
 
+  def param_dtype(self, path: str) -> jnp.dtype:
+    """The dtype in which training stores a parameter."""
+    return self.frozen_dtype if param_tree.matches(path, self.frozen) else jnp.dtype(jnp.float32)
+
   def init(self, key: jax.Array) -> Params:
-    """Random float32 parameters, layers stacked: kernels LeCun-normal, embeddings normal 0.02."""
+    """Random parameters, layers stacked: kernels LeCun-normal, embeddings normal 0.02."""
+    leaves = param_tree.flatten(self._init_float32(key))
+    return param_tree.unflatten(
+      {path: leaf.astype(self.param_dtype(path)) for path, leaf in leaves.items()}
+    )
+
+  def abstract_params(self) -> Params:
+    """The result of `init` as ShapeDtypeStruct; traced once for each shape and its adapters."""
+    leaves = _float32_shapes(self.cfg, self.lora)
+    return param_tree.unflatten(
+      {path: jax.ShapeDtypeStruct(x.shape, self.param_dtype(path)) for path, x in leaves.items()}
+    )
+
+  def _init_float32(self, key: jax.Array) -> Params:
     cfg = self.cfg.decoder
     # The attention kernels refuse one token; new adapters get the compute dtype.
     plain = dataclasses.replace(self, mesh=None, compute_dtype=jnp.dtype("float32"))
@@ -319,6 +338,13 @@ class Policy:
     return VisionBatch.build(jnp.zeros, window, vision.patch_values, 1, window)
 
 
+@functools.lru_cache(maxsize=32)
+def _float32_shapes(cfg: QwenVLConfig, adapters: LoraConfig) -> dict[str, Any]:
+  """Path -> shape of the parameters of a policy with adapters."""
+  policy = dataclasses.replace(make_policy(cfg, jnp.dtype(jnp.float32)), lora=adapters)
+  return param_tree.flatten(jax.eval_shape(policy.init, jax.random.key(0)))
+
+
 def _deepstack(features_MYD: Array, feature_RT: Array) -> DeepStackFeatures | None:
   """The features for DeepStack; None if there is only one stream."""
   if features_MYD.shape[1] == 1:
@@ -333,5 +359,8 @@ def make_policy(
   remat: bool = True,
   logprob_chunk: int = 256,
 ) -> Policy:
-  """The policy's functions for one configuration; see `Policy`."""
-  return Policy(cfg, jnp.dtype(compute_dtype), mesh, remat, logprob_chunk, (), lora.OFF)
+  """The policy's functions for one configuration; see `Policy`. All parameters are trained."""
+  float32 = jnp.dtype(jnp.float32)
+  return Policy(
+    cfg, jnp.dtype(compute_dtype), mesh, remat, logprob_chunk, (), float32, float32, lora.OFF
+  )

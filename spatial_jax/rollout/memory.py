@@ -18,13 +18,18 @@ class MemoryPlan(NamedTuple):
   """Bytes on each device; rollouts and update follow each other and free their arrays."""
 
   resident: int  # arrays of others that exist all the time: the train state, other policies
+  reference: (
+    int  # KL reference on the devices while it is used; 0 if it is resident, or without one
+  )
   weights: int  # decode parameters: merged, in the compute dtype or in 8 bits
+  weights_scratch: int  # temporaries while they are made, before the caches
   prefix_cache: int  # keys and values of the prompts of all slots
   suffix_cache: int  # keys and values of what each row appends to its prompt
   gathered_rows: int  # copy of the suffix cache of the most rows that are gathered
   feature_buffer: int  # features of images
-  gradients: int  # of the trainable parameters, float32; 0 without an update
-  update_scratch: int  # temporaries of the update besides the gradients; 0 without an update
+  gradients: int  # sum of the gradients of the trained parameters; 0 without an update
+  update_scratch: int  # temporaries of the update besides that sum; 0 without an update
+  logprob_scratch: int  # temporaries of the log-probabilities of the reference
   cfg: RolloutConfig  # shapes of the caches
   data_devices: int  # number of devices that the slots divide over
   device: int  # bytes of one device
@@ -45,9 +50,20 @@ class MemoryPlan(NamedTuple):
     return self.resident + self.gradients + self.update_scratch
 
   @property
+  def resharding(self) -> int:
+    """Bytes while the decode parameters are made from the train parameters."""
+    return self.resident + self.weights + self.weights_scratch
+
+  @property
+  def reference_logprobs(self) -> int:
+    """Bytes during the log-probabilities of the KL reference, before the update."""
+    return self.resident + self.reference + self.logprob_scratch
+
+  @property
   def total(self) -> int:
-    """Bytes during the larger of the two phases."""
-    return max(self.rollouts, self.update if self.gradients else 0)
+    """Bytes during the largest phase."""
+    update = max(self.update, self.reference_logprobs) if self.gradients else 0
+    return max(self.rollouts, self.resharding, update)
 
   def __str__(self) -> str:
     rollouts = {
@@ -69,7 +85,16 @@ class MemoryPlan(NamedTuple):
       "gradients": self.gradients,
       "estimated scratch": self.update_scratch,
     }
-    return f"{text}; update {self.update / MIB:,.0f} MiB ({_parts(update)})"
+    text = f"{text}; update {self.update / MIB:,.0f} MiB ({_parts(update)})"
+    if not self.reference:
+      return text
+    reference = {
+      "resident": self.resident,
+      "reference": self.reference,
+      "estimated scratch": self.logprob_scratch,
+    }
+    size = self.reference_logprobs / MIB
+    return f"{text}; reference log-probabilities {size:,.0f} MiB ({_parts(reference)})"
 
 
 def check(plan: MemoryPlan, slots_key: str) -> None:
@@ -83,11 +108,17 @@ def check(plan: MemoryPlan, slots_key: str) -> None:
   """
   if plan.rollouts > plan.device:
     raise ConfigError(f"{plan}: the rollouts do not fit; {_how_rollouts_fit(plan, slots_key)}")
+  if plan.resharding > plan.device:
+    raise ConfigError(
+      f"{plan}: the weights for sampling and {plan.weights_scratch / MIB:,.0f} MiB to make them do "
+      "not fit; raise config.mesh.tensor"
+    )
   if plan.total > plan.device:
     raise ConfigError(
-      f"{plan}: the update does not fit; lower config.learn.micro.rows, freeze parameters "
-      "(config.learn.optimizer.frozen) or train adapters (config.lora), or raise config.mesh.fsdp "
-      "or .tensor"
+      f"{plan}: the update does not fit; lower config.learn.micro.rows, set "
+      "config.learn.reference to host, or config.learn.optimizer.mu_dtype and .gradient_dtype to "
+      "bfloat16, freeze parameters (config.learn.optimizer.frozen) or train adapters "
+      "(config.lora), or raise config.mesh.fsdp or .tensor"
     )
 
 
@@ -127,7 +158,12 @@ class UpdateShapes(NamedTuple):
   tokens: int
   logprob_tokens: int  # tokens per row whose logits exist at once
   patches: int  # of the vision batch; 0 if the vision tower is frozen
+  features: int  # image features in the batch, merged tokens
   tensor: int  # devices over which heads, MLP and vocabulary are sharded
+  # Bytes of the table of the vocabulary, and of its gradient in float32, on every device that
+  # shares them: gathered where parameters are sharded over fsdp. The matrices of one layer are
+  # small beside them.
+  table: int
   itemsize: int  # bytes of the compute dtype
 
 
@@ -144,24 +180,65 @@ def estimate_update_scratch(cfg: QwenVLConfig, shapes: UpdateShapes, gradients: 
   Returns:
     Bytes.
   """
-  decoder, vision, itemsize = cfg.decoder, cfg.vision, shapes.itemsize
+  sizes = _token_sizes(cfg, shapes)
+  prefix_tokens = shapes.prompts * shapes.prefix_tokens
+  microbatch = (
+    shapes.rows * shapes.tokens * (sizes.inputs + sizes.layer)
+    # The prefix of each row, and its cotangent.
+    + 2 * shapes.rows * shapes.prefix_tokens * sizes.cached
+    + sizes.logits
+  )
+  tower = shapes.patches * shapes.itemsize * cfg.vision.width * (cfg.vision.layers + 8)
+  # In float32; with a trained tower also their cotangents, of a microbatch and their sum.
+  copies = 3 if shapes.patches else 1
+  features = copies * 4 * shapes.features * cfg.vision.streams * cfg.decoder.width
+  stored = prefix_tokens * (sizes.inputs + sizes.cached + sizes.summed)
+  shared = gradients + shapes.table + tower + features + stored
+  return shared + max(microbatch, prefix_tokens * sizes.layer)
+
+
+def estimate_logprob_scratch(cfg: QwenVLConfig, shapes: UpdateShapes) -> int:
+  """Estimates the temporaries of log-probabilities without a gradient, in bytes.
+
+  The keys and values of all prefixes stay, and one layer of the prefixes or of a microbatch.
+  """
+  sizes = _token_sizes(cfg, shapes)
+  prefix_tokens = shapes.prompts * shapes.prefix_tokens
+  microbatch = (
+    shapes.rows * shapes.tokens * sizes.layer // 2
+    + shapes.rows * shapes.prefix_tokens * sizes.cached
+    + sizes.logits
+  )
+  tower = shapes.patches * shapes.itemsize * cfg.vision.width * 8
+  return (
+    shapes.table
+    + tower
+    + prefix_tokens * sizes.cached
+    + max(microbatch, prefix_tokens * sizes.layer // 2)
+  )
+
+
+class _TokenSizes(NamedTuple):
+  """Bytes of one token on one device."""
+
+  layer: int  # activations in one layer, and their cotangents
+  inputs: int  # inputs of all layers
+  cached: int  # keys and values in all layers
+  summed: int  # their cotangents, summed in float32
+  logits: int  # of one chunk of a microbatch, and their cotangents
+
+
+def _token_sizes(cfg: QwenVLConfig, shapes: UpdateShapes) -> _TokenSizes:
+  decoder, itemsize = cfg.decoder, shapes.itemsize
   kv = 2 * decoder.kv_heads * decoder.head_dim // shapes.tensor  # keys and values of a token
   wide = 2 * decoder.heads * decoder.head_dim + 3 * decoder.mlp_width
-  # Activations of a token in one layer, and their cotangents.
-  layer = 2 * itemsize * (4 * decoder.width + wide // shapes.tensor + kv)
-  inputs = decoder.layers * decoder.width * itemsize  # of all layers, per token
-  cached = decoder.layers * kv * itemsize  # keys and values in all layers, per token
-  summed = decoder.layers * kv * 4  # their cotangents, summed in float32
-  prefix_tokens = shapes.prompts * shapes.prefix_tokens
-  logits = 2 * 4 * shapes.rows * shapes.logprob_tokens * decoder.vocabulary // shapes.tensor
-  microbatch = (
-    shapes.rows * shapes.tokens * (inputs + layer)
-    + 2 * shapes.rows * shapes.prefix_tokens * cached  # the prefix of each row, and its cotangent
-    + logits
+  return _TokenSizes(
+    layer=2 * itemsize * (4 * decoder.width + wide // shapes.tensor + kv),
+    inputs=decoder.layers * decoder.width * itemsize,
+    cached=decoder.layers * kv * itemsize,
+    summed=decoder.layers * kv * 4,
+    logits=2 * 4 * shapes.rows * shapes.logprob_tokens * decoder.vocabulary // shapes.tensor,
   )
-  tower = shapes.patches * itemsize * vision.width * (vision.layers + 8)
-  stored = prefix_tokens * (inputs + cached + summed)
-  return gradients + tower + stored + max(microbatch, prefix_tokens * layer)
 
 
 # --- sizes ---------------------------------------------------------------------------------------

@@ -17,11 +17,11 @@ from spatial_jax.data.video import VideoConfig
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.executor import Executor, ExecutorConfig
 from spatial_jax.learn.train_batch import BatchConfig, Microbatches
-from spatial_jax.policy import param_tree
+from spatial_jax.policy import lora, param_tree
 from spatial_jax.policy.cache import rollout_shardings
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.rollout import memory
-from spatial_jax.rollout.config import RolloutConfig
+from spatial_jax.rollout.config import RolloutConfig, WeightForm
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.engine import Engine, forbidden_ids, stop_ids
 from spatial_jax.rollout.memory import MIB, MemoryPlan
@@ -33,6 +33,7 @@ from spatial_jax.types import Params
 _OPTIONAL_KEYS = {
   "stages", "init", "remat", "lora", "loop", "source", "learn", "reward", "evaluation",
   "model", "form",
+  "frozen_dtype",
 }  # fmt: skip
 
 
@@ -93,15 +94,14 @@ class RunContext:
   ) -> Engine:
     """An engine for one policy, or two if `has_start`, that are not trained.
 
-    Policies are loaded one after the other, in float32; only their decode parameters stay.
+    Policies are loaded one after the other, in the compute dtype; only their decode parameters
+    stay.
 
     Raises:
       ConfigError: as in `make_engine`, or if the policies do not fit while they are loaded.
     """
     rollouts = plan(self.policy, compiled.rollout_buckets(cfg, self.mesh), 0)
-    params = jax.eval_shape(self.policy.init, jax.random.key(0))
-    loading = memory.tree_bytes(params, sharding.param_shardings(params, self.mesh))
-    loading += rollouts.weights * (1 + has_start)
+    loading = loading_bytes(self.policy) + rollouts.weights * (1 + has_start)
     if loading > rollouts.device:
       raise ConfigError(
         f"loading the policy needs {loading / MIB:,.0f} of "
@@ -163,18 +163,49 @@ def with_update(
   `compiled.update_shapes`.
   """
   mesh = compiled.train_mesh(policy)
-  params = jax.eval_shape(policy.init, jax.random.key(0))
-  _, trained = param_tree.partition(params, policy.frozen)
-  gradients = memory.tree_bytes(trained, sharding.param_shardings(trained, mesh))
+  _, trained = param_tree.partition(policy.abstract_params(), policy.frozen)
+  shardings = sharding.param_shardings(trained, mesh)
+  one = memory.tree_bytes(trained, shardings)
   shapes = compiled.update_shapes(policy, micro, batch, prompts)
-  scratch = memory.estimate_update_scratch(policy.cfg, shapes, gradients)
-  return rollouts._replace(gradients=gradients, update_scratch=scratch)
+  return rollouts._replace(
+    gradients=memory.tree_bytes(_in_dtype(trained, policy.gradient_dtype), shardings),
+    update_scratch=memory.estimate_update_scratch(policy.cfg, shapes, one),
+    logprob_scratch=memory.estimate_logprob_scratch(policy.cfg, shapes),
+  )
+
+
+def loading_bytes(policy: Policy) -> int:
+  """Bytes on each device of all parameters in the compute dtype."""
+  params = _in_dtype(policy.abstract_params(), policy.compute_dtype)
+  shardings = sharding.param_shardings(params, compiled.train_mesh(policy))
+  return memory.tree_bytes(params, shardings)
+
+
+def _in_dtype(tree: Any, dtype: Any) -> Any:
+  """Shapes with another dtype."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), tree)
+
+
+def _weight_bytes(policy: Policy, weights: WeightForm) -> int:
+  """Bytes on each device of the decode parameters."""
+  mesh = compiled.train_mesh(policy)
+  if weights == "compute":  # not traced: a plan is made often
+    local = sharding.rollout_mesh(mesh)
+    base, _ = lora.split(_in_dtype(policy.abstract_params(), policy.compute_dtype))
+    layers = base["decoder"].pop("layers")
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), layers)
+    return policy.cfg.decoder.layers * memory.tree_bytes(
+      one, sharding.param_shardings({"decoder": {"layers": one}}, local)["decoder"]["layers"]
+    ) + memory.tree_bytes(base, sharding.param_shardings(base, local))
+  convert = compiled.reshard(policy, mesh, weights)
+  params = jax.eval_shape(convert, policy.abstract_params())
+  return memory.tree_bytes(params, sharding.param_shardings(params, sharding.rollout_mesh(mesh)))
 
 
 def plan(
   policy: Policy, cfg: RolloutConfig, resident: int, device: int | None = None
 ) -> MemoryPlan:
-  """Bytes on each device during rollouts; nothing is allocated.
+  """Bytes on each device during rollouts; nothing is allocated, and the mesh may be absent.
 
   `device` is the size of a device of the policy's mesh, by default that of this machine.
   """
@@ -182,13 +213,14 @@ def plan(
   local = sharding.rollout_mesh(mesh)
   run = compiled.rollout_programs(policy, cfg, (), ())
   state = jax.eval_shape(lambda: run.empty_state(cfg.prompt_buckets[-1]))
-  params = jax.eval_shape(policy.init, jax.random.key(0))
-  weights = jax.eval_shape(compiled.reshard(policy, mesh, cfg.weights), params)
-  layout = rollout_shardings(state.cache, local)
+  layout, weights = rollout_shardings(state.cache, local), _weight_bytes(policy, cfg.weights)
   rows, few = memory.tree_bytes(state.cache.layers, layout.layers), cfg.decode_row_counts[:-1]
   return MemoryPlan(
     resident=resident,
-    weights=memory.tree_bytes(weights, sharding.param_shardings(weights, local)),
+    reference=0,
+    weights=weights,
+    # Parameters that are sharded over fsdp are gathered first.
+    weights_scratch=weights if mesh.shape["fsdp"] > 1 else 0,
     prefix_cache=memory.tree_bytes(state.cache.prefix.layers, layout.prefix.layers),
     suffix_cache=rows,
     gathered_rows=rows * few[-1] // cfg.row_count if few else 0,
@@ -197,6 +229,7 @@ def plan(
     ),
     gradients=0,
     update_scratch=0,
+    logprob_scratch=0,
     cfg=cfg,
     data_devices=local.shape["data"],
     device=memory.device_bytes(mesh) if device is None else device,

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from spatial_jax.checks import is_ascending
-from spatial_jax.config import check_field, check_number, check_whole
+from spatial_jax.config import check_choice, check_field, check_number, check_whole
 from spatial_jax.data.pipeline import PromptBatch
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.learn.advantage import AdvantageConfig, advantage
@@ -32,6 +32,7 @@ from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.profiling import Timeline, save_timeline
 from spatial_jax.rollout.saved_groups import make_saved_groups, most_drawings_first, save_groups
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
+from spatial_jax.stages.reference import Place, Reference
 from spatial_jax.types import (
   Array,
   Params,
@@ -57,6 +58,7 @@ class GrpoConfig:
   prefix_buckets: tuple[int, ...]  # padded lengths of prompts in the update, tokens
   vision: VisionBuckets  # padded sizes of the images in the update
   micro: Microbatches  # rows and padded lengths of the microbatches of the update
+  reference: Place  # where the KL reference is between two uses, if it is a copy of the start
   # Steps between two steps whose rollouts are saved for the report; 0: never.
   save_rollouts_every: int
   saved_groups: int  # number of groups that are saved, those with the most drawings
@@ -65,6 +67,7 @@ class GrpoConfig:
     check_number(self, "keep_fraction", above=0, at_most=1)
     valid = is_ascending(self.prefix_buckets, 1)
     check_field(self, "prefix_buckets", valid, "be ascending, from 1 on")
+    check_choice(self, "reference")
     check_whole(self, "save_rollouts_every", "saved_groups", at_least=0)
 
 
@@ -116,9 +119,8 @@ class GrpoStage:
   # steps, seed: of the run.
   steps: int
   seed: int
-  # Parameters of the reference policy; None without a KL term, or if the reference is the policy
-  # without its adapters.
-  reference: Params | None
+  # The reference policy; None without a KL term, or if it is the policy without its adapters.
+  reference: Reference | None
   workdir: pathlib.Path  # of the saved rollouts
 
   def sharpness(self, step: int) -> float:
@@ -168,10 +170,7 @@ class GrpoStage:
     kept_BG = downsample_rollouts(advantages_BG, cfg.keep_fraction, self.programs.local_row_shards)
     batch, _ = to_train_batch(rollouts, advantages_BG, self.shapes, kept_BG, image_features)
     batch = self.programs.place(batch)
-    ref_logp_RT = None
-    if cfg.loss.kl_weight:
-      params = state.params if self.reference is None else self.reference
-      ref_logp_RT = self.programs.logprobs(params, batch)
+    ref_logp_RT = self.reference_logprobs(state.params, batch) if cfg.loss.kl_weight else None
     state, metrics = self.programs.update(state, batch, ref_logp_RT)
     self._save(step, prompts, rollouts, scores, advantages_BG, timeline)
 
@@ -186,6 +185,13 @@ class GrpoStage:
       **timeline.summary(),
       "tokens_per_s": sum(t.trained_T.sum() for group in rollouts for t in group) / rollout_s,
     }
+
+  def reference_logprobs(self, params: Params, batch: TrainBatch) -> Array:
+    """Log-probabilities [R, T] of a batch under the reference of the policy with `params`."""
+    if self.reference is None:
+      return self.programs.logprobs(params, batch)  # leaves the adapters out
+    logp_RT = self.programs.logprobs(self.reference.on_devices(params), batch)
+    return jax.block_until_ready(logp_RT)  # the update needs the memory of a reference on the host
 
   def _save(
     self,

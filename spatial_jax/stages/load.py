@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -28,7 +29,7 @@ from spatial_jax.hf import generation as generation_lib
 from spatial_jax.hf import processor, weights
 from spatial_jax.hf.folder import check_folder, has_model_config, has_weights
 from spatial_jax.hf.generation import Generation, read_generation
-from spatial_jax.policy import lora
+from spatial_jax.policy import lora, param_tree
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
@@ -139,8 +140,12 @@ def store_conversation_files(files: PolicyFiles, workdir: pathlib.Path) -> None:
     write_text(workdir / generation_lib.FILE, json.dumps(record, indent=2) + "\n")
 
 
-def load_params(files: PolicyFiles, mesh: Mesh) -> Params:
+def load_params(files: PolicyFiles, mesh: Mesh, dtype_of: Callable[[str], np.dtype]) -> Params:
   """Loads the parameters of a policy on the train mesh, each array straight to its shards.
+
+  Args:
+    dtype_of: parameter path -> dtype, to which the values are rounded as they are read. Adapters of
+      a run are merged in float32.
 
   Raises:
     CheckpointError: if the weights do not fit their config; nothing was allocated.
@@ -149,23 +154,39 @@ def load_params(files: PolicyFiles, mesh: Mesh) -> Params:
     return weights.load(
       files.path,
       files.cfg,
-      np.dtype(np.float32),
+      dtype_of,
       lambda name, shape: NamedSharding(mesh, sharding.param_spec(name, shape, mesh)),
     )
   policy = make_policy(files.cfg, compiled.compute_dtype(mesh), mesh)
   policy = dataclasses.replace(policy, lora=files.lora)
-  shapes = jax.eval_shape(policy.init, jax.random.key(0))
+  leaves = param_tree.flatten(policy.abstract_params())
+  for path, leaf in leaves.items():
+    if not param_tree.matches(path, (lora.ADAPTERS,)):
+      leaves[path] = jax.ShapeDtypeStruct(leaf.shape, dtype_of(path))
+  shapes = param_tree.unflatten(leaves)
   abstract = compiled.placed(shapes, sharding.param_shardings(shapes, mesh))
   params = checkpoint_lib.restore_params(files.checkpoint, abstract)
   return compiled.merge_adapters(policy, params, mesh) if policy.lora.paths else params
+
+
+def load_to_sample(files: PolicyFiles, mesh: Mesh) -> Params:
+  """`load_params` in the compute dtype, for a policy that is not trained."""
+  return load_params(files, mesh, compute_dtypes(mesh))
+
+
+def compute_dtypes(mesh: Mesh) -> Callable[[str], np.dtype]:
+  """Returns the compute dtype for every parameter path."""
+  return lambda path: compiled.compute_dtype(mesh)
 
 
 def load_policy(path: pathlib.Path | str, mesh: Mesh) -> Loaded:
   """`read_policy` and `load_params`. Everything is checked before an array is allocated."""
   files = read_policy(path)
   policy = make_policy(files.cfg, compiled.compute_dtype(mesh), mesh)
-  params = load_params(files, mesh)
+  params = load_params(files, mesh, lambda path: np.dtype(np.float32))
   return Loaded(policy, params, files.tokenizer, files.template, files.benchmark)
+  params = load_params(files, mesh, lambda path: np.dtype(np.float32))
+  return Loaded(policy, params, files.tokenizer, files.benchmark)
 
 
 def read_shape(path: pathlib.Path | str) -> QwenVLConfig:

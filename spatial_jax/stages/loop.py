@@ -87,7 +87,7 @@ def run(
 
   Args:
     workdir: of the run; its newest whole checkpoint, if there is one, replaces `state`.
-    state: the start; donated.
+    state: the start; donated. Shapes and shardings are enough if there is a checkpoint.
     step_of: called with the first step; returns the step function, which depends only on the state
       and the step number, so that a resumed run takes the same steps.
     evaluate: the state before a step -> metrics of that step, every `cfg.evaluate_every` steps.
@@ -122,13 +122,19 @@ def run(
 
 
 def resume(workdir: str | os.PathLike[str], state: TrainState) -> tuple[int, TrainState]:
-  """(first step, state): the newest whole checkpoint, or the given start at step 0."""
+  """(first step, state): the newest whole checkpoint, or the given start at step 0.
+
+  With a checkpoint the arrays of the start are deleted, so that the devices never hold two states.
+  """
   found = checkpoint.latest(workdir)
   if found is None:
     return 0, state
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
   )
+  for x in jax.tree.leaves(state):
+    if isinstance(x, jax.Array):
+      x.delete()
   return checkpoint.read_progress(found).step, checkpoint.restore(found, abstract)
 
 

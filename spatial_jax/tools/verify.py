@@ -135,7 +135,9 @@ def _logits(policy: Policy, params, token_RT, position_RTA, features_MYD, featur
 def _load(directory: pathlib.Path) -> tuple[QwenVLConfig, Params]:
   cfg = weights.read_config(directory)
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return cfg, weights.load(directory, cfg, np.dtype(np.float32), lambda path, shape: device)
+  return cfg, weights.load(
+    directory, cfg, lambda path: np.dtype(np.float32), lambda path, shape: device
+  )
 
 
 def _split(patches_PX: np.ndarray | None, grids_N3: np.ndarray | None) -> list[PatchedImage]:

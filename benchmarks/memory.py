@@ -1,0 +1,150 @@
+"""Which released models can be trained on which devices: the tables of docs/memory.md.
+
+python -m benchmarks.memory            prints the tables
+python -m benchmarks.memory --write    writes them into docs/memory.md
+"""
+
+import functools
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from benchmarks.model_zoo import released
+from configs import common
+from spatial_jax.config import build
+from spatial_jax.policy.config import QwenVLConfig
+from spatial_jax.rollout.memory import MemoryPlan
+from spatial_jax.tools.fits import GIB, MACHINES, Machine, plan_for
+from spatial_jax.train import TrainConfig
+
+
+class Lengths(NamedTuple):
+  """Sizes of a step."""
+
+  prompt: int  # tokens, images included
+  response: int  # tokens, drawn images included
+  prompts: int
+  group: int
+  image_tokens: int  # of one image
+  prompt_images: int
+  drawn_images: int  # of all rollouts of a prompt, distinct
+
+
+class Training(NamedTuple):
+  """What is trained."""
+
+  name: str
+  frozen: tuple[str, ...]
+  lora: tuple[str, ...]
+
+
+TRAINING = {
+  "LoRA": Training("LoRA", (), (r"^decoder/layers/.*/kernel$",)),
+  "decoder": Training("decoder", ("^vision/",), ()),
+  "full": Training("full", (), ()),
+}
+
+
+def tensor_size(shape: QwenVLConfig, machine: Machine) -> int:
+  """Devices over which the weights are sharded for sampling: at most the KV heads."""
+  sizes = [n for n in (1, 2, 4) if shape.decoder.kv_heads % n == 0 and n <= machine.count]
+  return sizes[-1]
+
+
+def config_of(
+  shape: QwenVLConfig, training: Training, machine: Machine, lengths: Lengths
+) -> ConfigDict:
+  """The config of such a run: `configs/common.py` with the sizes of the model and of the step."""
+  cfg, tower = common.get_config(), shape.vision
+  tensor = tensor_size(shape, machine)
+  cfg.mesh.update({"data": 1, "fsdp": machine.count // tensor, "tensor": tensor})
+  devices = machine.count // tensor
+  cfg.preprocess.patch_size = tower.patch_size
+  cfg.lora.update({"paths": training.lora, "rank": 32, "alpha": 64.0})
+  window_tokens = tower.window_blocks**2
+  patches = lengths.image_tokens * 4
+
+  def vision(images: int) -> dict[str, tuple[int, ...]]:
+    windows = images * lengths.image_tokens // window_tokens
+    return {"windows": (windows,), "frames": (images,), "patches": (patches,)}
+
+  images = lengths.prompts * (lengths.prompt_images + lengths.drawn_images)
+  cfg.rollout.update(
+    {
+      "prompts": lengths.prompts,
+      "group": lengths.group,
+      "slots": lengths.prompts,
+      "prefill": (devices,),
+      "append": (devices,),
+      "gather_fractions": (0.25,),
+      "prompt_buckets": (lengths.prompt,),
+      "observation_buckets": (lengths.image_tokens + 128,),
+      "suffix_block_edges": (),
+      "feature_buffer_tokens": images * lengths.image_tokens,
+      "vision": vision(devices),
+    }
+  )
+  cfg.rollout.stop.max_response_tokens = lengths.response - 1
+  cfg.learn.update(
+    {
+      "prefix_buckets": (lengths.prompt,),
+      "micro": {"rows": 1, "lengths": (lengths.response,)},
+      "vision": vision(images),
+    }
+  )
+  cfg.learn.loss.kl_weight = 0.01
+  cfg.learn.optimizer.frozen = training.frozen
+  return cfg
+
+
+class Option(NamedTuple):
+  """A setting that saves memory."""
+
+  name: str
+  settings: dict[str, str]
+
+
+# From the one that costs nothing to those that round.
+OPTIONS = (
+  Option("host", {"learn.reference": "host"}),
+  Option("mu", {"learn.optimizer.mu_dtype": "bfloat16"}),
+  Option("grads", {"learn.optimizer.gradient_dtype": "bfloat16"}),
+)
+
+
+class Cell(NamedTuple):
+  """One model on one machine."""
+
+  plan: MemoryPlan
+  options: tuple[str, ...]
+
+  @property
+  def fits(self) -> bool:
+    return self.plan.total <= self.plan.device
+
+  def __str__(self) -> str:
+    rollouts = max(self.plan.rollouts, self.plan.resharding) / GIB
+    update = max(self.plan.update, self.plan.reference_logprobs) / GIB
+    sizes = f"{rollouts:.1f} / {update:.1f}"
+    return " ".join((sizes, *self.options)) if self.fits else f"no: {sizes}"
+
+
+@functools.cache
+def cell(model: str, training: str, machine: str, lengths: Lengths) -> Cell:
+  """The plan with the fewest options that fits, or with all of them."""
+  shape, devices = released(model), MACHINES[machine]
+  config = config_of(shape, TRAINING[training], devices, lengths)
+  rows = lengths.prompts * lengths.group
+  used: tuple[str, ...] = ()
+  found = Cell(plan_for(build(TrainConfig, dict(config)), shape, devices), used)
+  while found.plan.rollouts > devices.usable and rows > lengths.group:
+    rows //= 2
+    config.rollout.rows, used = rows, (f"rows={rows}",)
+    found = Cell(plan_for(build(TrainConfig, dict(config)), shape, devices), used)
+  for option in OPTIONS if not TRAINING[training].lora else ():
+    if found.fits:
+      break
+    config.update_from_flattened_dict(option.settings)
+    used = (*used, option.name)
+    found = Cell(plan_for(build(TrainConfig, dict(config)), shape, devices), used)
+  return found

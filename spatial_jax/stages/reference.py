@@ -1,0 +1,70 @@
+"""The reference policy of the KL term, if no adapters can be left out: a copy of the start.
+
+    device    resident between two uses, beside the train state
+    host      in memory of the host; moved to the devices for one program of each step
+
+Only trained parameters are copied, in the compute dtype: the policy itself has the frozen ones, and
+every use rounds to that dtype.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from spatial_jax import sharding
+from spatial_jax.policy import param_tree
+from spatial_jax.policy.qwen_vl import Policy
+from spatial_jax.types import Params
+
+Place = Literal["device", "host"]
+
+# Memory of a host that a device reads without a copy in between, and the kind that every one has.
+HOST_MEMORY = ("pinned_host", "unpinned_host")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reference:
+  """The trained parameters of the start, in the compute dtype."""
+
+  params: Params  # on the devices or on the host
+  shardings: Params  # on the devices
+  frozen: tuple[str, ...]  # regexes of the parameters that the policy and its reference share
+
+  def on_devices(self, params: Params) -> Params:
+    """All parameters of the reference; the frozen ones are those of the policy, `params`."""
+    shared, _ = param_tree.partition(params, self.frozen)
+    return param_tree.merge(shared, jax.device_put(self.params, self.shardings))
+
+
+def make_reference(policy: Policy, start: Params, mesh: Mesh, place: Place) -> Reference:
+  """Copies the start, one parameter after the other; `start` may be donated afterwards."""
+  _, trained = param_tree.partition(start, policy.frozen)
+  shardings = sharding.param_shardings(trained, mesh)
+
+  def copy(x: jax.Array, to: jax.sharding.NamedSharding) -> jax.Array:
+    x = jnp.array(x, policy.compute_dtype, copy=True)
+    if place == "host":
+      to = to.with_memory_kind(host_memory(mesh.local_devices[0]))
+    return jax.block_until_ready(jax.device_put(x, to, may_alias=True))
+
+  return Reference(jax.tree.map(copy, trained, shardings), shardings, policy.frozen)
+
+
+def abstract_reference(policy: Policy, mesh: Mesh) -> Params:
+  """Returns the parameters of `Reference` as ShapeDtypeStruct with shardings on the devices."""
+  _, trained = param_tree.partition(policy.abstract_params(), policy.frozen)
+  return jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, policy.compute_dtype, sharding=place),
+    trained,
+    sharding.param_shardings(trained, mesh),
+  )
+
+
+def host_memory(device: jax.Device) -> str:  # pyright: ignore[reportInvalidTypeForm]
+  """Returns the kind of host memory of a device that is copied from fastest."""
+  kinds: Sequence[str] = [memory.kind for memory in device.addressable_memories()]
+  return next(kind for kind in HOST_MEMORY if kind in kinds)
