@@ -15,7 +15,7 @@ from spatial_jax.config import build
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.rollout.memory import MemoryPlan
 from spatial_jax.tools.fits import GIB, MACHINES, Machine, plan_for
-from spatial_jax.train import TrainConfig
+from spatial_jax.train_config import TrainConfig
 
 
 class Lengths(NamedTuple):

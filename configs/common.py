@@ -15,6 +15,8 @@ def get_config() -> ConfigDict:
   """
   cfg, steps = ConfigDict(), FieldReference(56)
   cfg.stages = ("grpo",)  # run in this order
+  # Image sizes, lengths and optimizer below are those of the embedded policy, 3.1 M parameters.
+  cfg.max_parameters = 20_000_000
   cfg.seed = 0
   cfg.init = "spatial_jax/assets/tiny"  # Hugging Face folder or work directory of a run
   cfg.lora = ConfigDict({"paths": (), "rank": 16, "alpha": 32.0})  # (): no adapters

@@ -26,7 +26,7 @@ from spatial_jax.config import ConfigError, build
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.rollout.memory import bytes_of
 from spatial_jax.stages.load import read_shape
-from spatial_jax.train import TrainConfig, training_parts
+from spatial_jax.train_config import TrainConfig, training_parts
 
 # Memory of one chip, GiB, by device kind. Source: the Cloud TPU documentation.
 HBM_GIB = {

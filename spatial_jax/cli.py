@@ -26,6 +26,7 @@ CONFIG_HELP = (
 )
 CHECKPOINT_HELP = "Hugging Face folder, or work directory of a run"
 _ROOT = pathlib.Path(__file__).resolve().parents[1]  # the folder that holds the package
+_PARENTHESES = re.compile(r"\((.*?),?\s*\)")  # of a tuple, "(1, 2)" or "(1,)"
 _INTERRUPTED = 130  # exit code of a command that Ctrl-C ended
 _TYPES = {bool: "true or false", int: "an integer", float: "a number", tuple: "a list, '(1, 2)'"}
 
@@ -141,7 +142,7 @@ class _JsonOrText(flags.ArgumentParser):
     if argument is None or argument == "None":
       return None
     try:
-      return json.loads(argument)
+      return json.loads(_PARENTHESES.sub(r"[\1]", argument))
     except ValueError:
       return argument
 

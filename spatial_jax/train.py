@@ -11,24 +11,20 @@ import functools
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from absl import flags
 from ml_collections import config_flags
 
 from spatial_jax import checkpoint, compiled, rng, sharding
 from spatial_jax.cli import CONFIG_HELP, enable_compilation_cache, launch, no_arguments
-from spatial_jax.compiled import FrozenDtype
-from spatial_jax.config import ConfigError, build, check_choice
 from spatial_jax.data.background import compute_async
-from spatial_jax.data.prompt_form import form_record, read_form
-from spatial_jax.data.source import Source, SourceConfig, prompt_stream
+from spatial_jax.data.prompt_form import form_record
+from spatial_jax.data.source import Source, prompt_stream
 from spatial_jax.evaluate.console import make_console
 from spatial_jax.evaluate.evaluator import (
-  EvaluationConfig,
   Evaluator,
   evaluation_rollout_config,
   load_questions,
@@ -37,61 +33,40 @@ from spatial_jax.evaluate.evaluator import (
 )
 from spatial_jax.evaluate.predictions import EvaluationSet
 from spatial_jax.evaluate.results import is_up_to_date
-from spatial_jax.learn.optimizer import check_steps, make_optimizer
-from spatial_jax.learn.train_batch import BatchConfig
-from spatial_jax.policy import lora, param_tree
-from spatial_jax.policy.config import QwenVLConfig
-from spatial_jax.policy.lora import LoraConfig
-from spatial_jax.policy.qwen_vl import Policy, make_policy
+from spatial_jax.policy import param_tree
+from spatial_jax.prepare import prepare, this_machine
 from spatial_jax.report.report import About, write_report
 from spatial_jax.report.reward_card import RewardCard
 from spatial_jax.rollout import memory
-from spatial_jax.rollout.conversation import check_preprocess
 from spatial_jax.rollout.encode import PromptEncoder
-from spatial_jax.rollout.memory import MemoryPlan, bytes_of
 from spatial_jax.stages import loop
 from spatial_jax.stages.context import (
-  RunConfig,
   RunContext,
   open_context,
-  plan,
-  with_update,
 )
-from spatial_jax.stages.grpo import GrpoConfig, GrpoStage, batch_config
+from spatial_jax.stages.grpo import GrpoStage
 from spatial_jax.stages.load import (
   FORM_KEY,
   MODEL_KEY,
   PolicyFiles,
-  check_normalisation,
   compute_dtypes,
   load_params,
   load_to_sample,
   read_policy,
-  read_source,
   record,
   store_conversation_files,
 )
-from spatial_jax.stages.loop import LoopConfig
-from spatial_jax.stages.reference import Reference, abstract_reference, make_reference
+from spatial_jax.stages.reference import Reference, make_reference
+from spatial_jax.train_config import (
+  MAY_DIFFER,
+  TrainConfig,
+  TrainingParts,
+  has_start_copy,
+  resident_bytes,
+  whole_plan,
+)
 from spatial_jax.types import Params, TrainState
 from spatial_jax.workdir import bind_workdir, lock_workdir, to_path
-
-# Keys that may differ when a run is resumed: lengths, intervals, outputs, padded sizes and places.
-# Another loop.steps changes warm-up, decay and sharpness from the resumed step on.
-MAY_DIFFER = (
-  "loop",
-  "learn.optimizer.total_steps",
-  "learn.optimizer.warmup_steps",
-  "learn.optimizer.decay_steps",
-  "learn.prefix_buckets",
-  "learn.vision",
-  "learn.reference",
-  "learn.save_rollouts_every",
-  "learn.saved_groups",
-  "evaluation",
-  "executor",
-  "text",  # where the prompt form is; "form" is what it says
-)
 
 # Kinds of sources, as the title of the report names them.
 SOURCES = {
@@ -102,92 +77,11 @@ SOURCES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainConfig(RunConfig):
-  """The config of a training run; see `configs/common.py`."""
-
-  stages: tuple[Literal["grpo"], ...]  # run in this order; today one
-  init: str  # policy to start from: a Hugging Face folder or the work directory of a run
-  remat: bool  # recompute layers in the backward pass: less memory, more time on an accelerator
-  # Parameters that are not trained (`learn.optimizer.frozen`; with adapters, all others) are stored
-  # in this dtype. "compute": that of the activations, to which every use rounds them.
-  frozen_dtype: FrozenDtype
-  lora: LoraConfig  # kernels with adapters; then only the adapters are trained
-  loop: LoopConfig
-  source: SourceConfig
-  learn: GrpoConfig
-  evaluation: EvaluationConfig
-
-  def __post_init__(self):
-    super().__post_init__()
-    check_choice(self, "frozen_dtype")
-    learn, rollout = self.learn, self.rollout
-    if len(self.stages) != 1:
-      raise ConfigError(f"config.stages is {self.stages}; one stage can be run today: ('grpo',)")
-    check_steps(learn.optimizer, self.loop.steps)
-    if rollout.group < 2:
-      raise ConfigError(
-        f"config.rollout.group is {rollout.group} and must be at least 2: "
-        "the advantage of a single rollout is 0"
-      )
-    longest = rollout.stop.max_response_tokens + 1
-    _check_last("micro.lengths", learn.micro.lengths, longest, "stop.max_response_tokens + 1")
-    longest = rollout.prompt_buckets[-1]
-    _check_last("prefix_buckets", learn.prefix_buckets, longest, "prompt_buckets")
-    sizes = dataclasses.asdict(rollout.vision)
-    for name, buckets in dataclasses.asdict(learn.vision).items():
-      _check_last(f"vision.{name}", buckets, sizes[name][-1], f"vision.{name}")
-
-
-def _check_last(name: str, buckets: Sequence[int], least: int, of: str) -> None:
-  """Refuses buckets of the update that do not hold what rollouts produce."""
-  if buckets[-1] < least:
-    raise ConfigError(
-      f"config.learn.{name} ends at {buckets[-1]} and must be at least {least}, the largest of "
-      f"config.rollout.{of}"
-    )
-
-
 def main(arguments: Sequence[str]) -> None:
   """Trains, evaluates and writes the report."""
   no_arguments(arguments)
   enable_compilation_cache()
   run(CONFIG.value, to_path(WORKDIR.value))
-
-
-class TrainingParts(NamedTuple):
-  """What training makes of its config and the shape of its policy; `aot` compiles the same."""
-
-  policy: Policy  # on the train mesh, with frozen paths, adapters and remat
-  optimizer: optax.GradientTransformation
-  shapes: BatchConfig  # of the update, rounded up for the platform
-
-
-def training_parts(cfg: TrainConfig, shape: QwenVLConfig, mesh: jax.sharding.Mesh) -> TrainingParts:
-  """The policy on the train mesh, its optimizer and the shapes of the update, without any array.
-
-  Raises:
-    ConfigError: if prompts, image settings, adapters or frozen paths do not fit mesh or policy.
-  """
-  hosts = sharding.island_mesh(mesh).shape["island"]
-  name = "config.rollout.prompts" + (f" x {hosts} processes" if hosts > 1 else "")
-  sharding.check_rows(cfg.rollout.prompts * hosts, name, mesh)
-  check_preprocess(cfg.preprocess, shape, "config.preprocess")
-  policy = make_policy(shape, compiled.compute_dtype(mesh), mesh, cfg.remat)
-  lora.kernels(cfg.lora, policy.kernel_paths)
-  frozen = lora.frozen_paths(cfg.lora, cfg.learn.optimizer.frozen)
-  policy = dataclasses.replace(
-    policy,
-    frozen=frozen,
-    frozen_dtype=compiled.frozen_dtype(mesh, cfg.frozen_dtype),
-    gradient_dtype=jnp.dtype(cfg.learn.optimizer.gradient_dtype),
-    lora=cfg.lora,
-  )
-  optimizer = make_optimizer(dataclasses.replace(cfg.learn.optimizer, frozen=frozen))
-  jax.eval_shape(optimizer.init, policy.abstract_params())
-  return TrainingParts(
-    policy, optimizer, compiled.batch_buckets(batch_config(cfg.learn, shape), mesh)
-  )
 
 
 def run(config: Any, workdir: pathlib.Path) -> None:
@@ -197,14 +91,12 @@ def run(config: Any, workdir: pathlib.Path) -> None:
     UserError: if config (a ConfigDict), policy or work directory cannot be used; the work directory
       is then not bound to the config.
   """
-  cfg = build(TrainConfig, dict(config))
-  form = read_form(cfg.text)
   sharding.refuse_several_processes()
-  mesh = sharding.make_mesh(cfg.mesh, jax.devices())
-  files = read_policy(cfg.init)
-  check_normalisation(cfg.preprocess, files)
-  parts = training_parts(cfg, files.cfg, mesh)
-  source = read_source(cfg.source)
+  ready = prepare(config, workdir, this_machine(), needs_weights=True)
+  cfg, form, parts = ready.cfg, ready.form, ready.parts
+  files, source = ready.files, ready.source
+  assert files is not None  # both are needed with weights
+  assert source is not None
   source.batch(cfg.seed, 0, 1)  # refuses a source without training tasks
   trained_on = source.benchmark or files.benchmark
   shapes = evaluation_rollout_config(cfg.rollout, cfg.evaluation, cfg.evaluation.tasks, True)
@@ -212,8 +104,8 @@ def run(config: Any, workdir: pathlib.Path) -> None:
     stage = make_stage(cfg, context, parts, source, workdir)
     context.evaluation_engine(shapes, has_start=True)  # refuses what would not fit at the end
     lock_workdir(workdir)
-    resolved = json.loads(config.to_json_best_effort())
-    resolved |= {MODEL_KEY: record(files.cfg), FORM_KEY: form_record(form)}
+    recorded = {MODEL_KEY: record(files.cfg), FORM_KEY: form_record(form)}
+    resolved = json.loads(json.dumps(ready.settings | recorded))  # tuples are lists
     questions = None
     if not is_up_to_date(workdir, fingerprint(cfg)):  # rendered while the first programs compile
       make = functools.partial(load_questions, source, cfg.evaluation, cfg.learn.reward, cfg.seed)
@@ -261,19 +153,6 @@ def make_stage(
   )
 
 
-def whole_plan(cfg: TrainConfig, parts: TrainingParts, device: int | None = None) -> MemoryPlan:
-  """Bytes per device during every phase of a step; nothing is allocated.
-
-  `device` is the size of a device of the policy's mesh, which may be absent; None: of this machine.
-  """
-  policy = parts.policy
-  rollout = compiled.rollout_buckets(cfg.rollout, compiled.train_mesh(policy))
-  rollouts = plan(policy, rollout, resident_bytes(cfg, policy, parts.optimizer), device)
-  on_host = cfg.learn.reference == "host"
-  rollouts = rollouts._replace(reference=reference_bytes(cfg, policy) if on_host else 0)
-  return with_update(rollouts, policy, cfg.learn.micro, parts.shapes, cfg.rollout.prompts)
-
-
 def train(
   cfg: TrainConfig,
   context: RunContext,
@@ -319,22 +198,6 @@ def train(
   return context.decode_params(state.params), size
 
 
-def resident_bytes(
-  cfg: TrainConfig, policy: Policy, optimizer: optax.GradientTransformation
-) -> int:
-  """Bytes per device that training keeps all the time: its state, and a reference beside it."""
-  state = compiled.abstract_state(policy, optimizer, compiled.train_mesh(policy))
-  on_device = cfg.learn.reference == "device"
-  return bytes_of(state) + (reference_bytes(cfg, policy) if on_device else 0)
-
-
-def reference_bytes(cfg: TrainConfig, policy: Policy) -> int:
-  """Bytes per device of the KL reference while it is used; 0 if it is not a copy of the start."""
-  if not has_start_copy(cfg):
-    return 0
-  return bytes_of(abstract_reference(policy, compiled.train_mesh(policy)))
-
-
 def start_of(
   cfg: TrainConfig,
   context: RunContext,
@@ -360,11 +223,6 @@ def start_of(
     adapters = compiled.init_adapters(policy, rng.stream(cfg.seed, "adapters"), mesh)
     start = param_tree.merge(start, adapters)
   return compiled.init_state(policy, optimizer, start, mesh), reference
-
-
-def has_start_copy(cfg: TrainConfig) -> bool:
-  """Whether the KL term needs the start beside the trained policy; adapters can be left out."""
-  return bool(cfg.learn.loss.kl_weight) and not cfg.lora.paths
 
 
 def fingerprint(cfg: TrainConfig) -> dict[str, Any]:

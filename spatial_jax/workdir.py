@@ -138,6 +138,12 @@ def bind_workdir(workdir: PathLike, config: Mapping[str, Any], may_differ: Colle
     write_text(path, text)
 
 
+def recorded_config(workdir: PathLike) -> dict[str, Any]:
+  """Returns the config that the run of a work directory recorded; {} without a run."""
+  path = pathlib.Path(workdir) / CONFIG
+  return _read_config(path) if path.exists() else {}
+
+
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
   try:
     with one_line_errors(path):

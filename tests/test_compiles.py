@@ -28,7 +28,7 @@ from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout import memory
 from spatial_jax.stages.load import read_shape
-from spatial_jax.train import TrainConfig
+from spatial_jax.train_config import TrainConfig
 from spatial_jax.types import FeatureBatch
 
 TINY_VISION = VisionBuckets((16,), (4,), (144,))

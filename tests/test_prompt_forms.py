@@ -13,7 +13,7 @@ from spatial_jax.data import prompt_form
 from spatial_jax.data.chat_template import CHATML
 from spatial_jax.data.prompt_form import form_of, form_record, read_form, shipped_forms
 from spatial_jax.data.prompt_text import observation_text, prompt_text
-from spatial_jax.train import MAY_DIFFER, TrainConfig
+from spatial_jax.train_config import MAY_DIFFER, TrainConfig
 from spatial_jax.workdir import bind_workdir
 from tests import dummies
 from tests.rollout_fixtures import task

@@ -19,7 +19,8 @@ from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout import memory
 from spatial_jax.stages import context
 from spatial_jax.stages.load import read_policy
-from spatial_jax.train import TrainConfig, make_stage, resident_bytes, training_parts
+from spatial_jax.train import make_stage
+from spatial_jax.train_config import TrainConfig, resident_bytes, training_parts
 from tests import step_fixtures
 
 KEY = "config.rollout.slots"

@@ -25,7 +25,8 @@ LEVELS = {
   "stages": 6,
   "evaluate": 7,
   "report": 8,
-  "train": 9, "evaluate_main": 9, "aot": 9, "chat": 9, "cli": 9, "tools": 9,
+  "train": 9, "train_config": 9, "prepare": 9,
+  "evaluate_main": 9, "aot": 9, "chat": 9, "cli": 9, "tools": 9,
 }  # fmt: skip
 # Folders of one set do not import one another.
 BLIND = ({"data", "policy", "drawing", "reward", "synthetic"}, {"rollout", "learn", "hf"})

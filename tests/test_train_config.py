@@ -4,7 +4,7 @@ import pytest
 
 from configs import common, tiny
 from spatial_jax.config import ConfigError, build
-from spatial_jax.train import MAY_DIFFER, TrainConfig
+from spatial_jax.train_config import MAY_DIFFER, TrainConfig
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 
+from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.hf.name_map import name_table
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
 
@@ -29,6 +30,13 @@ _QWEN3: dict[str, tuple[int, int, int, int, int, int, bool]] = {
 NAMES = (*_QWEN2, *_QWEN3)
 _IDS = (151655, 151656, 151652, 151653)  # image pad, video pad, vision start, vision end
 _HEAD_DIM = 128
+# Mean and standard deviation of pixels, and their bounds: of images, and of videos (Qwen2-VL and
+# Qwen2.5-VL: of one frame; Qwen3-VL: of the clip).
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_HALF = (0.5, 0.5, 0.5)
+_PIXELS_2 = ((56 * 56, 16384 * 28 * 28), (128 * 28 * 28, 768 * 28 * 28))
+_PIXELS_3 = ((256 * 256, 4096 * 4096), (64 * 64, 24576 * 32 * 32))
 
 
 def released(name: str) -> QwenVLConfig:
@@ -42,6 +50,18 @@ def released(name: str) -> QwenVLConfig:
   if name.startswith("Qwen2.5"):
     return QwenVLConfig(_tower_2_5(name), _decoder_2(name), *_IDS, 2, "qwen2_5_vl")
   return QwenVLConfig(_tower_2(), _decoder_2(name), *_IDS, 1, "qwen2_vl")
+
+
+def released_processor(cfg: QwenVLConfig) -> tuple[PreprocessConfig, PreprocessConfig]:
+  """Returns the settings of images and of videos of the released checkpoints of a family."""
+  three, tower = cfg.family == "qwen3_vl", cfg.vision
+  sizes = (tower.patch_size, tower.merge_size, tower.temporal_size)
+  mean, std = (_HALF, _HALF) if three else (_CLIP_MEAN, _CLIP_STD)
+  image, video = _PIXELS_3 if three else _PIXELS_2
+  return (
+    PreprocessConfig(*sizes, *image, mean, std),
+    PreprocessConfig(*sizes, *video, mean, std),
+  )
 
 
 def parameter_count(cfg: QwenVLConfig) -> int:

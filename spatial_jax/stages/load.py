@@ -29,6 +29,7 @@ from spatial_jax.hf import generation as generation_lib
 from spatial_jax.hf import processor, weights
 from spatial_jax.hf.folder import check_folder, has_model_config, has_weights
 from spatial_jax.hf.generation import Generation, read_generation
+from spatial_jax.hf.model_zoo import released_processor
 from spatial_jax.policy import lora, param_tree
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.lora import LoraConfig
@@ -82,12 +83,13 @@ def record(cfg: QwenVLConfig) -> dict[str, Any]:
   return dataclasses.asdict(cfg)
 
 
-def read_policy(path: pathlib.Path | str) -> PolicyFiles:
+def read_policy(path: pathlib.Path | str, needs_weights: bool = True) -> PolicyFiles:
   """Reads and checks all of a policy except its weights.
 
   Args:
     path: a Hugging Face folder (config.json, safetensors, tokenizer.json), the work directory of a
       run, its `checkpoints` folder, or one checkpoint.
+    needs_weights: False: a Hugging Face folder may have no weights yet.
 
   Raises:
     CheckpointError: if the path holds no weights.
@@ -96,7 +98,8 @@ def read_policy(path: pathlib.Path | str) -> PolicyFiles:
       generation settings cannot be used.
   """
   path = find_path(path)
-  if not _is_hf_folder(path):
+  is_model = not needs_weights and has_model_config(path)
+  if not is_model and not _is_hf_folder(path):
     step, cfg, progress = _recorded(path)
     tokenizer, template, generation = _conversation_files(pathlib.Path(step).parents[1], cfg)
     adapters = _recorded_config(LoraConfig, LORA_KEY, progress, str(path)) or lora.OFF
@@ -246,6 +249,17 @@ def check_normalisation(preprocess: PreprocessConfig, files: PolicyFiles) -> Non
         f"config.preprocess.{name} is {given}, but {files.path} was trained with {needed}; "
         f"set --config.preprocess.{name}='{needed}'"
       )
+
+
+def own_processor(files: PolicyFiles) -> tuple[PreprocessConfig, PreprocessConfig]:
+  """Returns the settings of images and of videos that belong to a policy.
+
+  A folder without processor files gets those of the released checkpoints of its family.
+  """
+  image, video = released_processor(files.cfg)
+  if files.checkpoint is None and processor.processor_file(files.path):
+    video = processor.read_processor(files.path, video=True)
+  return files.preprocess or image, video
 
 
 def own_preprocess(files: PolicyFiles, preprocess: PreprocessConfig) -> PreprocessConfig:

@@ -22,7 +22,7 @@ from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.rollout import memory
 from spatial_jax.rollout.memory import MemoryPlan
 from spatial_jax.stages.load import read_shape
-from spatial_jax.train import TrainConfig, training_parts, whole_plan
+from spatial_jax.train_config import TrainConfig, training_parts, whole_plan
 
 GIB = 1 << 30
 

@@ -1,0 +1,332 @@
+"""Config -> everything that a run needs before weights are loaded; None in the config is filled in.
+
+    config (None: automatic)
+      policy folder ──► mesh, pixel bounds, normalisation
+      some prompts  ──► lengths, buckets
+      memory plan   ──► slots, rows of a microbatch, buffers
+    ──► config without None, which is printed and recorded
+
+A value that the config gives is never changed. A run that resumes keeps its recorded values.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from spatial_jax import sharding
+from spatial_jax.config import ConfigError, build
+from spatial_jax.data.image import PreprocessConfig
+from spatial_jax.data.pipeline import PipelineConfig, encode_in_order
+from spatial_jax.data.prompt_form import PromptForm, read_form
+from spatial_jax.data.source import Source, SourceConfig
+from spatial_jax.data.video import VideoConfig
+from spatial_jax.hf.model_zoo import NAMES, released, released_processor
+from spatial_jax.policy.config import QwenVLConfig
+from spatial_jax.rollout.conversation import Conversation
+from spatial_jax.rollout.memory import MemoryPlan, device_bytes
+from spatial_jax.sharding import MeshConfig
+from spatial_jax.stages import auto_values
+from spatial_jax.stages.auto_values import ASSUMED, PromptSize, Settings
+from spatial_jax.stages.load import (
+  PolicyFiles,
+  check_normalisation,
+  own_processor,
+  read_policy,
+  read_source,
+)
+from spatial_jax.train_config import TrainConfig, TrainingParts, training_parts, whole_plan
+from spatial_jax.types import Prompt
+from spatial_jax.workdir import recorded_config
+
+_LARGE = 2**31
+
+# Every key that may be None, with a value of the right type: with these a config is checked before
+# anything is read.
+AUTOMATIC: dict[str, Any] = {
+  "mesh.data": -1,
+  "mesh.fsdp": 1,
+  "mesh.tensor": 1,
+  "preprocess.patch_size": 14,
+  "preprocess.merge_size": 2,
+  "preprocess.temporal_size": 2,
+  "preprocess.min_pixels": 1,
+  "preprocess.max_pixels": _LARGE,
+  "preprocess.mean": (0.5, 0.5, 0.5),
+  "preprocess.std": (0.5, 0.5, 0.5),
+  "video.min_pixels": 1,
+  "video.max_pixels": _LARGE,
+  "rollout.slots": 1,
+  "rollout.prefill": (1,),
+  "rollout.append": (1,),
+  "rollout.prompt_buckets": (1,),
+  "rollout.observation_buckets": (1,),
+  "rollout.suffix_block_edges": (),
+  "rollout.feature_buffer_tokens": 1,
+  "rollout.vision": {"windows": (1,), "frames": (1,), "patches": (1,)},
+  "rollout.max_tokens_per_turn": 1,
+  "rollout.stop.max_turns": 1,
+  "rollout.stop.max_response_tokens": 1,
+  "rollout.stop.max_image_tokens": 0,
+  "learn.prefix_buckets": (_LARGE,),
+  "learn.vision": {"windows": (_LARGE,), "frames": (_LARGE,), "patches": (_LARGE,)},
+  "learn.micro.rows": 1,
+  "learn.micro.lengths": (_LARGE,),
+  "evaluation.prompts": 1,
+  "evaluation.slots": 1,
+}
+
+_MEASURED_TASKS = 48  # of the training and of the held-out tasks
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+  """A run before its weights are loaded; nothing is on the devices."""
+
+  settings: Settings  # the config as JSON values, without None
+  cfg: TrainConfig
+  form: PromptForm
+  shape: QwenVLConfig
+  files: PolicyFiles | None  # None: `init` is the name of a released model, without files
+  source: Source | None  # None: the config names no data, and lengths are assumed
+  parts: TrainingParts
+  plan: MemoryPlan
+
+
+class Devices(NamedTuple):
+  """The devices that a run is prepared for; they may be absent."""
+
+  all: Sequence[Any]
+  local: int  # of one process
+  usable: int | None  # bytes of one; None: of this machine
+
+
+def this_machine() -> Devices:
+  """Returns the devices of this run."""
+  return Devices(jax.devices(), len(jax.local_devices()), None)
+
+
+def prepare(
+  config: Any, workdir: pathlib.Path | None, devices: Devices, needs_weights: bool
+) -> Prepared:
+  """Reads policy and data, and fills in the config.
+
+  Args:
+    config: ConfigDict.
+    workdir: of the run; what an existing run recorded is used again. None: no run.
+    devices: what it is prepared for.
+    needs_weights: refuse a policy without weights.
+
+  Raises:
+    UserError: if config, policy or data cannot be used, or nothing fits the devices.
+  """
+  given = json.loads(config.to_json_best_effort())
+  build(TrainConfig, filled(given, AUTOMATIC))  # names every wrong key before anything is read
+  settings = filled(given, recorded_values(workdir))
+  form = read_form(settings["text"])
+  shape, files = read_model(settings["init"], needs_weights)
+  check_parameters(shape, settings["max_parameters"], settings["init"])
+  image, video = own_processor(files) if files else released_processor(shape)
+  local = sharding.make_mesh(MeshConfig(-1, 1, 1), devices.all)
+  usable = devices.usable or device_bytes(local)
+  settings = filled(
+    settings,
+    auto_values.model_values(shape, image, video, len(devices.all), devices.local, usable),
+  )
+  mesh = sharding.make_mesh(build(MeshConfig, settings["mesh"], "config.mesh"), devices.all)
+  if files:
+    preprocess = build(PreprocessConfig, settings["preprocess"], "config.preprocess")
+    check_normalisation(preprocess, files)
+  source = None
+  if needs_weights or settings["source"]["kind"] != "files" or settings["source"]["path"]:
+    source = read_source(build(SourceConfig, settings["source"], "config.source"))
+  sizes = prompt_sizes(settings, shape, files, form, source)
+  conversation = conversation_of(settings, shape, files, form) if files else None
+  draws = form.grammar.draws
+  settings = filled(settings, auto_values.data_values(settings, sizes, draws, conversation, shape))
+  settings, parts = fill_from_memory(settings, sizes, draws, shape, mesh, usable)
+  cfg = build(TrainConfig, settings)
+  plan = whole_plan(cfg, parts, devices.usable)
+  if is_automatic(given):
+    print("\n".join(["automatic values of the config:", *changes(given, settings)]))
+  return Prepared(settings, cfg, form, shape, files, source, parts, plan)
+
+
+def read_model(init: str, needs_weights: bool) -> tuple[QwenVLConfig, PolicyFiles | None]:
+  """Returns the shape of a policy and its files.
+
+  Args:
+    init: a folder, a run, or the name of a released model ("Qwen2.5-VL-7B"), whose shape is known.
+    needs_weights: refuse a name, and a folder without weights.
+  """
+  if init in NAMES:
+    if needs_weights:
+      raise ConfigError(
+        f"config.init is {init}, the name of a released model; download it and set "
+        "--config.init=FOLDER, or use --dry_run"
+      )
+    return released(init), None
+  if not init:
+    raise ConfigError("config.init is empty; set it to the folder of a Qwen-VL model")
+  files = read_policy(init, needs_weights)
+  return files.cfg, files
+
+
+def recorded_values(workdir: pathlib.Path | None) -> dict[str, Any]:
+  """Returns the automatic values that an existing run recorded; {} for a new run."""
+  recorded = recorded_config(workdir) if workdir else {}
+  return {key: _get(recorded, key) for key in AUTOMATIC if _has(recorded, key)}
+
+
+def conversation_of(
+  settings: Settings, shape: QwenVLConfig, files: PolicyFiles, form: PromptForm
+) -> Conversation:
+  """Returns the conversation of a run, before its policy is made."""
+  preprocess = build(PreprocessConfig, settings["preprocess"], "config.preprocess")
+  video = build(VideoConfig, settings["video"], "config.video")
+  return Conversation(files.tokenizer, form, files.template, preprocess, video, shape)
+
+
+def prompt_sizes(
+  settings: Settings,
+  shape: QwenVLConfig,
+  files: PolicyFiles | None,
+  form: PromptForm,
+  source: Source | None,
+) -> list[PromptSize]:
+  """Returns the sizes of some prompts; without data or a tokenizer those of ViLaSR are assumed."""
+  if files is None or source is None or not is_automatic(settings):
+    return [ASSUMED]
+  pipeline = build(PipelineConfig, settings["pipeline"], "config.pipeline")
+  conversation = conversation_of(settings, shape, files, form)
+  return measured_sizes(conversation, source, settings["seed"], pipeline)
+
+
+def measured_sizes(
+  conversation: Conversation, source: Source, seed: int, pipeline: PipelineConfig
+) -> list[PromptSize]:
+  """Returns the sizes of some training and held-out prompts; tasks that cannot be read are skipped.
+
+  Raises:
+    DataError: if none can be read.
+  """
+  tasks = [*source.examples(seed, _MEASURED_TASKS), *source.held_out(_MEASURED_TASKS)]
+  found = list(encode_in_order(tasks, conversation.prompt, pipeline))
+  sizes = [auto_values.size_of(prompt) for prompt in found if isinstance(prompt, Prompt)]
+  if not sizes:
+    raise next(error for error in found if not isinstance(error, Prompt))
+  return sizes
+
+
+def fill_from_memory(
+  settings: Settings,
+  sizes: Sequence[PromptSize],
+  draws: bool,
+  shape: QwenVLConfig,
+  mesh: jax.sharding.Mesh,
+  usable: int,
+) -> tuple[Settings, TrainingParts]:
+  """Fills in slots, rows of a microbatch and buffers: the most that fit."""
+
+  def with_sizes(slots: int, rows: int) -> Settings:
+    values = auto_values.buffer_values(settings, sizes, slots, draws)
+    return filled(settings, values | {"learn.micro.rows": rows})
+
+  parts = training_parts(build(TrainConfig, with_sizes(1, 1)), shape, mesh)
+
+  def plan_of(slots: int, rows: int) -> MemoryPlan:
+    return whole_plan(build(TrainConfig, with_sizes(slots, rows)), parts, usable)
+
+  given = settings["rollout"]["slots"], settings["learn"]["micro"]["rows"]
+  if None not in given:
+    return with_sizes(*given), parts
+  devices = sharding.rollout_mesh(mesh).shape["data"]
+  return with_sizes(*auto_values.largest_fitting(settings, plan_of, devices)), parts
+
+
+def check_parameters(shape: QwenVLConfig, most: int, init: str) -> None:
+  """Refuses a policy that is larger than the settings of a config are made for.
+
+  Raises:
+    ConfigError: naming the config to use.
+  """
+  count = auto_values.parameter_count(shape)
+  if most and count > most:
+    raise ConfigError(
+      f"config.init {init} has {count / 1e6:,.0f} M parameters, but image sizes, lengths and "
+      f"optimizer of this config are for at most {most / 1e6:,.0f} M (config.max_parameters); use "
+      "configs/qwen_vl.py"
+    )
+
+
+# --- nested dicts --------------------------------------------------------------------------------
+
+
+def is_automatic(settings: Mapping[str, Any]) -> bool:
+  """Returns whether a config has a value to fill in."""
+  return any(_get(settings, key) is None for key in AUTOMATIC if _has(settings, key))
+
+
+def filled(settings: Settings, values: Mapping[str, Any]) -> Settings:
+  """Returns the settings with each value whose key has None; other keys stay as they are."""
+  copy = _copy(settings)
+  for key, value in values.items():
+    if _has(copy, key) and _get(copy, key) is None:
+      *groups, name = key.split(".")
+      group = copy
+      for part in groups:
+        group = group[part]
+      group[name] = value
+  return copy
+
+
+def changes(before: Settings, after: Settings) -> list[str]:
+  """Returns one line per group of the values that were filled in, for the user."""
+  lines: dict[str, list[str]] = {}
+  for key in AUTOMATIC:
+    if _has(before, key) and _get(before, key) is None:
+      group, _, name = key.rpartition(".")
+      lines.setdefault(group, []).append(f"{name} {_shown(_get(after, key))}")
+  return [f"  {group}: {', '.join(values)}" for group, values in lines.items()]
+
+
+# --- nested dicts --------------------------------------------------------------------------------
+
+
+def _has(settings: Mapping[str, Any], key: str) -> bool:
+  group: Any = settings
+  for part in key.split("."):
+    if not isinstance(group, Mapping) or part not in group:
+      return False
+    group = group[part]
+  return True
+
+
+def _get(settings: Mapping[str, Any], key: str) -> Any:
+  group: Any = settings
+  for part in key.split("."):
+    group = group[part]
+  return group
+
+
+def _copy(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {key: _copy(item) for key, item in value.items()}
+  return value
+
+
+def _shown(value: Any) -> str:
+  if isinstance(value, Mapping):
+    return "{" + ", ".join(f"{key} {_shown(item)}" for key, item in value.items()) + "}"
+  if isinstance(value, list | tuple):
+    return "(" + ", ".join(map(_shown, value)) + ")"
+  return (
+    f"{value:,}"
+    if isinstance(value, int)
+    else f"{value:g}"
+    if isinstance(value, float)
+    else str(value)
+  )
