@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from benchmarks.model_zoo import released
-from configs import common
+from configs import tiny_defaults
 from spatial_jax.config import build
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.rollout.memory import MemoryPlan
@@ -54,8 +54,8 @@ def tensor_size(shape: QwenVLConfig, machine: Machine) -> int:
 def config_of(
   shape: QwenVLConfig, training: Training, machine: Machine, lengths: Lengths
 ) -> ConfigDict:
-  """The config of such a run: `configs/common.py` with the sizes of the model and of the step."""
-  cfg, tower = common.get_config(), shape.vision
+  """`configs/tiny_defaults.py` with the sizes of the model and of the step."""
+  cfg, tower = tiny_defaults.get_config(), shape.vision
   tensor = tensor_size(shape, machine)
   cfg.mesh.update({"data": 1, "fsdp": machine.count // tensor, "tensor": tensor})
   devices = machine.count // tensor

@@ -8,12 +8,12 @@ Command: python -m spatial_jax.chat --checkpoint=HF_FOLDER --image=a.jpg "How fa
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import tiny_defaults
 
 
 def get_config() -> ConfigDict:
   """Images of up to 448 x 448 pixels, 256 visual tokens each."""
-  cfg = common.get_config()
+  cfg = tiny_defaults.get_config()
   cfg.text = "vilasr"
   cfg.preprocess.max_pixels = 448 * 448
   cfg.style = ConfigDict({"line_px": 4, "dot_px": 4, "font_px": 10, "label_offset_px": (8, 6)})

@@ -13,12 +13,12 @@ Command: ./launch/local.sh
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import tiny_defaults
 
 
 def get_config() -> ConfigDict:
   """Three numeric question types at 50 degrees."""
-  cfg = common.get_config()
+  cfg = tiny_defaults.get_config()
   cfg.source.camera.field_of_view_deg = 50.0
   cfg.source.questions.types = ("object_abs_distance", "object_size_estimation", "camera_distance")
   # The run is short: guesses are ranked from the start, and most of it has the final sharpness.

@@ -11,11 +11,11 @@ Command: python -m spatial_jax.evaluate --config=configs/tiny_photos.py --checkp
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import tiny_defaults
 
 
 def get_config() -> ConfigDict:
   """The evaluation of the default run, on photographs."""
-  cfg = common.get_config()
+  cfg = tiny_defaults.get_config()
   cfg.source.kind = "photos"
   return cfg

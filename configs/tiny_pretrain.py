@@ -8,7 +8,7 @@ Command: python -m experiments.tiny.pretrain --config=configs/tiny_pretrain.py
 
 from ml_collections import ConfigDict, FieldReference
 
-from configs import common
+from configs import tiny_defaults
 
 CATEGORIES = (
   "ball", "bed", "bin", "box", "cabinet", "chair", "desk", "lamp", "monitor", "nightstand", "plant",
@@ -32,14 +32,14 @@ OTHER_WORDS = (
 
 def get_config() -> ConfigDict:
   """900 vision steps, then answers; raise loop.steps before the decay starts."""
-  source = common.source()
-  policy = common.policy()
+  source = tiny_defaults.source()
+  policy = tiny_defaults.policy()
   steps = FieldReference(6200)
   cfg = ConfigDict()
   cfg.seed = 0
-  cfg.loop = common.loop(steps)
+  cfg.loop = tiny_defaults.loop(steps)
   cfg.recipe = recipe()
-  cfg.optimizer = common.optimizer(4e-4, steps)
+  cfg.optimizer = tiny_defaults.optimizer(4e-4, steps)
   cfg.optimizer.decay_steps = 260  # the loss of choices fell from 0.39 to 0.34 in these steps
   cfg.optimizer.warmup_steps = 100
   cfg.shapes = ConfigDict(
@@ -55,9 +55,9 @@ def get_config() -> ConfigDict:
   cfg.camera = source.camera
   cfg.questions = source.questions
   cfg.text = "tiny"
-  cfg.preprocess = common.preprocess()
-  cfg.video = common.video()
-  cfg.style = common.style()
+  cfg.preprocess = tiny_defaults.preprocess()
+  cfg.video = tiny_defaults.video()
+  cfg.style = tiny_defaults.style()
   cfg.family = policy.family
   cfg.vision = policy.vision
   cfg.decoder = policy.decoder

@@ -8,12 +8,12 @@ Command: python -m spatial_jax.train --config=configs/tiny_qwen3.py --workdir=ru
 
 from ml_collections import ConfigDict
 
-from configs import common, tiny_qwen3_pretrain
+from configs import tiny_defaults, tiny_qwen3_pretrain
 
 
 def get_config() -> ConfigDict:
   """20 steps; images of 160 pixels, and buckets for patches of 16."""
-  cfg = common.get_config()
+  cfg = tiny_defaults.get_config()
   cfg.init = "runs/qwen3_pretrain/policy"
   cfg.loop.steps = 20
   cfg.source.camera.width_px = cfg.source.camera.height_px = tiny_qwen3_pretrain.SIDE_PX

@@ -11,12 +11,12 @@ Command: python -m spatial_jax.train --config=configs/tiny_rooms.py --workdir=ru
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import tiny_defaults
 
 
 def get_config() -> ConfigDict:
   """40 steps on real rooms."""
-  cfg = common.get_config()
+  cfg = tiny_defaults.get_config()
   cfg.source.kind = "rooms"
   cfg.loop.steps = 40
   cfg.evaluation.tasks = 256

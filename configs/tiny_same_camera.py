@@ -9,9 +9,9 @@ Command: python -m spatial_jax.train --config=configs/tiny_same_camera.py --work
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import tiny_defaults
 
 
 def get_config() -> ConfigDict:
   """The defaults: 75 degrees, all eight question types."""
-  return common.get_config()
+  return tiny_defaults.get_config()

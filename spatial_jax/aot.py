@@ -9,7 +9,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,10 +22,10 @@ from ml_collections import config_flags
 from spatial_jax import abstract_inputs, compiled, sharding
 from spatial_jax.abstract_inputs import Program
 from spatial_jax.cli import CONFIG_HELP, launch, no_arguments
-from spatial_jax.config import ConfigError, build
+from spatial_jax.config import ConfigError
 from spatial_jax.policy.config import QwenVLConfig
+from spatial_jax.prepare import Devices, prepare
 from spatial_jax.rollout.memory import bytes_of
-from spatial_jax.stages.load import read_shape
 from spatial_jax.train_config import TrainConfig, training_parts
 
 # Memory of one chip, GiB, by device kind. Source: the Cloud TPU documentation.
@@ -37,6 +37,7 @@ HBM_GIB = {
   "TPU7x": 192.0,
 }
 GIB = 1 << 30
+_RESERVED = GIB // 2  # of a chip, by the runtime
 
 # Read when libtpu is loaded: no request to the metadata server, several processes may compile.
 LIBTPU_ENVIRONMENT = {
@@ -179,18 +180,21 @@ def table(programs: Sequence[CompiledProgram], hbm: int) -> str:
   return "\n".join(lines)
 
 
-def run(config: Mapping[str, Any], topology: str) -> int:
-  """Compiles the programs of a training config and prints progress and table.
+def run(config: Any, topology: str) -> int:
+  """Compiles the programs of a training config (ConfigDict) and prints progress and table.
 
-  Returns the exit code: 0 if all programs fit, else 1. Raises ConfigError if training would refuse
+  Returns the exit code: 0 if all programs fit, else 1. Raises UserError if training would refuse
   the config, or the topology ("v5e:2x2") cannot be used.
   """
-  cfg = build(TrainConfig, dict(config))
-  mesh = topology_mesh(topology, cfg.mesh)
-  shape = read_shape(cfg.init)
-  kind = mesh.devices.flat[0].device_kind
+  devices = _devices(topology)
+  kind = devices[0].device_kind
   if kind not in HBM_GIB:
     raise ConfigError(f"memory of a {kind!r} chip is unknown; add it to HBM_GIB")
+  local = sum(device.process_index == devices[0].process_index for device in devices)
+  usable = int(HBM_GIB[kind] * GIB) - _RESERVED
+  ready = prepare(config, None, Devices(devices, local, usable), needs_weights=False)
+  cfg, shape = ready.cfg, ready.shape
+  mesh = compiled.train_mesh(ready.parts.policy)
   print(f"{topology}: {mesh.size} x {kind}, mesh {dict(mesh.shape)}; bfloat16; largest buckets,")
   print(f"sequences rounded up to multiples of {compiled.TPU_SEQUENCE}; GiB per chip")
   programs = programs_to_compile(cfg, shape, mesh, host_mesh(topology, mesh))

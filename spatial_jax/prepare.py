@@ -19,6 +19,7 @@ import jax
 
 from spatial_jax import sharding
 from spatial_jax.config import ConfigError, build
+from spatial_jax.data.files import FileSource
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.data.pipeline import PipelineConfig, encode_in_order
 from spatial_jax.data.prompt_form import PromptForm, read_form
@@ -42,6 +43,7 @@ from spatial_jax.train_config import TrainConfig, TrainingParts, training_parts,
 from spatial_jax.types import Prompt
 from spatial_jax.workdir import recorded_config
 
+GIB = 1 << 30
 _LARGE = 2**31
 
 # Every key that may be None, with a value of the right type: with these a config is checked before
@@ -59,6 +61,7 @@ AUTOMATIC: dict[str, Any] = {
   "preprocess.std": (0.5, 0.5, 0.5),
   "video.min_pixels": 1,
   "video.max_pixels": _LARGE,
+  "rollout.prompts": 1,
   "rollout.slots": 1,
   "rollout.prefill": (1,),
   "rollout.append": (1,),
@@ -104,9 +107,77 @@ class Devices(NamedTuple):
   usable: int | None  # bytes of one; None: of this machine
 
 
+@dataclasses.dataclass(frozen=True)
+class Machine:
+  """Devices of one process."""
+
+  platform: str  # of JAX: "gpu" or "tpu"
+  count: int
+  usable: int  # bytes per device that arrays and programs may take
+
+
+# A TPU runtime keeps 0.25 GiB (v5e) and 0.75 GiB (v6e) of 16 and 32 GiB, as its compiler says when
+# a program does not fit. A card of 80 GB has 79.6 to 80 GiB; JAX takes three quarters of it unless
+# XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 is set.
+MACHINES = {
+  "gpu-80gb": Machine("gpu", 1, int(0.95 * 79.6 * GIB)),
+  "v5e-8": Machine("tpu", 8, int(15.75 * GIB)),
+  "v6e-8": Machine("tpu", 8, int(31.25 * GIB)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AbsentDevice:
+  """What a mesh and a plan ask of a device."""
+
+  id: int
+  platform: str
+  process_index: int
+
+
 def this_machine() -> Devices:
   """Returns the devices of this run."""
   return Devices(jax.devices(), len(jax.local_devices()), None)
+
+
+def devices_of(machine: str) -> Devices:
+  """Returns the devices of a name in MACHINES, which may be absent, or of this machine.
+
+  Raises:
+    ConfigError: if the name is unknown.
+  """
+  if not machine:
+    return this_machine()
+  if machine not in MACHINES:
+    raise ConfigError(f"--devices={machine} is unknown; use one of {', '.join(MACHINES)}")
+  found = MACHINES[machine]
+  absent = [AbsentDevice(number, found.platform, 0) for number in range(found.count)]
+  return Devices(absent, found.count, found.usable)
+
+
+def description(ready: Prepared) -> str:
+  """Returns what a run would do: stages, prompts, memory per device, programs."""
+  rollout, learn = ready.cfg.rollout, ready.cfg.learn
+  trained = "adapters" if ready.cfg.lora.paths else "the parameters that are not frozen"
+  data = "no data: lengths of ViLaSR are assumed"
+  if isinstance(ready.source, FileSource):
+    data = f"{ready.source.train_count:,} training tasks, {ready.source.bad_rows} rows left out"
+  return "\n".join(
+    [
+      f"stages: {', '.join(ready.cfg.stages)}, {ready.cfg.loop.steps} steps; trains {trained}",
+      f"policy: {auto_values.parameter_count(ready.shape) / 1e9:,.2f} B parameters, "
+      f"{ready.shape.family}",
+      f"data: {data}",
+      f"tokens: prompts up to {rollout.prompt_buckets[-1]:,}, responses up to "
+      f"{rollout.stop.max_response_tokens:,}; {rollout.prompts} prompts x {rollout.group} rollouts",
+      str(ready.plan),
+      f"programs: encode_images {len(rollout.vision.windows)}, prefill "
+      f"{len(rollout.prefill) * len(rollout.prompt_buckets)}, decode "
+      f"{len(rollout.decode_row_counts)}, append "
+      f"{len(rollout.append) * len(rollout.observation_buckets)}, update "
+      f"{len(learn.prefix_buckets) * len(learn.vision.windows)}",
+    ]
+  )
 
 
 def prepare(
@@ -145,9 +216,7 @@ def prepare(
     source = read_source(build(SourceConfig, settings["source"], "config.source"))
   sizes = prompt_sizes(settings, shape, files, form, source)
   conversation = conversation_of(settings, shape, files, form) if files else None
-  draws = form.grammar.draws
-  settings = filled(settings, auto_values.data_values(settings, sizes, draws, conversation, shape))
-  settings, parts = fill_from_memory(settings, sizes, draws, shape, mesh, usable)
+  settings, parts = fill_sizes(settings, sizes, form, conversation, shape, mesh, usable)
   cfg = build(TrainConfig, settings)
   plan = whole_plan(cfg, parts, devices.usable)
   if is_automatic(given):
@@ -221,6 +290,38 @@ def measured_sizes(
   return sizes
 
 
+def fill_sizes(
+  settings: Settings,
+  sizes: Sequence[PromptSize],
+  form: PromptForm,
+  conversation: Conversation | None,
+  shape: QwenVLConfig,
+  mesh: jax.sharding.Mesh,
+  usable: int,
+) -> tuple[Settings, TrainingParts]:
+  """Fills in everything that depends on data and memory: the most prompts, slots and rows that fit.
+
+  Args:
+    sizes: of some prompts.
+    usable: bytes per device.
+  """
+  draws, devices = form.grammar.draws, sharding.rollout_mesh(mesh).shape["data"]
+
+  def with_prompts(prompts: int) -> tuple[Settings, TrainingParts, bool]:
+    tried = filled(settings, {"rollout.prompts": prompts})
+    tried = filled(tried, auto_values.data_values(tried, sizes, draws, conversation, shape))
+    return fill_from_memory(tried, sizes, draws, shape, mesh, usable)
+
+  given = settings["rollout"]["prompts"]
+  *larger, smallest = [given] if given else auto_values.prompts_to_try(devices)
+  for prompts in larger:
+    found, parts, fits = with_prompts(prompts)
+    if fits:
+      return found, parts
+  found, parts, _ = with_prompts(smallest)
+  return found, parts
+
+
 def fill_from_memory(
   settings: Settings,
   sizes: Sequence[PromptSize],
@@ -228,8 +329,8 @@ def fill_from_memory(
   shape: QwenVLConfig,
   mesh: jax.sharding.Mesh,
   usable: int,
-) -> tuple[Settings, TrainingParts]:
-  """Fills in slots, rows of a microbatch and buffers: the most that fit."""
+) -> tuple[Settings, TrainingParts, bool]:
+  """Fills in slots, rows of a microbatch and buffers; returns whether they fit."""
 
   def with_sizes(slots: int, rows: int) -> Settings:
     values = auto_values.buffer_values(settings, sizes, slots, draws)
@@ -240,11 +341,9 @@ def fill_from_memory(
   def plan_of(slots: int, rows: int) -> MemoryPlan:
     return whole_plan(build(TrainConfig, with_sizes(slots, rows)), parts, usable)
 
-  given = settings["rollout"]["slots"], settings["learn"]["micro"]["rows"]
-  if None not in given:
-    return with_sizes(*given), parts
   devices = sharding.rollout_mesh(mesh).shape["data"]
-  return with_sizes(*auto_values.largest_fitting(settings, plan_of, devices)), parts
+  slots, rows, fits = auto_values.largest_fitting(settings, plan_of, devices)
+  return with_sizes(slots, rows), parts, fits
 
 
 def check_parameters(shape: QwenVLConfig, most: int, init: str) -> None:

@@ -23,6 +23,7 @@ from spatial_jax.cli import CONFIG_HELP, enable_compilation_cache, launch, no_ar
 from spatial_jax.data.background import compute_async
 from spatial_jax.data.prompt_form import form_record
 from spatial_jax.data.source import Source, prompt_stream
+from spatial_jax.errors import UserError
 from spatial_jax.evaluate.console import make_console
 from spatial_jax.evaluate.evaluator import (
   Evaluator,
@@ -34,7 +35,7 @@ from spatial_jax.evaluate.evaluator import (
 from spatial_jax.evaluate.predictions import EvaluationSet
 from spatial_jax.evaluate.results import is_up_to_date
 from spatial_jax.policy import param_tree
-from spatial_jax.prepare import prepare, this_machine
+from spatial_jax.prepare import MACHINES, description, devices_of, prepare, this_machine
 from spatial_jax.report.report import About, write_report
 from spatial_jax.report.reward_card import RewardCard
 from spatial_jax.rollout import memory
@@ -80,8 +81,27 @@ SOURCES = {
 def main(arguments: Sequence[str]) -> None:
   """Trains, evaluates and writes the report."""
   no_arguments(arguments)
+  if DRY_RUN.value:
+    dry_run(CONFIG.value, DEVICES.value)
+    return
+  if WORKDIR.value is None:
+    raise UserError(f"--workdir is missing: {flags.FLAGS['workdir'].help}")
   enable_compilation_cache()
   run(CONFIG.value, to_path(WORKDIR.value))
+
+
+def dry_run(config: Any, machine: str) -> None:
+  """Prints stages, prompts, memory and programs of a run; needs no weights and allocates nothing.
+
+  Raises:
+    UserError: if the run would be refused, or does not fit.
+  """
+  if machine:
+    jax.config.update("jax_platforms", "cpu")  # shapes alone; nothing runs
+  ready = prepare(config, None, devices_of(machine), needs_weights=False)
+  print(description(ready))
+  memory.check(ready.plan, "config.rollout.slots")
+  print("fits")
 
 
 def run(config: Any, workdir: pathlib.Path) -> None:
@@ -271,7 +291,13 @@ def report(cfg: TrainConfig, parameters: int, workdir: pathlib.Path) -> None:
 if __name__ == "__main__":
   CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP)
   WORKDIR = flags.DEFINE_string(
-    "workdir", None, "folder that the run is written to; an existing run is resumed", required=True
+    "workdir", None, "folder that the run is written to; an existing run is resumed"
+  )
+  DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "print stages, tokens, memory and programs, without weights, and exit"
+  )
+  DEVICES = flags.DEFINE_string(
+    "devices", "", f"of --dry_run: {', '.join(MACHINES)}; default: this machine"
   )
   flags.mark_flag_as_required("config")
   launch(main, "stopped; the same command goes on from the last checkpoint")

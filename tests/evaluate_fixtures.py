@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from configs import common
+from configs import tiny_defaults
 from experiments.tiny.tokenizer import train_tokenizer
 from spatial_jax.config import build
 from spatial_jax.data.chat_template import CHATML
@@ -20,7 +20,7 @@ VOCABULARY = 288
 SIDE_PX = 56  # 2 x 2 merged tokens
 EVALUATED = tuple(f.name for f in dataclasses.fields(EvaluateRun) if f.name != "reward")
 
-# Values of a small policy and short tests that differ from `configs/common.py`.
+# Values of a small policy and short tests that differ from `configs/tiny_defaults.py`.
 SMALLER = {
   "init": "",
   "source.rooms": {
@@ -67,7 +67,7 @@ SMALLER = {
 
 def _settings() -> dict[str, Any]:
   """The settings of an evaluation: the defaults, made smaller."""
-  cfg = common.get_config()
+  cfg = tiny_defaults.get_config()
   cfg.update_from_flattened_dict(SMALLER)
   training = cfg.to_dict()
   settings = {name: training[name] for name in EVALUATED}

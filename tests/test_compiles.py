@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import chat, common, tiny_pretrain
+from configs import chat, tiny_defaults, tiny_pretrain
 from spatial_jax import abstract_inputs, aot, compiled, sharding
 from spatial_jax.abstract_inputs import Program
 from spatial_jax.config import ConfigError, build
@@ -40,14 +40,14 @@ needs_libtpu = pytest.mark.skipif(
 
 
 def tiny_policy() -> QwenVLConfig:
-  cfg = common.policy()
+  cfg = tiny_defaults.policy()
   vision, decoder = build(VisionConfig, cfg.vision), build(DecoderConfig, cfg.decoder)
   return QwenVLConfig(vision, decoder, 1, 2, 3, 4, 2, "qwen2_5_vl")
 
 
 def tiny_config() -> TrainConfig:
   """The default limits with one small bucket each, which compile quickly."""
-  cfg = build(TrainConfig, dict(common.get_config()))
+  cfg = build(TrainConfig, dict(tiny_defaults.get_config()))
   learn = dataclasses.replace(
     cfg.learn, prefix_buckets=(128,), micro=Microbatches(4, (256,)), vision=TINY_VISION
   )
@@ -232,7 +232,7 @@ def test_config_that_training_refuses_is_one_line(config, message):
   ],
 )
 def test_a_config_that_does_not_fit_the_policy_is_one_line(changes, message):
-  cfg = common.get_config()
+  cfg = tiny_defaults.get_config()
   cfg.update_from_flattened_dict(changes)
   mesh = sharding.make_mesh(sharding.MeshConfig(-1, 1, 1), jax.devices())
   with pytest.raises(ConfigError, match=message):
@@ -252,7 +252,7 @@ def test_the_policy_is_found_as_in_training(monkeypatch, tmp_path):
   fake_topology(monkeypatch)
   shapes = []
   monkeypatch.setattr(aot, "programs_to_compile", lambda cfg, shape, *_: shapes.append(shape) or [])
-  cfg = common.get_config()
+  cfg = tiny_defaults.get_config()
   aot.run(cfg, "v5e:1x1")
   assert shapes == [read_shape(cfg.init)]
   cfg.init = "gs://bucket/policy"
@@ -270,7 +270,7 @@ def test_progress_is_printed_for_each_program(monkeypatch, capsys, tmp_path):
     "update": aot.CompiledProgram("update", 2.5, 0, 0, 99 << 30, 0, "", None),
   }
   monkeypatch.setattr(aot, "compile_program", lambda program: done[program.name])
-  cfg = common.get_config()
+  cfg = tiny_defaults.get_config()
   cfg.init = str(tmp_path)
   assert aot.run(cfg, "v5e:1x1") == 1
   lines = capsys.readouterr().out.splitlines()

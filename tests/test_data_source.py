@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import common
+from configs import tiny_defaults
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data.source import SourceConfig, make_source
 from spatial_jax.errors import DataError
@@ -15,7 +15,7 @@ from spatial_jax.errors import DataError
 
 def source_config(**changes) -> SourceConfig:
   """The default source with changed values: {"rooms.objects": (5, 3)}."""
-  cfg = common.source()
+  cfg = tiny_defaults.source()
   cfg.update_from_flattened_dict(changes)
   return build(SourceConfig, cfg, "config.source")
 
@@ -71,7 +71,7 @@ def test_values_out_of_range_are_named_by_their_keys(key, value, rule):
   ],
 )
 def test_unknown_names_and_wrong_types_are_named_by_their_keys(key, value, message):
-  cfg = common.source()
+  cfg = tiny_defaults.source()
   with cfg.ignore_type():
     cfg.update_from_flattened_dict({key: value})
   with pytest.raises(ConfigError, match=rf"^config\.source\..*{message}"):

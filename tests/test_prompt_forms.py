@@ -7,7 +7,7 @@ import tomllib
 import numpy as np
 import pytest
 
-from configs import chat, common
+from configs import chat, tiny_defaults
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data import prompt_form
 from spatial_jax.data.chat_template import CHATML
@@ -138,7 +138,7 @@ def test_the_embedded_policy_has_the_prompt_that_it_was_trained_with():
     f"\n<|im_start|>user\n{IMAGE}image 2 (56 x 28)\n{IMAGE}image 3 (56 x 28)\n"
     "Draw again or answer:<|im_end|>\n<|im_start|>assistant\n"
   )
-  assert common.get_config().text == "tiny"
+  assert tiny_defaults.get_config().text == "tiny"
   assert chat.get_config().text == "vilasr"
 
 
@@ -253,7 +253,7 @@ def test_a_run_refuses_to_resume_with_another_form(tmp_path):
 
 
 def test_the_config_names_a_form_and_nothing_else():
-  cfg = common.get_config()
+  cfg = tiny_defaults.get_config()
   assert build(TrainConfig, dict(cfg)).text == "tiny"
   with pytest.raises(ConfigError, match=r"config\.text must be str"):
     build(TrainConfig, dict(cfg) | {"text": {"system": ""}})

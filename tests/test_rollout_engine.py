@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import common
+from configs import tiny_defaults
 from spatial_jax import compiled, sharding
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data.image import PreprocessConfig
@@ -305,7 +305,7 @@ def test_values_out_of_range_are_refused_by_name(cfg, field, values):
   ("key", "value"), [("slots", 0), ("sampling.temperature", NAN), ("prefill", (8, 1))]
 )
 def test_message_of_a_wrong_value_has_the_full_config_key(key, value):
-  settings_of_run = common.get_config().rollout
+  settings_of_run = tiny_defaults.get_config().rollout
   *parents, name = key.split(".")
   section = settings_of_run
   for parent in parents:
@@ -486,7 +486,7 @@ def test_largest_difference_detects_wrong_temperature_position_and_image(all_tur
 @pytest.mark.slow
 def test_sampler_equals_trainer_on_real_drawings():
   """Rooms, texts, boxes and log-probabilities are those of a run."""
-  cfg = common.get_config()
+  cfg = tiny_defaults.get_config()
   rollout = build(RolloutConfig, cfg.rollout)
   rollout = dataclasses.replace(rollout, prompts=6, group=4)
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
+from configs import tiny_defaults
 from spatial_jax import compiled, sharding
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data.prompt_form import read_form
@@ -138,7 +138,7 @@ def test_engine_that_does_not_fit_is_not_made(monkeypatch):
 @contextlib.contextmanager
 def default_run():
   """(config, parts, context) of the default run on one device; nothing is loaded."""
-  cfg = build(TrainConfig, dict(common.get_config()))
+  cfg = build(TrainConfig, dict(tiny_defaults.get_config()))
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
   files = read_policy(cfg.init)
   parts = training_parts(cfg, files.cfg, mesh)

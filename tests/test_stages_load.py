@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from configs import common, tiny_pretrain
+from configs import tiny_defaults, tiny_pretrain
 from experiments.tiny import pretrain
 from spatial_jax import chat, evaluate_main, sharding, train
 from spatial_jax.config import ConfigError, build
@@ -33,7 +33,7 @@ from tests import evaluate_fixtures as fixtures
 from tests import rollout_fixtures
 from tests.test_data_photos import entry, photo
 
-PREPROCESS = build(PreprocessConfig, common.preprocess())
+PREPROCESS = build(PreprocessConfig, tiny_defaults.preprocess())
 
 
 @pytest.fixture
@@ -320,7 +320,7 @@ def test_each_other_path_is_refused_by_its_name(single, tmp_path, monkeypatch):
 
 
 def run_config(folder, **changes):
-  config = common.get_config()
+  config = tiny_defaults.get_config()
   config.init = str(folder)
   config.update_from_flattened_dict(changes)
   return config

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
+from configs import tiny_defaults
 from spatial_jax import checkpoint, metrics, preemption, sharding, train
 from spatial_jax.checkpoint import Progress, Saver
 from spatial_jax.config import ConfigError, build
@@ -283,8 +283,8 @@ def test_a_state_that_the_update_overwrites_is_not_saved(tmp_path):
 
 
 def tiny_run(init, steps):
-  """`configs/common.py` with a very small policy of random weights."""
-  cfg = common.get_config()
+  """`configs/tiny_defaults.py` with a very small policy of random weights."""
+  cfg = tiny_defaults.get_config()
   cfg.init, cfg.mesh.data = str(init), 1
   cfg.loop.steps, cfg.loop.checkpoint_every = steps, 1
   for name in ("source", "text", "preprocess", "rollout", "style", "executor"):
@@ -322,7 +322,7 @@ def test_reinforcement_learning_resumes_bit_for_bit(tmp_path, monkeypatch):
   )
   assert_same(whole, parts)
   moved = jax.tree.map(lambda x, y: bool((x != y).any()), before, whole)
-  frozen = common.get_config().learn.optimizer.frozen
+  frozen = tiny_defaults.get_config().learn.optimizer.frozen
   for path, has_moved in jax.tree_util.tree_leaves_with_path(moved):
     assert has_moved != matches(path_name(path), frozen), jax.tree_util.keystr(path)
   numbers = [

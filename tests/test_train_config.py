@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import common, tiny
+from configs import tiny, tiny_defaults
 from spatial_jax.config import ConfigError, build
 from spatial_jax.train_config import MAY_DIFFER, TrainConfig
 
@@ -35,7 +35,7 @@ from spatial_jax.train_config import MAY_DIFFER, TrainConfig
   ],
 )
 def test_values_out_of_range_are_refused(changes, message):
-  cfg = common.get_config()
+  cfg = tiny_defaults.get_config()
   cfg.update_from_flattened_dict(changes)
   with pytest.raises(ConfigError, match=message) as caught:
     build(TrainConfig, dict(cfg))
@@ -58,7 +58,7 @@ def test_values_out_of_range_are_refused(changes, message):
   ],
 )
 def test_numbers_that_float32_cannot_hold_are_refused(key, value):
-  cfg = common.get_config()
+  cfg = tiny_defaults.get_config()
   cfg.update_from_flattened_dict({key: value})
   with pytest.raises(ConfigError, match=rf"^config\.{key} must be a finite number of float32"):
     build(TrainConfig, dict(cfg))

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from configs import common
+from configs import tiny_defaults
 from spatial_jax import checkpoint, metrics, train
 from spatial_jax.evaluate.results import read_results
 from tests import evaluate_fixtures as fixtures
@@ -13,7 +13,7 @@ from tests import evaluate_fixtures as fixtures
 
 def small_run(folder):
   """One step of 8 prompts, and a short evaluation."""
-  cfg = common.get_config()
+  cfg = tiny_defaults.get_config()
   cfg.update_from_flattened_dict(fixtures.SMALLER)
   cfg.update_from_flattened_dict(
     {

@@ -13,7 +13,7 @@ import textwrap
 import pytest
 
 import spatial_jax
-from configs import common, tiny_pretrain
+from configs import tiny_defaults, tiny_pretrain
 from experiments.tiny import pretrain
 from spatial_jax import chat, cli
 from spatial_jax import workdir as workdir_lib
@@ -173,7 +173,7 @@ def refuse_config(path):
 
 
 def refuse_source(path):
-  config = build(SourceConfig, common.source())
+  config = build(SourceConfig, tiny_defaults.source())
   make_source(dataclasses.replace(config, kind="rooms", path=path))
 
 

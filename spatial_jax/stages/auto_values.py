@@ -7,7 +7,6 @@
 `prepare` puts them into a config where it has None.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -34,6 +33,7 @@ _PLAIN = {"max_turns": 1, "response": 1024, "turn": 1024}
 _DRAWN_IMAGES = 4
 _MARGIN = 0.92  # of the memory, for the scratch of the rollout programs and what no plan knows
 _MICRO_ROWS = (8, 4, 2, 1)
+_MOST_PROMPTS = 32  # per step and process: ViLaSR's number
 # ViLaSR's prompts: 16 frames of 256 tokens and 1,024 tokens of text.
 _ASSUMED_TOKENS, _ASSUMED_IMAGES, _ASSUMED_SIDE = 5120, 16, 32
 
@@ -264,34 +264,34 @@ def _at_least(sizes: tuple[int, ...], others: tuple[int, ...]) -> tuple[int, ...
 # --- from the memory -----------------------------------------------------------------------------
 
 
+def prompts_to_try(devices: int) -> list[int]:
+  """Returns numbers of prompts per step and process, the largest first, for so many row devices."""
+  most = max(_MOST_PROMPTS // devices, 1)
+  return [devices * (most >> k) for k in range(most.bit_length())]
+
+
 def largest_fitting(
   settings: Settings,
   plan_of: Callable[[int, int], MemoryPlan],
   data_devices: int,
-) -> tuple[int, int]:
-  """Returns the most slots, and the most rows of a microbatch, that fit the memory.
+) -> tuple[int, int, bool]:
+  """Returns the most slots, and the most rows of a microbatch, that fit; and whether they do.
 
   Args:
     settings: values that are not None are kept.
     plan_of: (slots, rows of a microbatch) -> plan.
     data_devices: the slots are a multiple of it.
-
-  Raises:
-    ConfigError: if not even the smallest fit.
   """
   prompts = settings["rollout"]["prompts"]
   given_slots, given_rows = settings["rollout"]["slots"], settings["learn"]["micro"]["rows"]
-  halves = itertools.takewhile(lambda n: n >= 1, (prompts >> k for k in range(32)))
-  slots_tried = (
-    [given_slots] if given_slots else [-(-n // data_devices) * data_devices for n in halves]
-  )
+  halves = [prompts >> k for k in range(prompts.bit_length())]
+  rounded = [-(-count // data_devices) * data_devices for count in halves]
+  slots_tried = [given_slots] if given_slots else list(dict.fromkeys(rounded))
   rows_tried = [given_rows] if given_rows else list(_MICRO_ROWS)
 
-  def fits(used: int, plan: MemoryPlan) -> bool:
-    return used <= _MARGIN * plan.device
-
-  plans = [(n, plan_of(n, rows_tried[-1])) for n in slots_tried]
-  slots = next((n for n, plan in plans if fits(plan.rollouts, plan)), slots_tried[-1])
-  updates = [(n, plan_of(slots, n)) for n in rows_tried]
-  rows = next((n for n, plan in updates if fits(plan.update, plan)), rows_tried[-1])
-  return slots, rows
+  plans = [(count, plan_of(count, rows_tried[-1])) for count in slots_tried]
+  fitting = [count for count, plan in plans if plan.rollouts <= _MARGIN * plan.device]
+  slots = fitting[0] if fitting else slots_tried[-1]
+  updates = [(count, plan_of(slots, count)) for count in rows_tried]
+  rows = [count for count, plan in updates if plan.update <= _MARGIN * plan.device]
+  return slots, (rows or rows_tried)[0 if rows else -1], bool(fitting and rows)

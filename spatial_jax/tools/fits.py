@@ -6,7 +6,6 @@ Needs the config.json of the policy, not its weights. Exit code 0: the plan fits
 the config is wrong. `spatial_jax.aot` compiles the programs as well, which takes minutes.
 """
 
-import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,40 +18,11 @@ from spatial_jax import sharding
 from spatial_jax.cli import CONFIG_HELP, launch, no_arguments
 from spatial_jax.config import ConfigError, build
 from spatial_jax.policy.config import QwenVLConfig
+from spatial_jax.prepare import MACHINES, AbsentDevice, Machine
 from spatial_jax.rollout import memory
 from spatial_jax.rollout.memory import MemoryPlan
 from spatial_jax.stages.load import read_shape
 from spatial_jax.train_config import TrainConfig, training_parts, whole_plan
-
-GIB = 1 << 30
-
-
-@dataclasses.dataclass(frozen=True)
-class Machine:
-  """Devices of one process."""
-
-  platform: str  # of JAX: "gpu" or "tpu"
-  count: int
-  usable: int  # bytes per device that arrays and programs may take
-
-
-# A TPU runtime keeps 0.25 GiB (v5e) and 0.75 GiB (v6e) of 16 and 32 GiB, as its compiler says when
-# a program does not fit. A card of 80 GB has 79.6 to 80 GiB; JAX takes three quarters of it unless
-# XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 is set.
-MACHINES = {
-  "gpu-80gb": Machine("gpu", 1, int(0.95 * 79.6 * GIB)),
-  "v5e-8": Machine("tpu", 8, int(15.75 * GIB)),
-  "v6e-8": Machine("tpu", 8, int(31.25 * GIB)),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class AbsentDevice:
-  """What a mesh and a plan ask of a device."""
-
-  id: int
-  platform: str
-  process_index: int
 
 
 def absent_mesh(machine: Machine, cfg: sharding.MeshConfig) -> jax.sharding.Mesh:
