@@ -24,7 +24,7 @@ from spatial_jax.abstract_inputs import Program
 from spatial_jax.cli import CONFIG_HELP, launch, no_arguments
 from spatial_jax.config import ConfigError
 from spatial_jax.policy.config import QwenVLConfig
-from spatial_jax.prepare import Devices, prepare
+from spatial_jax.prepare import Devices, prepare, settings_as_json
 from spatial_jax.rollout.memory import bytes_of
 from spatial_jax.train_config import TrainConfig, training_parts
 
@@ -192,7 +192,9 @@ def run(config: Any, topology: str) -> int:
     raise ConfigError(f"memory of a {kind!r} chip is unknown; add it to HBM_GIB")
   local = sum(device.process_index == devices[0].process_index for device in devices)
   usable = int(HBM_GIB[kind] * GIB) - _RESERVED
-  ready = prepare(config, None, Devices(devices, local, usable), needs_weights=False)
+  ready = prepare(
+    settings_as_json(config), None, Devices(devices, local, usable), needs_weights=False
+  )
   cfg, shape = ready.cfg, ready.shape
   mesh = compiled.train_mesh(ready.parts.policy)
   print(f"{topology}: {mesh.size} x {kind}, mesh {dict(mesh.shape)}; bfloat16; largest buckets,")

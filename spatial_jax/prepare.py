@@ -38,6 +38,7 @@ from spatial_jax.stages.load import (
   own_processor,
   read_policy,
   read_source,
+  recorded_settings,
 )
 from spatial_jax.train_config import TrainConfig, TrainingParts, training_parts, whole_plan
 from spatial_jax.types import Prompt
@@ -135,6 +136,11 @@ class AbsentDevice:
   process_index: int
 
 
+def settings_as_json(config: Any) -> Settings:
+  """Returns a ConfigDict as JSON values."""
+  return json.loads(config.to_json_best_effort())
+
+
 def this_machine() -> Devices:
   """Returns the devices of this run."""
   return Devices(jax.devices(), len(jax.local_devices()), None)
@@ -180,13 +186,25 @@ def description(ready: Prepared) -> str:
   )
 
 
+def evaluation_settings(given: Settings, checkpoint: str) -> Settings:
+  """Fills in the config of an evaluation: with the values of the run, else automatic ones."""
+  recorded = recorded_settings(checkpoint) or {}
+  values = {key: _get(recorded, key) for key in AUTOMATIC if _has(recorded, key)}
+  settings = filled(given, values)
+  if not is_automatic(settings):
+    return settings
+  init = settings["init"]
+  ready = prepare(settings | {"init": checkpoint}, None, this_machine(), needs_weights=True)
+  return ready.settings | {"init": "" if init in NAMES else init}
+
+
 def prepare(
-  config: Any, workdir: pathlib.Path | None, devices: Devices, needs_weights: bool
+  given: Settings, workdir: pathlib.Path | None, devices: Devices, needs_weights: bool
 ) -> Prepared:
   """Reads policy and data, and fills in the config.
 
   Args:
-    config: ConfigDict.
+    given: config as JSON values.
     workdir: of the run; what an existing run recorded is used again. None: no run.
     devices: what it is prepared for.
     needs_weights: refuse a policy without weights.
@@ -194,7 +212,6 @@ def prepare(
   Raises:
     UserError: if config, policy or data cannot be used, or nothing fits the devices.
   """
-  given = json.loads(config.to_json_best_effort())
   build(TrainConfig, filled(given, AUTOMATIC))  # names every wrong key before anything is read
   settings = filled(given, recorded_values(workdir))
   form = read_form(settings["text"])

@@ -35,7 +35,14 @@ from spatial_jax.evaluate.evaluator import (
 from spatial_jax.evaluate.predictions import EvaluationSet
 from spatial_jax.evaluate.results import is_up_to_date
 from spatial_jax.policy import param_tree
-from spatial_jax.prepare import MACHINES, description, devices_of, prepare, this_machine
+from spatial_jax.prepare import (
+  MACHINES,
+  description,
+  devices_of,
+  prepare,
+  settings_as_json,
+  this_machine,
+)
 from spatial_jax.report.report import About, write_report
 from spatial_jax.report.reward_card import RewardCard
 from spatial_jax.rollout import memory
@@ -98,7 +105,7 @@ def dry_run(config: Any, machine: str) -> None:
   """
   if machine:
     jax.config.update("jax_platforms", "cpu")  # shapes alone; nothing runs
-  ready = prepare(config, None, devices_of(machine), needs_weights=False)
+  ready = prepare(settings_as_json(config), None, devices_of(machine), needs_weights=False)
   print(description(ready))
   memory.check(ready.plan, "config.rollout.slots")
   print("fits")
@@ -112,7 +119,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
       is then not bound to the config.
   """
   sharding.refuse_several_processes()
-  ready = prepare(config, workdir, this_machine(), needs_weights=True)
+  ready = prepare(settings_as_json(config), workdir, this_machine(), needs_weights=True)
   cfg, form, parts = ready.cfg, ready.form, ready.parts
   files, source = ready.files, ready.source
   assert files is not None  # both are needed with weights

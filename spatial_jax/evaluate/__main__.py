@@ -6,7 +6,6 @@ predictions.jsonl and report.html into the work directory and prints the table. 
 one of training.
 """
 
-import json
 from collections.abc import Sequence
 
 from absl import flags
@@ -20,6 +19,7 @@ from spatial_jax.cli import (
   no_arguments,
 )
 from spatial_jax.evaluate_main import EvaluateRun, evaluate
+from spatial_jax.prepare import evaluation_settings, settings_as_json
 from spatial_jax.stages.context import settings_of
 from spatial_jax.workdir import to_path
 
@@ -32,8 +32,8 @@ def main(arguments: Sequence[str]) -> None:
   """Runs the evaluation."""
   no_arguments(arguments)
   enable_compilation_cache()
-  settings = settings_of(EvaluateRun, json.loads(CONFIG.value.to_json_best_effort()))
-  evaluate(settings, CHECKPOINT.value, to_path(WORKDIR.value))
+  settings = evaluation_settings(settings_as_json(CONFIG.value), CHECKPOINT.value)
+  evaluate(settings_of(EvaluateRun, settings), CHECKPOINT.value, to_path(WORKDIR.value))
 
 
 if __name__ == "__main__":
