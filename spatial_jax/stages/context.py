@@ -31,7 +31,8 @@ from spatial_jax.types import Params
 
 # Top-level keys that some entry points read and others do not; training records "model", "form".
 _OPTIONAL_KEYS = {
-  "stages", "max_parameters", "init", "remat", "lora", "loop", "source", "learn", "reward", "evaluation",
+  "stages", "max_parameters", "init", "remat", "lora", "loop", "source", "learn", "reward",
+  "evaluation",
   "model", "form",
   "frozen_dtype",
 }  # fmt: skip
