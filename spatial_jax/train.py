@@ -126,23 +126,31 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   assert source is not None
   source.batch(cfg.seed, 0, 1)  # refuses a source without training tasks
   trained_on = source.benchmark or files.benchmark
-  shapes = evaluation_rollout_config(cfg.rollout, cfg.evaluation, cfg.evaluation.tasks, True)
   with open_context(parts.policy, files, form, cfg, trained_on) as context:
     stage = make_stage(cfg, context, parts, source, workdir)
-    context.evaluation_engine(shapes, has_start=True)  # refuses what would not fit at the end
+    check_evaluation(cfg, context)
     lock_workdir(workdir)
     recorded = {MODEL_KEY: record(files.cfg), FORM_KEY: form_record(form)}
     resolved = json.loads(json.dumps(ready.settings | recorded))  # tuples are lists
     questions = None
-    if not is_up_to_date(workdir, fingerprint(cfg)):  # rendered while the first programs compile
+    if cfg.evaluation.tasks and not is_up_to_date(workdir, fingerprint(cfg)):
+      # Rendered while the first programs compile.
       make = functools.partial(load_questions, source, cfg.evaluation, cfg.learn.reward, cfg.seed)
       questions = compute_async(make)
     end, size = train(cfg, context, stage, parts.optimizer, files, source, resolved)
-    if questions is None:
-      print(f"{workdir}/results.json has this evaluation; delete it to evaluate again")
-    else:
+    if questions is not None:
       evaluate(cfg, context, end, questions(), workdir)
+    elif cfg.evaluation.tasks:
+      print(f"{workdir}/results.json has this evaluation; delete it to evaluate again")
   report(cfg, size, workdir)
+
+
+def check_evaluation(cfg: TrainConfig, context: RunContext) -> None:
+  """Refuses an evaluation that would not fit after the training."""
+  if cfg.evaluation.tasks:
+    tasks = cfg.evaluation.tasks
+    shapes = evaluation_rollout_config(cfg.rollout, cfg.evaluation, tasks, has_start=True)
+    context.evaluation_engine(shapes, has_start=True)
 
 
 def make_stage(

@@ -234,3 +234,25 @@ PAD = ROLLOUT.image_start[1]  # first token of the image that turn 1 drew
 def test_each_violation_is_named(change, message):
   with pytest.raises(ValueError, match=rf"task room-7/chair\.table sample 5: .*{message}"):
     trajectory_lib.check(dataclasses.replace(ROLLOUT, **change), (dummies.IMAGE_PAD,))
+
+
+# --- images over the budget --------------------------------------------------------------------
+
+
+def test_the_rollout_that_drew_most_is_left_out_until_images_fit():
+  many = with_two_drawings()
+  plain = dataclasses.replace(valid(), sample=1)
+  tokens = {i.content_hash: i.tokens for t in (many, plain) for i in t.images}
+  whole = sum(tokens.values())
+  assert trajectory_lib.limit_images([[many, plain]], whole) == ([[many, plain]], 0)
+  (group,), faults = trajectory_lib.limit_images([[many, plain]], whole - 1)
+  assert faults >= 1
+  assert group[0].end_reason == "fault"
+  assert len(group[0].images) == many.prompt_images
+  assert not group[0].trained_T.any()
+  assert trajectory_lib.violation(group[0], (dummies.IMAGE_PAD,)) is None
+
+
+def test_prompts_that_exceed_the_budget_alone_are_kept():
+  plain = trajectory_lib.as_fault(valid())
+  assert trajectory_lib.limit_images([[plain]], 1) == ([[plain]], 0)

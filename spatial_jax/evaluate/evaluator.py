@@ -49,7 +49,7 @@ from spatial_jax.workdir import write_text
 class EvaluationConfig:
   """The size of an evaluation."""
 
-  tasks: int  # held-out questions; fewer if the source has fewer
+  tasks: int  # held-out questions; fewer if the source has fewer; 0: no evaluation after training
   progress_tasks: int  # of them, answered during training too; see `loop.evaluate_every`
   train_tasks: int  # questions of the training split, for the median answers
   # At which the start alone is sampled too: what a lower temperature gives without training.
@@ -61,10 +61,11 @@ class EvaluationConfig:
   gallery: int  # questions whose rollouts are saved for the report
 
   def __post_init__(self):
-    check_whole(self, "tasks", "progress_tasks", "train_tasks", "prompts", "slots", at_least=1)
-    check_whole(self, "best_of", "gallery", at_least=0)
+    check_whole(self, "progress_tasks", "train_tasks", "prompts", "slots", at_least=1)
+    check_whole(self, "tasks", "best_of", "gallery", at_least=0)
     rule = f"be at most tasks, {self.tasks}"
-    check_field(self, "progress_tasks", self.progress_tasks <= self.tasks, rule)
+    fits = self.progress_tasks <= self.tasks or not self.tasks
+    check_field(self, "progress_tasks", fits, rule)
     valid = all(map(is_temperature, self.temperatures))
     check_field(self, "temperatures", valid, f"have values that each {TEMPERATURES}")
 

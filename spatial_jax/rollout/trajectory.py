@@ -20,7 +20,7 @@ from PIL import Image
 from spatial_jax.config import ConfigError, build
 from spatial_jax.errors import DataError
 from spatial_jax.grammar import VILASR, Grammar
-from spatial_jax.types import Operation, OperationError, PatchedImage, Trajectory, Turn
+from spatial_jax.types import Operation, OperationError, PatchedImage, Rollouts, Trajectory, Turn
 
 LOGP_SLACK = 1e-4  # by how much rounding may lift a float32 log-probability above 0, nats
 
@@ -182,6 +182,50 @@ def _place(trajectory: Trajectory, token: int) -> str:
     if turn.start <= token < turn.end:
       return f"turn {number} token {token}"
   return f"token {token}"
+
+
+def as_fault(trajectory: Trajectory) -> Trajectory:
+  """Returns the prompt of a trajectory as a fault, which statistics and update leave out."""
+  length, images = trajectory.prompt_length, trajectory.prompt_images
+  arrays = {name: vars(trajectory)[name][:length] for name in _ARRAYS}
+  return dataclasses.replace(
+    trajectory,
+    **arrays,
+    images=trajectory.images[:images],
+    image_start=trajectory.image_start[:images],
+    turns=(),
+    end_reason="fault",
+  )
+
+
+def limit_images(rollouts: Rollouts, most_tokens: int) -> tuple[Rollouts, int]:
+  """Returns rollouts whose distinct images have at most `most_tokens` visual tokens together.
+
+  While there are more, the rollout that drew most becomes a fault: the shapes of the update are
+  made for usual numbers of drawings.
+
+  Returns:
+    The rollouts, and how many became faults.
+  """
+  kept = [list(group) for group in rollouts]
+  faults = 0
+  while _distinct_tokens(kept) > most_tokens:
+    places = [(b, g) for b, group in enumerate(kept) for g in range(len(group))]
+    b, g = max(places, key=lambda place: _drawn_tokens(kept[place[0]][place[1]]))
+    if not _drawn_tokens(kept[b][g]):
+      break  # the prompts alone have more; packing names the bucket
+    kept[b][g] = as_fault(kept[b][g])
+    faults += 1
+  return kept, faults
+
+
+def _drawn_tokens(trajectory: Trajectory) -> int:
+  return sum(image.tokens for image in trajectory.images[trajectory.prompt_images :])
+
+
+def _distinct_tokens(rollouts: Rollouts) -> int:
+  images = {i.content_hash: i.tokens for group in rollouts for t in group for i in t.images}
+  return sum(images.values())
 
 
 # --- files -------------------------------------------------------------------------------------

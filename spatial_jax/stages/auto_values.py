@@ -173,8 +173,8 @@ def buffer_values(
     "rollout.slots": slots,
     "rollout.prefill": tuple(sorted({1, min(slots, 4)})),
     "rollout.feature_buffer_tokens": max(usual, shown, one, 1),
-    "evaluation.prompts": min(settings["evaluation"]["tasks"], 4 * slots),
-    "evaluation.slots": min(settings["evaluation"]["tasks"], slots),
+    "evaluation.prompts": 4 * slots,
+    "evaluation.slots": slots,
   }
 
 
@@ -241,12 +241,14 @@ def _vision_of_step(
   """All images of a step: of usual prompts, and of the largest ones with their drawings."""
   each = _vision_of_prompts(sizes, shape)
   blocks = shape.vision.window_blocks
+  longest = buckets([size.tokens for size in sizes])[-1]  # a prompt may have more than was measured
   windows = [sum(_windows(grid, shape) for grid in size.grids) for size in sizes]
+  windows.append(longest // blocks**2)
   frames = [sum(grid[0] for grid in size.grids) for size in sizes]
   frame = max((h * w for size in sizes for _, h, w in size.grids), default=4) // 4
 
   def of_step(counts: Sequence[int], more: int) -> tuple[int, ...]:
-    usual, most = prompts * int(np.mean(counts) + 1), prompts * (max(counts) + more)
+    usual, most = prompts * int(np.mean(counts[: len(sizes)]) + 1), prompts * (max(counts) + more)
     return tuple(sorted({geometric_buckets(16, n)[-1] for n in (usual, most)}))
 
   return {

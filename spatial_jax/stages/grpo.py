@@ -32,6 +32,7 @@ from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.profiling import Timeline, save_timeline
 from spatial_jax.rollout.saved_groups import make_saved_groups, most_drawings_first, save_groups
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
+from spatial_jax.rollout.trajectory import limit_images
 from spatial_jax.stages.reference import Place, Reference
 from spatial_jax.types import (
   Array,
@@ -162,6 +163,7 @@ class GrpoStage:
     with Timeline() as timeline:
       job = RolloutJob(prompts, self.seed, step, sampling_params, image_features, timeline=timeline)
       rollouts = generate_rollouts(self.engine, weights, job)
+    rollouts, too_many_images = limit_images(rollouts, self.shapes.visual_tokens)
     del weights  # the update needs the memory
     rollout_s = time.monotonic() - begin
 
@@ -180,6 +182,7 @@ class GrpoStage:
       **metrics,
       **summarise(rollouts, scores, advantages_BG),
       "sharpness": k,
+      "too_many_images": too_many_images,
       "rollout_s": rollout_s,
       "update_s": update_s,
       **timeline.summary(),
