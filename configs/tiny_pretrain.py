@@ -8,7 +8,7 @@ Command: python -m experiments.tiny.pretrain --config=configs/tiny_pretrain.py
 
 from ml_collections import ConfigDict, FieldReference
 
-from configs import tiny_defaults
+from configs import common, tiny_defaults
 
 CATEGORIES = (
   "ball", "bed", "bin", "box", "cabinet", "chair", "desk", "lamp", "monitor", "nightstand", "plant",
@@ -37,9 +37,9 @@ def get_config() -> ConfigDict:
   steps = FieldReference(6200)
   cfg = ConfigDict()
   cfg.seed = 0
-  cfg.loop = tiny_defaults.loop(steps)
+  cfg.loop = common.loop(steps)
   cfg.recipe = recipe()
-  cfg.optimizer = tiny_defaults.optimizer(4e-4, steps)
+  cfg.optimizer = common.optimizer(4e-4, steps)
   cfg.optimizer.decay_steps = 260  # the loss of choices fell from 0.39 to 0.34 in these steps
   cfg.optimizer.warmup_steps = 100
   cfg.shapes = ConfigDict(

@@ -23,8 +23,9 @@ from spatial_jax import abstract_inputs, compiled, sharding
 from spatial_jax.abstract_inputs import Program
 from spatial_jax.cli import CONFIG_HELP, launch, no_arguments
 from spatial_jax.config import ConfigError
+from spatial_jax.machines import Devices
 from spatial_jax.policy.config import QwenVLConfig
-from spatial_jax.prepare import Devices, prepare, settings_as_json
+from spatial_jax.prepare import prepare, settings_as_json
 from spatial_jax.rollout.memory import bytes_of
 from spatial_jax.train_config import TrainConfig, training_parts
 

@@ -12,12 +12,13 @@ A value that the config gives is never changed. A run that resumes keeps its rec
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
 from spatial_jax import sharding
+from spatial_jax.automatic import AUTOMATIC, Settings, changes, filled, get, has, is_automatic
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data.files import FileSource
 from spatial_jax.data.image import PreprocessConfig
@@ -26,12 +27,13 @@ from spatial_jax.data.prompt_form import PromptForm, read_form
 from spatial_jax.data.source import Source, SourceConfig
 from spatial_jax.data.video import VideoConfig
 from spatial_jax.hf.model_zoo import NAMES, released, released_processor
+from spatial_jax.machines import Devices, this_machine
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.memory import MemoryPlan, device_bytes
 from spatial_jax.sharding import MeshConfig
 from spatial_jax.stages import auto_values
-from spatial_jax.stages.auto_values import ASSUMED, PromptSize, Settings
+from spatial_jax.stages.auto_values import ASSUMED, PromptSize
 from spatial_jax.stages.load import (
   PolicyFiles,
   check_normalisation,
@@ -43,45 +45,6 @@ from spatial_jax.stages.load import (
 from spatial_jax.train_config import TrainConfig, TrainingParts, training_parts, whole_plan
 from spatial_jax.types import Prompt
 from spatial_jax.workdir import recorded_config
-
-GIB = 1 << 30
-_LARGE = 2**31
-
-# Every key that may be None, with a value of the right type: with these a config is checked before
-# anything is read.
-AUTOMATIC: dict[str, Any] = {
-  "mesh.data": -1,
-  "mesh.fsdp": 1,
-  "mesh.tensor": 1,
-  "preprocess.patch_size": 14,
-  "preprocess.merge_size": 2,
-  "preprocess.temporal_size": 2,
-  "preprocess.min_pixels": 1,
-  "preprocess.max_pixels": _LARGE,
-  "preprocess.mean": (0.5, 0.5, 0.5),
-  "preprocess.std": (0.5, 0.5, 0.5),
-  "video.min_pixels": 1,
-  "video.max_pixels": _LARGE,
-  "rollout.prompts": 1,
-  "rollout.slots": 1,
-  "rollout.prefill": (1,),
-  "rollout.append": (1,),
-  "rollout.prompt_buckets": (1,),
-  "rollout.observation_buckets": (1,),
-  "rollout.suffix_block_edges": (),
-  "rollout.feature_buffer_tokens": 1,
-  "rollout.vision": {"windows": (1,), "frames": (1,), "patches": (1,)},
-  "rollout.max_tokens_per_turn": 1,
-  "rollout.stop.max_turns": 1,
-  "rollout.stop.max_response_tokens": 1,
-  "rollout.stop.max_image_tokens": 0,
-  "learn.prefix_buckets": (_LARGE,),
-  "learn.vision": {"windows": (_LARGE,), "frames": (_LARGE,), "patches": (_LARGE,)},
-  "learn.micro.rows": 1,
-  "learn.micro.lengths": (_LARGE,),
-  "evaluation.prompts": 1,
-  "evaluation.slots": 1,
-}
 
 _MEASURED_TASKS = 48  # of the training and of the held-out tasks
 
@@ -100,65 +63,9 @@ class Prepared:
   plan: MemoryPlan
 
 
-class Devices(NamedTuple):
-  """The devices that a run is prepared for; they may be absent."""
-
-  all: Sequence[Any]
-  local: int  # of one process
-  usable: int | None  # bytes of one; None: of this machine
-
-
-@dataclasses.dataclass(frozen=True)
-class Machine:
-  """Devices of one process."""
-
-  platform: str  # of JAX: "gpu" or "tpu"
-  count: int
-  usable: int  # bytes per device that arrays and programs may take
-
-
-# A TPU runtime keeps 0.25 GiB (v5e) and 0.75 GiB (v6e) of 16 and 32 GiB, as its compiler says when
-# a program does not fit. A card of 80 GB has 79.6 to 80 GiB; JAX takes three quarters of it unless
-# XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 is set.
-MACHINES = {
-  "gpu-80gb": Machine("gpu", 1, int(0.95 * 79.6 * GIB)),
-  "v5e-8": Machine("tpu", 8, int(15.75 * GIB)),
-  "v6e-8": Machine("tpu", 8, int(31.25 * GIB)),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class AbsentDevice:
-  """What a mesh and a plan ask of a device."""
-
-  id: int
-  platform: str
-  process_index: int
-
-
 def settings_as_json(config: Any) -> Settings:
   """Returns a ConfigDict as JSON values."""
   return json.loads(config.to_json_best_effort())
-
-
-def this_machine() -> Devices:
-  """Returns the devices of this run."""
-  return Devices(jax.devices(), len(jax.local_devices()), None)
-
-
-def devices_of(machine: str) -> Devices:
-  """Returns the devices of a name in MACHINES, which may be absent, or of this machine.
-
-  Raises:
-    ConfigError: if the name is unknown.
-  """
-  if not machine:
-    return this_machine()
-  if machine not in MACHINES:
-    raise ConfigError(f"--devices={machine} is unknown; use one of {', '.join(MACHINES)}")
-  found = MACHINES[machine]
-  absent = [AbsentDevice(number, found.platform, 0) for number in range(found.count)]
-  return Devices(absent, found.count, found.usable)
 
 
 def description(ready: Prepared) -> str:
@@ -189,7 +96,7 @@ def description(ready: Prepared) -> str:
 def evaluation_settings(given: Settings, checkpoint: str) -> Settings:
   """Fills in the config of an evaluation: with the values of the run, else automatic ones."""
   recorded = recorded_settings(checkpoint) or {}
-  values = {key: _get(recorded, key) for key in AUTOMATIC if _has(recorded, key)}
+  values = {key: get(recorded, key) for key in AUTOMATIC if has(recorded, key)}
   settings = filled(given, values)
   if not is_automatic(settings):
     return settings
@@ -264,7 +171,7 @@ def read_model(init: str, needs_weights: bool) -> tuple[QwenVLConfig, PolicyFile
 def recorded_values(workdir: pathlib.Path | None) -> dict[str, Any]:
   """Returns the automatic values that an existing run recorded; {} for a new run."""
   recorded = recorded_config(workdir) if workdir else {}
-  return {key: _get(recorded, key) for key in AUTOMATIC if _has(recorded, key)}
+  return {key: get(recorded, key) for key in AUTOMATIC if has(recorded, key)}
 
 
 def conversation_of(
@@ -376,73 +283,3 @@ def check_parameters(shape: QwenVLConfig, most: int, init: str) -> None:
       f"optimizer of this config are for at most {most / 1e6:,.0f} M (config.max_parameters); use "
       "configs/qwen_vl.py"
     )
-
-
-# --- nested dicts --------------------------------------------------------------------------------
-
-
-def is_automatic(settings: Mapping[str, Any]) -> bool:
-  """Returns whether a config has a value to fill in."""
-  return any(_get(settings, key) is None for key in AUTOMATIC if _has(settings, key))
-
-
-def filled(settings: Settings, values: Mapping[str, Any]) -> Settings:
-  """Returns the settings with each value whose key has None; other keys stay as they are."""
-  copy = _copy(settings)
-  for key, value in values.items():
-    if _has(copy, key) and _get(copy, key) is None:
-      *groups, name = key.split(".")
-      group = copy
-      for part in groups:
-        group = group[part]
-      group[name] = value
-  return copy
-
-
-def changes(before: Settings, after: Settings) -> list[str]:
-  """Returns one line per group of the values that were filled in, for the user."""
-  lines: dict[str, list[str]] = {}
-  for key in AUTOMATIC:
-    if _has(before, key) and _get(before, key) is None:
-      group, _, name = key.rpartition(".")
-      lines.setdefault(group, []).append(f"{name} {_shown(_get(after, key))}")
-  return [f"  {group}: {', '.join(values)}" for group, values in lines.items()]
-
-
-# --- nested dicts --------------------------------------------------------------------------------
-
-
-def _has(settings: Mapping[str, Any], key: str) -> bool:
-  group: Any = settings
-  for part in key.split("."):
-    if not isinstance(group, Mapping) or part not in group:
-      return False
-    group = group[part]
-  return True
-
-
-def _get(settings: Mapping[str, Any], key: str) -> Any:
-  group: Any = settings
-  for part in key.split("."):
-    group = group[part]
-  return group
-
-
-def _copy(value: Any) -> Any:
-  if isinstance(value, Mapping):
-    return {key: _copy(item) for key, item in value.items()}
-  return value
-
-
-def _shown(value: Any) -> str:
-  if isinstance(value, Mapping):
-    return "{" + ", ".join(f"{key} {_shown(item)}" for key, item in value.items()) + "}"
-  if isinstance(value, list | tuple):
-    return "(" + ", ".join(map(_shown, value)) + ")"
-  return (
-    f"{value:,}"
-    if isinstance(value, int)
-    else f"{value:g}"
-    if isinstance(value, float)
-    else str(value)
-  )

@@ -34,15 +34,9 @@ from spatial_jax.evaluate.evaluator import (
 )
 from spatial_jax.evaluate.predictions import EvaluationSet
 from spatial_jax.evaluate.results import is_up_to_date
+from spatial_jax.machines import MACHINES, devices_of, this_machine
 from spatial_jax.policy import param_tree
-from spatial_jax.prepare import (
-  MACHINES,
-  description,
-  devices_of,
-  prepare,
-  settings_as_json,
-  this_machine,
-)
+from spatial_jax.prepare import description, prepare, settings_as_json
 from spatial_jax.report.report import About, write_report
 from spatial_jax.report.reward_card import RewardCard
 from spatial_jax.rollout import memory

@@ -19,7 +19,7 @@ from spatial_jax.train_config import MAY_DIFFER, TrainConfig
     ({"learn.save_rollouts_every": -1}, r"save_rollouts_every is -1 and must be .* at least 0"),
     ({"learn.saved_groups": -1}, r"learn\.saved_groups is -1 and must be .* at least 0"),
     ({"rollout.group": 1}, r"rollout\.group is 1 and must be at least 2"),
-    ({"evaluation.tasks": 0}, r"evaluation\.tasks is 0 and must be .* at least 1"),
+    ({"evaluation.tasks": -1}, r"evaluation\.tasks is -1 and must be .* at least 0"),
     ({"evaluation.progress_tasks": 385}, r"progress_tasks is 385 and must be at most tasks, 384"),
     ({"evaluation.temperatures": (0.3, 1e-7)}, r"temperatures is .* from 1e-06 to 1000"),
     ({"evaluation.temperatures": (1001.0,)}, r"temperatures is .* from 1e-06 to 1000"),

@@ -17,8 +17,8 @@ from ml_collections import config_flags
 from spatial_jax import sharding
 from spatial_jax.cli import CONFIG_HELP, launch, no_arguments
 from spatial_jax.config import ConfigError, build
+from spatial_jax.machines import MACHINES, AbsentDevice, Machine
 from spatial_jax.policy.config import QwenVLConfig
-from spatial_jax.prepare import MACHINES, AbsentDevice, Machine
 from spatial_jax.rollout import memory
 from spatial_jax.rollout.memory import MemoryPlan
 from spatial_jax.stages.load import read_shape

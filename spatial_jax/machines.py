@@ -1,0 +1,67 @@
+"""The devices that a run is prepared for: those of this machine, or absent ones."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from spatial_jax.config import ConfigError
+
+GIB = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+  """Devices of one process."""
+
+  platform: str  # of JAX: "gpu" or "tpu"
+  count: int
+  usable: int  # bytes per device that arrays and programs may take
+
+
+# A TPU runtime keeps 0.25 GiB (v5e) and 0.75 GiB (v6e) of 16 and 32 GiB, as its compiler says when
+# a program does not fit. A card of 80 GB has 79.6 to 80 GiB; JAX takes three quarters of it unless
+# XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 is set.
+MACHINES = {
+  "gpu-80gb": Machine("gpu", 1, int(0.95 * 79.6 * GIB)),
+  "v5e-8": Machine("tpu", 8, int(15.75 * GIB)),
+  "v6e-8": Machine("tpu", 8, int(31.25 * GIB)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AbsentDevice:
+  """What a mesh and a plan ask of a device."""
+
+  id: int
+  platform: str
+  process_index: int
+
+
+class Devices(NamedTuple):
+  """The devices that a run is prepared for; they may be absent."""
+
+  all: Sequence[Any]
+  local: int  # of one process
+  usable: int | None  # bytes of one; None: of this machine
+
+
+def this_machine() -> Devices:
+  """Returns the devices of this run."""
+  return Devices(jax.devices(), len(jax.local_devices()), None)
+
+
+def devices_of(machine: str) -> Devices:
+  """Returns the devices of a name in MACHINES, which may be absent, or of this machine.
+
+  Raises:
+    ConfigError: if the name is unknown.
+  """
+  if not machine:
+    return this_machine()
+  if machine not in MACHINES:
+    raise ConfigError(f"--devices={machine} is unknown; use one of {', '.join(MACHINES)}")
+  found = MACHINES[machine]
+  absent = [AbsentDevice(number, found.platform, 0) for number in range(found.count)]
+  return Devices(absent, found.count, found.usable)
