@@ -276,9 +276,16 @@ def _settings() -> dict[str, Any]:
   recorded = recorded_settings(CHECKPOINT.value) if default else None
   if recorded is None:
     return settings_of(RunConfig, json.loads(CONFIG.value.to_json_best_effort()))
-  overrides = config_flags.get_override_values(flag)
+  return settings_of_run(recorded, config_flags.get_override_values(flag))
+
+
+def settings_of_run(recorded: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+  """The settings that a run recorded, some replaced, with its prompt form unless that is replaced.
+
+  The form is not read from its file again, which may have changed since.
+  """
   settings = settings_of(RunConfig, overlay(recorded, overrides))
-  if FORM_KEY in recorded and "text" not in overrides:  # the file may have changed since
+  if FORM_KEY in recorded and "text" not in overrides:
     settings[FORM_KEY] = recorded[FORM_KEY]
   return settings
 

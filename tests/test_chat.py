@@ -14,8 +14,9 @@ from PIL import Image
 from configs import chat as chat_config
 from configs import tiny
 from spatial_jax import chat as chat_lib
-from spatial_jax.chat import ChatOptions, chat, overlay
+from spatial_jax.chat import ChatOptions, chat, overlay, settings_of_run
 from spatial_jax.config import ConfigError, build
+from spatial_jax.data.prompt_form import form_record, read_form
 from spatial_jax.errors import UserError
 from spatial_jax.evaluate.predictions import mean_logp, most_likely
 from spatial_jax.rollout.auto_buckets import fit_rollout_config
@@ -197,6 +198,23 @@ def test_what_is_set_by_hand_lies_over_what_the_run_recorded():
   assert recorded["rollout"]["sampling"]["top_k"] == 0
   with pytest.raises(ConfigError, match=r"config\.rollout\.bogus is unknown"):
     overlay(recorded, {"rollout.bogus": 1})
+
+
+def test_the_form_of_a_run_is_the_recorded_one(tmp_path):
+  """Its file may have changed, or be gone; another form can be asked for."""
+  form = form_record(read_form("tiny"))
+  recorded = {**settings(), "text": str(tmp_path / "gone.toml"), "form": form, "init": "x"}
+  recorded["rollout"]["stop_tokens"] = ("xx",)
+  for overrides, message in (
+    ({}, "xx cannot end a turn"),
+    ({"text": "vilasr"}, "xx cannot end a turn"),
+    ({"text": "vilaser"}, r"config\.text is 'vilaser'"),
+    ({"text": str(tmp_path / "gone.toml")}, r"gone\.toml cannot be read"),
+  ):
+    asked = settings_of_run(recorded, overrides)
+    assert ("form" in asked) == (not overrides)
+    with pytest.raises(ConfigError, match=message):
+      chat(asked, ASSET, question(), GREEDY, tmp_path / "out", "", print)
 
 
 def _root() -> pathlib.Path:

@@ -32,8 +32,8 @@ _PARTS = (
   "{%- elif 'text' in item %}{{- item.text }}{%- endif %}{%- endfor %}{%- endif %}{%- endmacro %}"
 )
 QWEN2_VL = (
-  "{% set image_count = namespace(value=0) %}{% for message in messages %}"
-  "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
+  "{% set image_count = namespace(value=0) %}\n{% for message in messages %}\n"
+  "  {% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
   "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
   "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}"
   "{% for content in message['content'] %}"

@@ -16,10 +16,15 @@ from configs import tiny_defaults, tiny_pretrain
 from experiments.tiny import pretrain
 from spatial_jax import chat, evaluate_main, sharding, train
 from spatial_jax.config import ConfigError, build
+from spatial_jax.data.chat_template import read_chat_template
 from spatial_jax.data.image import PreprocessConfig
+from spatial_jax.data.prompt_form import form_of, read_form
+from spatial_jax.data.tokenizer import END_OF_TEXT, IM_END
 from spatial_jax.errors import DataError, UserError
 from spatial_jax.hf import processor, weights
-from spatial_jax.stages.context import RunConfig, settings_of
+from spatial_jax.hf.generation import read_generation
+from spatial_jax.policy.qwen_vl import make_policy
+from spatial_jax.stages.context import RunConfig, open_context, settings_of
 from spatial_jax.stages.load import (
   check_normalisation,
   load_policy,
@@ -31,6 +36,7 @@ from spatial_jax.tools import verify
 from spatial_jax.types import ImageRef
 from tests import evaluate_fixtures as fixtures
 from tests import rollout_fixtures
+from tests.test_chat_template import QWEN2_VL
 from tests.test_data_photos import entry, photo
 
 PREPROCESS = build(PreprocessConfig, tiny_defaults.preprocess())
@@ -391,6 +397,7 @@ def test_an_image_that_cannot_be_used_names_the_task():
     ({"learn.optimizer.frozen": ("nothing",)}, r"optimizer\.frozen: 'nothing' matches no"),
     ({"learn.optimizer.frozen": ("",)}, r"optimizer\.frozen .* no parameter to train"),
     ({"rollout.stop_tokens": ("xx",)}, r"config\.rollout\.stop_tokens: xx cannot end a turn"),
+    ({"text": "vilaser"}, r"config\.text is 'vilaser', which is no form; .* vilasr, vsi_bench"),
     ({"rollout.prompts": 12}, r"config\.rollout\.prompts is 12 and must be a multiple of .* 8"),
   ],
 )
@@ -426,6 +433,72 @@ def test_the_number_of_slots_that_a_refusal_names_is_accepted(folder, tmp_path, 
     train.run(run_config(folder, **{"rollout.slots": slots}), tmp_path / "run")
   written = json.loads((tmp_path / "run" / "config.json").read_text())
   assert written["rollout"]["slots"] == slots
+
+
+def test_a_run_records_form_template_and_generation_settings(folder, tmp_path, monkeypatch):
+  """And a changed form is refused when it resumes; the same form in another file is not."""
+
+  def stop(*_: object):
+    raise UserError("the loop begins")
+
+  monkeypatch.setattr(train.loop, "run", stop)
+  (folder / "chat_template.jinja").write_text(QWEN2_VL)
+  (folder / "generation_config.json").write_text('{"eos_token_id": [1, 2], "top_k": 5}')
+  form, moved = tmp_path / "form.toml", tmp_path / "moved.toml"
+  text = pathlib.Path(fixtures.SETTINGS["text"]).read_text()
+  form.write_text(text)
+  moved.write_text(text)
+  for name in (form, moved):
+    with pytest.raises(UserError, match="the loop begins"):
+      train.run(run_config(folder, text=str(name)), tmp_path / "run")
+  written = json.loads((tmp_path / "run" / "config.json").read_text())
+  assert form_of(written["form"]) == read_form(str(form))
+  assert read_chat_template(tmp_path / "run").source == QWEN2_VL
+  assert read_generation(tmp_path / "run") == read_generation(folder)
+  moved.write_text(text.replace('more = ""', 'more = "Go on."'))
+  with pytest.raises(ConfigError, match=r'config\.form\.more is "Go on\.", workdir has ""'):
+    train.run(run_config(folder, text=str(moved)), tmp_path / "run")
+
+
+def test_stop_tokens_of_the_folder_end_a_turn_if_the_config_names_none(folder):
+  def stops(*tokens):
+    cfg = fixtures.run_config()
+    rollout = dataclasses.replace(cfg.rollout, stop_tokens=tokens)
+    files = read_policy(folder)
+    policy = make_policy(files.cfg, np.dtype(np.float32), mesh())
+    with open_context(policy, files, read_form(cfg.text), cfg, None) as context:
+      return context.engine(rollout, 0, "config.rollout.slots").stop_ids
+
+  tokenizer = fixtures.tokenizer()
+  end, text = tokenizer.id(IM_END), tokenizer.id(END_OF_TEXT)
+  assert stops() == stops(IM_END) == (end,)
+  change_json(folder / "generation_config.json", eos_token_id=[end, text])
+  assert stops() == (end, text)
+  assert stops(IM_END) == (end,)
+  change_json(folder / "generation_config.json", eos_token_id=text)
+  assert stops() == (end, text)
+
+
+def broken_template(path):
+  (path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+
+
+def broken_generation(path):
+  change_json(path / "generation_config.json", eos_token_id="x")
+
+
+@pytest.mark.parametrize(
+  ("break_", "message"),
+  [
+    (broken_template, r"chat_template\.jinja: the chat template is not that of a Qwen-VL model"),
+    (broken_generation, r"generation_config\.json: eos_token_id is 'x'"),
+  ],
+)
+def test_files_of_the_conversation_are_checked_before_weights_are_read(
+  folder, monkeypatch, break_, message
+):
+  break_(folder)
+  assert re.search(message, refused(folder, monkeypatch))
 
 
 def test_a_work_directory_in_use_is_refused_before_anything_is_loaded(

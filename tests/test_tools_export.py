@@ -38,6 +38,7 @@ from spatial_jax.tools import export
 from spatial_jax.types import TokenArrays, TrainState
 from tests import policy_fixtures as fixtures
 from tests.rollout_fixtures import TOKENIZER, policy_config
+from tests.test_chat_template import QWEN2_VL
 
 LIBRARY = pathlib.Path(spatial_jax.__file__).parent
 ROOT = LIBRARY.parent
@@ -102,6 +103,25 @@ def test_export_copies_only_what_stays_true_of_the_base_policy(tmp_path):
   assert kept == {*copied, processor.VIDEO_FILE}
   assert not (out / processor.NESTED_FILE).exists(), "it would override the run's image settings"
   assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_export_writes_the_chat_template_of_the_run(tmp_path):
+  """Also if the base policy is gone, or has its template in another file."""
+  base = tmp_path / "base"
+  base.mkdir()
+  (base / "config.json").write_text("{}")
+  (base / "tokenizer_config.json").write_text(json.dumps({"chat_template": QWEN2_VL}))
+  for where in (base, tmp_path / "gone"):
+    run, out = tmp_path / f"{where.name}_run", tmp_path / f"{where.name}_hf"
+    save_run(run, where)
+    (run / "chat_template.jinja").write_text(QWEN2_VL)
+    export.export(run, out, None)
+    assert (out / "chat_template.jinja").read_text() == QWEN2_VL
+    assert (
+      load_policy(out, sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])).template.source
+      == QWEN2_VL
+    )
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -147,7 +147,7 @@ def check_room(prompt: Prompt, cfg: RolloutConfig, window_blocks: int) -> None:
     bucket(windows, buckets.windows, f"windows in an image {where}.vision.windows: they")
     bucket(height * width, buckets.patches, f"patches in a frame {where}.vision.patches: they")
   shown = sum(image.tokens for image in prompt.images)
-  drawn = max_drawn_tokens(prompt.images, cfg.stop)
+  drawn = max_drawn_tokens(prompt.images, cfg.stop) if prompt.grammar.draws else 0
   if max(shown, drawn) > cfg.feature_buffer_tokens:
     raise DataError(
       f"{shown} visual tokens in the prompt and up to {drawn} in drawn images "
