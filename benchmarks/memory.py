@@ -1,10 +1,13 @@
 """Which released models can be trained on which devices: the tables of docs/memory.md.
 
-python -m benchmarks.memory            prints the tables
+python -m benchmarks.memory            prints them
 python -m benchmarks.memory --write    writes them into docs/memory.md
 """
 
 import functools
+import pathlib
+import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -148,3 +151,48 @@ def cell(model: str, training: str, machine: str, lengths: Lengths) -> Cell:
     used = (*used, option.name)
     found = Cell(plan_for(build(TrainConfig, dict(config)), shape, devices), used)
   return found
+
+
+# --- the tables of docs/memory.md --------------------------------------------------------------
+
+MODELS = ("Qwen2-VL-2B", "Qwen2.5-VL-3B", "Qwen2.5-VL-7B", "Qwen3-VL-8B")
+TABLES = {
+  "short": Lengths(2048, 1024, 8, 8, image_tokens=256, prompt_images=6, drawn_images=8),
+  "vilasr": Lengths(5120, 13312, 8, 8, image_tokens=256, prompt_images=16, drawn_images=16),
+}
+DOCUMENT = pathlib.Path(__file__).parent.parent / "docs" / "memory.md"
+
+
+def row(model: str, training: str, lengths: Lengths) -> str:
+  """One line of a table."""
+  cells = (str(cell(model, training, machine, lengths)) for machine in MACHINES)
+  return f"| {model} | {training} | {' | '.join(cells)} |"
+
+
+def table(lengths: Lengths) -> str:
+  """A table in Markdown."""
+  lines = [row(model, training, lengths) for model in MODELS for training in TRAINING]
+  head = f"| model | trained | {' | '.join(MACHINES)} |"
+  return "\n".join((head, "| --- | --- |" + " --- |" * len(MACHINES), *lines))
+
+
+def with_tables(text: str) -> str:
+  """The document with the tables computed again, between their marks."""
+  for name, lengths in TABLES.items():
+    marks = f"<!-- {name} -->", f"<!-- end {name} -->"
+    before, rest = text.split(marks[0])
+    text = f"{before}{marks[0]}\n{table(lengths)}\n{marks[1]}{rest.split(marks[1])[1]}"
+  return text
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Prints the document, or writes it with --write."""
+  text = with_tables(DOCUMENT.read_text())
+  if "--write" in arguments:
+    DOCUMENT.write_text(text)
+  else:
+    print(text)
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])

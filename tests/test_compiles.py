@@ -12,7 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
+from benchmarks import memory as tables
+from benchmarks.model_zoo import released
 from configs import chat, common, tiny_pretrain
 from spatial_jax import abstract_inputs, aot, compiled, sharding
 from spatial_jax.abstract_inputs import Program
@@ -28,7 +31,8 @@ from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout import memory
 from spatial_jax.stages.load import read_shape
-from spatial_jax.train import TrainConfig
+from spatial_jax.tools import fits
+from spatial_jax.train import TrainConfig, reference_bytes, training_parts
 from spatial_jax.types import FeatureBatch
 
 TINY_VISION = VisionBuckets((16,), (4,), (144,))
@@ -157,6 +161,46 @@ def test_estimate_of_the_update_is_near_the_compiled_scratch():
   estimate = gradients + memory.estimate_update_scratch(cfg, shapes, gradients)
   measured = aot.compile_program(program).temporaries
   assert measured / 2 < estimate < measured * 3, f"{estimate:,} estimated, {measured:,} compiled"
+
+
+LOW = {"learn.optimizer.mu_dtype": "bfloat16", "learn.optimizer.gradient_dtype": "bfloat16"}
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("model", "training", "settings"),
+  [("Qwen2-VL-2B", "LoRA", {}), ("Qwen2.5-VL-3B", "decoder", LOW)],
+)
+def test_rows_of_the_memory_document_are_near_the_compiled_update(
+  model, training, settings, monkeypatch
+):
+  """On the eight chips of one host."""
+  shape, machine = released(model), fits.MACHINES["v5e-8"]
+  config = tables.config_of(shape, tables.TRAINING[training], machine, tables.TABLES["short"])
+  config.update_from_flattened_dict(settings)
+  cfg = build(TrainConfig, dict(config))
+  for name, value in aot.LIBTPU_ENVIRONMENT.items():
+    monkeypatch.setenv(name, value)
+  topology = topologies.get_topology_desc(
+    platform="tpu", topology_name="v5e:2x4", chips_per_host_bounds=(2, 4, 1)
+  )
+  mesh = sharding.make_mesh(cfg.mesh, topology.devices)
+  (update,) = (
+    program
+    for program in aot.programs_to_compile(cfg, shape, mesh, mesh)
+    if program.name == "update"
+  )
+  plan, one = fits.plan_for(cfg, shape, machine), aot.compile_program(update)
+  assert one.error is None, one.error
+  assert one.arguments == pytest.approx(plan.resident - reference_of(cfg, mesh, shape), rel=0.05)
+  estimate = plan.gradients + plan.update_scratch
+  assert one.temporaries / 2 < estimate < one.temporaries * 2, f"{estimate:,} {one.temporaries:,}"
+
+
+def reference_of(cfg: TrainConfig, mesh: jax.sharding.Mesh, shape: QwenVLConfig) -> int:
+  """Bytes of the KL reference, which is no argument of the update."""
+  return reference_bytes(cfg, training_parts(cfg, shape, mesh).policy)
 
 
 @needs_libtpu
