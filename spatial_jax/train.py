@@ -19,7 +19,7 @@ import optax
 from absl import flags
 from ml_collections import config_flags
 
-from spatial_jax import checkpoint, compiled, rng, sharding
+from spatial_jax import checkpoint, compiled, sharding
 from spatial_jax.cli import CONFIG_HELP, enable_compilation_cache, launch, no_arguments
 from spatial_jax.compiled import FrozenDtype
 from spatial_jax.config import ConfigError, build, check_choice
@@ -39,7 +39,7 @@ from spatial_jax.evaluate.predictions import EvaluationSet
 from spatial_jax.evaluate.results import is_up_to_date
 from spatial_jax.learn.optimizer import check_steps, make_optimizer
 from spatial_jax.learn.train_batch import BatchConfig
-from spatial_jax.policy import lora, param_tree
+from spatial_jax.policy import lora
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
@@ -62,15 +62,13 @@ from spatial_jax.stages.load import (
   MODEL_KEY,
   PolicyFiles,
   check_normalisation,
-  compute_dtypes,
-  load_params,
   load_to_sample,
   read_policy,
   record,
 )
 from spatial_jax.stages.loop import LoopConfig
-from spatial_jax.stages.reference import Reference, abstract_reference, make_reference
-from spatial_jax.types import Params, TrainState
+from spatial_jax.stages.start import reference_shapes, start_of
+from spatial_jax.types import Params
 from spatial_jax.workdir import bind_workdir, lock_workdir, to_path, write_text
 
 # Keys that may differ when a run is resumed: lengths, intervals, outputs, padded sizes and places.
@@ -278,7 +276,8 @@ def train(
   workdir = stage.workdir
   # From here on arrays are on the devices.
   resumes = checkpoint.exists(workdir)
-  state, reference = start_of(cfg, context, optimizer, files, resumes)
+  place = cfg.learn.reference if has_start_copy(cfg) else None
+  state, reference = start_of(context.policy, optimizer, files, cfg.seed, place, resumes)
   stage = dataclasses.replace(stage, reference=reference)
   if replicated := sharding.replication_report(state.params, context.mesh):
     print(replicated)
@@ -316,36 +315,7 @@ def resident_bytes(
 
 def reference_bytes(cfg: TrainConfig, policy: Policy) -> int:
   """Bytes per device of the KL reference while it is used; 0 if it is not a copy of the start."""
-  if not has_start_copy(cfg):
-    return 0
-  return bytes_of(abstract_reference(policy, compiled.train_mesh(policy)))
-
-
-def start_of(
-  cfg: TrainConfig,
-  context: RunContext,
-  optimizer: optax.GradientTransformation,
-  files: PolicyFiles,
-  resumes: bool,
-) -> tuple[TrainState, Reference | None]:
-  """The state at step 0, which the loop donates, and the KL reference.
-
-  A run that resumes gets shapes and shardings of its state. It loads the start only if the KL term
-  needs it, so that the devices never hold two states.
-  """
-  policy, mesh, reference = context.policy, context.mesh, None
-  abstract = compiled.abstract_state(policy, optimizer, mesh)
-  if resumes and not has_start_copy(cfg):
-    return abstract, None
-  start = load_params(files, mesh, compute_dtypes(mesh) if resumes else policy.param_dtype)
-  if has_start_copy(cfg):
-    reference = make_reference(policy, start, mesh, cfg.learn.reference)
-  if resumes:
-    return abstract, reference
-  if cfg.lora.paths:
-    adapters = compiled.init_adapters(policy, rng.stream(cfg.seed, "adapters"), mesh)
-    start = param_tree.merge(start, adapters)
-  return compiled.init_state(policy, optimizer, start, mesh), reference
+  return bytes_of(reference_shapes(policy)) if has_start_copy(cfg) else 0
 
 
 def has_start_copy(cfg: TrainConfig) -> bool:

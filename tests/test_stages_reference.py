@@ -14,9 +14,11 @@ from spatial_jax.config import ConfigError, build
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.policy import param_tree
 from spatial_jax.rollout import memory
-from spatial_jax.stages import context, loop
+from spatial_jax.stages import loop
+from spatial_jax.stages import start as start_lib
 from spatial_jax.stages.load import read_policy
-from spatial_jax.stages.reference import abstract_reference, make_reference
+from spatial_jax.stages.reference import make_reference
+from spatial_jax.stages.start import reference_shapes, start_of
 from spatial_jax.train import TrainConfig
 from tests import step_fixtures
 from tests.test_learn_update import LOSS, MICRO, batch_of, policy_and_params
@@ -48,7 +50,7 @@ def test_a_reference_on_the_host_gives_the_same_bits():
   run = compiled.LearnPrograms(policy, make_optimizer(step_fixtures.OPTIMIZER), LOSS, MICRO)
   batch = run.place(batch_of())
   expected = np.asarray(run.logprobs(start, batch))
-  both = [make_reference(policy, start, mesh, place) for place in ("device", "host")]
+  both = [reference_of(policy, start, place) for place in ("device", "host")]
   moved = jax.tree.map(lambda x: x + jnp.asarray(0.5, x.dtype), start["decoder"])
   current = {"decoder": moved, "vision": jax.tree.map(jnp.copy, start["vision"])}
   for x in jax.tree.leaves(start):
@@ -63,9 +65,9 @@ def test_a_reference_on_the_host_gives_the_same_bits():
 def test_a_reference_holds_the_trained_parameters_in_the_compute_dtype():
   mesh = small_mesh(1, 2)
   policy, start = start_on(mesh, dtype=jnp.bfloat16)
-  reference = make_reference(policy, start, mesh, "host")
+  reference = reference_of(policy, start, "host")
   assert list(reference.params) == ["decoder"], "the frozen tower is that of the policy"
-  abstract = abstract_reference(policy, mesh)
+  abstract = reference_shapes(policy)
   for one, shape in zip(jax.tree.leaves(reference.params), jax.tree.leaves(abstract), strict=True):
     assert (one.shape, one.dtype) == (shape.shape, shape.dtype) == (one.shape, jnp.bfloat16)
   on_devices = reference.on_devices(start)
@@ -74,26 +76,30 @@ def test_a_reference_holds_the_trained_parameters_in_the_compute_dtype():
   assert moved == memory.bytes_of(abstract) < memory.bytes_of(start["decoder"]) * 0.51
 
 
+def reference_of(policy, start, place):
+  return make_reference(start, policy.frozen, policy.compute_dtype, place)
+
+
 # --- a run -------------------------------------------------------------------------------------
 
 
-def opened_run(**changes):
-  """(config, parts, files, context) of a run of the embedded policy on one device."""
+def run_of(**changes):
+  """(config, parts, files) of a run of the embedded policy on one device."""
   config = common.get_config()
   config.update_from_flattened_dict(changes)
   cfg, mesh = build(TrainConfig, dict(config)), small_mesh()
   files = read_policy(cfg.init)
   parts = train.training_parts(cfg, files.cfg, mesh)
-  return cfg, parts, files, context.open_context(parts.policy, files.tokenizer, cfg, None)
+  return cfg, parts, files
 
 
 def test_the_plan_counts_a_reference_where_it_is():
   sizes = {}
   for place in ("device", "host"):
-    cfg, parts, *_ = opened_run(**{"learn.loss.kl_weight": 0.1, "learn.reference": place})
+    cfg, parts, _ = run_of(**{"learn.loss.kl_weight": 0.1, "learn.reference": place})
     sizes[place] = train.whole_plan(cfg, parts, 1 << 40)
   on_device, on_host = sizes["device"], sizes["host"]
-  copy = memory.bytes_of(abstract_reference(parts.policy, compiled.train_mesh(parts.policy)))
+  copy = memory.bytes_of(reference_shapes(parts.policy))
   assert on_device.resident - on_host.resident == on_host.reference == copy > 0
   assert on_device.reference == 0
   expected = on_host.resident + copy + on_host.logprob_scratch
@@ -104,24 +110,26 @@ def test_the_plan_counts_a_reference_where_it_is():
   assert large.total == large.reference_logprobs
   with pytest.raises(ConfigError, match="the update does not fit"):
     memory.check(large, "slots")
-  cfg, parts, *_ = opened_run(**{"learn.loss.kl_weight": 0.0})
+  cfg, parts, _ = run_of(**{"learn.loss.kl_weight": 0.0})
   assert train.whole_plan(cfg, parts, 1 << 40).resident == on_host.resident
 
 
 def test_a_resumed_run_loads_its_start_only_for_the_reference(monkeypatch):
   """And then in the compute dtype; its state is restored without a start beside it."""
   loaded = []
-  monkeypatch.setattr(train, "load_params", lambda files, mesh, dtype_of: loaded.append(1) or {})
-  cfg, parts, files, opened = opened_run()
-  with opened as run:
-    state, reference = train.start_of(cfg, run, parts.optimizer, files, resumes=True)
+  monkeypatch.setattr(
+    start_lib, "load_params", lambda files, mesh, dtype_of: loaded.append(1) or {}
+  )
+  cfg, parts, files = run_of()
+  start = (parts.policy, parts.optimizer, files, cfg.seed)
+  state, reference = start_of(*start, None, resumes=True)
   assert (loaded, reference) == ([], None)
   assert {type(x) for x in jax.tree.leaves(state)} == {jax.ShapeDtypeStruct}
   monkeypatch.undo()
-  cfg, parts, files, opened = opened_run(**{"learn.loss.kl_weight": 0.1, "learn.reference": "host"})
-  with opened as run:
-    state, reference = train.start_of(cfg, run, parts.optimizer, files, resumes=True)
-    fresh, other = train.start_of(cfg, run, parts.optimizer, files, resumes=False)
+  cfg, parts, files = run_of(**{"learn.loss.kl_weight": 0.1, "learn.reference": "host"})
+  start = (parts.policy, parts.optimizer, files, cfg.seed, "host")
+  state, reference = start_of(*start, resumes=True)
+  fresh, other = start_of(*start, resumes=False)
   assert {type(x) for x in jax.tree.leaves(state)} == {jax.ShapeDtypeStruct}
   jax.tree.map(np.testing.assert_array_equal, reference.params, other.params)
   kept = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(fresh)}
