@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 import types
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -193,7 +194,7 @@ def test_rows_of_the_memory_document_are_near_the_compiled_update(
   )
   plan, one = fits.plan_for(cfg, shape, machine), aot.compile_program(update)
   assert one.error is None, one.error
-  assert one.arguments == pytest.approx(plan.resident - reference_of(cfg, mesh, shape), rel=0.05)
+  assert one.arguments == pytest.approx(plan.resident - reference_of(cfg, mesh, shape), rel=0.1)
   estimate = plan.gradients + plan.update_scratch
   assert one.temporaries / 2 < estimate < one.temporaries * 2, f"{estimate:,} {one.temporaries:,}"
 
@@ -281,6 +282,24 @@ def test_a_config_that_does_not_fit_the_policy_is_one_line(changes, message):
   mesh = sharding.make_mesh(sharding.MeshConfig(-1, 1, 1), jax.devices())
   with pytest.raises(ConfigError, match=message):
     aot.programs_to_compile(build(TrainConfig, dict(cfg)), tiny_policy(), mesh, mesh)
+
+
+def test_the_reference_on_the_devices_is_resident_for_every_program():
+  mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
+  tiny = tiny_config()
+
+  def resident(kl_weight: float, place: Literal["device", "host"]) -> list[int]:
+    loss = dataclasses.replace(tiny.learn.loss, kl_weight=kl_weight)
+    learn = dataclasses.replace(tiny.learn, loss=loss, reference=place)
+    cfg = dataclasses.replace(tiny, learn=learn)
+    programs = aot.programs_to_compile(cfg, tiny_policy(), mesh, mesh)
+    return [memory.bytes_of(*program.resident) for program in programs]
+
+  none, host, device = resident(0.0, "device"), resident(0.1, "host"), resident(0.1, "device")
+  assert host == none
+  trained = [one - other for one, other in zip(device, host, strict=True)]
+  assert len(set(trained)) == 1
+  assert trained[0] > 0
 
 
 def fake_topology(monkeypatch):
