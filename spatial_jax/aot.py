@@ -27,7 +27,8 @@ from spatial_jax.machines import Devices
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.prepare import prepare, settings_as_json
 from spatial_jax.rollout.memory import bytes_of
-from spatial_jax.train_config import TrainConfig, training_parts
+from spatial_jax.stages.start import reference_shapes
+from spatial_jax.train_config import TrainConfig, has_start_copy, training_parts
 
 # Memory of one chip, GiB, by device kind. Source: the Cloud TPU documentation.
 HBM_GIB = {
@@ -115,7 +116,7 @@ def programs_to_compile(
   parts, learn = training_parts(cfg, shape, mesh), cfg.learn
   island = dataclasses.replace(parts.policy, mesh=host)
   rollout = compiled.rollout_buckets(cfg.rollout, mesh)
-  return abstract_inputs.all_programs(
+  programs = abstract_inputs.all_programs(
     parts.policy,
     island,
     parts.optimizer,
@@ -125,6 +126,10 @@ def programs_to_compile(
     parts.shapes,
     learn.keep_fraction,
   )
+  if learn.reference == "host" or not has_start_copy(cfg):
+    return programs
+  reference = reference_shapes(parts.policy)
+  return [dataclasses.replace(one, resident=(*one.resident, reference)) for one in programs]
 
 
 def compile_program(program: Program) -> CompiledProgram:

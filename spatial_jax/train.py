@@ -18,7 +18,7 @@ import optax
 from absl import flags
 from ml_collections import config_flags
 
-from spatial_jax import checkpoint, compiled, rng, sharding
+from spatial_jax import checkpoint, compiled, sharding
 from spatial_jax.cli import CONFIG_HELP, enable_compilation_cache, launch, no_arguments
 from spatial_jax.data.background import compute_async
 from spatial_jax.data.prompt_form import form_record
@@ -35,7 +35,6 @@ from spatial_jax.evaluate.evaluator import (
 from spatial_jax.evaluate.predictions import EvaluationSet
 from spatial_jax.evaluate.results import is_up_to_date
 from spatial_jax.machines import MACHINES, devices_of, this_machine
-from spatial_jax.policy import param_tree
 from spatial_jax.prepare import description, prepare, settings_as_json
 from spatial_jax.report.report import About, write_report
 from spatial_jax.report.reward_card import RewardCard
@@ -51,14 +50,12 @@ from spatial_jax.stages.load import (
   FORM_KEY,
   MODEL_KEY,
   PolicyFiles,
-  compute_dtypes,
-  load_params,
   load_to_sample,
   read_policy,
   record,
   store_conversation_files,
 )
-from spatial_jax.stages.reference import Reference, make_reference
+from spatial_jax.stages.start import start_of
 from spatial_jax.train_config import (
   MAY_DIFFER,
   TrainConfig,
@@ -67,7 +64,7 @@ from spatial_jax.train_config import (
   resident_bytes,
   whole_plan,
 )
-from spatial_jax.types import Params, TrainState
+from spatial_jax.types import Params
 from spatial_jax.workdir import bind_workdir, lock_workdir, to_path
 
 # Kinds of sources, as the title of the report names them.
@@ -199,7 +196,8 @@ def train(
   workdir = stage.workdir
   # From here on arrays are on the devices.
   resumes = checkpoint.exists(workdir)
-  state, reference = start_of(cfg, context, optimizer, files, resumes)
+  place = cfg.learn.reference if has_start_copy(cfg) else None
+  state, reference = start_of(context.policy, optimizer, files, cfg.seed, place, resumes)
   stage = dataclasses.replace(stage, reference=reference)
   if replicated := sharding.replication_report(state.params, context.mesh):
     print(replicated)
@@ -225,33 +223,6 @@ def train(
   )
   size = sum(x.size for x in jax.tree.leaves(state.params))
   return context.decode_params(state.params), size
-
-
-def start_of(
-  cfg: TrainConfig,
-  context: RunContext,
-  optimizer: optax.GradientTransformation,
-  files: PolicyFiles,
-  resumes: bool,
-) -> tuple[TrainState, Reference | None]:
-  """The state at step 0, which the loop donates, and the KL reference.
-
-  A run that resumes gets shapes and shardings of its state. It loads the start only if the KL term
-  needs it, so that the devices never hold two states.
-  """
-  policy, mesh, reference = context.policy, context.mesh, None
-  abstract = compiled.abstract_state(policy, optimizer, mesh)
-  if resumes and not has_start_copy(cfg):
-    return abstract, None
-  start = load_params(files, mesh, compute_dtypes(mesh) if resumes else policy.param_dtype)
-  if has_start_copy(cfg):
-    reference = make_reference(policy, start, mesh, cfg.learn.reference)
-  if resumes:
-    return abstract, reference
-  if cfg.lora.paths:
-    adapters = compiled.init_adapters(policy, rng.stream(cfg.seed, "adapters"), mesh)
-    start = param_tree.merge(start, adapters)
-  return compiled.init_state(policy, optimizer, start, mesh), reference
 
 
 def fingerprint(cfg: TrainConfig) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from spatial_jax.stages.context import (
 )
 from spatial_jax.stages.grpo import GrpoConfig, batch_config
 from spatial_jax.stages.loop import LoopConfig
-from spatial_jax.stages.reference import abstract_reference
+from spatial_jax.stages.start import reference_shapes
 
 # Keys that may differ when a run is resumed: lengths, intervals, outputs, padded sizes and places.
 # Another loop.steps changes warm-up, decay and sharpness from the resumed step on.
@@ -163,9 +163,7 @@ def resident_bytes(
 
 def reference_bytes(cfg: TrainConfig, policy: Policy) -> int:
   """Bytes per device of the KL reference while it is used; 0 if it is not a copy of the start."""
-  if not has_start_copy(cfg):
-    return 0
-  return bytes_of(abstract_reference(policy, compiled.train_mesh(policy)))
+  return bytes_of(reference_shapes(policy)) if has_start_copy(cfg) else 0
 
 
 def has_start_copy(cfg: TrainConfig) -> bool:

@@ -137,6 +137,10 @@ def test_parameters_are_restored_alone(tmp_path, caplog):
     saver.save(state, progress(1))
   params = checkpoint.restore_params(checkpoint.find(tmp_path), abstract(state).params)
   assert_equal(params, state.params)
+  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.params)
+  rounded = checkpoint.restore_params(checkpoint.find(tmp_path), abstract(half))
+  assert_equal(rounded, half)
+  assert {x.dtype for x in jax.tree.leaves(rounded)} == {jnp.dtype(jnp.bfloat16)}
   assert not caplog.text  # Orbax logs deprecations
 
 
@@ -166,7 +170,7 @@ def test_wrong_shapes_dtypes_and_leaves_are_all_named(tmp_path):
   wrong["new"] = wrong.pop("embed")
   found = checkpoint.find(tmp_path)
   with pytest.raises(CheckpointError) as error:
-    checkpoint.restore_params(found, abstract(wrong))
+    checkpoint.restore(found, abstract(state._replace(params=wrong)))
   for part in (
     "params/decoder/q: expected float32[4, 6], checkpoint has float32[4, 8]",
     "params/decoder/scale: expected bfloat16[4], checkpoint has float32[4]",

@@ -7,12 +7,15 @@ import pathlib
 import subprocess
 import sys
 import types
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
+from benchmarks import memory as tables
 from configs import chat, tiny_defaults, tiny_pretrain
 from spatial_jax import abstract_inputs, aot, compiled, sharding
 from spatial_jax.abstract_inputs import Program
@@ -20,6 +23,7 @@ from spatial_jax.config import ConfigError, build
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.errors import UserError
 from spatial_jax.hf.config import to_hf
+from spatial_jax.hf.model_zoo import released
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.train_batch import BatchConfig, Microbatches
 from spatial_jax.policy import lora, param_tree
@@ -28,7 +32,8 @@ from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout import memory
 from spatial_jax.stages.load import read_shape
-from spatial_jax.train_config import TrainConfig
+from spatial_jax.tools import fits
+from spatial_jax.train_config import TrainConfig, reference_bytes, training_parts
 from spatial_jax.types import FeatureBatch
 
 TINY_VISION = VisionBuckets((16,), (4,), (144,))
@@ -159,6 +164,46 @@ def test_estimate_of_the_update_is_near_the_compiled_scratch():
   assert measured / 2 < estimate < measured * 3, f"{estimate:,} estimated, {measured:,} compiled"
 
 
+LOW = {"learn.optimizer.mu_dtype": "bfloat16", "learn.optimizer.gradient_dtype": "bfloat16"}
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("model", "training", "settings"),
+  [("Qwen2-VL-2B", "LoRA", {}), ("Qwen2.5-VL-3B", "decoder", LOW)],
+)
+def test_rows_of_the_memory_document_are_near_the_compiled_update(
+  model, training, settings, monkeypatch
+):
+  """On the eight chips of one host."""
+  shape, machine = released(model), fits.MACHINES["v5e-8"]
+  config = tables.config_of(shape, tables.TRAINING[training], machine, tables.TABLES["short"])
+  config.update_from_flattened_dict(settings)
+  cfg = build(TrainConfig, dict(config))
+  for name, value in aot.LIBTPU_ENVIRONMENT.items():
+    monkeypatch.setenv(name, value)
+  topology = topologies.get_topology_desc(
+    platform="tpu", topology_name="v5e:2x4", chips_per_host_bounds=(2, 4, 1)
+  )
+  mesh = sharding.make_mesh(cfg.mesh, topology.devices)
+  (update,) = (
+    program
+    for program in aot.programs_to_compile(cfg, shape, mesh, mesh)
+    if program.name == "update"
+  )
+  plan, one = fits.plan_for(cfg, shape, machine), aot.compile_program(update)
+  assert one.error is None, one.error
+  assert one.arguments == pytest.approx(plan.resident - reference_of(cfg, mesh, shape), rel=0.1)
+  estimate = plan.gradients + plan.update_scratch
+  assert one.temporaries / 2 < estimate < one.temporaries * 2, f"{estimate:,} {one.temporaries:,}"
+
+
+def reference_of(cfg: TrainConfig, mesh: jax.sharding.Mesh, shape: QwenVLConfig) -> int:
+  """Bytes of the KL reference, which is no argument of the update."""
+  return reference_bytes(cfg, training_parts(cfg, shape, mesh).policy)
+
+
 @needs_libtpu
 def test_adapters_compile_with_the_attention_kernel():
   """Adapters at every kernel of the decoder; the frozen vision tower is not in the update."""
@@ -237,6 +282,24 @@ def test_a_config_that_does_not_fit_the_policy_is_one_line(changes, message):
   mesh = sharding.make_mesh(sharding.MeshConfig(-1, 1, 1), jax.devices())
   with pytest.raises(ConfigError, match=message):
     aot.programs_to_compile(build(TrainConfig, dict(cfg)), tiny_policy(), mesh, mesh)
+
+
+def test_the_reference_on_the_devices_is_resident_for_every_program():
+  mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
+  tiny = tiny_config()
+
+  def resident(kl_weight: float, place: Literal["device", "host"]) -> list[int]:
+    loss = dataclasses.replace(tiny.learn.loss, kl_weight=kl_weight)
+    learn = dataclasses.replace(tiny.learn, loss=loss, reference=place)
+    cfg = dataclasses.replace(tiny, learn=learn)
+    programs = aot.programs_to_compile(cfg, tiny_policy(), mesh, mesh)
+    return [memory.bytes_of(*program.resident) for program in programs]
+
+  none, host, device = resident(0.0, "device"), resident(0.1, "host"), resident(0.1, "device")
+  assert host == none
+  trained = [one - other for one, other in zip(device, host, strict=True)]
+  assert len(set(trained)) == 1
+  assert trained[0] > 0
 
 
 def fake_topology(monkeypatch):

@@ -1,10 +1,12 @@
 """Learning rates, weight decay, frozen parameters, and one step of AdamW by hand."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -91,6 +93,8 @@ def test_a_longer_run_has_the_same_learning_rates_up_to_the_decay(warmup, decay,
     ({"weight_decay": -0.1}, r"weight_decay is -0.1 and must"),
     ({"max_grad_norm": 0.0}, r"max_grad_norm is 0.0 and must"),
     ({"max_grad_norm": np.nan}, r"max_grad_norm is nan and must"),
+    ({"mu_dtype": "float16"}, r"mu_dtype is 'float16' and must be one of float32, bfloat16"),
+    ({"gradient_dtype": None}, r"gradient_dtype is None and must be one of float32, bfloat16"),
     ({"scale_by_param_rms": 1}, r"scale_by_param_rms is 1 and must be True or False"),
     ({"frozen": "^vision/"}, r"frozen is '\^vision/' and must be a tuple"),
     ({"frozen": ("(",)}, r"frozen is \('\(',\) and must be a tuple of regular"),
@@ -171,3 +175,75 @@ def test_frozen_parameters_do_not_change_and_have_no_moments():
   paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
   assert any("decoder" in path for path in paths)
   assert not any("vision" in path for path in paths)
+
+
+# --- storage -------------------------------------------------------------------------------------
+
+BF16_STEP = 2**-8  # largest relative error of rounding to bfloat16
+
+
+def three_steps(**changed):
+  """The updates and the state after three steps with random gradients."""
+  cfg = dataclasses.replace(CFG, warmup_steps=0, max_grad_norm=1e9, **changed)
+  optimizer, random = make_optimizer(cfg), np.random.default_rng(0)
+  params = {"kernel": jnp.asarray(random.normal(size=(8, 16)), jnp.float32)}
+  state, update = optimizer.init(params), jax.jit(optimizer.update)
+  for _ in range(3):
+    grads = {"kernel": jnp.asarray(random.normal(size=(8, 16)), cfg.gradient_dtype)}
+    updates, state = update(grads, state, params)
+  (adam,) = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState))[:1]
+  return updates["kernel"], adam
+
+
+def test_a_bfloat16_first_moment_is_the_float32_one_rounded_after_each_step():
+  exact, expected = three_steps()
+  rounded, found = three_steps(mu_dtype="bfloat16")
+  assert found.mu["kernel"].dtype == jnp.bfloat16
+  assert found.nu["kernel"].dtype == jnp.float32, "the second moment would not fall"
+  np.testing.assert_array_equal(found.nu["kernel"], expected.nu["kernel"])
+  moment = np.asarray(expected.mu["kernel"])
+  close = functools.partial(np.testing.assert_allclose, rtol=0)
+  error = 2 * BF16_STEP * np.abs(moment).max()  # of the moment before, and of the last rounding
+  close(found.mu["kernel"].astype(jnp.float32), moment, atol=error)
+  assert rounded.dtype == jnp.float32
+  close(rounded, exact, atol=2 * BF16_STEP * np.abs(exact).max())
+  assert (rounded != exact).any()
+
+
+def test_the_arithmetic_on_a_bfloat16_moment_is_float32():
+  """One step from a moment that bfloat16 holds exactly: rounded once, when it is stored."""
+  cfg = dataclasses.replace(CFG, warmup_steps=0, mu_dtype="bfloat16")
+  inner = optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps)
+  params = {"w": jnp.ones(64)}
+  grads = {"w": jnp.asarray(np.random.default_rng(1).normal(size=64), jnp.float32)}
+  optimizer = make_optimizer(dataclasses.replace(cfg, max_grad_norm=1e9))
+  state = optimizer.init(params)
+  for _ in range(2):
+    before = optax.tree.get(state, "mu")["w"].astype(jnp.float32)
+    _, state = optimizer.update(grads, state, params)
+  moment = (0.9 * before + np.float32(1 - cfg.b1) * grads["w"]).astype(jnp.bfloat16)
+  found = optax.tree.get(state, "mu")["w"]
+  differs = np.asarray(found != moment).mean()
+  assert differs < 0.05, "float32 sums in another order may round to a neighbour"
+  assert inner.init(params).mu["w"].dtype == jnp.float32
+
+
+def test_bfloat16_gradients_are_read_in_float32():
+  """The step is that of the same values in float32."""
+  cfg = dataclasses.replace(CFG, warmup_steps=0, gradient_dtype="bfloat16")
+  optimizer, params = make_optimizer(cfg), {"kernel": jnp.ones((4, 4))}
+  grads = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)), jnp.bfloat16)
+  state = optimizer.init(params)
+  found, after = optimizer.update({"kernel": grads}, state, params)
+  expected, state = optimizer.update({"kernel": grads.astype(jnp.float32)}, state, params)
+  jax.tree.map(np.testing.assert_array_equal, (found, after), (expected, state))
+  assert {x.dtype for x in jax.tree.leaves(after)} == {np.dtype("float32"), np.dtype("int32")}
+
+
+def test_the_update_of_a_frozen_bfloat16_parameter_is_zero_in_its_dtype():
+  optimizer = make_optimizer(dataclasses.replace(CFG, warmup_steps=0, frozen=("base",)))
+  params = {"base": jnp.ones(3, jnp.bfloat16), "kernel": jnp.ones(3)}
+  state = optimizer.init(params)
+  updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+  assert updates["base"].dtype == jnp.bfloat16
+  assert (updates["base"] == 0).all()

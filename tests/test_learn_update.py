@@ -12,7 +12,7 @@ import pytest
 from experiments.tiny.demonstration import demonstration_trajectory
 from spatial_jax.config import ConfigError
 from spatial_jax.data.vision_packing import plan_vision
-from spatial_jax.learn.gradient import batch_logprobs
+from spatial_jax.learn.gradient import batch_logprobs, gradient
 from spatial_jax.learn.losses import LossConfig, effective_share, nll, ppo_clip, token_weights
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.train_batch import Microbatches, pad_rows, to_train_batch
@@ -356,6 +356,44 @@ def test_the_divergence_pulls_towards_the_reference():
   _, second = update(state, still, reference_RT)
   assert 1e-6 < float(second["kl_ref_k3"]) < float(first["kl_ref_k3"])
   np.testing.assert_allclose(first["loss"], first["kl_ref_k3"], rtol=1e-5)
+
+
+# --- storage -------------------------------------------------------------------------------------
+
+
+def test_gradients_may_be_summed_in_bfloat16():
+  """Each of four sums is rounded to 8 bits; float32 is the default and has no rounding."""
+  policy, params = policy_and_params()
+  batch, micro = batch_of(), Microbatches(1, (256,))
+  weight_R = token_weights(batch.rows.trained_RT, LOSS.normalise)
+
+  def loss(logp_RT, microbatch):
+    rows = microbatch.rows
+    scored = (rows.old_logp_RT, rows.advantage_R, rows.trained_RT, microbatch.token_weight_R)
+    return ppo_clip(logp_RT, *scored, LOSS)
+
+  def gradient_in(dtype):
+    of = dataclasses.replace(policy, gradient_dtype=jnp.dtype(dtype))
+    run = jax.jit(lambda params: gradient(of, params, batch, weight_R, None, loss, micro)[2])
+    return run(params)
+
+  exact, rounded = gradient_in(jnp.float32), gradient_in(jnp.bfloat16)
+  assert {x.dtype for x in jax.tree.leaves(rounded)} == {jnp.dtype(jnp.bfloat16)}
+  assert_close(optax.tree.cast(rounded, jnp.float32), exact, 5 * 2**-8)
+
+
+def test_moments_and_gradients_in_bfloat16_change_a_step_little(adam):
+  low = dataclasses.replace(CFG, learning_rate=0.01, warmup_steps=0)
+  low = make_optimizer(dataclasses.replace(low, mu_dtype="bfloat16", gradient_dtype="bfloat16"))
+  policy = dataclasses.replace(policy_and_params()[0], gradient_dtype=jnp.dtype(jnp.bfloat16))
+  update = jax.jit(functools.partial(policy_update, policy, low, LOSS, MICRO))
+  state, metrics = update(start(low), batch_of(), None)
+  exact, expected = program(MICRO, adam)(start(adam), batch_of(), None)
+  for name, value in expected.items():
+    np.testing.assert_allclose(metrics[name], value, rtol=0.02, atol=1e-6, err_msg=name)
+  assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.float32)}
+  sizes = [sum(x.nbytes for x in jax.tree.leaves(s.opt_state)) for s in (state, exact)]
+  assert sizes[0] == pytest.approx(0.75 * sizes[1], rel=1e-3), "half of one of two moments"
 
 
 # --- likelihood ----------------------------------------------------------------------------------

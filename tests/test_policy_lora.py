@@ -17,11 +17,11 @@ from spatial_jax.data.vision_packing import plan_vision
 from spatial_jax.learn.losses import LossConfig
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
 from spatial_jax.learn.train_batch import Microbatches
-from spatial_jax.learn.update import policy_update
+from spatial_jax.learn.update import policy_update, sft_update
 from spatial_jax.policy import lora, param_tree
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
-from spatial_jax.stages.load import load_policy, record
+from spatial_jax.stages.load import load_params, load_policy, read_policy, record
 from spatial_jax.types import Params, TokenArrays, TrainState
 from tests import policy_fixtures, rollout_fixtures
 from tests.test_learn_update import batch_of, policy_and_params
@@ -196,6 +196,101 @@ def test_the_base_has_no_gradients_in_memory():
   small, large = scratch(policy, adapted, (lora.BASE,)), scratch(all_trained, state, ())
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   assert large - small > 0.9 * size, (large, small, size)
+
+
+HALF = jnp.dtype(jnp.bfloat16)
+
+
+def in_half(params: Params) -> Params:
+  return jax.tree.map(lambda x: x.astype(HALF), params)
+
+
+@functools.cache
+def trained_from(frozen_dtype: str):
+  """As `trained`, from a base that is rounded to bfloat16 and stored in a dtype."""
+  plain, params = policy_and_params()
+  policy = dataclasses.replace(
+    plain,
+    lora=QUERIES,
+    frozen=lora.frozen_paths(QUERIES, ()),
+    frozen_dtype=jnp.dtype(frozen_dtype),
+  )
+  mesh = compiled.train_mesh(policy)
+  fresh = compiled.init_adapters(policy, jax.random.key(1), mesh)
+  base = jax.tree.map(lambda x: x.astype(policy.frozen_dtype), in_half(params))
+  optimizer = make_optimizer(ADAM)
+  state = compiled.init_state(policy, optimizer, param_tree.merge(base, fresh), mesh)
+  run = compiled.LearnPrograms(policy, optimizer, LOSS, MICRO)
+  batch, found = run.place(batch_of()), []
+  for _ in range(2):
+    state, metrics = run.update(state, batch, run.logprobs(state.params, batch))
+    found.append(jax.device_get(metrics))
+  return policy, state, found
+
+
+def test_a_base_stored_in_bfloat16_trains_like_the_same_values_in_float32():
+  """Bit for bit: frozen parameters are read, never written."""
+  _, half, metrics = trained_from("bfloat16")
+  _, single, expected = trained_from("float32")
+  base, adapters = lora.split(half.params)
+  assert {x.dtype for x in jax.tree.leaves(base)} == {HALF}
+  assert {x.dtype for x in jax.tree.leaves(adapters)} == {jnp.dtype(jnp.float32)}
+  jax.tree.map(np.testing.assert_array_equal, base, in_half(policy_and_params()[1]))
+  jax.tree.map(np.testing.assert_array_equal, adapters, lora.split(single.params)[1])
+  jax.tree.map(np.testing.assert_array_equal, half.opt_state, single.opt_state)
+  for one, other in zip(metrics, expected, strict=True):
+    for name, value in other.items():
+      np.testing.assert_allclose(one[name], value, rtol=1e-6, err_msg=name)
+  sizes = [sum(x.nbytes for x in jax.tree.leaves(lora.split(s.params)[0])) for s in (half, single)]
+  assert 2 * sizes[0] == sizes[1]
+
+
+def test_rounding_the_base_changes_the_gradient_little():
+  """The gradient of the likelihood; the large logits of random weights turn 0.4 % into 6 %."""
+  policy, half, _ = trained_from("bfloat16")
+  _, params = policy_and_params()
+  adapters = lora.split(half.params)[1]
+  update = jax.jit(functools.partial(sft_update, policy, optax.sgd(1.0), MICRO))
+
+  def step(base: Params) -> Params:
+    state = TrainState(param_tree.merge(base, adapters), optax.sgd(1.0).init(()), np.int32(0))
+    after, _ = update(state, batch_of())
+    return optax.tree.sub(lora.split(after.params)[1], adapters)
+
+  rounded, exact = step(in_half(params)), step(params)
+  change = optax.tree.norm(optax.tree.sub(rounded, exact)) / optax.tree.norm(exact)
+  assert 0 < float(change) < 0.1
+
+
+def test_adapters_of_a_bfloat16_base_are_merged_in_float32():
+  policy, state, _ = trained_from("bfloat16")
+  merged = lora.merged(state.params, QUERIES)["decoder"]["layers"]["attn"]
+  assert merged["q"]["kernel"].dtype == jnp.float32
+  assert merged["k"]["kernel"].dtype == HALF, "without adapters nothing is added"
+  sampled = compiled.decode_params(policy, compiled.train_mesh(policy), "compute")(state.params)
+  first = sampled["decoder"]["layers"][0]["attn"]["q"]["kernel"]
+  np.testing.assert_allclose(first, merged["q"]["kernel"][0], rtol=1e-6, atol=1e-7)
+  assert first.dtype == policy.compute_dtype == jnp.float32
+
+
+def test_a_checkpoint_stores_what_the_state_holds_and_loads_in_any_dtype(tmp_path):
+  """A resumed state has the same bits; the export is the sum in float32."""
+  policy, state, _ = trained_from("bfloat16")
+  config = {"model": record(policy.cfg), "lora": dataclasses.asdict(QUERIES)}
+  with checkpoint.Saver(tmp_path, 1) as saver:
+    saver.save(state, Progress(2, None, config))
+  rollout_fixtures.TOKENIZER.inner.save(str(tmp_path / "tokenizer.json"))
+  mesh = compiled.train_mesh(policy)
+  abstract = compiled.abstract_state(policy, make_optimizer(ADAM), mesh)
+  again = checkpoint.restore(checkpoint.find(tmp_path), abstract)
+  jax.tree.map(np.testing.assert_array_equal, again, state)
+  assert jax.tree.map(lambda x: x.dtype, again) == jax.tree.map(lambda x: x.dtype, state)
+  exact = jax.tree.map(lambda x: x.astype(jnp.float32), lora.merged(state.params, QUERIES))
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+  jax.tree.map(close, load_policy(tmp_path, mesh).params, exact)
+  rounded = load_params(read_policy(tmp_path), mesh, lambda path: HALF)
+  assert {x.dtype for x in jax.tree.leaves(rounded)} == {HALF}
+  jax.tree.map(lambda x, y: close(x.astype(jnp.float32), y, rtol=2**-8), rounded, exact)
 
 
 def test_a_run_with_adapters_loads_merged_parameters(tmp_path: pathlib.Path):

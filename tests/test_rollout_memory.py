@@ -15,6 +15,8 @@ from spatial_jax.data.prompt_form import read_form
 from spatial_jax.data.source import make_source
 from spatial_jax.evaluate.evaluator import evaluation_rollout_config
 from spatial_jax.learn.optimizer import make_optimizer
+from spatial_jax.policy import lora
+from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout import memory
 from spatial_jax.stages import context
@@ -47,6 +49,34 @@ def test_plan_equals_the_allocated_bytes(sizes):
   assert plan.rollouts == 7 + plan.weights + caches + plan.feature_buffer
   state = lab.state
   assert memory.bytes_of(state, state.params) == on_one_device(state) + on_one_device(state.params)
+
+
+@pytest.mark.parametrize("form", ["compute", "int8"])
+@pytest.mark.parametrize("paths", [(), ("attn/[qv]/kernel$", "vision/blocks/qkv")])
+def test_weights_of_the_plan_are_those_that_sample(form, paths):
+  """With adapters, which are merged, and a frozen base in bfloat16."""
+  adapters = LoraConfig(paths, 2, 2.0)
+  policy = dataclasses.replace(
+    step_fixtures.step_setup(2, 2, 2).policy,
+    lora=adapters,
+    frozen=lora.frozen_paths(adapters, ("^vision/patch",)),
+    frozen_dtype=jnp.dtype(jnp.bfloat16),
+  )
+  mesh = compiled.train_mesh(policy)
+  shapes = policy.abstract_params()
+  make = jax.jit(policy.init, out_shardings=sharding.param_shardings(shapes, mesh))
+  params = make(jax.random.key(0))
+  assert jax.tree.map(lambda x: x.dtype, params) == jax.tree.map(lambda x: x.dtype, shapes)
+  plan = context.plan(policy, dataclasses.replace(step_fixtures.ROLLOUT, weights=form), 0, 1 << 30)
+  assert plan.weights == on_one_device(compiled.decode_params(policy, mesh, form)(params))
+  assert plan.resharding == 2 * plan.weights, "gathered over fsdp first"
+
+
+def test_weights_that_do_not_fit_while_they_are_gathered_are_refused():
+  plan = PLAN._replace(weights_scratch=200 << 20)
+  memory.check(plan._replace(device=plan.resharding), KEY)
+  with pytest.raises(ConfigError, match=r"weights for sampling and 200 MiB .*mesh\.tensor"):
+    memory.check(plan._replace(device=plan.resharding - 1), KEY)
 
 
 def test_prefix_cache_does_not_grow_with_the_group():

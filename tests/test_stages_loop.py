@@ -282,7 +282,7 @@ def test_a_state_that_the_update_overwrites_is_not_saved(tmp_path):
 # --- a whole training run ------------------------------------------------------------------------
 
 
-def tiny_run(init, steps):
+def tiny_run(init, steps, storage):
   """`configs/tiny_defaults.py` with a very small policy of random weights."""
   cfg = tiny_defaults.get_config()
   cfg.init, cfg.mesh.data = str(init), 1
@@ -295,6 +295,7 @@ def tiny_run(init, steps):
   # A constant rate: other schedules depend on the length of the run.
   cfg.learn.optimizer.update({"warmup_steps": 0, "decay_steps": 0, "total_steps": 100})
   cfg.learn.loss.kl_weight = 0.1  # with a reference policy
+  cfg.update_from_flattened_dict(storage)
   return cfg
 
 
@@ -305,23 +306,35 @@ def reward_of_tokens(rollouts, tasks, cfg, sharpness):
   return scores._replace(reward_BG=np.array(sum_BG, np.float32), accuracy_BG=scores.format_BG + 1)
 
 
+# Storage in two bytes, and a reference on the host.
+SMALL_STATE = {
+  "frozen_dtype": "bfloat16",
+  "learn.reference": "host",
+  "learn.optimizer.mu_dtype": "bfloat16",
+  "learn.optimizer.gradient_dtype": "bfloat16",
+}
+
+
 @pytest.mark.slow
-def test_reinforcement_learning_resumes_bit_for_bit(tmp_path, monkeypatch):
+@pytest.mark.parametrize("storage", [{}, SMALL_STATE], ids=["default", "small state"])
+def test_reinforcement_learning_resumes_bit_for_bit(storage, tmp_path, monkeypatch):
   monkeypatch.setattr(train, "is_up_to_date", lambda *_: True)  # without an evaluation
   monkeypatch.setattr(train, "report", lambda *_: None)
   monkeypatch.setattr(grpo, "score", reward_of_tokens)
   monkeypatch.setattr(jax, "devices", jax.local_devices()[:1].copy)
   (tmp_path / "init").mkdir()
   save_policy(tmp_path / "init", 1)
-  train.run(tiny_run(tmp_path / "init", 3), tmp_path / "whole")
+  train.run(tiny_run(tmp_path / "init", 3, storage), tmp_path / "whole")
   for steps in (1, 2, 3):
-    train.run(tiny_run(tmp_path / "init", steps), tmp_path / "parts")
+    train.run(tiny_run(tmp_path / "init", steps, storage), tmp_path / "parts")
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices())
   whole, parts, before = (
     load_policy(tmp_path / name, mesh).params for name in ("whole", "parts", "init")
   )
   assert_same(whole, parts)
-  moved = jax.tree.map(lambda x, y: bool((x != y).any()), before, whole)
+  stored = jnp.dtype(storage.get("frozen_dtype", "float32"))
+  frozen_before = jax.tree.map(lambda x: x.astype(stored).astype(jnp.float32), before)
+  moved = jax.tree.map(lambda x, y: bool((x != y).any()), frozen_before, whole)
   frozen = tiny_defaults.get_config().learn.optimizer.frozen
   for path, has_moved in jax.tree_util.tree_leaves_with_path(moved):
     assert has_moved != matches(path_name(path), frozen), jax.tree_util.keystr(path)

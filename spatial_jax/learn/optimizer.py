@@ -134,6 +134,7 @@ def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
   ) -> tuple[optax.Updates, optax.OptState]:
     with jax.numpy_dtype_promotion("standard"):
       updates, state = inner.update(optax.tree.cast(updates, jnp.float32), state, params)
+    assert params is not None  # every caller has them
     return optax.tree.cast_like(updates, params), state
 
   return optax.GradientTransformation(init, update)

@@ -1,5 +1,7 @@
 """One optimizer step, pure: TrainState x TrainBatch -> TrainState and metrics."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -101,6 +103,6 @@ def apply_gradient(
   return TrainState(params, opt_state, state.step + 1), metrics
 
 
-def _norm(tree: Params) -> jax.Array:
+def _norm(tree: Any) -> jax.Array:
   """The global norm, with squares in float32 whatever the dtypes of the leaves."""
   return optax.tree.norm(optax.tree.cast(tree, jnp.float32))

@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
@@ -33,7 +33,6 @@ from spatial_jax.rollout.profiling import Timeline, save_timeline
 from spatial_jax.rollout.saved_groups import make_saved_groups, most_drawings_first, save_groups
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
 from spatial_jax.rollout.trajectory import limit_images
-from spatial_jax.stages.reference import Place, Reference
 from spatial_jax.types import (
   Array,
   Params,
@@ -59,7 +58,9 @@ class GrpoConfig:
   prefix_buckets: tuple[int, ...]  # padded lengths of prompts in the update, tokens
   vision: VisionBuckets  # padded sizes of the images in the update
   micro: Microbatches  # rows and padded lengths of the microbatches of the update
-  reference: Place  # where the KL reference is between two uses, if it is a copy of the start
+  # Where the KL reference is between two uses, if it is a copy of the start; see
+  # `stages.reference`.
+  reference: Literal["device", "host"]
   # Steps between two steps whose rollouts are saved for the report; 0: never.
   save_rollouts_every: int
   saved_groups: int  # number of groups that are saved, those with the most drawings
@@ -89,6 +90,14 @@ class UpdatePrograms(Protocol):
     self, state: TrainState, batch: TrainBatch, ref_logp_RT: Array | None, /
   ) -> tuple[TrainState, Mapping[str, Any]]:
     """One optimizer step, see `learn.update.policy_update`; the state is donated."""
+    ...
+
+
+class Reference(Protocol):
+  """The reference policy, if it is a copy of the start; `stages.reference` has the class."""
+
+  def on_devices(self, params: Params, /) -> Params:
+    """All its parameters; the frozen ones are those of the policy, `params`."""
     ...
 
 

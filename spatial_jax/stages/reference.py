@@ -13,11 +13,8 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from spatial_jax import sharding
 from spatial_jax.policy import param_tree
-from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.types import Params
 
 Place = Literal["device", "host"]
@@ -40,28 +37,27 @@ class Reference:
     return param_tree.merge(shared, jax.device_put(self.params, self.shardings))
 
 
-def make_reference(policy: Policy, start: Params, mesh: Mesh, place: Place) -> Reference:
-  """Copies the start, one parameter after the other; `start` may be donated afterwards."""
-  _, trained = param_tree.partition(start, policy.frozen)
-  shardings = sharding.param_shardings(trained, mesh)
+def make_reference(
+  start: Params, frozen: tuple[str, ...], dtype: jnp.dtype, place: Place
+) -> Reference:
+  """Copies the start, one parameter after the other; `start` may be donated afterwards.
 
-  def copy(x: jax.Array, to: jax.sharding.NamedSharding) -> jax.Array:
-    x = jnp.array(x, policy.compute_dtype, copy=True)
-    if place == "host":
-      to = to.with_memory_kind(host_memory(mesh.local_devices[0]))
-    return jax.block_until_ready(jax.device_put(x, to, may_alias=True))
+  Args:
+    start: on the devices.
+    frozen: regexes of the parameters that are not trained.
+    dtype: the compute dtype.
+  """
+  _, trained = param_tree.partition(start, frozen)
 
-  return Reference(jax.tree.map(copy, trained, shardings), shardings, policy.frozen)
+  def copy(x: jax.Array) -> jax.Array:
+    x = jnp.array(x, dtype, copy=True)
+    if place == "device":
+      return x
+    kind = host_memory(next(iter(x.sharding.device_set)))
+    return jax.block_until_ready(jax.device_put(x, x.sharding.with_memory_kind(kind)))
 
-
-def abstract_reference(policy: Policy, mesh: Mesh) -> Params:
-  """Returns the parameters of `Reference` as ShapeDtypeStruct with shardings on the devices."""
-  _, trained = param_tree.partition(policy.abstract_params(), policy.frozen)
-  return jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, policy.compute_dtype, sharding=place),
-    trained,
-    sharding.param_shardings(trained, mesh),
-  )
+  shardings = jax.tree.map(lambda x: x.sharding, trained)
+  return Reference(jax.tree.map(copy, trained), shardings, frozen)
 
 
 def host_memory(device: jax.Device) -> str:  # pyright: ignore[reportInvalidTypeForm]
