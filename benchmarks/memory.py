@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 from configs import tiny_defaults
 from spatial_jax.config import build
 from spatial_jax.hf.model_zoo import released
+from spatial_jax.machines import GIB, MACHINES, Machine
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.rollout.memory import MemoryPlan
-from spatial_jax.tools.fits import GIB, MACHINES, Machine, plan_for
-from spatial_jax.train_config import TrainConfig
+from spatial_jax.train_config import TrainConfig, plan_for
 
 
 class Lengths(NamedTuple):

@@ -63,5 +63,9 @@ def devices_of(machine: str) -> Devices:
   if machine not in MACHINES:
     raise ConfigError(f"--devices={machine} is unknown; use one of {', '.join(MACHINES)}")
   found = MACHINES[machine]
-  absent = [AbsentDevice(number, found.platform, 0) for number in range(found.count)]
-  return Devices(absent, found.count, found.usable)
+  return Devices(absent_devices(found), found.count, found.usable)
+
+
+def absent_devices(machine: Machine) -> list[AbsentDevice]:
+  """Returns devices that a mesh can be made of; nothing can run on them."""
+  return [AbsentDevice(number, machine.platform, 0) for number in range(machine.count)]

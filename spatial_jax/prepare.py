@@ -37,8 +37,10 @@ from spatial_jax.stages.auto_values import ASSUMED, PromptSize
 from spatial_jax.stages.load import (
   PolicyFiles,
   check_normalisation,
+  has_tokenizer,
   own_processor,
   read_policy,
+  read_shape,
   read_source,
   recorded_settings,
 )
@@ -149,7 +151,7 @@ def prepare(
 
 
 def read_model(init: str, needs_weights: bool) -> tuple[QwenVLConfig, PolicyFiles | None]:
-  """Returns the shape of a policy and its files.
+  """Returns the shape of a policy, and its files if it has a tokenizer.
 
   Args:
     init: a folder, a run, or the name of a released model ("Qwen2.5-VL-7B"), whose shape is known.
@@ -164,6 +166,8 @@ def read_model(init: str, needs_weights: bool) -> tuple[QwenVLConfig, PolicyFile
     return released(init), None
   if not init:
     raise ConfigError("config.init is empty; set it to the folder of a Qwen-VL model")
+  if not needs_weights and not has_tokenizer(init):
+    return read_shape(init), None
   files = read_policy(init, needs_weights)
   return files.cfg, files
 
@@ -237,7 +241,8 @@ def fill_sizes(
     return fill_from_memory(tried, sizes, draws, shape, mesh, usable)
 
   given = settings["rollout"]["prompts"]
-  *larger, smallest = [given] if given else auto_values.prompts_to_try(devices)
+  processes = sharding.island_mesh(mesh).shape["island"]
+  *larger, smallest = [given] if given else auto_values.prompts_to_try(devices, processes)
   for prompts in larger:
     found, parts, fits = with_prompts(prompts)
     if fits:

@@ -22,6 +22,7 @@ from spatial_jax.evaluate.evaluator import (
 )
 from spatial_jax.learn.optimizer import check_steps, make_optimizer
 from spatial_jax.learn.train_batch import BatchConfig
+from spatial_jax.machines import Machine, absent_devices
 from spatial_jax.policy import lora
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.lora import LoraConfig
@@ -149,7 +150,18 @@ def whole_plan(cfg: TrainConfig, parts: TrainingParts, device: int | None = None
   rollouts = plan(policy, rollout, resident_bytes(cfg, policy, parts.optimizer), device)
   on_host = cfg.learn.reference == "host"
   rollouts = rollouts._replace(reference=reference_bytes(cfg, policy) if on_host else 0)
-  return with_update(rollouts, policy, cfg.learn.micro, parts.shapes, cfg.rollout.prompts)
+  hosts = sharding.island_mesh(compiled.train_mesh(policy)).shape["island"]
+  return with_update(rollouts, policy, cfg.learn.micro, parts.shapes, cfg.rollout.prompts * hosts)
+
+
+def plan_for(cfg: TrainConfig, shape: QwenVLConfig, machine: Machine) -> MemoryPlan:
+  """Returns the memory plan of a training run on absent devices; no array is allocated.
+
+  Raises:
+    ConfigError: if training would refuse the config with this policy and mesh.
+  """
+  mesh = sharding.make_mesh(cfg.mesh, absent_devices(machine))
+  return whole_plan(cfg, training_parts(cfg, shape, mesh), machine.usable)
 
 
 def resident_bytes(

@@ -4,16 +4,16 @@ import dataclasses
 
 import jax
 import pytest
-from benchmarks.model_zoo import released
 
 from benchmarks import memory as tables
-from configs import common
+from configs import tiny_defaults
 from spatial_jax import sharding
-from spatial_jax.config import ConfigError, build
+from spatial_jax.config import build
+from spatial_jax.hf.model_zoo import released
+from spatial_jax.machines import MACHINES, Machine
 from spatial_jax.rollout import memory
 from spatial_jax.stages.load import read_shape
-from spatial_jax.tools import fits
-from spatial_jax.train import TrainConfig, training_parts, whole_plan
+from spatial_jax.train_config import TrainConfig, plan_for, training_parts, whole_plan
 
 SHORT = tables.TABLES["short"]
 
@@ -30,19 +30,19 @@ def test_the_document_is_the_plan():
 
 
 def test_a_plan_of_absent_devices_is_that_of_real_ones():
-  cfg = build(TrainConfig, dict(common.get_config()))
+  cfg = build(TrainConfig, dict(tiny_defaults.get_config()))
   cfg = dataclasses.replace(cfg, mesh=sharding.MeshConfig(2, 2, 2))
-  shape, machine = read_shape(cfg.init), fits.Machine("cpu", 8, 1 << 34)
+  shape, machine = read_shape(cfg.init), Machine("cpu", 8, 1 << 34)
   real = sharding.make_mesh(cfg.mesh, jax.devices())
   expected = whole_plan(cfg, training_parts(cfg, shape, real), 1 << 34)
-  assert fits.plan_for(cfg, shape, machine) == expected
+  assert plan_for(cfg, shape, machine) == expected
 
 
 def plan_of(training: str, **settings: str) -> memory.MemoryPlan:
-  shape, machine = released("Qwen2.5-VL-3B"), fits.MACHINES["gpu-80gb"]
+  shape, machine = released("Qwen2.5-VL-3B"), MACHINES["gpu-80gb"]
   config = tables.config_of(shape, tables.TRAINING[training], machine, SHORT)
   config.update_from_flattened_dict(settings)
-  return fits.plan_for(build(TrainConfig, dict(config)), shape, machine)
+  return plan_for(build(TrainConfig, dict(config)), shape, machine)
 
 
 def test_each_option_saves_its_bytes():
@@ -66,17 +66,3 @@ def test_a_frozen_base_takes_two_bytes_of_a_parameter():
   assert base == half.weights, "the copy for sampling: all parameters in bfloat16"
   adapters = half.gradients  # 4 bytes of each
   assert half.resident == pytest.approx(base + 3 * adapters, rel=1e-6)
-
-
-def test_the_command_says_whether_a_run_fits(capsys):
-  config = common.get_config()
-  assert fits.run(config, "v5e-8") == 0
-  lines = capsys.readouterr().out.splitlines()
-  assert lines[0].startswith("memory per device: rollouts ")
-  assert lines[1] == "fits"
-  config.rollout.slots = 1 << 20
-  assert fits.run(config, "gpu-80gb") == 1
-  last = capsys.readouterr().out.splitlines()[-1]
-  assert last.startswith("the rollouts do not fit; lower config.rollout.slots to ")
-  with pytest.raises(ConfigError, match=r"--devices=tpu is unknown; use one of gpu-80gb, v5e-8"):
-    fits.run(config, "tpu")

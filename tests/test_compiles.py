@@ -26,14 +26,14 @@ from spatial_jax.hf.config import to_hf
 from spatial_jax.hf.model_zoo import released
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.train_batch import BatchConfig, Microbatches
+from spatial_jax.machines import MACHINES
 from spatial_jax.policy import lora, param_tree
 from spatial_jax.policy.config import DecoderConfig, QwenVLConfig, VisionConfig
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout import memory
 from spatial_jax.stages.load import read_shape
-from spatial_jax.tools import fits
-from spatial_jax.train_config import TrainConfig, reference_bytes, training_parts
+from spatial_jax.train_config import TrainConfig, plan_for, reference_bytes, training_parts
 from spatial_jax.types import FeatureBatch
 
 TINY_VISION = VisionBuckets((16,), (4,), (144,))
@@ -177,7 +177,7 @@ def test_rows_of_the_memory_document_are_near_the_compiled_update(
   model, training, settings, monkeypatch
 ):
   """On the eight chips of one host."""
-  shape, machine = released(model), fits.MACHINES["v5e-8"]
+  shape, machine = released(model), MACHINES["v5e-8"]
   config = tables.config_of(shape, tables.TRAINING[training], machine, tables.TABLES["short"])
   config.update_from_flattened_dict(settings)
   cfg = build(TrainConfig, dict(config))
@@ -192,7 +192,7 @@ def test_rows_of_the_memory_document_are_near_the_compiled_update(
     for program in aot.programs_to_compile(cfg, shape, mesh, mesh)
     if program.name == "update"
   )
-  plan, one = fits.plan_for(cfg, shape, machine), aot.compile_program(update)
+  plan, one = plan_for(cfg, shape, machine), aot.compile_program(update)
   assert one.error is None, one.error
   assert one.arguments == pytest.approx(plan.resident - reference_of(cfg, mesh, shape), rel=0.1)
   estimate = plan.gradients + plan.update_scratch

@@ -97,9 +97,10 @@ def test_every_prompt_that_was_measured_fits_the_buckets(size):
 
 
 def test_prompts_to_try_divide_over_the_devices():
-  assert auto_values.prompts_to_try(1) == [32, 16, 8, 4, 2, 1]
-  assert auto_values.prompts_to_try(12) == [24, 12]
-  assert auto_values.prompts_to_try(64) == [64]
+  assert auto_values.prompts_to_try(1, 1) == [32, 16, 8, 4, 2, 1]
+  assert auto_values.prompts_to_try(12, 1) == [24, 12]
+  assert auto_values.prompts_to_try(64, 1) == [64]
+  assert auto_values.prompts_to_try(1, 16) == [2, 1]
 
 
 @pytest.mark.parametrize("name", NAMES)

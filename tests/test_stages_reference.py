@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
-from spatial_jax import checkpoint, compiled, sharding, train
+from configs import tiny_defaults
+from spatial_jax import checkpoint, compiled, sharding, train_config
 from spatial_jax.checkpoint import Progress
 from spatial_jax.config import ConfigError, build
 from spatial_jax.learn.optimizer import make_optimizer
@@ -19,7 +19,7 @@ from spatial_jax.stages import start as start_lib
 from spatial_jax.stages.load import read_policy
 from spatial_jax.stages.reference import make_reference
 from spatial_jax.stages.start import reference_shapes, start_of
-from spatial_jax.train import TrainConfig
+from spatial_jax.train_config import TrainConfig
 from tests import step_fixtures
 from tests.test_learn_update import LOSS, MICRO, batch_of, policy_and_params
 
@@ -85,11 +85,11 @@ def reference_of(policy, start, place):
 
 def run_of(**changes):
   """(config, parts, files) of a run of the embedded policy on one device."""
-  config = common.get_config()
+  config = tiny_defaults.get_config()
   config.update_from_flattened_dict(changes)
   cfg, mesh = build(TrainConfig, dict(config)), small_mesh()
   files = read_policy(cfg.init)
-  parts = train.training_parts(cfg, files.cfg, mesh)
+  parts = train_config.training_parts(cfg, files.cfg, mesh)
   return cfg, parts, files
 
 
@@ -97,7 +97,7 @@ def test_the_plan_counts_a_reference_where_it_is():
   sizes = {}
   for place in ("device", "host"):
     cfg, parts, _ = run_of(**{"learn.loss.kl_weight": 0.1, "learn.reference": place})
-    sizes[place] = train.whole_plan(cfg, parts, 1 << 40)
+    sizes[place] = train_config.whole_plan(cfg, parts, 1 << 40)
   on_device, on_host = sizes["device"], sizes["host"]
   copy = memory.bytes_of(reference_shapes(parts.policy))
   assert on_device.resident - on_host.resident == on_host.reference == copy > 0
@@ -111,7 +111,7 @@ def test_the_plan_counts_a_reference_where_it_is():
   with pytest.raises(ConfigError, match="the update does not fit"):
     memory.check(large, "slots")
   cfg, parts, _ = run_of(**{"learn.loss.kl_weight": 0.0})
-  assert train.whole_plan(cfg, parts, 1 << 40).resident == on_host.resident
+  assert train_config.whole_plan(cfg, parts, 1 << 40).resident == on_host.resident
 
 
 def test_a_resumed_run_loads_its_start_only_for_the_reference(monkeypatch):

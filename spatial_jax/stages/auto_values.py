@@ -33,7 +33,7 @@ _PLAIN = {"max_turns": 1, "response": 1024, "turn": 1024}
 _DRAWN_IMAGES = 4
 _MARGIN = 0.92  # of the memory, for the scratch of the rollout programs and what no plan knows
 _MICRO_ROWS = (8, 4, 2, 1)
-_MOST_PROMPTS = 32  # per step and process: ViLaSR's number
+_MOST_PROMPTS = 32  # per step: ViLaSR's number
 # ViLaSR's prompts: 16 frames of 256 tokens and 1,024 tokens of text.
 _ASSUMED_TOKENS, _ASSUMED_IMAGES, _ASSUMED_SIDE = 5120, 16, 32
 
@@ -266,9 +266,14 @@ def _at_least(sizes: tuple[int, ...], others: tuple[int, ...]) -> tuple[int, ...
 # --- from the memory -----------------------------------------------------------------------------
 
 
-def prompts_to_try(devices: int) -> list[int]:
-  """Returns numbers of prompts per step and process, the largest first, for so many row devices."""
-  most = max(_MOST_PROMPTS // devices, 1)
+def prompts_to_try(devices: int, processes: int) -> list[int]:
+  """Returns numbers of prompts per step and process, the largest first.
+
+  Args:
+    devices: of one process, over which rows are sharded; it divides each number.
+    processes: which share the prompts of a step.
+  """
+  most = max(_MOST_PROMPTS // (devices * processes), 1)
   return [devices * (most >> k) for k in range(most.bit_length())]
 
 

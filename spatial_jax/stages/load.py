@@ -202,6 +202,12 @@ def read_shape(path: pathlib.Path | str) -> QwenVLConfig:
   return weights.read_config(path) if is_model else _recorded(path)[1]
 
 
+def has_tokenizer(path: pathlib.Path | str) -> bool:
+  """Returns whether a policy can encode text; a run always can."""
+  path = find_path(path)
+  return not has_model_config(path) or (path / tokenizer_lib.FILE).exists()
+
+
 def recorded_settings(path: pathlib.Path | str) -> dict[str, Any] | None:
   """Reads the resolved config of the run that saved a policy; None for a Hugging Face folder.
 
