@@ -10,7 +10,13 @@ setup(
   python_requires=">=3.11",
   packages=find_packages(include=["spatial_jax", "spatial_jax.*"]),
   package_data={
-    "spatial_jax": ["assets/tiny/*", "prompts/*.toml", "report/*.jinja", "report/*.css"]
+    "spatial_jax": [
+      "assets/tiny/*",
+      "prompts/*.toml",
+      "report/*.jinja",
+      "report/*.css",
+      "data/*.json",
+    ]
   },
   install_requires=[
     # Lower bounds are versions the tests were run with.
@@ -32,6 +38,9 @@ setup(
     "jinja2>=3.1.6",
     "matplotlib>=3.11.2",
     "jsonschema>=4.26.0",
+    "grain>=0.2.18",
+    "tensorflow-datasets>=4.9.10",
+    "array-record>=0.8.6",
   ],
   extras_require={
     "tpu": ["libtpu>=0.0.42"],
