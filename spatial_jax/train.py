@@ -133,7 +133,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
       evaluate(cfg, context, end, questions(), workdir)
     elif cfg.evaluation.tasks:
       print(f"{workdir}/results.json has this evaluation; delete it to evaluate again")
-  report(cfg, size, workdir)
+  report(cfg, size, form.grammar.draws, workdir)
 
 
 def check_evaluation(cfg: TrainConfig, context: RunContext) -> None:
@@ -250,15 +250,17 @@ def evaluate(
   run_evaluation(evaluator, workdir, context.trained_on, fingerprint(cfg), make_console())
 
 
-def report(cfg: TrainConfig, parameters: int, workdir: pathlib.Path) -> None:
-  """Writes report.html; `parameters` is their number."""
+def report(cfg: TrainConfig, parameters: int, draws: bool, workdir: pathlib.Path) -> None:
+  """Writes report.html; `parameters` is their number, `draws` whether the prompt form draws."""
   card = RewardCard(cfg.learn.reward, cfg.learn.advantage)
   about = About(
     title=f"{'AP-GRPO' if cfg.learn.advantage.alpha else 'GRPO'} on {SOURCES[cfg.source.kind]}",
     summary=(
-      "A Qwen-VL policy learns to answer questions about space from its own rollouts. It thinks, "
-      "may draw boxes on the image, looks at the drawing and answers."
-    ),
+      "A Qwen-VL policy learns to answer questions about space from its own rollouts. "
+      + (
+        "It thinks, may draw boxes on the image, looks at the drawing and answers." if draws else ""
+      )
+    ).strip(),
     facts=(
       ("policy", f"{parameters:,} parameters"),
       ("rollouts per step", f"{cfg.rollout.prompts} questions x {cfg.rollout.group}"),

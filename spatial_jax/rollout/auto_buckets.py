@@ -22,7 +22,9 @@ def fit_rollout_config(
     samples: number of rollouts, at least 1.
     decode_steps: tokens per chunk; a token listener is called once per chunk.
   """
-  drawn = max_drawn_images(len(prompt.images), cfg.stop)
+  draws = conversation.form.grammar.draws
+  drawn = max_drawn_images(len(prompt.images), cfg.stop) if draws else 0
+  drawn_tokens = max_drawn_tokens(prompt.images, cfg.stop) if draws else 0
   shown = sum(image.tokens for image in prompt.images)
   return dataclasses.replace(
     cfg,
@@ -36,7 +38,7 @@ def fit_rollout_config(
     gather_fractions=(),
     prompt_buckets=(_round_length(len(prompt.token_ids_T)),),
     observation_buckets=_observation_buckets(cfg, conversation, prompt, drawn),
-    feature_buffer_tokens=max(shown + max_drawn_tokens(prompt.images, cfg.stop), 1),
+    feature_buffer_tokens=max(shown + drawn_tokens, 1),
     vision=_vision_buckets(conversation, prompt),
   )
 
