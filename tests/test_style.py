@@ -33,7 +33,9 @@ BLIND = ({"data", "policy", "drawing", "reward", "synthetic"}, {"rollout", "lear
 # Exceptions: readers of files that give scenes, and the table of task sources.
 MAY_IMPORT_SYNTHETIC = {"data/source.py", "data/vsi_rooms.py", "data/photos.py"}
 # Modules that are run with -m: they may import everything, and nothing imports them.
-ENTRY_POINTS = {"evaluate/__main__.py", "tools/export.py", "tools/verify.py"}
+ENTRY_POINTS = {
+  "evaluate/__main__.py", "tools/build.py", "tools/export.py", "tools/verify.py",
+}  # fmt: skip
 AXES = set("BGRTSVDFHKQUNPMXEAJZLCWIOY")
 VERIFY = "spatial_jax/tools/verify.py"  # compares with transformers where it is installed
 FILE_LINES, FUNCTION_LINES, LINE_LENGTH = 400, 50, 100
