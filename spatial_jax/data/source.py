@@ -14,7 +14,6 @@ A batch is a pure function of (seed, step), so that a run resumes from its step 
 import dataclasses
 import math
 import pathlib
-import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
@@ -22,6 +21,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from spatial_jax.config import ConfigError, check_whole
+from spatial_jax.data.held_out import HELD_OUT_SEED, is_held_out
 from spatial_jax.data.photos import load_photo_tasks
 from spatial_jax.data.pipeline import interleave_types, limit_per_type, sample_tasks
 from spatial_jax.data.vsi_rooms import load_rooms
@@ -34,9 +34,6 @@ from spatial_jax.workdir import to_path
 
 SceneTasks = Callable[[int], list[Task]]  # scene number -> all tasks of the scene
 
-# Procedural rooms with this number or a higher one are never trained on, by any config.
-HELD_OUT_SEED = 1_000_000_000
-_HELD_OUT_PART = 5  # one of five real rooms is held out
 _HELD_OUT_STREAM, _BATCH_STREAM = 2, 3  # of random numbers; synthetic/tasks.py has 0 and 1
 _HELD_OUT_RETRIES = 4  # `rare_type_retries` of held-out tasks
 _MAX_EMPTY_SCENES = 32  # scenes without a task in a row before the configuration is refused
@@ -195,11 +192,6 @@ def make_source(cfg: SourceConfig) -> Source:
       tasks = load_photo_tasks(_path(cfg), 0, side_px, cfg.questions.max_per_type)
       types = tuple(dict.fromkeys(task.question_type for task in tasks))
       return PhotoSource(tuple(tasks), types, None)
-
-
-def is_held_out(scene_id: str) -> bool:
-  """Whether a real room is held out; depends on its id alone, not on the other rooms."""
-  return zlib.crc32(scene_id.encode()) % _HELD_OUT_PART == 0
 
 
 def _path(cfg: SourceConfig) -> pathlib.Path:
