@@ -87,9 +87,7 @@ def spread(
   return best
 
 
-def simulate(
-  name: str, answers: list[list[float]], keep: np.ndarray, seed: int
-) -> np.ndarray:
+def simulate(name: str, answers: list[list[float]], keep: np.ndarray, seed: int) -> np.ndarray:
   """The answers that `numerical3d.choose` would keep."""
   rng = np.random.default_rng(seed)
 

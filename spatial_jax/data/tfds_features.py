@@ -79,13 +79,12 @@ class StableWriter(writer_lib.ExampleWriter):
   def __init__(self):
     super().__init__(file_adapters.FileFormat(FILE_FORMAT))
 
-  def write(
-    self, path: epath.PathLike, examples: Iterable[tuple[Any, bytes]]
-  ) -> list[Any] | None:
+  def write(self, path: epath.PathLike, examples: Iterable[tuple[Any, bytes]]) -> list[Any] | None:
     """Writes one file of a split."""
     return super().write(path, ((key, _in_order(example)) for key, example in examples))
 
 
 def _in_order(example: bytes) -> bytes:
   """The same example with its fields sorted by name."""
-  return tf_example_pb2.Example.FromString(example).SerializeToString(deterministic=True)
+  fields = tf_example_pb2.Example.FromString(example)  # pyright: ignore
+  return fields.SerializeToString(deterministic=True)

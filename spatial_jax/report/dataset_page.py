@@ -127,14 +127,12 @@ def choose_examples(tasks: Sequence[TaskSummary], count: int) -> list[TaskSummar
 
 
 def _example(task: TaskSummary, splits: Mapping[str, Examples]) -> _Example:
-  row = decode_row(splits[task.split][task.index])
+  row = decode_row(splits[task.split][task.number])
   boxes: dict[int, list[tuple[float, float, float, float]]] = defaultdict(list)
   for box in row["extra"].get("boxes", ()):
     x1, y1, x2, y2 = box["box"]
     boxes[box["image"]].append((x1, y1, x2 - x1, y2 - y1))
-  images = [
-    _image_view(content, i + 1, boxes[i]) for i, content in enumerate(row["images"])
-  ]
+  images = [_image_view(content, i + 1, boxes[i]) for i, content in enumerate(row["images"])]
   return _Example(task.split, row, images, _UNITS.get(task.unit, task.unit))
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spatial_jax.reward.accuracy import mean_relative_accuracy
+from spatial_jax.reward.accuracy import MRA_EPSILON, MRA_TOLERANCES
 
 _CONSTANTS = 400  # that are tried, besides the answers themselves
 
@@ -21,7 +21,7 @@ class TaskSummary(NamedTuple):
   """One task without its images."""
 
   split: str
-  index: int  # in its split
+  number: int  # in its split, from 0
   question_type: str
   unit: str
   question: str
@@ -52,11 +52,11 @@ class TypeStatistics:
   per_text: float  # score of the median of the other tasks with the same question
 
 
-def summarise(split: str, index: int, row: Mapping[str, Any]) -> TaskSummary:
+def summarise(split: str, number: int, row: Mapping[str, Any]) -> TaskSummary:
   """The summary of a row of `tfds_features.decode_row`."""
   return TaskSummary(
     split=split,
-    index=index,
+    number=number,
     question_type=row["type"] or row["kind"] or "",
     unit=row["unit"] or "",
     question=row["question"] or "",
@@ -86,14 +86,20 @@ def best_constant(truth_Z: np.ndarray) -> Constant:
   values_N, counts_N = np.unique(truth_Z, return_counts=True)
   tried_N = np.geomspace(values_N[0], values_N[-1], _CONSTANTS)
   tried_N = np.unique(np.concatenate([tried_N, values_N[:: max(1, len(values_N) // _CONSTANTS)]]))
-  answer_NZ = np.broadcast_to(tried_N[:, None], (len(tried_N), len(values_N)))
-  truth_NZ = np.broadcast_to(values_N, answer_NZ.shape)
-  score_NZ = np.asarray(
-    mean_relative_accuracy(answer_NZ.astype(np.float32), truth_NZ.astype(np.float32))
-  )
-  score_N = score_NZ @ (counts_N / counts_N.sum())
+  score_N = mean_relative_accuracy(tried_N[:, None], values_N) @ (counts_N / counts_N.sum())
   best = int(np.argmax(score_N))
   return Constant(float(tried_N[best]), float(score_N[best]))
+
+
+def mean_relative_accuracy(answers: np.ndarray, truths: np.ndarray) -> np.ndarray:
+  """`reward.accuracy.mean_relative_accuracy` in NumPy: here each shape occurs once.
+
+  Args:
+    answers, truths: of shapes that broadcast; computed in float32.
+  """
+  answers, truths = answers.astype(np.float32), truths.astype(np.float32)
+  error = np.abs(answers - truths) / (np.abs(truths) + np.float32(MRA_EPSILON))
+  return (error[..., None] <= MRA_TOLERANCES).mean(axis=-1)
 
 
 def _statistics(name: str, tasks: Sequence[TaskSummary]) -> TypeStatistics:
@@ -128,5 +134,4 @@ def _medians_of_others(values_N: np.ndarray) -> np.ndarray:
 
 
 def _score(answer_Z: np.ndarray, truth_Z: np.ndarray) -> float:
-  score_Z = mean_relative_accuracy(answer_Z.astype(np.float32), truth_Z.astype(np.float32))
-  return float(np.mean(np.asarray(score_Z)))
+  return float(mean_relative_accuracy(answer_Z, truth_Z).mean())

@@ -78,9 +78,7 @@ class _Placed(NamedTuple):
   colour: str
 
 
-def procedural_scene(
-  seed: int, cfg: ProceduralConfig, kinds: Sequence[Kind] = KINDS
-) -> Scene:
+def procedural_scene(seed: int, cfg: ProceduralConfig, kinds: Sequence[Kind] = KINDS) -> Scene:
   """A random room with furniture, placed from the largest piece to the smallest.
 
   Objects stand on the floor (with the back to a wall, free with any yaw, or at a table) or on other

@@ -69,9 +69,7 @@ def scaled(kind: Kind, scale: float) -> Kind:
     range_m and (range_m[0] * scale, range_m[1] * scale)
     for range_m in (kind.width_m, kind.depth_m, kind.height_m)
   )
-  return dataclasses.replace(
-    kind, width_m=width_m, depth_m=depth_m, height_m=height_m, build=build
-  )
+  return dataclasses.replace(kind, width_m=width_m, depth_m=depth_m, height_m=height_m, build=build)
 
 
 def _times(values_3: Size, scale: float) -> Size:

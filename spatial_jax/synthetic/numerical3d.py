@@ -11,7 +11,7 @@ Source: question rules as in `question_templates`; object_height and camera_disp
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
@@ -74,7 +74,7 @@ _MAX_CANDIDATES = 64  # of one type
 _COUNTED_PIXELS, _COUNTED_FRACTION = 80, 0.3  # of a counted object; others: see _RULES
 _SIZED_FRACTION = 0.8  # share of an object that a view shows, if the question is about its size
 _SHARED_OBJECTS = 2  # clearly visible in both views of a camera displacement
-_WALL_SHARE = 0.002  # of the pixels of all frames shows each wall, if the question is about the room
+_WALL_SHARE = 0.002  # of all pixels show each wall, if the question is about the room
 _ON_WALL_M = 0.03
 _PIXEL_STEP = 4  # every fourth row and column is enough to find walls
 _RULES = QuestionConfig(
@@ -91,7 +91,7 @@ _RULES = QuestionConfig(
 class Question(NamedTuple):
   """A question about all views of a room, with its true answer."""
 
-  question_type: Numerical3DType
+  question_type: str  # of TYPES
   question: str
   answer: str
   boxes: tuple[ObjectBox, ...]  # of the objects of the question, in all views
@@ -134,7 +134,7 @@ def choose(
   found: dict[Numerical3DType, list[Draft]],
   number: int,
   keep: Callable[[str, float], float] = keep_probability,
-) -> list[tuple[Numerical3DType, Draft]]:
+) -> list[tuple[str, Draft]]:
   """The candidates that are kept, at most `MAX_PER_TYPE` of each type.
 
   Args:
@@ -143,14 +143,10 @@ def choose(
     keep: (type, answer) -> probability in [0, 1].
   """
   streams = np.random.default_rng((number, _CHOICE_STREAM)).spawn(len(TYPES))
-  chosen: list[tuple[Numerical3DType, Draft]] = []
+  chosen: list[tuple[str, Draft]] = []
   for name, stream in zip(TYPES, streams, strict=True):
-    kept = (
-      (name, draft)
-      for draft in found[name]
-      if stream.random() < keep(name, float(draft.answer))
-    )
-    chosen += itertools.islice(kept, MAX_PER_TYPE[name])
+    kept = (d for d in found[name] if stream.random() < keep(name, float(d.answer)))
+    chosen += [(name, draft) for draft in itertools.islice(kept, MAX_PER_TYPE[name])]
   return chosen
 
 
@@ -166,7 +162,8 @@ def visibilities(scene: Scene, views: list[View]) -> tuple[Visibility, Visibilit
     rules, min_visible_pixels=_COUNTED_PIXELS, min_visible_fraction=_COUNTED_FRACTION
   )
   shown = [visible_boxes(scene, view, 1) for view in views]
-  return find_categories(scene, views, shown, rules), find_categories(scene, views, shown, countable)
+  clear, counted = (find_categories(scene, views, shown, rule) for rule in (rules, countable))
+  return clear, counted
 
 
 def _drafts(
@@ -241,13 +238,11 @@ def _displacements(visibility: Visibility, rng: np.random.Generator) -> Iterator
       yield Draft(question, f"{metres:.1f}", (), tuple(shared))
 
 
-def shows_all_walls(scene: Scene, views: list[View]) -> bool:
+def shows_all_walls(scene: Scene, views: Sequence[View]) -> bool:
   """Whether the views together show a part of each wall."""
   points_N2 = np.concatenate([_room_points(view) for view in views])
   pixels = sum(view.instance.size for view in views) / _PIXEL_STEP**2
-  for start_2, stop_2 in zip(
-    scene.polygon_Z2, np.roll(scene.polygon_Z2, -1, axis=0), strict=True
-  ):
+  for start_2, stop_2 in zip(scene.polygon_Z2, np.roll(scene.polygon_Z2, -1, axis=0), strict=True):
     along_2 = stop_2 - start_2
     length_m = float(np.sqrt((along_2**2).sum()))
     along_2 = along_2 / length_m

@@ -246,9 +246,7 @@ def _count_wording(views: int, instance_scope: str) -> str:
   return templates.COUNT_IN_IMAGE if views == 1 else templates.COUNT_IN_IMAGES
 
 
-def object_boxes(
-  visibility: templates.Visibility, objects: Sequence[int]
-) -> tuple[ObjectBox, ...]:
+def object_boxes(visibility: templates.Visibility, objects: Sequence[int]) -> tuple[ObjectBox, ...]:
   """The boxes of clearly visible ones of the objects, view after view."""
   boxes = []
   for image, (view, clear) in enumerate(zip(visibility.views, visibility.visible, strict=True)):

@@ -34,9 +34,7 @@ def visible_boxes(scene: Scene, view: View, min_pixels: int) -> list[VisibleObje
   pixels_Z = np.bincount(view.instance[view.instance >= 0], minlength=len(scene.objects))
   solids_Z = pack_objects(scene.objects)
   solids_Z = solids_Z[pixels_Z[solids_Z["owner"]] > 0]  # counting hidden objects costs time too
-  alone_Z = raycast.count_covered(
-    solids_Z, pack_camera(view.camera, _CANVAS), len(scene.objects)
-  )
+  alone_Z = raycast.count_covered(solids_Z, pack_camera(view.camera, _CANVAS), len(scene.objects))
   visible = []
   for index in np.flatnonzero(pixels_Z >= max(min_pixels, 1)):
     mask = view.instance == index

@@ -20,10 +20,9 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-import jax
 import tensorflow_datasets as tfds
 
 from spatial_jax.cli import one_line_exits
@@ -64,12 +63,22 @@ def build_numerical3d(
   Raises:
     UserError: if `out` has another data set or is in use, or the metadata cannot be used.
   """
+  seconds, dataset = build_dataset(out, settings, workers), out / NAME / RELEASE
+  if not (out / INDEX).exists():
+    print("writing the pages", flush=True)
+    builder = tfds.builder_from_directory(dataset)
+    splits = {split: builder.as_data_source(split) for split in SPLITS}  # pyright: ignore
+    write_pages(out, splits, _about(dataset, settings, seconds, command), _EXAMPLES)
+  print(f"{dataset}: {duration(seconds)}; statistics: {out / INDEX}")
+
+
+def build_dataset(out: pathlib.Path, settings: BuildSettings, workers: int) -> float:
+  """`build_numerical3d` without the pages; returns the seconds it took, earlier runs included."""
   with one_line_errors(out):
     out.mkdir(parents=True, exist_ok=True)
   with _locked(out):
     record = _open_record(out, settings)
-    dataset = out / NAME / RELEASE
-    if not dataset.exists():
+    if not (out / NAME / RELEASE).exists():
       _make_parts(out, settings, workers, record)
       for stale in (out / NAME).glob("incomplete.*"):
         shutil.rmtree(stale)
@@ -78,12 +87,7 @@ def build_numerical3d(
       with _timed(out, record):
         unused = parts_folder(out) / "downloads"
         Builder(data_dir=out).download_and_prepare(download_dir=unused)
-    if not (out / INDEX).exists():
-      print("writing the pages", flush=True)
-      builder = tfds.builder_from_directory(dataset)
-      splits = {split: builder.as_data_source(split) for split in SPLITS}
-      write_pages(out, splits, _about(dataset, settings, record, command), _EXAMPLES)
-  print(f"{dataset}: {duration(record['seconds'])}; statistics: {out / INDEX}")
+  return record["seconds"]
 
 
 def _make_parts(
@@ -155,7 +159,7 @@ def _locked(out: pathlib.Path) -> Iterator[None]:
 
 
 def _about(
-  dataset: pathlib.Path, settings: BuildSettings, record: Mapping[str, Any], command: str
+  dataset: pathlib.Path, settings: BuildSettings, seconds: float, command: str
 ) -> DatasetAbout:
   files = sum(file.stat().st_size for file in dataset.iterdir())
   source = "procedural rooms" if settings.source == PROCEDURAL else "rooms of VSI-Bench metadata"
@@ -163,7 +167,7 @@ def _about(
     ("source", source),
     ("seed", str(settings.seed)),
     ("files", f"{files / 1e9:.2f} GB, array_record"),
-    ("time", duration(record["seconds"])),
+    ("time", duration(seconds)),
     ("command", command),
   )
   return DatasetAbout("Numerical3D", _SUMMARY, facts)
@@ -188,7 +192,6 @@ def main() -> None:
     if arguments.workers < 1:
       raise ConfigError(f"--workers is {arguments.workers} and must be at least 1")
     settings = BuildSettings(source, arguments.seed, arguments.tasks, ROOMS_PER_PART)
-    jax.config.update("jax_platforms", "cpu")  # for the scores on the page
     build_numerical3d(to_path(arguments.out), settings, arguments.workers, command)
 
 

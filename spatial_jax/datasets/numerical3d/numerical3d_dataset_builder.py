@@ -55,7 +55,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       data_dir=data_dir, config=config, version=version, file_format=file_format or FILE_FORMAT
     )
 
-  def download_and_prepare(
+  def download_and_prepare(  # pyright: ignore
     self,
     *,
     download_dir: epath.PathLike | None = None,
@@ -72,9 +72,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     return parts_folder(pathlib.Path(self.data_dir).parents[1])
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self, description=_DESCRIPTION, features=task_features()
-    )
+    return tfds.core.DatasetInfo(builder=self, description=_DESCRIPTION, features=task_features())
 
   def _split_generators(self, dl_manager: object) -> dict[str, Any]:
     folder = self._parts_folder()

@@ -42,7 +42,7 @@ SPLITS: tuple[Split, ...] = ("train", "held_out")
 PROCEDURAL, METADATA = "rooms", "meta:"  # sources
 TASKS_FILE = "tasks.jsonl"
 
-_JPEG_QUALITY = 92  # 11 kB per image of 224 x 224
+_JPEG_QUALITY = 92  # 12 kB per image of 224 x 224
 _WALKS = 8  # camera paths through a real room; a procedural room has one
 _WALK_STEP = MAX_ROOMS // _WALKS  # between the numbers of two walks through a room
 _PART_HELD_OUT = 20  # one of 20 tasks about procedural rooms is held out
@@ -116,9 +116,7 @@ def count_tasks(path: pathlib.Path) -> int:
     return part.read(TASKS_FILE).count(b"\n")
 
 
-def _walks(
-  settings: BuildSettings, split: Split, room: int
-) -> Iterator[tuple[Scene, int, str]]:
+def _walks(settings: BuildSettings, split: Split, room: int) -> Iterator[tuple[Scene, int, str]]:
   """(scene, number that seeds its camera path and questions, name of its tasks) of each walk."""
   first = settings.seed * MAX_ROOMS + room
   if settings.source == PROCEDURAL:

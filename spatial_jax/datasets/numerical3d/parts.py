@@ -114,7 +114,7 @@ def build_parts(
     with ThreadPoolExecutor(workers) as pool, plan:
       for future in [pool.submit(_serve, plan, command) for _ in range(workers)]:
         future.result()
-  tasks = {split: plan.tasks(split) for split in SPLITS}
+  tasks: dict[Split, int] = {split: plan.tasks(split) for split in SPLITS}
   if not all(tasks.values()):
     raise DataError(f"{settings.source} gives no task; add more rooms")
   return tasks
@@ -211,7 +211,8 @@ def _serve(plan: _Plan, command: list[str]) -> None:
   with subprocess.Popen(
     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
   ) as worker:
-    assert worker.stdin and worker.stdout
+    assert worker.stdin
+    assert worker.stdout
     with plan:  # an error in one thread stops all
       while (part := plan.take()) is not None:
         split, index = part

@@ -24,7 +24,7 @@ def main() -> None:
   folder, settings = pathlib.Path(sys.argv[1]), BuildSettings(**json.loads(sys.argv[2]))
   for line in sys.stdin:
     name, index = line.split()
-    split = next(split for split in SPLITS if split == name)
+    split = SPLITS[0] if name == SPLITS[0] else SPLITS[1]
     try:
       tasks = write_part(part_path(folder, split, int(index)), settings, split, int(index))
       print(tasks, flush=True)
