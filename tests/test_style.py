@@ -20,7 +20,7 @@ LEVELS = {
   "types": 1, "rng": 1, "config": 1, "errors": 1, "checks": 1, "grammar": 1,
   "sharding": 2, "metrics": 2, "checkpoint": 2, "workdir": 2, "preemption": 2,
   "data": 3, "policy": 3, "drawing": 3, "reward": 3, "synthetic": 3,
-  "rollout": 4, "learn": 4, "hf": 4,
+  "rollout": 4, "learn": 4, "hf": 4, "datasets": 4,
   "compiled": 5, "abstract_inputs": 5,
   "stages": 6,
   "evaluate": 7,

@@ -16,7 +16,6 @@ A batch is a pure function of (seed, step), so that a run resumes from its step 
 import dataclasses
 import math
 import pathlib
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, TypeAlias
@@ -27,6 +26,7 @@ from spatial_jax.config import ConfigError, check_whole
 from spatial_jax.data.background import prefetch
 from spatial_jax.data.files import FilesConfig, FileSource, open_files, split_paths
 from spatial_jax.data.jsonl import CheckTask
+from spatial_jax.data.held_out import HELD_OUT_SEED, is_held_out
 from spatial_jax.data.photos import load_photo_tasks
 from spatial_jax.data.pipeline import Encode, PipelineConfig, PromptBatch, prompt_batches
 from spatial_jax.data.task_order import interleave_types, limit_per_type, sample_tasks
@@ -40,9 +40,6 @@ from spatial_jax.workdir import to_path
 
 SceneTasks = Callable[[int], list[Task]]  # scene number -> all tasks of the scene
 
-# Procedural rooms with this number or a higher one are never trained on, by any config.
-HELD_OUT_SEED = 1_000_000_000
-_HELD_OUT_PART = 5  # one of five real rooms is held out
 _HELD_OUT_STREAM, _BATCH_STREAM = 2, 3  # of random numbers; synthetic/tasks.py has 0 and 1
 _HELD_OUT_RETRIES = 4  # `rare_type_retries` of held-out tasks
 _MAX_EMPTY_SCENES = 32  # scenes without a task in a row before the configuration is refused
@@ -231,11 +228,6 @@ def prompt_stream(
     return PromptBatch([encode(task) for task in source.batch(seed, step, count)], ())
 
   return prefetch(prompts_of, first_step, cfg.steps_ahead)
-
-
-def is_held_out(scene_id: str) -> bool:
-  """Whether a real room is held out; depends on its id alone, not on the other rooms."""
-  return zlib.crc32(scene_id.encode()) % _HELD_OUT_PART == 0
 
 
 def _path(cfg: SourceConfig) -> pathlib.Path:

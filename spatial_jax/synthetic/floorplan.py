@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -77,7 +78,7 @@ class _Placed(NamedTuple):
   colour: str
 
 
-def procedural_scene(seed: int, cfg: ProceduralConfig) -> Scene:
+def procedural_scene(seed: int, cfg: ProceduralConfig, kinds: Sequence[Kind] = KINDS) -> Scene:
   """A random room with furniture, placed from the largest piece to the smallest.
 
   Objects stand on the floor (with the back to a wall, free with any yaw, or at a table) or on other
@@ -87,6 +88,7 @@ def procedural_scene(seed: int, cfg: ProceduralConfig) -> Scene:
   Args:
     seed: >= 0; names the scene ("procedural/<seed>").
     cfg: sizes and numbers of objects.
+    kinds: furniture to choose from, each equally often.
 
   Returns:
     A scene without cameras (see `camera_path.make_camera_path`).
@@ -97,7 +99,7 @@ def procedural_scene(seed: int, cfg: ProceduralConfig) -> Scene:
   for attempt in range(_MAX_ROOMS):
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, attempt], np.uint64)))
     polygon_Z2, notch = _outline(rng, cfg)
-    placed = _furnish(rng, cfg, polygon_Z2, notch)
+    placed = _furnish(rng, cfg, kinds, polygon_Z2, notch)
     if len(placed) >= cfg.objects[0]:
       return Scene(
         scene_id=f"procedural/{seed}",
@@ -139,13 +141,17 @@ def _outline(rng: np.random.Generator, cfg: ProceduralConfig) -> tuple[np.ndarra
 
 
 def _furnish(
-  rng: np.random.Generator, cfg: ProceduralConfig, polygon_Z2: np.ndarray, notch: list[_Box]
+  rng: np.random.Generator,
+  cfg: ProceduralConfig,
+  kinds: Sequence[Kind],
+  polygon_Z2: np.ndarray,
+  notch: list[_Box],
 ) -> list[_Placed]:
   """Places objects, large ones first; another random object replaces one that does not fit."""
   count = cfg.objects[0] + int(rng.random() * (cfg.objects[1] - cfg.objects[0] + 1))
   drawn: list[Kind] = []
   for _ in range(count):
-    drawn.append(_draw_kind(rng, drawn, cfg.repeat_share))
+    drawn.append(_draw_kind(rng, kinds, drawn, cfg.repeat_share))
   drawn.sort(key=lambda kind: (kind.places[0] == "top", -kind.width_m[1]))
   placed: list[_Placed] = []
   replacements = count
@@ -156,14 +162,16 @@ def _furnish(
       placed.append(_Placed(kind, box, kind.colours[int(rng.random() * len(kind.colours))]))
     elif replacements > 0:
       replacements -= 1
-      drawn.append(_draw_kind(rng, [], 0.0))
+      drawn.append(_draw_kind(rng, kinds, [], 0.0))
   return placed
 
 
-def _draw_kind(rng: np.random.Generator, drawn: list[Kind], repeat_share: float) -> Kind:
+def _draw_kind(
+  rng: np.random.Generator, kinds: Sequence[Kind], drawn: list[Kind], repeat_share: float
+) -> Kind:
   if drawn and rng.random() < repeat_share:
     return drawn[int(rng.random() * len(drawn))]
-  return KINDS[int(rng.random() * len(KINDS))]
+  return kinds[int(rng.random() * len(kinds))]
 
 
 def _find_place(

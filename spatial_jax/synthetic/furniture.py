@@ -52,6 +52,31 @@ def parts_of(kind: Kind, size_3: Size, colour: str) -> tuple[Part, ...]:
   )
 
 
+def scaled(kind: Kind, scale: float) -> Kind:
+  """The same furniture, `scale` times as large in every direction."""
+
+  def build(size_3: Size, colour: Colour) -> list[Part]:
+    w, d, h = size_3
+    plain = kind.build((w / scale, d / scale, h / scale), colour)
+    return [
+      dataclasses.replace(
+        part, centre_3=_times(part.centre_3, scale), half_3=_times(part.half_3, scale)
+      )
+      for part in plain
+    ]
+
+  width_m, depth_m, height_m = (
+    range_m and (range_m[0] * scale, range_m[1] * scale)
+    for range_m in (kind.width_m, kind.depth_m, kind.height_m)
+  )
+  return dataclasses.replace(kind, width_m=width_m, depth_m=depth_m, height_m=height_m, build=build)
+
+
+def _times(values_3: Size, scale: float) -> Size:
+  x, y, z = values_3
+  return round(x * scale, 9), round(y * scale, 9), round(z * scale, 9)
+
+
 KINDS: tuple[Kind, ...] = (
   Kind(
     "table", ("free", "wall"), (0.9, 1.6), (0.7, 0.95), (0.68, 0.78), True, _WOODEN, parts.table

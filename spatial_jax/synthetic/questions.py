@@ -20,6 +20,8 @@ from spatial_jax.synthetic import question_templates as templates
 from spatial_jax.synthetic.scene import Scene, View
 from spatial_jax.synthetic.visibility import visible_boxes
 from spatial_jax.types import AnswerKind, ImageRef, ObjectBox, Task
+from spatial_jax.synthetic.visibility import VisibleObject, visible_boxes
+from spatial_jax.types import AnswerKind, ObjectBox, Task
 
 NumberType: TypeAlias = Literal[
   "object_counting",
@@ -144,7 +146,7 @@ def make_questions(
           source=scene.source,
           scene_id=scene.scene_id,
           benchmark=scene.benchmark,
-          boxes=_boxes(visibility, draft.objects),
+          boxes=object_boxes(visibility, draft.objects),
         )
       )
   return tasks
@@ -154,7 +156,13 @@ def scene_visibility(
   scene: Scene, views: Sequence[View], cfg: QuestionConfig
 ) -> templates.Visibility:
   """The categories for questions about these views, and the first view of each category."""
-  shown = [visible_boxes(scene, view, 1) for view in views]
+  return find_categories(scene, views, [visible_boxes(scene, view, 1) for view in views], cfg)
+
+
+def find_categories(
+  scene: Scene, views: Sequence[View], shown: list[list[VisibleObject]], cfg: QuestionConfig
+) -> templates.Visibility:
+  """`scene_visibility` with the objects that each view shows, of one pixel or more."""
   clear = [
     [
       obj
@@ -241,8 +249,8 @@ def _count_wording(views: int, instance_scope: str) -> str:
   return templates.COUNT_IN_IMAGE if views == 1 else templates.COUNT_IN_IMAGES
 
 
-def _boxes(visibility: templates.Visibility, objects: Sequence[int]) -> tuple[ObjectBox, ...]:
-  """The boxes of the objects of a question, view after view."""
+def object_boxes(visibility: templates.Visibility, objects: Sequence[int]) -> tuple[ObjectBox, ...]:
+  """The boxes of clearly visible ones of the objects, view after view."""
   boxes = []
   for image, (view, clear) in enumerate(zip(visibility.views, visibility.visible, strict=True)):
     by_index = {shown.index: shown for shown in clear}

@@ -32,9 +32,9 @@ class VisibleObject:
 def visible_boxes(scene: Scene, view: View, min_pixels: int) -> list[VisibleObject]:
   """The objects with `min_pixels` pixels or more in the view, in the order of the scene."""
   pixels_Z = np.bincount(view.instance[view.instance >= 0], minlength=len(scene.objects))
-  alone_Z = raycast.count_covered(
-    pack_objects(scene.objects), pack_camera(view.camera, _CANVAS), len(scene.objects)
-  )
+  solids_Z = pack_objects(scene.objects)
+  solids_Z = solids_Z[pixels_Z[solids_Z["owner"]] > 0]  # counting hidden objects costs time too
+  alone_Z = raycast.count_covered(solids_Z, pack_camera(view.camera, _CANVAS), len(scene.objects))
   visible = []
   for index in np.flatnonzero(pixels_Z >= max(min_pixels, 1)):
     mask = view.instance == index

@@ -56,11 +56,25 @@ def render(scene: Scene, camera: Camera, shadows: bool = True) -> View:
   else:
     lit = np.ones(depth.shape, np.float32)
   image = shading.shade(solids_Z, room, pinhole, light, style, basis_Z12, depth, surface, lit)
+  return View(camera, image, depth.astype(np.float32), _instances(solids_Z, surface))
+
+
+def trace(scene: Scene, camera: Camera) -> View:
+  """`render` without colours: the same depth and instance ids, and an empty image."""
+  solids_Z, pinhole = pack_objects(scene.objects), pack_camera(camera)
+  depth, surface, _ = raycast.cover(solids_Z, pinhole)
+  raycast.enclose(pack_room(scene), pinhole, depth, surface)
+  image = np.empty((0, 0, 3), np.uint8)
+  return View(camera, image, depth.astype(np.float32), _instances(solids_Z, surface))
+
+
+def _instances(solids_Z: np.ndarray, surface: np.ndarray) -> np.ndarray:
+  """The object of each pixel: see `View.instance`."""
   # The last entry is for the surfaces of the room, whose numbers are negative.
   owner = np.append(solids_Z["owner"], np.int32(-1))
   instance = owner[np.where(surface >= 0, surface, -1)]
   instance[surface == raycast.NOTHING] = -2
-  return View(camera, image, depth.astype(np.float32), instance)
+  return instance
 
 
 def pack_objects(objects: tuple[SceneObject, ...]) -> np.ndarray:
