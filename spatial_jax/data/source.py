@@ -25,8 +25,8 @@ import numpy as np
 from spatial_jax.config import ConfigError, check_whole
 from spatial_jax.data.background import prefetch
 from spatial_jax.data.files import FilesConfig, FileSource, open_files, split_paths
-from spatial_jax.data.jsonl import CheckTask
 from spatial_jax.data.held_out import HELD_OUT_SEED, is_held_out
+from spatial_jax.data.jsonl import CheckTask
 from spatial_jax.data.photos import load_photo_tasks
 from spatial_jax.data.pipeline import Encode, PipelineConfig, PromptBatch, prompt_batches
 from spatial_jax.data.task_order import interleave_types, limit_per_type, sample_tasks

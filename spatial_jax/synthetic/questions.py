@@ -18,10 +18,8 @@ from spatial_jax.errors import DataError
 from spatial_jax.synthetic import geometry
 from spatial_jax.synthetic import question_templates as templates
 from spatial_jax.synthetic.scene import Scene, View
-from spatial_jax.synthetic.visibility import visible_boxes
-from spatial_jax.types import AnswerKind, ImageRef, ObjectBox, Task
 from spatial_jax.synthetic.visibility import VisibleObject, visible_boxes
-from spatial_jax.types import AnswerKind, ObjectBox, Task
+from spatial_jax.types import AnswerKind, ImageRef, ObjectBox, Task
 
 NumberType: TypeAlias = Literal[
   "object_counting",

@@ -1,7 +1,6 @@
-"""Builds the data set Numerical3D: numeric questions about rendered rooms, as array_record files.
+"""The data set Numerical3D: numeric questions about rendered rooms, as array_record files.
 
-python -m spatial_jax.tools.numerical3d --source=rooms|meta:PATH --out=DIR --workers=N
-                                        [--tasks=50000] [--seed=0]
+`spatial_jax.tools.build --dataset=numerical3d` builds it.
 
     rooms ──workers──► parts ──TFDS──► DIR/numerical3d/1.0.0 ──► DIR/index.html, DIR/examples.html
 
@@ -9,23 +8,19 @@ A build that was stopped goes on where it stopped. The bytes of the data set dep
 the seed and the number of tasks alone.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import fcntl
 import json
 import os
 import pathlib
-import shlex
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from spatial_jax.cli import one_line_exits
 from spatial_jax.config import ConfigError
 from spatial_jax.datasets.numerical3d.numerical3d_dataset_builder import NAME, RELEASE, Builder
 from spatial_jax.datasets.numerical3d.part import METADATA, PROCEDURAL, SPLITS, BuildSettings
@@ -47,6 +42,13 @@ _SUMMARY = (
   "Questions about rendered 3D rooms with a number as the answer. Each has one to eight images of"
   " one room; the answers of each type are spread over a wide range, so that a constant scores low."
 )
+
+
+def build_settings(source: str, seed: int, tasks: int) -> BuildSettings:
+  """Returns the settings of a build from the command line; a metadata path becomes absolute."""
+  if source.startswith(METADATA):
+    source = METADATA + str(to_path(source.removeprefix(METADATA)).resolve())
+  return BuildSettings(source, seed, tasks, ROOMS_PER_PART)
 
 
 def build_numerical3d(
@@ -171,29 +173,3 @@ def _about(
     ("command", command),
   )
   return DatasetAbout("Numerical3D", _SUMMARY, facts)
-
-
-def main() -> None:
-  """Reads the command line; an error of the user is one line and exit code 2."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument("--source", required=True, help="rooms, or meta:PATH")
-  parser.add_argument("--out", required=True, help="folder to write")
-  parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-  parser.add_argument("--tasks", type=int, default=50_000, help="of all splits (default: 50000)")
-  parser.add_argument("--seed", type=int, default=0, help="other rooms for each (default: 0)")
-  arguments = parser.parse_args()
-  command = shlex.join(["python", "-m", "spatial_jax.tools.numerical3d", *sys.argv[1:]])
-  with one_line_exits("stopped; run the same command again to go on"):
-    source = arguments.source
-    if source.startswith(METADATA):
-      source = METADATA + str(to_path(source.removeprefix(METADATA)).resolve())
-    if arguments.workers < 1:
-      raise ConfigError(f"--workers is {arguments.workers} and must be at least 1")
-    settings = BuildSettings(source, arguments.seed, arguments.tasks, ROOMS_PER_PART)
-    build_numerical3d(to_path(arguments.out), settings, arguments.workers, command)
-
-
-if __name__ == "__main__":
-  main()
