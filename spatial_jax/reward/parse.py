@@ -196,6 +196,7 @@ def _words(text: str) -> str:
 
 
 _ARTICLES = ("a", "an", "the")
+_MOST_PASSES = 8
 
 
 def normal_words(text: str) -> str:
@@ -207,6 +208,15 @@ def normal_words(text: str) -> str:
   """
   if len(text) > MAX_CHARS:
     return ""
+  for _ in range(_MOST_PASSES):  # markup may have been inside punctuation: "0_:"
+    before, text = text, _normal_once(text)
+    if text == before:
+      break
+  return text
+
+
+def _normal_once(text: str) -> str:
+  """One pass of `normal_words`."""
   words = _words(plain(text)).split()
   words = [word for word in words if word not in _ARTICLES] or words
   numbers = {word: str(value) for value, word in enumerate(NUMBER_WORDS)}
