@@ -24,8 +24,9 @@ from spatial_jax.types import Task
 
 INFO_FILE = "dataset_info.json"
 _LISTS = ("options", "images", "videos")  # fields of a row that are lists
-# Features that are no field of a row: times in seconds of images that are the frames of one video.
-FRAME_TIMES = "frame_times"
+# Features that are no field of a row: times in seconds of images that are the frames of one video,
+# and the path of a video.
+FRAME_TIMES, VIDEO = "times_s", "video"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,6 +109,8 @@ def row_of_example(example: Mapping[str, Any], columns: Mapping[str, str]) -> di
   times_s = _plain(example.get(FRAME_TIMES, []), is_media=False)
   if times_s and row.get("images"):
     row["videos"] = [{"frames": row.pop("images"), "times_s": times_s}]
+  if video := _plain(example.get(VIDEO, ""), is_media=False):
+    row["videos"] = [*row.get("videos", ()), video]
   return row
 
 
