@@ -6,8 +6,6 @@ import re
 import sys
 
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -301,10 +299,7 @@ def test_marks_on_an_image_that_does_not_exist_are_reported(tmp_path):
 
 
 def run(**values) -> None:
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()
-  with flagsaver.flagsaver(**{name: value and str(value) for name, value in values.items()}):
-    build.main([])
+  build.main([f"--{name}={value}" for name, value in values.items()])
 
 
 def test_the_command_prints_counts_and_bad_rows(source, tmp_path, capsys):
