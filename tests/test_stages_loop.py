@@ -287,7 +287,8 @@ def tiny_run(init, steps, storage):
   cfg = tiny_defaults.get_config()
   cfg.init, cfg.mesh.data = str(init), 1
   cfg.loop.steps, cfg.loop.checkpoint_every = steps, 1
-  for name in ("source", "text", "preprocess", "rollout", "style", "executor"):
+  cfg.text = SETTINGS["text"]
+  for name in ("source", "preprocess", "video", "rollout", "style", "executor"):
     cfg[name].update(SETTINGS[name])
   cfg.rollout.prompts, cfg.rollout.group = 2, 2
   cfg.learn.micro, cfg.learn.save_rollouts_every = {"rows": 2, "lengths": (320,)}, 0
