@@ -1,18 +1,19 @@
 """Rows of a JSONL file: every field, every problem with its line and field, and fuzzed rows."""
 
-import json
-import random
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from spatial_jax.data.jsonl import open_jsonl
+from spatial_jax.data.files import open_files
+from spatial_jax.data.jsonl import line_count, open_jsonl
 from spatial_jax.data.media import MAX_PIXELS
-from spatial_jax.data.rows import RowProblem, check_media, row_schema, task_of_row
+from spatial_jax.data.rows import RowProblem, check_media, task_of_row
+from spatial_jax.errors import DataError
 from spatial_jax.reward.parse import check_truth
 from spatial_jax.types import ImageRef, VideoRef
-from tests.row_fixtures import rows, save_images, save_rows
+from tests.row_fixtures import FILES, rows, save_fuzzed_rows, save_images, save_rows
 
 ROW = {"question": "How far is the chair, in meters?", "answer": 2.4, "images": ["a.jpg"]}
 CHOICE = {"question": "Which?", "options": ["sofa", "lamp"], "answer": "B"}
@@ -150,6 +151,27 @@ def test_media_are_checked_by_their_headers(tmp_path):
     check_media(task({"question": "?", "answer": 1, "videos": frames}, tmp_path))
 
 
+def test_a_video_without_pyav_is_a_bad_row_that_names_the_extra(tmp_path, monkeypatch):
+  (tmp_path / "v.mp4").write_bytes(b"a video")
+  video = {"question": "?", "answer": 1, "videos": ["v.mp4"]}
+  check_media(task(video, tmp_path))
+  monkeypatch.setitem(sys.modules, "av", None)
+  for found in (task(video, tmp_path), task(video | {"videos": [b"a video"]})):
+    with pytest.raises(RowProblem, match=r"^videos\[0\]: .*pip install 'spatial_jax\[video\]'$"):
+      check_media(found)
+  save_images(tmp_path, 2)
+  check_media(task(video | {"videos": [{"frames": ["0.jpg", "1.jpg"]}]}, tmp_path))
+  path = save_rows(tmp_path / "r.jsonl", [video])
+  with pytest.raises(DataError, match=r"r\.jsonl:1: videos\[0\]: .*spatial_jax\[video\]"):
+    open_files([path], FILES, check_truth)
+
+
+def test_lines_are_counted(tmp_path):
+  for content, count in ((b"{}\n{}\n", 2), (b"{}\n\n{}", 3), (b"\n" * 3_000_000, 3_000_000)):
+    (tmp_path / "r.jsonl").write_bytes(content)
+    assert line_count(tmp_path / "r.jsonl") == count
+
+
 def test_a_file_is_read_by_random_access(tmp_path):
   made = rows(save_images(tmp_path, 3), 12)
   path = save_rows(tmp_path / "rows.jsonl", [*made[:5], b"", *made[5:]])
@@ -175,52 +197,30 @@ def test_bad_rows_name_line_and_field(tmp_path):
     [1, 2],
     good | {"answer": float("nan")},
     b"[" * 100_000,
+    good | {"scene": "a \ud83d"},
+    good | {"scene": "a \ud83d\ude00"},
   ]
   source, _, bad = open_jsonl(save_rows(tmp_path / "r.jsonl", lines), check_truth, True)
-  assert [row.where for row in bad] == [f"r.jsonl:{n}" for n in (2, 3, 4, 5, 6, 7, 8, 9, 10)]
-  assert [row.field for row in bad] == ["row", "answer", "answer", "id", "images[0]", *["row"] * 4]
+  assert [row.where for row in bad] == [f"r.jsonl:{n}" for n in range(2, 12)]
+  assert [row.field for row in bad] == [
+    "row",
+    "answer",
+    "answer",
+    "id",
+    "images[0]",
+    *["row"] * 4,
+    "scene",
+  ]
   assert "as in line 1" in bad[3].reason
-  assert len(source) == 1
-
-
-DAMAGES = (
-  lambda row, rng: row | {"images": ["missing.jpg"]},
-  lambda row, rng: row | {"answer": "about 3 m"},
-  lambda row, rng: row | {"answer": 0, "kind": "number"},
-  lambda row, rng: row | {"options": ["a", "b"], "answer": "z"},
-  lambda row, rng: row | {"images": [".."]},
-  lambda row, rng: row | {"images": ["huge.png"]},
-  lambda row, rng: row | {"id": "twice"},
-  lambda row, rng: {"problem": row["question"], "solution": row["answer"]},
-  lambda row, rng: {k: v for k, v in row.items() if k != rng.choice(list(row))},
-  lambda row, rng: row | {rng.choice(list(row_schema()["properties"])): random_value(rng)},
-  lambda row, rng: row | {rng.choice(list(row)): random_value(rng)},
-  lambda row, rng: row | {"question": "<image>" * rng.randrange(4) + "<video>?"},
-)
-
-
-def random_value(rng):
-  return rng.choice(
-    [
-      None, "", "x" * 5000, -1, 0, 1e308, 10**400, True, [], {}, [[]], [None], {"a": 1}, "\0",
-      ["a.jpg"] * 3, [{"path": 3}], [{"frames": "ab"}], "<|im_end|>", "\ud800", "3", ["A", "B"],
-    ]
-  )  # fmt: skip
+  assert bad[-1].reason == r"has half of a character, \ud83d"
+  assert len(source) == 2
+  assert source[1].scene_id == "a \N{GRINNING FACE}"
 
 
 def test_a_thousand_fuzzed_rows_are_used_or_named(tmp_path):
   """Each row is a task whose truth can be scored, or a bad row with line, field and reason."""
-  rng = random.Random(0)
-  made = rows(save_images(tmp_path, 3), 1000)
-  side = int(MAX_PIXELS**0.5) + 1
-  Image.new("1", (side, side)).save(tmp_path / "huge.png")
-  lines = [rng.choice(DAMAGES)(row, rng) if rng.random() < 0.7 else row for row in made]
-  for number in rng.sample(range(1000), 60):
-    raw = json.dumps(lines[number]).encode()
-    cut = rng.randrange(len(raw))
-    lines[number] = rng.choice([raw[:cut], raw[:cut] + bytes([rng.randrange(256)]) + raw[cut:]])
-    lines[number] = lines[number].replace(b"\n", b" ") or b"{"
-  source, infos, bad = open_jsonl(save_rows(tmp_path / "r.jsonl", lines), check_truth, True)
+  path = save_fuzzed_rows(tmp_path / "r.jsonl", 1000)
+  source, infos, bad = open_jsonl(path, check_truth, True)
   assert len(source) + len(bad) == 1000
   assert len(source) == len(infos)
   assert 300 < len(bad) < 800

@@ -19,12 +19,13 @@ from spatial_jax.config import ConfigError, check_choice, check_field, check_num
 from spatial_jax.data.jsonl import (
   BadRow,
   CheckTask,
+  line_count,
   open_jsonl,
   summary_of_bad_rows,
 )
 from spatial_jax.data.rows import RowInfo
 from spatial_jax.data.task_order import interleave
-from spatial_jax.data.tfds import is_tfds_folder, open_tfds
+from spatial_jax.data.tfds import example_count, is_tfds_folder, open_tfds
 from spatial_jax.errors import DataError
 from spatial_jax.types import Task
 from spatial_jax.workdir import to_path
@@ -169,11 +170,11 @@ def open_files(
       "config.source.path; give one for each file"
     )
   held_out = split_paths(cfg.held_out)
-  opened = [_open(path, cfg, check, on_row) for path in (*paths, *held_out)]
+  opened = [open_file(path, cfg, check, on_row) for path in (*paths, *held_out)]
   bad = [row for _, _, rows in opened for row in rows]
   _report(bad, sum(len(source) for source, _, _ in opened), cfg)
-  says = any(info.split == "held_out" for _, infos, _ in opened for info in infos)
-  fraction = 0.0 if says or held_out else cfg.held_out_fraction
+  stated = held_out or any(says_held_out(infos) for _, infos, _ in opened)
+  fraction = 0.0 if stated else cfg.held_out_fraction
   parts = [_part(source, infos, fraction) for source, infos, _ in opened[: len(paths)]]
   weights = cfg.weights or tuple(float(len(part.train_N)) for part in parts)
   empty = [path for path, part in zip(paths, parts, strict=True) if not len(part.train_N)]
@@ -198,30 +199,68 @@ def is_held_out(scene: str, fraction: float) -> bool:
   return zlib.crc32(scene.encode()) < fraction * 2**32
 
 
-def _open(
+def open_file(
   path: pathlib.Path, cfg: FilesConfig, check: CheckTask, on_row: Callable[[], None]
 ) -> tuple[TaskSource, list[RowInfo], list[BadRow]]:
+  """Opens and checks one JSONL file or TFDS folder.
+
+  Args:
+    check, on_row: as in `open_files`.
+
+  Returns:
+    The good rows, their infos, and the bad rows.
+
+  Raises:
+    ConfigError: if `cfg.columns` do not match the features.
+    DataError: if the file cannot be read.
+  """
+  if _is_tfds(path):
+    return open_tfds(path, cfg.columns, check, on_row)
+  return open_jsonl(path, check, cfg.check_media, on_row)
+
+
+def row_count(path: pathlib.Path) -> int:
+  """Returns the number of rows, for a progress bar; blank lines count.
+
+  Raises:
+    DataError: if the file cannot be read.
+  """
+  return example_count(path) if _is_tfds(path) else line_count(path)
+
+
+def _is_tfds(path: pathlib.Path) -> bool:
+  """Whether a path is a TFDS folder; DataError if it is neither that nor a JSONL file."""
   if path.is_dir():
     if not is_tfds_folder(path):
       raise DataError(
         f"{path} is a folder without dataset_info.json; give a JSONL file, or the folder of one "
         "version of a TFDS data set (NAME/1.0.0)"
       )
-    return open_tfds(path, cfg.columns, check, on_row)
+    return True
   if path.suffix in (".parquet", ".tsv", ".csv", ".json"):
     raise DataError(
       f"{path} is not in our format; convert it first: python -m spatial_jax.tools.build "
       f"--format=NAME --input={path} --out=DIR (docs/formats.md)"
     )
-  return open_jsonl(path, check, cfg.check_media, on_row)
+  return False
 
 
-def _part(source: TaskSource, infos: Sequence[RowInfo], fraction: float) -> Part:
+def says_held_out(infos: Sequence[RowInfo]) -> bool:
+  """Whether a row says that it is held out; then no scene is held out by its name."""
+  return any(info.split == "held_out" for info in infos)
+
+
+def held_out_rows(infos: Sequence[RowInfo], fraction: float) -> np.ndarray:
+  """Which rows are held out, bool [N]: as they say, else a fraction of the scenes."""
   held_out = [
     info.split == "held_out" or (info.split == "" and is_held_out(info.scene, fraction))
     for info in infos
   ]
-  held_out_N = np.array(held_out, bool)
+  return np.array(held_out, bool)
+
+
+def _part(source: TaskSource, infos: Sequence[RowInfo], fraction: float) -> Part:
+  held_out_N = held_out_rows(infos, fraction)
   return Part(source, infos, np.flatnonzero(~held_out_N), np.flatnonzero(held_out_N))
 
 

@@ -24,7 +24,9 @@ from spatial_jax.data.rows import (
 from spatial_jax.errors import DataError
 from spatial_jax.types import Task
 
-CheckTask = Callable[[Task], object]  # raises DataError for a task that no reward can score
+# Raises DataError for a task that no reward can score; RowProblem for another field.
+CheckTask = Callable[[Task], object]
+_BLOCK = 2**20  # bytes that are read at once
 
 
 class BadRow(NamedTuple):
@@ -90,6 +92,17 @@ def open_jsonl(
     on_row()
   source = JsonlSource(path, np.array(offsets, np.int64), np.array(lines, np.int64))
   return source, infos, bad
+
+
+def line_count(path: pathlib.Path) -> int:
+  """Returns the number of lines; DataError if the file does not exist or is empty."""
+  check_file(path)
+  with path.open("rb") as file:
+    blocks = iter(lambda: file.read(_BLOCK), b"")
+    count, last = 0, b""
+    for block in blocks:
+      count, last = count + block.count(b"\n"), block
+  return count + (not last.endswith(b"\n"))
 
 
 def checked_info(row: dict, task: Task, check: CheckTask, with_media: bool) -> RowInfo:

@@ -7,6 +7,7 @@ A JSON schema checks names and types. The rest is checked here. Every problem na
 
 import functools
 import hashlib
+import importlib.util
 import json
 import math
 import pathlib
@@ -20,6 +21,7 @@ import numpy as np
 from spatial_jax.config import suggestion
 from spatial_jax.data.media import image_size
 from spatial_jax.data.records import check_file
+from spatial_jax.data.video import NEEDS_PYAV
 from spatial_jax.errors import DataError
 from spatial_jax.types import (
   IMAGE_MARK,
@@ -70,12 +72,25 @@ def parse_line(line: bytes) -> Any:
   """Returns the JSON value of one line.
 
   Raises:
-    RowProblem: if the line is not JSON in UTF-8.
+    RowProblem: if the line is not JSON in UTF-8, or has half of a character (\\ud800).
   """
   try:
-    return json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
   except (ValueError, RecursionError) as error:
     raise RowProblem("row", f"is not JSON ({str(error)[:_MAX_SHOWN]})") from error
+  if b"\\ud" in line.lower():
+    _check_characters(row)
+  return row
+
+
+def _check_characters(row: Any) -> None:
+  """Refuses halves of surrogate pairs, which have no UTF-8 form."""
+  for field, value in row.items() if isinstance(row, dict) else ():
+    try:
+      json.dumps([field, value], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+      half = f"{error.object[error.start]!a}".strip("'")
+      raise RowProblem(ascii(field).strip("'"), f"has half of a character, {half}") from error
 
 
 def _refuse_constant(name: str) -> float:
@@ -131,7 +146,7 @@ def check_media(task: Task) -> None:
   """Checks that all media files exist, and reads the headers of images.
 
   Raises:
-    RowProblem: for the first that is missing, damaged or too large.
+    RowProblem: for the first that is missing, damaged or too large, or a video file without PyAV.
   """
   images = videos = 0
   for ref in task.media:
@@ -142,11 +157,8 @@ def check_media(task: Task) -> None:
     if isinstance(ref.data, tuple):
       for number, frame in enumerate(ref.data):
         _check_image(frame, f"videos[{videos}].frames[{number}]")
-    elif isinstance(ref.data, str):
-      try:
-        check_file(pathlib.Path(ref.data))
-      except DataError as error:
-        raise RowProblem(f"videos[{videos}]", str(error)) from error
+    else:
+      _check_video(ref.data, f"videos[{videos}]")
     videos += 1
 
 
@@ -155,6 +167,16 @@ def _check_image(ref: ImageRef, field: str) -> None:
     image_size(ref)
   except DataError as error:
     raise RowProblem(field, str(error)) from error
+
+
+def _check_video(data: str | bytes, field: str) -> None:
+  if importlib.util.find_spec("av") is None:
+    raise RowProblem(field, NEEDS_PYAV)
+  if isinstance(data, str):
+    try:
+      check_file(pathlib.Path(data))
+    except DataError as error:
+      raise RowProblem(field, str(error)) from error
 
 
 # --- fields --------------------------------------------------------------------------------------

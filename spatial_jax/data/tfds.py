@@ -75,9 +75,9 @@ def open_tfds(
   places, infos, bad = [], [], []
   seen: set[str] = set()
   for split in builder.info.splits:
-    for number, example in enumerate(_data(folder, split)):
+    for number in range(len(_data(folder, split))):
       try:
-        row = row_of_example(example, names)
+        row = row_of_example(_example(folder, split, number), names)
         task = task_of_row(row, *_names(folder, split, number))
         if task.task_id in seen:
           raise RowProblem("id", f"is {task.task_id!r} for a second time")
@@ -89,6 +89,11 @@ def open_tfds(
         bad.append(BadRow(f"{folder.name}/{split}:{number}", problem.field, problem.reason))
       on_row()
   return TfdsSource(folder, names, tuple(places)), infos, bad
+
+
+def example_count(folder: pathlib.Path) -> int:
+  """Returns the number of examples of all splits; DataError if the folder cannot be read."""
+  return sum(split.num_examples for split in _builder(folder).info.splits.values())
 
 
 def row_of_example(example: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -150,7 +155,8 @@ def _fields(
   if missing:
     raise ConfigError(
       f"{folder} has the features {', '.join(features)}; a task needs {', '.join(missing)}: say "
-      f"which feature it is with config.source.files.columns=('{missing[0]}=FEATURE',)"
+      f"which feature it is with config.source.files.columns=('{missing[0]}=FEATURE',), or "
+      f"--columns={missing[0]}=FEATURE of spatial_jax.tools.check"
     )
   return fields
 
@@ -175,6 +181,16 @@ def _builder(folder: pathlib.Path) -> Any:
 
 
 _OPEN: dict[tuple[pathlib.Path, str], Any] = {}  # in each process, because readers do not pickle
+
+
+def _example(folder: pathlib.Path, split: str, number: int) -> Mapping[str, Any]:
+  """One example, with its images decoded; RowProblem if it is damaged."""
+  try:
+    return _data(folder, split)[number]
+  except DataError:
+    raise
+  except Exception as error:  # many types
+    raise RowProblem("row", f"cannot be read ({first_line(error)})") from error
 
 
 def _data(folder: pathlib.Path, split: str) -> Any:

@@ -20,6 +20,8 @@ from spatial_jax.errors import DataError
 if TYPE_CHECKING:
   import av
 
+NEEDS_PYAV = "reading video files needs PyAV: pip install 'spatial_jax[video]'"
+
 
 @dataclasses.dataclass(frozen=True)
 class VideoConfig:
@@ -111,7 +113,7 @@ def read_video(source: pathlib.Path | bytes, cfg: VideoConfig, even_grid: bool) 
   try:
     import av
   except ImportError as error:
-    raise DataError("reading video files needs PyAV: pip install 'spatial_jax[video]'") from error
+    raise DataError(NEEDS_PYAV) from error
   name = "a video" if isinstance(source, bytes) else str(source)
   if isinstance(source, pathlib.Path):
     check_file(source)
