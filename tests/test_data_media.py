@@ -64,6 +64,13 @@ def test_contents_that_are_no_image_are_named(data):
     read_pixels(ImageRef(data))
 
 
+@pytest.mark.parametrize("array", [np.zeros((4, 4, 1), np.uint8), np.zeros((4, 4, 3), np.float32)])
+def test_pixels_of_another_form_are_refused(array):
+  for read in (read_pixels, image_size):
+    with pytest.raises(DataError, match=r"must be uint8 \[height, width, 3\]"):
+      read(ImageRef(array))
+
+
 def test_frames_of_a_list_are_chosen_by_time():
   frames = tuple(ImageRef(pixels(i, 8, 8)) for i in range(8))
   times_s = tuple(i * 0.5 for i in range(8))

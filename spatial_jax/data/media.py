@@ -30,9 +30,7 @@ def read_pixels(ref: ImageRef) -> np.ndarray:
     DataError: if a file is missing, damaged or too large, or an array is not uint8 RGB.
   """
   if isinstance(ref.data, np.ndarray):
-    if ref.data.dtype != np.uint8 or ref.data.ndim != 3 or ref.data.shape[2] != 3:
-      given = f"{ref.data.dtype} {ref.data.shape}"
-      raise DataError(f"image must be uint8 [height, width, 3], got {given}")
+    _check_array(ref.data)
     return draw_marks(ref.data, ref.marks)
   try:
     with _open(ref.data) as image:
@@ -51,6 +49,7 @@ def image_size(ref: ImageRef) -> tuple[int, int]:
     DataError: as `read_pixels`, but damage after the header is not found.
   """
   if isinstance(ref.data, np.ndarray):
+    _check_array(ref.data)
     return ref.data.shape[0], ref.data.shape[1]
   try:
     with _open(ref.data) as image:
@@ -108,6 +107,12 @@ def _open(data: str | bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
   check_file(pathlib.Path(data))
   return Image.open(data)
+
+
+def _check_array(pixels: np.ndarray) -> None:
+  if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+    given = f"{pixels.dtype} {pixels.shape}"
+    raise DataError(f"image must be uint8 [height, width, 3], got {given}")
 
 
 def _check_size(image: Image.Image) -> None:
