@@ -16,6 +16,7 @@ from spatial_jax.evaluate import baselines, predictions
 from spatial_jax.evaluate.behaviour import behaviour
 from spatial_jax.evaluate.predictions import EvaluationSet, Prediction
 from spatial_jax.policy.qwen_vl import make_policy
+from spatial_jax.reward.parse import check_truth
 from spatial_jax.rollout.config import SamplingParams
 from spatial_jax.sharding import MeshConfig
 from spatial_jax.stages.context import open_context
@@ -167,6 +168,14 @@ def test_constant_answers_are_medians_and_most_frequent_letters(evaluation_set):
   examples += [dataclasses.replace(choice, answer=letter) for letter in "CBACB"]
   answers = baselines.constant_answers(examples)
   assert answers == {number.question_type: "2.75", choice.question_type: "B"}
+
+
+def test_a_type_with_several_kinds_of_answers_has_a_constant(evaluation_set):
+  number, choice = number_and_choice(evaluation_set)
+  choice = dataclasses.replace(choice, question_type=number.question_type, answer="C")
+  for examples, answer in (([number, choice, choice], "C"), ([choice, number, number], None)):
+    found = baselines.constant_answers(examples)[number.question_type]
+    assert found == (answer or f"{check_truth(number).value:g}")
 
 
 def test_constant_answers_are_scored_with_the_right_format(evaluation_set):

@@ -21,21 +21,24 @@ def constant_answers(examples: Sequence[Task]) -> dict[str, str]:
   """Question type -> the best answer without an image.
 
   The median of numbers; the most frequent letter of choices, and words (of equally frequent ones
-  the first in the alphabet).
+  the first in the alphabet). If a type has answers of several kinds, those of the most frequent
+  kind decide.
   """
-  answers: dict[str, list[str]] = collections.defaultdict(list)
-  kinds = {}
+  answers: dict[str, dict[str, list[str]]] = collections.defaultdict(dict)
   for task in examples:
-    number = task.answer_kind == "number"
-    answer = str(check_truth(task).value) if number else task.answer
-    answers[task.question_type].append(answer)
-    kinds[task.question_type] = task.answer_kind
-  return {
-    name: f"{np.median(np.array(values, np.float64)):g}"
-    if kinds[name] == "number"
-    else min(collections.Counter(values).items(), key=lambda item: (-item[1], item[0]))[0]
-    for name, values in answers.items()
-  }
+    kind = task.answer_kind
+    answer = str(check_truth(task).value) if kind == "number" else task.answer
+    answers[task.question_type].setdefault(kind, []).append(answer)
+  found = {}
+  for name, by_kind in answers.items():
+    kind, values = max(by_kind.items(), key=lambda item: len(item[1]))
+    counts = collections.Counter(values)
+    found[name] = (
+      f"{np.median(np.array(values, np.float64)):g}"
+      if kind == "number"
+      else min(counts.items(), key=lambda item: (-item[1], item[0]))[0]
+    )
+  return found
 
 
 def predict_constant(evaluation_set: EvaluationSet, answers: Mapping[str, str]) -> list[Prediction]:
