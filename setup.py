@@ -10,7 +10,13 @@ setup(
   python_requires=">=3.11",
   packages=find_packages(include=["spatial_jax", "spatial_jax.*"]),
   package_data={
-    "spatial_jax": ["assets/tiny/*", "prompts/*.toml", "report/*.jinja", "report/*.css"]
+    "spatial_jax": [
+      "assets/tiny/*",
+      "data/*.json",
+      "prompts/*.toml",
+      "report/*.css",
+      "report/*.jinja",
+    ]
   },
   install_requires=[
     # Lower bounds are versions the tests were run with.
