@@ -91,7 +91,7 @@ def write_report(
   config = workdir / CONFIG
   config = config.read_text(encoding="utf-8", errors="replace") if config.exists() else None
   change = score_change(table) if table else None
-  page = _template().render(
+  page = page_template("report.html.jinja").render(
     about=about,
     example=choose_example(steps, score_changes(workdir), change.verb if change else None),
     result=headline(table) if table else None,
@@ -110,11 +110,16 @@ def write_report(
     gallery=[step_view(groups, card) for groups in steps],
     timeline=_timeline_view(workdir),
     config=config,
-    css=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
+    css=style_sheet("report.css"),
   )
   # A lone surrogate in model text has no UTF-8 form; the page shows a question mark.
   write_text(workdir / FILE, page.encode("utf-8", "replace").decode("utf-8"))
   return workdir / FILE
+
+
+def style_sheet(name: str) -> Markup:
+  """Returns a style sheet of this folder, for the head of a page."""
+  return Markup((_HERE / name).read_text(encoding="utf-8"))
 
 
 def key_figures(records: Sequence[dict[str, Any]], table: ResultTable | None) -> list[KeyFigure]:
@@ -151,7 +156,8 @@ def not_finite(records: Sequence[dict[str, Any]]) -> list[tuple[str, list[int]]]
   return sorted(found.items())
 
 
-def _template() -> jinja2.Template:
+def page_template(name: str) -> jinja2.Template:
+  """Returns a template of this folder; it escapes every text that it is given."""
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(_HERE),
     autoescape=True,
@@ -165,7 +171,7 @@ def _template() -> jinja2.Template:
     "typeset": wording.typeset,
     "type_name": wording.type_name,
   }
-  return environment.get_template("report.html.jinja")
+  return environment.get_template(name)
 
 
 def _schedule(config: str | None) -> str | None:
