@@ -193,6 +193,34 @@ def test_a_missing_split_is_a_warning(tmp_path, monkeypatch, capsys, split, warn
   assert f"warning: {warning}" in run(monkeypatch, capsys, path)[1]
 
 
+def test_rows_that_say_their_split_leave_no_scene_to_chance(tmp_path, monkeypatch, capsys):
+  made = numbers(tmp_path, 60)
+  made[0]["split"] = "held_out"
+  path = save_rows(tmp_path / "rows.jsonl", made)
+  assert "59 training rows, 1 held-out rows" in run(monkeypatch, capsys, path)[1]
+
+
+def test_equal_questions_about_other_media_or_options_are_no_duplicates(
+  tmp_path, monkeypatch, capsys
+):
+  names = save_images(tmp_path, 2)
+  box = {"shape": "box", "points": [1, 2, 3, 4], "color": "red"}
+  images = [names[0], names[1], {"path": names[0], "marks": [box]}]
+  made = [{"question": "How far?", "answer": 1, "images": [image]} for image in images]
+  made += [{"question": "How far?", "answer": 1, "videos": [{"frames": names}]}]
+  made += [{"question": "How far?", "answer": 1, "videos": [{"frames": names[::-1]}]}]
+  choice = {"question": "Which?", "answer": "A", "images": [names[0]]}
+  made += [choice | {"options": list(letters)} for letters in ("xy", "xz")]
+  path = save_rows(tmp_path / "rows.jsonl", made)
+  assert "of an earlier row" not in run(monkeypatch, capsys, path)[1]
+  save_rows(path, [*made, made[0] | {"images": [{"path": names[0]}]}])
+  assert "rows/1 = rows/8" in run(monkeypatch, capsys, path)[1], "another form of the same image"
+  save_rows(path, [*made, choice | {"options": ["y", "x"], "answer": "B"}])
+  out = run(monkeypatch, capsys, path)[1]
+  assert "rows/6 = rows/8" in out, "options in another order"
+  assert "different answers" not in out, "B is now the text that A was"
+
+
 def test_a_biased_choice_is_told_from_chance(tmp_path, monkeypatch, capsys):
   fair, _ = numbers(tmp_path, 2)
   made = [

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from rich.console import Console
 
 from spatial_jax.cli import one_line_exits
@@ -72,14 +73,15 @@ def check_file(
   held_out_N = held_out_rows(infos, 0.0 if says_held_out(infos) else cfg.held_out_fraction)
   name = f"{path.parent.name}/{path.name}" if path.is_dir() else path.name
   summary = summarise(name, collected, held_out_N, bad)
-  views = _examples(source, collected, held_out_N.tolist(), path, examples, console)
+  views = _examples(source, collected, held_out_N, path, examples, console)
   warnings = warnings_of(collected.rows, held_out_N, summary) + _unreadable(views)
   if len(bad) > cfg.max_bad_fraction * (len(source) + len(bad)):
     most = f"more than {cfg.max_bad_fraction:.0%} of the rows are bad"
     warnings.insert(0, f"a run refuses the file: {most} (config.source.files.max_bad_fraction)")
   write_page(out / FILE, summary, warnings, views)
   data_console.show(summary, warnings, console)
-  print(f"wrote {out / FILE}" + (f" and {out / BAD_ROWS}" if bad else ""))
+  written = f"{out / FILE}" + (f" and {out / BAD_ROWS}" if bad else "")
+  print(f"wrote {data_console.printable(written)}")
   return int(bool(bad))
 
 
@@ -99,7 +101,7 @@ def _write_bad_rows(path: pathlib.Path, bad: Sequence[BadRow]) -> None:
 def _examples(
   source: TaskSource,
   collected: FactCollector,
-  held_out_N: Sequence[bool],
+  held_out_N: np.ndarray,
   path: pathlib.Path,
   count: int,
   console: Console,
@@ -108,7 +110,7 @@ def _examples(
   with data_console.progress(console, "examples", len(chosen)) as on_row:
     views = []
     for index in chosen:
-      views.append(task_view(source[index], held_out_N[index], path.parent))
+      views.append(task_view(source[index], bool(held_out_N[index]), path.parent))
       on_row()
   return views
 
