@@ -40,6 +40,8 @@ setup(
     "jsonschema>=4.26.0",
     "grain>=0.2.18",
     "tensorflow-datasets>=4.9.10",
+    # tensorflow-datasets imports it and does not list it.
+    "importlib_resources>=6.5.2",
     "array-record>=0.8.6",
   ],
   extras_require={
