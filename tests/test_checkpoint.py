@@ -359,7 +359,9 @@ def test_a_full_disk_is_one_line_and_keeps_older_checkpoints(small_disk):
   command = [sys.executable, "-c", textwrap.dedent(FULL), str(folder / "run"), mode]
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 2, done.stderr
-  (line,) = done.stderr.splitlines()
+  lines = done.stderr.splitlines()
+  assert len(lines) == 1, done.stderr
+  (line,) = lines
   assert line.startswith("error: checkpoint 3 cannot be written to ")
   assert reason in line
   names = sorted(path.name for path in (folder / "run" / "checkpoints").iterdir())

@@ -16,6 +16,7 @@ from PIL import Image
 
 from spatial_jax.config import ConfigError
 from spatial_jax.data.held_out import HELD_OUT_SEED, is_held_out
+from spatial_jax.data.tfds import open_tfds
 from spatial_jax.data.tfds_features import decode_row
 from spatial_jax.datasets.numerical3d.numerical3d_dataset_builder import Builder
 from spatial_jax.datasets.numerical3d.part import SPLITS, BuildSettings, write_part
@@ -28,7 +29,6 @@ from spatial_jax.datasets.numerical3d.parts import (
 from spatial_jax.errors import DataError
 from spatial_jax.reward.parse import check_truth
 from spatial_jax.tools.numerical3d import build_dataset, build_numerical3d
-from spatial_jax.types import Task
 
 META = pathlib.Path(__file__).parents[2] / "shared" / "data" / "vsibench_meta"
 needs_meta = pytest.mark.skipif(
@@ -135,19 +135,14 @@ def test_no_room_is_in_two_splits_and_none_has_many_tasks(rows):
   assert len(set(ids)) == len(ids) == SETTINGS.tasks
 
 
-def to_task(row):
-  """A task with the texts of a row."""
-  texts = {"task_id": row["id"], "question_type": row["type"], "question": row["question"]}
-  texts |= {"answer": row["answer"], "answer_kind": row["kind"], "options": None}
-  others = {"source": "", "scene_id": row["scene"], "benchmark": None, "boxes": ()}
-  return Task(**texts, **others, images=())
-
-
-def test_every_answer_can_be_read_by_the_reward(rows):
-  for row in (row for found in rows.values() for row in found):
-    truth = check_truth(to_task(row))
+def test_every_answer_can_be_read_by_the_reward(built):
+  tasks, _, bad = open_tfds(built / FOLDER, (), check=lambda _: None)
+  assert not bad
+  assert len(tasks) == SETTINGS.tasks
+  for task in tasks:
+    truth = check_truth(task)
     assert truth.parsed
-    assert truth.value == float(row["answer"]) > 0
+    assert truth.value == float(task.answer) > 0
 
 
 def test_rows_have_images_and_what_is_known_about_them(rows):
