@@ -45,7 +45,7 @@ def expected_weights(name: str, row: int, prompt_length: int) -> np.ndarray:
   return np.stack(found)
 
 
-@pytest.mark.parametrize("name", [TIED, "qwen3_vl/tied"])
+@pytest.mark.parametrize("name", [TIED, pytest.param("qwen3_vl/tied", marks=pytest.mark.slow)])
 def test_log_attention_equals_the_layer_s_attention(name):
   """Two prompts of different lengths, two rows each: every head of every row."""
   policy, params, _, _, features_MYD = setting(name)

@@ -382,6 +382,7 @@ def test_gradients_may_be_summed_in_bfloat16():
   assert_close(optax.tree.cast(rounded, jnp.float32), exact, 5 * 2**-8)
 
 
+@pytest.mark.slow
 def test_moments_and_gradients_in_bfloat16_change_a_step_little(adam):
   low = dataclasses.replace(CFG, learning_rate=0.01, warmup_steps=0)
   low = make_optimizer(dataclasses.replace(low, mu_dtype="bfloat16", gradient_dtype="bfloat16"))

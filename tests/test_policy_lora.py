@@ -228,6 +228,7 @@ def trained_from(frozen_dtype: str):
   return policy, state, found
 
 
+@pytest.mark.slow
 def test_a_base_stored_in_bfloat16_trains_like_the_same_values_in_float32():
   """Bit for bit: frozen parameters are read, never written."""
   _, half, metrics = trained_from("bfloat16")
@@ -245,6 +246,7 @@ def test_a_base_stored_in_bfloat16_trains_like_the_same_values_in_float32():
   assert 2 * sizes[0] == sizes[1]
 
 
+@pytest.mark.slow
 def test_rounding_the_base_changes_the_gradient_little():
   """The gradient of the likelihood; the large logits of random weights turn 0.4 % into 6 %."""
   policy, half, _ = trained_from("bfloat16")

@@ -48,9 +48,16 @@ def test_the_placeholders_build_every_config():
     build(TrainConfig, filled(settings_of("7b", **{"rollout.group": 1}), AUTOMATIC))
 
 
-@pytest.mark.parametrize("name", ["2b", "3b", "7b", "8b", "32b"])
-@pytest.mark.parametrize("machine", MACHINES)
-def test_a_dry_run_needs_no_files_and_fills_in_everything(name, machine, capsys):
+FAST = {("gpu-80gb", "32b"), ("v5e-8", "7b"), ("v6e-8", "2b")}
+CASES = [
+  pytest.param(machine, name, marks=() if (machine, name) in FAST else pytest.mark.slow)
+  for machine in MACHINES
+  for name in ("2b", "3b", "7b", "8b", "32b")
+]
+
+
+@pytest.mark.parametrize(("machine", "name"), CASES)
+def test_a_dry_run_needs_no_files_and_fills_in_everything(machine, name, capsys):
   ready = prepare(settings_of(name), None, devices_of(machine), needs_weights=False)
   assert not is_automatic(ready.settings)
   assert all(get(ready.settings, key) is not None for key in AUTOMATIC if has(ready.settings, key))

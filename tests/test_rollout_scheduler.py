@@ -104,16 +104,20 @@ def assert_same(one, other, atol):
 # --- scheduling changes no token -----------------------------------------------------------------
 
 
+def slow(changed):
+  return pytest.param(changed, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
   "changed",
   [
-    {"schedule": "eager"},
-    {"drawing_delay": 4, "gather_fractions": ()},
+    slow({"schedule": "eager"}),
+    slow({"drawing_delay": 4, "gather_fractions": ()}),
     {"slots": 1, "prefill": (1,), "decode_steps": 1},
-    {"slots": 16, "prefill": (16,), "append": (1,), "decode_steps": 32},
+    slow({"slots": 16, "prefill": (16,), "append": (1,), "decode_steps": 32}),
     {"slots": 2, "schedule": "barrier"},
     {"slots": 2, "rows": 3, "gather_fractions": (0.3, 0.7)},
-    {"slots": 2, "rows": 1, "schedule": "barrier"},
+    slow({"slots": 2, "rows": 1, "schedule": "barrier"}),
     # Little more than two images: most are encoded again.
     {"slots": 4, "rows": 4, "schedule": "eager", "feature_buffer_tokens": 72},
   ],
