@@ -1,6 +1,7 @@
 """Numerical3D is the same to the byte for any number of workers and after a kill at any moment."""
 
 import collections
+import dataclasses
 import io
 import json
 import pathlib
@@ -13,6 +14,7 @@ import zipfile
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
+from tensorflow_datasets.core import shuffle
 
 from spatial_jax.config import ConfigError
 from spatial_jax.data.held_out import HELD_OUT_SEED, is_held_out
@@ -120,6 +122,19 @@ def test_the_builder_alone_builds_the_same_data_set(built, tmp_path):
   Builder(data_dir=tmp_path).download_and_prepare(download_dir=tmp_path / "downloads")
   assert contents(tmp_path / FOLDER) == contents(built / FOLDER)
   assert not parts_folder(tmp_path).exists()
+
+
+def test_a_large_data_set_needs_no_tensorflow(tmp_path, monkeypatch):
+  monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 1000)
+  build_dataset(tmp_path, BuildSettings("rooms", 0, 6, 4), 1)
+  assert (tmp_path / FOLDER / "dataset_info.json").exists()
+
+
+def test_a_data_set_larger_than_the_memory_is_refused(tmp_path):
+  settings = dataclasses.replace(SETTINGS, tasks=10**9)
+  with pytest.raises(ConfigError, match=r"--tasks=1000000000 needs about \d+ GB of memory"):
+    build_dataset(tmp_path / "new", settings, 1)
+  assert not (tmp_path / "new").exists()
 
 
 def test_no_room_is_in_two_splits_and_none_has_many_tasks(rows):

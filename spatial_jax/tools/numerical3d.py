@@ -37,6 +37,7 @@ from spatial_jax.workdir import one_line_errors, to_path, write_text
 RECORD = "numerical3d.json"  # in DIR: settings, and time of the build
 ROOMS_PER_PART = 50  # about 20 seconds of work
 _EXAMPLES = 24  # on the second page
+_TASK_BYTES = 80_000  # of memory while the data set is written; 59,000 are those of the files
 _REPORT_S = 10.0  # between two lines of progress
 _SUMMARY = (
   "Questions about rendered 3D rooms with a number as the answer. Each has one to eight images of"
@@ -76,6 +77,7 @@ def build_numerical3d(
 
 def build_dataset(out: pathlib.Path, settings: BuildSettings, workers: int) -> float:
   """`build_numerical3d` without the pages; returns the seconds it took, earlier runs included."""
+  _check_memory(settings.tasks)
   with one_line_errors(out):
     out.mkdir(parents=True, exist_ok=True)
   with _locked(out):
@@ -90,6 +92,17 @@ def build_dataset(out: pathlib.Path, settings: BuildSettings, workers: int) -> f
         unused = parts_folder(out) / "downloads"
         Builder(data_dir=out).download_and_prepare(download_dir=unused)
   return record["seconds"]
+
+
+def _check_memory(tasks: int) -> None:
+  """TFDS shuffles the examples in memory."""
+  needed = tasks * _TASK_BYTES
+  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  if needed > memory:
+    raise ConfigError(
+      f"--tasks={tasks} needs about {needed / 1e9:.0f} GB of memory and the machine has"
+      f" {memory / 1e9:.0f} GB; build several data sets with other values of --seed"
+    )
 
 
 def _make_parts(

@@ -10,11 +10,13 @@ If `parts_folder(DIR)` has settings, they are used: see `spatial_jax.tools.numer
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
+from tensorflow_datasets.core import shuffle
 
 from spatial_jax.data.tfds_features import FILE_FORMAT, StableWriter, encode_row, task_features
 from spatial_jax.datasets.numerical3d.part import PROCEDURAL, SPLITS, BuildSettings, Split
@@ -63,6 +65,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     file_format: str | None = None,
   ) -> None:
     """Builds the data set, then removes the parts. Nothing is downloaded."""
+    # TFDS moves the examples of a split to disk above this size, with TensorFlow's file functions.
+    shuffle.MAX_MEM_BUFFER_SIZE = sys.maxsize
     super().download_and_prepare(
       download_dir=download_dir, download_config=download_config, file_format=file_format
     )
