@@ -125,17 +125,29 @@ def test_files_that_cannot_be_used_are_one_line(tmp_path):
   (tmp_path / "folder").mkdir()
   (tmp_path / "a.parquet").write_bytes(b"PAR1")
   (tmp_path / "empty.jsonl").write_bytes(b"")
-  held = numbers(tmp_path, 3, "held", split="held_out")
   for path, message in (
     (tmp_path / "folder", "is a folder without dataset_info.json"),
     (tmp_path / "a.parquet", "convert it first: python -m spatial_jax.tools.build"),
     (tmp_path / "empty.jsonl", "is empty"),
     (tmp_path / "none.jsonl", "does not exist"),
-    (held, "has no training task"),
   ):
     with pytest.raises(DataError, match=message) as caught:
       opened(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_benchmark_alone_can_be_evaluated_and_not_trained_on(tmp_path):
+  held = numbers(tmp_path, 3, "held", split="held_out")
+  source = opened(held)
+  assert len(source.held_out(9)) == len(source.examples(0, 9)) == 3
+  with pytest.raises(DataError, match=r"config\.source\.path has no training task"):
+    source.batch(0, 0, 1)
+  good = numbers(tmp_path, 4)
+  both = opened(good, held, held_out_fraction=0.0)
+  assert (len(both.held_out(9)), both.train_count) == (3, 4)
+  assert len(both.batch(0, 0, 8)) == 8
+  with pytest.raises(DataError, match=r"held\.jsonl has a weight and no training task"):
+    opened(good, held, weights=(1.0, 1.0))
 
 
 def test_too_many_bad_rows_refuse_the_run_with_a_list(tmp_path, capsys):

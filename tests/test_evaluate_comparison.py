@@ -10,7 +10,7 @@ from rich.console import Console
 
 from spatial_jax.evaluate import results
 from spatial_jax.evaluate.behaviour import behaviour
-from spatial_jax.evaluate.benchmarks.summary import heading, vsi_score
+from spatial_jax.evaluate.benchmarks.summary import heading, vsi_score, vsi_sentence
 from spatial_jax.evaluate.comparison import PredictionSet, result_table
 from spatial_jax.evaluate.console import show, show_behaviour
 from spatial_jax.evaluate.evaluator import write
@@ -206,6 +206,11 @@ def test_vsi_score_is_the_average_of_the_benchmark():
   assert vsi_score([right, near, foreign]) == pytest.approx(100 * (1.0 + 0.8) / 2, abs=5.01)
   assert (vsi_score([right, wordy, near]) or 0) < (vsi_score([right, near]) or 0)
   assert vsi_score([make_prediction(0, 1.0)]) is None
+  sentence = vsi_sentence({"greedy": [right], "sampled": [wordy]})
+  assert sentence == (
+    "VSI-Bench's own average of its tasks, in percent: greedy 100.0; sampled 0.0."
+  )
+  assert vsi_sentence({"greedy": [make_prediction(0, 1.0)]}) is None
 
 
 # --- output ------------------------------------------------------------------------------------

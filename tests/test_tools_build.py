@@ -215,6 +215,11 @@ def test_a_benchmark_is_never_a_training_split(tmp_path):
     convert(path, tmp_path / "out", "vsi_bench", split="train")
 
 
+def test_out_is_a_folder(source, tmp_path):
+  with pytest.raises(DataError, match=r"rows\.jsonl is the folder to write"):
+    convert(source(GOOD), tmp_path / "rows.jsonl")
+
+
 def test_rows_that_exist_are_not_overwritten(source, tmp_path):
   path = source(GOOD)
   convert(path, tmp_path / "out")

@@ -95,7 +95,12 @@ class FileSource:
 
     Args:
       refill: further orders of the same seed: for a step that needs more tasks (dynamic sampling).
+
+    Raises:
+      DataError: if there is no training task.
     """
+    if not self.train_count:
+      raise DataError("config.source.path has no training task; see the split of its rows")
     shares = [(p, w) for p, w in zip(self.parts, self.weights, strict=True) if w]
     datasets = [
       self._order(part, _seed(seed, number, refill)) for number, (part, _) in enumerate(shares)
@@ -127,8 +132,12 @@ class FileSource:
     return [places[k][0].source[places[k][1]] for k in interleave(types)[:count]]
 
   def examples(self, seed: int, count: int) -> list[Task]:
-    """`count` random training tasks for the baselines of the evaluation, or all tasks."""
+    """`count` random training tasks for the baselines of the evaluation.
+
+    If there are none, as in a benchmark, held-out tasks.
+    """
     places = [(part, int(i)) for part in self.parts for i in part.train_N]
+    places = places or [(part, int(i)) for part in self.parts for i in part.held_out_N]
     order = np.random.default_rng((seed, _ORDER_STREAM)).permutation(len(places))
     return [places[k][0].source[places[k][1]] for k in order[:count]]
 
@@ -156,13 +165,14 @@ def open_files(
   """Opens and checks all files; bad rows are counted, printed and left out.
 
   Args:
-    paths: JSONL files and TFDS folders with training tasks; rows may say that they are held out.
+    paths: JSONL files and TFDS folders; rows may say that they are held out.
     check: raises DataError for a task that cannot be scored.
     on_row: called for every row, for a progress bar.
 
   Raises:
     ConfigError: if the weights do not match the files.
-    DataError: if a file cannot be read, too many rows cannot be used, or there is no training task.
+    DataError: if a file cannot be read, too many rows cannot be used, or a file with a weight has
+      no training task.
   """
   if cfg.weights and len(cfg.weights) != len(paths):
     raise ConfigError(
@@ -178,13 +188,14 @@ def open_files(
   parts = [_part(source, infos, fraction) for source, infos, _ in opened[: len(paths)]]
   weights = cfg.weights or tuple(float(len(part.train_N)) for part in parts)
   empty = [path for path, part in zip(paths, parts, strict=True) if not len(part.train_N)]
-  if empty:
-    raise DataError(f"{empty[0]} has no training task; see the split and scene of its rows")
+  if empty and cfg.weights:
+    raise DataError(f"{empty[0]} has a weight and no training task; see the split of its rows")
   for source, infos, _ in opened[len(paths) :]:
     everything = np.arange(len(source), dtype=np.int64)
     parts.append(Part(source, infos, everything[:0], everything))
   weights = (*weights, *[0.0] * len(held_out))
-  benchmarks = {part.source[int(part.train_N[0])].benchmark for part in parts[: len(paths)]}
+  trained = [part for part in parts if len(part.train_N)]
+  benchmarks = {part.source[int(part.train_N[0])].benchmark for part in trained}
   benchmark = benchmarks.pop() if len(benchmarks) == 1 else None
   return FileSource(tuple(parts), weights, cfg.order, benchmark, len(bad))
 

@@ -19,7 +19,7 @@ from spatial_jax.data.task_order import interleave_types
 from spatial_jax.errors import DataError
 from spatial_jax.evaluate import baselines, comparison, results
 from spatial_jax.evaluate.behaviour import behaviour
-from spatial_jax.evaluate.benchmarks.summary import heading, vsi_score
+from spatial_jax.evaluate.benchmarks.summary import heading, vsi_score, vsi_sentence
 from spatial_jax.evaluate.comparison import PredictionSet, result_table
 from spatial_jax.evaluate.console import progress, show
 from spatial_jax.evaluate.predictions import (
@@ -231,6 +231,8 @@ def make_table(evaluator: Evaluator, found: Sequence[PredictionSet]) -> ResultTa
     notes.append(f"No training question gives a median answer for: {', '.join(sorted(without))}.")
   if {t.task_id for t in examples} >= {t.task_id for t in tasks}:
     notes.append("The median answers are those of these very questions: the best constants.")
+  if official := vsi_sentence({s.column.label: s.predictions for s in found}):
+    notes.append(official)
   keys = {s.column.key for s in found}
   if results.START_FITTED in keys:
     notes.append(

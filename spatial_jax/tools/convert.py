@@ -80,6 +80,8 @@ def convert_files(
     raise DataError(f"--split=train: {fmt.name} is a benchmark, whose rows are always held out")
   if media is not None and not media.is_dir():
     raise DataError(f"--media={media} is not a folder")
+  if out.suffix == ".jsonl":
+    raise DataError(f"--out={out} is the folder to write; the rows go to {ROWS} in it")
   if (out / ROWS).exists():
     raise DataError(f"{out / ROWS} exists; choose another --out, or delete it")
   files, notes = _fitting_files(fmt, find_files(path))

@@ -1,6 +1,6 @@
 """The heading of the result table and the VSI-Bench score of an evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from spatial_jax.evaluate.benchmarks import vsi_bench
 from spatial_jax.evaluate.predictions import Prediction
@@ -28,8 +28,8 @@ def vsi_score(predictions: Sequence[Prediction]) -> float | None:
   """VSI-Bench's own average, in [0, 100], over its question types; None without one.
 
   Other benchmarks, other question types and faults are ignored. The answers are read by the
-  benchmark's rules, which differ from `reward.parse`. The rooms are rendered here, so the score
-  compares runs with each other, not with published figures.
+  benchmark's rules, which differ from `reward.parse`. Published figures are those of its own videos
+  and prompts; a score on rendered rooms compares runs with each other.
   """
   scores: dict[str, list[float]] = {}
   for p in predictions:
@@ -38,3 +38,14 @@ def vsi_score(predictions: Sequence[Prediction]) -> float | None:
       value = vsi_bench.score(p.answer or "", p.truth, p.question_type)
       scores.setdefault(p.question_type, []).append(value)
   return vsi_bench.average(scores) if scores else None
+
+
+def vsi_sentence(predictions: Mapping[str, Sequence[Prediction]]) -> str | None:
+  """The VSI-Bench scores of all columns in one sentence; None without one.
+
+  Args:
+    predictions: label of a column -> its predictions.
+  """
+  scores = {label: vsi_score(found) for label, found in predictions.items()}
+  shown = [f"{label} {value:.1f}" for label, value in scores.items() if value is not None]
+  return f"VSI-Bench's own average of its tasks, in percent: {'; '.join(shown)}." if shown else None
