@@ -203,9 +203,10 @@ def find(path: PathLike) -> epath.Path:
   """
   found = latest(path)
   if found is None:
-    what = "holds no complete checkpoint" if find_path(path).exists() else "does not exist"
+    what = "has no complete checkpoint" if find_path(path).exists() else "does not exist"
     raise CheckpointError(
-      f"checkpoint {os.fspath(path)} {what}; give the --workdir of a run that has saved one"
+      f"{os.fspath(path)} {what}; give a Hugging Face folder, or the --workdir of a run that has"
+      " saved a checkpoint"
     )
   return found
 

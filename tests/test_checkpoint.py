@@ -149,8 +149,8 @@ def test_missing_checkpoint_names_path_and_fix(tmp_path, exists):
   path = tmp_path if exists else tmp_path / "run"
   with pytest.raises(CheckpointError) as error:
     checkpoint.find(path)
-  what = "holds no complete checkpoint" if exists else "does not exist"
-  assert f"checkpoint {path} {what}; give" in str(error.value)
+  what = "has no complete checkpoint" if exists else "does not exist"
+  assert f"{path} {what}; give" in str(error.value)
   assert "\n" not in str(error.value)
 
 

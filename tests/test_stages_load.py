@@ -314,7 +314,7 @@ def test_each_other_path_is_refused_by_its_name(single, tmp_path, monkeypatch):
     (single / weights.WEIGHTS, "is a file; give the folder that contains it"),
     (cache.parents[1], f"but its folder {cache} has; give that folder"),
     (trainer, f"but its folder {trainer / 'checkpoint-500'} has; give that folder"),
-    (tmp_path / "empty", "holds no complete checkpoint; give"),
+    (tmp_path / "empty", "has no complete checkpoint; give"),
     (tmp_path / "gone", "does not exist; give"),
   ):
     line = refused(path, monkeypatch)
