@@ -117,7 +117,7 @@ def _about(
   questions = {prediction.task_id for prediction in found[0].predictions}
   statistics = behaviour(next(s.predictions for s in found if s.column.key == END_GREEDY))
   return About(
-    title=f"{checkpoint} on {cfg.source.kind}",
+    title=f"{checkpoint} on {cfg.source.path or 'procedural rooms'}",
     summary=f"{len(questions)} questions that training never used. {above or ''}".strip(),
     facts=(
       ("compared with", cfg.init or "nothing"),

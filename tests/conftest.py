@@ -39,14 +39,19 @@ def few_maps():
 
 
 def pytest_collection_modifyitems(config, items):
-  """Continuous integration runs a third of the slow tests: SPATIAL_JAX_SLOW_THIRD is 0, 1 or 2."""
+  """Continuous integration runs a third of the slow tests: SPATIAL_JAX_SLOW_THIRD is 0, 1 or 2.
+
+  Those with `slow(always=True)` run in every third.
+  """
   third = os.environ.get("SPATIAL_JAX_SLOW_THIRD")
   if third is None:
     return
   skipped = [
     item
     for item in items
-    if item.get_closest_marker("slow") and zlib.crc32(item.nodeid.encode()) % 3 != int(third)
+    if (slow := item.get_closest_marker("slow"))
+    and not slow.kwargs.get("always")
+    and zlib.crc32(item.nodeid.encode()) % 3 != int(third)
   ]
   config.hook.pytest_deselected(items=skipped)
   items[:] = [item for item in items if item not in skipped]
