@@ -232,3 +232,13 @@ def test_prompts_of_an_evaluation_come_in_order_with_their_errors(tmp_path):
   assert isinstance(found.pop(2), DataError)
   assert ids(prompt.task for prompt in found) == ids([*tasks[:2], *tasks[3:]])
   assert np.array_equal(found[0].token_ids_T, Encode()(tasks[0]).token_ids_T)
+
+
+def test_any_error_of_media_is_an_error_of_its_task(tmp_path):
+  def broken(_):
+    raise OSError("broken data stream")
+
+  (task,) = opened(numbers(tmp_path, 4), held_out_fraction=0.0).batch(0, 0, 1)
+  (found,) = pipeline.encode_in_order([task], broken, PipelineConfig(0, 1))
+  assert isinstance(found, DataError)
+  assert str(found) == f"task {task.task_id}: broken data stream"

@@ -20,6 +20,7 @@ from spatial_jax.types import Prompt, Prompts, Task
 
 Encode = Callable[[Task], Prompt]  # raises DataError for a task that cannot be used
 
+_UNREADABLE = (DataError, OSError, ValueError)  # what libraries raise for damaged media
 _MAX_REPLACEMENTS = 16  # tasks in a row that cannot be used before the run is refused
 _END = 2**62  # more positions than any run has
 _REPLACEMENT_STREAM = 6  # of random numbers
@@ -60,7 +61,7 @@ class _PromptAt:
         task = self.tasks[at]
         assert task is not None  # grain's type allows None
         return self.encode(task), tuple(replaced)
-      except (DataError, OSError, ValueError) as error:
+      except _UNREADABLE as error:
         replaced.append(str(error))
     raise DataError(
       f"{_MAX_REPLACEMENTS} tasks in a row cannot be used; the last one: {replaced[-1]}"
@@ -143,5 +144,5 @@ class _OrError:
   def __call__(self, task: Task) -> Prompt | DataError:
     try:
       return self.encode(task)
-    except DataError as error:
-      return error
+    except _UNREADABLE as error:
+      return error if isinstance(error, DataError) else DataError(f"task {task.task_id}: {error}")
