@@ -11,6 +11,7 @@ A value that the config gives is never changed. A run that resumes keeps its rec
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -48,6 +49,10 @@ from spatial_jax.train_config import TrainConfig, TrainingParts, training_parts,
 from spatial_jax.types import Prompt
 from spatial_jax.workdir import recorded_config
 
+# Values that depend on the devices.
+_OF_DEVICES = (
+  "mesh.", "rollout.slots", "rollout.prefill", "rollout.feature_buffer_tokens", "evaluation.",
+)  # fmt: skip
 _MEASURED_TASKS = 48  # of the training and of the held-out tasks
 
 
@@ -96,9 +101,15 @@ def description(ready: Prepared) -> str:
 
 
 def evaluation_settings(given: Settings, checkpoint: str) -> Settings:
-  """Fills in the config of an evaluation: with the values of the run, else automatic ones."""
+  """Fills in the config of an evaluation: with the values of the run, else automatic ones.
+
+  On another number of devices mesh and slots are automatic.
+  """
   recorded = recorded_settings(checkpoint) or {}
   values = {key: get(recorded, key) for key in AUTOMATIC if has(recorded, key)}
+  sizes = [value for key, value in values.items() if key.startswith("mesh.") and value]
+  if sizes and math.prod(sizes) != len(jax.devices()):
+    values = {key: value for key, value in values.items() if not key.startswith(_OF_DEVICES)}
   settings = filled(given, values)
   if not is_automatic(settings):
     return settings

@@ -20,7 +20,9 @@ from ml_collections import config_flags
 
 from spatial_jax import checkpoint, compiled, sharding
 from spatial_jax.cli import CONFIG_HELP, enable_compilation_cache, launch, no_arguments
+from spatial_jax.config import ConfigError
 from spatial_jax.data.background import compute_async
+from spatial_jax.data.files import FileSource
 from spatial_jax.data.prompt_form import form_record
 from spatial_jax.data.source import Source, prompt_stream
 from spatial_jax.errors import UserError
@@ -116,6 +118,7 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   assert files is not None  # both are needed with weights
   assert source is not None
   source.batch(cfg.seed, 0, 1)  # refuses a source without training tasks
+  check_held_out(cfg, source)
   trained_on = source.benchmark or files.benchmark
   with open_context(parts.policy, files, form, cfg, trained_on) as context:
     stage = make_stage(cfg, context, parts, source, workdir)
@@ -134,6 +137,16 @@ def run(config: Any, workdir: pathlib.Path) -> None:
     elif cfg.evaluation.tasks:
       print(f"{workdir}/results.json has this evaluation; delete it to evaluate again")
   report(cfg, size, form.grammar.draws, workdir)
+
+
+def check_held_out(cfg: TrainConfig, source: Source) -> None:
+  """Refuses files without a held-out task, unless nothing is evaluated."""
+  wanted = cfg.evaluation.tasks or cfg.loop.evaluate_every
+  if wanted and isinstance(source, FileSource) and not source.held_out_count:
+    raise ConfigError(
+      "config.source.path has no held-out task to evaluate on; set config.source.files.held_out or"
+      " held_out_fraction, or config.evaluation.tasks=0 and config.loop.evaluate_every=0"
+    )
 
 
 def check_evaluation(cfg: TrainConfig, context: RunContext) -> None:

@@ -52,6 +52,7 @@ MAY_DIFFER = (
   "learn.saved_groups",
   "evaluation",
   "executor",
+  "pipeline",
   "text",  # where the prompt form is; "form" is what it says
 )
 

@@ -112,7 +112,7 @@ def save_tfds(folder: pathlib.Path, splits: dict[str, list[dict]]) -> pathlib.Pa
   """
   import tensorflow_datasets as tfds  # takes half a second
 
-  class Rooms(tfds.core.GeneratorBasedBuilder):
+  class Rooms(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Questions about rooms."""
 
     VERSION = tfds.core.Version("1.0.0")

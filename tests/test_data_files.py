@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import json
 import pathlib
 
 import numpy as np
@@ -11,11 +12,11 @@ from absl import flags
 
 from spatial_jax.config import ConfigError
 from spatial_jax.data import pipeline
-from spatial_jax.data.files import is_held_out, open_files
+from spatial_jax.data.files import is_scene_held_out, open_files
 from spatial_jax.data.pipeline import PipelineConfig
 from spatial_jax.errors import DataError
 from tests import rollout_fixtures
-from tests.row_fixtures import FILES, jpeg, rows, save_images, save_rows
+from tests.row_fixtures import FILES, jpeg, rows, save_images, save_rows, save_tfds
 
 
 def accept(_):
@@ -83,8 +84,8 @@ def test_scenes_are_held_out_by_name(tmp_path):
   learned = {t.scene_id for step in range(50) for t in source.batch(0, step, 4)}
   assert 30 < len(held_out) < 70
   assert not learned & {task.scene_id for task in held_out}
-  assert all(is_held_out(task.scene_id, 0.25) for task in held_out)
-  assert len(source.examples(0, 1000)) == source.train_count == 200 - len(held_out)
+  assert all(is_scene_held_out(task.scene_id, 0.25) for task in held_out)
+  assert len(list(source.examples(0, 1000))) == source.train_count == 200 - len(held_out)
   assert ids(source.held_out(5)) == ids(held_out)[:5], "more tasks begin with the same ones"
 
 
@@ -139,7 +140,7 @@ def test_files_that_cannot_be_used_are_one_line(tmp_path):
 def test_a_benchmark_alone_can_be_evaluated_and_not_trained_on(tmp_path):
   held = numbers(tmp_path, 3, "held", split="held_out")
   source = opened(held)
-  assert len(source.held_out(9)) == len(source.examples(0, 9)) == 3
+  assert len(source.held_out(9)) == len(list(source.examples(0, 9))) == 3
   with pytest.raises(DataError, match=r"config\.source\.path has no training task"):
     source.batch(0, 0, 1)
   good = numbers(tmp_path, 4)
@@ -242,3 +243,37 @@ def test_any_error_of_media_is_an_error_of_its_task(tmp_path):
   (found,) = pipeline.encode_in_order([task], broken, PipelineConfig(0, 1))
   assert isinstance(found, DataError)
   assert str(found) == f"task {task.task_id}: broken data stream"
+
+
+def test_the_same_rows_are_held_out_wherever_the_file_lies(tmp_path, monkeypatch):
+  made = [{"question": "How far?", "answer": 1, "images": [f"{i}.jpg"]} for i in range(60)]
+  paths = [save_rows(tmp_path / folder / "rows.jsonl", made) for folder in ("one", "two")]
+  monkeypatch.chdir(tmp_path / "one")
+  found = [
+    opened(path, held_out_fraction=0.3, check_media=False).parts[0].held_out_N.tolist()
+    for path in (*paths, pathlib.Path("rows.jsonl"))
+  ]
+  assert 5 < len(found[0]) < 35
+  assert found[0] == found[1] == found[2]
+
+
+def test_rows_without_media_are_refused(tmp_path):
+  path = numbers(tmp_path, 30)
+  save_rows(path, [*path.read_bytes().splitlines(), {"question": "2 + 2?", "answer": 4}])
+  assert opened(path).bad_rows == 1
+
+
+def test_all_benchmarks_of_training_tasks_are_recorded(tmp_path):
+  rows = [json.loads(line) for line in numbers(tmp_path, 4).read_bytes().splitlines()]
+  rows[1]["benchmark"], rows[3]["benchmark"] = "vsi-bench", "mmsi"
+  path = save_rows(tmp_path / "a.jsonl", rows)
+  assert opened(path, held_out_fraction=0.0).benchmark == "mmsi, vsi-bench"
+
+
+def test_scenes_of_a_tfds_folder_with_one_split_are_held_out(tmp_path):
+  made = [{"problem": "How far?", "answer": "1", "images": [jpeg(i)]} for i in range(20)]
+  columns = {"columns": ("question=problem",), "held_out_fraction": 0.3}
+  one = opened(save_tfds(tmp_path / "one", {"train": made}), **columns)
+  assert 0 < one.held_out_count < 20
+  two = opened(save_tfds(tmp_path / "two", {"train": made[:15], "test": made[15:]}), **columns)
+  assert (two.train_count, two.held_out_count) == (15, 5)

@@ -41,7 +41,8 @@ def test_the_fields_of_a_row():
 def test_defaults_of_a_row():
   found = task(ROW)
   assert (found.task_id, found.question_type) == ("rows/1", "number")
-  assert found.scene_id == "/data/a.jpg", "rows about one image are about one scene"
+  assert found.scene_id == "a.jpg", "rows about one image are about one scene"
+  assert task(ROW | {"images": ["/x/a.jpg"]}).scene_id == "/x/a.jpg"
   assert found.unit is None
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from spatial_jax.errors import DataError
 from spatial_jax.evaluate import results
 from spatial_jax.evaluate.behaviour import behaviour
 from spatial_jax.evaluate.benchmarks.summary import heading, vsi_score, vsi_sentence
 from spatial_jax.evaluate.comparison import PredictionSet, result_table
 from spatial_jax.evaluate.console import show, show_behaviour
-from spatial_jax.evaluate.evaluator import write
+from spatial_jax.evaluate.evaluator import gallery_tasks, write
 from spatial_jax.evaluate.predictions import Prediction
 from spatial_jax.evaluate.results import ResultColumn, headline, read_results
 from spatial_jax.types import Operation, OperationError, Turn
@@ -158,7 +159,27 @@ def test_a_fault_removes_its_question_from_every_column():
   assert sum(row.n for row in table.rows) == 3
   assert table.overall["end_greedy"].mean == pytest.approx(2.5 / 3)
   assert table.paired[0].mean == pytest.approx(2.5 / 3)
-  assert "1 questions are left out" in table.notes[-1]
+  assert "1 questions are left out: drawing failed" in table.notes[-1]
+
+
+def test_questions_that_could_not_be_asked_are_counted_with_the_first_reason():
+  end = prediction_set("end_greedy", [1, 0, 0.5])
+  fault = {"end_reason": "fault", "problem": "task a: b.jpg does not exist"}
+  predictions = [dataclasses.replace(p, **fault) for p in end.predictions]
+  some = PredictionSet(end.column, [end.predictions[0], *predictions[1:]])
+  (note,) = result_table([some], 10.0, ()).notes
+  assert note == (
+    "2 questions could not be asked and are left out; the first: task a: b.jpg does not exist."
+  )
+  with pytest.raises(DataError, match=r"no question is left to evaluate: 3 questions could not"):
+    result_table([PredictionSet(end.column, predictions)], 10.0, ())
+
+
+def test_rollouts_of_the_page_are_of_questions_without_a_fault():
+  tasks = [dummies.number_task(np.random.default_rng(i)) for i in range(3)]
+  good = [make_prediction(i, 1.0) for i in range(3)]
+  bad = dataclasses.replace(good[1], end_reason="fault")
+  assert gallery_tasks(tasks, [good, [good[0], bad, good[2]]], 3) == [tasks[0], tasks[2]]
 
 
 # --- behaviour and benchmark -------------------------------------------------------------------

@@ -10,6 +10,7 @@ from spatial_jax import prepare as prepare_lib
 from spatial_jax.automatic import AUTOMATIC, changes, filled, get, has, is_automatic
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data.pipeline import PipelineConfig
+from spatial_jax.errors import UserError
 from spatial_jax.hf.model_zoo import NAMES, released, released_processor
 from spatial_jax.machines import MACHINES, devices_of, this_machine
 from spatial_jax.prepare import prepare
@@ -190,3 +191,24 @@ def test_sizes_are_measured_by_worker_processes_alike(folder, data):
   sizes = prepare_lib.measured_sizes(conversation, ready.source, 0, PipelineConfig(0, 1))
   assert sizes == prepare_lib.measured_sizes(conversation, ready.source, 0, PipelineConfig(0, 2))
   assert all(size.tokens > size.visual_tokens for size in sizes)
+
+
+@pytest.mark.parametrize(("devices", "kept"), [(8, True), (2, False)])
+def test_an_evaluation_on_other_devices_chooses_its_own_mesh(monkeypatch, devices, kept):
+  """The tests have eight devices."""
+  run = filled(settings_of("2b"), AUTOMATIC | {"mesh.data": 1, "mesh.fsdp": devices})
+  monkeypatch.setattr(prepare_lib, "recorded_settings", lambda _: run)
+  asked = []
+
+  def record(settings, *_, **__):
+    asked.append(settings)
+    raise UserError("prepared")
+
+  monkeypatch.setattr(prepare_lib, "prepare", record)
+  if kept:
+    assert prepare_lib.evaluation_settings(settings_of("2b"), "run")["mesh"] == run["mesh"]
+  else:
+    with pytest.raises(UserError, match="prepared"):
+      prepare_lib.evaluation_settings(settings_of("2b"), "run")
+    assert asked[0]["mesh"]["fsdp"] is asked[0]["rollout"]["slots"] is None
+    assert asked[0]["rollout"]["prompt_buckets"] == run["rollout"]["prompt_buckets"]

@@ -9,7 +9,7 @@ The order is a pure function of (seed, position), so that a run resumes from its
 import dataclasses
 import pathlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 import grain
@@ -82,13 +82,18 @@ class FileSource:
   parts: tuple[Part, ...]
   weights: tuple[float, ...]  # of the parts in training; 0: held-out tasks alone
   order: Literal["shuffled", "easy_first"]
-  benchmark: str | None  # that the training tasks belong to
+  benchmark: str | None  # names of the benchmarks that training tasks belong to, joined by ", "
   bad_rows: int  # rows that were left out
 
   @property
   def train_count(self) -> int:
     """The number of training tasks."""
     return sum(len(part.train_N) for part in self.parts)
+
+  @property
+  def held_out_count(self) -> int:
+    """The number of held-out tasks."""
+    return sum(len(part.held_out_N) for part in self.parts)
 
   def dataset(self, seed: int, refill: int = 0) -> grain.MapDataset[Task]:
     """Returns the endless order of the training tasks, by random access.
@@ -131,15 +136,17 @@ class FileSource:
     types = [part.infos[i].question_type for part, i in places]
     return [places[k][0].source[places[k][1]] for k in interleave(types)[:count]]
 
-  def examples(self, seed: int, count: int) -> list[Task]:
-    """`count` random training tasks for the baselines of the evaluation.
+  def examples(self, seed: int, count: int) -> Iterator[Task]:
+    """Yields `count` random training tasks for the baselines of the evaluation.
 
     If there are none, as in a benchmark, held-out tasks.
     """
     places = [(part, int(i)) for part in self.parts for i in part.train_N]
     places = places or [(part, int(i)) for part in self.parts for i in part.held_out_N]
     order = np.random.default_rng((seed, _ORDER_STREAM)).permutation(len(places))
-    return [places[k][0].source[places[k][1]] for k in order[:count]]
+    for k in order[:count]:
+      part, i = places[k]
+      yield part.source[i]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -194,9 +201,8 @@ def open_files(
     everything = np.arange(len(source), dtype=np.int64)
     parts.append(Part(source, infos, everything[:0], everything))
   weights = (*weights, *[0.0] * len(held_out))
-  trained = [part for part in parts if len(part.train_N)]
-  benchmarks = {part.source[int(part.train_N[0])].benchmark for part in trained}
-  benchmark = benchmarks.pop() if len(benchmarks) == 1 else None
+  benchmarks = {part.infos[i].benchmark for part in parts for i in part.train_N} - {None}
+  benchmark = ", ".join(sorted(filter(None, benchmarks))) or None
   return FileSource(tuple(parts), weights, cfg.order, benchmark, len(bad))
 
 
@@ -205,7 +211,7 @@ def split_paths(paths: str) -> tuple[pathlib.Path, ...]:
   return tuple(to_path(path.strip()) for path in paths.split(",") if path.strip())
 
 
-def is_held_out(scene: str, fraction: float) -> bool:
+def is_scene_held_out(scene: str, fraction: float) -> bool:
   """Whether a scene is held out; depends on its name alone, not on the other scenes."""
   return zlib.crc32(scene.encode()) < fraction * 2**32
 
@@ -264,7 +270,7 @@ def says_held_out(infos: Sequence[RowInfo]) -> bool:
 def held_out_rows(infos: Sequence[RowInfo], fraction: float) -> np.ndarray:
   """Which rows are held out, bool [N]: as they say, else a fraction of the scenes."""
   held_out = [
-    info.split == "held_out" or (info.split == "" and is_held_out(info.scene, fraction))
+    info.split == "held_out" or (info.split == "" and is_scene_held_out(info.scene, fraction))
     for info in infos
   ]
   return np.array(held_out, bool)

@@ -1,4 +1,4 @@
-"""Which rooms are held out: the same rule for every source and data set."""
+"""Which rooms are held out: one rule for rendered rooms and for the rooms of VSI-Bench."""
 
 import zlib
 

@@ -108,6 +108,8 @@ def line_count(path: pathlib.Path) -> int:
 def checked_info(row: dict, task: Task, check: CheckTask, with_media: bool) -> RowInfo:
   """Checks what `task_of_row` does not, and returns the info of the row; raises RowProblem."""
   info = row_info(row, task)
+  if not task.media:
+    raise RowProblem("images", "is missing; a task needs an image or a video")
   try:
     check(task)
   except DataError as error:

@@ -55,6 +55,7 @@ class RowInfo(NamedTuple):
   split: str  # "train", "held_out", or "" for a row that does not say
   question_type: str
   difficulty: float  # `extra.difficulty`; 0 without one
+  benchmark: str | None
 
 
 @functools.cache
@@ -112,6 +113,7 @@ def task_of_row(row: Any, default_id: str, source: str, folder: pathlib.Path) ->
   check_schema(row)
   media = tuple(_media(row, folder))
   question, options = row["question"], row.get("options") or None
+  task_id = row.get("id") or default_id
   _check_marks(question, media)
   kind = _kind(row)
   lettered = _with_letters(options) if options else None
@@ -119,7 +121,7 @@ def task_of_row(row: Any, default_id: str, source: str, folder: pathlib.Path) ->
   if row.get("unit") and kind != "number":
     raise RowProblem("unit", f"is {row['unit']!r}, but the answer is of kind {kind}")
   return Task(
-    task_id=row.get("id") or default_id,
+    task_id=task_id,
     question_type=row.get("type") or kind,
     question=question,
     options=lettered,
@@ -128,18 +130,19 @@ def task_of_row(row: Any, default_id: str, source: str, folder: pathlib.Path) ->
     unit=row.get("unit") or None,
     media=media,
     source=source,
-    scene_id=row.get("scene") or _scene(media, row.get("id") or default_id),
+    scene_id=row.get("scene") or (_scene(media[0], folder) if media else task_id),
     benchmark=row.get("benchmark") or None,
     boxes=(),
   )
 
 
 def row_info(row: Mapping[str, Any], task: Task) -> RowInfo:
-  """Returns scene, split, type and difficulty of a row that `task_of_row` accepted."""
+  """Returns what training needs to know of a row that `task_of_row` accepted."""
   difficulty = (row.get("extra") or {}).get("difficulty", 0.0)
   if isinstance(difficulty, bool) or not isinstance(difficulty, int | float):
     raise RowProblem("extra.difficulty", f"must be a number, got {_shown(difficulty)}")
-  return RowInfo(task.scene_id, row.get("split") or "", task.question_type, float(difficulty))
+  split = row.get("split") or ""
+  return RowInfo(task.scene_id, split, task.question_type, float(difficulty), task.benchmark)
 
 
 def check_media(task: Task) -> None:
@@ -291,13 +294,17 @@ def _letter(answer: str, options: Sequence[str]) -> str:
   raise RowProblem("answer", f"is {_shown(answer)}, which is {problem} {', '.join(options)}")
 
 
-def _scene(media: Sequence[Media], task_id: str) -> str:
-  """Rows about the same first image or video are about the same scene."""
-  data = media[0].data if media else task_id
+def _scene(first: Media, folder: pathlib.Path) -> str:
+  """Rows about the same first image or video are about the same scene.
+
+  Its name is the path in the row. The folder of the file is no part of it, so that the same scenes
+  are held out wherever the data lies.
+  """
+  data = first.data
   while isinstance(data, tuple):
     data = data[0].data
   if isinstance(data, str):
-    return data
+    return data.removeprefix(str(folder / "_")[:-1])
   return hashlib.sha256(data if isinstance(data, bytes) else data.tobytes()).hexdigest()[:16]
 
 

@@ -84,7 +84,9 @@ def open_tfds(
           raise RowProblem("id", f"is {task.task_id!r} for a second time")
         info = checked_info(row, task, check, with_media=True)
         seen.add(task.task_id)
-        infos.append(info._replace(split=info.split or _split(split)))
+        # The only split of a folder says nothing: some of its scenes are then held out.
+        stated = _split(split) if len(builder.info.splits) > 1 else ""
+        infos.append(info._replace(split=info.split or stated))
         places.append((split, number))
       except RowProblem as problem:
         bad.append(BadRow(f"{folder.name}/{split}:{number}", problem.field, problem.reason))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from spatial_jax.errors import DataError
 from spatial_jax.evaluate.bootstrap import bootstrap_interval, paired_interval
 from spatial_jax.evaluate.predictions import Prediction
 from spatial_jax.evaluate.results import (
@@ -42,12 +43,13 @@ def result_table(
     notes: sentences below the table.
 
   Raises:
-    ValueError: if no question is left.
+    DataError: if no question is left.
   """
   valid = [
     all(row)
     for row in zip(*([p.valid for p in s.predictions] for s in prediction_sets), strict=True)
   ]
+  notes = [*notes, *_notes_on_faults(prediction_sets, valid)]
   kept = {s.column.key: list(itertools.compress(s.predictions, valid)) for s in prediction_sets}
   first = next(iter(kept.values()))
   everything = np.ones(len(first), bool)
@@ -59,8 +61,6 @@ def result_table(
   ]
   summary = [_row(name, kept, mask, "score") for name, mask in kinds.items() if mask.any()]
   summary += [_row(f"reward (sharpness {sharpness:.3g})", kept, everything, "reward")]
-  if faults := valid.count(False):
-    notes = [*notes, f"{faults} questions are left out: drawing failed with an internal fault."]
   return ResultTable(
     columns=tuple(s.column for s in prediction_sets),
     rows=tuple(rows),
@@ -74,6 +74,24 @@ def result_table(
     ),
     notes=tuple(notes),
   )
+
+
+def _notes_on_faults(prediction_sets: Sequence[PredictionSet], valid: Sequence[bool]) -> list[str]:
+  """Why questions are left out; DataError if all are."""
+  columns = [s.predictions for s in prediction_sets]
+  faulty = [row for row, good in zip(zip(*columns, strict=True), valid, strict=True) if not good]
+  problems = [next((p.problem for p in row if p.problem), "") for row in faulty]
+  asked = problems.count("")
+  notes = []
+  if first := next(filter(None, problems), ""):
+    notes.append(
+      f"{len(problems) - asked} questions could not be asked and are left out; the first: {first}."
+    )
+  if asked:
+    notes.append(f"{asked} questions are left out: drawing failed with an internal fault.")
+  if not any(valid):
+    raise DataError(f"no question is left to evaluate: {notes[0]}")
+  return notes
 
 
 def values(predictions: Sequence[Prediction], measure: Measure) -> np.ndarray:

@@ -94,8 +94,12 @@ def load_questions(
   for task in tasks:
     check_truth(task)
   if not tasks:
-    raise DataError("the source has no held-out question; see config.source.questions and .path")
-  return EvaluationSet(tasks, source.examples(seed, cfg.train_tasks), reward, seed)
+    raise DataError("the source has no held-out question; see config.source")
+  # Their media would fill the memory, and are not needed.
+  examples = [
+    dataclasses.replace(task, media=(), boxes=()) for task in source.examples(seed, cfg.train_tasks)
+  ]
+  return EvaluationSet(tasks, examples, reward, seed)
 
 
 def progress_evaluation(
@@ -253,7 +257,7 @@ def gallery(evaluator: Evaluator, found: Sequence[PredictionSet]) -> list[SavedG
   keys = (results.START_GREEDY, results.END_GREEDY, results.END_SAMPLED)
   answers = [s.predictions for s in found if s.column.key in keys]
   count = min(evaluator.cfg.gallery, engine.cfg.prompts)
-  tasks = gallery_tasks(questions.tasks, answers, count)
+  tasks = gallery_tasks(questions.tasks, answers, count)  # of questions that could be asked
   if not tasks:
     return []
   sampled = engine.cfg.sampling
@@ -276,12 +280,11 @@ def gallery(evaluator: Evaluator, found: Sequence[PredictionSet]) -> list[SavedG
 def gallery_tasks(
   tasks: Sequence[Task], answers: Sequence[Sequence[Prediction]], count: int
 ) -> list[Task]:
-  """`count` tasks, question types in turn, those with a drawing in an answer first."""
-  drawn = [
-    any(turn.produced for prediction in row for turn in prediction.turns)
-    for row in zip(*answers, strict=True)
-  ]
-  order = sorted(range(len(tasks)), key=lambda i: not drawn[i])
+  """`count` tasks without a fault, types in turn, those with a drawing in an answer first."""
+  rows = list(zip(*answers, strict=True))
+  drawn = [any(turn.produced for prediction in row for turn in prediction.turns) for row in rows]
+  valid = [i for i, row in enumerate(rows) if all(prediction.valid for prediction in row)]
+  order = sorted(valid, key=lambda i: not drawn[i])
   return interleave_types([tasks[i] for i in order])[:count]
 
 

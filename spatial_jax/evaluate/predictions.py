@@ -50,6 +50,7 @@ class Prediction:
   tokens: int = 0  # sampled
   logp: float = 0.0  # mean log-probability of the sampled tokens, nats
   images: int = 0  # in the rollout, drawn ones included
+  problem: str = ""  # of a question that could not be asked
 
   @property
   def valid(self) -> bool:
@@ -88,8 +89,10 @@ def predict(
     usable = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
     found = iter(_predict_batch(engine, params, evaluation_set, usable, sampling_params))
     for task, prompt in zip(chunk, prompts, strict=True):
-      unread = [fault_of(task)] * len(predictions)
-      row = next(found) if isinstance(prompt, Prompt) else unread
+      if isinstance(prompt, Prompt):
+        row = next(found)
+      else:
+        row = [fault_of(task, str(prompt))] * len(predictions)
       for column, prediction in zip(predictions, row, strict=True):
         column.append(prediction)
     on_batch()
@@ -126,8 +129,12 @@ def _predict_batch(
   ]
 
 
-def fault_of(task: Task) -> Prediction:
-  """The prediction for a task whose media cannot be read; it is left out of all statistics."""
+def fault_of(task: Task, problem: str) -> Prediction:
+  """The prediction for a task that cannot be asked; it is left out of all statistics.
+
+  Args:
+    problem: media that cannot be read, or a prompt that is too long.
+  """
   return Prediction(
     task_id=task.task_id,
     question_type=task.question_type,
@@ -140,6 +147,7 @@ def fault_of(task: Task) -> Prediction:
     reward=0.0,
     parsed=False,
     end_reason="fault",
+    problem=problem,
   )
 
 

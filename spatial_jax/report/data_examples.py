@@ -2,7 +2,6 @@
 
 import base64
 import io
-import pathlib
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -61,18 +60,14 @@ def choose_examples(rows: Sequence[RowFacts], count: int) -> list[int]:
   return sorted(chosen, key=lambda i: (rows[i].task.question_type, i))
 
 
-def task_view(task: Task, held_out: bool, folder: pathlib.Path) -> TaskView:
-  """What the page shows of a row; reads and decodes its media.
-
-  Args:
-    folder: of the file; paths are shown relative to it.
-  """
+def task_view(task: Task, held_out: bool) -> TaskView:
+  """What the page shows of a row; reads and decodes its media."""
   names = media_names(task.media)
   unit = expected_of(task).unit if task.answer_kind == "number" else None
   return TaskView(
     task=task,
     split="held-out" if held_out else "training",
-    scene=task.scene_id.removeprefix(f"{folder}/"),
+    scene=task.scene_id,
     unit="" if unit is None or unit == COUNT else unit,
     pieces=question_pieces(task.question, names),
     options=[(option, option[0] == task.answer) for option in task.options or ()],

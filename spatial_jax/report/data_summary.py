@@ -85,7 +85,6 @@ class DataSummary:
   numbers: Sequence[NumberLine]
   letters: Sequence[LetterLine]
   media: MediaCounts  # of all good rows
-  without_media: int  # good rows
   files: int  # different media files of the good rows
   missing: Sequence[str]  # media files that do not exist, sorted
 
@@ -148,7 +147,6 @@ def summarise(
     numbers=numbers,
     letters=letters,
     media=MediaCounts(*np.sum([row.media for row in rows], axis=0).tolist()),
-    without_media=sum(not any(row.media) for row in rows),
     files=len(collected.files),
     missing=sorted(collected.missing),
   )

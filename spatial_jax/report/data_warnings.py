@@ -32,8 +32,6 @@ def warnings_of(
     found.append(
       f"{_count(len(summary.missing), 'media file')} of bad rows missing: {_some(summary.missing)}"
     )
-  if summary.without_media:
-    found.append(f"{_count(summary.without_media, 'row')} without image and video")
   found += _type_warnings(summary)
   found += [text for line in summary.letters if (text := _letter_warning(line))]
   found += [text for line in summary.types if (text := _constant_warning(line))]
@@ -90,7 +88,7 @@ def _type_warnings(summary: DataSummary) -> list[str]:
     if len(several) > 1:
       found.append(f"type {name} has numbers of several units ({_some(several)})")
   if len(kinds) > _MANY_TYPES:
-    found.append(f"{len(kinds):,} question types; tables and balanced batches need few")
+    found.append(f"{len(kinds):,} question types; tables need few")
   return found
 
 

@@ -73,7 +73,7 @@ def check_file(
   held_out_N = held_out_rows(infos, 0.0 if says_held_out(infos) else cfg.held_out_fraction)
   name = f"{path.parent.name}/{path.name}" if path.is_dir() else path.name
   summary = summarise(name, collected, held_out_N, bad)
-  views = _examples(source, collected, held_out_N, path, examples, console)
+  views = _examples(source, collected, held_out_N, examples, console)
   warnings = warnings_of(collected.rows, held_out_N, summary) + _unreadable(views)
   if len(bad) > cfg.max_bad_fraction * (len(source) + len(bad)):
     most = f"more than {cfg.max_bad_fraction:.0%} of the rows are bad"
@@ -102,7 +102,6 @@ def _examples(
   source: TaskSource,
   collected: FactCollector,
   held_out_N: np.ndarray,
-  path: pathlib.Path,
   count: int,
   console: Console,
 ) -> list[TaskView]:
@@ -110,7 +109,7 @@ def _examples(
   with data_console.progress(console, "examples", len(chosen)) as on_row:
     views = []
     for index in chosen:
-      views.append(task_view(source[index], bool(held_out_N[index]), path.parent))
+      views.append(task_view(source[index], bool(held_out_N[index])))
       on_row()
   return views
 

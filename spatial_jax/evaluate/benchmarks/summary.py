@@ -12,14 +12,15 @@ VSI_BENCH = "vsi-bench"  # as in `Task.benchmark`
 def heading(tasks: Sequence[Task], trained_on: str | None) -> str | None:
   """One line for the top of the result table, None without benchmark questions.
 
-  `trained_on`: the benchmark whose rooms the policy was trained on, None without one.
+  `trained_on`: benchmarks whose rooms the policy was trained on, joined by ", "; None without one.
   """
   benchmarks = {task.benchmark for task in tasks if task.benchmark}
   if not benchmarks:
     return None
   names = ", ".join(sorted(benchmarks))
-  if trained_on in benchmarks:
-    return f"Rooms of {names}. This policy was TRAINED on other rooms of {trained_on}."
+  if shared := benchmarks & set((trained_on or "").split(", ")):
+    also = ", ".join(sorted(shared))
+    return f"Rooms of {names}. This policy was TRAINED on other rooms of {also}."
   trained = f"trained on {trained_on}" if trained_on else "not trained on rooms of a benchmark"
   return f"Rooms of {names}. According to its checkpoint, this policy was {trained}."
 
