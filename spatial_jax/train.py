@@ -49,6 +49,7 @@ from spatial_jax.stages.context import (
 )
 from spatial_jax.stages.grpo import GrpoStage
 from spatial_jax.stages.load import (
+  DATA_KEY,
   FORM_KEY,
   MODEL_KEY,
   PolicyFiles,
@@ -124,7 +125,9 @@ def run(config: Any, workdir: pathlib.Path) -> None:
     stage = make_stage(cfg, context, parts, source, workdir)
     check_evaluation(cfg, context)
     lock_workdir(workdir)
-    recorded = {MODEL_KEY: record(files.cfg), FORM_KEY: form_record(form)}
+    recorded: dict[str, Any] = {MODEL_KEY: record(files.cfg), FORM_KEY: form_record(form)}
+    if isinstance(source, FileSource):
+      recorded[DATA_KEY] = source.contents
     resolved = json.loads(json.dumps(ready.settings | recorded))  # tuples are lists
     questions = None
     if cfg.evaluation.tasks and not is_up_to_date(workdir, fingerprint(cfg)):

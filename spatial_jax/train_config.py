@@ -45,6 +45,8 @@ MAY_DIFFER = (
   "learn.optimizer.total_steps",
   "learn.optimizer.warmup_steps",
   "learn.optimizer.decay_steps",
+  "rollout.prompt_buckets",  # raised when prompts are left out as too long
+  "rollout.vision",
   "learn.prefix_buckets",
   "learn.vision",
   "learn.reference",

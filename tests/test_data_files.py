@@ -277,3 +277,13 @@ def test_scenes_of_a_tfds_folder_with_one_split_are_held_out(tmp_path):
   assert 0 < one.held_out_count < 20
   two = opened(save_tfds(tmp_path / "two", {"train": made[:15], "test": made[15:]}), **columns)
   assert (two.train_count, two.held_out_count) == (15, 5)
+
+
+def test_contents_change_with_the_rows_and_not_with_the_folder(tmp_path):
+  paths = [numbers(tmp_path / folder, 20) for folder in ("one", "two")]
+  assert opened(paths[0]).contents == opened(paths[1]).contents
+  lines = paths[1].read_bytes().splitlines()
+  save_rows(paths[1], lines[1:])
+  assert opened(paths[0]).contents != opened(paths[1]).contents
+  save_rows(paths[1], [lines[0].replace(b'"a0"', b'"b0"'), *lines[1:]])
+  assert opened(paths[0]).contents != opened(paths[1]).contents

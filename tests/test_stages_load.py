@@ -36,6 +36,7 @@ from spatial_jax.tools import verify
 from spatial_jax.types import ImageRef
 from tests import evaluate_fixtures as fixtures
 from tests import rollout_fixtures
+from tests.row_fixtures import rows, save_images, save_rows
 from tests.test_chat_template import QWEN2_VL
 from tests.test_data_photos import entry, photo
 
@@ -458,6 +459,29 @@ def test_a_run_records_form_template_and_generation_settings(folder, tmp_path, m
   moved.write_text(text.replace('more = ""', 'more = "Go on."'))
   with pytest.raises(ConfigError, match=r'config\.form\.more is "Go on\.", workdir has ""'):
     train.run(run_config(folder, text=str(moved)), tmp_path / "run")
+
+
+def test_a_run_whose_data_changed_is_refused(folder, tmp_path, monkeypatch):
+  def stop(*_: object):
+    raise UserError("the loop begins")
+
+  monkeypatch.setattr(train.loop, "run", stop)
+  made = rows(save_images(tmp_path, 3), 40)
+  path = save_rows(tmp_path / "rows.jsonl", made)
+  cfg = run_config(folder, **{"source.kind": "files", "source.path": str(path)})
+  with pytest.raises(UserError, match="the loop begins"):
+    train.run(cfg, tmp_path / "run")
+  save_rows(path, made[1:])
+  with pytest.raises(ConfigError, match=r'config\.data is "rows\.jsonl: 39 rows') as caught:
+    train.run(cfg, tmp_path / "run")
+  assert 'workdir has "rows.jsonl: 40 rows' in str(caught.value)
+
+
+def test_files_without_a_held_out_task_are_refused(folder, tmp_path):
+  path = save_rows(tmp_path / "rows.jsonl", rows(save_images(tmp_path, 3), 40))
+  source = {"source.kind": "files", "source.path": str(path), "source.files.held_out_fraction": 0.0}
+  with pytest.raises(ConfigError, match="has no held-out task to evaluate on; set"):
+    train.run(run_config(folder, **source), tmp_path / "run")
 
 
 def test_stop_tokens_of_the_folder_end_a_turn_if_the_config_names_none(folder):

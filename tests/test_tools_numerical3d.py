@@ -160,7 +160,7 @@ def test_no_room_is_in_two_splits_and_none_has_many_tasks(rows):
 
 
 def test_every_answer_can_be_read_by_the_reward(built):
-  tasks, _, bad = open_tfds(built / FOLDER, (), check=lambda _: None)
+  tasks, _, bad = open_tfds(built / FOLDER, (), check=lambda _: None, with_media=True)
   assert not bad
   assert len(tasks) == SETTINGS.tasks
   for task in tasks:

@@ -84,6 +84,7 @@ class FileSource:
   order: Literal["shuffled", "easy_first"]
   benchmark: str | None  # names of the benchmarks that training tasks belong to, joined by ", "
   bad_rows: int  # rows that were left out
+  contents: str  # of the files, for a run that resumes: other rows give other steps
 
   @property
   def train_count(self) -> int:
@@ -203,7 +204,11 @@ def open_files(
   weights = (*weights, *[0.0] * len(held_out))
   benchmarks = {part.infos[i].benchmark for part in parts for i in part.train_N} - {None}
   benchmark = ", ".join(sorted(filter(None, benchmarks))) or None
-  return FileSource(tuple(parts), weights, cfg.order, benchmark, len(bad))
+  names = [path.name for path in (*paths, *held_out)]
+  contents = "; ".join(
+    f"{name}: {_contents(part.infos)}" for name, part in zip(names, parts, strict=True)
+  )
+  return FileSource(tuple(parts), weights, cfg.order, benchmark, len(bad), contents)
 
 
 def split_paths(paths: str) -> tuple[pathlib.Path, ...]:
@@ -232,7 +237,7 @@ def open_file(
     DataError: if the file cannot be read.
   """
   if _is_tfds(path):
-    return open_tfds(path, cfg.columns, check, on_row)
+    return open_tfds(path, cfg.columns, check, cfg.check_media, on_row)
   return open_jsonl(path, check, cfg.check_media, on_row)
 
 
@@ -293,6 +298,11 @@ def _report(bad: Sequence[BadRow], good: int, cfg: FilesConfig) -> None:
       "rows (python -m spatial_jax.tools.check FILE lists all) or raise it"
     )
   print(f"warning: {text}")
+
+
+def _contents(infos: Sequence[RowInfo]) -> str:
+  """The number of good rows, and a checksum of what the splits and the order depend on."""
+  return f"{len(infos)} rows, checksum {zlib.crc32(repr(list(infos)).encode()):08x}"
 
 
 def _seed(*numbers: int) -> int:

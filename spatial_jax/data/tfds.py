@@ -55,13 +55,14 @@ def open_tfds(
   folder: pathlib.Path,
   columns: Sequence[str],
   check: CheckTask,
+  with_media: bool,
   on_row: Callable[[], None] = lambda: None,
 ) -> tuple[TfdsSource, list[RowInfo], list[BadRow]]:
   """Reads and checks all splits.
 
   Args:
     columns: "FIELD=FEATURE" for fields whose feature has another name.
-    check, on_row: as in `open_jsonl`.
+    check, with_media, on_row: as in `open_jsonl`.
 
   Returns:
     The good examples, their infos, and the bad examples. A split named train gives training tasks,
@@ -82,7 +83,7 @@ def open_tfds(
         task = task_of_row(row, *_names(folder, split, number))
         if task.task_id in seen:
           raise RowProblem("id", f"is {task.task_id!r} for a second time")
-        info = checked_info(row, task, check, with_media=True)
+        info = checked_info(row, task, check, with_media)
         seen.add(task.task_id)
         # The only split of a folder says nothing: some of its scenes are then held out.
         stated = _split(split) if len(builder.info.splits) > 1 else ""

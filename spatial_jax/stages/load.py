@@ -41,8 +41,10 @@ from spatial_jax.workdir import find_path, write_text
 
 T = TypeVar("T")
 
-# Keys of a run's resolved config: QwenVLConfig, LoraConfig, PreprocessConfig, PromptForm.
+# Keys of a run's resolved config: QwenVLConfig, LoraConfig, PreprocessConfig, PromptForm, and what
+# the data files have.
 MODEL_KEY, LORA_KEY, PREPROCESS_KEY, FORM_KEY = "model", "lora", "preprocess", "form"
+DATA_KEY = "data"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
