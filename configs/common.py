@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
       "merge_size": None,
       "temporal_size": None,
       "min_pixels": None,
-      # 1,280 visual tokens. Released models allow ten times more, which no recipe here uses.
+      # 1,280 visual tokens (Qwen3-VL: 980). Released models allow ten times more.
       "max_pixels": 1280 * 28 * 28,
       "mean": None,
       "std": None,

@@ -25,7 +25,6 @@ RELEASED = {
   "32b": "Qwen2.5-VL-32B",
   "72b": "Qwen2.5-VL-72B",
 }
-_SMALL = ("2b", "3b")
 _FULL = ",full"
 
 
@@ -34,8 +33,7 @@ def get_config(model: str) -> ConfigDict:
   cfg = common.get_config()
   name = model.removesuffix(_FULL)
   cfg.init = RELEASED.get(name, name)
-  if name in _SMALL:
-    cfg.learn.optimizer.learning_rate = 1e-5
+  cfg.learn.optimizer.learning_rate = None  # by the number of parameters
   if model.endswith(_FULL):
     cfg.lora.paths = ()
     cfg.learn.optimizer.learning_rate = 1e-6

@@ -63,9 +63,9 @@ class CompiledProgram:
   text: str  # the optimised program
   error: str | None  # why it did not compile; the sizes are then 0
 
-  def fits(self, hbm: int) -> bool:
-    """Whether it compiled and fits into `hbm` bytes together with the resident arrays."""
-    return self.error is None and self.program_total + self.resident <= hbm
+  def fits(self, usable: int) -> bool:
+    """Whether it compiled and fits into `usable` bytes together with the resident arrays."""
+    return self.error is None and self.program_total + self.resident <= usable
 
 
 def topology_mesh(topology: str, mesh: sharding.MeshConfig) -> Mesh:
@@ -170,17 +170,17 @@ def _no_compilation_cache() -> Iterator[None]:
     compilation_cache.reset_cache()
 
 
-def table(programs: Sequence[CompiledProgram], hbm: int) -> str:
-  """Returns the result as text, one line per program."""
+def table(programs: Sequence[CompiledProgram], usable: int) -> str:
+  """Returns the result as text, one line per program; `usable`: bytes of a chip."""
   lines = [
     f"{'program':<15} {'seconds':>8} {'arguments':>10} {'scratch':>9} {'program':>9} "
-    f"{'resident':>9} {'total':>9}  of {hbm / GIB:.0f} GiB per chip"
+    f"{'resident':>9} {'total':>9}  of {usable / GIB:.2f} usable GiB per chip"
   ]
   for one in programs:
     total = one.program_total + one.resident
     sizes = (one.temporaries, one.program_total, one.resident, total)
     cells = " ".join(f"{size / GIB:9.3f}" for size in sizes)
-    verdict = "fits" if one.fits(hbm) else one.error or "DOES NOT FIT"
+    verdict = "fits" if one.fits(usable) else one.error or "DOES NOT FIT"
     arguments = f"{one.arguments / GIB:10.3f}"
     lines.append(f"{one.name:<15} {one.seconds:8.1f} {arguments} {cells}  {verdict}")
   return "\n".join(lines)
@@ -211,9 +211,8 @@ def run(config: Any, topology: str) -> int:
     print(f"[{number}/{len(programs)}] {program.name} ...", end="", flush=True)
     done.append(compile_program(program))
     print(f" {done[-1].seconds:.1f} s", flush=True)
-  hbm = int(HBM_GIB[kind] * GIB)
-  print(table(done, hbm))
-  return 0 if all(one.fits(hbm) for one in done) else 1
+  print(table(done, usable))
+  return 0 if all(one.fits(usable) for one in done) else 1
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -34,6 +34,7 @@ AUTOMATIC: dict[str, Any] = {
   "rollout.stop.max_turns": 1,
   "rollout.stop.max_response_tokens": 1,
   "rollout.stop.max_image_tokens": 0,
+  "learn.optimizer.learning_rate": 5e-6,
   "learn.prefix_buckets": (_LARGE,),
   "learn.vision": {"windows": (_LARGE,), "frames": (_LARGE,), "patches": (_LARGE,)},
   "learn.micro.rows": 1,
@@ -100,10 +101,6 @@ def _shown(value: Any) -> str:
     return "{" + ", ".join(f"{key} {_shown(item)}" for key, item in value.items()) + "}"
   if isinstance(value, list | tuple):
     return "(" + ", ".join(map(_shown, value)) + ")"
-  return (
-    f"{value:,}"
-    if isinstance(value, int)
-    else f"{value:g}"
-    if isinstance(value, float)
-    else str(value)
-  )
+  if isinstance(value, float):
+    return f"{value:g}"
+  return f"{value:,}" if isinstance(value, int) else str(value)

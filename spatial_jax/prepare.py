@@ -27,7 +27,7 @@ from spatial_jax.data.pipeline import PipelineConfig, encode_in_order
 from spatial_jax.data.prompt_form import PromptForm, read_form
 from spatial_jax.data.source import Source, SourceConfig
 from spatial_jax.data.video import VideoConfig
-from spatial_jax.hf.model_zoo import NAMES, released, released_processor
+from spatial_jax.hf.model_zoo import NAMES, parameter_count, released, released_processor
 from spatial_jax.machines import Devices, this_machine
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.rollout.conversation import Conversation
@@ -79,14 +79,15 @@ def description(ready: Prepared) -> str:
   """Returns what a run would do: stages, prompts, memory per device, programs."""
   rollout, learn = ready.cfg.rollout, ready.cfg.learn
   trained = "adapters" if ready.cfg.lora.paths else "the parameters that are not frozen"
-  data = "no data: lengths of ViLaSR are assumed"
-  if isinstance(ready.source, FileSource):
+  data = ready.settings["source"]["kind"]
+  if ready.source is None:
+    data = "none; prompts as long as those of ViLaSR are assumed"
+  elif isinstance(ready.source, FileSource):
     data = f"{ready.source.train_count:,} training tasks, {ready.source.bad_rows} rows left out"
   return "\n".join(
     [
       f"stages: {', '.join(ready.cfg.stages)}, {ready.cfg.loop.steps} steps; trains {trained}",
-      f"policy: {auto_values.parameter_count(ready.shape) / 1e9:,.2f} B parameters, "
-      f"{ready.shape.family}",
+      f"policy: {parameter_count(ready.shape) / 1e9:,.2f} B parameters, {ready.shape.family}",
       f"data: {data}",
       f"tokens: prompts up to {rollout.prompt_buckets[-1]:,}, responses up to "
       f"{rollout.stop.max_response_tokens:,}; {rollout.prompts} prompts x {rollout.group} rollouts",
@@ -292,7 +293,7 @@ def check_parameters(shape: QwenVLConfig, most: int, init: str) -> None:
   Raises:
     ConfigError: naming the config to use.
   """
-  count = auto_values.parameter_count(shape)
+  count = parameter_count(shape)
   if most and count > most:
     raise ConfigError(
       f"config.init {init} has {count / 1e6:,.0f} M parameters, but image sizes, lengths and "

@@ -15,6 +15,7 @@ import numpy as np
 
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.data.vision_packing import geometric_buckets, window_layout
+from spatial_jax.hf.model_zoo import parameter_count
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.memory import MemoryPlan
@@ -22,6 +23,8 @@ from spatial_jax.types import Prompt
 
 Settings = dict[str, Any]  # a config as nested dicts
 
+# Rates of adapters in vsGRPO, for 7B and for 2B.
+_RATE, _SMALL_RATE, _SMALL = 5e-6, 1e-5, 4.5e9
 _MULTIPLE = 128  # lengths are rounded up to it: the TPU kernel reads blocks of this length
 _MOST_BUCKETS = 3  # of one kind: each is a trace of a program
 _MEASURED_QUANTILES = (0.5, 0.9, 1.0)
@@ -90,6 +93,7 @@ def model_values(
     "preprocess.std": image.std,
     "video.min_pixels": video.min_pixels,
     "video.max_pixels": video.max_pixels,
+    "learn.optimizer.learning_rate": _RATE if parameter_count(shape) > _SMALL else _SMALL_RATE,
   }
 
 
@@ -103,16 +107,6 @@ def tensor_devices(shape: QwenVLConfig, local_devices: int, usable: int) -> int:
   divisors = [n for n in range(1, local_devices + 1) if local_devices % n == 0]
   fitting = [n for n in divisors if shape.decoder.kv_heads % n == 0]
   return next((n for n in fitting if 4 * weights <= n * usable), fitting[-1])
-
-
-def parameter_count(shape: QwenVLConfig) -> int:
-  """Returns the number of parameters, nearly: without biases and norms."""
-  decoder, vision = shape.decoder, shape.vision
-  heads = decoder.head_dim * (2 * decoder.heads + 2 * decoder.kv_heads)
-  layer = decoder.width * (heads + 3 * decoder.mlp_width)
-  tower = vision.layers * vision.width * (4 * vision.width + 3 * vision.mlp_width)
-  embeddings = decoder.vocabulary * decoder.width * (1 if decoder.tied else 2)
-  return decoder.layers * layer + tower + embeddings
 
 
 # --- from the data -------------------------------------------------------------------------------

@@ -190,8 +190,6 @@ def load_policy(path: pathlib.Path | str, mesh: Mesh) -> Loaded:
   policy = make_policy(files.cfg, compiled.compute_dtype(mesh), mesh)
   params = load_params(files, mesh, lambda path: np.dtype(np.float32))
   return Loaded(policy, params, files.tokenizer, files.template, files.benchmark)
-  params = load_params(files, mesh, lambda path: np.dtype(np.float32))
-  return Loaded(policy, params, files.tokenizer, files.benchmark)
 
 
 def read_shape(path: pathlib.Path | str) -> QwenVLConfig:
