@@ -12,6 +12,7 @@ from spatial_jax.data.formats.answers import (
   final_answer,
   find_letter,
   letter_of,
+  number_in,
   split_options,
   with_letters,
 )
@@ -148,6 +149,27 @@ def test_what_is_no_number_is_refused(answer):
 def test_without_a_kind_a_bare_number_is_a_number_and_a_text_is_words():
   assert answer_fields("3")["kind"] == "number"
   assert answer_fields("3 kg") == {"kind": "words", "answer": "3 kg"}
+  assert answer_fields("2.4 meters") == {"kind": "number", "answer": 2.4, "unit": "m"}
+
+
+@pytest.mark.parametrize(
+  ("sentence", "number"),
+  [
+    ("towel's central depth is estimated to be about 1.5 meters.", "1.5 meters"),
+    ("The sofa in image 2 is 3 m away.", "3 m"),
+    ("There are 4 chairs.", "4"),
+    ("2.4", "2.4"),
+    ("yes", "yes"),
+  ],
+)
+def test_a_sentence_gives_its_number(sentence, number):
+  assert number_in(sentence) == number
+
+
+@pytest.mark.parametrize("sentence", ["1 or 2", "between 1 m and 2 m"])
+def test_a_sentence_with_several_numbers_is_refused(sentence):
+  with pytest.raises(RowProblem, match="several numbers"):
+    number_in(sentence)
   assert answer_fields("red") == {"kind": "words", "answer": "red"}
   assert answer_fields("12", kind="words") == {"kind": "words", "answer": "12"}
 

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+import re
 
 import numpy as np
 import pytest
@@ -113,6 +114,17 @@ def test_a_file_gives_the_frames_that_were_chosen(codec, container, tmp_path):
   np.testing.assert_allclose(levels, 20 + 2 * np.array([0, 18, 36, 53, 71, 89]), atol=3)
   np.testing.assert_allclose(clip.times_s, np.array([0, 18, 36, 53, 71, 89]) / 30)
   assert clip.frames[0].shape == (48, 64, 3)
+
+
+def test_frames_are_chosen_again_if_the_header_counts_too_many(tmp_path):
+  whole, path = movie("mjpeg", "avi", 90), tmp_path / "cut.avi"
+  start = [match.start() for match in re.finditer(b"00dc", whole)]  # of each frame
+  path.write_bytes(whole[: start[60]])
+  clip = video.read_video(path, *QWEN3)
+  assert len(clip.frames) >= 4
+  levels = np.array([frame.mean() for frame in clip.frames])
+  np.testing.assert_allclose(levels, 20 + 2 * 30 * np.array(clip.times_s), atol=3)
+  assert clip.times_s[-1] == pytest.approx(59 / 30, abs=0.04)
 
 
 def corners(frame: np.ndarray) -> list[list[int]]:

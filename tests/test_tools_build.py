@@ -215,6 +215,14 @@ def test_a_benchmark_is_never_a_training_split(tmp_path):
     convert(path, tmp_path / "out", "vsi_bench", split="train")
 
 
+def test_an_answer_that_no_reward_can_score_is_reported(source, tmp_path):
+  zero = GOOD | {"solution": "<answer>0</answer>"}
+  found, written = convert(source(GOOD, zero), tmp_path / "out")
+  assert len(written) == 1
+  (bad,) = found.bad
+  assert str(bad).startswith("rows.jsonl:2: answer: the truth is 0")
+
+
 def test_out_is_a_folder(source, tmp_path):
   with pytest.raises(DataError, match=r"rows\.jsonl is the folder to write"):
     convert(source(GOOD), tmp_path / "rows.jsonl")

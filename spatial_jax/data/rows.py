@@ -238,6 +238,8 @@ def _kind(row: Mapping[str, Any]) -> AnswerKind:
     return "choice"
   if _number(row["answer"]) is not None:
     return "number"
+  if not isinstance(row["answer"], str):
+    raise RowProblem("answer", f"is {_shown(row['answer'])} and must be a finite number")
   if re.search(r"\d", str(row["answer"])):
     reason = "write a number and its unit, or set kind to words"
     raise RowProblem("answer", f"is {_shown(row['answer'])}, a text with a number; {reason}")

@@ -8,7 +8,7 @@ import io
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -127,18 +127,26 @@ def read_video(source: pathlib.Path | bytes, cfg: VideoConfig, even_grid: bool) 
       fps = float(stream.average_rate or 24)
       total = stream.frames or sum(1 for _ in container.decode(stream))
       wanted = sample_frames(total, fps, cfg, even_grid)
-      container.seek(0)
-      chosen, keep = [], set(wanted.tolist())
-      for number, frame in enumerate(container.decode(stream)):
-        if number in keep:
-          chosen.append(_upright(_to_rgb(frame), _display_matrix(frame)))
-        if len(chosen) == len(keep):
-          break
+      chosen, decoded = _decode(container, wanted)
+      if len(chosen) < len(set(wanted.tolist())):  # the header counts more frames than there are
+        wanted = sample_frames(decoded, fps, cfg, even_grid)
+        chosen, _ = _decode(container, wanted)
   except Exception as error:  # PyAV raises errors of many types for damaged files
     raise DataError(f"{name} cannot be read as a video ({first_line(error)})") from error
-  if len(chosen) < len(keep):
-    raise DataError(f"{name} has {total} frames by its header, but fewer could be decoded")
   return Clip(tuple(chosen), tuple((wanted / fps).tolist()))
+
+
+def _decode(container: Any, wanted: np.ndarray) -> tuple[list[np.ndarray], int]:
+  """The frames with the wanted numbers, upright, and how many frames were decoded for them."""
+  container.seek(0)
+  chosen, keep, decoded = [], set(wanted.tolist()), 0
+  for frame in container.decode(container.streams.video[0]):
+    if decoded in keep:
+      chosen.append(_upright(_to_rgb(frame), _display_matrix(frame)))
+    decoded += 1
+    if len(chosen) == len(keep):
+      break
+  return chosen, decoded
 
 
 def _to_rgb(frame: "av.VideoFrame") -> np.ndarray:

@@ -32,6 +32,7 @@ from spatial_jax.reward.quantity import (
 )
 from spatial_jax.types import Task
 
+_SMALLEST = 1e-30  # a truth below it is 0 in float32, or its relative error overflows
 MAX_CHARS = 2000  # of the text of a choice, and of words; a longer answer is prose
 
 _LABELLED_OPTION = re.compile(r"[(\[]?(?P<letter>[A-Za-z])[.):\]]+\s*(?P<text>.*)", re.DOTALL)
@@ -138,7 +139,7 @@ def check_truth(task: Task) -> Reading:
       f"task {task.task_id}: the truth {task.answer!r} is not a number alone; remove the words "
       "before it"
     )
-  if expected.is_number and truth.value == 0:
+  if expected.is_number and abs(truth.value) < _SMALLEST:
     raise DataError(
       f"task {task.task_id}: the truth is 0, but the rewards of numbers divide by it; leave the "
       "task out, or give it the answer kind words"

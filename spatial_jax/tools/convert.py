@@ -18,10 +18,11 @@ from spatial_jax.data.formats.fields import Fields
 from spatial_jax.data.formats.media import image_suffix
 from spatial_jax.data.formats.readers import find_files, read_columns, read_rows
 from spatial_jax.data.formats.table import fitting_formats
-from spatial_jax.data.jsonl import BadRow
+from spatial_jax.data.jsonl import BadRow, checked_info
 from spatial_jax.data.media import image_size
 from spatial_jax.data.rows import RowProblem, task_of_row
 from spatial_jax.errors import DataError
+from spatial_jax.reward.parse import check_truth
 from spatial_jax.types import ImageRef
 from spatial_jax.workdir import one_line_errors
 
@@ -204,7 +205,8 @@ def _converted(
   ]
   row["videos"] = [_video(video, base, places) for video in row.get("videos", ())]
   row = {name: row[name] for name in _ORDER if name in row and row[name] not in (None, [], {})}
-  task_of_row(row, "row", fmt.name, places.out)  # checks it
+  task = task_of_row(row, "row", fmt.name, places.out)
+  checked_info(row, task, check_truth, with_media=False)
   return row
 
 

@@ -32,6 +32,10 @@ _HEADING = re.compile(r"\s*(?:the\s+)?(?:options|choices)\s*(?:are)?\s*[:.]?\s*$
 _NUMBER = re.compile(
   r"(?P<number>[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|\.)?(?:[eE][+-]?\d+)?)\s*(?P<unit>.*)"
 )
+_IN_SENTENCE = re.compile(
+  r"(?<![\w.])[+-]?\d+(?:\.\d+)?(?!\w|\.\d)"
+  r"(?P<unit>\s*(?:met(?:er|re)s?|cm|centimet(?:er|re)s?|m)\b)?"
+)
 _UNITS = MappingProxyType({
   "m": "m", "meter": "m", "meters": "m", "metre": "m", "metres": "m",
   "cm": "cm", "centimeter": "cm", "centimeters": "cm", "centimetre": "cm", "centimetres": "cm",
@@ -60,7 +64,8 @@ def answer_fields(
   Args:
     answer: text or number.
     options: of a choice, with letters or without.
-    kind: None for a choice, or to see it from the answer: a bare number is a number.
+    kind: None for a choice, or to see it from the answer: one number, perhaps with a known unit, is
+      a number.
     unit: of a number that does not name one.
     field: name of the answer in the source, for messages.
 
@@ -74,7 +79,7 @@ def answer_fields(
     raise RowProblem(field, f"must be a text or a number, got {shown(answer)}")
   if kind != "words":
     value, named_unit = _number_and_unit(answer)
-    if value is not None and (kind == "number" or named_unit is None):
+    if value is not None:
       unit = named_unit or unit
       return {"kind": "number", "answer": value} | ({"unit": unit} if unit else {})
     if kind == "number" or not isinstance(answer, str):
@@ -201,6 +206,24 @@ def without(text: str, instructions: Sequence[str]) -> str:
   for instruction in instructions:
     text = text.replace(instruction, "")
   return text.strip()
+
+
+def number_in(sentence: str, field: str = "answer") -> str:
+  """The number of a sentence: the only one with a unit of length, else the only one.
+
+      "The depth is estimated to be about 1.5 meters." ──► "1.5 meters"
+
+  A text without a digit stays as it is.
+
+  Raises:
+    RowProblem: if there are several.
+  """
+  found = [match[0] for match in _IN_SENTENCE.finditer(sentence)]
+  with_unit = [match[0] for match in _IN_SENTENCE.finditer(sentence) if match["unit"]]
+  chosen = with_unit if len(with_unit) == 1 else found
+  if len(chosen) > 1:
+    raise RowProblem(field, f"is {shown(sentence)}, which has several numbers")
+  return chosen[0].strip() if chosen else sentence
 
 
 def is_quantity(answer: Any) -> bool:

@@ -12,7 +12,13 @@ from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any
 
-from spatial_jax.data.formats.answers import embedded_fields, final_answer, without
+from spatial_jax.data.formats.answers import (
+  embedded_fields,
+  final_answer,
+  number_in,
+  split_options,
+  without,
+)
 from spatial_jax.data.formats.base import Format
 from spatial_jax.data.formats.conversation import last_question, read_conversation
 from spatial_jax.data.formats.fields import Fields, as_list, shown
@@ -58,9 +64,12 @@ class Spar7m(Format):
     unit = {"obj_count": "count", "room_size": "m^2"}.get(question_type)
     if _METERS.fullmatch(question_type):
       unit = "m"
+    answer = final_answer(answer)
+    if unit and not split_options(question):
+      answer = number_in(answer, "conversations")
     marks = _marks(row, question_type, len(images))
     return {
-      **embedded_fields(question, final_answer(answer), None, unit, "conversations", True),
+      **embedded_fields(question, answer, None, unit, "conversations", True),
       "images": [
         {"path": image, "thousandths": found} if found else image
         for image, found in zip(images, marks, strict=True)
