@@ -287,3 +287,9 @@ def test_contents_change_with_the_rows_and_not_with_the_folder(tmp_path):
   assert opened(paths[0]).contents != opened(paths[1]).contents
   save_rows(paths[1], [lines[0].replace(b'"a0"', b'"b0"'), *lines[1:]])
   assert opened(paths[0]).contents != opened(paths[1]).contents
+
+
+def test_an_id_of_two_files_is_refused(tmp_path):
+  paths = [save_rows(tmp_path / name / "rows.jsonl", [rows(["0.jpg"], 1)[0]]) for name in "ab"]
+  with pytest.raises(DataError, match=r"a/rows\.jsonl and .*b/rows\.jsonl both have the id rows/1"):
+    opened(*paths, check_media=False, held_out_fraction=0.0)

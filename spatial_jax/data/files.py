@@ -190,6 +190,7 @@ def open_files(
   held_out = split_paths(cfg.held_out)
   opened = [open_file(path, cfg, check, on_row) for path in (*paths, *held_out)]
   bad = [row for _, _, rows in opened for row in rows]
+  _check_ids([*paths, *held_out], [infos for _, infos, _ in opened])
   _report(bad, sum(len(source) for source, _, _ in opened), cfg)
   stated = held_out or any(says_held_out(infos) for _, infos, _ in opened)
   fraction = 0.0 if stated else cfg.held_out_fraction
@@ -298,6 +299,19 @@ def _report(bad: Sequence[BadRow], good: int, cfg: FilesConfig) -> None:
       "rows (python -m spatial_jax.tools.check FILE lists all) or raise it"
     )
   print(f"warning: {text}")
+
+
+def _check_ids(paths: Sequence[pathlib.Path], infos: Sequence[Sequence[RowInfo]]) -> None:
+  """Each task has an id of its own: it seeds the sampling, and tables are by id."""
+  file_of: dict[str, pathlib.Path] = {}
+  for path, rows in zip(paths, infos, strict=True):
+    for row in rows:
+      if row.task_id in file_of:
+        raise DataError(
+          f"{file_of[row.task_id]} and {path} both have the id {row.task_id}; give rows other ids, "
+          "or rows without an id files of other names"
+        )
+    file_of |= dict.fromkeys((row.task_id for row in rows), path)
 
 
 def _contents(infos: Sequence[RowInfo]) -> str:

@@ -56,6 +56,7 @@ class RowInfo(NamedTuple):
   question_type: str
   difficulty: float  # `extra.difficulty`; 0 without one
   benchmark: str | None
+  task_id: str
 
 
 @functools.cache
@@ -142,7 +143,8 @@ def row_info(row: Mapping[str, Any], task: Task) -> RowInfo:
   if isinstance(difficulty, bool) or not isinstance(difficulty, int | float):
     raise RowProblem("extra.difficulty", f"must be a number, got {_shown(difficulty)}")
   split = row.get("split") or ""
-  return RowInfo(task.scene_id, split, task.question_type, float(difficulty), task.benchmark)
+  described = (task.scene_id, split, task.question_type, float(difficulty), task.benchmark)
+  return RowInfo(*described, task.task_id)
 
 
 def check_media(task: Task) -> None:

@@ -163,8 +163,8 @@ def _convert_all(
       continue
     finally:
       on_progress(fraction)
-    if "id" in row:
-      seen[row["id"]] = where
+    row = {"id": f"{places.out.absolute().name}/{found.rows + 1}"} | row
+    seen[row["id"]] = where
     target.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
     found.counts[row.get("type", row["kind"]), row["kind"]] += 1
     if found.rows < _SEARCHED_ROWS:
