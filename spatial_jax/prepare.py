@@ -53,6 +53,7 @@ from spatial_jax.workdir import recorded_config
 _OF_DEVICES = (
   "mesh.", "rollout.slots", "rollout.prefill", "rollout.feature_buffer_tokens", "evaluation.",
 )  # fmt: skip
+_OF_DATA = ("rollout.", "learn.prefix", "learn.vision", "learn.micro", "evaluation.")
 _MEASURED_TASKS = 48  # of the training and of the held-out tasks
 
 
@@ -104,13 +105,15 @@ def description(ready: Prepared) -> str:
 def evaluation_settings(given: Settings, checkpoint: str) -> Settings:
   """Fills in the config of an evaluation: with the values of the run, else automatic ones.
 
-  On another number of devices mesh and slots are automatic.
+  On another number of devices mesh and slots are automatic; with other data so are all lengths.
   """
   recorded = recorded_settings(checkpoint) or {}
   values = {key: get(recorded, key) for key in AUTOMATIC if has(recorded, key)}
   sizes = [value for key, value in values.items() if key.startswith("mesh.") and value]
   if sizes and math.prod(sizes) != len(jax.devices()):
     values = {key: value for key, value in values.items() if not key.startswith(_OF_DEVICES)}
+  if any(given[name] != recorded.get(name) for name in ("source", "video", "text")):
+    values = {key: value for key, value in values.items() if not key.startswith(_OF_DATA)}
   settings = filled(given, values)
   if not is_automatic(settings):
     return settings
