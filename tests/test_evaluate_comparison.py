@@ -151,6 +151,14 @@ def test_a_policy_without_a_start_is_compared_with_the_baselines():
   assert headline(result_table(sets[2:3], 10.0, ())) is None
 
 
+def test_the_row_of_exact_matches_names_its_kinds():
+  choices = prediction_set("end_greedy", [1, 0, 0.5])
+  words = [dataclasses.replace(p, answer_kind="words") for p in choices.predictions]
+  for found, label in ((choices.predictions, "choices"), (words, "choices and words")):
+    table = result_table([PredictionSet(choices.column, found)], 10.0, ())
+    assert f"{label}, exact match" in [row.question_type for row in table.summary]
+
+
 def test_a_fault_removes_its_question_from_every_column():
   sets = [prediction_set("end_greedy", [1, 0, 0.5, 1]), prediction_set("median", [0, 0, 0, 0])]
   predictions = list(sets[0].predictions)

@@ -54,7 +54,8 @@ def result_table(
   first = next(iter(kept.values()))
   everything = np.ones(len(first), bool)
   is_number = np.array([p.answer_kind == "number" for p in first])
-  kinds = {"numbers, MRA": is_number, "choices, exact match": ~is_number}
+  others = "choices and words" if any(p.answer_kind == "words" for p in first) else "choices"
+  kinds = {"numbers, MRA": is_number, f"{others}, exact match": ~is_number}
   types = dict.fromkeys(p.question_type for p in first)
   rows = [
     _row(name, kept, np.array([p.question_type == name for p in first]), "score") for name in types
