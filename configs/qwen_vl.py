@@ -13,6 +13,8 @@ Command: python -m spatial_jax.train --config=configs/qwen_vl.py:FOLDER --workdi
          --config.source.path=rows.jsonl
 """
 
+import re
+
 from ml_collections import ConfigDict
 
 from configs import common
@@ -32,6 +34,8 @@ def get_config(model: str) -> ConfigDict:
   """Settings for a released size or a folder; with ",full" for full tuning."""
   cfg = common.get_config()
   name = model.removesuffix(_FULL)
+  if re.fullmatch(r"\d+b", name) and name not in RELEASED:
+    raise ValueError(f"{name} is no released size; use {', '.join(RELEASED)}, or a folder")
   cfg.init = RELEASED.get(name, name)
   cfg.learn.optimizer.learning_rate = None  # by the number of parameters
   if model.endswith(_FULL):

@@ -212,3 +212,16 @@ def test_an_evaluation_on_other_devices_chooses_its_own_mesh(monkeypatch, device
       prepare_lib.evaluation_settings(settings_of("2b"), "run")
     assert asked[0]["mesh"]["fsdp"] is asked[0]["rollout"]["slots"] is None
     assert asked[0]["rollout"]["prompt_buckets"] == run["rollout"]["prompt_buckets"]
+
+
+def test_a_size_that_does_not_exist_names_those_that_do():
+  with pytest.raises(ValueError, match="9b is no released size; use 2b, 3b, 7b, 8b, 32b, 72b"):
+    qwen_vl.get_config("9b")
+
+
+@pytest.mark.parametrize(("name", "rate"), [("2b", 1e-5), ("3b", 1e-5), ("7b", 5e-6)])
+def test_the_rate_of_adapters_follows_the_size_of_the_policy(name, rate):
+  ready = prepare(settings_of(name), None, devices_of("v5e-8"), needs_weights=False)
+  assert ready.cfg.learn.optimizer.learning_rate == rate
+  full = prepare(settings_of(f"{name},full"), None, devices_of("v6e-8"), needs_weights=False)
+  assert full.cfg.learn.optimizer.learning_rate == 1e-6
