@@ -13,8 +13,6 @@ Command: python -m spatial_jax.train --config=configs/qwen_vl.py:FOLDER --workdi
          --config.source.path=rows.jsonl
 """
 
-import re
-
 from ml_collections import ConfigDict
 
 from configs import common
@@ -34,11 +32,11 @@ def get_config(model: str) -> ConfigDict:
   """Settings for a released size or a folder; with ",full" for full tuning."""
   cfg = common.get_config()
   name = model.removesuffix(_FULL)
-  if re.fullmatch(r"\d+b", name) and name not in RELEASED:
+  if name not in RELEASED and name.endswith("b") and name[:-1].isdigit():
     raise ValueError(f"{name} is no released size; use {', '.join(RELEASED)}, or a folder")
   cfg.init = RELEASED.get(name, name)
-  cfg.learn.optimizer.learning_rate = None  # by the number of parameters
+  # By the number of parameters, and whether adapters are trained.
+  cfg.learn.optimizer.learning_rate = None
   if model.endswith(_FULL):
     cfg.lora.paths = ()
-    cfg.learn.optimizer.learning_rate = 1e-6
   return cfg

@@ -23,23 +23,12 @@ from spatial_jax import abstract_inputs, compiled, sharding
 from spatial_jax.abstract_inputs import Program
 from spatial_jax.cli import CONFIG_HELP, launch, no_arguments
 from spatial_jax.config import ConfigError
-from spatial_jax.machines import Devices
+from spatial_jax.machines import GIB, USABLE, Devices
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.prepare import prepare, settings_as_json
 from spatial_jax.rollout.memory import bytes_of
 from spatial_jax.stages.start import reference_shapes
 from spatial_jax.train_config import TrainConfig, has_start_copy, training_parts
-
-# Memory of one chip, GiB, by device kind. Source: the Cloud TPU documentation.
-HBM_GIB = {
-  "TPU v4": 32.0,
-  "TPU v5 lite": 16.0,
-  "TPU v5": 95.0,
-  "TPU v6 lite": 32.0,
-  "TPU7x": 192.0,
-}
-GIB = 1 << 30
-_RESERVED = GIB // 2  # of a chip, by the runtime
 
 # Read when libtpu is loaded: no request to the metadata server, several processes may compile.
 LIBTPU_ENVIRONMENT = {
@@ -174,7 +163,7 @@ def table(programs: Sequence[CompiledProgram], usable: int) -> str:
   """Returns the result as text, one line per program; `usable`: bytes of a chip."""
   lines = [
     f"{'program':<15} {'seconds':>8} {'arguments':>10} {'scratch':>9} {'program':>9} "
-    f"{'resident':>9} {'total':>9}  of {usable / GIB:.2f} usable GiB per chip"
+    f"{'resident':>9} {'total':>9}  of {usable / GIB:.2f} usable GiB per device"
   ]
   for one in programs:
     total = one.program_total + one.resident
@@ -194,17 +183,17 @@ def run(config: Any, topology: str) -> int:
   """
   devices = _devices(topology)
   kind = devices[0].device_kind
-  if kind not in HBM_GIB:
-    raise ConfigError(f"memory of a {kind!r} chip is unknown; add it to HBM_GIB")
+  if kind not in USABLE:
+    raise ConfigError(f"memory of a {kind!r} device is unknown; add it to machines.USABLE")
   local = sum(device.process_index == devices[0].process_index for device in devices)
-  usable = int(HBM_GIB[kind] * GIB) - _RESERVED
+  usable = USABLE[kind]
   ready = prepare(
     settings_as_json(config), None, Devices(devices, local, usable), needs_weights=False
   )
   cfg, shape = ready.cfg, ready.shape
   mesh = compiled.train_mesh(ready.parts.policy)
   print(f"{topology}: {mesh.size} x {kind}, mesh {dict(mesh.shape)}; bfloat16; largest buckets,")
-  print(f"sequences rounded up to multiples of {compiled.TPU_SEQUENCE}; GiB per chip")
+  print(f"sequences rounded up to multiples of {compiled.TPU_SEQUENCE}; GiB per device")
   programs = programs_to_compile(cfg, shape, mesh, host_mesh(topology, mesh))
   done = []
   for number, program in enumerate(programs, 1):

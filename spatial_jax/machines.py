@@ -20,13 +20,21 @@ class Machine:
   usable: int  # bytes per device that arrays and programs may take
 
 
-# A TPU runtime keeps 0.25 GiB (v5e) and 0.75 GiB (v6e) of 16 and 32 GiB, as its compiler says when
-# a program does not fit. A card of 80 GB has 79.6 to 80 GiB; JAX takes three quarters of it unless
+# Bytes of a TPU device that programs may take, by device kind: what the compiler (libtpu 0.0.52)
+# says when a program is too large. Topologies of v4 and 7x have two devices per chip.
+USABLE = {
+  "TPU v4": int(15.25 * GIB),
+  "TPU v5 lite": int(15.75 * GIB),
+  "TPU v5": int(95.73 * GIB),
+  "TPU v6 lite": int(31.24 * GIB),
+  "TPU7x": int(94.74 * GIB),
+}
+# A card of 80 GB has 79.6 to 80 GiB; JAX takes three quarters of it unless
 # XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 is set.
 MACHINES = {
   "gpu-80gb": Machine("gpu", 1, int(0.95 * 79.6 * GIB)),
-  "v5e-8": Machine("tpu", 8, int(15.75 * GIB)),
-  "v6e-8": Machine("tpu", 8, int(31.25 * GIB)),
+  "v5e-8": Machine("tpu", 8, USABLE["TPU v5 lite"]),
+  "v6e-8": Machine("tpu", 8, USABLE["TPU v6 lite"]),
 }
 
 

@@ -82,7 +82,7 @@ def description(ready: Prepared) -> str:
   trained = "adapters" if ready.cfg.lora.paths else "the parameters that are not frozen"
   data = ready.settings["source"]["kind"]
   if ready.source is None:
-    data = "none; prompts as long as those of ViLaSR are assumed"
+    data = f"no data: prompts of {rollout.prompt_buckets[-1]:,} tokens are assumed"
   elif isinstance(ready.source, FileSource):
     data = f"{ready.source.train_count:,} training tasks, {ready.source.bad_rows} rows left out"
   return "\n".join(
@@ -112,7 +112,8 @@ def evaluation_settings(given: Settings, checkpoint: str) -> Settings:
   sizes = [value for key, value in values.items() if key.startswith("mesh.") and value]
   if sizes and math.prod(sizes) != len(jax.devices()):
     values = {key: value for key, value in values.items() if not key.startswith(_OF_DEVICES)}
-  if any(given[name] != recorded.get(name) for name in ("source", "video", "text")):
+  same = filled(given, values)
+  if any(same[name] != recorded.get(name) for name in ("source", "video", "text")):
     values = {key: value for key, value in values.items() if not key.startswith(_OF_DATA)}
   settings = filled(given, values)
   if not is_automatic(settings):
@@ -146,7 +147,15 @@ def prepare(
   usable = devices.usable or device_bytes(local)
   settings = filled(
     settings,
-    auto_values.model_values(shape, image, video, len(devices.all), devices.local, usable),
+    auto_values.model_values(
+      shape,
+      image,
+      video,
+      len(devices.all),
+      devices.local,
+      usable,
+      adapters=bool(settings["lora"]["paths"]),
+    ),
   )
   mesh = sharding.make_mesh(build(MeshConfig, settings["mesh"], "config.mesh"), devices.all)
   if files:

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from configs import qwen_vl, tiny
+from configs import qwen_vl, tiny, vsi_bench
 from spatial_jax import prepare as prepare_lib
 from spatial_jax.automatic import AUTOMATIC, changes, filled, get, has, is_automatic
 from spatial_jax.config import ConfigError, build
@@ -45,6 +45,8 @@ def test_values_that_are_given_are_kept():
 def test_the_placeholders_build_every_config():
   """With them a config is checked before anything is read."""
   build(TrainConfig, filled(settings_of("7b"), AUTOMATIC))
+  benchmark = json.loads(vsi_bench.get_config("7b").to_json_best_effort())
+  assert build(TrainConfig, filled(benchmark, AUTOMATIC)).video.max_frames == 32
   with pytest.raises(ConfigError, match=r"config\.rollout\.group is 1"):
     build(TrainConfig, filled(settings_of("7b", **{"rollout.group": 1}), AUTOMATIC))
 
@@ -225,3 +227,19 @@ def test_the_rate_of_adapters_follows_the_size_of_the_policy(name, rate):
   assert ready.cfg.learn.optimizer.learning_rate == rate
   full = prepare(settings_of(f"{name},full"), None, devices_of("v6e-8"), needs_weights=False)
   assert full.cfg.learn.optimizer.learning_rate == 1e-6
+
+
+def test_an_evaluation_on_other_data_measures_its_lengths(monkeypatch):
+  run = filled(settings_of("2b"), AUTOMATIC | {"mesh.fsdp": 8, "mesh.data": 1})
+  monkeypatch.setattr(prepare_lib, "recorded_settings", lambda _: run)
+  asked = []
+
+  def record(settings, *_, **__):
+    asked.append(settings)
+    raise UserError("prepared")
+
+  monkeypatch.setattr(prepare_lib, "prepare", record)
+  with pytest.raises(UserError, match="prepared"):
+    prepare_lib.evaluation_settings(settings_of("2b", **{"video.max_frames": 32}), "run")
+  assert asked[0]["rollout"]["prompt_buckets"] is None
+  assert asked[0]["preprocess"] == run["preprocess"]

@@ -18,9 +18,7 @@ class MemoryPlan(NamedTuple):
   """Bytes on each device; rollouts and update follow each other and free their arrays."""
 
   resident: int  # arrays of others that exist all the time: the train state, other policies
-  reference: (
-    int  # KL reference on the devices while it is used; 0 if it is resident, or without one
-  )
+  reference: int  # KL reference on the devices while it is used; 0 if resident, or without one
   weights: int  # decode parameters: merged, in the compute dtype or in 8 bits
   weights_scratch: int  # temporaries while they are made, before the caches
   prefix_cache: int  # keys and values of the prompts of all slots

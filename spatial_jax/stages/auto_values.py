@@ -23,8 +23,9 @@ from spatial_jax.types import Prompt
 
 Settings = dict[str, Any]  # a config as nested dicts
 
-# Rates of adapters in vsGRPO, for 7B and for 2B.
-_RATE, _SMALL_RATE, _SMALL = 5e-6, 1e-5, 4.5e9
+# Rates of adapters in vsGRPO, for 7B and for 2B, and of full tuning in ViLaSR.
+_RATE, _SMALL_RATE, _FULL_RATE = 5e-6, 1e-5, 1e-6
+_SMALL = 4.5e9  # parameters
 _MULTIPLE = 128  # lengths are rounded up to it: the TPU kernel reads blocks of this length
 _MOST_BUCKETS = 3  # of one kind: each is a trace of a program
 _MEASURED_QUANTILES = (0.5, 0.9, 1.0)
@@ -71,6 +72,7 @@ def model_values(
   devices: int,
   local_devices: int,
   usable: int,
+  adapters: bool,
 ) -> dict[str, Any]:
   """Returns the values that belong to the model and to the devices.
 
@@ -78,7 +80,9 @@ def model_values(
     image, video: settings of its processor.
     devices, local_devices: of all processes, and of one.
     usable: bytes of one device.
+    adapters: whether adapters are trained.
   """
+  rate = _RATE if parameter_count(shape) > _SMALL else _SMALL_RATE
   tensor = tensor_devices(shape, local_devices, usable)
   return {
     "mesh.data": 1,
@@ -93,7 +97,7 @@ def model_values(
     "preprocess.std": image.std,
     "video.min_pixels": video.min_pixels,
     "video.max_pixels": video.max_pixels,
-    "learn.optimizer.learning_rate": _RATE if parameter_count(shape) > _SMALL else _SMALL_RATE,
+    "learn.optimizer.learning_rate": rate if adapters else _FULL_RATE,
   }
 
 
