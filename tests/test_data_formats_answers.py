@@ -150,6 +150,8 @@ def test_without_a_kind_a_bare_number_is_a_number_and_a_text_is_words():
   assert answer_fields("3")["kind"] == "number"
   assert answer_fields("3 kg") == {"kind": "words", "answer": "3 kg"}
   assert answer_fields("2.4 meters") == {"kind": "number", "answer": 2.4, "unit": "m"}
+  assert answer_fields("red") == {"kind": "words", "answer": "red"}
+  assert answer_fields("12", kind="words") == {"kind": "words", "answer": "12"}
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,16 @@ def test_without_a_kind_a_bare_number_is_a_number_and_a_text_is_words():
   [
     ("towel's central depth is estimated to be about 1.5 meters.", "1.5 meters"),
     ("The sofa in image 2 is 3 m away.", "3 m"),
+    ("In image 2, 3 m.", "3 m"),
     ("There are 4 chairs.", "4"),
+    ("There are 3 in the room.", "3"),
+    ("The room has about 20.5 m^2.", "20.5 m^2"),
+    ("The room has about 20.5 square meters.", "20.5 square meters"),
+    ("It is about 3 feet away.", "3 feet"),
+    ("It is 1,200 mm wide.", "1,200 mm"),
+    ("About 1.5 Meters.", "1.5 Meters"),
+    ("1,200", "1,200"),
+    ("1.5e3", "1.5e3"),
     ("2.4", "2.4"),
     ("yes", "yes"),
   ],
@@ -166,12 +177,19 @@ def test_a_sentence_gives_its_number(sentence, number):
   assert number_in(sentence) == number
 
 
-@pytest.mark.parametrize("sentence", ["1 or 2", "between 1 m and 2 m"])
+@pytest.mark.parametrize(
+  "sentence",
+  ["1 or 2", "between 1 m and 2 m", "about 2-3 m", "2 to 3 m", "1.5 m, or 150 cm"],
+)
 def test_a_sentence_with_several_numbers_is_refused(sentence):
   with pytest.raises(RowProblem, match="several numbers"):
     number_in(sentence)
-  assert answer_fields("red") == {"kind": "words", "answer": "red"}
-  assert answer_fields("12", kind="words") == {"kind": "words", "answer": "12"}
+
+
+@pytest.mark.parametrize("sentence", ["see scene0261_00", "about 1,2 m"])
+def test_a_sentence_whose_digits_are_no_number_is_refused(sentence):
+  with pytest.raises(RowProblem, match="digits but no number"):
+    number_in(sentence)
 
 
 @pytest.mark.parametrize(

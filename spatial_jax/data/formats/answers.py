@@ -32,10 +32,6 @@ _HEADING = re.compile(r"\s*(?:the\s+)?(?:options|choices)\s*(?:are)?\s*[:.]?\s*$
 _NUMBER = re.compile(
   r"(?P<number>[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|\.)?(?:[eE][+-]?\d+)?)\s*(?P<unit>.*)"
 )
-_IN_SENTENCE = re.compile(
-  r"(?<![\w.])[+-]?\d+(?:\.\d+)?(?!\w|\.\d)"
-  r"(?P<unit>\s*(?:met(?:er|re)s?|cm|centimet(?:er|re)s?|m)\b)?"
-)
 _UNITS = MappingProxyType({
   "m": "m", "meter": "m", "meters": "m", "metre": "m", "metres": "m",
   "cm": "cm", "centimeter": "cm", "centimeters": "cm", "centimetre": "cm", "centimetres": "cm",
@@ -44,6 +40,16 @@ _UNITS = MappingProxyType({
   "m^2": "m^2", "m2": "m^2", "square meters": "m^2", "square metres": "m^2", "sq m": "m^2",
   "deg": "deg", "degree": "deg", "degrees": "deg", "°": "deg", "s": "s", "seconds": "s",
 })  # fmt: skip
+# In a sentence "in" is a word, and "s" may be a plural.
+_SENTENCE_UNITS = "|".join(
+  re.escape(unit) for unit in sorted(_UNITS, key=len, reverse=True) if unit not in ("in", "s")
+)
+_IN_SENTENCE = re.compile(
+  r"(?<![\w.,])[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w|[.,]\d)"
+  rf"(?P<unit>\s*(?:{_SENTENCE_UNITS})(?![\w^/]))?",
+  re.IGNORECASE,
+)
+_RANGE = re.compile(r"\d\s*(?:-|\u2013|~|\bto\b|\bor\b)\s*\d")
 
 
 def final_answer(text: str) -> str:
@@ -209,21 +215,25 @@ def without(text: str, instructions: Sequence[str]) -> str:
 
 
 def number_in(sentence: str, field: str = "answer") -> str:
-  """The number of a sentence: the only one with a unit of length, else the only one.
+  """The number of a sentence: the only one with a known unit, else the only one.
 
       "The depth is estimated to be about 1.5 meters." ──► "1.5 meters"
 
   A text without a digit stays as it is.
 
   Raises:
-    RowProblem: if there are several.
+    RowProblem: if there are several, a range, or digits that are no number.
   """
-  found = [match[0] for match in _IN_SENTENCE.finditer(sentence)]
-  with_unit = [match[0] for match in _IN_SENTENCE.finditer(sentence) if match["unit"]]
-  chosen = with_unit if len(with_unit) == 1 else found
-  if len(chosen) > 1:
+  if is_quantity(sentence) or not re.search(r"\d", sentence):
+    return sentence
+  matches = list(_IN_SENTENCE.finditer(sentence))
+  with_unit = [match for match in matches if match["unit"]]
+  chosen = with_unit if len(with_unit) == 1 else matches
+  if len(chosen) > 1 or _RANGE.search(sentence):
     raise RowProblem(field, f"is {shown(sentence)}, which has several numbers")
-  return chosen[0].strip() if chosen else sentence
+  if not chosen:
+    raise RowProblem(field, f"is {shown(sentence)}, which has digits but no number")
+  return chosen[0][0].strip()
 
 
 def is_quantity(answer: Any) -> bool:
