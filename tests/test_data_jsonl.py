@@ -99,6 +99,8 @@ def test_marks_on_images_and_times_of_frames():
     ({"answer": "about 3 m"}, "answer", "a text with a number"),
     ({"answer": ""}, "answer", "is empty"),
     ({"answer": float("nan")}, "answer", "must be a finite number"),
+    ({"answer": float("inf"), "kind": "number"}, "answer", "must be a number"),
+    ({"answer": float("nan"), "kind": "words"}, "answer", "must be a finite number"),
     ({"qestion": "?"}, "qestion", "is an unknown field .did you mean question."),
     ({"kind": "letter"}, "kind", "must be number, choice or words"),
     ({"kind": "choice"}, "options", "is missing"),

@@ -534,6 +534,8 @@ def test_a_reading_follows_the_task():
     ({"answer": "~3"}, "not a number alone"),
     ({"answer": "0"}, "the rewards of numbers divide by it"),
     ({"answer": "0.0 cm"}, "answer kind words"),
+    ({"answer": "1e-50"}, "the rewards of numbers divide by it"),
+    ({"answer": "-1e-40 cm"}, "the rewards of numbers divide by it"),
     ({"answer": "3 m", "unit": "degrees"}, "cannot be read as a number in degrees"),
   ],
 )

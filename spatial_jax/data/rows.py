@@ -267,6 +267,8 @@ def _answer(answer: Any, kind: AnswerKind, options: tuple[str, ...] | None) -> s
     if value is None:
       raise RowProblem("answer", f"is {_shown(answer)} and must be a number")
     return answer.strip() if isinstance(answer, str) else f"{answer}"
+  if isinstance(answer, float | np.floating) and not math.isfinite(answer):
+    raise RowProblem("answer", f"is {_shown(answer)} and must be a finite number")
   text = str(answer).strip()
   if not text:
     raise RowProblem("answer", "is empty")
