@@ -215,6 +215,18 @@ def test_a_benchmark_is_never_a_training_split(tmp_path):
     convert(path, tmp_path / "out", "vsi_bench", split="train")
 
 
+def test_an_id_that_was_made_is_not_one_of_the_source(tmp_path):
+  row = {
+    "dataset": "scannet", "scene_name": "scene0000_00", "question_type": "object_counting",
+    "question": "How many chairs are there?", "ground_truth": "3",
+  }  # fmt: skip
+  path = tmp_path / "rows.jsonl"
+  path.write_text(lines({"id": 2} | row, row))
+  found, rows = convert(path, tmp_path / "vsi-bench", "vsi_bench", tmp_path)
+  assert [row["id"] for row in rows] == ["vsi-bench/2"]
+  assert [bad.field for bad in found.bad] == ["id"]
+
+
 def test_an_answer_that_no_reward_can_score_is_reported(source, tmp_path):
   zero = GOOD | {"solution": "<answer>0</answer>"}
   found, written = convert(source(GOOD, zero), tmp_path / "out")

@@ -154,7 +154,8 @@ def _convert_all(
     where = f"{file.name}:{number}"
     try:
       row = _converted(fmt, value, file, places, split)
-      if row.get("id") in seen:
+      row = {"id": f"{places.out.absolute().name}/{found.rows + 1}"} | row
+      if row["id"] in seen:
         raise RowProblem("id", f"is {row['id']!r} as in {seen[row['id']]}")
     except RowProblem as problem:
       found.bad_fields[problem.field.partition("[")[0]] += 1
@@ -163,7 +164,6 @@ def _convert_all(
       continue
     finally:
       on_progress(fraction)
-    row = {"id": f"{places.out.absolute().name}/{found.rows + 1}"} | row
     seen[row["id"]] = where
     target.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
     found.counts[row.get("type", row["kind"]), row["kind"]] += 1
