@@ -118,7 +118,7 @@ def _about(
   statistics = behaviour(next(s.predictions for s in found if s.column.key == END_GREEDY))
   return About(
     title=f"{checkpoint} on {cfg.source.path or 'procedural rooms'}",
-    summary=f"{len(questions)} questions that training never used. {above or ''}".strip(),
+    summary=f"{len(questions)} held-out questions. {above or ''}".strip(),
     facts=(
       ("compared with", cfg.init or "nothing"),
       ("answers parsed", f"{statistics['parsed_share']:.0%}"),

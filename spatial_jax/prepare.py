@@ -49,7 +49,7 @@ from spatial_jax.train_config import TrainConfig, TrainingParts, training_parts,
 from spatial_jax.types import Prompt
 from spatial_jax.workdir import recorded_config
 
-# Values that depend on the devices.
+# Prefixes of the keys whose values depend on the devices, and on the data.
 _OF_DEVICES = (
   "mesh.", "rollout.slots", "rollout.prefill", "rollout.feature_buffer_tokens", "evaluation.",
 )  # fmt: skip
@@ -105,15 +105,16 @@ def description(ready: Prepared) -> str:
 def evaluation_settings(given: Settings, checkpoint: str) -> Settings:
   """Fills in the config of an evaluation: with the values of the run, else automatic ones.
 
-  On another number of devices mesh and slots are automatic; with other data so are all lengths.
+  Values that depend on the devices are automatic if their number differs from that of the run.
+  Lengths and buckets are automatic if the data differ.
   """
   recorded = recorded_settings(checkpoint) or {}
   values = {key: get(recorded, key) for key in AUTOMATIC if has(recorded, key)}
   sizes = [value for key, value in values.items() if key.startswith("mesh.") and value]
   if sizes and math.prod(sizes) != len(jax.devices()):
     values = {key: value for key, value in values.items() if not key.startswith(_OF_DEVICES)}
-  same = filled(given, values)
-  if any(same[name] != recorded.get(name) for name in ("source", "video", "text")):
+  compared = filled(given, values)
+  if any(compared[name] != recorded.get(name) for name in ("source", "video", "text")):
     values = {key: value for key, value in values.items() if not key.startswith(_OF_DATA)}
   settings = filled(given, values)
   if not is_automatic(settings):

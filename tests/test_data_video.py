@@ -118,7 +118,7 @@ def test_a_file_gives_the_frames_that_were_chosen(codec, container, tmp_path):
 
 def test_frames_are_chosen_again_if_the_header_counts_too_many(tmp_path):
   whole, path = movie("mjpeg", "avi", 90), tmp_path / "cut.avi"
-  start = [match.start() for match in re.finditer(b"00dc", whole)]  # of each frame
+  start = [match.start() for match in re.finditer(b"00dc", whole)]  # name of the chunk of a frame
   path.write_bytes(whole[: start[60]])
   clip = video.read_video(path, *QWEN3)
   assert len(clip.frames) >= 4

@@ -195,11 +195,9 @@ def test_sizes_are_measured_by_worker_processes_alike(folder, data):
   assert all(size.tokens > size.visual_tokens for size in sizes)
 
 
-@pytest.mark.parametrize(("devices", "kept"), [(8, True), (2, False)])
-def test_an_evaluation_on_other_devices_chooses_its_own_mesh(monkeypatch, devices, kept):
-  """The tests have eight devices."""
-  run = filled(settings_of("2b"), AUTOMATIC | {"mesh.data": 1, "mesh.fsdp": devices})
-  monkeypatch.setattr(prepare_lib, "recorded_settings", lambda _: run)
+@pytest.fixture
+def prepared_with(monkeypatch):
+  """The settings that `evaluation_settings` passes to `prepare`, which then raises UserError."""
   asked = []
 
   def record(settings, *_, **__):
@@ -207,13 +205,23 @@ def test_an_evaluation_on_other_devices_chooses_its_own_mesh(monkeypatch, device
     raise UserError("prepared")
 
   monkeypatch.setattr(prepare_lib, "prepare", record)
+  return asked
+
+
+@pytest.mark.parametrize(("devices", "kept"), [(8, True), (2, False)])
+def test_an_evaluation_on_other_devices_chooses_its_own_mesh(
+  monkeypatch, prepared_with, devices, kept
+):
+  """The tests have eight devices."""
+  run = filled(settings_of("2b"), AUTOMATIC | {"mesh.data": 1, "mesh.fsdp": devices})
+  monkeypatch.setattr(prepare_lib, "recorded_settings", lambda _: run)
   if kept:
     assert prepare_lib.evaluation_settings(settings_of("2b"), "run")["mesh"] == run["mesh"]
   else:
     with pytest.raises(UserError, match="prepared"):
       prepare_lib.evaluation_settings(settings_of("2b"), "run")
-    assert asked[0]["mesh"]["fsdp"] is asked[0]["rollout"]["slots"] is None
-    assert asked[0]["rollout"]["prompt_buckets"] == run["rollout"]["prompt_buckets"]
+    assert prepared_with[0]["mesh"]["fsdp"] is prepared_with[0]["rollout"]["slots"] is None
+    assert prepared_with[0]["rollout"]["prompt_buckets"] == run["rollout"]["prompt_buckets"]
 
 
 def test_a_size_that_does_not_exist_names_those_that_do():
@@ -229,17 +237,10 @@ def test_the_rate_of_adapters_follows_the_size_of_the_policy(name, rate):
   assert full.cfg.learn.optimizer.learning_rate == 1e-6
 
 
-def test_an_evaluation_on_other_data_measures_its_lengths(monkeypatch):
+def test_an_evaluation_on_other_data_measures_its_lengths(monkeypatch, prepared_with):
   run = filled(settings_of("2b"), AUTOMATIC | {"mesh.fsdp": 8, "mesh.data": 1})
   monkeypatch.setattr(prepare_lib, "recorded_settings", lambda _: run)
-  asked = []
-
-  def record(settings, *_, **__):
-    asked.append(settings)
-    raise UserError("prepared")
-
-  monkeypatch.setattr(prepare_lib, "prepare", record)
   with pytest.raises(UserError, match="prepared"):
     prepare_lib.evaluation_settings(settings_of("2b", **{"video.max_frames": 32}), "run")
-  assert asked[0]["rollout"]["prompt_buckets"] is None
-  assert asked[0]["preprocess"] == run["preprocess"]
+  assert prepared_with[0]["rollout"]["prompt_buckets"] is None
+  assert prepared_with[0]["preprocess"] == run["preprocess"]

@@ -84,7 +84,7 @@ class FileSource:
   order: Literal["shuffled", "easy_first"]
   benchmark: str | None  # names of the benchmarks that training tasks belong to, joined by ", "
   bad_rows: int  # rows that were left out
-  contents: str  # of the files, for a run that resumes: other rows give other steps
+  contents: str  # rows and checksum of each file; they must be equal when a run resumes
 
   @property
   def train_count(self) -> int:
@@ -140,7 +140,7 @@ class FileSource:
   def examples(self, seed: int, count: int) -> Iterator[Task]:
     """Yields `count` random training tasks for the baselines of the evaluation.
 
-    If there are none, as in a benchmark, held-out tasks.
+    A source without training tasks, such as a benchmark, yields held-out tasks.
     """
     places = [(part, int(i)) for part in self.parts for i in part.train_N]
     places = places or [(part, int(i)) for part in self.parts for i in part.held_out_N]
@@ -173,7 +173,7 @@ def open_files(
   """Opens and checks all files; bad rows are counted, printed and left out.
 
   Args:
-    paths: JSONL files and TFDS folders; rows may say that they are held out.
+    paths: JSONL files and TFDS folders. A row may set its split to train or held_out.
     check: raises DataError for a task that cannot be scored.
     on_row: called for every row, for a progress bar.
 
@@ -203,7 +203,7 @@ def open_files(
     everything = np.arange(len(source), dtype=np.int64)
     parts.append(Part(source, infos, everything[:0], everything))
   weights = (*weights, *[0.0] * len(held_out))
-  benchmarks = {part.infos[i].benchmark for part in parts for i in part.train_N} - {None}
+  benchmarks = {part.infos[i].benchmark for part in parts for i in part.train_N}
   benchmark = ", ".join(sorted(filter(None, benchmarks))) or None
   names = [path.name for path in (*paths, *held_out)]
   contents = "; ".join(
@@ -302,7 +302,11 @@ def _report(bad: Sequence[BadRow], good: int, cfg: FilesConfig) -> None:
 
 
 def _check_ids(paths: Sequence[pathlib.Path], infos: Sequence[Sequence[RowInfo]]) -> None:
-  """Each task has an id of its own: it seeds the sampling, and tables are by id."""
+  """Refuses an id that two files have: ids seed the sampling and identify predictions.
+
+  Raises:
+    DataError: naming both files.
+  """
   file_of: dict[str, pathlib.Path] = {}
   for path, rows in zip(paths, infos, strict=True):
     for row in rows:

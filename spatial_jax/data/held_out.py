@@ -1,4 +1,4 @@
-"""Which rooms are held out: one rule for rendered rooms and for the rooms of VSI-Bench."""
+"""The held-out split of rendered rooms and of VSI-Bench's rooms; `data.files` splits user data."""
 
 import zlib
 

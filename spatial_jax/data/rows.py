@@ -49,14 +49,14 @@ class RowProblem(ValueError):
 
 
 class RowInfo(NamedTuple):
-  """What the splits and the order of tasks depend on."""
+  """The fields of a row that splits, the order of tasks, and checks across files need."""
 
   scene: str
   split: str  # "train", "held_out", or "" for a row that does not say
   question_type: str
   difficulty: float  # `extra.difficulty`; 0 without one
-  benchmark: str | None
-  task_id: str
+  benchmark: str | None  # name of the benchmark that the row belongs to
+  task_id: str  # unique in all files of a run
 
 
 @functools.cache
@@ -138,7 +138,7 @@ def task_of_row(row: Any, default_id: str, source: str, folder: pathlib.Path) ->
 
 
 def row_info(row: Mapping[str, Any], task: Task) -> RowInfo:
-  """Returns what training needs to know of a row that `task_of_row` accepted."""
+  """Returns the info of a row that `task_of_row` accepted; raises RowProblem."""
   difficulty = (row.get("extra") or {}).get("difficulty", 0.0)
   if isinstance(difficulty, bool) or not isinstance(difficulty, int | float):
     raise RowProblem("extra.difficulty", f"must be a number, got {_shown(difficulty)}")
@@ -301,10 +301,10 @@ def _letter(answer: str, options: Sequence[str]) -> str:
 
 
 def _scene(first: Media, folder: pathlib.Path) -> str:
-  """Rows about the same first image or video are about the same scene.
+  """The default scene of a row: the path of its first image or video, as the row gives it.
 
-  Its name is the path in the row. The folder of the file is no part of it, so that the same scenes
-  are held out wherever the data lies.
+  The path does not include the folder of the file, so moving the data does not change the held-out
+  split. The scene of bytes or pixels is their hash.
   """
   data = first.data
   while isinstance(data, tuple):

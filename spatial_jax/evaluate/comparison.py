@@ -78,18 +78,26 @@ def result_table(
 
 
 def _notes_on_faults(prediction_sets: Sequence[PredictionSet], valid: Sequence[bool]) -> list[str]:
-  """Why questions are left out; DataError if all are."""
+  """Sentences on the questions that are left out, and why.
+
+  Args:
+    prediction_sets: all columns.
+    valid: for each question, whether no column has a fault.
+
+  Raises:
+    DataError: if every question is left out.
+  """
   columns = [s.predictions for s in prediction_sets]
   faulty = [row for row, good in zip(zip(*columns, strict=True), valid, strict=True) if not good]
   problems = [next((p.problem for p in row if p.problem), "") for row in faulty]
-  asked = problems.count("")
+  not_asked = [problem for problem in problems if problem]
+  failed = len(problems) - len(not_asked)
   notes = []
-  if first := next(filter(None, problems), ""):
-    notes.append(
-      f"{len(problems) - asked} questions could not be asked and are left out; the first: {first}."
-    )
-  if asked:
-    notes.append(f"{asked} questions are left out: drawing failed with an internal fault.")
+  if not_asked:
+    count, first = len(not_asked), not_asked[0]
+    notes.append(f"{count} questions could not be asked and are left out; the first: {first}.")
+  if failed:
+    notes.append(f"{failed} questions are left out: drawing failed with an internal fault.")
   if not any(valid):
     raise DataError(f"no question is left to evaluate: {notes[0]}")
   return notes

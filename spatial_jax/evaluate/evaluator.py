@@ -95,7 +95,7 @@ def load_questions(
     check_truth(task)
   if not tasks:
     raise DataError("the source has no held-out question; see config.source")
-  # Their media would fill the memory, and are not needed.
+  # Baselines read answers alone; the media of thousands of examples would fill the memory.
   examples = [
     dataclasses.replace(task, media=(), boxes=()) for task in source.examples(seed, cfg.train_tasks)
   ]
@@ -257,7 +257,7 @@ def gallery(evaluator: Evaluator, found: Sequence[PredictionSet]) -> list[SavedG
   keys = (results.START_GREEDY, results.END_GREEDY, results.END_SAMPLED)
   answers = [s.predictions for s in found if s.column.key in keys]
   count = min(evaluator.cfg.gallery, engine.cfg.prompts)
-  tasks = gallery_tasks(questions.tasks, answers, count)  # of questions that could be asked
+  tasks = gallery_tasks(questions.tasks, answers, count)
   if not tasks:
     return []
   sampled = engine.cfg.sampling

@@ -21,7 +21,7 @@ class EvaluationSet:
   """The questions of an evaluation and how answers are scored: equal for all policies."""
 
   tasks: Sequence[Task]  # the questions
-  examples: Sequence[Task]  # of the training split, for the median answers; may be empty
+  examples: Sequence[Task]  # training tasks without media, for the median answers; may be empty
   reward: RewardConfig
   seed: int  # of sampling; policies use the same random numbers for the same question
 
@@ -50,7 +50,7 @@ class Prediction:
   tokens: int = 0  # sampled
   logp: float = 0.0  # mean log-probability of the sampled tokens, nats
   images: int = 0  # in the rollout, drawn ones included
-  problem: str = ""  # of a question that could not be asked
+  problem: str = ""  # why the question could not be asked; "" if it was
 
   @property
   def valid(self) -> bool:
@@ -133,7 +133,7 @@ def fault_of(task: Task, problem: str) -> Prediction:
   """The prediction for a task that cannot be asked; it is left out of all statistics.
 
   Args:
-    problem: media that cannot be read, or a prompt that is too long.
+    problem: why: its media cannot be read, or its prompt is too long.
   """
   return Prediction(
     task_id=task.task_id,

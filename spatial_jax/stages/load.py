@@ -41,8 +41,8 @@ from spatial_jax.workdir import find_path, write_text
 
 T = TypeVar("T")
 
-# Keys of a run's resolved config: QwenVLConfig, LoraConfig, PreprocessConfig, PromptForm, and what
-# the data files have.
+# Keys of a run's resolved config: QwenVLConfig, LoraConfig, PreprocessConfig, PromptForm, and
+# `FileSource.contents`.
 MODEL_KEY, LORA_KEY, PREPROCESS_KEY, FORM_KEY = "model", "lora", "preprocess", "form"
 DATA_KEY = "data"
 

@@ -37,7 +37,7 @@ from spatial_jax.workdir import one_line_errors, to_path, write_text
 RECORD = "numerical3d.json"  # in DIR: settings, and time of the build
 ROOMS_PER_PART = 50  # about 20 seconds of work
 _EXAMPLES = 24  # on the second page
-_TASK_BYTES = 80_000  # of memory while the data set is written; 59,000 are those of the files
+_TASK_BYTES = 80_000  # memory per task while the data set is written: 58,000 measured, and a margin
 _REPORT_S = 10.0  # between two lines of progress
 _SUMMARY = (
   "Questions about rendered 3D rooms with a number as the answer. Each has one to eight images of"
@@ -95,7 +95,11 @@ def build_dataset(out: pathlib.Path, settings: BuildSettings, workers: int) -> f
 
 
 def _check_memory(tasks: int) -> None:
-  """TFDS shuffles the examples in memory."""
+  """Refuses a data set that the memory does not hold: TFDS shuffles the examples in memory.
+
+  Raises:
+    ConfigError: naming both sizes.
+  """
   needed = tasks * _TASK_BYTES
   memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
   if needed > memory:

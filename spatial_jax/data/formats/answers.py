@@ -221,8 +221,12 @@ def number_in(sentence: str, field: str = "answer") -> str:
 
   A text without a digit stays as it is.
 
+  Args:
+    sentence: the answer.
+    field: name of the answer in the source, for messages.
+
   Raises:
-    RowProblem: if there are several, a range, or digits that are no number.
+    RowProblem: if there are several numbers, a range, or digits that are no number.
   """
   if is_quantity(sentence) or not re.search(r"\d", sentence):
     return sentence

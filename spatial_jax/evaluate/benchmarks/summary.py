@@ -29,8 +29,8 @@ def vsi_score(predictions: Sequence[Prediction]) -> float | None:
   """VSI-Bench's own average, in [0, 100], over its question types; None without one.
 
   Other benchmarks, other question types and faults are ignored. The answers are read by the
-  benchmark's rules, which differ from `reward.parse`. Published figures are those of its own videos
-  and prompts; a score on rendered rooms compares runs with each other.
+  benchmark's rules, which differ from `reward.parse`. Only scores on the benchmark's own videos and
+  prompts can be compared with published ones; scores on rendered rooms cannot.
   """
   scores: dict[str, list[float]] = {}
   for p in predictions:
