@@ -43,6 +43,7 @@ setup(
     # tensorflow-datasets imports it and does not list it.
     "importlib_resources>=6.5.2",
     "array-record>=0.8.6",
+    "pint>=0.25.3",
   ],
   extras_require={
     "tpu": ["libtpu>=0.0.42"],

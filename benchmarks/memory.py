@@ -94,7 +94,7 @@ def config_of(
       "learn.micro.rows": 1,
       "learn.micro.lengths": (lengths.response,),
       **vision("learn.vision", images),
-      "learn.loss.kl_weight": 0.01,
+      "learn.loss.kl.weight": 0.01,
       "learn.optimizer.frozen": training.frozen,
     }
   )

@@ -21,7 +21,8 @@ from benchmarks.measure import Benchmark, Timed
 from spatial_jax import compiled, sharding
 from spatial_jax.grammar import VILASR
 from spatial_jax.hf import weights
-from spatial_jax.learn.losses import LossConfig
+from spatial_jax.learn.gradient import NO_OTHERS
+from spatial_jax.learn.losses import EntropyConfig, ImportanceConfig, KlConfig, LossConfig
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
 from spatial_jax.learn.train_batch import BatchConfig, Microbatches, to_train_batch
 from spatial_jax.policy.config import QwenVLConfig
@@ -31,9 +32,23 @@ ROWS = shapes.PROMPTS * shapes.GROUP
 TOKENS = ROWS * shapes.RESPONSE
 ROW_TOKENS = shapes.RESPONSE + 1  # a row begins with the last token of its prompt
 CLIP_LOW, CLIP_HIGH = 0.2, 0.3
-LOSS = LossConfig(CLIP_LOW, CLIP_HIGH, kl_weight=0.0, normalise="token")
+LOSS = LossConfig(
+  kind="clip",
+  clip_low=CLIP_LOW,
+  clip_high=CLIP_HIGH,
+  dual_clip=0.0,
+  sapo_positive=1.0,
+  sapo_negative=1.0,
+  normalise="token",
+  length_constant=0,
+  kl=KlConfig(0.0, 0.0, 0, "k3", "loss", "start"),
+  importance=ImportanceConfig("none", 2.0, 0.5),
+  entropy=EntropyConfig(0.0, 1.0),
+)
 OPTIMIZER = OptimizerConfig(
+  kind="adamw",
   learning_rate=1e-4,
+  rates=(),
   schedule="constant",
   warmup_steps=0,
   total_steps=1000,
@@ -47,6 +62,7 @@ OPTIMIZER = OptimizerConfig(
   max_grad_norm=1.0,
   scale_by_param_rms=False,
   frozen=(),
+  ema_decay=0.0,
 )
 COMPARED_STEPS = 2  # from the checkpoint: the first shows loss and gradient, the next the optimizer
 LOSS_TOLERANCE = 1e-4
@@ -160,7 +176,7 @@ class Ours:
     update = compiled.LearnPrograms(policy, self._optimizer, LOSS, micro).update
 
     def step() -> Step:
-      state, metrics = update(self._state, self._batch, None)
+      state, metrics = update(self._state, self._batch, NO_OTHERS)
       self._state = jax.block_until_ready(state)
       return Step(float(metrics["loss"]), float(metrics["grad_norm"]))
 
@@ -251,7 +267,7 @@ class Torch:
 def _policy_loss(
   logp_RT: torch.Tensor, old_logp_RT: torch.Tensor, advantage_R: torch.Tensor
 ) -> torch.Tensor:
-  """`spatial_jax.learn.losses.ppo_clip`: the part of a microbatch of the mean over tokens."""
+  """`spatial_jax.learn.losses.policy_loss`: the part of a microbatch of the mean over tokens."""
   ratio_RT = torch.exp(logp_RT - old_logp_RT)
   clipped_RT = ratio_RT.clamp(1.0 - CLIP_LOW, 1.0 + CLIP_HIGH)
   surrogate_RT = torch.minimum(ratio_RT * advantage_R[:, None], clipped_RT * advantage_R[:, None])

@@ -7,6 +7,8 @@ the data, slots and microbatches from the memory. The run prints the values that
 
 from ml_collections import ConfigDict, FieldReference
 
+from configs import losses
+
 # Kernels that get adapters: all matrices of the decoder.
 DECODER_KERNELS = (r"^decoder/layers/attn/[qkvo]/kernel", r"^decoder/layers/mlp/\w+/kernel")
 
@@ -105,15 +107,22 @@ def rollout() -> ConfigDict:
 
 def learn(steps: int | FieldReference) -> ConfigDict:
   """AP-GRPO on SNRA, with the optimizer of the papers."""
+  minibatches, epochs = FieldReference(1), FieldReference(1)
+  steps = steps * minibatches * epochs  # the schedule counts updates
   return ConfigDict(
     {
       "reward": reward(),
-      "advantage": {"alpha": 1.0, "sign_safe": False, "by_std": True},
-      "loss": {"clip_low": 0.2, "clip_high": 0.3, "kl_weight": 0.0, "normalise": "sequence"},
+      "advantage": advantage(),
+      "loss": losses.grpo(),
       # vsGRPO's rate for adapters on 7B; ViLaSR's decay and betas. A frozen tower encodes each
       # image once per step.
       "optimizer": optimizer(5e-6, steps, b2=0.999, warmup=20, frozen=("^vision/",)),
       "reference": "device",  # of the KL term, if it is a copy of the start; or "host"
+      "health": health(),
+      "minibatches": minibatches,
+      "epochs": epochs,
+      "max_refills": 0,
+      "mask_truncated": False,
       "keep_fraction": 1.0,
       "prefix_buckets": None,
       "vision": None,
@@ -125,10 +134,23 @@ def learn(steps: int | FieldReference) -> ConfigDict:
 
 
 def reward() -> ConfigDict:
-  """SNRA as Smooth Operator has it (reconstructed)."""
+  """SNRA as Smooth Operator has it (reconstructed), and a small reward of the format."""
   return ConfigDict(
     {
+      "weights": {
+        "accuracy": 1.0,
+        "format": 0.2,  # below the accuracy of 1: format decides between equal answers
+        "rubric": 0.0,
+        "attention": 0.0,
+        "length": 0.0,
+        "drawing": 0.0,
+        "custom": 0.0,
+      },
+      "gated": ("format",),
+      "score_threshold": 0.0,  # a score above it opens the gate
       "number": "sigmoid",  # SNRA
+      "ratio": "linear",
+      "tolerance": 0.05,  # PhyX's judge accepts 2 % and rejects 5.8 %
       "choice": "smooth",  # SNRA on the error 1 - exact match
       "schedule": {  # the reconstruction of Smooth Operator
         "kind": "sigmoid",
@@ -139,10 +161,66 @@ def reward() -> ConfigDict:
         "steepness": 10.0,
       },
       "discrete_sharpness": None,  # choices follow the schedule
-      "strict_mra": False,  # the <= of VSI-Bench; ViLaSR trains with <
-      "score_threshold": 0.0,  # a score above it opens the gate
-      "format_weight": 0.2,  # below the accuracy of 1: format decides between equal answers
-      "gate": "format",
+      "score": "mra",  # the <= of VSI-Bench; ViLaSR trains with <
+      "scorer": "strict",
+      "rubric": rubric(),
+      "attention": {
+        "mass": 0.0,
+        "relative": 0.5,
+        "concentration": 0.5,
+        "full_ratio": 1.0,
+        "gated": False,
+        "layers": 1 / 3,
+      },
+      "length": {"kind": "overlong", "soft_tokens": 768, "max_tokens": 1024},
+      "drawing": {"target": 0.2},
+      "custom": "",
+    }
+  )
+
+
+def rubric() -> ConfigDict:
+  """The terms of the rubric; the paper does not state its weights."""
+  return ConfigDict(
+    {
+      "correctness": 0.4,
+      "principle": 0.2,
+      "unit": 0.2,
+      "format": 0.1,
+      "structure": 0.1,
+      "judge": "",
+      "judged_term": "principle",
+    }
+  )
+
+
+def advantage() -> ConfigDict:
+  """AP-GRPO; alpha 0 is GRPO."""
+  return ConfigDict(
+    {
+      "alpha": 1.0,
+      "sign_safe": False,
+      "by_std": True,
+      "baseline": "mean",
+      "per_component": False,
+    }
+  )
+
+
+def health() -> ConfigDict:
+  """Limits of the rules that warn during training."""
+  return ConfigDict(
+    {
+      "blind_every": 50,  # steps; costs two forward passes of a few rows
+      "blind_rows": 8,
+      # Rounding alone changes nothing here: the same program gets the same shapes.
+      "min_blind_change": 1e-3,  # nats
+      "max_zero_variance": 0.9,
+      "max_kl": 0.5,  # nats per token
+      "max_truncated": 0.3,
+      "max_length_factor": 3.0,
+      "min_drawing_factor": 0.25,
+      "stop": False,
     }
   )
 
@@ -252,7 +330,9 @@ def optimizer(
   """AdamW: linear warm-up over steps / `warmup`, then constant, then a linear decay if any."""
   return ConfigDict(
     {
+      "kind": "adamw",
       "learning_rate": learning_rate,
+      "rates": (),  # "^vision/=0.1": a tenth of the rate
       "schedule": "constant",
       "warmup_steps": steps // warmup,
       "total_steps": steps * 1,  # a reference of its own: it can be set without loop.steps
@@ -268,5 +348,6 @@ def optimizer(
       "max_grad_norm": 1.0,
       "scale_by_param_rms": False,
       "frozen": frozen,
+      "ema_decay": 0.0,
     }
   )

@@ -6,7 +6,7 @@ the policy are in configs/common.py.
 
 from ml_collections import ConfigDict, FieldReference
 
-from configs import common
+from configs import common, losses
 
 CELL_PX = 28  # side of a merged token: 2 patches of 14
 
@@ -45,17 +45,24 @@ def get_config() -> ConfigDict:
 
 def learn(steps: int | FieldReference) -> ConfigDict:
   """AP-GRPO on SNRA as the papers have them; alpha 0 is plain GRPO."""
+  minibatches, epochs = FieldReference(1), FieldReference(1)
+  steps = steps * minibatches * epochs  # the schedule counts updates
   return ConfigDict(
     {
       "reward": common.reward(),
-      "advantage": {"alpha": 1.0, "sign_safe": False, "by_std": True},
-      "loss": {"clip_low": 0.2, "clip_high": 0.3, "kl_weight": 0.0, "normalise": "sequence"},
+      "advantage": common.advantage(),
+      "loss": losses.grpo(),
       # The gradients of 256 rollouts are mostly noise, which AdamW turns into steps of full size.
       # At a rate of 1e-4 the score rises for 14 steps and falls again. A long second moment and a
       # long decay keep the noise small too. The embedding mostly learns which digits are frequent.
       "optimizer": common.optimizer(
         5e-5, steps, b2=0.99, decay_steps=steps * 3 // 4, frozen=("^vision/", "^decoder/embed/")
       ),
+      "health": common.health(),
+      "minibatches": minibatches,
+      "epochs": epochs,
+      "max_refills": 0,
+      "mask_truncated": False,
       "keep_fraction": 1.0,  # all rollouts; 0.5 holds 95 % of the squared advantages
       "prefix_buckets": (160, 512),  # few: a trace of the update takes half a minute to compile
       # Prompts and drawings: 20 to 60 images in a default step, one trace.

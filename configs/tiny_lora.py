@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
   cfg.lora.paths = (r"^decoder/layers/attn/[vo]/kernel", r"^decoder/layers/mlp/down/kernel")
   cfg.lora.rank = 16
   cfg.lora.alpha = 16.0
-  cfg.learn.loss.kl_weight = 0.01
+  cfg.learn.loss.kl.weight = 0.01
   optimizer = cfg.learn.optimizer
   optimizer.learning_rate = 1e-3
   optimizer.frozen = ("vision/",)

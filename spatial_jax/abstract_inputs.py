@@ -12,6 +12,7 @@ import optax
 
 from spatial_jax import compiled, sharding
 from spatial_jax.data.vision_packing import VisionBuckets
+from spatial_jax.learn.gradient import NO_OTHERS
 from spatial_jax.learn.losses import LossConfig
 from spatial_jax.learn.train_batch import BatchConfig, Microbatches, kept_rows
 from spatial_jax.policy.cache import rollout_shardings
@@ -81,7 +82,7 @@ def all_programs(
     Program("start_rows", run.start_rows, (state, *starts), (train, weights, buffer)),
     Program("decode", run.decode, (weights, state, halt_R, None, truncates), (train, buffer)),
     Program("append", run.append, (weights, state, buffer, observations), (train,)),
-    Program("update", learn.update, (train, learned, None), ()),
+    Program("update", learn.update, (train, learned, NO_OTHERS), ()),
   ]
   if gathered := rollout.decode_row_counts[:-1]:
     row_R = everywhere(_struct((gathered[-1],), jnp.int32))

@@ -18,17 +18,19 @@ import optax
 from jax.sharding import Mesh
 
 from spatial_jax import sharding
+from spatial_jax.learn.attention import batch_attention
 from spatial_jax.learn.gradient import batch_logprobs
 from spatial_jax.learn.losses import LossConfig, Metrics
 from spatial_jax.learn.train_batch import BatchConfig, Microbatches
 from spatial_jax.learn.update import policy_update, sft_update
 from spatial_jax.policy import int8, lora, param_tree
 from spatial_jax.policy.qwen_vl import Policy
+from spatial_jax.reward.config import AttentionConfig
 from spatial_jax.rollout.config import RolloutConfig, WeightForm
 from spatial_jax.rollout.memory import UpdateShapes
 from spatial_jax.rollout.programs import JittedPrograms
 from spatial_jax.rollout.sampling import TokenMasks
-from spatial_jax.types import Array, Params, TrainBatch, TrainState
+from spatial_jax.types import OtherLogprobs, Params, TrainBatch, TrainState
 
 # The TPU attention kernel reads sequences in blocks of this length.
 TPU_SEQUENCE = 128
@@ -40,11 +42,12 @@ class LearnPrograms:
   """The jitted programs of the update on the train mesh.
 
   Attributes:
-    update: (state, batch, ref_logp_RT) -> the next state and scalar metrics, see `policy_update`.
-      The state is donated; ref_logp_RT is None without a KL term.
+    update: (state, batch, others) -> the next state and scalar metrics, see `policy_update`. The
+      state is donated.
     sft: (state, batch) -> the same, see `sft_update`.
-    logprobs: (params, batch) -> log-probabilities [R, T] under a reference or old policy, without
-      adapters.
+    logprobs: (params, batch) -> log-probabilities [R, T] under a policy without adapters.
+    policy_logprobs: (params, batch) -> the same with the adapters.
+    attention: (params, batch) -> attention reward [R] of the policy, see `batch_attention`.
     local_row_shards: number of devices over which the rows of one process are sharded.
   """
 
@@ -54,12 +57,15 @@ class LearnPrograms:
     optimizer: optax.GradientTransformation,
     loss: LossConfig,
     micro: Microbatches,
+    attention: AttentionConfig | None = None,
   ):
     """Jits the programs; nothing is compiled before a program is called.
 
     Args:
       micro: microbatches; lengths are rounded up for the platform.
+      attention: of the attention reward; None if it is not measured.
     """
+    self._attention_cfg = attention
     self._policy, self._optimizer, self._loss = policy, optimizer, loss
     self._mesh = train_mesh(policy)
     self._micro = micro_buckets(micro, self._mesh)
@@ -69,7 +75,10 @@ class LearnPrograms:
     out = (jax.tree.map(lambda x: x.sharding, state), sharding.replicated(self._mesh))
     self.update = jax.jit(self._update, donate_argnums=0, out_shardings=out)
     self.sft = jax.jit(self._sft, donate_argnums=0, out_shardings=out)
-    self.logprobs = jax.jit(self._logprobs, out_shardings=sharding.rows(self._mesh))
+    rows = sharding.rows(self._mesh)
+    self.logprobs = jax.jit(self._logprobs, out_shardings=rows)
+    self.policy_logprobs = jax.jit(self._policy_logprobs, out_shardings=rows)
+    self.attention = jax.jit(self._attention, out_shardings=rows)
     islands = sharding.island_mesh(self._mesh).shape["island"]
     self.local_row_shards = sharding.row_devices(self._mesh) // islands
 
@@ -78,10 +87,10 @@ class LearnPrograms:
     return sharding.place_train_batch(batch, self._window, self._mesh)
 
   def _update(
-    self, state: TrainState, batch: TrainBatch, ref_logp_RT: Array | None
+    self, state: TrainState, batch: TrainBatch, others: OtherLogprobs
   ) -> tuple[TrainState, Metrics]:
     fixed = (self._policy, self._optimizer, self._loss, self._micro)
-    return policy_update(*fixed, state, self._shard(batch), ref_logp_RT)
+    return policy_update(*fixed, state, self._shard(batch), others)
 
   def _sft(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
     return sft_update(self._policy, self._optimizer, self._micro, state, self._shard(batch))
@@ -89,6 +98,14 @@ class LearnPrograms:
   def _logprobs(self, params: Params, batch: TrainBatch) -> jax.Array:
     base, _ = lora.split(params)
     return batch_logprobs(self._policy.without_adapters, self._micro, base, self._shard(batch))
+
+  def _policy_logprobs(self, params: Params, batch: TrainBatch) -> jax.Array:
+    return batch_logprobs(self._policy, self._micro, params, self._shard(batch))
+
+  def _attention(self, params: Params, batch: TrainBatch) -> jax.Array:
+    assert self._attention_cfg is not None  # no other run calls it
+    fixed = (self._policy, self._micro, self._attention_cfg)
+    return batch_attention(*fixed, params, self._shard(batch))
 
   def _shard(self, batch: TrainBatch) -> TrainBatch:
     """The batch with its rows sharded over the mesh."""

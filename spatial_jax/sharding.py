@@ -72,6 +72,8 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
   (r"heads/\w+/(kernel|bias)$", P()),  # the temporary heads of pretraining
 )
 
+_FACTORED = re.compile(r"(^|/)v_(row|col)/")  # of the optimizer state of Adafactor
+
 
 # --- processes ---------------------------------------------------------------------------------
 
@@ -218,13 +220,14 @@ def param_shardings(params: Params, mesh: Mesh) -> Params:
 
   A TrainState or an optimizer state contains copies of the tree: their paths end like the paths of
   the parameters. Scalars are replicated. The values of a kernel in 8 bits are sharded like the
-  kernel, its scales are replicated.
+  kernel, its scales are replicated. So are the row and column means of Adafactor.
   """
 
   def one(path: Any, leaf: Any) -> NamedSharding:
-    if len(leaf.shape) == 0:
+    name = path_name(path)
+    if leaf.shape in ((), (1,)) or _FACTORED.search(name):
       return replicated(mesh)
-    return NamedSharding(mesh, param_spec(path_name(path), leaf.shape, mesh))
+    return NamedSharding(mesh, param_spec(name, leaf.shape, mesh))
 
   return jax.tree_util.tree_map_with_path(one, params)
 

@@ -24,7 +24,7 @@ from spatial_jax.config import ConfigError
 from spatial_jax.data.background import compute_async
 from spatial_jax.data.files import FileSource
 from spatial_jax.data.prompt_form import form_record
-from spatial_jax.data.source import Source, prompt_stream
+from spatial_jax.data.source import Source, prompt_stream, refill_prompts
 from spatial_jax.errors import UserError
 from spatial_jax.evaluate.console import make_console
 from spatial_jax.evaluate.evaluator import (
@@ -47,7 +47,8 @@ from spatial_jax.stages.context import (
   RunContext,
   open_context,
 )
-from spatial_jax.stages.grpo import GrpoStage
+from spatial_jax.stages.grpo import GrpoStage, update_config
+from spatial_jax.stages.health import BlindCheck, Health
 from spatial_jax.stages.load import (
   DATA_KEY,
   FORM_KEY,
@@ -58,7 +59,10 @@ from spatial_jax.stages.load import (
   record,
   store_conversation_files,
 )
+from spatial_jax.stages.reference import MovingAverage, StartCopy, StartWithAdapters
+from spatial_jax.stages.sampling import Sampler
 from spatial_jax.stages.start import start_of
+from spatial_jax.stages.updates import Reference, Updater
 from spatial_jax.train_config import (
   MAY_DIFFER,
   TrainConfig,
@@ -177,22 +181,50 @@ def make_stage(
   whole = whole_plan(cfg, parts)
   print(whole)
   memory.check(whole, "config.rollout.slots")
-  encode = PromptEncoder(context.conversation, engine.cfg)
-  return GrpoStage(
+  learn, encode = cfg.learn, PromptEncoder(context.conversation, engine.cfg)
+  programs = compiled.LearnPrograms(
+    parts.policy, parts.optimizer, learn.loss, learn.micro, learn.reward.attention
+  )
+  sampler = Sampler(
     engine=engine,
-    programs=compiled.LearnPrograms(parts.policy, parts.optimizer, cfg.learn.loss, cfg.learn.micro),
     decode_params=context.decode_params,
     keep_features=not context.policy.vision_trainable,
+    reward=learn.reward,
+    shapes=parts.shapes,
+    seed=cfg.seed,
+    max_refills=learn.max_refills,
+    refill=lambda step, attempt, count: refill_prompts(
+      source, encode, cfg.seed, step, attempt, count
+    ),
+    place=programs.place,
+    attention=programs.attention,
+  )
+  blind = BlindCheck(
+    learn.health, parts.shapes, programs.local_row_shards, programs.place, programs.policy_logprobs
+  )
+  return GrpoStage(
+    sampler=sampler,
+    updater=Updater(programs, update_config(learn), parts.shapes, cfg.seed, None),
     prompt_stream=lambda first: prompt_stream(
       source, encode, cfg.seed, first, cfg.rollout.prompts, cfg.pipeline
     ),
-    cfg=cfg.learn,
-    shapes=parts.shapes,
+    cfg=learn,
     steps=cfg.loop.steps,
-    seed=cfg.seed,
-    reference=None,
     workdir=workdir,
+    blind=blind if learn.health.blind_every else None,
   )
+
+
+def reference_of(
+  cfg: TrainConfig, context: RunContext, start: StartCopy | None
+) -> Reference | None:
+  """The reference of the KL term; `start` is a copy of the start, if one is needed."""
+  kl = cfg.learn.loss.kl
+  if not kl.weight:
+    return None
+  if kl.reference == "average":
+    return MovingAverage(context.policy.frozen)
+  return StartWithAdapters() if start is None else start
 
 
 def train(
@@ -213,14 +245,17 @@ def train(
   # From here on arrays are on the devices.
   resumes = checkpoint.exists(workdir)
   place = cfg.learn.reference if has_start_copy(cfg) else None
-  state, reference = start_of(context.policy, optimizer, files, cfg.seed, place, resumes)
-  stage = dataclasses.replace(stage, reference=reference)
+  state, copy = start_of(context.policy, optimizer, files, cfg.seed, place, resumes)
+  reference = reference_of(cfg, context, copy)
+  stage = dataclasses.replace(
+    stage, updater=dataclasses.replace(stage.updater, reference=reference)
+  )
   if replicated := sharding.replication_report(state.params, context.mesh):
     print(replicated)
   bind_workdir(workdir, resolved, MAY_DIFFER)
   store_conversation_files(files, workdir)
   evaluate_state = progress_evaluation(
-    stage.engine,
+    stage.sampler.engine,
     context.decode_params,
     source.held_out(cfg.evaluation.progress_tasks) if cfg.loop.evaluate_every else [],
     cfg.learn.reward,
@@ -236,6 +271,7 @@ def train(
     evaluate_state,
     context.trained_on,
     resolved,
+    Health(cfg.learn.health, workdir).monitor,
   )
   size = sum(x.size for x in jax.tree.leaves(state.params))
   return context.decode_params(state.params), size

@@ -52,6 +52,7 @@ MAY_DIFFER = (
   "learn.reference",
   "learn.save_rollouts_every",
   "learn.saved_groups",
+  "learn.health",
   "evaluation",
   "executor",
   "pipeline",
@@ -84,7 +85,12 @@ class TrainConfig(RunConfig):
     learn, rollout = self.learn, self.rollout
     if len(self.stages) != 1:
       raise ConfigError(f"config.stages is {self.stages}; one stage can be run today: ('grpo',)")
-    check_steps(learn.optimizer, self.loop.steps)
+    check_steps(learn.optimizer, self.loop.steps * learn.updates)
+    if rollout.prompts % learn.minibatches:
+      raise ConfigError(
+        f"config.learn.minibatches is {learn.minibatches} and must divide config.rollout.prompts, "
+        f"{rollout.prompts}"
+      )
     if rollout.group < 2:
       raise ConfigError(
         f"config.rollout.group is {rollout.group} and must be at least 2: "
@@ -124,7 +130,7 @@ def training_parts(cfg: TrainConfig, shape: QwenVLConfig, mesh: jax.sharding.Mes
   """
   hosts = sharding.island_mesh(mesh).shape["island"]
   name = "config.rollout.prompts" + (f" x {hosts} processes" if hosts > 1 else "")
-  sharding.check_rows(cfg.rollout.prompts * hosts, name, mesh)
+  sharding.check_rows(cfg.rollout.prompts // cfg.learn.minibatches * hosts, name, mesh)
   check_preprocess(cfg.preprocess, shape, "config.preprocess")
   policy = make_policy(shape, compiled.compute_dtype(mesh), mesh, cfg.remat)
   lora.kernels(cfg.lora, policy.kernel_paths)
@@ -183,4 +189,5 @@ def reference_bytes(cfg: TrainConfig, policy: Policy) -> int:
 
 def has_start_copy(cfg: TrainConfig) -> bool:
   """Whether the KL term needs the start beside the trained policy; adapters can be left out."""
-  return bool(cfg.learn.loss.kl_weight) and not cfg.lora.paths
+  kl = cfg.learn.loss.kl
+  return bool(kl.weight) and kl.reference == "start" and not cfg.lora.paths

@@ -100,6 +100,20 @@ class Task:
   scene_id: str  # the training and held-out splits have no scene in common
   benchmark: str | None  # "vsi-bench" if the scene belongs to that benchmark
   boxes: tuple[ObjectBox, ...]  # of the question's objects; may be empty
+  # Further fields of the row: what a scorer or a table needs ("subfield", "reasoning_type").
+  extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  turns: tuple["DemonstratedTurn", ...] = ()  # a response to imitate; () for none
+  rejected: tuple["DemonstratedTurn", ...] = ()  # a worse response, for DPO; () for none
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DemonstratedTurn:
+  """One turn of a response that is not sampled: its text, and what the policy sees after it."""
+
+  text: str  # as the policy would write it, without special tokens
+  # The images after the turn. None: the operations of the text are drawn.
+  images: tuple[ImageRef, ...] | None
+  observation: str | None  # text of the message after the turn; None: that of the prompt form
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +231,9 @@ class Scores(NamedTuple):
   # bool; false for a fault or a reward that is not finite: left out of statistics and update.
   valid_BG: np.ndarray
   parsed_BG: np.ndarray  # bool, whether an answer could be read
-  components: dict[str, np.ndarray]  # name of a reward signal -> its value before weights and gate
+  components: dict[str, np.ndarray]  # name -> value before weights and gate; "score" is one more
+  terms: dict[str, np.ndarray]  # name of a component with a weight -> its value after the gate
+  weights: dict[str, float]  # of the terms: reward = sum of weight * term
 
 
 class VisionBatch(NamedTuple):
@@ -319,6 +335,14 @@ class TrainBatch(NamedTuple):
   rows: TrainRows  # in the order of their groups
   forbidden_V: Array  # bool, true for a token that could not be sampled
   vision: VisionBatch | FeatureBatch  # each distinct image of all rows once, or its features
+
+
+class OtherLogprobs(NamedTuple):
+  """Log-probabilities of the same tokens under other policies, float32 [R, T]; None: not needed."""
+
+  ref_RT: Array | None  # of the KL reference
+  # Of the trained policy before the first update on these rollouts, computed by the trainer.
+  trainer_RT: Array | None
 
 
 class TrainState(NamedTuple):

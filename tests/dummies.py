@@ -14,7 +14,8 @@ from spatial_jax.evaluate.results import Paired, ResultColumn, ResultRow, Result
 from spatial_jax.grammar import VILASR
 from spatial_jax.learn.advantage import AdvantageConfig, advantage
 from spatial_jax.report.reward_card import RewardCard
-from spatial_jax.reward.compose import RewardConfig, score
+from spatial_jax.reward.compose import score
+from spatial_jax.reward.config import accuracy_reward
 from spatial_jax.reward.snra import Schedule
 from spatial_jax.rollout.saved_groups import make_saved_groups, save_groups
 from spatial_jax.types import (
@@ -192,17 +193,10 @@ def trajectory(
 
 # --- a finished run ----------------------------------------------------------------------------
 
-REWARD = RewardConfig(
-  number="sigmoid",
-  choice="smooth",
-  schedule=Schedule("sigmoid", 1.0, 100.0, 0.5, 10.0),
-  discrete_sharpness=None,
-  strict_mra=False,
-  score_threshold=0.0,
-  format_weight=0.1,
-  gate="format",
+REWARD = accuracy_reward("sigmoid", "smooth", Schedule("sigmoid", 1.0, 100.0, 0.5, 10.0), 0.1)
+ADVANTAGE = AdvantageConfig(
+  alpha=1.0, sign_safe=False, by_std=True, baseline="mean", per_component=False
 )
-ADVANTAGE = AdvantageConfig(alpha=1.0, sign_safe=False, by_std=True)
 CARD = RewardCard(REWARD, ADVANTAGE)
 SHARPNESS = 40.0
 PREFIX = "<think> The boxes"

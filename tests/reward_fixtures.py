@@ -5,21 +5,12 @@ import dataclasses
 import numpy as np
 
 from spatial_jax.grammar import VILASR
-from spatial_jax.reward.compose import RewardConfig
+from spatial_jax.reward.config import accuracy_reward
 from spatial_jax.reward.snra import Schedule
 from spatial_jax.types import Task, Trajectory, Turn
 
 SCHEDULE = Schedule(kind="sigmoid", k_min=1.0, k_max=100.0, midpoint=0.5, steepness=10.0)
-CFG = RewardConfig(
-  number="sigmoid",
-  choice="smooth",
-  schedule=SCHEDULE,
-  discrete_sharpness=None,
-  strict_mra=False,
-  score_threshold=0.0,
-  format_weight=0.5,
-  gate="format",
-)
+CFG = accuracy_reward("sigmoid", "smooth", SCHEDULE, format_weight=0.5)
 DISTANCE = Task(
   task_id="distance",
   question_type="object_abs_distance",

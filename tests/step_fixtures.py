@@ -20,7 +20,7 @@ from spatial_jax.drawing.parser import Coordinates, Limits, Parsed
 from spatial_jax.drawing.termination import StopLimits, end_reason
 from spatial_jax.grammar import Grammar
 from spatial_jax.learn.advantage import advantage
-from spatial_jax.learn.losses import LossConfig
+from spatial_jax.learn.gradient import NO_OTHERS
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
 from spatial_jax.learn.train_batch import (
   BatchConfig,
@@ -38,6 +38,7 @@ from spatial_jax.rollout.engine import Engine
 from spatial_jax.stages.context import make_engine
 from spatial_jax.types import ImageRef, Operation, Params, Rollouts, Task, TrainState
 from tests import dummies
+from tests.learn_fixtures import loss_config
 from tests.policy_fixtures import (
   PREPROCESS,
   VIDEO_CONFIG,
@@ -77,11 +78,11 @@ ROLLOUT = RolloutConfig(
 # A small learning rate and a large epsilon, or Adam turns rounding errors into full steps.
 FLOAT32 = ("float32", "float32")  # moments and gradients
 OPTIMIZER = OptimizerConfig(
-  *(3e-3, "constant", 0, 100, 0, 0.9, 0.95, 1e-5, *FLOAT32, 0.01, 1.0, True, ())
+  *("adamw", 3e-3, (), "constant", 0, 100, 0, 0.9, 0.95, 1e-5, *FLOAT32, 0.01, 1.0, True, (), 0.0)
 )
 KEEP_FRACTION, BLOCKS = 0.5, 4
 SHAPES = BatchConfig((128,), 128, VisionBuckets((48,), (12,), (64,)), 2, VOCABULARY)
-LOSS = LossConfig(clip_low=0.2, clip_high=0.3, kl_weight=0.0, normalise="token")
+LOSS = loss_config(normalise="token")
 MICRO = Microbatches(1, (32, 128))
 
 
@@ -178,5 +179,5 @@ def step(setup: StepSetup, state: TrainState, number: int) -> Outcome:
   # Blocks of the largest mesh, so that every mesh keeps the same rows.
   kept_BG = downsample_rollouts(advantage_BG, KEEP_FRACTION, BLOCKS)
   batch, _ = to_train_batch(rollouts, advantage_BG, SHAPES, kept_BG)
-  state, metrics = setup.learn.update(state, setup.learn.place(batch), None)
+  state, metrics = setup.learn.update(state, setup.learn.place(batch), NO_OTHERS)
   return Outcome(rollouts, state, metrics, weights)

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import measure, shapes
 from spatial_jax.hf import weights
-from spatial_jax.learn.losses import ppo_clip
+from spatial_jax.learn.losses import policy_loss
 from spatial_jax.policy.qwen_vl import make_policy
 
 COUNTS = {  # parameters, those of the vision tower
@@ -85,7 +85,7 @@ def test_torch_side_has_the_same_loss():
   advantage_R = random.normal(size=update.ROWS).astype(np.float32)
   trained_RT = np.ones(logp_RT.shape, bool)
   weight_R = np.full(update.ROWS, 1 / update.TOKENS, np.float32)
-  ours, _ = ppo_clip(logp_RT, old_logp_RT, advantage_R, trained_RT, weight_R, update.LOSS)
+  ours, _ = policy_loss(logp_RT, old_logp_RT, advantage_R, trained_RT, weight_R, update.LOSS)
   theirs = update._policy_loss(*map(torch.tensor, (logp_RT, old_logp_RT, advantage_R)))
   np.testing.assert_allclose(ours, theirs.item(), rtol=1e-5)
 

@@ -47,10 +47,10 @@ def plan_of(training: str, **settings: str) -> memory.MemoryPlan:
 
 def test_each_option_saves_its_bytes():
   """Of a policy whose parameters are all trained, on one device."""
-  plain = plan_of("full", **{"learn.loss.kl_weight": 0.0})
+  plain = plan_of("full", **{"learn.loss.kl.weight": 0.0})
   trained = plain.gradients  # 4 bytes of each
   assert plain.resident == pytest.approx(3 * trained, rel=1e-6)
-  mu = plan_of("full", **{"learn.loss.kl_weight": 0.0, "learn.optimizer.mu_dtype": "bfloat16"})
+  mu = plan_of("full", **{"learn.loss.kl.weight": 0.0, "learn.optimizer.mu_dtype": "bfloat16"})
   assert mu.resident == pytest.approx(2.5 * trained, rel=1e-6)
   low = plan_of("full", **{"learn.optimizer.gradient_dtype": "bfloat16"})
   assert low.gradients == trained // 2

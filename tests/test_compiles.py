@@ -289,7 +289,9 @@ def test_the_reference_on_the_devices_is_resident_for_every_program():
   tiny = tiny_config()
 
   def resident(kl_weight: float, place: Literal["device", "host"]) -> list[int]:
-    loss = dataclasses.replace(tiny.learn.loss, kl_weight=kl_weight)
+    loss = dataclasses.replace(
+      tiny.learn.loss, kl=dataclasses.replace(tiny.learn.loss.kl, weight=kl_weight)
+    )
     learn = dataclasses.replace(tiny.learn, loss=loss, reference=place)
     cfg = dataclasses.replace(tiny, learn=learn)
     programs = aot.programs_to_compile(cfg, tiny_policy(), mesh, mesh)

@@ -1,5 +1,7 @@
 """Group advantages: GRPO by hand, AP-GRPO, equal rewards, rollouts that are not valid."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,9 @@ from spatial_jax.reward.snra import relative_squared_error, snra
 from spatial_jax.types import Scores
 
 REWARDS = np.array([[0.0, 0.25, 0.5, 1.0], [0.2, 0.2, 0.2, 0.2]], np.float32)
-AP_GRPO = AdvantageConfig(alpha=1.0, sign_safe=False, by_std=True)
+AP_GRPO = AdvantageConfig(
+  alpha=1.0, sign_safe=False, by_std=True, baseline="mean", per_component=False
+)
 JIT = jax.jit(ap_grpo, static_argnames=("sign_safe", "by_std"))
 # Few sizes, because each is compiled.
 MASKS = st.sampled_from((1, 2, 3, 7, 8, 16)).flatmap(lambda group: arrays(bool, (2, group)))
@@ -182,14 +186,14 @@ def test_format_is_not_part_of_the_accuracy_factor():
   format_BG = np.array([[1.0, 0.0, 1.0, 0.0]], np.float32)
   valid_BG = np.array([[True, True, True, False]])
   reward_BG = accuracy_BG + 0.5 * format_BG
-  scores = Scores(reward_BG, accuracy_BG, accuracy_BG, format_BG, valid_BG, valid_BG, {})
+  scores = Scores(reward_BG, accuracy_BG, accuracy_BG, format_BG, valid_BG, valid_BG, {}, {}, {})
   result = advantage(scores, AP_GRPO)
   np.testing.assert_allclose(result, grpo(reward_BG, valid_BG) * accuracy_BG, rtol=1e-6)
-  raw = advantage(scores, AdvantageConfig(alpha=1.0, sign_safe=False, by_std=False))
+  raw = advantage(scores, dataclasses.replace(AP_GRPO, by_std=False))
   mean = reward_BG[0, :3].mean()
   np.testing.assert_allclose(raw[0, :3], (reward_BG[0, :3] - mean) * accuracy_BG[0, :3], rtol=1e-5)
   assert raw[0, 3] == 0.0
-  safe = advantage(scores, AdvantageConfig(alpha=1.0, sign_safe=True, by_std=True))
+  safe = advantage(scores, dataclasses.replace(AP_GRPO, sign_safe=True))
   assert float(safe[0, 2]) == pytest.approx(0.8 * float(grpo(reward_BG, valid_BG)[0, 2]))
 
 
@@ -199,4 +203,4 @@ def test_format_is_not_part_of_the_accuracy_factor():
 )
 def test_a_config_value_out_of_range_is_refused(key, value):
   with pytest.raises(ConfigError, match=rf"^{key} is {value!r} and must"):
-    AdvantageConfig(**{"alpha": 1.0, "sign_safe": True, "by_std": True, key: value})
+    dataclasses.replace(AP_GRPO, **{key: value})

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spatial_jax.learn.gradient import Microbatch, gradient
+from spatial_jax.learn.gradient import NO_OTHERS, Microbatch, TokenScores, gradient
 from spatial_jax.learn.losses import nll, token_weights
 from spatial_jax.learn.train_batch import Microbatches
 from spatial_jax.policy.cache import KV, Prefix
@@ -82,14 +82,14 @@ def test_sums_over_rows_are_exact_for_every_size_of_microbatch(rows):
   batch = batch_of(coefficient_R)
   params = {"features": jnp.ones((2, 1, 1)), "keys": jnp.ones((2, 1, 1, 1))}
 
-  def loss(logp_RT: jax.Array, microbatch: Microbatch):
-    return nll(logp_RT, microbatch.rows.trained_RT, microbatch.token_weight_R), {}
+  def loss(scores: TokenScores, microbatch: Microbatch):
+    return nll(scores.logp_RT, microbatch.rows.trained_RT, microbatch.token_weight_R), {}
 
   @jax.jit
   def grads_of(params, batch):
     weight_R = token_weights(batch.rows.trained_RT, "token")
     micro = Microbatches(rows, (2,))
-    return gradient(LinearPolicy(), params, batch, weight_R, None, loss, micro)[2]
+    return gradient(LinearPolicy(), params, batch, weight_R, NO_OTHERS, loss, micro)[2]
 
   grads = grads_of(params, batch)
   expected = -jnp.mean(1 + coefficient_R / 128).astype(jnp.bfloat16).astype(jnp.float32)

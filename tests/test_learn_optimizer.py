@@ -23,7 +23,9 @@ from spatial_jax.learn.optimizer import (
 from tests.policy_fixtures import hashed_params, small_config
 
 CFG = OptimizerConfig(
+  kind="adamw",
   learning_rate=0.1,
+  rates=(),
   schedule="constant",
   warmup_steps=4,
   total_steps=20,
@@ -37,6 +39,7 @@ CFG = OptimizerConfig(
   max_grad_norm=1.0,
   scale_by_param_rms=False,
   frozen=(),
+  ema_decay=0.0,
 )
 
 

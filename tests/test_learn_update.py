@@ -12,17 +12,18 @@ import pytest
 from experiments.tiny.demonstration import demonstration_trajectory
 from spatial_jax.config import ConfigError
 from spatial_jax.data.vision_packing import plan_vision
-from spatial_jax.learn.gradient import batch_logprobs, gradient
-from spatial_jax.learn.losses import LossConfig, effective_share, nll, ppo_clip, token_weights
+from spatial_jax.learn.gradient import NO_OTHERS, batch_logprobs, gradient
+from spatial_jax.learn.losses import effective_share, nll, policy_loss, token_weights
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.train_batch import Microbatches, pad_rows, to_train_batch
 from spatial_jax.learn.update import apply_gradient, policy_update, sft_update
 from spatial_jax.synthetic.oracle import DemonstrationConfig, demonstrate
-from spatial_jax.types import TokenArrays, TrainBatch, TrainState, Trajectory
+from spatial_jax.types import OtherLogprobs, TokenArrays, TrainBatch, TrainState, Trajectory
 from tests import rollout_fixtures as fixtures
+from tests.learn_fixtures import loss_config
 from tests.test_learn_optimizer import CFG
 
-LOSS = LossConfig(clip_low=0.2, clip_high=0.3, kl_weight=0.0, normalise="sequence")
+LOSS = loss_config()
 SIZES = ((24, 24), (16, 40))
 MICRO = Microbatches(1, (256,))
 TOWER = ("^vision/",)
@@ -86,7 +87,7 @@ def program(micro=MICRO, optimizer=SGD, frozen=()):
 
 
 def flops(update, batch) -> float:
-  return update.lower(start(), batch, None).compile().cost_analysis()["flops"]
+  return update.lower(start(), batch, NO_OTHERS).compile().cost_analysis()["flops"]
 
 
 def gradient_of(state: TrainState):
@@ -120,10 +121,10 @@ def test_the_gradient_is_the_gradient_of_the_whole_loss():
     logp_RT = batch_logprobs(policy, Microbatches(4, (256,)), params, batch)
     rows = batch.rows
     weight_R = token_weights(rows.trained_RT, LOSS.normalise)
-    return ppo_clip(logp_RT, rows.old_logp_RT, rows.advantage_R, rows.trained_RT, weight_R, LOSS)
+    return policy_loss(logp_RT, rows.old_logp_RT, rows.advantage_R, rows.trained_RT, weight_R, LOSS)
 
   (loss, expected), grads = jax.jit(jax.value_and_grad(whole, has_aux=True))(params)
-  state, metrics = program()(start(), batch, None)
+  state, metrics = program()(start(), batch, NO_OTHERS)
   assert_close(gradient_of(state), grads)
   for name, value in (effective_share(expected) | {"loss": loss}).items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -138,8 +139,8 @@ def test_microbatches_equal_the_big_batch():
   length_R = np.sort(batch.rows.tokens.valid_RT.sum(1))
   lengths = (int(length_R[1]), 256)
   assert lengths[0] < length_R[2]
-  one, metrics = program(Microbatches(2, lengths))(start(), batch, None)
-  whole, expected = program(Microbatches(4, (256,)))(start(), batch, None)
+  one, metrics = program(Microbatches(2, lengths))(start(), batch, NO_OTHERS)
+  whole, expected = program(Microbatches(4, (256,)))(start(), batch, NO_OTHERS)
   assert_close(gradient_of(one), gradient_of(whole))
   for name, value in expected.items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
@@ -147,7 +148,7 @@ def test_microbatches_equal_the_big_batch():
 
 def test_rows_longer_than_every_microbatch_are_refused():
   with pytest.raises(ValueError, match=r"lengths is \(64, 128\); the last must be at least 256"):
-    program(Microbatches(1, (64, 128)))(start(), batch_of(), None)
+    program(Microbatches(1, (64, 128)))(start(), batch_of(), NO_OTHERS)
 
 
 def test_a_shared_prefix_changes_nothing():
@@ -184,8 +185,8 @@ def test_a_shared_prefix_changes_nothing():
       rtol=2e-6,
       atol=2e-5,
     )
-  single, _ = program()(start(), with_rows(alone, old_logp_RT=_moved(batch, alone)), None)
-  grouped, _ = program()(start(), batch, None)
+  single, _ = program()(start(), with_rows(alone, old_logp_RT=_moved(batch, alone)), NO_OTHERS)
+  grouped, _ = program()(start(), batch, NO_OTHERS)
   assert_close(gradient_of(single), gradient_of(grouped))
 
 
@@ -204,8 +205,8 @@ def test_the_order_of_groups_and_rows_does_not_matter():
     rows=jax.tree.map(lambda x: x[order], batch.rows),
   )
   turned = with_rows(turned, prefix_R=1 - turned.rows.prefix_R)
-  one, _ = program()(start(), batch, None)
-  other, _ = program()(start(), turned, None)
+  one, _ = program()(start(), batch, NO_OTHERS)
+  other, _ = program()(start(), turned, NO_OTHERS)
   assert_close(gradient_of(other), gradient_of(one))
 
 
@@ -216,8 +217,8 @@ def test_rollouts_left_out_are_as_if_they_trained_nothing():
     kept, _ = to_train_batch(demonstrations(), ADVANTAGE_BG, fixtures.shapes(), kept_BG)
     kept = with_rows(kept, old_logp_RT=batch.rows.old_logp_RT[kept_BG.reshape(-1)])
     untrained = with_rows(batch, trained_RT=batch.rows.trained_RT & kept_BG.reshape(-1, 1))
-    one, _ = program()(start(), pad_rows(kept, 4), None)
-    other, _ = program()(start(), untrained, None)
+    one, _ = program()(start(), pad_rows(kept, 4), NO_OTHERS)
+    other, _ = program()(start(), untrained, NO_OTHERS)
     assert_close(gradient_of(one), gradient_of(other))
 
 
@@ -227,10 +228,10 @@ def test_a_row_of_weight_zero_is_as_if_it_trained_nothing():
   first = np.arange(4) == 0
   untrained = with_rows(batch, trained_RT=batch.rows.trained_RT & ~first[:, None])
   none, double = (with_rows(batch, weight_R=1 + x * first.astype(np.float32)) for x in (-1, 1))
-  one, _ = program()(start(), none, None)
-  other, _ = program()(start(), untrained, None)
+  one, _ = program()(start(), none, NO_OTHERS)
+  other, _ = program()(start(), untrained, NO_OTHERS)
   assert_close(gradient_of(one), gradient_of(other))
-  twice, whole = (gradient_of(program()(start(), x, None)[0]) for x in (double, batch))
+  twice, whole = (gradient_of(program()(start(), x, NO_OTHERS)[0]) for x in (double, batch))
   # Weights sum to 1: of five parts, the first row has two.
   expected = jax.tree.map(lambda all_, rest: (8 * all_ - 3 * rest) / 5, whole, gradient_of(other))
   assert_close(twice, expected, 2e-4)
@@ -239,8 +240,8 @@ def test_a_row_of_weight_zero_is_as_if_it_trained_nothing():
 def test_padding_changes_nothing():
   longest = int(batch_of().rows.tokens.valid_RT.sum(1).max())
   assert longest < 224
-  one, _ = program(Microbatches(1, (224,)))(start(), batch_of(224), None)
-  other, _ = program()(start(), batch_of(256), None)
+  one, _ = program(Microbatches(1, (224,)))(start(), batch_of(224), NO_OTHERS)
+  other, _ = program()(start(), batch_of(256), NO_OTHERS)
   assert_close(gradient_of(one), gradient_of(other))
 
 
@@ -258,10 +259,10 @@ def test_a_fault_changes_nothing_for_the_other_rows():
     advantage_R=np.where(fault, 1e9, rows.advantage_R).astype(np.float32),
     tokens=other_tokens,
   )
-  one, _ = program()(start(), untrained, None)
-  other, _ = program()(start(), changed, None)
+  one, _ = program()(start(), untrained, NO_OTHERS)
+  other, _ = program()(start(), changed, NO_OTHERS)
   assert_same(gradient_of(one), gradient_of(other))
-  whole, _ = program()(start(), batch, None)
+  whole, _ = program()(start(), batch, NO_OTHERS)
   assert float(optax.tree.norm(gradient_of(whole))) != float(optax.tree.norm(gradient_of(one)))
 
 
@@ -274,7 +275,7 @@ def adam():
 
 
 def test_a_step_changes_every_parameter_and_is_counted(adam):
-  state, metrics = program(MICRO, adam)(start(adam), batch_of(), None)
+  state, metrics = program(MICRO, adam)(start(adam), batch_of(), NO_OTHERS)
   assert int(state.step) == 1
   assert metrics["skipped_updates"] == 0
   assert metrics["update_norm"] > 0
@@ -285,8 +286,8 @@ def test_a_step_changes_every_parameter_and_is_counted(adam):
 
 def test_a_frozen_vision_tower_has_no_gradient():
   update = program(frozen=TOWER)
-  state, _ = update(start(), batch_of(), None)
-  other, _ = program()(start(), batch_of(), None)
+  state, _ = update(start(), batch_of(), NO_OTHERS)
+  other, _ = program()(start(), batch_of(), NO_OTHERS)
   assert_same(state.params["vision"], policy_and_params()[1]["vision"])
   assert_close(state.params["decoder"], other.params["decoder"])
   assert flops(update, batch_of()) < flops(program(), batch_of()), "its gradient is not computed"
@@ -296,16 +297,16 @@ def test_a_frozen_vision_tower_has_no_gradient():
 def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(adam, bad):
   """However many follow one another, and the next finite one is applied as if they had not been."""
   update = program(MICRO, adam)
-  before, _ = update(start(adam), batch_of(), None)
+  before, _ = update(start(adam), batch_of(), NO_OTHERS)
   broken = with_rows(batch_of(), advantage_R=np.array([1, bad, 1, 1], np.float32))
   after = before
   for count in range(1, 8):
-    after, metrics = update(after, broken, None)
+    after, metrics = update(after, broken, NO_OTHERS)
     assert metrics["skipped_updates"] == 1
     assert int(after.step) == 1 + count
   assert_same((after.params, after.opt_state), (before.params, before.opt_state))
-  again, metrics = update(after, batch_of(), None)
-  expected, _ = update(before, batch_of(), None)
+  again, metrics = update(after, batch_of(), NO_OTHERS)
+  expected, _ = update(before, batch_of(), NO_OTHERS)
   assert_same(again.params, expected.params)
   assert metrics["skipped_updates"] == 0
 
@@ -336,7 +337,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(bad):
 
 def test_on_policy_the_ratio_is_one():
   logp_RT = np.asarray(score()(policy_and_params()[1], batch_of()))
-  _, metrics = program()(start(), with_rows(batch_of(), old_logp_RT=logp_RT), None)
+  _, metrics = program()(start(), with_rows(batch_of(), old_logp_RT=logp_RT), NO_OTHERS)
   np.testing.assert_allclose(metrics["ratio"], 1, atol=1e-5)
   assert float(metrics["logp_difference"]) < 1e-5
   assert metrics["clip_fraction"] == 0
@@ -345,15 +346,15 @@ def test_on_policy_the_ratio_is_one():
 
 def test_the_divergence_pulls_towards_the_reference():
   policy, params = policy_and_params()
-  cfg = dataclasses.replace(LOSS, kl_weight=1.0)
+  cfg = loss_config({"kl.weight": 1.0})
   still = with_rows(batch_of(), advantage_R=np.zeros(4, np.float32))
   other = jax.tree.map(lambda x: x * 1.01, params)
   update = jax.jit(functools.partial(policy_update, policy, optax.sgd(1e-4), cfg, MICRO))
-  _, alone = update(start(), still, score()(params, still))
+  _, alone = update(start(), still, OtherLogprobs(score()(params, still), NO_OTHERS))
   assert abs(float(alone["kl_ref_k3"])) < 1e-6
-  reference_RT = score()(other, still)
-  state, first = update(start(), still, reference_RT)
-  _, second = update(state, still, reference_RT)
+  reference = OtherLogprobs(score()(other, still), None)
+  state, first = update(start(), still, reference)
+  _, second = update(state, still, reference)
   assert 1e-6 < float(second["kl_ref_k3"]) < float(first["kl_ref_k3"])
   np.testing.assert_allclose(first["loss"], first["kl_ref_k3"], rtol=1e-5)
 
@@ -367,14 +368,14 @@ def test_gradients_may_be_summed_in_bfloat16():
   batch, micro = batch_of(), Microbatches(1, (256,))
   weight_R = token_weights(batch.rows.trained_RT, LOSS.normalise)
 
-  def loss(logp_RT, microbatch):
+  def loss(scores, microbatch):
     rows = microbatch.rows
     scored = (rows.old_logp_RT, rows.advantage_R, rows.trained_RT, microbatch.token_weight_R)
-    return ppo_clip(logp_RT, *scored, LOSS)
+    return policy_loss(scores.logp_RT, *scored, LOSS)
 
   def gradient_in(dtype):
     of = dataclasses.replace(policy, gradient_dtype=jnp.dtype(dtype))
-    run = jax.jit(lambda params: gradient(of, params, batch, weight_R, None, loss, micro)[2])
+    run = jax.jit(lambda params: gradient(of, params, batch, weight_R, NO_OTHERS, loss, micro)[2])
     return run(params)
 
   exact, rounded = gradient_in(jnp.float32), gradient_in(jnp.bfloat16)
@@ -388,8 +389,8 @@ def test_moments_and_gradients_in_bfloat16_change_a_step_little(adam):
   low = make_optimizer(dataclasses.replace(low, mu_dtype="bfloat16", gradient_dtype="bfloat16"))
   policy = dataclasses.replace(policy_and_params()[0], gradient_dtype=jnp.dtype(jnp.bfloat16))
   update = jax.jit(functools.partial(policy_update, policy, low, LOSS, MICRO))
-  state, metrics = update(start(low), batch_of(), None)
-  exact, expected = program(MICRO, adam)(start(adam), batch_of(), None)
+  state, metrics = update(start(low), batch_of(), NO_OTHERS)
+  exact, expected = program(MICRO, adam)(start(adam), batch_of(), NO_OTHERS)
   for name, value in expected.items():
     np.testing.assert_allclose(metrics[name], value, rtol=0.02, atol=1e-6, err_msg=name)
   assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.float32)}
@@ -444,8 +445,8 @@ def test_features_of_a_frozen_tower_replace_its_images():
   }
   encoded, _ = to_train_batch(demonstrations(), ADVANTAGE_BG, cfg, None, image_features)
   encoded = with_rows(encoded, old_logp_RT=batch_of().rows.old_logp_RT)
-  expected, _ = update(start(), batch_of(), None)
-  found, _ = update(start(), encoded, None)
+  expected, _ = update(start(), batch_of(), NO_OTHERS)
+  found, _ = update(start(), encoded, NO_OTHERS)
   assert_close(found.params, expected.params)
   assert flops(update, encoded) < flops(update, batch_of())
 

@@ -14,7 +14,7 @@ from spatial_jax import checkpoint, compiled, sharding
 from spatial_jax.checkpoint import Progress
 from spatial_jax.config import ConfigError
 from spatial_jax.data.vision_packing import plan_vision
-from spatial_jax.learn.losses import LossConfig
+from spatial_jax.learn.gradient import NO_OTHERS
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
 from spatial_jax.learn.train_batch import Microbatches
 from spatial_jax.learn.update import policy_update, sft_update
@@ -22,8 +22,9 @@ from spatial_jax.policy import lora, param_tree
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.stages.load import load_params, load_policy, read_policy, record
-from spatial_jax.types import Params, TokenArrays, TrainState
+from spatial_jax.types import OtherLogprobs, Params, TokenArrays, TrainState
 from tests import policy_fixtures, rollout_fixtures
+from tests.learn_fixtures import loss_config
 from tests.test_learn_update import batch_of, policy_and_params
 from tests.test_policy import FAMILIES, four_rows, setting
 
@@ -132,11 +133,11 @@ def test_paths_that_match_no_kernel_are_refused(paths):
 
 # --- training ----------------------------------------------------------------------------------
 
-LOSS = LossConfig(clip_low=0.2, clip_high=0.3, kl_weight=0.1, normalise="token")
+LOSS = loss_config({"kl.weight": 0.1}, normalise="token")
 MICRO = Microbatches(2, (256,))
 ADAM = OptimizerConfig(
-  *(1e-2, "constant", 0, 10, 0, 0.9, 0.95, 1e-8, "float32", "float32"),
-  *(0.0, 1.0, False, (lora.BASE,)),
+  *("adamw", 1e-2, (), "constant", 0, 10, 0, 0.9, 0.95, 1e-8, "float32", "float32"),
+  *(0.0, 1.0, False, (lora.BASE,), 0.0),
 )
 
 
@@ -153,7 +154,9 @@ def trained():
   state, found = compiled.init_state(policy, optimizer, start, mesh), []
   batch = run.place(batch_of())
   for _ in range(2):
-    state, metrics = run.update(state, batch, run.logprobs(state.params, batch))
+    state, metrics = run.update(
+      state, batch, OtherLogprobs(run.logprobs(state.params, batch), None)
+    )
     found.append(jax.device_get(metrics))
   return policy, params, state, found
 
@@ -188,7 +191,7 @@ def test_the_base_has_no_gradients_in_memory():
     optimizer = make_optimizer(dataclasses.replace(ADAM, frozen=frozen))
     state = state._replace(opt_state=optimizer.init(state.params))
     update = functools.partial(policy_update, policy, optimizer, LOSS, MICRO)
-    lowered = jax.jit(update, donate_argnums=0).lower(state, batch_of(), None)
+    lowered = jax.jit(update, donate_argnums=0).lower(state, batch_of(), NO_OTHERS)
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
   fresh = compiled.init_adapters(policy, jax.random.key(1), compiled.train_mesh(policy))
@@ -223,7 +226,9 @@ def trained_from(frozen_dtype: str):
   run = compiled.LearnPrograms(policy, optimizer, LOSS, MICRO)
   batch, found = run.place(batch_of()), []
   for _ in range(2):
-    state, metrics = run.update(state, batch, run.logprobs(state.params, batch))
+    state, metrics = run.update(
+      state, batch, OtherLogprobs(run.logprobs(state.params, batch), None)
+    )
     found.append(jax.device_get(metrics))
   return policy, state, found
 

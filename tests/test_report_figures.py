@@ -266,10 +266,10 @@ def test_card_rewards_as_the_run_does():
   assert card.sharpness(0.45) == pytest.approx(1 + 99 / (1 + np.exp(0.5)), rel=1e-4)
 
 
-@pytest.mark.parametrize("gate", ["format", "all"])
-def test_accuracy_and_format_part_add_up_to_the_reward(gate):
+@pytest.mark.parametrize("gated", [("format",), ("accuracy", "format")])
+def test_accuracy_and_format_part_add_up_to_the_reward(gated):
   generator = np.random.default_rng(2)
-  reward = dataclasses.replace(dummies.REWARD, gate=gate, score_threshold=0.5)
+  reward = dataclasses.replace(dummies.REWARD, gated=gated, score_threshold=0.5)
   card = dataclasses.replace(dummies.CARD, reward=reward)
   task = dummies.number_task(generator)
   rollouts = [dummies.group(generator, task)]
@@ -280,10 +280,11 @@ def test_accuracy_and_format_part_add_up_to_the_reward(gate):
   views = gallery.group_view(group, card).rollouts
   by_name = {view.saved.name: view for view in views}
   for g in range(8):
-    accuracy, format_part = by_name[f"sample {g + 1}"].parts
-    assert accuracy == pytest.approx(scores.accuracy_BG[0, g], abs=1e-6)
-    assert accuracy + format_part == pytest.approx(scores.reward_BG[0, g], abs=1e-6)
-  assert len({view.parts[1] for view in views}) == 2, "some earn the format part"
+    view = by_name[f"sample {g + 1}"]
+    assert view.saved.parts["accuracy"] == pytest.approx(scores.accuracy_BG[0, g], abs=1e-6)
+    assert sum(view.saved.parts.values()) == pytest.approx(scores.reward_BG[0, g], abs=1e-6)
+    assert view.parts.endswith("format")
+  assert len({view.saved.parts["format"] for view in views}) == 2, "some earn the format part"
 
 
 def test_card_shows_start_and_end_of_the_run():

@@ -16,19 +16,21 @@ from spatial_jax.errors import DataError
 from spatial_jax.grammar import Grammar
 from spatial_jax.reward import compose
 from spatial_jax.reward.compose import (
-  RewardConfig,
   reward_of_text,
   score,
   score_example,
   score_examples,
 )
-from spatial_jax.reward.example import Example
+from spatial_jax.reward.config import RewardConfig
+from spatial_jax.reward.example import plain_example
 from tests.reward_fixtures import CFG, DISTANCE, DRAWING, NEAREST, answering, rollout, turn
+
+BOTH = ("accuracy", "format")
 
 
 def scores_of(*rollouts, task=DISTANCE, cfg=CFG, k=1.0):
   """Scores of one group, each [G]."""
-  scores = score([list(rollouts)], [task], cfg, k)
+  scores = score([list(rollouts)], [task], cfg, k)._replace(weights={})
   return jax.tree.map(lambda part_BG: part_BG[0], scores)
 
 
@@ -45,14 +47,20 @@ def test_a_wild_guess_with_right_format_has_no_format_reward():
 
 
 def test_gate_all_is_the_published_equation():
-  cfg = dataclasses.replace(CFG, gate="all", number="mra", strict_mra=True, format_weight=1.0)
+  cfg = dataclasses.replace(
+    CFG,
+    gated=BOTH,
+    number="mra",
+    score="strict_mra",
+    weights=dataclasses.replace(CFG.weights, format=1.0),
+  )
   group = [rollout(DRAWING, answering(text)) for text in ("2.0", "1.7", "9")]
   scores = scores_of(*group, rollout(answering("1.7").replace("Action", "")), cfg=cfg)
   np.testing.assert_allclose(scores.reward_BG, [2.0, 1.7, 0.0, 0.7], atol=1e-6)
 
 
 def test_gate_all_also_gates_the_smooth_accuracy():
-  scores = scores_of(rollout(answering("4.1")), cfg=dataclasses.replace(CFG, gate="all"))
+  scores = scores_of(rollout(answering("4.1")), cfg=dataclasses.replace(CFG, gated=BOTH))
   assert scores.reward_BG[0] == scores.accuracy_BG[0] == 0.0
 
 
@@ -134,7 +142,7 @@ def test_numbers_and_choices_share_a_batch():
     [rollout(answering("2")), rollout(answering("9"))],
     [rollout(answering("chair"), task=NEAREST), rollout(answering("2"), task=NEAREST)],
   ]
-  scores = score(groups, [DISTANCE, NEAREST], CFG, jnp.float32(100.0))
+  scores = score(groups, [DISTANCE, NEAREST], CFG, jnp.float32(100.0))._replace(weights={})
   np.testing.assert_allclose(scores.reward_BG, [[1.5, 0.0], [1.5, 0.0]], atol=1e-6)
   np.testing.assert_array_equal(scores.parsed_BG, [[True, True], [True, False]])
   for part in jax.tree.leaves(scores):
@@ -162,8 +170,7 @@ def test_sharpness_never_recompiles():
     traces.append(1)
     return score_example(answer, sharpness, CFG).reward
 
-  yes = jnp.array(True)
-  answer = Example(jnp.float32(3.0), jnp.float32(2.0), yes, yes, jnp.float32(1.0), yes)
+  answer = plain_example(3.0, 2.0, True, True, 1.0, True)
   assert float(one(answer, jnp.float32(1.0))) > float(one(answer, jnp.float32(50.0)))
   assert len(traces) == 1
 
@@ -171,14 +178,12 @@ def test_sharpness_never_recompiles():
 def test_built_from_a_config():
   mapping = dataclasses.asdict(CFG)
   assert config.build(RewardConfig, mapping) == CFG
-  with pytest.raises(config.ConfigError, match="gate"):
-    config.build(RewardConfig, mapping | {"gate": "none"})
-  with pytest.raises(config.ConfigError, match="strict_mra must be bool, got 1"):
-    config.build(RewardConfig, mapping | {"strict_mra": 1})
+  with pytest.raises(config.ConfigError, match="gated"):
+    config.build(RewardConfig, mapping | {"gated": ("size",)})
 
 
 def test_components_are_the_signals_before_weights_and_gate():
-  cfg = dataclasses.replace(CFG, gate="all")
+  cfg = dataclasses.replace(CFG, gated=BOTH)
   scores = scores_of(rollout(answering("4.1")), rollout(answering("2.1")), cfg=cfg)
   assert set(scores.components) == {"accuracy", "score", "format"}
   assert scores.components["accuracy"][0] > 0 == scores.accuracy_BG[0]
@@ -190,13 +195,13 @@ def test_components_are_the_signals_before_weights_and_gate():
 def examples_of(format_BG):
   """Exact answers with the given format signal."""
   one_BG = np.ones_like(format_BG)
-  return Example(2 * one_BG, 2 * one_BG, one_BG > 0, one_BG > 0, format_BG, one_BG > 0)
+  return plain_example(2 * one_BG, 2 * one_BG, one_BG > 0, one_BG > 0, format_BG, one_BG > 0)
 
 
-@pytest.mark.parametrize("gate", ["format", "all"])
+@pytest.mark.parametrize("gated", [("format",), BOTH])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_reward_that_is_not_finite_makes_one_rollout_invalid(bad, gate):
-  cfg = dataclasses.replace(CFG, gate=gate)
+def test_a_reward_that_is_not_finite_makes_one_rollout_invalid(bad, gated):
+  cfg = dataclasses.replace(CFG, gated=gated)
   format_BG = np.array([[1, bad, 0], [1, 1, 1]], np.float32)
   scores = score_examples(examples_of(format_BG), cfg, 10.0)
   np.testing.assert_array_equal(scores.valid_BG, [[True, False, True], [True, True, True]])
@@ -216,11 +221,10 @@ def test_a_sharpness_that_is_not_a_positive_number_is_refused(k):
 @pytest.mark.parametrize(
   ("field", "value"),
   [
-    ("number", "square"), ("choice", "soft"), ("gate", "none"),
+    ("number", "square"), ("choice", "soft"), ("scorer", "judge"),
+    ("tolerance", 1.0), ("tolerance", -0.1),
     ("discrete_sharpness", 0.0), ("discrete_sharpness", -1.0), ("discrete_sharpness", np.nan),
     ("score_threshold", 1.0), ("score_threshold", np.nan), ("score_threshold", None),
-    ("format_weight", -0.1), ("format_weight", np.inf), ("format_weight", np.nan),
-    ("format_weight", "0.2"), ("format_weight", True),
   ],
 )  # fmt: skip
 def test_a_reward_config_out_of_range_is_refused(field, value):
@@ -229,7 +233,7 @@ def test_a_reward_config_out_of_range_is_refused(field, value):
 
 
 def test_the_full_key_of_a_wrong_reward_value_is_named():
-  mapping = dataclasses.asdict(CFG) | {"format_weight": -1.0}
+  mapping = dataclasses.asdict(CFG) | {"tolerance": -1.0}
   mapping["schedule"] = dict(mapping["schedule"], k_min=-2.0)
   with pytest.raises(config.ConfigError) as raised:
     config.build(RewardConfig, mapping, "config.learn.reward")
@@ -245,12 +249,12 @@ TEXTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("gate", ["format", "all"])
+@pytest.mark.parametrize("gated", [("format",), BOTH])
 @pytest.mark.parametrize(
   ("task", "form"), [(DISTANCE, {"unit": "meters"}), (NEAREST, {"options": NEAREST.options})]
 )
-def test_the_reward_of_a_text_is_the_reward_of_its_rollout(task, form, gate):
-  cfg = dataclasses.replace(CFG, gate=gate)
+def test_the_reward_of_a_text_is_the_reward_of_its_rollout(task, form, gated):
+  cfg = dataclasses.replace(CFG, gated=gated)
   scores = scores_of(*(rollout(text, task=task) for text in TEXTS), task=task, cfg=cfg, k=7.0)
   for g, text in enumerate(TEXTS):
     result = reward_of_text(text, task.answer, cfg, 7.0, **form)
@@ -316,7 +320,7 @@ def test_a_text_is_rewarded_by_its_grammar(response, grammar, format_):
 
 def test_the_example_of_the_documentation_runs():
   lines = inspect.getdoc(reward_of_text).split("\n\n")[1]
-  assert len(lines.splitlines()) == 6
+  assert len(lines.splitlines()) == 7
   names = {}
   exec(textwrap.dedent(lines), names)
   assert names["result"]["score"] == names["result"]["format"] == 1.0

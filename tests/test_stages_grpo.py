@@ -8,15 +8,21 @@ import jax
 import numpy as np
 import pytest
 
+from configs import common
 from spatial_jax import metrics
+from spatial_jax.config import build
 from spatial_jax.data.background import prefetch
 from spatial_jax.data.pipeline import PipelineConfig, PromptBatch
 from spatial_jax.evaluate.evaluator import progress_evaluation
 from spatial_jax.metrics import LogConfig
 from spatial_jax.report.report import About, write_report
 from spatial_jax.stages import grpo, loop
-from spatial_jax.stages.grpo import GrpoConfig, GrpoStage, zero_variance_share
+from spatial_jax.stages.grpo import GrpoConfig, GrpoStage, update_config
+from spatial_jax.stages.health import BlindCheck, HealthConfig
 from spatial_jax.stages.loop import LoopConfig
+from spatial_jax.stages.sampling import Sampler
+from spatial_jax.stages.step_metrics import zero_variance_share
+from spatial_jax.stages.updates import Updater
 from spatial_jax.types import Scores
 from tests import dummies, step_fixtures
 
@@ -25,6 +31,11 @@ LEARN = GrpoConfig(
   advantage=dummies.ADVANTAGE,
   loss=step_fixtures.LOSS,
   optimizer=step_fixtures.OPTIMIZER,
+  health=build(HealthConfig, common.health().to_dict() | {"blind_every": 1, "blind_rows": 2}),
+  minibatches=1,
+  epochs=1,
+  max_refills=0,
+  mask_truncated=False,
   keep_fraction=step_fixtures.KEEP_FRACTION,
   prefix_buckets=step_fixtures.SHAPES.prefix_buckets,
   vision=step_fixtures.SHAPES.vision,
@@ -54,6 +65,31 @@ def record_call(frame, event, _):
       CALLED.add(path)
 
 
+def stage_of(lab, cfg, prompts, folder, refill=None):
+  """A GRPO stage of two steps; `prompts`: step -> PromptBatch."""
+  shapes, learn = step_fixtures.SHAPES, lab.learn
+  return GrpoStage(
+    sampler=Sampler(
+      engine=lab.engine,
+      decode_params=lab.decode_params,
+      keep_features=not lab.policy.vision_trainable,
+      reward=cfg.reward,
+      shapes=shapes,
+      seed=0,
+      max_refills=cfg.max_refills,
+      refill=refill,
+      place=learn.place,
+      attention=learn.attention,
+    ),
+    updater=Updater(learn, update_config(cfg), shapes, 0, None),
+    prompt_stream=lambda first: prefetch(prompts, first, 1),
+    cfg=cfg,
+    steps=2,
+    workdir=folder,
+    blind=BlindCheck(cfg.health, shapes, 1, learn.place, learn.policy_logprobs),
+  )
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
   """The work directory of a run of two steps."""
@@ -64,19 +100,7 @@ def workdir(tmp_path_factory):
     tasks = step_fixtures.tasks(100 * step)[: lab.engine.cfg.prompts]
     return PromptBatch([lab.engine.conversation.prompt(task) for task in tasks], ())
 
-  stage = GrpoStage(
-    engine=lab.engine,
-    programs=lab.learn,
-    decode_params=lab.decode_params,
-    keep_features=not lab.policy.vision_trainable,
-    prompt_stream=lambda first: prefetch(prompts, first, 1),
-    cfg=LEARN,
-    shapes=step_fixtures.SHAPES,
-    steps=2,
-    seed=0,
-    reference=None,
-    workdir=folder,
-  )
+  stage = stage_of(lab, LEARN, prompts, folder)
   log = LogConfig(False, False)
   with pytest.MonkeyPatch.context() as monkeypatch:
     step_fixtures.make_rollouts_draw(monkeypatch)
@@ -120,7 +144,7 @@ def test_zero_variance_share_counts_groups_with_two_valid_rollouts():
   reward_BG = np.array([[1, 1, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float32)
   valid_BG = np.array([[1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 0, 0]], bool)
   zero_BG = np.zeros_like(reward_BG)
-  scores = Scores(reward_BG, zero_BG, zero_BG, zero_BG, valid_BG, zero_BG, {})
+  scores = Scores(reward_BG, zero_BG, zero_BG, zero_BG, valid_BG, zero_BG, {}, {}, {})
   assert zero_variance_share(scores) == pytest.approx(2 / 3)
   none_valid = scores._replace(valid_BG=np.zeros_like(valid_BG))
   assert zero_variance_share(none_valid) == 0.0

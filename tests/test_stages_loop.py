@@ -295,7 +295,7 @@ def tiny_run(init, steps, storage):
   cfg.learn.prefix_buckets = (256,)
   # A constant rate: other schedules depend on the length of the run.
   cfg.learn.optimizer.update({"warmup_steps": 0, "decay_steps": 0, "total_steps": 100})
-  cfg.learn.loss.kl_weight = 0.1  # with a reference policy
+  cfg.learn.loss.kl.weight = 0.1  # with a reference policy
   cfg.update_from_flattened_dict(storage)
   return cfg
 

@@ -96,7 +96,7 @@ def run_of(**changes):
 def test_the_plan_counts_a_reference_where_it_is():
   sizes = {}
   for place in ("device", "host"):
-    cfg, parts, _ = run_of(**{"learn.loss.kl_weight": 0.1, "learn.reference": place})
+    cfg, parts, _ = run_of(**{"learn.loss.kl.weight": 0.1, "learn.reference": place})
     sizes[place] = train_config.whole_plan(cfg, parts, 1 << 40)
   on_device, on_host = sizes["device"], sizes["host"]
   copy = memory.bytes_of(reference_shapes(parts.policy))
@@ -110,7 +110,7 @@ def test_the_plan_counts_a_reference_where_it_is():
   assert large.total == large.reference_logprobs
   with pytest.raises(ConfigError, match="the update does not fit"):
     memory.check(large, "slots")
-  cfg, parts, _ = run_of(**{"learn.loss.kl_weight": 0.0})
+  cfg, parts, _ = run_of(**{"learn.loss.kl.weight": 0.0})
   assert train_config.whole_plan(cfg, parts, 1 << 40).resident == on_host.resident
 
 
@@ -126,7 +126,7 @@ def test_a_resumed_run_loads_its_start_only_for_the_reference(monkeypatch):
   assert (loaded, reference) == ([], None)
   assert {type(x) for x in jax.tree.leaves(state)} == {jax.ShapeDtypeStruct}
   monkeypatch.undo()
-  cfg, parts, files = run_of(**{"learn.loss.kl_weight": 0.1, "learn.reference": "host"})
+  cfg, parts, files = run_of(**{"learn.loss.kl.weight": 0.1, "learn.reference": "host"})
   start = (parts.policy, parts.optimizer, files, cfg.seed, "host")
   state, reference = start_of(*start, resumes=True)
   fresh, other = start_of(*start, resumes=False)

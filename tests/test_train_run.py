@@ -28,7 +28,7 @@ def small_run(folder):
       "learn.prefix_buckets": (256,),
       "learn.micro": {"rows": 2, "lengths": (64,)},
       "learn.vision": {"windows": (16,), "frames": (16,), "patches": (16,)},
-      "learn.loss.kl_weight": 0.01,
+      "learn.loss.kl.weight": 0.01,
       "evaluation.tasks": 4,
       "evaluation.temperatures": (),
       "evaluation.best_of": 0,

@@ -78,8 +78,10 @@ class RoomSource:
   max_tasks_per_scene: int
   rare_type_retries: int
 
-  def batch(self, seed: int, step: int, count: int) -> list[Task]:
+  def batch(self, seed: int, step: int, count: int, refill: int = 0) -> list[Task]:
     """The `count` training tasks of one step: the same number of each of `types`.
+
+    `refill` chooses further tasks of the same step.
 
     The first rare_type_retries * count / max_tasks_per_scene scenes fill the share of each type.
     Tasks of any type fill the rest. More retries find more tasks of rare types and render more
@@ -88,7 +90,8 @@ class RoomSource:
     Raises:
       DataError: if scene after scene gives no task.
     """
-    rng = _generator(seed, step, _BATCH_STREAM)
+    more = (refill,) if refill else ()
+    rng = _generator(seed, step, *more, _BATCH_STREAM)
     first = int(rng.integers(2**40)) % (HELD_OUT_SEED // 2)
     types = [self.types[int(i)] for i in rng.permutation(len(self.types))]
     return self._collect(self.train_tasks, first, count, types, lambda _: rng)
@@ -152,7 +155,7 @@ class PhotoSource:
   types: tuple[str, ...]  # question types of the tasks
   benchmark: str | None
 
-  def batch(self, seed: int, step: int, count: int) -> list[Task]:
+  def batch(self, seed: int, step: int, count: int, refill: int = 0) -> list[Task]:
     """Raises ConfigError: there are no training tasks."""
     raise ConfigError(
       "config.source.kind is photos, which have no training tasks; set source.kind to procedural"
@@ -228,6 +231,21 @@ def prompt_stream(
     return PromptBatch([encode(task) for task in source.batch(seed, step, count)], ())
 
   return prefetch(prompts_of, first_step, cfg.steps_ahead)
+
+
+def refill_prompts(
+  source: Source, encode: Encode, seed: int, step: int, refill: int, count: int
+) -> PromptBatch:
+  """The prompts of `count` further tasks of a step, for dynamic sampling.
+
+  Args:
+    encode: makes the prompt of a task.
+    refill: number of the refill in this step, from 1.
+  """
+  if isinstance(source, FileSource):
+    cfg = PipelineConfig(workers=0, steps_ahead=1)
+    return next(prompt_batches(source.dataset(seed, refill), encode, seed, step, count, cfg))
+  return PromptBatch([encode(task) for task in source.batch(seed, step, count, refill)], ())
 
 
 def _path(cfg: SourceConfig) -> pathlib.Path:

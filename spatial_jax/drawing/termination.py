@@ -6,6 +6,7 @@ is commented out.
 """
 
 import dataclasses
+import typing
 from collections.abc import Sequence
 from typing import Literal
 
@@ -16,6 +17,8 @@ from spatial_jax.drawing.parser import Parsed
 EndReason = Literal[
   "answer", "token_limit", "no_action", "repeated_operation", "too_many_images", "turn_limit"
 ]
+
+END_REASONS: tuple[EndReason, ...] = typing.get_args(EndReason)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,15 @@ from spatial_jax.learn.train_batch import Microbatches
 from spatial_jax.policy import param_tree
 from spatial_jax.policy.cache import Prefix
 from spatial_jax.policy.qwen_vl import Policy
-from spatial_jax.types import Array, FeatureBatch, Params, TrainBatch, TrainRows, VisionBatch
+from spatial_jax.types import (
+  Array,
+  FeatureBatch,
+  OtherLogprobs,
+  Params,
+  TrainBatch,
+  TrainRows,
+  VisionBatch,
+)
 
 
 class Microbatch(NamedTuple):
@@ -37,49 +45,62 @@ class Microbatch(NamedTuple):
 
   rows: TrainRows  # of the batch
   token_weight_R: Array  # float32, from `token_weights` of the whole batch
-  ref_logp_RT: Array | None  # float32, of the reference policy; None without one
+  others: OtherLogprobs
 
 
-# (logp_RT, microbatch) -> its part of the loss and of the metrics
-MicrobatchLoss = Callable[[jax.Array, Microbatch], tuple[jax.Array, Metrics]]
+class TokenScores(NamedTuple):
+  """What the policy says about each trained token; 0 where not trained."""
+
+  logp_RT: jax.Array  # float32, log-probability given the tokens before it
+  entropy_RT: jax.Array | None  # float32, nats; None if it was not asked for
 
 
-def token_logprobs(
+# (scores, microbatch) -> its part of the loss and of the metrics
+MicrobatchLoss = Callable[[TokenScores, Microbatch], tuple[jax.Array, Metrics]]
+NO_OTHERS = OtherLogprobs(None, None)
+
+
+def score_tokens(
   policy: Policy,
   params: Params,
   prefix: Prefix,
   features_MYD: Array,
   rows: TrainRows,
   forbidden_V: Array,
-) -> jax.Array:
-  """Log-probability of each trained token given the tokens before it.
-
-  Returns:
-    float32 [R, T], 0 where not trained.
-  """
+  with_entropy: bool = False,
+) -> TokenScores:
+  """Log-probability, and entropy if asked for, of each trained token."""
   hidden_RTD = policy.hidden_with_prefix(params, prefix, rows.tokens, features_MYD)
   target_RT = rows.tokens.token_RT[:, 1:]
-  logp_RT = policy.logprobs(params, hidden_RTD[:, :-1], target_RT, rows.temperature_R, forbidden_V)
+  arguments = (params, hidden_RTD[:, :-1], target_RT, rows.temperature_R, forbidden_V)
+  if with_entropy:
+    found = policy.logprobs_and_entropy(*arguments)
+  else:
+    found = (policy.logprobs(*arguments), None)
+
   # A forbidden token has -inf, which must not reach a gradient.
-  logp_RT = jnp.where(rows.trained_RT[:, 1:], logp_RT, 0.0)
-  return jnp.pad(logp_RT, ((0, 0), (1, 0)))
+  def masked(x_RT: jax.Array) -> jax.Array:
+    return jnp.pad(jnp.where(rows.trained_RT[:, 1:], x_RT, 0.0), ((0, 0), (1, 0)))
+
+  return TokenScores(*jax.tree.map(masked, found))
 
 
 def batch_logprobs(
   policy: Policy, micro: Microbatches, params: Params, batch: TrainBatch
 ) -> jax.Array:
   """float32 [R, T]: log-probabilities of a batch under any parameters (reference, old policy)."""
-  features_MYD = _features(policy, params, batch.vision)
+  features_MYD = features_of(policy, params, batch.vision)
   _, prefix = policy.prefill(params, batch.prefix, features_MYD)
   order = make_order(policy, batch, micro)
   size = batch.rows.tokens.token_RT.shape[1]
 
   def score(rows: TrainRows) -> jax.Array:
     row_prefix = order.prefix_of(rows, prefix)
-    logp_RT = token_logprobs(policy, params, row_prefix, features_MYD, rows, batch.forbidden_V)
+    scored = (params, row_prefix, features_MYD, rows, batch.forbidden_V)
+    logp_RT = score_tokens(policy, *scored).logp_RT
     return jnp.pad(logp_RT, ((0, 0), (0, size - logp_RT.shape[1])))
 
-  return order.join(jax.lax.map(_truncated(score, micro.lengths), order.split(batch.rows)))
+  return order.join(jax.lax.map(truncated(score, micro.lengths), order.split(batch.rows)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,16 +166,18 @@ def gradient(
   params: Params,
   batch: TrainBatch,
   token_weight_R: Array,
-  ref_logp_RT: Array | None,
+  others: OtherLogprobs,
   microbatch_loss: MicrobatchLoss,
   micro: Microbatches,
+  with_entropy: bool = False,
 ) -> tuple[jax.Array, Metrics, Params]:
   """Loss, metrics and gradient of a whole batch, one microbatch after another.
 
   Args:
     policy: parameters whose paths match `policy.frozen` are not differentiated.
     token_weight_R: float32, from `token_weights`.
-    ref_logp_RT: float32, of the reference policy; None without one.
+    others: of other policies, for the loss.
+    with_entropy: whether the loss reads the entropy.
 
   Returns:
     The loss, the metrics, and the gradient of all parameters: in `policy.gradient_dtype`, 0 for
@@ -168,7 +191,7 @@ def gradient(
     trained: Params, prefix: Prefix, features_MYD: jax.Array, microbatch: Microbatch
   ) -> tuple[jax.Array, Metrics]:
     scored = (whole(trained), prefix, features_MYD, microbatch.rows, batch.forbidden_V)
-    return microbatch_loss(token_logprobs(policy, *scored), microbatch)
+    return microbatch_loss(score_tokens(policy, *scored, with_entropy), microbatch)
 
   (features_MYD, prefix), pull = jax.vjp(lambda p: _shared(policy, whole(p), batch), trained)
   differentiate = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True, allow_int=True)
@@ -179,8 +202,8 @@ def gradient(
     layers_grad = order.sum_by_prefix(microbatch.rows, of_rows.layers, prefix.layers)
     return value, grads, layers_grad, features_grad
 
-  microbatches = order.split(Microbatch(batch.rows, token_weight_R, ref_logp_RT))
-  function = _truncated(gradient_of, micro.lengths, lambda m: m.rows)
+  microbatches = order.split(Microbatch(batch.rows, token_weight_R, others))
+  function = truncated(gradient_of, micro.lengths, lambda m: m.rows)
   total = _sum_over(function, microbatches, policy.gradient_dtype)
   (loss_sum, metrics), grads, layers_grad, features_grad = total
   (shared_grads,) = pull((features_grad, _cotangent(prefix, layers_grad)))
@@ -191,7 +214,7 @@ def gradient(
 
 def _shared(policy: Policy, params: Params, batch: TrainBatch) -> tuple[jax.Array, Prefix]:
   """Features, in float32 so that their cotangents are summed in float32, and prefixes."""
-  features_MYD = _features(policy, params, batch.vision).astype(jnp.float32)
+  features_MYD = features_of(policy, params, batch.vision).astype(jnp.float32)
   return features_MYD, policy.prefill(params, batch.prefix, features_MYD)[1]
 
 
@@ -225,7 +248,7 @@ def _add(total: jax.Array, x: jax.Array) -> jax.Array:
   return (total.astype(x.dtype) + x).astype(total.dtype)
 
 
-def _truncated(
+def truncated(
   function: Callable[[Any], Any],
   lengths: tuple[int, ...],
   rows_of: Callable[[Any], TrainRows] = lambda rows: rows,
@@ -253,7 +276,7 @@ def _truncated(
   return truncate
 
 
-def _features(policy: Policy, params: Params, vision: VisionBatch | FeatureBatch) -> jax.Array:
+def features_of(policy: Policy, params: Params, vision: VisionBatch | FeatureBatch) -> jax.Array:
   """Features of the batch: given if a frozen tower encoded the images for the rollouts."""
   if isinstance(vision, FeatureBatch):
     return jnp.asarray(vision.features_MYD)

@@ -6,18 +6,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spatial_jax.learn.gradient import Microbatch, gradient
+from spatial_jax.learn.gradient import (
+  NO_OTHERS,
+  Microbatch,
+  TokenScores,
+  gradient,
+)
 from spatial_jax.learn.losses import (
   LossConfig,
   Metrics,
   effective_share,
+  kl_weight,
   nll,
-  ppo_clip,
+  policy_loss,
   token_weights,
 )
 from spatial_jax.learn.train_batch import Microbatches
 from spatial_jax.policy.qwen_vl import Policy
-from spatial_jax.types import Array, Params, TrainBatch, TrainState
+from spatial_jax.types import OtherLogprobs, Params, TrainBatch, TrainState
 
 
 def policy_update(
@@ -27,33 +33,48 @@ def policy_update(
   micro: Microbatches,
   state: TrainState,
   batch: TrainBatch,
-  ref_logp_RT: Array | None,
+  others: OtherLogprobs,
 ) -> tuple[TrainState, Metrics]:
-  """One step of GRPO or AP-GRPO; they differ in the advantages alone.
+  """One update of GRPO, AP-GRPO or another policy loss; advantages come with the batch.
 
   Args:
     state: the program that jits this donates it.
-    ref_logp_RT: float32, log-probabilities under the reference policy; None without one.
+    others: log-probabilities under the reference, None without a KL term; and by the trainer before
+      the first update on these rollouts, None if this is the first. Only importance weights read
+      the latter.
 
   Returns:
     The next state, and scalar metrics.
   """
+  beta = kl_weight(cfg.kl, state.step)
 
-  def loss(logp_RT: jax.Array, microbatch: Microbatch) -> tuple[jax.Array, Metrics]:
-    rows = microbatch.rows
-    return ppo_clip(
-      logp_RT,
-      rows.old_logp_RT,
+  def loss(scores: TokenScores, microbatch: Microbatch) -> tuple[jax.Array, Metrics]:
+    rows, (ref_RT, trainer_RT) = microbatch.rows, microbatch.others
+    old_logp_RT, sampler_logp_RT = rows.old_logp_RT, None
+    if cfg.importance.kind != "none":
+      current_RT = jax.lax.stop_gradient(scores.logp_RT)
+      old_logp_RT = current_RT if trainer_RT is None else trainer_RT
+      sampler_logp_RT = rows.old_logp_RT
+    return policy_loss(
+      scores.logp_RT,
+      old_logp_RT,
       rows.advantage_R,
       rows.trained_RT,
       microbatch.token_weight_R,
       cfg,
-      microbatch.ref_logp_RT,
+      beta,
+      ref_RT,
+      sampler_logp_RT,
+      scores.entropy_RT,
     )
 
-  weight_R = token_weights(batch.rows.trained_RT, cfg.normalise, batch.rows.weight_R)
-  value, metrics, grads = gradient(policy, state.params, batch, weight_R, ref_logp_RT, loss, micro)
-  return apply_gradient(optimizer, state, grads, {"loss": value, **effective_share(metrics)})
+  rows, with_entropy = batch.rows, cfg.entropy.weight > 0
+  weight_R = token_weights(rows.trained_RT, cfg.normalise, rows.weight_R, cfg.length_constant)
+  value, metrics, grads = gradient(
+    policy, state.params, batch, weight_R, others, loss, micro, with_entropy
+  )
+  metrics = {"loss": value, **effective_share(metrics)}
+  return apply_gradient(optimizer, state, grads, metrics)
 
 
 def sft_update(
@@ -65,11 +86,11 @@ def sft_update(
 ) -> tuple[TrainState, Metrics]:
   """One step of maximum likelihood on the trained tokens; arguments as in `policy_update`."""
 
-  def loss(logp_RT: jax.Array, microbatch: Microbatch) -> tuple[jax.Array, Metrics]:
-    return nll(logp_RT, microbatch.rows.trained_RT, microbatch.token_weight_R), {}
+  def loss(scores: TokenScores, microbatch: Microbatch) -> tuple[jax.Array, Metrics]:
+    return nll(scores.logp_RT, microbatch.rows.trained_RT, microbatch.token_weight_R), {}
 
   weight_R = token_weights(batch.rows.trained_RT, "token", batch.rows.weight_R)
-  value, metrics, grads = gradient(policy, state.params, batch, weight_R, None, loss, micro)
+  value, metrics, grads = gradient(policy, state.params, batch, weight_R, NO_OTHERS, loss, micro)
   return apply_gradient(optimizer, state, grads, {"loss": value, **metrics})
 
 

@@ -1,8 +1,9 @@
-"""The three modes of a decoder layer's attention, one type each.
+"""The modes of a decoder layer's attention, one type each.
 
-    CausalAttention   whole rows                              prefill, hidden
-    PrefixAttention   rows that continue a shared prefix      hidden_with_prefix (the update)
-    CacheAttention    new tokens of rows that are cached      append, decode
+    CausalAttention    whole rows                              prefill, hidden
+    PrefixAttention    rows that continue a shared prefix      hidden_with_prefix (the update)
+    MeasuredAttention  the same, and where it goes             attention_mass
+    CacheAttention     new tokens of rows that are cached      append, decode
 
 A mode holds what the attention of one layer reads besides the queries, keys and values of its new
 tokens. `causal`, `with_prefix` and `with_cache` make the modes of all layers. `attend` chooses the
@@ -19,14 +20,16 @@ from jax.sharding import Mesh
 
 from spatial_jax.policy import attention
 from spatial_jax.policy import cache as cache_lib
+from spatial_jax.policy.attention_mass import AttentionMass, attention_mass, no_mass
 from spatial_jax.policy.cache import KV, Cache, Prefix, RowAssignment, Suffix
 from spatial_jax.types import Array
 
 
 class CausalAttention(NamedTuple):
-  """Rows are whole sequences: query t attends to keys s <= t of its own row."""
+  """Rows are whole sequences: query t attends to keys s <= t of its own segment."""
 
-  valid_RT: jax.Array  # bool, left-aligned
+  # bool, left-aligned; or int32, several sequences in a row: the number of each, 0 for padding.
+  valid_RT: jax.Array
 
 
 class PrefixAttention(NamedTuple):
@@ -35,6 +38,16 @@ class PrefixAttention(NamedTuple):
   valid_RT: jax.Array  # bool, left-aligned; R = B*G rows, ordered by prompt
   prefix: KV  # of this layer
   prefix_length_B: jax.Array  # int32, valid keys of each prefix
+
+
+class MeasuredAttention(NamedTuple):
+  """`PrefixAttention` with one prefix per row, whose attention is summed over sampled tokens."""
+
+  valid_RT: jax.Array  # bool, left-aligned
+  prefix: KV  # of this layer
+  prefix_length_B: jax.Array  # int32, valid keys of the prefix of each row
+  sampled_RT: jax.Array  # bool, tokens that count
+  measured: jax.Array  # bool [], whether this layer is measured
 
 
 class CacheAttention(NamedTuple):
@@ -57,7 +70,7 @@ class CacheAttention(NamedTuple):
   )  # of all rows; None if row r holds rollout r, or if `row_R` is given
 
 
-AttentionMode = CausalAttention | PrefixAttention | CacheAttention
+AttentionMode = CausalAttention | PrefixAttention | MeasuredAttention | CacheAttention
 
 
 def causal(valid_RT: Array, layers: int) -> tuple[CausalAttention, ...]:
@@ -69,6 +82,17 @@ def with_prefix(valid_RT: Array, prefix: Prefix) -> tuple[PrefixAttention, ...]:
   """The mode of every layer for rows that continue a prefix."""
   valid_RT = jnp.asarray(valid_RT)
   return tuple(PrefixAttention(valid_RT, kv, prefix.length_B) for kv in prefix.layers)
+
+
+def measured(
+  valid_RT: Array, prefix: Prefix, sampled_RT: Array, first_layer: int
+) -> tuple[MeasuredAttention, ...]:
+  """The mode of every layer for rows whose attention is measured from layer `first_layer` on."""
+  valid_RT, sampled_RT = jnp.asarray(valid_RT), jnp.asarray(sampled_RT)
+  return tuple(
+    MeasuredAttention(valid_RT, kv, prefix.length_B, sampled_RT, jnp.asarray(layer >= first_layer))
+    for layer, kv in enumerate(prefix.layers)
+  )
 
 
 def with_cache(
@@ -111,7 +135,7 @@ def with_cache(
 
 def layer_axes(mode: AttentionMode) -> Any:
   """`in_axes` of a scan over layers: keys and values differ from layer to layer."""
-  per_layer = ("prefix", "suffix")
+  per_layer = ("prefix", "suffix", "measured")
   axes: list[Any] = [0 if name in per_layer else nn.broadcast for name in mode._fields]
   return type(mode)(*axes)
 
@@ -127,7 +151,7 @@ def stack_layers(modes: Sequence[AttentionMode]) -> Any:
 
 def attend(
   mode: AttentionMode, q_RKQTC: jax.Array, new: KV, mesh: Mesh | None
-) -> tuple[jax.Array, KV | Suffix]:
+) -> tuple[jax.Array, KV | Suffix | AttentionMass]:
   """Attention of new tokens in one layer.
 
   Args:
@@ -137,16 +161,27 @@ def attend(
     mesh: as in `attention.attend`.
 
   Returns:
-    [R, K, Q, T, C]; and `new`, or for CacheAttention the updated suffix.
+    [R, K, Q, T, C]; and `new`, or for CacheAttention the updated suffix, or for MeasuredAttention
+    the mass of this layer.
   """
   if isinstance(mode, CausalAttention):
     return attention.attend(q_RKQTC, *new, mode.valid_RT, causal=True, mesh=mesh), new
-  if isinstance(mode, PrefixAttention):
+  if isinstance(mode, PrefixAttention | MeasuredAttention):
     out = attention.attend_with_prefix(
       q_RKQTC, mode.prefix, mode.prefix_length_B, new, mode.valid_RT, mesh
     )
-    return out, new
+    return out, new if isinstance(mode, PrefixAttention) else _mass(mode, q_RKQTC, new)
   prefix = cache_lib.take_rows(mode.prefix, mode.prompt_R)
   suffix = cache_lib.write(mode.suffix, new, mode.row_R, mode.start_R, mode.valid_RT)
   rows = (mode.start_R, mode.last_offset, mode.row_R, mode.assignment)
   return attention.attend_cache(q_RKQTC, prefix, mode.prefix_length_B, suffix, *rows), suffix
+
+
+def _mass(mode: MeasuredAttention, q_RKQTC: jax.Array, new: KV) -> AttentionMass:
+  """The mass of one layer; zeros if it is not measured."""
+  sizes = (q_RKQTC.shape[0], mode.prefix.k_RKSC.shape[2], q_RKQTC.shape[3])
+  return jax.lax.cond(
+    mode.measured,
+    lambda: attention_mass(q_RKQTC, mode.prefix, mode.prefix_length_B, new, mode.sampled_RT),
+    lambda: no_mass(*sizes),
+  )

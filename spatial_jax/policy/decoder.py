@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from spatial_jax.policy import attention_modes, rope
+from spatial_jax.policy.attention_mass import AttentionMass
 from spatial_jax.policy.attention_modes import AttentionMode
 from spatial_jax.policy.cache import KV, Suffix
 from spatial_jax.policy.config import DecoderConfig
@@ -49,7 +50,7 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(
     self, x_RTD: jax.Array, angles: Angles, mode: AttentionMode
-  ) -> tuple[jax.Array, KV | Suffix]:
+  ) -> tuple[jax.Array, KV | Suffix | AttentionMass]:
     """The output, and the keys and values as `attention_modes.attend` returns them."""
     cfg = self.cfg
 
@@ -93,7 +94,7 @@ class DecoderLayer(nn.Module):
     deepstack: DeepStackFeatures | None,
     mode: AttentionMode,
     layer: jax.Array,
-  ) -> tuple[jax.Array, KV | Suffix | None]:
+  ) -> tuple[jax.Array, KV | Suffix | AttentionMass | None]:
     cfg = self.cfg
 
     def norm(name: str) -> RMSNorm:
@@ -120,7 +121,7 @@ class DecoderStack(nn.Module):
   @nn.compact
   def __call__(
     self, x_RTD: jax.Array, angles: Angles, deepstack: DeepStackFeatures | None, mode: AttentionMode
-  ) -> tuple[jax.Array, KV | Suffix | None]:
+  ) -> tuple[jax.Array, KV | Suffix | AttentionMass | None]:
     in_axes = (nn.broadcast, nn.broadcast, attention_modes.layer_axes(mode), 0)
     layers = scanned(DecoderLayer, self.cfg.layers, in_axes, self.remat)
     return layers(self.cfg, self.dtype, self.mesh, self.return_kv, name="layers")(

@@ -9,7 +9,7 @@ tokens, positions ────────────┴─prefill─► prefix
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -19,11 +19,13 @@ from jax.sharding import Mesh
 
 from spatial_jax.policy import attention_modes, int8, lora, param_tree, rope
 from spatial_jax.policy import cache as cache_lib
+from spatial_jax.policy.attention_mass import AttentionMass
 from spatial_jax.policy.attention_modes import AttentionMode, CausalAttention
 from spatial_jax.policy.cache import Cache, Prefix
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.decoder import Angles, DecoderLayer, DecoderStack, DeepStackFeatures
 from spatial_jax.policy.layers import RMSNorm
+from spatial_jax.policy.logprobs import score_targets
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.vision import VisionTower
 from spatial_jax.types import Array, Params, TokenArrays, VisionBatch
@@ -131,7 +133,8 @@ class Policy:
 
     Args:
       params: stacked or unstacked.
-      tokens: left-aligned rows.
+      tokens: left-aligned rows. With an int32 `valid_RT`, several sequences share a row: the number
+        of the sequence of each token, 0 for padding.
       features_MYD: image features of every stream, which `tokens.feature_RT` points into.
 
     Returns:
@@ -158,6 +161,25 @@ class Policy:
     """
     modes = attention_modes.with_prefix(tokens.valid_RT, prefix)
     return self._forward(params, tokens, features_MYD, modes, return_kv=False)[0]
+
+  def attention_mass(
+    self,
+    params: Params,
+    prefix: Prefix,
+    tokens: TokenArrays,
+    features_MYD: Array,
+    sampled_RT: Array,
+    first_layer: int,
+  ) -> AttentionMass:
+    """Attention to each position, a mean over sampled tokens, heads and layers from `first_layer`.
+
+    There is one prefix per row. The sum of a row is 1, or 0 without sampled tokens.
+    """
+    modes = attention_modes.measured(tokens.valid_RT, prefix, sampled_RT, first_layer)
+    _, layers = self._forward(params, tokens, features_MYD, modes, return_kv=True)
+    count_R1 = jnp.sum(jnp.asarray(sampled_RT), axis=1, keepdims=True).astype(jnp.float32)
+    total = jnp.maximum(count_R1, 1.0) * (len(modes) - first_layer)
+    return jax.tree.map(lambda *of_layers: sum(of_layers[1:], of_layers[0]) / total, *layers)
 
   def append(
     self,
@@ -239,27 +261,34 @@ class Policy:
     Returns:
       float32 [R, T]. Logits [R, T, V] never exist at once.
     """
-    rows, tokens, _ = hidden_RTD.shape
-    chunk = min(self.logprob_chunk, tokens)
-    padding = -tokens % chunk
+    inputs = (hidden_RTD, target_RT, temperature_R, forbidden_V)
+    return self._score_targets(params, *inputs, with_entropy=False)[0]
 
-    @jax.checkpoint
-    def one_chunk(_, inputs):
-      hidden, target = inputs
-      logits = jnp.where(forbidden_V[None, None], -jnp.inf, self.logits(params, hidden))
-      logits = logits / temperature_R[:, None, None]
-      hit = jnp.arange(logits.shape[-1])[None, None] == target[..., None]
-      chosen = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
-      return None, chosen - jax.nn.logsumexp(logits, axis=-1)
-
-    def split(x: Array) -> jax.Array:
-      x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
-      return jnp.swapaxes(x.reshape(rows, -1, chunk, *x.shape[2:]), 0, 1)
-
-    _, logp = jax.lax.scan(one_chunk, None, (split(hidden_RTD), split(target_RT)))
-    return jnp.swapaxes(logp, 0, 1).reshape(rows, -1)[:, :tokens]
+  def logprobs_and_entropy(
+    self,
+    params: Params,
+    hidden_RTD: Array,
+    target_RT: Array,
+    temperature_R: Array,
+    forbidden_V: Array,
+  ) -> tuple[jax.Array, jax.Array]:
+    """`logprobs`, and the entropy of the distribution of each token in nats, float32 [R, T]."""
+    inputs = (hidden_RTD, target_RT, temperature_R, forbidden_V)
+    return cast(Any, self._score_targets(params, *inputs, with_entropy=True))
 
   # --- private -----------------------------------------------------------------------------------
+
+  def _score_targets(
+    self,
+    params: Params,
+    hidden_RTD: Array,
+    target_RT: Array,
+    temperature_R: Array,
+    forbidden_V: Array,
+    with_entropy: bool,
+  ) -> tuple[jax.Array, jax.Array | None]:
+    inputs = (hidden_RTD, target_RT, temperature_R, forbidden_V, self.logprob_chunk)
+    return score_targets(functools.partial(self.logits, params), *inputs, with_entropy)
 
   def _apply(self, module: nn.Module, params: Params, *arguments: Any) -> Any:
     params = int8.restored(lora.rounded(params, self.compute_dtype))

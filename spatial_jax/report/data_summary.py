@@ -14,14 +14,12 @@ from spatial_jax.data.jsonl import BadRow
 from spatial_jax.evaluate.baselines import constant_answers, predict_constant
 from spatial_jax.evaluate.predictions import EvaluationSet
 from spatial_jax.report.data_facts import FactCollector, MediaCounts, RowFacts
-from spatial_jax.reward.compose import RewardConfig
+from spatial_jax.reward.config import accuracy_reward
 from spatial_jax.reward.snra import Schedule
 
 _MOST_SCORED = 1000  # rows of a type that score its constant answer, which takes 1 ms each
 # The score of an answer is its mean relative accuracy or its exact match under all other settings.
-_REWARD = RewardConfig(
-  "mra", "exact", Schedule("constant", 20.0, 20.0, 0.5, 10.0), None, False, 0.0, 0.0, "format"
-)
+_REWARD = accuracy_reward("mra", "exact", Schedule("constant", 20.0, 20.0, 0.5, 10.0))
 
 
 class Range(NamedTuple):

@@ -41,7 +41,7 @@ class RolloutView(NamedTuple):
   """One response."""
 
   saved: SavedRollout
-  parts: tuple[float, float] | None  # accuracy and format part of the reward, None if unknown
+  parts: str  # "0.91 accuracy + 0.20 format"; "" if there is one component or none
   end_reason: str  # in words
   tokens: int  # sampled
   turns: list[TurnView]
@@ -130,10 +130,8 @@ def pieces(text: str, prefix: str) -> list[Piece]:
 
 
 def _rollout_view(rollout: SavedRollout, group: SavedGroup, card: RewardCard | None) -> RolloutView:
-  trajectory, parts = rollout.trajectory, None
-  if card and rollout.reward is not None and rollout.score is not None:
-    format_part = card.format_part(rollout.format, rollout.score)
-    parts = rollout.reward - format_part, format_part
+  trajectory = rollout.trajectory
+  parts = " + ".join(f"{value:.2f} {name}" for name, value in rollout.parts.items())
   drawn = drawings(trajectory, group.boxes)
   turns = [
     TurnView(
@@ -145,4 +143,5 @@ def _rollout_view(rollout: SavedRollout, group: SavedGroup, card: RewardCard | N
     for number, turn in enumerate(trajectory.turns)
   ]
   end_reason = trajectory.end_reason.replace("_", " ")
+  parts = parts if len(rollout.parts) > 1 else ""
   return RolloutView(rollout, parts, end_reason, int(trajectory.trained_T.sum()), turns)

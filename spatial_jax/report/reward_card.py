@@ -13,8 +13,9 @@ from matplotlib.ticker import PercentFormatter
 from spatial_jax.learn.advantage import AdvantageConfig, ap_grpo, grpo
 from spatial_jax.report import svg
 from spatial_jax.reward.accuracy import mean_relative_accuracy
-from spatial_jax.reward.compose import RewardConfig, score_example
-from spatial_jax.reward.example import Example
+from spatial_jax.reward.compose import score_example
+from spatial_jax.reward.config import RewardConfig
+from spatial_jax.reward.example import plain_example
 from spatial_jax.reward.snra import sharpness
 
 EXAMPLE_ERRORS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0)  # relative, of a group of answers
@@ -42,21 +43,14 @@ class RewardCard:
   def accuracy(self, error_Z: np.ndarray, k: float) -> np.ndarray:
     """Accuracy part of the reward of numbers with relative error `error_Z`, float32."""
     ones = np.ones_like(error_Z, np.float32)
-    example = Example(
-      (1 + error_Z).astype(np.float32), ones, ones > 0, ones > 0, 0 * ones, ones > 0
-    )
+    example = plain_example(1 + error_Z, ones, ones > 0, ones > 0, 0 * ones, ones > 0)
     earn = functools.partial(score_example, sharpness=np.array(k, np.float32), cfg=self.reward)
     return np.asarray(jax.vmap(earn)(example).accuracy)
 
   def wrong_choice(self, k: float) -> float:
     """Accuracy part of the reward of a wrong option."""
-    zero, one = np.array(0, np.float32), np.array(1, np.float32)
-    example = Example(zero, one, one > 0, zero > 0, zero, one > 0)
+    example = plain_example(0.0, 1.0, True, False, 0.0, True)
     return float(score_example(example, np.array(k, np.float32), self.reward).accuracy)
-
-  def format_part(self, format_: float, score: float) -> float:
-    """The part of a reward that is not accuracy, as in `reward.compose.score_example`."""
-    return self.reward.format_weight * format_ * (score > self.reward.score_threshold)
 
 
 class CardView(NamedTuple):
@@ -65,8 +59,7 @@ class CardView(NamedTuple):
   reward: Markup
   advantage: Markup | None
   wrong_choice: str  # "0.54 at the start (k = 1) and 0.00 at the end (k = 100)"
-  format_weight: float
-  score_threshold: float
+  components: str  # "1.00 x accuracy + 0.20 x format where the score is above 0"
 
 
 def card_view(card: RewardCard) -> CardView:
@@ -85,9 +78,20 @@ def card_view(card: RewardCard) -> CardView:
     reward=svg.axes_svg(functools.partial(_draw_reward, card), *_SIZE_IN, "reward against error"),
     advantage=advantage,
     wrong_choice=" and ".join(wrong),
-    format_weight=card.reward.format_weight,
-    score_threshold=card.reward.score_threshold,
+    components=sentence(card.reward),
   )
+
+
+def sentence(cfg: RewardConfig) -> str:
+  """The sum of the components of a reward in words."""
+  weights = vars(cfg.weights)
+  free = [f"{weights[name]:g} x {name}" for name in cfg.active if name not in cfg.gated]
+  gated = [f"{weights[name]:g} x {name}" for name in cfg.active if name in cfg.gated]
+  if gated:
+    condition = f"where the score is above {cfg.score_threshold:g}"
+    both = len(gated) > 1 or not free
+    free.append(f"{'(' if both else ''}{' + '.join(gated)}{')' if both else ''} {condition}")
+  return " + ".join(free)
 
 
 def _draw_reward(card: RewardCard, axes: Axes) -> None:

@@ -1,86 +1,69 @@
-"""The reward of a rollout: a weighted and gated sum of signals.
+"""The reward of a rollout: a weighted sum of components, some of which pass a gate.
 
     text ─► parse ─► Example arrays [B, G] ─► score_example under vmap ─► Scores [B, G]
             (host, once)                      (jitted)
 
-The gate reads the hard score (MRA or exact match). The smooth accuracy is positive for every
-number, so a gate on it would reward a wild guess for its format.
+The gate reads the score (MRA or exact match). The smooth accuracy is positive for every number, so
+a gate on it would reward a wild guess for its format.
 
-To add a reward signal: 1. write a function of one Example in its own file; 2. add its weight to
-`RewardConfig` and configs/common.py; 3. add its component and its term in `score_example`; 4. add
-its metric and its part of the page, see CONTRIBUTING.md.
+To add a component: 1. write a function of one Example in its own file; 2. add its name and weight
+to `reward/config.py` and configs/common.py; 3. add its value in `score_example`.
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spatial_jax.config import check_choice, check_number
 from spatial_jax.errors import DataError
 from spatial_jax.grammar import VILASR, Grammar, answer_of
-from spatial_jax.reward.accuracy import exact_match, mean_relative_accuracy, ratio
+from spatial_jax.reward.accuracy import exact_match, mean_relative_accuracy, ratio, within
+from spatial_jax.reward.config import LengthConfig, RewardConfig
 from spatial_jax.reward.example import Example, example_of_answer, example_of_rollout, stack
 from spatial_jax.reward.format import format_of_turns
 from spatial_jax.reward.parse import Expected, read_as
 from spatial_jax.reward.quantity import check_unit
-from spatial_jax.reward.snra import Schedule, relative_squared_error, shifted_tanh, snra
+from spatial_jax.reward.rubric import rubric
+from spatial_jax.reward.snra import adaptive_sharpness, relative_squared_error, shifted_tanh, snra
 from spatial_jax.types import Array, Rollouts, Scores, Task, Turn
-
-
-@dataclasses.dataclass(frozen=True)
-class RewardConfig:
-  """How a rollout is rewarded."""
-
-  # Accuracy reward of a number: SNRA, its shifted-tanh form, MRA, or vsGRPO's linear ratio.
-  number: Literal["sigmoid", "tanh", "mra", "ratio"]
-  # Of a choice: the curve of `number` at the error 1 - exact match (the sigmoid if `number` has no
-  # curve), or 0 and 1.
-  choice: Literal["smooth", "exact"]
-  schedule: Schedule  # sharpness over the run
-  # The constant sharpness of choices, > 0; None: choices follow the schedule. At sharpness 1 a
-  # wrong choice is rewarded 0.54.
-  discrete_sharpness: float | None
-  strict_mra: bool  # the hard score compares with < (ViLaSR's training reward) instead of <=
-  # In [-1, 1): the gate is open where the hard score is above it; if negative, always.
-  score_threshold: float
-  format_weight: float  # w >= 0, the reward of the format; an exact answer is rewarded 1
-  # "format" gates the format part alone, so that smooth accuracy stays a dense signal; "all" gates
-  # the sum, as ViLaSR's Eq. 2 is written.
-  gate: Literal["format", "all"]
-
-  def __post_init__(self):
-    check_choice(self, "number", "choice", "gate")
-    if self.discrete_sharpness is not None:
-      check_number(self, "discrete_sharpness", above=0)
-    check_number(self, "score_threshold", at_least=-1, below=1)
-    check_number(self, "format_weight", at_least=0)
 
 
 class Reward(NamedTuple):
   """The reward of one example, float32."""
 
   reward: jax.Array  # weighted and gated sum
-  accuracy: jax.Array  # the accuracy part of `reward`, after the gate
-  components: dict[str, jax.Array]  # signal name -> value before weights and gate
+  accuracy: jax.Array  # the accuracy, after the gate if it is gated
+  components: dict[str, jax.Array]  # name -> value before weights and gate; the score is one more
+  terms: dict[str, jax.Array]  # name of a component with a weight -> value after the gate
 
 
 def score(
-  rollouts: Rollouts, tasks: Sequence[Task], cfg: RewardConfig, sharpness: float | Array
+  rollouts: Rollouts,
+  tasks: Sequence[Task],
+  cfg: RewardConfig,
+  sharpness: float | Array,
+  attention_BG: Array | None = None,
 ) -> Scores:
   """Scores the rollouts [B][G] of the tasks [B], with the sharpness of the current step.
+
+  Args:
+    attention_BG: float32, of the attention reward; None if it was not measured.
 
   Raises:
     ValueError: if a rollout is not of its task, or the sharpness is not a finite number above 0.
     DataError: if the truth of a task cannot be read.
+    UserError: if a user's function fails.
   """
+
+  def attention(b: int, g: int) -> float:
+    return 0.0 if attention_BG is None else float(attention_BG[b, g])
+
   groups = [
-    stack([example_of_rollout(trajectory, task) for trajectory in group])
-    for group, task in zip(rollouts, tasks, strict=True)
+    stack([example_of_rollout(t, task, cfg, attention(b, g)) for g, t in enumerate(group)])
+    for b, (group, task) in enumerate(zip(rollouts, tasks, strict=True))
   ]
   return score_examples(stack(groups), cfg, sharpness)
 
@@ -99,12 +82,15 @@ def reward_of_text(
 ) -> dict[str, float]:
   """Scores the text of one response, as training scores a rollout of one turn.
 
-      from spatial_jax.reward.compose import RewardConfig, reward_of_text
+      from spatial_jax.reward.compose import reward_of_text
+      from spatial_jax.reward.config import accuracy_reward
       from spatial_jax.reward.snra import Schedule
       schedule = Schedule("constant", k_min=20.0, k_max=20.0, midpoint=0.5, steepness=10.0)
-      cfg = RewardConfig("sigmoid", "exact", schedule, None, False, 0.0, 0.2, "format")
+      cfg = accuracy_reward("sigmoid", "exact", schedule, format_weight=0.2)
       response = "<think> Two steps. </think> Action: Answer <answer> 2.1 m </answer>"
       result = reward_of_text(response, "2.0", cfg, sharpness=20.0, unit="m")
+
+  Components that need a whole rollout (rubric, attention, length, drawing, custom) are 0.
 
   Args:
     response: one turn, by default think block, action and answer block.
@@ -119,8 +105,8 @@ def reward_of_text(
     grammar: of the response; see `spatial_jax.grammar`.
 
   Returns:
-    "reward"; each component before weights and gate ("accuracy", "score", "format"); "parsed",
-    1.0 if the answer could be read, else 0.0.
+    "reward"; each component before weights and gate ("accuracy", "format", ...), and "score";
+    "parsed", 1.0 if the answer could be read, else 0.0.
 
   Raises:
     DataError: if the truth cannot be read.
@@ -177,50 +163,110 @@ def score_examples(examples_BG: Example, cfg: RewardConfig, sharpness: float | A
     valid_BG=np.asarray(examples_BG.valid) & finite_BG,
     parsed_BG=np.asarray(examples_BG.parsed),
     components=rewards.components,
+    terms=rewards.terms,
+    weights={name: vars(cfg.weights)[name] for name in rewards.terms},
   )
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
 def _score_all(examples_BG: Example, sharpness: jax.Array, cfg: RewardConfig) -> Reward:
-  one = functools.partial(score_example, sharpness=sharpness, cfg=cfg)
-  return jax.vmap(jax.vmap(one))(examples_BG)
+  """`score_example` of all; with the adaptive schedule, each group has its own sharpness."""
+  count = examples_BG.valid.shape[0]
+  sharpness_B = jnp.broadcast_to(sharpness, (count,))
+  if cfg.schedule.kind == "adaptive":
+    error_BG = jax.vmap(jax.vmap(functools.partial(error_of, cfg=cfg)))(examples_BG)
+    read_BG = examples_BG.parsed & examples_BG.valid
+    one = functools.partial(adaptive_sharpness, schedule=cfg.schedule, is_tanh=cfg.number == "tanh")
+    sharpness_B = jax.vmap(one)(error_BG, read_BG)
+  drawing = _missing_drawings(examples_BG, cfg)
+
+  def of_group(examples_G: Example, sharpness: jax.Array) -> Reward:
+    one = functools.partial(score_example, sharpness=sharpness, cfg=cfg, missing_drawings=drawing)
+    return jax.vmap(one)(examples_G)
+
+  return jax.vmap(of_group)(examples_BG, sharpness_B)
 
 
-def score_example(example: Example, sharpness: Array, cfg: RewardConfig) -> Reward:
-  """Scores one example: its signals, weighted and gated. Works under jit and vmap.
+def error_of(example: Example, cfg: RewardConfig) -> jax.Array:
+  """The error of an answer that was read: squared and relative, or 1 - exact match."""
+  error = relative_squared_error(example.value, example.truth)
+  return jnp.where(example.is_number, error, 1.0 - exact_match(example.value, example.truth))
 
-      gate "format":  reward = accuracy + [score > beta] * (w * format)
-      gate "all":     reward = [score > beta] * (accuracy + w * format)
+
+def score_example(
+  example: Example, sharpness: Array, cfg: RewardConfig, missing_drawings: float | Array = 0.0
+) -> Reward:
+  """Scores one example: its components, weighted and gated. Works under jit and vmap.
+
+  reward = sum_c w_c * gate_c * component_c,   gate_c = [score > threshold] if c is gated, else 1
 
   Args:
     example: scalars. Accuracy and score of an answer that could not be read are 0.
     sharpness: float32 scalar k.
     cfg: static.
+    missing_drawings: float32 in [0, 1], of the step, see `DrawingConfig`.
 
-  Source: ViLaSR (arXiv:2506.09965, Eq. 2) for "all"; the hard gate beside a smooth accuracy is
-  ours.
+  Source: ViLaSR (arXiv:2506.09965, Eq. 2) gates accuracy and format; the hard gate beside a smooth
+  accuracy is ours.
   """
-  mra = mean_relative_accuracy(example.value, example.truth, cfg.strict_mra)
-  exact = exact_match(example.value, example.truth)
 
   def of_kind(number: jax.Array, choice: jax.Array) -> jax.Array:
     return jnp.where(example.parsed, jnp.where(example.is_number, number, choice), 0.0)
 
-  choice = _choice_accuracy(exact, sharpness, cfg)
+  exact = exact_match(example.value, example.truth)
+  accuracy = of_kind(
+    _number_accuracy(example, sharpness, cfg), _choice_accuracy(exact, sharpness, cfg)
+  )
+  hard = of_kind(_number_score(example, cfg), exact)
+  if cfg.scorer != "strict":
+    given = jnp.asarray(example.released, jnp.float32)
+    accuracy, hard = (jnp.where(jnp.isnan(given), own, given) for own in (accuracy, hard))
+  format_score = jnp.asarray(example.format, jnp.float32)
+  gate = (hard > cfg.score_threshold).astype(jnp.float32)
+  attention = jnp.asarray(example.attention, jnp.float32)
   components = {
-    "accuracy": of_kind(_number_accuracy(example, mra, sharpness, cfg), choice),
-    "score": of_kind(mra, exact),
-    "format": jnp.asarray(example.format, jnp.float32),
+    "accuracy": accuracy,
+    "format": format_score,
+    "rubric": rubric(hard, format_score, example.rubric, cfg.rubric),
+    "attention": attention * hard if cfg.attention.gated else attention,
+    "length": length_component(example.tokens, cfg.length),
+    "drawing": jnp.where(example.drew, missing_drawings, 0.0),
+    "custom": jnp.asarray(example.custom, jnp.float32),
   }
-  gate = (components["score"] > cfg.score_threshold).astype(jnp.float32)
-  accuracy = components["accuracy"] if cfg.gate == "format" else gate * components["accuracy"]
-  reward = accuracy + gate * (cfg.format_weight * components["format"])
-  return Reward(reward, accuracy, components)
+  terms = {
+    name: gate * components[name] if name in cfg.gated else components[name] for name in cfg.active
+  }
+  weighted = [vars(cfg.weights)[name] * term for name, term in terms.items()]
+  reward = sum(weighted[1:], weighted[0])
+  shown = {name: components[name] for name in ("accuracy", "format", *cfg.active)}
+  accuracy = gate * accuracy if "accuracy" in cfg.gated else accuracy
+  return Reward(reward, accuracy, {**shown, "score": hard}, terms)
 
 
-def _number_accuracy(
-  example: Example, mra: jax.Array, sharpness: Array, cfg: RewardConfig
-) -> jax.Array:
+def length_component(tokens: Array, cfg: LengthConfig) -> jax.Array:
+  """The length component of a number of sampled tokens; see `LengthConfig`."""
+  tokens = jnp.asarray(tokens, jnp.float32)
+  if cfg.kind == "overlong":
+    over = (tokens - cfg.soft_tokens) / max(cfg.max_tokens - cfg.soft_tokens, 1)
+    return -jnp.clip(over, 0.0, 1.0)
+  return jnp.maximum(1.0 - jnp.abs(tokens - cfg.soft_tokens) / cfg.soft_tokens, 0.0)
+
+
+def _missing_drawings(examples_BG: Example, cfg: RewardConfig) -> jax.Array:
+  """max(0, 1 - share of the valid rollouts that draw / target)."""
+  valid_BG = jnp.asarray(examples_BG.valid)
+  drew = jnp.sum(valid_BG & jnp.asarray(examples_BG.drew)).astype(jnp.float32)
+  share = drew / jnp.maximum(jnp.sum(valid_BG), 1).astype(jnp.float32)
+  return jnp.maximum(1.0 - share / cfg.drawing.target, 0.0)
+
+
+def _number_score(example: Example, cfg: RewardConfig) -> jax.Array:
+  if cfg.score == "tolerance":
+    return within(example.value, example.truth, cfg.tolerance)
+  return mean_relative_accuracy(example.value, example.truth, cfg.score == "strict_mra")
+
+
+def _number_accuracy(example: Example, sharpness: Array, cfg: RewardConfig) -> jax.Array:
   error = relative_squared_error(example.value, example.truth)
   match cfg.number:
     case "sigmoid":
@@ -228,9 +274,11 @@ def _number_accuracy(
     case "tanh":
       return shifted_tanh(error, sharpness)
     case "mra":
-      return mra
+      return mean_relative_accuracy(example.value, example.truth, cfg.score == "strict_mra")
     case "ratio":
-      return ratio(example.value, example.truth, "linear")
+      return ratio(example.value, example.truth, cfg.ratio)
+    case "tolerance":
+      return within(example.value, example.truth, cfg.tolerance)
 
 
 def _choice_accuracy(exact: jax.Array, sharpness: Array, cfg: RewardConfig) -> jax.Array:

@@ -30,6 +30,7 @@ from spatial_jax.reward.quantity import (
   parse_number,
   parse_other_unit,
 )
+from spatial_jax.reward.units import read_measure, value_in
 from spatial_jax.types import Task
 
 _SMALLEST = 1e-30  # a truth below it is 0 in float32, or its relative error overflows
@@ -108,6 +109,8 @@ def read_as(text: str | None, expected: Expected) -> Reading:
     value = None if letter is None else float(ord(letter) - ord("A"))
   elif expected.unit is not None and not is_metric(expected.unit):
     value = parse_other_unit(text, expected.unit)
+    if value is None and (measure := read_measure(text)) and measure.unit:
+      value = value_in(measure, expected.unit)
   else:
     value = parse_number(text, expected.unit, expected.noun)
   return Reading(0.0 if value is None else value, value is not None)

@@ -36,12 +36,15 @@ class Schedule:
       cosine     k_min + (k_max - k_min) * (1 - cos(pi u)) / 2
       geometric  k_min * (k_max / k_min) ** u
       constant   k_max
+      adaptive   that at which an answer with the `midpoint` quantile of the errors of its group
+                 earns one half, within [k_min, k_max]; see `adaptive_sharpness`
 
   Attributes:
     kind: the curve.
     k_min, k_max: bounds of the sharpness, unitless, 0 < k_min <= k_max; the sigmoid comes near
       them and does not reach them.
-    midpoint: the progress in [0, 1] at which the sigmoid is half way; other curves ignore it.
+    midpoint: the progress in [0, 1] at which the sigmoid is half way, or the quantile of
+      "adaptive"; other curves ignore it.
     steepness: of the sigmoid, unitless, > 0; other curves ignore it.
 
   Raises:
@@ -51,7 +54,7 @@ class Schedule:
   are ours.
   """
 
-  kind: Literal["sigmoid", "linear", "cosine", "geometric", "constant"]
+  kind: Literal["sigmoid", "linear", "cosine", "geometric", "constant", "adaptive"]
   k_min: float | Array
   k_max: float | Array
   midpoint: float | Array
@@ -91,9 +94,41 @@ def sharpness(progress: float | Array, schedule: Schedule) -> jax.Array:
       fraction = (1.0 - jnp.cos(np.float32(np.pi) * u)) / 2.0
     case "geometric":
       return k_min * jnp.exp(u * jnp.log(k_max / k_min))
-    case "constant":
+    case "constant" | "adaptive":  # "adaptive" where there is no group: in an evaluation
       fraction = jnp.ones_like(u)
   return k_min + (k_max - k_min) * fraction
+
+
+def adaptive_sharpness(
+  error_G: Array, read_G: Array, schedule: Schedule, is_tanh: bool = False
+) -> jax.Array:
+  """Returns the sharpness of one group, at which its median answer earns about one half.
+
+      k = ln 3 / quantile of the errors,   limited to [k_min, k_max]       (tanh: half of it)
+
+  A group of rough guesses gets a flat curve and a group of near-exact ones a steep curve, so that
+  the rewards of both differ.
+
+  Args:
+    error_G: float32, squared relative errors, or 1 - score.
+    read_G: bool, answers that could be read; without one the sharpness is k_min.
+    schedule: of kind "adaptive".
+    is_tanh: the curve is `shifted_tanh`, which has the half at half the sharpness.
+
+  Returns:
+    float32 [].
+
+  Source: the outlook of Smooth Operator (arXiv:2601.07695) asks for adaptive sharpness; the form is
+  ours.
+  """
+  count = jnp.sum(read_G)
+  ordered_G = jnp.sort(jnp.where(read_G, jnp.asarray(error_G, jnp.float32), jnp.inf))
+  place = jnp.asarray(schedule.midpoint, jnp.float32) * (count - 1).astype(jnp.float32)
+  index = jnp.clip(jnp.ceil(place).astype(jnp.int32), 0, ordered_G.shape[0] - 1)
+  half = np.float32(np.log(3.0) / (2.0 if is_tanh else 1.0))
+  k_min, k_max = (jnp.asarray(k, jnp.float32) for k in (schedule.k_min, schedule.k_max))
+  k = half / jnp.maximum(ordered_G[index], 1e-30)
+  return jnp.where(count > 0, jnp.clip(k, k_min, k_max), k_min)
 
 
 def relative_squared_error(answer: float | Array, truth: float | Array) -> jax.Array:

@@ -38,6 +38,7 @@ class SavedRollout:
   advantage: float | None  # None if no update uses the rollout
   format: float
   valid: bool  # False after a fault
+  parts: dict[str, float]  # component of the reward -> weight * value after the gate
 
 
 class TrueBox(NamedTuple):
@@ -94,6 +95,7 @@ def make_saved_groups(
         advantage=None if advantages_BG is None else float(advantages_BG[b, g]),
         format=format_reward(trajectory),
         valid=trajectory.end_reason != "fault" and (scores is None or bool(scores.valid_BG[b, g])),
+        parts=_parts(scores, b, g),
       )
       for g, trajectory in enumerate(group)
     ]
@@ -112,6 +114,13 @@ def make_saved_groups(
       )
     )
   return groups
+
+
+def _parts(scores: Scores | None, b: int, g: int) -> dict[str, float]:
+  """What each component adds to a reward."""
+  if scores is None:
+    return {}
+  return {name: scores.weights[name] * float(v[b, g]) for name, v in scores.terms.items()}
 
 
 def _true_boxes(prompt: Prompt) -> tuple[TrueBox, ...]:

@@ -14,7 +14,7 @@ from spatial_jax import checkpoint, preemption
 from spatial_jax.checkpoint import Progress, Saver
 from spatial_jax.checks import is_whole
 from spatial_jax.config import check_field
-from spatial_jax.errors import CheckpointError
+from spatial_jax.errors import CheckpointError, UserError
 from spatial_jax.metrics import LogConfig, Metrics, programs_compiled
 from spatial_jax.preemption import Preemption, Terminated
 from spatial_jax.types import StageStep, TrainState
@@ -38,6 +38,8 @@ class LoopConfig:
 
 
 Evaluate = Callable[[TrainState], Mapping[str, float]]
+# (step, metrics) -> lines to print, and whether the run should end.
+Monitor = Callable[[int, Mapping[str, Any]], tuple[list[str], bool]]
 
 
 class Checkpoints:
@@ -82,6 +84,7 @@ def run(
   evaluate: Evaluate | None,
   benchmark: str | None,
   config: dict[str, Any],
+  monitor: Monitor | None = None,
 ) -> TrainState:
   """Runs the remaining steps and saves checkpoints.
 
@@ -91,12 +94,13 @@ def run(
     step_of: called with the first step; returns the step function, which depends only on the state
       and the step number, so that a resumed run takes the same steps.
     evaluate: the state before a step -> metrics of that step, every `cfg.evaluate_every` steps.
+    monitor: called after each step; it may end the run.
 
   Returns:
     The state after the last step.
 
   Raises:
-    Terminated: after SIGTERM, with the state saved.
+    Terminated, UserError: after SIGTERM, or if the monitor ended the run; the state is saved.
   """
   first, state = resume(workdir, state)
   step = step_of(first)
@@ -116,9 +120,30 @@ def run(
         metrics.write(number, values | held_out)
         if done % cfg.checkpoint_every == 0 or done == cfg.steps:
           checkpoints.save(state, done)
+        if monitor is not None:
+          _obey(monitor(number, values), metrics, checkpoints, state, done)
         if preempted.requested:
           raise Terminated(checkpoints.finish(state, done))
   return state
+
+
+def _obey(
+  verdict: tuple[list[str], bool],
+  metrics: Metrics,
+  checkpoints: Checkpoints,
+  state: TrainState,
+  done: int,
+) -> None:
+  """Prints what a monitor found; if it asks for it, saves the state and ends the run."""
+  lines, end = verdict
+  for line in lines:
+    metrics.print_line(f"warning: {line}")
+  if end:
+    checkpoints.save(state, done)
+    raise UserError(
+      f"stopped after step {done}, which is saved (config.learn.health.stop): {lines[0]}; the same "
+      "command goes on"
+    )
 
 
 def resume(workdir: str | os.PathLike[str], state: TrainState) -> tuple[int, TrainState]:

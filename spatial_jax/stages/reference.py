@@ -1,10 +1,11 @@
-"""The reference policy of the KL term, if no adapters can be left out: a copy of the start.
+"""The reference policy of the KL term.
 
-    device    resident between two uses, beside the train state
-    host      in memory of the host; moved to the devices for one program of each step
+    StartWithAdapters   the policy without its adapters: nothing is copied
+    StartCopy           a copy of the start, on the devices or on the host
+    MovingAverage       the moving average of the trained parameters, in the optimizer state
 
-Only trained parameters are copied, in the compute dtype: the policy itself has the frozen ones, and
-every use rounds to that dtype.
+A copy has only the trained parameters, in the compute dtype: the policy itself has the frozen ones,
+and every use rounds to that dtype. On the host it is moved to the devices for one program a step.
 """
 
 import dataclasses
@@ -14,8 +15,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from spatial_jax.learn.optimizer import moving_average
 from spatial_jax.policy import param_tree
-from spatial_jax.types import Params
+from spatial_jax.stages.updates import UpdatePrograms
+from spatial_jax.types import Array, Params, TrainBatch, TrainState
 
 Place = Literal["device", "host"]
 
@@ -24,7 +27,7 @@ HOST_MEMORY = ("pinned_host", "unpinned_host")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Reference:
+class StartCopy:
   """The trained parameters of the start, in the compute dtype."""
 
   params: Params  # on the devices or on the host
@@ -36,10 +39,35 @@ class Reference:
     shared, _ = param_tree.partition(params, self.frozen)
     return param_tree.merge(shared, jax.device_put(self.params, self.shardings))
 
+  def logprobs(self, programs: UpdatePrograms, state: TrainState, batch: TrainBatch) -> Array:
+    """See `stages.updates.Reference`."""
+    return programs.logprobs(self.on_devices(state.params), batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class StartWithAdapters:
+  """The start of a run that trains adapters."""
+
+  def logprobs(self, programs: UpdatePrograms, state: TrainState, batch: TrainBatch) -> Array:
+    """See `stages.updates.Reference`."""
+    return programs.logprobs(state.params, batch)  # leaves the adapters out
+
+
+@dataclasses.dataclass(frozen=True)
+class MovingAverage:
+  """The moving average of the trained parameters."""
+
+  frozen: tuple[str, ...]  # regexes of the parameters that are not trained
+
+  def logprobs(self, programs: UpdatePrograms, state: TrainState, batch: TrainBatch) -> Array:
+    """See `stages.updates.Reference`."""
+    average = moving_average(state.opt_state, state.params, self.frozen)
+    return programs.policy_logprobs(average, batch)
+
 
 def make_reference(
   start: Params, frozen: tuple[str, ...], dtype: jnp.dtype, place: Place
-) -> Reference:
+) -> StartCopy:
   """Copies the start, one parameter after the other; `start` may be donated afterwards.
 
   Args:
@@ -57,7 +85,7 @@ def make_reference(
     return jax.block_until_ready(jax.device_put(x, x.sharding.with_memory_kind(kind)))
 
   shardings = jax.tree.map(lambda x: x.sharding, trained)
-  return Reference(jax.tree.map(copy, trained), shardings, frozen)
+  return StartCopy(jax.tree.map(copy, trained), shardings, frozen)
 
 
 def host_memory(device: jax.Device) -> str:  # pyright: ignore[reportInvalidTypeForm]

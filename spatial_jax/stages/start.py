@@ -7,7 +7,7 @@ from spatial_jax import compiled, rng, sharding
 from spatial_jax.policy import param_tree
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.stages.load import PolicyFiles, compute_dtypes, load_params
-from spatial_jax.stages.reference import Place, Reference, make_reference
+from spatial_jax.stages.reference import Place, StartCopy, make_reference
 from spatial_jax.types import Params, TrainState
 
 
@@ -18,7 +18,7 @@ def start_of(
   seed: int,
   place: Place | None,
   resumes: bool,
-) -> tuple[TrainState, Reference | None]:
+) -> tuple[TrainState, StartCopy | None]:
   """The state at step 0, which the loop donates, and the KL reference.
 
   A run that resumes gets shapes and shardings of its state. It loads the start only if the KL term

@@ -1,0 +1,132 @@
+"""Prompts of a step -> rollouts with scores; groups without a signal may be replaced.
+
+prompts ─► rollouts ─► attention to the images (if it is rewarded) ─► scores
+   └──── further prompts ◄─── groups whose rewards are all equal (dynamic sampling)
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from spatial_jax.data.pipeline import PromptBatch
+from spatial_jax.learn.train_batch import BatchConfig, to_train_batch
+from spatial_jax.reward.compose import score
+from spatial_jax.reward.config import RewardConfig
+from spatial_jax.rollout.engine import Engine
+from spatial_jax.rollout.image_feature_cache import ImageFeatures
+from spatial_jax.rollout.profiling import Timeline
+from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
+from spatial_jax.rollout.trajectory import limit_images
+from spatial_jax.stages.step_metrics import has_variance
+from spatial_jax.types import Array, Params, Prompts, Rollouts, Scores, TrainBatch
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampled:
+  """The rollouts of one step."""
+
+  prompts: Prompts  # [B]
+  rollouts: Rollouts  # [B][G]
+  scores: Scores
+  image_features: ImageFeatures | None  # of all images, if the vision tower is frozen
+  timeline: Timeline
+  metrics: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampler:
+  """Samples and scores the rollouts of a step."""
+
+  engine: Engine
+  decode_params: Callable[[Params], Params]  # train parameters -> decode parameters
+  # True if the vision tower is frozen: the update uses the image features of the rollouts.
+  keep_features: bool
+  reward: RewardConfig
+  shapes: BatchConfig  # of the update
+  seed: int
+  max_refills: int
+  refill: Callable[[int, int, int], PromptBatch]  # (step, attempt, count) -> further prompts
+  place: Callable[[TrainBatch], TrainBatch]  # to the devices
+  # (train parameters, batch) -> attention reward of each row; called if it has a weight.
+  attention: Callable[[Params, TrainBatch], Array]
+
+  def sample(self, params: Params, step: int, prompts: Prompts, sharpness: float) -> Sampled:
+    """Samples the rollouts of one step.
+
+    Args:
+      params: train parameters.
+      step: from 0.
+      prompts: of this step; the result has the same number.
+      sharpness: of the rewards.
+    """
+    weights = self.decode_params(params)
+    features: ImageFeatures | None = {} if self.keep_features else None
+    dropped, sampled, replaced = 0, len(prompts), 0
+    with Timeline() as timeline:
+
+      def run(some: Prompts) -> tuple[Prompts, Rollouts]:
+        job = RolloutJob(
+          some,
+          self.seed,
+          step,
+          [self.engine.cfg.sampling] * self.engine.cfg.group,
+          features,
+          timeline=timeline,
+        )
+        return some, generate_rollouts(self.engine, weights, job)
+
+      prompts, rollouts = run(prompts)
+      rollouts, dropped = limit_images(rollouts, self.shapes.visual_tokens)
+      scores = self._score(params, prompts, rollouts, features, sharpness)
+      for attempt in range(1, self.max_refills + 1):
+        flat_B = np.flatnonzero(~has_variance(scores))
+        if not len(flat_B):
+          break
+        more, found = run(self.refill(step, attempt, len(flat_B)).prompts)
+        found, too_many = limit_images(found, self.shapes.visual_tokens)
+        extra = self._score(params, more, found, features, sharpness)
+        useful = np.flatnonzero(has_variance(extra))
+        taken = list(zip(flat_B.tolist(), useful.tolist(), strict=False))
+        prompts, rollouts = list(prompts), list(rollouts)
+        for place, source in taken:
+          prompts[place], rollouts[place] = more[source], found[source]
+        scores = _replaced(scores, extra, taken)
+        dropped, sampled = dropped + too_many, sampled + len(more)
+        replaced += len(taken)
+    metrics: dict[str, float] = {"too_many_images": dropped}
+    if self.max_refills:
+      metrics |= {"sampled_prompts": sampled, "replaced_groups": replaced}
+    return Sampled(prompts, rollouts, scores, features, timeline, metrics)
+
+  def _score(
+    self,
+    params: Params,
+    prompts: Prompts,
+    rollouts: Rollouts,
+    features: ImageFeatures | None,
+    sharpness: float,
+  ) -> Scores:
+    attention_BG = None
+    if "attention" in self.reward.active:
+      batch, _ = to_train_batch(rollouts, None, self.shapes, image_features=features)
+      attention_R = np.asarray(self.attention(params, self.place(batch)))
+      attention_BG = attention_R.reshape(len(rollouts), -1)
+    tasks = [prompt.task for prompt in prompts]
+    return score(rollouts, tasks, self.reward, sharpness, attention_BG)
+
+
+def _replaced(scores: Scores, extra: Scores, taken: list[tuple[int, int]]) -> Scores:
+  """The scores with some groups from `extra`: (place in scores, place in extra)."""
+
+  def one(value_BG: Any, other_BG: Any) -> Any:
+    if np.ndim(value_BG) == 0:  # a weight
+      return value_BG
+    value_BG = np.array(value_BG)
+    for place, source in taken:
+      value_BG[place] = other_BG[source]
+    return value_BG
+
+  return jax.tree.map(one, scores, extra)
