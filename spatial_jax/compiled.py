@@ -19,8 +19,15 @@ from jax.sharding import Mesh
 
 from spatial_jax import sharding
 from spatial_jax.learn.attention import batch_attention
+from spatial_jax.learn.dpo import DpoLossConfig
 from spatial_jax.learn.gradient import batch_logprobs
 from spatial_jax.learn.losses import LossConfig, Metrics
+from spatial_jax.learn.packed_update import (
+  by_sequence,
+  packed_dpo_update,
+  packed_logprobs,
+  packed_sft_update,
+)
 from spatial_jax.learn.train_batch import BatchConfig, Microbatches
 from spatial_jax.learn.update import policy_update, sft_update
 from spatial_jax.policy import int8, lora, param_tree
@@ -30,12 +37,64 @@ from spatial_jax.rollout.config import RolloutConfig, WeightForm
 from spatial_jax.rollout.memory import UpdateShapes
 from spatial_jax.rollout.programs import JittedPrograms
 from spatial_jax.rollout.sampling import TokenMasks
-from spatial_jax.types import OtherLogprobs, Params, TrainBatch, TrainState
+from spatial_jax.types import Array, OtherLogprobs, PackedBatch, Params, TrainBatch, TrainState
 
 # The TPU attention kernel reads sequences in blocks of this length.
 TPU_SEQUENCE = 128
 
 FrozenDtype = Literal["float32", "compute", "bfloat16"]
+
+
+class PackedPrograms:
+  """The jitted programs of SFT and DPO on packed rows, on the train mesh.
+
+  Attributes:
+    sft: (state, batch) -> the next state and scalar metrics; the state is donated.
+    dpo: (state, batch, ref_logp_N) -> the same.
+    sequence_logprobs: (params, batch, count) -> log-probability [N] of each of `count` sequences
+      under a policy without adapters; `count` is static.
+  """
+
+  def __init__(
+    self,
+    policy: Policy,
+    optimizer: optax.GradientTransformation,
+    micro: Microbatches,
+    dpo: DpoLossConfig | None = None,
+  ):
+    """Jits the programs; nothing is compiled before a program is called."""
+    self._policy, self._optimizer, self._dpo_cfg = policy, optimizer, dpo
+    self._mesh = train_mesh(policy)
+    self._micro = micro_buckets(micro, self._mesh)
+    self._window = policy.cfg.vision.window_patches
+    state = abstract_state(policy, optimizer, self._mesh)
+    out = (jax.tree.map(lambda x: x.sharding, state), sharding.replicated(self._mesh))
+    self.sft = jax.jit(self._sft, donate_argnums=0, out_shardings=out)
+    self.dpo = jax.jit(self._dpo, donate_argnums=0, out_shardings=out)
+    self.sequence_logprobs = jax.jit(
+      self._sequence_logprobs,
+      static_argnums=2,
+      out_shardings=sharding.replicated(self._mesh),
+    )
+
+  def place(self, batch: PackedBatch) -> PackedBatch:
+    """Moves a NumPy batch to the mesh as global arrays."""
+    return sharding.place_packed_batch(batch, self._window, self._mesh)
+
+  def _sft(self, state: TrainState, batch: PackedBatch) -> tuple[TrainState, Metrics]:
+    return packed_sft_update(self._policy, self._optimizer, self._micro, state, batch)
+
+  def _dpo(
+    self, state: TrainState, batch: PackedBatch, ref_logp_N: Array
+  ) -> tuple[TrainState, Metrics]:
+    assert self._dpo_cfg is not None  # no other stage calls it
+    fixed = (self._policy, self._optimizer, self._micro, self._dpo_cfg)
+    return packed_dpo_update(*fixed, state, batch, ref_logp_N)
+
+  def _sequence_logprobs(self, params: Params, batch: PackedBatch, count: int) -> jax.Array:
+    base, _ = lora.split(params)
+    logp_RT = packed_logprobs(self._policy.without_adapters, self._micro, base, batch)
+    return by_sequence(logp_RT, batch.rows, count)
 
 
 class LearnPrograms:

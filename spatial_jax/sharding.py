@@ -22,7 +22,14 @@ from jax.sharding import PartitionSpec as P
 from spatial_jax.checks import is_whole
 from spatial_jax.config import ConfigError, check_field
 from spatial_jax.errors import UserError
-from spatial_jax.types import Array, FeatureBatch, Params, TrainBatch
+from spatial_jax.types import (
+  Array,
+  FeatureBatch,
+  PackedBatch,
+  Params,
+  TrainBatch,
+  VisionBatch,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,19 +302,43 @@ def train_batch_shardings(batch: TrainBatch, window: int, mesh: Mesh) -> TrainBa
   """
   check_rows(batch.prefix.token_RT.shape[0], "prompts of an update (config.rollout.prompts)", mesh)
   row: Any = rows(mesh)
+  by_row = jax.tree.map(lambda _: row, batch._replace(vision=None))
+  vision = _vision_shardings(batch.vision, window, mesh)
+  return by_row._replace(forbidden_V=replicated(mesh), vision=vision)
+
+
+def packed_batch_shardings(batch: PackedBatch, window: int, mesh: Mesh) -> PackedBatch:
+  """Shardings of packed rows, as in `train_batch_shardings`.
+
+  Raises:
+    ConfigError: if the number of rows does not divide over the mesh.
+  """
+  check_rows(batch.rows.trained_RT.shape[0], "rows of demonstrations", mesh)
+  row: Any = rows(mesh)
+  by_row = jax.tree.map(lambda _: row, batch._replace(vision=None))
+  vision = _vision_shardings(batch.vision, window, mesh)
+  return by_row._replace(forbidden_V=replicated(mesh), vision=vision)
+
+
+def place_packed_batch(batch: PackedBatch, window: int, mesh: Mesh) -> PackedBatch:
+  """A NumPy batch of packed rows as global arrays on the train mesh."""
+  shardings = packed_batch_shardings(batch, window, mesh)
+  return jax.tree.map(lambda s, x: jax.device_put(np.asarray(x), s), shardings, batch)
+
+
+def _vision_shardings(vision: VisionBatch | FeatureBatch, window: int, mesh: Mesh) -> Any:
+  """Patches by whole windows, frames and features over the data axes; replicated if they do not."""
+  row: Any = rows(mesh)
   everywhere: Any = replicated(mesh)
 
   def spread(count: int, unit: int) -> Any:
     return row if count % (unit * row_devices(mesh)) == 0 else everywhere
 
-  if isinstance(batch.vision, FeatureBatch):
-    vision = FeatureBatch(spread(batch.vision.features_MYD.shape[0], 1))
-  else:
-    patch = spread(batch.vision.window_P.shape[0], window)
-    frame = spread(batch.vision.frame_NS.shape[0], 1)
-    vision = jax.tree.map(lambda _: patch, batch.vision)._replace(frame_NS=frame)
-  by_row = jax.tree.map(lambda _: row, batch._replace(vision=None))
-  return by_row._replace(forbidden_V=everywhere, vision=vision)
+  if isinstance(vision, FeatureBatch):
+    return FeatureBatch(spread(vision.features_MYD.shape[0], 1))
+  patch = spread(vision.window_P.shape[0], window)
+  frame = spread(vision.frame_NS.shape[0], 1)
+  return jax.tree.map(lambda _: patch, vision)._replace(frame_NS=frame)
 
 
 def place_train_batch(batch: TrainBatch, window: int, mesh: Mesh) -> TrainBatch:

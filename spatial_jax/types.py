@@ -127,6 +127,15 @@ class Operation:
 
 
 @dataclasses.dataclass(frozen=True)
+class ScriptTurn:
+  """One turn that a solver of synthetic tasks writes: operations, or an answer."""
+
+  think: str
+  operations: tuple[Operation, ...]  # in pixels of the image of the task
+  answer: str | None
+
+
+@dataclasses.dataclass(frozen=True)
 class OperationError:
   """Why a part of a response was not executed: a short stable `code`, and a `detail` to read."""
 
@@ -334,6 +343,23 @@ class TrainBatch(NamedTuple):
   prefix: TokenArrays  # one row per group
   rows: TrainRows  # in the order of their groups
   forbidden_V: Array  # bool, true for a token that could not be sampled
+  vision: VisionBatch | FeatureBatch  # each distinct image of all rows once, or its features
+
+
+class PackedRows(NamedTuple):
+  """Rows that hold several whole sequences each; `learn.packing` draws them."""
+
+  tokens: TokenArrays  # `valid_RT` is int32: the number of the sequence in its row, 0 for padding
+  trained_RT: Array  # bool
+  sequence_RT: Array  # int32, index of the sequence in the batch; meaningless where not trained
+  weight_RT: Array  # float32, weight of the token in the loss; 0 where not trained
+
+
+class PackedBatch(NamedTuple):
+  """Demonstrations for SFT, or pairs of responses for DPO."""
+
+  rows: PackedRows
+  forbidden_V: Array  # bool, true for a token that cannot be sampled
   vision: VisionBatch | FeatureBatch  # each distinct image of all rows once, or its features
 
 

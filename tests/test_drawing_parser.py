@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from experiments.tiny.demonstration import write_answer, write_turn
 from spatial_jax.config import ConfigError
 from spatial_jax.drawing.lenient_json import read_items
 from spatial_jax.drawing.parser import Coordinates, Limits, parse
+from spatial_jax.rollout.demonstration import write_answer, write_turn
 from spatial_jax.types import Operation
 
 CORPUS = json.loads((pathlib.Path(__file__).parent / "golden/drawing_corpus.json").read_text())

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from experiments.tiny import batches
-from experiments.tiny.demonstration import demonstration_trajectory
 from experiments.tiny.dense_targets import dense_targets
 from spatial_jax.data.image import patch_image
 from spatial_jax.data.source import HELD_OUT_SEED
 from spatial_jax.data.tokenizer import IM_END
 from spatial_jax.errors import DataError
 from spatial_jax.rollout import trajectory as trajectory_lib
+from spatial_jax.rollout.demonstration import demonstration_trajectory
 from spatial_jax.synthetic.floorplan import procedural_scene
 from spatial_jax.synthetic.tasks import render_views
 from tests import rollout_fixtures as fixtures

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.tiny.demonstration import demonstration_trajectory
 from spatial_jax import sharding
 from spatial_jax.config import ConfigError
 from spatial_jax.errors import DataError
@@ -20,6 +19,7 @@ from spatial_jax.learn.train_batch import (
   to_train_batch,
 )
 from spatial_jax.rollout.conversation import TrajectoryBuilder
+from spatial_jax.rollout.demonstration import demonstration_trajectory
 from spatial_jax.synthetic.oracle import DemonstrationConfig, demonstrate
 from spatial_jax.types import RowRole
 from tests import rollout_fixtures as fixtures

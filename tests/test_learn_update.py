@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.tiny.demonstration import demonstration_trajectory
 from spatial_jax.config import ConfigError
 from spatial_jax.data.vision_packing import plan_vision
 from spatial_jax.learn.gradient import NO_OTHERS, batch_logprobs, gradient
@@ -17,6 +16,7 @@ from spatial_jax.learn.losses import effective_share, nll, policy_loss, token_we
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.train_batch import Microbatches, pad_rows, to_train_batch
 from spatial_jax.learn.update import apply_gradient, policy_update, sft_update
+from spatial_jax.rollout.demonstration import demonstration_trajectory
 from spatial_jax.synthetic.oracle import DemonstrationConfig, demonstrate
 from spatial_jax.types import OtherLogprobs, TokenArrays, TrainBatch, TrainState, Trajectory
 from tests import rollout_fixtures as fixtures

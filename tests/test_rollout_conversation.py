@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.tiny.demonstration import demonstration_trajectory
 from spatial_jax.data.tokenizer import IM_END, SPECIAL_TOKENS
 from spatial_jax.drawing.parser import Coordinates, Limits, parse
 from spatial_jax.errors import DataError
@@ -15,8 +14,9 @@ from spatial_jax.policy.rope import mrope_positions
 from spatial_jax.reward.compose import score
 from spatial_jax.rollout import trajectory as trajectory_lib
 from spatial_jax.rollout.conversation import TrajectoryBuilder
-from spatial_jax.synthetic.oracle import DemonstrationConfig, ScriptTurn, demonstrate
-from spatial_jax.types import ImageRef, ObjectBox, Operation
+from spatial_jax.rollout.demonstration import demonstration_trajectory
+from spatial_jax.synthetic.oracle import DemonstrationConfig, demonstrate
+from spatial_jax.types import ImageRef, ObjectBox, Operation, ScriptTurn
 from tests import dummies
 from tests import rollout_fixtures as fixtures
 from tests.rollout_fixtures import PADS, STYLE, TOKENIZER, VOCABULARY

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.tiny.demonstration import demonstration_trajectory
 from experiments.tiny.dense_loss import DenseBatch
 from experiments.tiny.dense_targets import DenseTargets, dense_targets
 from spatial_jax.config import check_field
@@ -23,6 +22,7 @@ from spatial_jax.drawing.canvas import Style
 from spatial_jax.errors import DataError
 from spatial_jax.learn.train_batch import BatchConfig, Microbatches, plan_images, to_train_batch
 from spatial_jax.rollout.conversation import Conversation
+from spatial_jax.rollout.demonstration import demonstration_trajectory
 from spatial_jax.synthetic.floorplan import ProceduralConfig, procedural_scene
 from spatial_jax.synthetic.oracle import DemonstrationConfig, demonstrate
 from spatial_jax.synthetic.questions import QuestionConfig, make_questions

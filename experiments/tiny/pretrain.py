@@ -25,7 +25,6 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments.tiny.attention_mass import log_attention, truncate
 from experiments.tiny.batches import BatchBuilder, PretrainBatch, RecipeConfig
-from experiments.tiny.demonstration import write_answer, write_turn
 from experiments.tiny.dense_loss import (
   dense_loss,
   finding_loss,
@@ -63,6 +62,7 @@ from spatial_jax.learn.update import apply_gradient
 from spatial_jax.policy.config import DecoderConfig, Family, QwenVLConfig, VisionConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.rollout.conversation import Conversation
+from spatial_jax.rollout.demonstration import write_answer, write_turn
 from spatial_jax.stages import loop
 from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.synthetic.floorplan import ProceduralConfig, procedural_scene

@@ -154,6 +154,27 @@ def observation_text(
   return template.observation("".join(lines) + ending)
 
 
+def given_observation(text: str, images: int, template: ChatTemplate) -> str:
+  """`observation_text` with the text of a data row.
+
+  Args:
+    text: with a mark <image> for each image; without marks the images come first.
+    images: their number.
+
+  Raises:
+    DataError: if the numbers of marks and images differ.
+  """
+  pieces = escape_special_tokens(text).split(IMAGE_MARK)
+  if len(pieces) == 1:
+    return template.observation(IMAGE_TOKENS * images + pieces[0])
+  if len(pieces) != images + 1:
+    raise DataError(
+      f"an observation has {len(pieces) - 1} marks {IMAGE_MARK} for {images} images; write one for "
+      "each, or none"
+    )
+  return template.observation(IMAGE_TOKENS.join(pieces))
+
+
 def expand_image_tokens(
   token_ids: Sequence[int], images: Sequence[PatchedImage], *pads: int
 ) -> tuple[np.ndarray, tuple[int, ...]]:

@@ -27,6 +27,7 @@ from spatial_jax.types import (
   IMAGE_MARK,
   VIDEO_MARK,
   AnswerKind,
+  DemonstratedTurn,
   ImageRef,
   Mark,
   Media,
@@ -134,6 +135,9 @@ def task_of_row(row: Any, default_id: str, source: str, folder: pathlib.Path) ->
     scene_id=row.get("scene") or (_scene(media[0], folder) if media else task_id),
     benchmark=row.get("benchmark") or None,
     boxes=(),
+    extra=row.get("extra") or {},
+    turns=_turns(row, "turns", folder),
+    rejected=_turns(row, "rejected", folder),
   )
 
 
@@ -153,6 +157,10 @@ def check_media(task: Task) -> None:
   Raises:
     RowProblem: for the first that is missing, damaged or too large, or a video file without PyAV.
   """
+  for name, turns in (("turns", task.turns), ("rejected", task.rejected)):
+    for number, turn in enumerate(turns):
+      for i, ref in enumerate(turn.images or ()):
+        _check_image(ref, f"{name}[{number}].images[{i}]")
   images = videos = 0
   for ref in task.media:
     if isinstance(ref, ImageRef):
@@ -336,6 +344,18 @@ def _check_marks(question: str, media: Sequence[Media]) -> None:
     count, given = question.count(mark), sum(isinstance(one, kind) for one in media)
     if _MARKS.search(question) and count != given:
       raise RowProblem("question", f"has {count} marks {mark} for {given} {name}")
+
+
+def _turns(row: Mapping[str, Any], name: str, folder: pathlib.Path) -> tuple[DemonstratedTurn, ...]:
+  """The turns of a demonstrated response."""
+  turns = []
+  for number, item in enumerate(row.get(name) or ()):
+    item = {"text": item} if isinstance(item, str) else item
+    field = f"{name}[{number}].images"
+    given = item.get("images")
+    images = given and tuple(_image(one, folder, f"{field}[{i}]") for i, one in enumerate(given))
+    turns.append(DemonstratedTurn(item["text"], images or None, item.get("observation")))
+  return tuple(turns)
 
 
 def _path(name: str, folder: pathlib.Path, field: str) -> str:

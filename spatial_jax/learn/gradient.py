@@ -204,7 +204,7 @@ def gradient(
 
   microbatches = order.split(Microbatch(batch.rows, token_weight_R, others))
   function = truncated(gradient_of, micro.lengths, lambda m: m.rows)
-  total = _sum_over(function, microbatches, policy.gradient_dtype)
+  total = sum_over(function, microbatches, policy.gradient_dtype)
   (loss_sum, metrics), grads, layers_grad, features_grad = total
   (shared_grads,) = pull((features_grad, _cotangent(prefix, layers_grad)))
   grads = jax.tree.map(_add, grads, shared_grads)
@@ -225,7 +225,7 @@ def _cotangent(prefix: Prefix, layers_grad: Any) -> Prefix:
   return Prefix(layers, lengths)
 
 
-def _sum_over(function: Callable[[Any], Any], microbatches: Any, gradient_dtype: jnp.dtype) -> Any:
+def sum_over(function: Callable[[Any], Any], microbatches: Any, gradient_dtype: jnp.dtype) -> Any:
   """The sum of `function` over microbatches [microbatches, ...], one after another.
 
   The second of its results, gradients of parameters, is summed in a dtype of its own, the others in

@@ -76,7 +76,7 @@ class BatchConfig:
       check_field(self, name, valid, f"be a whole number, at least {least}")
 
 
-class _Sequence(NamedTuple):
+class SequenceTokens(NamedTuple):
   """Some tokens of a trajectory (fields [T, ...]), or of many (fields [R, T, ...])."""
 
   tokens: TokenArrays
@@ -91,7 +91,7 @@ _NO_TOKEN: dict[str, Any] = {
   "feature_RT": -1,
 }
 _ZERO, _NONE = np.array(0), np.array(-1)
-_PADDING = _Sequence(
+_PADDING = SequenceTokens(
   TokenArrays(token_RT=_ZERO, position_RTA=_ZERO, valid_RT=np.array(False), feature_RT=_NONE),
   trained=np.array(False),
   logp=_ZERO,
@@ -139,7 +139,7 @@ def to_train_batch(
     ValueError: if values do not fit the groups, or a group or the batch is empty.
   """
   kept_R, kept, shown = _kept(groups, kept_BG)
-  vision, feature_of = _pack_images(shown, image_features, cfg)
+  vision, feature_of = pack_images(shown, image_features, cfg)
   prefixes, suffixes = _split_at_prefix(shown, kept, feature_of)
   rows = list(itertools.chain(*kept))
   suffix = _pad(suffixes, (cfg.tokens,), "response tokens", rows)
@@ -157,7 +157,7 @@ def to_train_batch(
       role_R=_flat("role_BG", role_BG, groups, RowRole.ROLLOUT, np.int32)[kept_R],
       weight_R=_weights(weight_BG, groups)[kept_R],
     ),
-    forbidden_V=_forbidden(rows, cfg.vocabulary),
+    forbidden_V=forbidden_tokens(rows, cfg.vocabulary),
     vision=vision,
   ), feature_of
 
@@ -236,7 +236,7 @@ def plan_images(
   return vision, dict(zip(images, plan, strict=True))
 
 
-def _pack_images(
+def pack_images(
   groups: Rollouts, image_features: Mapping[str, np.ndarray] | None, cfg: BatchConfig
 ) -> tuple[VisionBatch | FeatureBatch, dict[str, np.ndarray]]:
   """`plan_images` of the rollouts, or the given features of their images in the same form."""
@@ -287,7 +287,7 @@ def _kept(groups: Rollouts, kept_BG: PerRollout | None) -> tuple[np.ndarray, Rol
   return kept_R, kept, [rows or group[:1] for rows, group in zip(kept, groups, strict=True)]
 
 
-def _forbidden(rows: Sequence[Trajectory], vocabulary: int) -> np.ndarray:
+def forbidden_tokens(rows: Sequence[Trajectory], vocabulary: int) -> np.ndarray:
   """bool [V], the ids that were forbidden for all rows."""
   if len({trajectory.forbidden_ids for trajectory in rows}) != 1:
     raise ValueError("the rows of a batch were sampled with different forbidden ids")
@@ -298,25 +298,25 @@ def _forbidden(rows: Sequence[Trajectory], vocabulary: int) -> np.ndarray:
 
 def _split_at_prefix(
   shown: Rollouts, kept: Rollouts, feature_of: Mapping[str, np.ndarray]
-) -> tuple[list[_Sequence], list[_Sequence]]:
+) -> tuple[list[SequenceTokens], list[SequenceTokens]]:
   """The common part of each group, and the rest of each trajectory that becomes a row."""
-  prefixes: list[_Sequence] = []
-  suffixes: list[_Sequence] = []
+  prefixes: list[SequenceTokens] = []
+  suffixes: list[SequenceTokens] = []
   for group, rows in zip(shown, kept, strict=True):
-    sequences = [_sequence(trajectory, feature_of) for trajectory in group]
+    sequences = [sequence_tokens(trajectory, feature_of) for trajectory in group]
     shared = _common_length(sequences, min(trajectory.prompt_length for trajectory in group) - 1)
     prefixes.append(_slice(sequences[0], 0, shared))
     suffixes += [_slice(sequence, shared, None) for sequence in sequences[: len(rows)]]
   return prefixes, suffixes
 
 
-def _sequence(trajectory: Trajectory, feature_of: Mapping[str, np.ndarray]) -> _Sequence:
+def sequence_tokens(trajectory: Trajectory, feature_of: Mapping[str, np.ndarray]) -> SequenceTokens:
   """All tokens of a trajectory."""
   count = len(trajectory.token_ids_T)
   feature_T = np.full(count, -1, np.int32)
   for image, start in zip(trajectory.images, trajectory.image_start, strict=True):
     feature_T[start : start + image.tokens] = feature_of[image.content_hash]
-  return _Sequence(
+  return SequenceTokens(
     TokenArrays(
       token_RT=trajectory.token_ids_T,
       position_RTA=trajectory.position_TA,
@@ -328,7 +328,7 @@ def _sequence(trajectory: Trajectory, feature_of: Mapping[str, np.ndarray]) -> _
   )
 
 
-def _common_length(sequences: Sequence[_Sequence], limit: int) -> int:
+def _common_length(sequences: Sequence[SequenceTokens], limit: int) -> int:
   """The number of first tokens, at most `limit`, that are the same for the policy in all."""
   first = _slice(sequences[0], 0, limit).tokens
   same_T = np.ones(limit, bool)
@@ -340,16 +340,16 @@ def _common_length(sequences: Sequence[_Sequence], limit: int) -> int:
   return int(np.logical_and.accumulate(same_T).sum())
 
 
-def _slice(sequence: _Sequence, start: int, end: int | None) -> _Sequence:
+def _slice(sequence: SequenceTokens, start: int, end: int | None) -> SequenceTokens:
   return jax.tree.map(lambda x: x[start:end], sequence)
 
 
 def _pad(
-  sequences: Sequence[_Sequence],
+  sequences: Sequence[SequenceTokens],
   buckets: Sequence[int],
   name: str,
   trajectories: Sequence[Trajectory],
-) -> _Sequence:
+) -> SequenceTokens:
   """Sequences as rows of one array per field, padded to the first bucket that holds the longest."""
   lengths = [len(sequence.trained) for sequence in sequences]
   longest = trajectories[int(np.argmax(lengths))].task_id

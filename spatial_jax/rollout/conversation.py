@@ -158,7 +158,12 @@ class Conversation:
     return patched
 
   def observation(
-    self, first_index: int, pixels: Sequence[np.ndarray], last: bool, has_im_end: bool = True
+    self,
+    first_index: int,
+    pixels: Sequence[np.ndarray],
+    last: bool,
+    has_im_end: bool = True,
+    text: str | None = None,
   ) -> TokenSegment:
     """Encodes drawn images as the next user message.
 
@@ -167,9 +172,13 @@ class Conversation:
       pixels: uint8 [height, width, 3] of each drawn image, at least one.
       last: the policy must answer in the next turn.
       has_im_end: the turn before ends with <|im_end|>; otherwise the observation begins with it.
+      text: of the message, with a mark <image> for each image or none; None: that of the form.
     """
     images = tuple(patch_image(image, self.preprocess) for image in pixels)
-    text = prompt_text.observation_text(first_index, images, last, self.form.text, self.template)
+    if text is None:
+      text = prompt_text.observation_text(first_index, images, last, self.form.text, self.template)
+    else:
+      text = prompt_text.given_observation(text, len(images), self.template)
     return self._encode(text if has_im_end else IM_END + text, images, (), "max")
 
   def _encode(

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from spatial_jax.config import check_field
-from spatial_jax.types import ObjectBox, Operation, Task
+from spatial_jax.types import ObjectBox, Operation, ScriptTurn, Task
 
 _MAX_PLACES = 5  # an object and the four options around it
 _MAX_PLACES_WITH_STEPS = 3  # the steps between the places are written for this number or fewer
@@ -31,15 +31,6 @@ class DemonstrationConfig:
   def __post_init__(self):
     check_field(self, "draw_fraction", 0 <= self.draw_fraction <= 1, "be at least 0 and at most 1")
     check_field(self, "max_boxes", self.max_boxes >= 0, "be at least 0")
-
-
-@dataclasses.dataclass(frozen=True)
-class ScriptTurn:
-  """One demonstrated turn: either operations (pixels of the image) or an answer."""
-
-  think: str
-  operations: tuple[Operation, ...]
-  answer: str | None
 
 
 def demonstrate(
