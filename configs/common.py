@@ -58,8 +58,12 @@ def get_config() -> ConfigDict:
   cfg.style = ConfigDict({"line_px": 4, "dot_px": 4, "font_px": 10, "label_offset_px": (8, 6)})
   cfg.executor = ConfigDict({"workers": 2, "timeout_s": 20.0, "memory_mib": 1024})
   cfg.pipeline = ConfigDict({"workers": 2, "steps_ahead": 2})
+  cfg.sft = sft(1e-5)
+  cfg.reject = reject(1e-5)
+  cfg.dpo = dpo(5e-7)
   cfg.learn = learn(steps)
   cfg.evaluation = evaluation()
+  cfg.conditions = ConfigDict()  # name -> changes of this config, each a run of its own
   return cfg
 
 
@@ -131,6 +135,67 @@ def learn(steps: int | FieldReference) -> ConfigDict:
       "saved_groups": 3,  # of such a step
     }
   )
+
+
+def demonstrations(learning_rate: float, steps: int, frozen: tuple[str, ...]) -> ConfigDict:
+  """What SFT and DPO share."""
+  updates = FieldReference(steps)
+  return ConfigDict(
+    {
+      "path": "",  # config.source
+      "steps": updates,
+      "epochs": 3.0,  # ViLaSR's number, if steps is 0
+      "batch": 32,  # ViLaSR's number of devices, one demonstration each
+      "tokens": None,
+      "micro_rows": None,
+      "pack": True,
+      "optimizer": optimizer(learning_rate, updates, b2=0.999, warmup=10, frozen=frozen),
+    }
+  )
+
+
+def sft(
+  learning_rate: float, steps: int = 3000, frozen: tuple[str, ...] = ("^vision/",)
+) -> ConfigDict:
+  """ViLaSR's cold start: 33,000 demonstrations, three times."""
+  cfg = demonstrations(learning_rate, steps, frozen)
+  cfg.optimizer.schedule = "cosine"
+  cfg.update({"normalise": "sequence", "draw_fraction": 1.0, "correct_fraction": 0.0})
+  return cfg
+
+
+def reject(learning_rate: float, tasks: int = 40000, steps: int = 700) -> ConfigDict:
+  """ViLaSR's reflective rejection sampling: 7,800 kept demonstrations, three times."""
+  return ConfigDict(
+    {
+      "path": "",
+      "tasks": tasks,
+      "keep": {
+        "min_score": 0.5,
+        "executable": True,
+        "reflective": True,
+        "min_turns": 1,
+        "per_task": 1,
+      },
+      "train": sft(learning_rate, steps),
+    }
+  )
+
+
+def dpo(
+  learning_rate: float, steps: int = 1000, frozen: tuple[str, ...] = ("^vision/",)
+) -> ConfigDict:
+  """Pairs of a right and a wrong answer, as in vsGRPO; its settings are not stated."""
+  cfg = demonstrations(learning_rate, steps, frozen)
+  cfg.update(
+    {
+      "pairs": "corrupted",
+      "loss": {"kind": "sigmoid", "beta": 0.1, "label_smoothing": 0.0},
+      "sampled_tasks": 1000,
+      "min_gap": 0.1,
+    }
+  )
+  return cfg
 
 
 def reward() -> ConfigDict:
@@ -234,6 +299,7 @@ def evaluation() -> ConfigDict:
       "train_tasks": 2000,  # for the median answer per question type
       "temperatures": (),
       "best_of": 0,
+      "pass_at": 0,
       "other_images": False,
       "prompts": None,
       "slots": None,

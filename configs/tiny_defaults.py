@@ -38,8 +38,12 @@ def get_config() -> ConfigDict:
   cfg.style = style()
   cfg.executor = ConfigDict({"workers": 1, "timeout_s": 20.0, "memory_mib": 1024})
   cfg.pipeline = ConfigDict({"workers": 0, "steps_ahead": 2})  # a thread renders rooms
+  cfg.sft = sft(60)
+  cfg.reject = reject()
+  cfg.dpo = dpo(40)
   cfg.learn = learn(steps)
   cfg.evaluation = evaluation()
+  cfg.conditions = ConfigDict()
   return cfg
 
 
@@ -79,6 +83,34 @@ def learn(steps: int | FieldReference) -> ConfigDict:
   )
 
 
+_FROZEN = ("^vision/", "^decoder/embed/")
+
+
+def sft(steps: int) -> ConfigDict:
+  """Demonstrations of the solver; a constant rate with a decay, as pretraining has it."""
+  cfg = common.sft(3e-4, steps, _FROZEN)
+  cfg.update({"batch": 32, "micro_rows": 8, "normalise": "token"})
+  cfg.optimizer.b2 = 0.95
+  return cfg
+
+
+def reject() -> ConfigDict:
+  """A few hundred sampled tasks, and some steps on what was kept."""
+  cfg = common.reject(1e-4)
+  cfg.tasks = 96
+  cfg.train = sft(20)
+  cfg.train.optimizer.learning_rate = 1e-4
+  return cfg
+
+
+def dpo(steps: int) -> ConfigDict:
+  """Few short pairs."""
+  cfg = common.dpo(2e-5, steps, _FROZEN)
+  cfg.update({"batch": 32, "micro_rows": 8})
+  cfg.optimizer.b2 = 0.95
+  return cfg
+
+
 def evaluation() -> ConfigDict:
   """Held-out tasks of the source of the run, answered by the start and the end policy."""
   return ConfigDict(
@@ -88,6 +120,7 @@ def evaluation() -> ConfigDict:
       "train_tasks": 2000,  # for the median answer per question type
       "temperatures": (0.3, 0.5, 0.7),
       "best_of": 0,  # 8 samples cost as much as the rest of the evaluation
+      "pass_at": 0,
       "other_images": True,
       "prompts": 192,  # per call of the engine
       "slots": 64,  # of them at once

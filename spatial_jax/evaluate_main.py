@@ -29,7 +29,7 @@ from spatial_jax.evaluate.results import END_GREEDY
 from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.report.report import About, write_report
 from spatial_jax.report.reward_card import RewardCard
-from spatial_jax.reward.compose import RewardConfig
+from spatial_jax.reward.config import RewardConfig
 from spatial_jax.rollout.engine import Engine
 from spatial_jax.stages.context import RunConfig, open_context
 from spatial_jax.stages.load import (

@@ -34,8 +34,11 @@ from spatial_jax.stages.context import (
   plan,
   with_update,
 )
+from spatial_jax.stages.dpo import DpoConfig
 from spatial_jax.stages.grpo import GrpoConfig, batch_config
 from spatial_jax.stages.loop import LoopConfig
+from spatial_jax.stages.reject import RejectConfig
+from spatial_jax.stages.sft import SftConfig
 from spatial_jax.stages.start import reference_shapes
 
 # Keys that may differ when a run is resumed: lengths, intervals, outputs, padded sizes and places.
@@ -53,6 +56,9 @@ MAY_DIFFER = (
   "learn.save_rollouts_every",
   "learn.saved_groups",
   "learn.health",
+  "sft.steps",
+  "dpo.steps",
+  "stages",  # of a run with several: the folder of each has its own config
   "evaluation",
   "executor",
   "pipeline",
@@ -64,7 +70,8 @@ MAY_DIFFER = (
 class TrainConfig(RunConfig):
   """The config of a training run; see `configs/common.py`."""
 
-  stages: tuple[Literal["grpo"], ...]  # run in this order; today one
+  # Run in this order, each from the checkpoint of the one before it.
+  stages: tuple[Literal["sft", "reject", "dpo", "grpo"], ...]
   # The values of this config are for policies of at most this number of parameters; 0: any.
   max_parameters: int
   init: str  # policy to start from: a Hugging Face folder or the work directory of a run
@@ -75,6 +82,9 @@ class TrainConfig(RunConfig):
   lora: LoraConfig  # kernels with adapters; then only the adapters are trained
   loop: LoopConfig
   source: SourceConfig
+  sft: SftConfig
+  reject: RejectConfig
+  dpo: DpoConfig
   learn: GrpoConfig
   evaluation: EvaluationConfig
 
@@ -83,8 +93,7 @@ class TrainConfig(RunConfig):
     check_choice(self, "frozen_dtype")
     check_whole(self, "max_parameters", at_least=0)
     learn, rollout = self.learn, self.rollout
-    if len(self.stages) != 1:
-      raise ConfigError(f"config.stages is {self.stages}; one stage can be run today: ('grpo',)")
+    _check_stages(self.stages)
     check_steps(learn.optimizer, self.loop.steps * learn.updates)
     if rollout.prompts % learn.minibatches:
       raise ConfigError(
@@ -103,6 +112,20 @@ class TrainConfig(RunConfig):
     sizes = dataclasses.asdict(rollout.vision)
     for name, buckets in dataclasses.asdict(learn.vision).items():
       _check_last(f"vision.{name}", buckets, sizes[name][-1], f"vision.{name}")
+
+
+def _check_stages(stages: Sequence[str]) -> None:
+  """Refuses no stage, a stage twice, and orders that make no sense."""
+  if not stages:
+    raise ConfigError("config.stages is empty; name at least one of sft, reject, dpo, grpo")
+  if len(set(stages)) != len(stages):
+    raise ConfigError(f"config.stages is {stages} and names a stage twice")
+  order = [name for name in ("sft", "reject", "dpo", "grpo") if name in stages]
+  if list(stages) != order:
+    raise ConfigError(
+      f"config.stages is {stages}; supervised stages come before reinforcement learning, which "
+      f"they would undo: {tuple(order)}"
+    )
 
 
 def _check_last(name: str, buckets: Sequence[int], least: int, of: str) -> None:

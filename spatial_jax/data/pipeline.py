@@ -9,16 +9,17 @@ workers changes nothing.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import grain
 import numpy as np
 
 from spatial_jax.config import check_whole
 from spatial_jax.errors import DataError
-from spatial_jax.types import Prompt, Prompts, Task
+from spatial_jax.types import Task
 
-Encode = Callable[[Task], Prompt]  # raises DataError for a task that cannot be used
+Item = TypeVar("Item")  # a prompt, or what a stage makes of a task
+Encode = Callable[[Task], Item]  # raises DataError for a task that cannot be used
 
 _UNREADABLE = (DataError, OSError, ValueError)  # what libraries raise for damaged media
 _MAX_REPLACEMENTS = 16  # tasks in a row that cannot be used before the run is refused
@@ -38,22 +39,22 @@ class PipelineConfig:
     check_whole(self, "steps_ahead", at_least=1, at_most=64)
 
 
-class PromptBatch(NamedTuple):
+class PromptBatch(NamedTuple, Generic[Item]):
   """The prompts of one step, and why tasks were replaced by others."""
 
-  prompts: Prompts
+  prompts: list[Item]
   replaced: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _PromptAt:
+class _PromptAt(Generic[Item]):
   """The prompt at a position; runs in the workers."""
 
   tasks: grain.MapDataset[Task]
-  encode: Encode
+  encode: Encode[Item]
   seed: int
 
-  def __call__(self, position: int) -> tuple[Prompt, tuple[str, ...]]:
+  def __call__(self, position: int) -> tuple[Item, tuple[str, ...]]:
     replaced: list[str] = []
     for attempt in range(_MAX_REPLACEMENTS):
       at = position if attempt == 0 else _other_position(self.seed, position, attempt)
@@ -75,14 +76,14 @@ def _other_position(seed: int, position: int, attempt: int) -> int:
 
 def prompt_batches(
   tasks: grain.MapDataset[Task],
-  encode: Encode,
+  encode: Encode[Item],
   seed: int,
   first_step: int,
   count: int,
   cfg: PipelineConfig,
   process: int = 0,
   processes: int = 1,
-) -> Iterator[PromptBatch]:
+) -> Iterator[PromptBatch[Item]]:
   """Yields the prompts of one step after the other, without end.
 
   Args:
@@ -124,9 +125,9 @@ class _ShareOf:
 
 
 def encode_in_order(
-  tasks: Sequence[Task], encode: Encode, cfg: PipelineConfig
-) -> Iterator[Prompt | DataError]:
-  """Yields the prompt of each task in order, or why the task cannot be used."""
+  tasks: Sequence[Task], encode: Encode[Item], cfg: PipelineConfig
+) -> Iterator[Item | DataError]:
+  """Yields the item of each task in order, or why the task cannot be used."""
   items = grain.MapDataset.source(tasks).map(_OrError(encode))
   if cfg.workers:
     stream = items.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(
@@ -138,10 +139,10 @@ def encode_in_order(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _OrError:
-  encode: Encode
+class _OrError(Generic[Item]):
+  encode: Encode[Item]
 
-  def __call__(self, task: Task) -> Prompt | DataError:
+  def __call__(self, task: Task) -> Item | DataError:
     try:
       return self.encode(task)
     except _UNREADABLE as error:

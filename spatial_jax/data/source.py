@@ -28,7 +28,7 @@ from spatial_jax.data.files import FilesConfig, FileSource, open_files, split_pa
 from spatial_jax.data.held_out import HELD_OUT_SEED, is_held_out
 from spatial_jax.data.jsonl import CheckTask
 from spatial_jax.data.photos import load_photo_tasks
-from spatial_jax.data.pipeline import Encode, PipelineConfig, PromptBatch, prompt_batches
+from spatial_jax.data.pipeline import Encode, Item, PipelineConfig, PromptBatch, prompt_batches
 from spatial_jax.data.task_order import interleave_types, limit_per_type, sample_tasks
 from spatial_jax.data.vsi_rooms import load_rooms
 from spatial_jax.errors import DataError
@@ -218,8 +218,8 @@ def make_source(
 
 
 def prompt_stream(
-  source: Source, encode: Encode, seed: int, first_step: int, count: int, cfg: PipelineConfig
-) -> Iterator[PromptBatch]:
+  source: Source, encode: Encode[Item], seed: int, first_step: int, count: int, cfg: PipelineConfig
+) -> Iterator[PromptBatch[Item]]:
   """Yields the prompts of each step from `first_step` on; arguments as in `prompt_batches`.
 
   Rooms are rendered in a thread, step by step, because a room gives several tasks of a step.
@@ -227,15 +227,15 @@ def prompt_stream(
   if isinstance(source, FileSource):
     return prompt_batches(source.dataset(seed), encode, seed, first_step, count, cfg)
 
-  def prompts_of(step: int) -> PromptBatch:
+  def prompts_of(step: int) -> PromptBatch[Item]:
     return PromptBatch([encode(task) for task in source.batch(seed, step, count)], ())
 
   return prefetch(prompts_of, first_step, cfg.steps_ahead)
 
 
 def refill_prompts(
-  source: Source, encode: Encode, seed: int, step: int, refill: int, count: int
-) -> PromptBatch:
+  source: Source, encode: Encode[Item], seed: int, step: int, refill: int, count: int
+) -> PromptBatch[Item]:
   """The prompts of `count` further tasks of a step, for dynamic sampling.
 
   Args:
@@ -246,6 +246,20 @@ def refill_prompts(
     cfg = PipelineConfig(workers=0, steps_ahead=1)
     return next(prompt_batches(source.dataset(seed, refill), encode, seed, step, count, cfg))
   return PromptBatch([encode(task) for task in source.batch(seed, step, count, refill)], ())
+
+
+def solver_of(cfg: SourceConfig, solver: SolverConfig) -> Callable[[Task], tuple[ScriptTurn, ...]]:
+  """Returns the solver of synthetic tasks: it writes a correct response from the truth.
+
+  Raises:
+    ConfigError: if the tasks are not synthetic.
+  """
+  if cfg.kind not in ("procedural", "rooms"):
+    raise ConfigError(
+      f"config.source.kind is {cfg.kind}, for which nothing writes demonstrations; give rows with "
+      "turns (config.sft.path)"
+    )
+  return Solver(solver)
 
 
 def _path(cfg: SourceConfig) -> pathlib.Path:

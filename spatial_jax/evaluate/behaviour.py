@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from spatial_jax.evaluate.predictions import Prediction
+from spatial_jax.reward.reflection import reflections
 
 
 def behaviour(predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -11,7 +12,8 @@ def behaviour(predictions: Sequence[Prediction]) -> dict[str, float]:
 
   Returns:
     drawing_share: answers with at least one drawn image, in [0, 1];
-    operations: boxes and lines per answer;
+    boxes, lines, operations: of both, per answer;
+    reflections: operations that revise an earlier one, per answer;
     executable_share: drawing turns in which every operation was valid and drawn, in [0, 1]; 0
       without drawing turns;
     turns, tokens, images: per answer;
@@ -26,7 +28,10 @@ def behaviour(predictions: Sequence[Prediction]) -> dict[str, float]:
   ends = Counter(p.end_reason for p in valid)
   return {
     "drawing_share": sum(any(t.produced for t in p.turns) for p in valid) / count,
+    "boxes": sum(o.tool == "box" for turn in turns for o in turn.operations) / count,
+    "lines": sum(o.tool == "line" for turn in turns for o in turn.operations) / count,
     "operations": sum(len(turn.operations) for turn in turns) / count,
+    "reflections": sum(reflections(p.turns) for p in valid) / count,
     "executable_share": sum(turn.executable for turn in drawing) / max(len(drawing), 1),
     "turns": len(turns) / count,
     "tokens": sum(p.tokens for p in valid) / count,

@@ -22,6 +22,7 @@ from spatial_jax.evaluate.behaviour import behaviour
 from spatial_jax.evaluate.benchmarks.summary import heading, vsi_score, vsi_sentence
 from spatial_jax.evaluate.comparison import PredictionSet, result_table
 from spatial_jax.evaluate.console import progress, show
+from spatial_jax.evaluate.pass_at_k import passes
 from spatial_jax.evaluate.predictions import (
   EvaluationSet,
   Prediction,
@@ -30,7 +31,8 @@ from spatial_jax.evaluate.predictions import (
   predict,
 )
 from spatial_jax.evaluate.results import PREDICTIONS, ResultColumn, ResultTable, write_results
-from spatial_jax.reward.compose import RewardConfig, score
+from spatial_jax.reward.compose import score
+from spatial_jax.reward.config import RewardConfig
 from spatial_jax.reward.parse import check_truth
 from spatial_jax.rollout.config import (
   TEMPERATURES,
@@ -55,6 +57,7 @@ class EvaluationConfig:
   # At which the start alone is sampled too: what a lower temperature gives without training.
   temperatures: tuple[float, ...]
   best_of: int  # samples of the end policy, of which the most likely one counts; 0: none
+  pass_at: int  # samples of the end policy for pass@1 to pass@`pass_at`; 0: none
   other_images: bool  # both policies also answer with the images of another scene
   prompts: int  # questions per call of the rollout engine
   slots: int  # of them, worked on at once
@@ -62,7 +65,7 @@ class EvaluationConfig:
 
   def __post_init__(self):
     check_whole(self, "progress_tasks", "train_tasks", "prompts", "slots", at_least=1)
-    check_whole(self, "tasks", "best_of", "gallery", at_least=0)
+    check_whole(self, "tasks", "best_of", "pass_at", "gallery", at_least=0)
     rule = f"be at most tasks, {self.tasks}"
     fits = self.progress_tasks <= self.tasks or not self.tasks
     check_field(self, "progress_tasks", fits, rule)
@@ -140,7 +143,7 @@ def evaluation_rollout_config(
     has_start: whether there is a start policy, which is sampled at several temperatures.
   """
   prompts = min(cfg.prompts, questions)
-  group = max(2 + len(cfg.temperatures) if has_start else 2, cfg.best_of)
+  group = max(2 + len(cfg.temperatures) if has_start else 2, cfg.best_of, cfg.pass_at)
   slots = min(cfg.slots, prompts)
   rows = min(rollout.rows, slots * group)
   return dataclasses.replace(rollout, prompts=prompts, slots=slots, group=group, rows=rows)
@@ -164,10 +167,14 @@ def run_evaluation(
   """
   with progress(console, count_batches(evaluator)) as on_batch:
     found = list(prediction_sets(evaluator, on_batch))
+    passed = end_passes(evaluator, on_batch)
     save_groups(gallery(evaluator, found), workdir)
   table, above = make_table(evaluator, found), heading(evaluator.evaluation_set.tasks, trained_on)
-  write(workdir, found, table, fingerprint | {"benchmark": above})
+  write(workdir, found, table, fingerprint | {"benchmark": above}, passed)
   show(table, above, console)
+  if passed:
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in passed.items())
+    console.print(f"end, sampled: {shown}", markup=False)
   return found
 
 
@@ -219,10 +226,19 @@ def prediction_sets(evaluator: Evaluator, on_batch: Callable[[], None]) -> Itera
 def count_batches(evaluator: Evaluator) -> int:
   """The number of batches of questions of `prediction_sets`."""
   policies = 1 + (evaluator.start is not None)
-  passes = policies * (1 + (_with_other_images(evaluator) is not None)) + (
-    evaluator.cfg.best_of > 0
-  )
+  passes = policies * (1 + (_with_other_images(evaluator) is not None))
+  passes += (evaluator.cfg.best_of > 0) + (evaluator.cfg.pass_at > 0)
   return passes * batches(evaluator.engine, evaluator.evaluation_set)
+
+
+def end_passes(evaluator: Evaluator, on_batch: Callable[[], None]) -> dict[str, float]:
+  """pass@k of the end policy; {} if not asked for."""
+  engine, cfg = evaluator.engine, evaluator.cfg
+  if not cfg.pass_at:
+    return {}
+  settings = [engine.cfg.sampling] * cfg.pass_at
+  questions = evaluator.evaluation_set
+  return passes(predict(engine, evaluator.end, questions, settings, evaluator.pipeline, on_batch))
 
 
 def make_table(evaluator: Evaluator, found: Sequence[PredictionSet]) -> ResultTable:
@@ -299,14 +315,16 @@ def write(
   found: Sequence[PredictionSet],
   table: ResultTable,
   fingerprint: dict[str, Any],
+  passed: dict[str, float],
 ) -> None:
-  """Writes predictions.jsonl and results.json; arguments as in `run_evaluation`."""
+  """Writes predictions.jsonl and results.json; arguments as in `run_evaluation`; pass@k."""
   workdir.mkdir(parents=True, exist_ok=True)
   lines = [_json(s.column.key, prediction) for s in found for prediction in s.predictions]
   write_text(workdir / PREDICTIONS, "".join(f"{line}\n" for line in lines))
   more = {
     "origin": fingerprint,
     "behaviour": behaviours(found),
+    "pass_at": passed,
     "vsi_bench": {s.column.key: vsi_score(s.predictions) for s in found},
   }
   write_results(table, workdir, more)

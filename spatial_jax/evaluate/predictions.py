@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from spatial_jax.data.pipeline import PipelineConfig, encode_in_order
-from spatial_jax.reward.compose import RewardConfig, score
+from spatial_jax.reward.compose import score
+from spatial_jax.reward.config import RewardConfig
 from spatial_jax.reward.format import final_answer
 from spatial_jax.reward.snra import sharpness
 from spatial_jax.rollout.config import SamplingParams

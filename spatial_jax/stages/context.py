@@ -32,6 +32,7 @@ from spatial_jax.types import Params
 # Top-level keys that some entry points read and others do not; training records "model", "form".
 _OPTIONAL_KEYS = {
   "stages", "max_parameters", "init", "remat", "lora", "loop", "source", "learn", "reward",
+  "sft", "reject", "dpo", "conditions",
   "evaluation",
   "model", "form",
   "frozen_dtype",

@@ -29,7 +29,7 @@ from spatial_jax.stages.health import BlindCheck, HealthConfig
 from spatial_jax.stages.sampling import Sampled, Sampler
 from spatial_jax.stages.step_metrics import summarise
 from spatial_jax.stages.updates import UpdateConfig, Updater
-from spatial_jax.types import StageStep, TrainState
+from spatial_jax.types import Prompt, StageStep, TrainState
 
 NOT_FINITE = "not_finite"  # folder of the rollouts of an update that was not finite
 
@@ -111,7 +111,7 @@ class GrpoStage:
   sampler: Sampler  # prompts -> rollouts and scores
   updater: Updater  # rollouts and advantages -> next state
   # First step -> the prompts of that step and the following ones, made in the background.
-  prompt_stream: Callable[[int], Iterator[PromptBatch]]
+  prompt_stream: Callable[[int], Iterator[PromptBatch[Prompt]]]
   cfg: GrpoConfig
   steps: int  # of the run
   workdir: pathlib.Path  # of the saved rollouts
@@ -135,7 +135,7 @@ class GrpoStage:
     return run
 
   def step(
-    self, state: TrainState, step: int, batch: PromptBatch
+    self, state: TrainState, step: int, batch: PromptBatch[Prompt]
   ) -> tuple[TrainState, Mapping[str, Any]]:
     """One step: prompts, rollouts, scores, advantages, batches, updates.
 

@@ -21,7 +21,7 @@ from spatial_jax.rollout.profiling import Timeline
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
 from spatial_jax.rollout.trajectory import limit_images
 from spatial_jax.stages.step_metrics import has_variance
-from spatial_jax.types import Array, Params, Prompts, Rollouts, Scores, TrainBatch
+from spatial_jax.types import Array, Params, Prompt, Prompts, Rollouts, Scores, TrainBatch
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,7 +48,9 @@ class Sampler:
   shapes: BatchConfig  # of the update
   seed: int
   max_refills: int
-  refill: Callable[[int, int, int], PromptBatch]  # (step, attempt, count) -> further prompts
+  refill: Callable[
+    [int, int, int], PromptBatch[Prompt]
+  ]  # (step, attempt, count) -> further prompts
   place: Callable[[TrainBatch], TrainBatch]  # to the devices
   # (train parameters, batch) -> attention reward of each row; called if it has a weight.
   attention: Callable[[Params, TrainBatch], Array]

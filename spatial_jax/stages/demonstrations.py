@@ -1,0 +1,157 @@
+"""What SFT and DPO share: shapes of packed rows, the stream of demonstrations, memory.
+
+tasks ─► demonstrations (or pairs) ─► PackedBatch ─► update
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from spatial_jax.config import ConfigError, check_field, check_number, check_whole
+from spatial_jax.data.files import FileSource
+from spatial_jax.data.pipeline import PipelineConfig, encode_in_order
+from spatial_jax.data.source import Source
+from spatial_jax.data.vision_packing import VisionBuckets, geometric_buckets, window_layout
+from spatial_jax.errors import DataError
+from spatial_jax.learn.optimizer import OptimizerConfig
+from spatial_jax.learn.packing import PackConfig, row_buckets
+from spatial_jax.learn.train_batch import Microbatches
+from spatial_jax.policy.config import QwenVLConfig
+from spatial_jax.types import Task, Trajectory
+
+Item = TypeVar("Item")
+_MULTIPLE = 128  # lengths of rows are rounded up to it: the TPU kernel reads such blocks
+_MEASURED = 96  # demonstrations whose sizes are measured
+_MARGIN = 1.25  # of the longest measured one
+_LEAST_ROW = 512  # tokens: several short demonstrations share a row
+
+
+@dataclasses.dataclass(frozen=True)
+class DemonstrationTraining:
+  """What SFT and DPO have in common in their config."""
+
+  # Data files, joined by commas; "": the tasks of config.source.
+  path: str
+  steps: int  # updates; 0: `epochs` passes over the data
+  epochs: float
+  batch: int  # demonstrations, or pairs, per step
+  tokens: int | None  # length of a row; None: measured on the data
+  micro_rows: int | None  # rows of a microbatch per device; None: what fits
+  pack: bool  # several demonstrations in a row
+  optimizer: OptimizerConfig
+
+  def __post_init__(self):
+    check_whole(self, "steps", at_least=0)
+    check_number(self, "epochs", at_least=0)
+    check_whole(self, "batch", at_least=1)
+    if self.tokens is not None:
+      check_whole(self, "tokens", at_least=2)
+    if self.micro_rows is not None:
+      check_whole(self, "micro_rows", at_least=1)
+    check_field(self, "pack", isinstance(self.pack, bool), "be True or False")
+
+
+def steps_of(cfg: DemonstrationTraining, source: Source) -> int:
+  """The number of updates: given, or that of `epochs` passes over the data.
+
+  Raises:
+    ConfigError: if the source is endless and no number is given.
+  """
+  if cfg.steps:
+    return cfg.steps
+  if not isinstance(source, FileSource) or not cfg.epochs:
+    raise ConfigError("steps is 0 and the tasks are endless, or epochs is 0; give steps")
+  return max(1, round(cfg.epochs * source.train_count / cfg.batch))
+
+
+@dataclasses.dataclass(frozen=True)
+class DemonstrationSizes:
+  """Sizes of some demonstrations."""
+
+  tokens: tuple[int, ...]  # of each
+  windows: tuple[int, ...]  # windows of the vision tower of its images
+  frames: tuple[int, ...]
+  patches: int  # of the largest frame
+
+
+def measure(
+  tasks: Sequence[Task],
+  encode: Callable[[Task], Item],
+  parts_of: Callable[[Item], Sequence[Trajectory]],
+  shape: QwenVLConfig,
+  pipeline: PipelineConfig,
+) -> DemonstrationSizes:
+  """Encodes some tasks and returns the sizes; tasks that cannot be used are skipped.
+
+  Args:
+    parts_of: an encoded item -> its trajectories.
+
+  Raises:
+    DataError: if none can be used.
+  """
+  found = list(encode_in_order(tasks[:_MEASURED], encode, pipeline))
+  good = [t for item in found if not isinstance(item, DataError) for t in parts_of(item)]
+  if not good:
+    raise next(error for error in found if isinstance(error, DataError))
+  grids = [[image.grid_3 for image in t.images] for t in good]
+  blocks = shape.vision.window_blocks
+  return DemonstrationSizes(
+    tokens=tuple(len(t.token_ids_T) for t in good),
+    windows=tuple(sum(window_layout(grid, blocks).slots for grid in one) for one in grids),
+    frames=tuple(sum(grid[0] for grid in one) for one in grids),
+    patches=max((h * w for one in grids for _, h, w in one), default=4),
+  )
+
+
+def shapes_of(
+  cfg: DemonstrationTraining,
+  sizes: DemonstrationSizes,
+  sequences: int,
+  multiple: int,
+  shape: QwenVLConfig,
+) -> PackConfig:
+  """The static shapes of packed rows.
+
+  Args:
+    sequences: in a batch.
+    multiple: the number of rows is a multiple of it.
+  """
+  longest = int(max(sizes.tokens) * _MARGIN)
+  tokens = cfg.tokens or max(-(-longest // _MULTIPLE) * _MULTIPLE, _LEAST_ROW)
+  if cfg.pack:
+    rows = row_buckets(
+      sequences, min(longest, tokens), float(np.mean(sizes.tokens)), tokens, multiple
+    )
+  else:
+    rows = (-(-sequences // multiple) * multiple,)
+
+  def of_batch(counts: Sequence[int]) -> tuple[int, ...]:
+    usual = int(sequences * (np.mean(counts) + 1))
+    most = max(sequences * max(counts), 1)
+    return tuple(sorted({geometric_buckets(16, n)[-1] for n in (usual, most)}))
+
+  patches = -(-sizes.patches // _MULTIPLE) * _MULTIPLE
+  return PackConfig(
+    tokens=tokens,
+    rows=rows,
+    pack=cfg.pack,
+    vision=VisionBuckets(of_batch(sizes.windows), of_batch(sizes.frames), (patches,)),
+    window_blocks=shape.vision.window_blocks,
+    vocabulary=shape.decoder.vocabulary,
+  )
+
+
+def microbatches(cfg: DemonstrationTraining, shapes: PackConfig) -> Microbatches:
+  """The microbatches of packed rows."""
+  return Microbatches(cfg.micro_rows or 1, (shapes.tokens,))
+
+
+def print_replaced(replaced: Sequence[str]) -> None:
+  """Prints why tasks were replaced by others."""
+  for reason in replaced:
+    print(f"warning: replaced by another task: {reason}")
+
+
+Stream = Callable[[int], Iterator[Any]]  # first step -> batches of demonstrations
