@@ -7,7 +7,7 @@ the data, slots and microbatches from the memory. The run prints the values that
 
 from ml_collections import ConfigDict, FieldReference
 
-from configs import losses
+from configs import losses, sources, supervised
 
 # Kernels that get adapters: all matrices of the decoder.
 DECODER_KERNELS = (r"^decoder/layers/attn/[qkvo]/kernel", r"^decoder/layers/mlp/\w+/kernel")
@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
   cfg.loop = loop(steps)
   cfg.loop.evaluate_every = 50  # steps
   cfg.mesh = ConfigDict({"data": None, "fsdp": None, "tensor": None})
-  cfg.source = source()
+  cfg.source = sources.source()
   cfg.text = "think"  # prompt form: vsGRPO's; "vilasr" draws; see docs/prompts.md
   cfg.preprocess = ConfigDict(
     {
@@ -58,9 +58,9 @@ def get_config() -> ConfigDict:
   cfg.style = ConfigDict({"line_px": 4, "dot_px": 4, "font_px": 10, "label_offset_px": (8, 6)})
   cfg.executor = ConfigDict({"workers": 2, "timeout_s": 20.0, "memory_mib": 1024})
   cfg.pipeline = ConfigDict({"workers": 2, "steps_ahead": 2})
-  cfg.sft = sft(1e-5)
-  cfg.reject = reject(1e-5)
-  cfg.dpo = dpo(5e-7)
+  cfg.sft = supervised.sft(1e-5)
+  cfg.reject = supervised.reject(1e-5)
+  cfg.dpo = supervised.dpo(5e-7)
   cfg.learn = learn(steps)
   cfg.evaluation = evaluation()
   cfg.conditions = ConfigDict()  # name -> changes of this config, each a run of its own
@@ -120,7 +120,7 @@ def learn(steps: int | FieldReference) -> ConfigDict:
       "loss": losses.grpo(),
       # vsGRPO's rate for adapters on 7B; ViLaSR's decay and betas. A frozen tower encodes each
       # image once per step.
-      "optimizer": optimizer(5e-6, steps, b2=0.999, warmup=20, frozen=("^vision/",)),
+      "optimizer": supervised.optimizer(5e-6, steps, b2=0.999, warmup=20, frozen=("^vision/",)),
       "reference": "device",  # of the KL term, if it is a copy of the start; or "host"
       "health": health(),
       "minibatches": minibatches,
@@ -135,67 +135,6 @@ def learn(steps: int | FieldReference) -> ConfigDict:
       "saved_groups": 3,  # of such a step
     }
   )
-
-
-def demonstrations(learning_rate: float, steps: int, frozen: tuple[str, ...]) -> ConfigDict:
-  """What SFT and DPO share."""
-  updates = FieldReference(steps)
-  return ConfigDict(
-    {
-      "path": "",  # config.source
-      "steps": updates,
-      "epochs": 3.0,  # ViLaSR's number, if steps is 0
-      "batch": 32,  # ViLaSR's number of devices, one demonstration each
-      "tokens": None,
-      "micro_rows": None,
-      "pack": True,
-      "optimizer": optimizer(learning_rate, updates, b2=0.999, warmup=10, frozen=frozen),
-    }
-  )
-
-
-def sft(
-  learning_rate: float, steps: int = 3000, frozen: tuple[str, ...] = ("^vision/",)
-) -> ConfigDict:
-  """ViLaSR's cold start: 33,000 demonstrations, three times."""
-  cfg = demonstrations(learning_rate, steps, frozen)
-  cfg.optimizer.schedule = "cosine"
-  cfg.update({"normalise": "sequence", "draw_fraction": 1.0, "correct_fraction": 0.0})
-  return cfg
-
-
-def reject(learning_rate: float, tasks: int = 40000, steps: int = 700) -> ConfigDict:
-  """ViLaSR's reflective rejection sampling: 7,800 kept demonstrations, three times."""
-  return ConfigDict(
-    {
-      "path": "",
-      "tasks": tasks,
-      "keep": {
-        "min_score": 0.5,
-        "executable": True,
-        "reflective": True,
-        "min_turns": 1,
-        "per_task": 1,
-      },
-      "train": sft(learning_rate, steps),
-    }
-  )
-
-
-def dpo(
-  learning_rate: float, steps: int = 1000, frozen: tuple[str, ...] = ("^vision/",)
-) -> ConfigDict:
-  """Pairs of a right and a wrong answer, as in vsGRPO; its settings are not stated."""
-  cfg = demonstrations(learning_rate, steps, frozen)
-  cfg.update(
-    {
-      "pairs": "corrupted",
-      "loss": {"kind": "sigmoid", "beta": 0.1, "label_smoothing": 0.0},
-      "sampled_tasks": 1000,
-      "min_gap": 0.1,
-    }
-  )
-  return cfg
 
 
 def reward() -> ConfigDict:
@@ -308,58 +247,6 @@ def evaluation() -> ConfigDict:
   )
 
 
-def source() -> ConfigDict:
-  """Data files; procedural rooms of 4 to 10 objects, one image each, for kind "procedural"."""
-  return ConfigDict(
-    {
-      "kind": "files",  # or "procedural", "rooms", "photos"
-      "path": "",  # folder of the data of rooms or photos; data files, joined by commas
-      "files": {
-        "weights": (),
-        "held_out": "",
-        "held_out_fraction": 0.1,
-        "columns": (),
-        "order": "shuffled",
-        "max_bad_fraction": 0.05,
-        "check_media": True,
-      },
-      "rooms": {
-        "objects": (4, 10),
-        "side_m": (3.0, 6.0),
-        "l_shape_share": 0.25,
-        "repeat_share": 0.5,
-      },
-      "camera": {
-        "width_px": 448,
-        "height_px": 448,
-        "field_of_view_deg": 75.0,  # the wide lens of a phone; pretraining used it
-        "frame_counts": (1,),
-      },
-      "questions": {
-        "types": (
-          "object_counting",
-          "object_abs_distance",
-          "object_size_estimation",
-          "object_rel_distance",
-          "object_rel_direction_easy",
-          "object_rel_direction_medium",
-          "object_rel_direction_hard",
-          "camera_distance",
-        ),
-        "max_per_type": 4,
-        "min_visible_pixels": 200,  # a quarter of a 28-pixel cell
-        "min_visible_fraction": 0.5,
-        "instance_scope": "views",  # an image of a procedural room need not show all of it
-        "seconds_per_view": 2.0,
-        "task_id_prefix": "",
-      },
-      "max_tasks_per_scene": 2,  # in a batch: rendering costs time, variety of rooms helps
-      # For directions, which one room in 20 offers; every room that is tried is rendered.
-      "rare_type_retries": 2,
-    }
-  )
-
-
 def loop(steps: int | FieldReference) -> ConfigDict:
   """Length of the run, and how often it is saved."""
   return ConfigDict(
@@ -383,37 +270,3 @@ def limits() -> dict[str, int]:
     "label_chars": 40,
     "digits": 6,
   }
-
-
-def optimizer(
-  learning_rate: float,
-  steps: int | FieldReference,
-  b2: float = 0.95,
-  decay_steps: int | FieldReference = 0,
-  frozen: tuple[str, ...] = (),
-  warmup: int = 5,
-) -> ConfigDict:
-  """AdamW: linear warm-up over steps / `warmup`, then constant, then a linear decay if any."""
-  return ConfigDict(
-    {
-      "kind": "adamw",
-      "learning_rate": learning_rate,
-      "rates": (),  # "^vision/=0.1": a tenth of the rate
-      "schedule": "constant",
-      "warmup_steps": steps // warmup,
-      "total_steps": steps * 1,  # a reference of its own: it can be set without loop.steps
-      "decay_steps": decay_steps,  # the last ones
-      "b1": 0.9,
-      "b2": b2,
-      "eps": 1e-8,
-      # "bfloat16" saves 2 bytes per trained parameter; the steps differ by the rounding, 0.4 %.
-      "mu_dtype": "float32",
-      # "bfloat16" saves 2 bytes more during the update; 64 microbatches lose about 1 % of an entry.
-      "gradient_dtype": "float32",
-      "weight_decay": 0.01,
-      "max_grad_norm": 1.0,
-      "scale_by_param_rms": False,
-      "frozen": frozen,
-      "ema_decay": 0.0,
-    }
-  )

@@ -6,7 +6,7 @@ the policy are in configs/common.py.
 
 from ml_collections import ConfigDict, FieldReference
 
-from configs import common, losses
+from configs import common, losses, sources, supervised
 
 CELL_PX = 28  # side of a merged token: 2 patches of 14
 
@@ -59,7 +59,7 @@ def learn(steps: int | FieldReference) -> ConfigDict:
       # The gradients of 256 rollouts are mostly noise, which AdamW turns into steps of full size.
       # At a rate of 1e-4 the score rises for 14 steps and falls again. A long second moment and a
       # long decay keep the noise small too. The embedding mostly learns which digits are frequent.
-      "optimizer": common.optimizer(
+      "optimizer": supervised.optimizer(
         5e-5, steps, b2=0.99, decay_steps=steps * 3 // 4, frozen=("^vision/", "^decoder/embed/")
       ),
       "health": common.health(),
@@ -88,7 +88,7 @@ _FROZEN = ("^vision/", "^decoder/embed/")
 
 def sft(steps: int) -> ConfigDict:
   """Demonstrations of the solver; a constant rate with a decay, as pretraining has it."""
-  cfg = common.sft(3e-4, steps, _FROZEN)
+  cfg = supervised.sft(3e-4, steps, _FROZEN)
   cfg.update({"batch": 32, "micro_rows": 8, "normalise": "token"})
   cfg.optimizer.b2 = 0.95
   return cfg
@@ -96,7 +96,7 @@ def sft(steps: int) -> ConfigDict:
 
 def reject() -> ConfigDict:
   """A few hundred sampled tasks, and some steps on what was kept."""
-  cfg = common.reject(1e-4)
+  cfg = supervised.reject(1e-4)
   cfg.tasks = 96
   cfg.train = sft(20)
   cfg.train.optimizer.learning_rate = 1e-4
@@ -105,7 +105,7 @@ def reject() -> ConfigDict:
 
 def dpo(steps: int) -> ConfigDict:
   """Few short pairs."""
-  cfg = common.dpo(2e-5, steps, _FROZEN)
+  cfg = supervised.dpo(2e-5, steps, _FROZEN)
   cfg.update({"batch": 32, "micro_rows": 8})
   cfg.optimizer.b2 = 0.95
   return cfg
@@ -131,9 +131,11 @@ def evaluation() -> ConfigDict:
 
 def source() -> ConfigDict:
   """Procedural rooms of 4 to 10 objects, one image each."""
-  cfg = common.source()
+  cfg = sources.source()
   cfg.kind = "procedural"
   cfg.camera.width_px = cfg.camera.height_px = 168
+  cfg.mazes.size_px = cfg.physics.size_px = 168
+  cfg.mazes.update({"cells": 3, "path_cells": (2, 4), "lines": 3, "crossings": 2})
   return cfg
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from spatial_jax import sharding
+from spatial_jax import compiled, sharding
 from spatial_jax.automatic import AUTOMATIC, Settings, changes, filled, get, has, is_automatic
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data.files import FileSource
@@ -45,7 +45,14 @@ from spatial_jax.stages.load import (
   read_source,
   recorded_settings,
 )
-from spatial_jax.train_config import TrainConfig, TrainingParts, training_parts, whole_plan
+from spatial_jax.train_config import (
+  StageName,
+  TrainConfig,
+  TrainingParts,
+  stage_config,
+  training_parts,
+  whole_plan,
+)
 from spatial_jax.types import Prompt
 from spatial_jax.workdir import recorded_config
 
@@ -54,6 +61,7 @@ _OF_DEVICES = (
   "mesh.", "rollout.slots", "rollout.prefill", "rollout.feature_buffer_tokens", "evaluation.",
 )  # fmt: skip
 _OF_DATA = ("rollout.", "learn.prefix", "learn.vision", "learn.micro", "evaluation.")
+_CONDITIONS = "conditions"
 _MEASURED_TASKS = 48  # of the training and of the held-out tasks
 
 
@@ -72,8 +80,10 @@ class Prepared:
 
 
 def settings_as_json(config: Any) -> Settings:
-  """Returns a ConfigDict as JSON values."""
-  return json.loads(config.to_json_best_effort())
+  """Returns a ConfigDict as JSON values, without its conditions."""
+  settings = json.loads(config.to_json_best_effort())
+  settings.pop(_CONDITIONS, None)
+  return settings
 
 
 def description(ready: Prepared) -> str:
@@ -173,6 +183,64 @@ def prepare(
   if is_automatic(given):
     print("\n".join(["automatic values of the config:", *changes(given, settings)]))
   return Prepared(settings, cfg, form, shape, files, source, parts, plan)
+
+
+def for_stage(ready: Prepared, name: StageName) -> Prepared:
+  """What is ready for a run, with config and training parts of one of its stages."""
+  cfg = stage_config(ready.cfg, name)
+  mesh = compiled.train_mesh(ready.parts.policy)
+  settings = ready.settings | {"stages": [name], "init": cfg.init}
+  parts = training_parts(cfg, ready.shape, mesh)
+  return dataclasses.replace(ready, cfg=cfg, settings=settings, parts=parts)
+
+
+def after_stage(ready: Prepared, folder: pathlib.Path) -> Prepared:
+  """What is ready for the stage after the one in `folder`, whose policy it starts from."""
+  init = str(folder)
+  return dataclasses.replace(
+    ready,
+    cfg=dataclasses.replace(ready.cfg, init=init),
+    settings=ready.settings | {"init": init},
+    files=read_policy(folder),
+  )
+
+
+def conditions_of(config: Any) -> dict[str, Settings]:
+  """Returns the config of each condition by name; {"": settings} without conditions.
+
+  Raises:
+    ConfigError: if a condition changes a key that does not exist.
+  """
+  settings = settings_as_json(config)
+  conditions = json.loads(config.to_json_best_effort()).get(_CONDITIONS, {})
+  if not conditions:
+    return {"": settings}
+  return {name: _changed(settings, name, changes) for name, changes in conditions.items()}
+
+
+def _changed(settings: Settings, name: str, changes: Settings) -> Settings:
+  """The settings with the values of some dotted keys changed."""
+  changed = json.loads(json.dumps(settings))
+  for key, value in flat_changes(changes).items():
+    *groups, last = key.split(".")
+    group = changed
+    for part in groups:
+      group = group.get(part) if isinstance(group, dict) else None
+    if not isinstance(group, dict) or last not in group:
+      raise ConfigError(f"config.conditions.{name} changes {key}, which is no key of the config")
+    group[last] = value
+  return changed
+
+
+def flat_changes(changes: Settings, prefix: str = "") -> Settings:
+  """Nested changes as dotted keys."""
+  found: Settings = {}
+  for key, value in changes.items():
+    if isinstance(value, dict):
+      found |= flat_changes(value, f"{prefix}{key}.")
+    else:
+      found[f"{prefix}{key}"] = value
+  return found
 
 
 def read_model(init: str, needs_weights: bool) -> tuple[QwenVLConfig, PolicyFiles | None]:

@@ -41,6 +41,8 @@ from spatial_jax.stages.reject import RejectConfig
 from spatial_jax.stages.sft import SftConfig
 from spatial_jax.stages.start import reference_shapes
 
+StageName = Literal["sft", "reject", "dpo", "grpo"]
+
 # Keys that may differ when a run is resumed: lengths, intervals, outputs, padded sizes and places.
 # Another loop.steps changes warm-up, decay and sharpness from the resumed step on.
 MAY_DIFFER = (
@@ -71,7 +73,7 @@ class TrainConfig(RunConfig):
   """The config of a training run; see `configs/common.py`."""
 
   # Run in this order, each from the checkpoint of the one before it.
-  stages: tuple[Literal["sft", "reject", "dpo", "grpo"], ...]
+  stages: tuple[StageName, ...]
   # The values of this config are for policies of at most this number of parameters; 0: any.
   max_parameters: int
   init: str  # policy to start from: a Hugging Face folder or the work directory of a run
@@ -135,6 +137,24 @@ def _check_last(name: str, buckets: Sequence[int], least: int, of: str) -> None:
       f"config.learn.{name} ends at {buckets[-1]} and must be at least {least}, the largest of "
       f"config.rollout.{of}"
     )
+
+
+def stage_config(cfg: TrainConfig, name: StageName) -> TrainConfig:
+  """The config of one stage: its optimizer and number of steps are where GRPO has them."""
+  if name == "grpo":
+    return dataclasses.replace(cfg, stages=("grpo",))
+  trained = {"sft": cfg.sft, "reject": cfg.reject.train, "dpo": cfg.dpo}[name]
+  # The average of GRPO's parameters is not needed, and neither are its minibatches.
+  kl = dataclasses.replace(cfg.learn.loss.kl, weight=0.0, final_weight=0.0)
+  learn = dataclasses.replace(
+    cfg.learn,
+    optimizer=trained.optimizer,
+    loss=dataclasses.replace(cfg.learn.loss, kl=kl),
+    minibatches=1,
+    epochs=1,
+  )
+  loop = dataclasses.replace(cfg.loop, steps=trained.steps)
+  return dataclasses.replace(cfg, stages=(name,), learn=learn, loop=loop)
 
 
 class TrainingParts(NamedTuple):

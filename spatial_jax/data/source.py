@@ -2,6 +2,8 @@
 
 source       training tasks                             held-out tasks
 procedural   rooms with a number below HELD_OUT_SEED    rooms with a higher number
+mazes        pictures, likewise                         pictures, likewise
+physics      problems, likewise                         problems, likewise
 rooms        four fifths of the rooms, by a hash of id  the other fifth
 photos       none                                       all
 files        rows of JSONL files and TFDS folders       rows that say so, another file, or one scene
@@ -33,15 +35,19 @@ from spatial_jax.data.task_order import interleave_types, limit_per_type, sample
 from spatial_jax.data.vsi_rooms import load_rooms
 from spatial_jax.errors import DataError
 from spatial_jax.synthetic.floorplan import ProceduralConfig
+from spatial_jax.synthetic.mazes import MazeConfig, maze_tasks
+from spatial_jax.synthetic.physics import CATEGORIES, PhysicsConfig, physics_tasks
 from spatial_jax.synthetic.questions import QuestionConfig, supports_views
+from spatial_jax.synthetic.solver import Solver, SolverConfig
 from spatial_jax.synthetic.tasks import CameraConfig, procedural_tasks, room_tasks
-from spatial_jax.types import Task
+from spatial_jax.types import ScriptTurn, Task
 from spatial_jax.workdir import to_path
 
 SceneTasks = Callable[[int], list[Task]]  # scene number -> all tasks of the scene
 
 _HELD_OUT_STREAM, _BATCH_STREAM = 2, 3  # of random numbers; synthetic/tasks.py has 0 and 1
 _HELD_OUT_RETRIES = 4  # `rare_type_retries` of held-out tasks
+_MAX_BOXES = 3  # of a demonstrated drawing: more are too many tokens
 _MAX_EMPTY_SCENES = 32  # scenes without a task in a row before the configuration is refused
 _MAX_EXAMPLES_PER_SCENE = 8  # more than in a batch, because examples need fewer images
 
@@ -51,13 +57,15 @@ class SourceConfig:
   """Where tasks come from."""
 
   # rooms: real ones, by the metadata of VSI-Bench. files: a user's own data, see docs/data.md.
-  kind: Literal["procedural", "rooms", "photos", "files"]
+  kind: Literal["procedural", "mazes", "physics", "rooms", "photos", "files"]
   # Folder of the real rooms or photographs; data files, joined by commas; "" for procedural rooms.
   path: str
   files: FilesConfig
   rooms: ProceduralConfig
   camera: CameraConfig  # the longer side also limits the size of photographs
   questions: QuestionConfig  # photographs use `max_per_type` alone
+  mazes: MazeConfig
+  physics: PhysicsConfig
   max_tasks_per_scene: int  # in a batch, >= 1
   rare_type_retries: int  # >= 0; see `RoomSource.batch`
 
@@ -194,6 +202,12 @@ def make_source(
     case "procedural":
       tasks_of = procedural_tasks(cfg.rooms, cfg.camera, cfg.questions)
       return _room_source(cfg, tasks_of, tasks_of, HELD_OUT_SEED, None)
+    case "mazes":
+      types = cfg.mazes.types
+      return _picture_source(cfg, maze_tasks(cfg.mazes), types)
+    case "physics":
+      types = cfg.physics.categories or CATEGORIES
+      return _picture_source(cfg, physics_tasks(cfg.physics), types)
     case "rooms":
       scenes = load_rooms(_path(cfg))
       train = [scene for scene in scenes if not is_held_out(scene.scene_id)]
@@ -248,18 +262,23 @@ def refill_prompts(
   return PromptBatch([encode(task) for task in source.batch(seed, step, count, refill)], ())
 
 
-def solver_of(cfg: SourceConfig, solver: SolverConfig) -> Callable[[Task], tuple[ScriptTurn, ...]]:
+def solver_of(
+  cfg: SourceConfig, draw_fraction: float, correct_fraction: float
+) -> Callable[[Task], tuple[ScriptTurn, ...]]:
   """Returns the solver of synthetic tasks: it writes a correct response from the truth.
+
+  Args:
+    draw_fraction, correct_fraction: as in `SftConfig`.
 
   Raises:
     ConfigError: if the tasks are not synthetic.
   """
-  if cfg.kind not in ("procedural", "rooms"):
+  if cfg.kind not in ("procedural", "rooms", "mazes", "physics"):
     raise ConfigError(
       f"config.source.kind is {cfg.kind}, for which nothing writes demonstrations; give rows with "
       "turns (config.sft.path)"
     )
-  return Solver(solver)
+  return Solver(SolverConfig(draw_fraction, correct_fraction, _MAX_BOXES))
 
 
 def _path(cfg: SourceConfig) -> pathlib.Path:
@@ -285,6 +304,12 @@ def _room_source(
     )
   limits = (cfg.max_tasks_per_scene, cfg.rare_type_retries)
   return RoomSource(train_tasks, eval_tasks, first_eval_scene, types, benchmark, *limits)
+
+
+def _picture_source(cfg: SourceConfig, tasks_of: SceneTasks, types: Sequence[str]) -> RoomSource:
+  """Pictures by number, as rooms."""
+  limits = (cfg.max_tasks_per_scene, cfg.rare_type_retries)
+  return RoomSource(tasks_of, tasks_of, HELD_OUT_SEED, tuple(types), None, *limits)
 
 
 def _generator(*numbers: int) -> np.random.Generator:

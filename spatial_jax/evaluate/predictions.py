@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from spatial_jax.data.pipeline import PipelineConfig, encode_in_order
 from spatial_jax.reward.compose import score
@@ -15,6 +16,10 @@ from spatial_jax.rollout.encode import PromptEncoder
 from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
 from spatial_jax.types import Params, Prompt, Prompts, Scores, Task, Trajectory, Turn
+
+
+# Fields of `Task.extra` that tables group by.
+GROUPS = ("category", "subfield", "reasoning_type", "text_level")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,6 +56,7 @@ class Prediction:
   tokens: int = 0  # sampled
   logp: float = 0.0  # mean log-probability of the sampled tokens, nats
   images: int = 0  # in the rollout, drawn ones included
+  extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the task, see `GROUPS`
   problem: str = ""  # why the question could not be asked; "" if it was
 
   @property
@@ -143,6 +149,7 @@ def fault_of(task: Task, problem: str) -> Prediction:
     question=task.question,
     truth=task.answer,
     benchmark=task.benchmark,
+    extra=_shown_extra(task),
     answer=None,
     score=0.0,
     reward=0.0,
@@ -150,6 +157,11 @@ def fault_of(task: Task, problem: str) -> Prediction:
     end_reason="fault",
     problem=problem,
   )
+
+
+def _shown_extra(task: Task) -> dict[str, Any]:
+  """The fields of `task.extra` that tables group by."""
+  return {name: task.extra[name] for name in GROUPS if name in task.extra}
 
 
 def batches(engine: Engine, evaluation_set: EvaluationSet) -> int:
@@ -166,6 +178,7 @@ def scored_answer(task: Task, answer: str | None, scores: Scores, b: int, g: int
     question=task.question,
     truth=task.answer,
     benchmark=task.benchmark,
+    extra=_shown_extra(task),
     answer=answer,
     score=float(scores.score_BG[b, g]),
     reward=float(scores.reward_BG[b, g]),

@@ -54,23 +54,24 @@ class Collector:
   seed: int
   folder: pathlib.Path
 
-  def run(self, weights: Params) -> pathlib.Path:
+  def run(self, weights_of: Callable[[], Params]) -> pathlib.Path:
     """Samples, writes and returns the data file; chunks that are there already are not repeated.
 
     Args:
-      weights: decode parameters.
+      weights_of: makes the decode parameters; called if a chunk is missing.
 
     Raises:
       UserError: if nothing was kept.
     """
     self.folder.mkdir(parents=True, exist_ok=True)
     parts = [self.folder / f"chunk_{number:05d}.json" for number in range(self.chunks)]
+    missing = [number for number, part in enumerate(parts) if not part.exists()]
+    weights = weights_of() if missing else {}
     with Progress(console=Console(stderr=True), transient=True) as bar:
-      for number, part in bar.track(list(enumerate(parts)), description="sampling demonstrations"):
-        if not part.exists():
-          rows, counts = self._chunk(weights, number)
-          counted = [[*key, count] for key, count in counts.items()]
-          write_text(part, json.dumps({"rows": rows, "counts": counted}))
+      for number in bar.track(missing, description="sampling demonstrations"):
+        rows, counts = self._chunk(weights, number)
+        counted = [[*key, count] for key, count in counts.items()]
+        write_text(parts[number], json.dumps({"rows": rows, "counts": counted}))
     return self._join(parts)
 
   def _chunk(self, weights: Params, number: int) -> tuple[list[Row], Counter]:

@@ -4,12 +4,12 @@ tasks ─► demonstrations (or pairs) ─► PackedBatch ─► update
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
-from spatial_jax.config import ConfigError, check_field, check_number, check_whole
+from spatial_jax.config import check_field, check_whole
 from spatial_jax.data.files import FileSource
 from spatial_jax.data.pipeline import PipelineConfig, encode_in_order
 from spatial_jax.data.source import Source
@@ -34,8 +34,7 @@ class DemonstrationTraining:
 
   # Data files, joined by commas; "": the tasks of config.source.
   path: str
-  steps: int  # updates; 0: `epochs` passes over the data
-  epochs: float
+  steps: int  # updates
   batch: int  # demonstrations, or pairs, per step
   tokens: int | None  # length of a row; None: measured on the data
   micro_rows: int | None  # rows of a microbatch per device; None: what fits
@@ -43,9 +42,7 @@ class DemonstrationTraining:
   optimizer: OptimizerConfig
 
   def __post_init__(self):
-    check_whole(self, "steps", at_least=0)
-    check_number(self, "epochs", at_least=0)
-    check_whole(self, "batch", at_least=1)
+    check_whole(self, "steps", "batch", at_least=1)
     if self.tokens is not None:
       check_whole(self, "tokens", at_least=2)
     if self.micro_rows is not None:
@@ -53,17 +50,12 @@ class DemonstrationTraining:
     check_field(self, "pack", isinstance(self.pack, bool), "be True or False")
 
 
-def steps_of(cfg: DemonstrationTraining, source: Source) -> int:
-  """The number of updates: given, or that of `epochs` passes over the data.
-
-  Raises:
-    ConfigError: if the source is endless and no number is given.
-  """
-  if cfg.steps:
-    return cfg.steps
-  if not isinstance(source, FileSource) or not cfg.epochs:
-    raise ConfigError("steps is 0 and the tasks are endless, or epochs is 0; give steps")
-  return max(1, round(cfg.epochs * source.train_count / cfg.batch))
+def passes(cfg: DemonstrationTraining, source: Source) -> str:
+  """How often the data is used, for the user."""
+  if not isinstance(source, FileSource):
+    return f"{cfg.steps} steps of {cfg.batch} synthetic demonstrations"
+  times = cfg.steps * cfg.batch / source.train_count
+  return f"{cfg.steps} steps of {cfg.batch}: {times:.1f} passes over {source.train_count:,} rows"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +144,3 @@ def print_replaced(replaced: Sequence[str]) -> None:
   """Prints why tasks were replaced by others."""
   for reason in replaced:
     print(f"warning: replaced by another task: {reason}")
-
-
-Stream = Callable[[int], Iterator[Any]]  # first step -> batches of demonstrations

@@ -9,6 +9,7 @@ exit. `extra` has the path in pixels, for the solver.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Literal
 
@@ -126,7 +127,7 @@ def _side(cell: Cell, cells: int) -> str:
 def moves(path: tuple[Cell, ...]) -> tuple[str, ...]:
   """The moves along a path of cells."""
   names = {step: name for name, step in _STEPS.items()}
-  return tuple(names[(b[0] - a[0], b[1] - a[1])] for a, b in zip(path, path[1:], strict=False))
+  return tuple(names[(b[0] - a[0], b[1] - a[1])] for a, b in itertools.pairwise(path))
 
 
 def _maze_task(name: str, number: int, rng: np.random.Generator, cfg: MazeConfig) -> Task:
@@ -245,7 +246,7 @@ def draw_lines(paths: list[list[tuple[float, float]]], size_px: int) -> np.ndarr
 def _smooth(path: list[tuple[float, float]]) -> list[tuple[float, float]]:
   """Points of a curve through a path, level at each point."""
   points = []
-  for (x1, y1), (x2, y2) in zip(path, path[1:], strict=False):
+  for (x1, y1), (x2, y2) in itertools.pairwise(path):
     for u in np.linspace(0, 1, _CURVE_POINTS // len(path) + 2):
       points.append((x1 + (x2 - x1) * u, y1 + (y2 - y1) * u * u * (3 - 2 * u)))
   return points

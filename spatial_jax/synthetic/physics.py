@@ -152,7 +152,7 @@ def draw_diagram(problem: Problem, size_px: int) -> np.ndarray:
       case "arrow":
         _arrow(pen, points, shape.color, width, size_px)
       case "text":
-        pen.text(tuple(points), shape.text, fill=shape.color, font=font, anchor="mm")
+        pen.text((points[0], points[1]), shape.text, fill=shape.color, font=font, anchor="mm")
   return np.asarray(image)
 
 

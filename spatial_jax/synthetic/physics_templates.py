@@ -69,7 +69,7 @@ def _incline(rng: np.random.Generator) -> Problem:
   shapes = (
     _line(0.1, 0.85, 0.9, 0.85, 0.9, 0.35, 0.1, 0.85),
     Shape("box", (0.5, 0.45, 0.63, 0.58)),
-    _text(0.27, 0.8, f"{angle:g} deg"),
+    _text(0.42, 0.8, f"{angle:g} deg"),
   )
   return Problem(
     "incline", "Mechanics", "Dynamics", "Newton's second law",
@@ -372,7 +372,7 @@ def _slits(rng: np.random.Generator) -> Problem:
   shapes = (
     _line(0.3, 0.1, 0.3, 0.42), _line(0.3, 0.47, 0.3, 0.53), _line(0.3, 0.58, 0.3, 0.9),
     _line(0.88, 0.1, 0.88, 0.9), _line(0.3, 0.45, 0.88, 0.35), _line(0.3, 0.55, 0.88, 0.35),
-    _text(0.17, 0.5, f"{gap:g} mm"), _text(0.58, 0.8, f"{screen:g} m"),
+    _text(0.14, 0.3, f"{gap:g} mm"), _text(0.58, 0.8, f"{screen:g} m"),
     _text(0.3, 0.96, f"{wavelength:g} nm"),
   )  # fmt: skip
   return Problem(

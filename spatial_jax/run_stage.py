@@ -1,0 +1,298 @@
+"""Runs one stage: builds it, trains from the last checkpoint, evaluates, writes the report.
+
+Prepared ─► RunContext ─► stage ─► loop.run ─► Evaluator ─► report.html
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from spatial_jax import checkpoint, compiled, sharding
+from spatial_jax.build_grpo import make_grpo, reference_of
+from spatial_jax.config import ConfigError
+from spatial_jax.data.background import compute_async
+from spatial_jax.data.files import FileSource
+from spatial_jax.data.prompt_form import form_record
+from spatial_jax.data.source import Source
+from spatial_jax.evaluate.console import make_console
+from spatial_jax.evaluate.evaluator import (
+  Evaluator,
+  evaluation_rollout_config,
+  load_questions,
+  progress_evaluation,
+  run_evaluation,
+)
+from spatial_jax.evaluate.predictions import EvaluationSet
+from spatial_jax.evaluate.results import is_up_to_date
+from spatial_jax.prepare import Prepared
+from spatial_jax.report.report import About, write_report
+from spatial_jax.report.reward_card import RewardCard
+from spatial_jax.rollout.engine import Engine
+from spatial_jax.stages import loop
+from spatial_jax.stages.context import RunContext, open_context, plan
+from spatial_jax.stages.health import Health
+from spatial_jax.stages.load import (
+  DATA_KEY,
+  FORM_KEY,
+  MODEL_KEY,
+  PolicyFiles,
+  load_to_sample,
+  read_policy,
+  record,
+  store_conversation_files,
+)
+from spatial_jax.stages.start import start_of
+from spatial_jax.supervised import Supervised
+from spatial_jax.train_config import (
+  MAY_DIFFER,
+  StageName,
+  TrainConfig,
+  has_start_copy,
+  resident_bytes,
+)
+from spatial_jax.types import Params, StageStep, TrainState
+from spatial_jax.workdir import bind_workdir, lock_workdir
+
+# Kinds of sources, as the title of the report names them.
+SOURCES = {
+  "procedural": "procedural rooms",
+  "mazes": "mazes and tangled lines",
+  "physics": "problems of physics",
+  "rooms": "real rooms",
+  "photos": "photographs",
+  "files": "your data",
+}
+
+
+class BuiltStage(NamedTuple):
+  """A stage that is ready to run."""
+
+  step_function: Callable[[int], StageStep]  # first step -> the function of one step
+  engine: Engine  # of the progress evaluation
+  monitor: loop.Monitor | None
+
+
+def run_stage(ready: Prepared, name: StageName, workdir: pathlib.Path) -> None:
+  """Runs one stage; an existing run is resumed, a finished one is left as it is.
+
+  Args:
+    ready: with the config of this stage, see `train_config.stage_config`.
+    name: of the stage.
+    workdir: of the stage.
+
+  Raises:
+    UserError: if config, policy or work directory cannot be used; the work directory is then not
+      bound to the config.
+  """
+  cfg, form, files, source = ready.cfg, ready.form, ready.files, ready.source
+  assert files is not None  # both are needed with weights
+  assert source is not None
+  if is_finished(cfg, workdir):
+    print(f"{workdir} is finished; delete {workdir}/results.json to evaluate again")
+    return
+  source.batch(cfg.seed, 0, 1)  # refuses a source without training tasks
+  check_held_out(cfg, source)
+  trained_on = source.benchmark or files.benchmark
+  with open_context(ready.parts.policy, files, form, cfg, trained_on) as context:
+    check_evaluation(cfg, context)
+    recorded: dict[str, Any] = {MODEL_KEY: record(files.cfg), FORM_KEY: form_record(form)}
+    if isinstance(source, FileSource):
+      recorded[DATA_KEY] = source.contents
+    resolved = json.loads(json.dumps(ready.settings | recorded))  # tuples are lists
+    questions = None
+    if cfg.evaluation.tasks:
+      # Rendered while the first programs compile.
+      make = functools.partial(load_questions, source, cfg.evaluation, cfg.learn.reward, cfg.seed)
+      questions = compute_async(make)
+    end, size = train(ready, name, context, resolved, workdir)
+    if questions is not None:
+      evaluate(cfg, context, end, questions(), workdir)
+  report(cfg, name, size, form.grammar.draws, workdir)
+
+
+def is_finished(cfg: TrainConfig, workdir: pathlib.Path) -> bool:
+  """Whether the last checkpoint is that of the last step, and its evaluation is there."""
+  found = checkpoint.latest(workdir)
+  if found is None or checkpoint.read_progress(found).step != cfg.loop.steps:
+    return False
+  return not cfg.evaluation.tasks or is_up_to_date(workdir, fingerprint(cfg))
+
+
+def check_held_out(cfg: TrainConfig, source: Source) -> None:
+  """Refuses files without a held-out task, unless nothing is evaluated."""
+  wanted = cfg.evaluation.tasks or cfg.loop.evaluate_every
+  if wanted and isinstance(source, FileSource) and not source.held_out_count:
+    raise ConfigError(
+      "config.source.path has no held-out task to evaluate on; set config.source.files.held_out or"
+      " held_out_fraction, or config.evaluation.tasks=0 and config.loop.evaluate_every=0"
+    )
+
+
+def check_evaluation(cfg: TrainConfig, context: RunContext) -> None:
+  """Refuses an evaluation that would not fit after the training."""
+  if cfg.evaluation.tasks:
+    tasks = cfg.evaluation.tasks
+    shapes = evaluation_rollout_config(cfg.rollout, cfg.evaluation, tasks, has_start=True)
+    context.evaluation_engine(shapes, has_start=True)
+
+
+def train(
+  ready: Prepared,
+  name: StageName,
+  context: RunContext,
+  resolved: dict[str, Any],
+  workdir: pathlib.Path,
+) -> tuple[Params, int]:
+  """Builds the stage, loads the start, binds the work directory to the config and runs the loop.
+
+  Returns the decode parameters of the end, and the number of parameters. Nothing else stays on the
+  devices: the evaluation needs the memory of moments and KL reference.
+  """
+  cfg, files, source = ready.cfg, ready.files, ready.source
+  assert files is not None  # checked by `run_stage`
+  assert source is not None
+  # GRPO is built before an array is allocated, so that what does not fit is refused at once.
+  grpo = make_grpo(cfg, context, ready.parts, source, workdir) if name == "grpo" else None
+  lock_workdir(workdir)
+  resumes = checkpoint.exists(workdir)
+  place = cfg.learn.reference if name == "grpo" and has_start_copy(cfg) else None
+  state, copy = start_of(context.policy, ready.parts.optimizer, files, cfg.seed, place, resumes)
+  if replicated := sharding.replication_report(state.params, context.mesh):
+    print(replicated)
+  bind_workdir(workdir, resolved, MAY_DIFFER)
+  store_conversation_files(files, workdir)
+  if grpo is not None:
+    updater = dataclasses.replace(grpo.updater, reference=reference_of(cfg, context, copy))
+    monitor = Health(cfg.learn.health, workdir).monitor
+    stage = dataclasses.replace(grpo, updater=updater)
+    built = BuiltStage(stage.step_function, grpo.sampler.engine, monitor)
+  else:
+    built = build_supervised(ready, name, context, files, state, resumes, workdir)
+  evaluate_state = progress_evaluation(
+    built.engine,
+    context.decode_params,
+    source.held_out(cfg.evaluation.progress_tasks) if cfg.loop.evaluate_every else [],
+    cfg.learn.reward,
+    cfg.seed,
+    cfg.pipeline,
+  )
+  state = loop.run(
+    workdir,
+    cfg.loop,
+    name,
+    state,
+    built.step_function,
+    evaluate_state,
+    context.trained_on,
+    resolved,
+    built.monitor,
+  )
+  size = sum(x.size for x in jax.tree.leaves(state.params))
+  return context.decode_params(state.params), size
+
+
+def build_supervised(
+  ready: Prepared,
+  name: StageName,
+  context: RunContext,
+  files: PolicyFiles,
+  state: TrainState,
+  resumes: bool,
+  workdir: pathlib.Path,
+) -> BuiltStage:
+  """A stage of SFT, rejection sampling or DPO; the latter two may sample from the start first.
+
+  Args:
+    files: of the start.
+    state: at step 0, or shapes if the run resumes.
+  """
+  cfg, source = ready.cfg, ready.source
+  assert source is not None  # checked by `run_stage`
+  resident = resident_bytes(cfg, ready.parts.policy, ready.parts.optimizer)
+  engine = context.engine(cfg.rollout, resident, "config.rollout.slots")
+  shapes = compiled.rollout_buckets(cfg.rollout, context.mesh)
+  rollouts = plan(context.policy, shapes, resident)
+  build = Supervised(cfg, context, ready.parts, source, rollouts, workdir)
+
+  def weights() -> Params:
+    if resumes:  # the state on the devices is not the start
+      return context.decode_params(load_to_sample(files, context.mesh))
+    return context.decode_params(state.params)
+
+  if name == "sft":
+    return BuiltStage(build.sft(cfg.sft).step_function, engine, None)
+  if name == "reject":
+    return BuiltStage(build.rejection(engine, weights).step_function, engine, None)
+  sampled = cfg.dpo.pairs == "samples"
+  stage = build.sampled_pairs(engine, weights) if sampled else build.dpo(cfg.dpo, cfg.dpo.loss)
+  if not resumes:
+    stage.score_reference(state.params)
+  return BuiltStage(stage.step_function, engine, None)
+
+
+def fingerprint(cfg: TrainConfig) -> dict[str, Any]:
+  """The values that results.json must have to be the evaluation of this run."""
+  return {
+    "seed": cfg.seed,
+    "steps": cfg.loop.steps,
+    "evaluation": dataclasses.asdict(cfg.evaluation),
+  }
+
+
+def evaluate(
+  cfg: TrainConfig,
+  context: RunContext,
+  end: Params,
+  questions: EvaluationSet,
+  workdir: pathlib.Path,
+) -> None:
+  """Evaluates start and end; the start is read again, so that training need not keep it."""
+  start = context.decode_params(load_to_sample(read_policy(cfg.init), context.mesh))
+  size = len(questions.tasks)
+  shapes = evaluation_rollout_config(cfg.rollout, cfg.evaluation, size, has_start=True)
+  engine = context.evaluation_engine(shapes, has_start=True)
+  evaluator = Evaluator(engine, start, end, questions, cfg.evaluation, cfg.pipeline)
+  run_evaluation(evaluator, workdir, context.trained_on, fingerprint(cfg), make_console())
+
+
+def report(
+  cfg: TrainConfig, name: StageName, parameters: int, draws: bool, workdir: pathlib.Path
+) -> None:
+  """Writes report.html; `parameters` is their number, `draws` whether the prompt form draws."""
+  is_grpo = name == "grpo"
+  card = RewardCard(cfg.learn.reward, cfg.learn.advantage if is_grpo else None)
+  titles = {
+    "sft": "SFT",
+    "reject": "Rejection sampling",
+    "dpo": "DPO",
+    "grpo": "AP-GRPO" if cfg.learn.advantage.alpha else "GRPO",
+  }
+  learns = {
+    "sft": "imitates demonstrated answers to questions about space. ",
+    "reject": "imitates its own best answers to questions about space. ",
+    "dpo": "learns to prefer right answers to questions about space over wrong ones. ",
+    "grpo": "learns to answer questions about space from its own rollouts. ",
+  }
+  thinks = "It thinks, may draw boxes on the image, looks at the drawing and answers."
+  sft = cfg.reject.train if name == "reject" else cfg.sft
+  batches = {
+    "sft": ("demonstrations per step", str(sft.batch)),
+    "reject": ("demonstrations per step", str(sft.batch)),
+    "dpo": ("pairs per step", str(cfg.dpo.batch)),
+    "grpo": ("rollouts per step", f"{cfg.rollout.prompts} questions x {cfg.rollout.group}"),
+  }
+  about = About(
+    title=f"{titles[name]} on {SOURCES[cfg.source.kind]}",
+    summary=f"A Qwen-VL policy {learns[name]}{thinks if draws else ''}".strip(),
+    facts=(
+      ("policy", f"{parameters:,} parameters"),
+      batches[name],
+      ("seed", str(cfg.seed)),
+    ),
+  )
+  print(f"wrote {write_report(workdir, about, card, cfg.learn.saved_groups)}")

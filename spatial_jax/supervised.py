@@ -1,0 +1,176 @@
+"""Builds the supervised stages: data, shapes that fit the memory, programs.
+
+config, context ─► source ─► sizes of demonstrations ─► PackConfig ─► SftStage, DpoStage
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+
+from spatial_jax import compiled, sharding
+from spatial_jax.data.files import FileSource
+from spatial_jax.data.source import Source, prompt_stream, solver_of
+from spatial_jax.drawing.parser import Limits
+from spatial_jax.learn.dpo import DpoLossConfig
+from spatial_jax.learn.packing import PackConfig
+from spatial_jax.learn.train_batch import BatchConfig, Microbatches
+from spatial_jax.rollout import memory
+from spatial_jax.rollout.demonstration import Demonstrator
+from spatial_jax.rollout.encode import PromptEncoder
+from spatial_jax.rollout.engine import Engine
+from spatial_jax.rollout.memory import MIB, MemoryPlan
+from spatial_jax.stages.collect import Collector, Keep
+from spatial_jax.stages.context import RunContext, with_update
+from spatial_jax.stages.demonstrations import (
+  DemonstrationTraining,
+  Item,
+  measure,
+  passes,
+  shapes_of,
+)
+from spatial_jax.stages.dpo import DpoConfig, DpoStage, Pair
+from spatial_jax.stages.load import read_source
+from spatial_jax.stages.pairs import CorruptedPairs, answers_by_type
+from spatial_jax.stages.reject import best_and_worst, keep
+from spatial_jax.stages.sft import SftConfig, SftStage
+from spatial_jax.train_config import TrainConfig, TrainingParts
+from spatial_jax.types import Params, Prompts, Task, Trajectory
+
+_MICRO_ROWS = (8, 4, 2, 1)
+_ANY_LENGTH = 1 << 30
+_EXAMPLES = 2000  # tasks whose answers in words are known to the corrupter
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Supervised:
+  """What the builders of supervised stages share."""
+
+  cfg: TrainConfig
+  context: RunContext
+  parts: TrainingParts
+  source: Source  # of the run
+  rollouts: MemoryPlan  # with the state of this stage
+  workdir: pathlib.Path
+
+  def sft(self, cfg: SftConfig) -> SftStage:
+    """The stage of SFT."""
+    source = self._source(cfg)
+    demonstrator = self._demonstrator(source, cfg.draw_fraction, cfg.correct_fraction)
+    shapes, micro = self._shapes(cfg, source, demonstrator, lambda one: [one], 1)
+    encode = dataclasses.replace(demonstrator, max_tokens=shapes.tokens)
+    run = self.cfg
+    return SftStage(
+      programs=compiled.PackedPrograms(self.parts.policy, self.parts.optimizer, micro),
+      stream=lambda first: prompt_stream(source, encode, run.seed, first, cfg.batch, run.pipeline),
+      cfg=cfg,
+      shapes=shapes,
+    )
+
+  def dpo(self, cfg: DpoConfig, loss: DpoLossConfig) -> DpoStage:
+    """The stage of DPO on pairs that the data or a corrupter gives."""
+    source, run = self._source(cfg), self.cfg
+    demonstrator = self._demonstrator(source, 0.0, 0.0)
+
+    def pairs_of(one: Demonstrator) -> Callable[[Task], Pair]:
+      if cfg.pairs == "corrupted":
+        return CorruptedPairs(one, answers_by_type(source.examples(run.seed, _EXAMPLES)), run.seed)
+      return one.pair
+
+    shapes, micro = self._shapes(cfg, source, pairs_of(demonstrator), list, 2)
+    encode = pairs_of(dataclasses.replace(demonstrator, max_tokens=shapes.tokens))
+    return DpoStage(
+      programs=compiled.PackedPrograms(self.parts.policy, self.parts.optimizer, micro, loss),
+      stream=lambda first: prompt_stream(source, encode, run.seed, first, cfg.batch, run.pipeline),
+      shapes=shapes,
+      steps=cfg.steps,
+      workdir=self.workdir,
+    )
+
+  def collector(self, engine: Engine, keeps: Keep, tasks: int, folder: str) -> Collector:
+    """Samples `tasks` training tasks of the source of the run."""
+    run, count = self.cfg, engine.cfg.prompts
+    encode = PromptEncoder(self.context.conversation, engine.cfg)
+
+    def prompts_of(chunk: int) -> Prompts:
+      return next(prompt_stream(self.source, encode, run.seed, chunk, count, run.pipeline)).prompts
+
+    return Collector(
+      engine=engine,
+      prompts_of=prompts_of,
+      reward=run.learn.reward,
+      keep=keeps,
+      chunks=-(-tasks // count),
+      seed=run.seed,
+      folder=self.workdir / folder,
+    )
+
+  def rejection(self, engine: Engine, weights_of: Callable[[], Params]) -> SftStage:
+    """Samples and filters, then the stage of SFT on what was kept."""
+    cfg = self.cfg.reject
+    path = cfg.path
+    if not path:
+      keeps = functools.partial(keep, cfg.keep)
+      path = str(self.collector(engine, keeps, cfg.tasks, "kept").run(weights_of))
+    return self.sft(dataclasses.replace(cfg.train, path=path))
+
+  def sampled_pairs(self, engine: Engine, weights_of: Callable[[], Params]) -> DpoStage:
+    """Samples pairs of the policy's own responses, then the stage of DPO on them."""
+    cfg = self.cfg.dpo
+    keeps = functools.partial(best_and_worst, cfg.min_gap)
+    path = self.collector(engine, keeps, cfg.sampled_tasks, "pairs").run(weights_of)
+    return self.dpo(dataclasses.replace(cfg, path=str(path), pairs="rows"), cfg.loss)
+
+  def _source(self, cfg: DemonstrationTraining) -> Source:
+    if not cfg.path:
+      return self.source
+    return read_source(dataclasses.replace(self.cfg.source, kind="files", path=cfg.path))
+
+  def _demonstrator(self, source: Source, draw: float, correct: float) -> Demonstrator:
+    run, solver = self.cfg, None
+    if not isinstance(source, FileSource):
+      solver = solver_of(run.source, draw, correct)
+    limits: Limits = run.rollout.limits
+    return Demonstrator(self.context.conversation, run.style, limits, solver, _ANY_LENGTH)
+
+  def _shapes(
+    self,
+    cfg: DemonstrationTraining,
+    source: Source,
+    encode: Callable[[Task], Item],
+    parts_of: Callable[[Item], Sequence[Trajectory]],
+    each: int,
+  ) -> tuple[PackConfig, Microbatches]:
+    """Shapes of packed rows, measured on the data, and the most rows that fit the memory.
+
+    Args:
+      encode: task -> a demonstration, or a pair.
+      parts_of: the sequences of that.
+      each: their number.
+    """
+    run, policy = self.cfg, self.parts.policy
+    devices = sharding.row_devices(self.context.mesh)
+    tasks = list(source.examples(run.seed, 96))
+    sizes = measure(tasks, encode, parts_of, policy.cfg, run.pipeline)
+    tried = [cfg.micro_rows] if cfg.micro_rows else list(_MICRO_ROWS)
+
+    def with_rows(rows: int) -> tuple[PackConfig, Microbatches, MemoryPlan]:
+      shapes = shapes_of(cfg, sizes, each * cfg.batch, rows * devices, policy.cfg)
+      micro = Microbatches(rows, (shapes.tokens,))
+      return shapes, micro, self.plan(shapes, micro)
+
+    found = [with_rows(rows) for rows in tried]
+    fitting = [one for one in found if one[2].update <= one[2].device]
+    shapes, micro, plan = (fitting or found[-1:])[0]
+    print(
+      f"{passes(cfg, source)}; rows of {shapes.tokens:,} tokens, {micro.rows} per microbatch; "
+      f"the update takes {plan.update / MIB:,.0f} of {plan.device / MIB:,.0f} MiB per device"
+    )
+    memory.check(plan, "the rows of a microbatch (micro_rows)")
+    return shapes, micro
+
+  def plan(self, shapes: PackConfig, micro: Microbatches) -> MemoryPlan:
+    """Bytes per device with the update of packed rows."""
+    images = shapes.images
+    batch = BatchConfig((1,), shapes.tokens, images.vision, images.window_blocks, images.vocabulary)
+    return with_update(self.rollouts, self.parts.policy, micro, batch, 0)
