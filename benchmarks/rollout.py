@@ -173,7 +173,7 @@ def rollout_config(case: Case, parts: Parts) -> RolloutConfig:
     weights="compute",
     sampling=SAMPLING,
     max_tokens_per_turn=case.max_tokens_per_turn,
-    stop=StopLimits(case.turns, 8 * case.images, 8 * case.images * tokens, response),
+    stop=StopLimits(case.turns, 8 * case.images, 8 * case.images * tokens, response, 0.0),
     stop_tokens=(IM_END,),
     stop_strings=(),
     limits=Limits(1, 1, 1, 1, 1, 1),

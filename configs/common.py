@@ -96,6 +96,7 @@ def rollout() -> ConfigDict:
         "max_images": 42,  # ViLaSR's limit, the frames included
         "max_image_tokens": None,
         "max_response_tokens": None,
+        "near_duplicate_px": 0.0,  # ViLaSR: identical operations
       },
       "stop_tokens": (),  # those of the policy
       "stop_strings": (),

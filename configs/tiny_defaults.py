@@ -203,6 +203,7 @@ def rollout() -> ConfigDict:
         "max_images": 8,
         "max_image_tokens": 512,
         "max_response_tokens": 255,
+        "near_duplicate_px": 0.0,
       },
       "stop_tokens": ("<|im_end|>",),
       "stop_strings": (),

@@ -8,9 +8,9 @@ Data: ViLaSR-ColdStart-33k and -RL-40k (Hugging Face, AntResearchNLP), converted
          python -m spatial_jax.tools.build --format=vilasr --input=FILE --media=DIR --out=DIR
        then config.sft.path=COLD_START/rows.jsonl and config.source.path=RL/rows.jsonl.
 Source: ViLaSR (arXiv:2506.09965) and its repository. Stated: 256 * 28 * 28 pixels in training, 16
-frames; SFT at 1e-5, 3 epochs, cosine, warm-up 0.1, vision tower frozen; RL at 1e-6, 32 x 8 rollouts,
-16 x 8 per update, clip 0.2 and 0.3, dual clip 3, no KL term, vision tower trained, 42 images, 10
-turns, 13,312 tokens, prompts of 5,120. Inferred: the numbers of updates of the second stage.
+frames; SFT at 1e-5, 3 epochs, cosine, warm-up 0.1, vision tower frozen; RL at 1e-6, 32 x 8
+rollouts, 16 x 8 per update, clip 0.2 and 0.3, dual clip 3, no KL term, vision tower trained, 42
+images, 10 turns, 13,312 tokens, prompts of 5,120. Inferred: the updates of the second stage.
 Expected: VSI-Bench 33.0 -> 45.4 (paper). Not run here at full size. Chips and hours: the paper
 needs 16 A100 for about 24 hours (cold start), 3 hours, and RL; here see docs/memory.md.
 :tiny: its table is in docs/papers.md. Time: under 20 minutes on two CPU cores.

@@ -34,6 +34,11 @@ def final_folder(workdir: pathlib.Path) -> pathlib.Path:
   return max(stages, default=workdir, key=lambda path: path.name)
 
 
+def start_of(init: str, workdir: pathlib.Path) -> str:
+  """The policy that a condition starts from; "@NAME" is the end of another condition."""
+  return str(final_folder(workdir / init[1:])) if init.startswith("@") else init
+
+
 def show_stages(workdir: pathlib.Path, stages: Sequence[str]) -> None:
   """Prints the table of the stages and writes it to stages.json."""
   folders = [stage_folder(workdir, stages, number) for number in range(len(stages))]

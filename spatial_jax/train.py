@@ -69,7 +69,10 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   sharding.refuse_several_processes()
   conditions = conditions_of(config)
   for name, settings in conditions.items():
-    run_condition(settings, workdir / name if name else workdir)
+    if len(conditions) > 1:
+      print(f"condition {name}")
+    start = study.start_of(settings["init"], workdir)
+    run_condition(settings | {"init": start}, workdir / name if name else workdir)
   if len(conditions) > 1:
     study.show_conditions(workdir, list(conditions))
 

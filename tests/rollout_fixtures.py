@@ -72,7 +72,9 @@ ROLLOUT = RolloutConfig(
   weights="compute",
   sampling=SAMPLED,
   max_tokens_per_turn=8,
-  stop=StopLimits(max_turns=3, max_images=4, max_image_tokens=256, max_response_tokens=112),
+  stop=StopLimits(
+    max_turns=3, max_images=4, max_image_tokens=256, max_response_tokens=112, near_duplicate_px=0.0
+  ),
   stop_tokens=(IM_END,),
   stop_strings=(),
   limits=Limits(4, 2000, 8, 8, 40, 6),

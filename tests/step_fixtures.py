@@ -65,7 +65,9 @@ ROLLOUT = RolloutConfig(
   weights="compute",
   sampling=SAMPLED,
   max_tokens_per_turn=6,
-  stop=StopLimits(max_turns=2, max_images=4, max_image_tokens=256, max_response_tokens=64),
+  stop=StopLimits(
+    max_turns=2, max_images=4, max_image_tokens=256, max_response_tokens=64, near_duplicate_px=0.0
+  ),
   stop_tokens=("<|im_end|>",),
   stop_strings=(),
   limits=Limits(4, 2000, 8, 8, 40, 6),

@@ -11,7 +11,9 @@ from spatial_jax.drawing.parser import Parsed
 from spatial_jax.drawing.termination import StopLimits, end_reason
 from spatial_jax.types import Operation, OperationError
 
-LIMITS = StopLimits(max_turns=3, max_images=6, max_image_tokens=100, max_response_tokens=100)
+LIMITS = StopLimits(
+  max_turns=3, max_images=6, max_image_tokens=100, max_response_tokens=100, near_duplicate_px=0.0
+)
 
 
 def _box(image: int = 1, x: float = 1.0, label: str = "a") -> Operation:
@@ -51,6 +53,23 @@ def test_a_rollout_with_a_new_drawing_continues():
 )
 def test_the_first_reason_that_applies_is_given(reason, turns, state):
   assert _reason(*turns, **state) == reason
+
+
+def test_near_duplicates_end_a_rollout_if_the_option_is_on():
+  """Two boxes or lines a few pixels apart; another image, tool or place is new."""
+  near = dataclasses.replace(LIMITS, near_duplicate_px=3.0)
+
+  def reason(one: Operation, other: Operation, limits: StopLimits = near):
+    return end_reason([_turn(one), _turn(other)], 2, 10, False, limits)
+
+  moved = dataclasses.replace(_box(x=3), label="another name")
+  assert reason(_box(x=1), moved) == "repeated_operation"
+  assert reason(_box(x=1), moved, LIMITS) is None
+  assert reason(_box(x=1), _box(x=5)) is None
+  assert reason(_box(1, 1), _box(2, 1)) is None
+  line = dataclasses.replace(_box(x=1), tool="line")
+  assert reason(_box(x=1), line) is None
+  assert reason(line, dataclasses.replace(_box(x=2), tool="line")) == "repeated_operation"
 
 
 def test_a_rollout_continues_up_to_its_limits():

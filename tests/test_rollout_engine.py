@@ -138,7 +138,7 @@ def test_response_prefix_is_parsed_and_not_trained():
     ("turn_limit", [BOX_TURN], long_response(max_turns=1)),
     ("turn_limit", [BOX_TURN, OTHER_BOX_TURN], long_response(max_turns=2)),
     ("token_limit", ["word " * 200], long_response()),
-    ("token_limit", [BOX_TURN], dataclasses.replace(ONE, stop=StopLimits(3, 4, 999, 50))),
+    ("token_limit", [BOX_TURN], dataclasses.replace(ONE, stop=StopLimits(3, 4, 999, 50, 0.0))),
     ("token_limit", [BOX_TURN], dataclasses.replace(long_response(), observation_buckets=(12,))),
   ],
 )
@@ -233,15 +233,15 @@ def test_max_drawn_images_is_reached_by_drawing_on_all_images(images, limit, tur
   count = images
   for _ in range(turns - 1):
     count += count if 2 * count <= limit else max(limit - count, 0)
-  assert max_drawn_images(images, StopLimits(turns, limit, 9, 9)) == count - images
+  assert max_drawn_images(images, StopLimits(turns, limit, 9, 9, 0.0)) == count - images
 
 
 def test_max_drawn_tokens_is_limited_by_images_and_budget():
   images = fixtures.conversation().prompt(fixtures.task("room", ((24, 24), (16, 40)))).images
   shown, largest = sum(i.tokens for i in images), max(i.tokens for i in images)
-  assert max_drawn_tokens(images, StopLimits(2, 8, 9_999, 9)) == 2 * largest
-  assert max_drawn_tokens(images, StopLimits(2, 8, shown + 5, 9)) == 5
-  assert max_drawn_tokens(images, StopLimits(2, 8, 1, 9)) == 0
+  assert max_drawn_tokens(images, StopLimits(2, 8, 9_999, 9, 0.0)) == 2 * largest
+  assert max_drawn_tokens(images, StopLimits(2, 8, shown + 5, 9, 0.0)) == 5
+  assert max_drawn_tokens(images, StopLimits(2, 8, 1, 9, 0.0)) == 0
 
 
 def test_drawings_that_may_not_fit_are_refused_before_sampling():

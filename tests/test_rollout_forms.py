@@ -21,7 +21,9 @@ from tests.rollout_fixtures import ANSWER_TURN, BOX_TURN, PADS, SAMPLED, TOKENIZ
 from tests.test_chat_template import QWEN2_VL, QWEN3_THINKING
 
 THINK, VANILLA = Grammar("think", False, "answer", False), Grammar("", False, "", False)
-LONG = StopLimits(max_turns=3, max_images=8, max_image_tokens=256, max_response_tokens=400)
+LONG = StopLimits(
+  max_turns=3, max_images=8, max_image_tokens=256, max_response_tokens=400, near_duplicate_px=0.0
+)
 CFG = dataclasses.replace(fixtures.ROLLOUT, stop=LONG, max_tokens_per_turn=128)
 THOUGHT = "<think> 2.1 m. </think>\n<answer> 2.1 </answer>"
 

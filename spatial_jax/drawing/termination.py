@@ -7,12 +7,13 @@ is commented out.
 
 import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
-from spatial_jax.config import check_whole
+from spatial_jax.config import check_number, check_whole
 from spatial_jax.drawing.canvas import targets
 from spatial_jax.drawing.parser import Parsed
+from spatial_jax.types import Operation
 
 EndReason = Literal[
   "answer", "token_limit", "no_action", "repeated_operation", "too_many_images", "turn_limit"
@@ -29,10 +30,14 @@ class StopLimits:
   max_images: int  # prompt images included, at least 0 (ViLaSR: 42)
   max_image_tokens: int  # of all these images, at least 0; a drawing beyond it is not appended
   max_response_tokens: int  # after the prompt, observations included, at least 1
+  # An operation repeats one of an earlier turn if tool and image are the same and every coordinate
+  # differs by at most this number of pixels; 0: only if it is identical, label included.
+  near_duplicate_px: float
 
   def __post_init__(self):
     check_whole(self, "max_turns", "max_response_tokens", at_least=1)
     check_whole(self, "max_images", "max_image_tokens", at_least=0)
+    check_number(self, "near_duplicate_px", at_least=0)
 
 
 def end_reason(
@@ -45,7 +50,7 @@ def end_reason(
       answer              the turn has an answer after its reasoning
       token_limit         the turn was cut off, or the rollout has no tokens left
       no_action           the turn has no operation that can be drawn
-      repeated_operation  an operation equals one of an earlier turn
+      repeated_operation  an operation equals one of an earlier turn, or is near it
       too_many_images     the drawings would exceed the number of images
       turn_limit          it was the last permitted turn
 
@@ -64,10 +69,27 @@ def end_reason(
     return "token_limit"
   if not last.operations:
     return "no_action"
-  if earlier.intersection(last.operations):
+  if earlier.intersection(last.operations) or _is_near(
+    earlier, last.operations, limits.near_duplicate_px
+  ):
     return "repeated_operation"
   if images + len(targets(last.operations)) > limits.max_images:
     return "too_many_images"
   if len(turns) >= limits.max_turns:
     return "turn_limit"
   return None
+
+
+def _is_near(
+  earlier: Collection[Operation], operations: Sequence[Operation], distance_px: float
+) -> bool:
+  """Whether an operation is a near duplicate of an earlier one."""
+  if not distance_px:
+    return False
+  return any(
+    one.tool == other.tool
+    and one.image == other.image
+    and all(abs(a - b) <= distance_px for a, b in zip(one.points_4, other.points_4, strict=True))
+    for one in operations
+    for other in earlier
+  )

@@ -17,7 +17,6 @@ from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
 from spatial_jax.types import Params, Prompt, Prompts, Scores, Task, Trajectory, Turn
 
-
 # Fields of `Task.extra` that tables group by.
 GROUPS = ("category", "subfield", "reasoning_type", "text_level")
 

@@ -118,6 +118,12 @@ class Demonstrator:
       self.of_turns(prompt, task, task.rejected),
     )
 
+  def of_script(self, task: Task, script: Sequence[ScriptTurn]) -> Trajectory:
+    """The demonstration of a script of a solver; errors as in `__call__`."""
+    prompt = self.conversation.prompt(task)
+    found = demonstration_trajectory(self.conversation, prompt, script, self.style)
+    return self._checked(found, task)
+
   def of_turns(self, prompt: Prompt, task: Task, turns: Sequence[DemonstratedTurn]) -> Trajectory:
     """The demonstration of given turns; without any, that of the solver or of the true answer."""
     if turns:
@@ -128,6 +134,9 @@ class Demonstrator:
       )
     else:
       trajectory = self._follow(prompt, task, [answer_turn(task, prompt.grammar)])
+    return self._checked(trajectory, task)
+
+  def _checked(self, trajectory: Trajectory, task: Task) -> Trajectory:
     length = len(trajectory.token_ids_T)
     if length > self.max_tokens:
       raise DataError(

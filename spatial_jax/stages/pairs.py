@@ -34,7 +34,10 @@ def answers_by_type(tasks: Iterable[Task]) -> dict[str, tuple[str, ...]]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CorruptedPairs:
-  """Task -> a pair: the true answer, and a wrong one; always the same for a task."""
+  """Task -> a pair: the true answer, and a wrong one; always the same for a task.
+
+  A solver writes the reasoning of both, if there is one.
+  """
 
   demonstrator: Demonstrator
   words: Mapping[str, tuple[str, ...]]  # answers of each question type, for answers in words
@@ -46,8 +49,14 @@ class CorruptedPairs:
     Raises:
       DataError: if the task has no wrong answer, or the form asks for reasoning.
     """
+    solver = self.demonstrator.solver
     key = (self.seed, zlib.crc32(task.task_id.encode()), _PAIR_STREAM)
     wrong = wrong_answer(task, self.words, np.random.default_rng(key))
+    if solver is not None:
+      *first, last = solver(task)
+      scripts = [(*first, dataclasses.replace(last, answer=a)) for a in (last.answer, wrong)]
+      right, bad = (self.demonstrator.of_script(task, script) for script in scripts)
+      return right, bad
     grammar: Grammar = self.demonstrator.conversation.form.grammar
     right_turn = answer_turn(task, grammar)
     wrong_turn = answer_turn(dataclasses.replace(task, answer=wrong), grammar)

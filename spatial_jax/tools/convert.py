@@ -31,7 +31,7 @@ SHOWN_BAD_ROWS = 20
 _SEARCHED_ROWS = 50  # whose media files are looked for, to find a wrong --media early
 _ORDER = (
   "id", "question", "options", "answer", "kind", "unit", "images", "videos", "type", "scene",
-  "split", "benchmark", "extra",
+  "split", "benchmark", "extra", "turns",
 )  # fmt: skip
 
 Split = Literal["train", "held_out"]
@@ -204,6 +204,7 @@ def _converted(
     _image(image, base, places, f"images[{i}]") for i, image in enumerate(row.get("images", ()))
   ]
   row["videos"] = [_video(video, base, places) for video in row.get("videos", ())]
+  row["turns"] = [_turn(turn, base, places) for turn in row.get("turns", ())]
   row = {name: row[name] for name in _ORDER if name in row and row[name] not in (None, [], {})}
   task = task_of_row(row, "row", fmt.name, places.out)
   checked_info(row, task, check_truth, with_media=False)
@@ -231,6 +232,11 @@ def _video(video: Any, base: pathlib.Path, places: _Places) -> Any:
   if isinstance(video, Mapping):
     return {"frames": [_path(frame, base, places) for frame in video["frames"]]}
   return _path(video, base, places)
+
+
+def _turn(turn: Mapping[str, Any], base: pathlib.Path, places: _Places) -> dict[str, Any]:
+  images = [_image(image, base, places, "turns.images") for image in turn.get("images", ())]
+  return dict(turn) | ({"images": images} if images else {})
 
 
 def _path(path: str, base: pathlib.Path, places: _Places) -> str:

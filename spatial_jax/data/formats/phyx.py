@@ -15,6 +15,10 @@ from spatial_jax.data.formats.media import image_of, images_of_base64
 from spatial_jax.data.formats.tables import parse_options
 from spatial_jax.data.rows import RowProblem
 
+# A number and one unit: "36.1 kg", "9.8 m/s^2".
+_MEASURE = re.compile(
+  r"(?P<value>[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)\s*(?P<unit>[^\W\d_][\w/^*.°-]{0,15})"
+)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{120,}={0,2}\s*")  # longer than most paths
 
 
@@ -37,6 +41,13 @@ class PhyX(Format):
     answer = row.scalar("answer")
     if options:
       fields = {"question": question, **answer_fields(answer, options)}
+    elif measure := _MEASURE.fullmatch(str(answer).strip()):
+      fields = {
+        "question": question,
+        "answer": float(measure["value"].replace(",", "")),
+        "unit": measure["unit"],
+        "kind": "number",
+      }
     else:
       kind = "number" if is_quantity(answer) else None
       fields = embedded_fields(question, answer, kind)
@@ -47,7 +58,7 @@ class PhyX(Format):
       "id": f"phyx/{identity}" if identity else None,
       "type": row.label("category", "subfield"),
       "benchmark": "phyx",
-      "extra": row.extra(),
+      "extra": row.extra() | {"category": row.label("category"), "key": str(answer)},
     }
 
 

@@ -64,7 +64,8 @@ def _demonstration(row: Fields) -> dict[str, Any]:
   users = [turn.text for turn in turns if turn.role == "user"]
   if not users:
     raise RowProblem("conversations", "has no text of the user")
-  images = images_of(row.required("images"), "images")[: users[0].count(IMAGE_MARK)]
+  everything = images_of(row.required("images"), "images")
+  images = everything[: users[0].count(IMAGE_MARK)]
   if not images:
     raise RowProblem("conversations", f"has no mark {IMAGE_MARK} in the question")
   question = without_marks(_question(users[0]))
@@ -72,8 +73,32 @@ def _demonstration(row: Fields) -> dict[str, Any]:
     **embedded_fields(question, _answer(turns), field="conversations"),
     "images": images,
     "scene": scene_of(images),
+    "turns": _turns(turns, everything, len(images)),
     "extra": row.extra("conversations", "images"),
   }
+
+
+def _turns(messages: list[Message], images: list[Any], shown: int) -> list[Any]:
+  """The texts of the assistant, each with the drawn images and the message after it.
+
+  Args:
+    messages: of the conversation.
+    images: of the conversation, in the order of their marks.
+    shown: number of the images of the question.
+  """
+  first = next(i for i, message in enumerate(messages) if message.role == "assistant")
+  turns: list[Any] = []
+  for message in messages[first:]:
+    if message.role == "assistant":
+      turns.append({"text": message.text})
+      continue
+    count = message.text.count(IMAGE_MARK)
+    drawn = images[shown : shown + count]
+    if not count or len(drawn) != count or not turns:
+      raise RowProblem("images", f"has {len(images)} images, fewer than the marks {IMAGE_MARK}")
+    turns[-1] |= {"images": drawn, "observation": message.text}
+    shown += count
+  return turns
 
 
 def _question(prompt: str) -> str:
