@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.tiny.dense_loss import init_heads
+from spatial_jax import sharding
 from spatial_jax.config import ConfigError
 from spatial_jax.learn.optimizer import (
   OptimizerConfig,
@@ -19,7 +20,9 @@ from spatial_jax.learn.optimizer import (
   decayed,
   learning_rate,
   make_optimizer,
+  moving_average,
 )
+from spatial_jax.policy.qwen_vl import make_policy
 from tests.policy_fixtures import hashed_params, small_config
 
 CFG = OptimizerConfig(
@@ -250,3 +253,86 @@ def test_the_update_of_a_frozen_bfloat16_parameter_is_zero_in_its_dtype():
   updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
   assert updates["base"].dtype == jnp.bfloat16
   assert (updates["base"] == 0).all()
+
+
+# --- Adafactor, rates by path, moving average ----------------------------------------------------
+
+
+def two_leaves():
+  return {"decoder": {"w": jnp.ones((4, 6))}, "vision": {"w": jnp.full((4, 6), 2.0)}}
+
+
+def steps(cfg, count=3, grads=None):
+  """Parameters after each of some steps with constant gradients, and the last state."""
+  optimizer, params = make_optimizer(cfg), two_leaves()
+  state = optimizer.init(params)
+  grads = jax.tree.map(jnp.ones_like, params) if grads is None else grads
+  found = []
+  for _ in range(count):
+    updates, state = jax.jit(optimizer.update)(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    found.append(params)
+  return found, state
+
+
+PLAIN = dataclasses.replace(
+  CFG, learning_rate=0.01, warmup_steps=0, decay_steps=0, weight_decay=0.0, max_grad_norm=100.0
+)
+
+
+def test_a_rate_by_path_scales_the_step_of_its_parameters_alone():
+  full, _ = steps(PLAIN)
+  tenth, _ = steps(dataclasses.replace(PLAIN, rates=("^vision/=0.1",)))
+  np.testing.assert_array_equal(full[-1]["decoder"]["w"], tenth[-1]["decoder"]["w"])
+  moved = [2.0 - np.asarray(x[-1]["vision"]["w"]) for x in (full, tenth)]
+  np.testing.assert_allclose(moved[1], 0.1 * moved[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("rate", ["^vision/", "^vision/=-1", "(=1", "=", "x=nan"])
+def test_rates_that_are_not_regex_and_factor_are_refused(rate):
+  with pytest.raises(ConfigError, match="rates"):
+    dataclasses.replace(PLAIN, rates=(rate,))
+
+
+def test_a_rate_that_matches_nothing_is_refused():
+  with pytest.raises(ConfigError, match="matches no trained parameter"):
+    steps(dataclasses.replace(PLAIN, rates=("^audio/=0.1",)))
+
+
+def test_the_moving_average_follows_the_parameters():
+  found, state = steps(dataclasses.replace(PLAIN, ema_decay=0.9))
+  expected = two_leaves()
+  for params in found:
+    expected = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, expected, params)
+  average = moving_average(state, found[-1], ())
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), average, expected)
+
+
+def test_the_moving_average_of_frozen_parameters_is_the_parameters():
+  cfg = dataclasses.replace(PLAIN, ema_decay=0.9, frozen=("^vision/",))
+  found, state = steps(cfg)
+  average = moving_average(state, found[-1], cfg.frozen)
+  np.testing.assert_array_equal(average["vision"]["w"], two_leaves()["vision"]["w"])
+  assert not np.allclose(average["decoder"]["w"], found[-1]["decoder"]["w"])
+
+
+def test_adafactor_stores_row_and_column_means_and_no_first_moment():
+  params = {"decoder": {"w": jnp.ones((256, 384))}}
+  sizes = []
+  for kind in ("adafactor", "adamw"):
+    optimizer = make_optimizer(dataclasses.replace(PLAIN, kind=kind))
+    sizes.append(sum(x.size for x in jax.tree.leaves(optimizer.init(params))))
+  assert sizes[0] < 1000
+  assert sizes[1] > 2 * 256 * 384
+  found, _ = steps(dataclasses.replace(PLAIN, kind="adafactor"))
+  moved = 1.0 - np.asarray(found[0]["decoder"]["w"])
+  np.testing.assert_allclose(moved, 0.01, rtol=1e-3)  # a first step of one learning rate
+
+
+def test_adafactor_has_shardings_for_its_state():
+  policy = make_policy(small_config(True), jnp.dtype("float32"))
+  mesh = sharding.make_mesh(sharding.MeshConfig(1, 2, 1), jax.devices()[:2])
+  optimizer = make_optimizer(dataclasses.replace(PLAIN, kind="adafactor", ema_decay=0.9))
+  state = jax.eval_shape(optimizer.init, policy.abstract_params())
+  shardings = sharding.param_shardings(state, mesh)
+  assert len(jax.tree.leaves(shardings)) == len(jax.tree.leaves(state))
