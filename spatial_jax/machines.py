@@ -35,6 +35,7 @@ MACHINES = {
   "gpu-80gb": Machine("gpu", 1, int(0.95 * 79.6 * GIB)),
   "v5e-8": Machine("tpu", 8, USABLE["TPU v5 lite"]),
   "v6e-8": Machine("tpu", 8, USABLE["TPU v6 lite"]),
+  "v5p-8": Machine("tpu", 4, USABLE["TPU v5"]),  # named by its eight cores
 }
 
 

@@ -21,7 +21,6 @@ import jax
 from spatial_jax import compiled, sharding
 from spatial_jax.automatic import AUTOMATIC, Settings, changes, filled, get, has, is_automatic
 from spatial_jax.config import ConfigError, build
-from spatial_jax.data.files import FileSource
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.data.pipeline import PipelineConfig, encode_in_order
 from spatial_jax.data.prompt_form import PromptForm, read_form
@@ -84,32 +83,6 @@ def settings_as_json(config: Any) -> Settings:
   settings = json.loads(config.to_json_best_effort())
   settings.pop(_CONDITIONS, None)
   return settings
-
-
-def description(ready: Prepared) -> str:
-  """Returns what a run would do: stages, prompts, memory per device, programs."""
-  rollout, learn = ready.cfg.rollout, ready.cfg.learn
-  trained = "adapters" if ready.cfg.lora.paths else "the parameters that are not frozen"
-  data = ready.settings["source"]["kind"]
-  if ready.source is None:
-    data = f"no data: prompts of {rollout.prompt_buckets[-1]:,} tokens are assumed"
-  elif isinstance(ready.source, FileSource):
-    data = f"{ready.source.train_count:,} training tasks, {ready.source.bad_rows} rows left out"
-  return "\n".join(
-    [
-      f"stages: {', '.join(ready.cfg.stages)}, {ready.cfg.loop.steps} steps; trains {trained}",
-      f"policy: {parameter_count(ready.shape) / 1e9:,.2f} B parameters, {ready.shape.family}",
-      f"data: {data}",
-      f"tokens: prompts up to {rollout.prompt_buckets[-1]:,}, responses up to "
-      f"{rollout.stop.max_response_tokens:,}; {rollout.prompts} prompts x {rollout.group} rollouts",
-      str(ready.plan),
-      f"programs: encode_images {len(rollout.vision.windows)}, prefill "
-      f"{len(rollout.prefill) * len(rollout.prompt_buckets)}, decode "
-      f"{len(rollout.decode_row_counts)}, append "
-      f"{len(rollout.append) * len(rollout.observation_buckets)}, update "
-      f"{len(learn.prefix_buckets) * len(learn.vision.windows)}",
-    ]
-  )
 
 
 def evaluation_settings(given: Settings, checkpoint: str) -> Settings:
@@ -335,7 +308,8 @@ def fill_sizes(
 
   given = settings["rollout"]["prompts"]
   processes = sharding.island_mesh(mesh).shape["island"]
-  *larger, smallest = [given] if given else auto_values.prompts_to_try(devices, processes)
+  multiple = devices * settings["learn"]["minibatches"]
+  *larger, smallest = [given] if given else auto_values.prompts_to_try(multiple, processes)
   for prompts in larger:
     found, parts, fits = with_prompts(prompts)
     if fits:

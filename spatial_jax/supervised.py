@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from spatial_jax import compiled, sharding
 from spatial_jax.data.files import FileSource
@@ -23,6 +24,7 @@ from spatial_jax.rollout.memory import MIB, MemoryPlan
 from spatial_jax.stages.collect import Collector, Keep
 from spatial_jax.stages.context import RunContext, with_update
 from spatial_jax.stages.demonstrations import (
+  DemonstrationSizes,
   DemonstrationTraining,
   Item,
   measure,
@@ -149,28 +151,55 @@ class Supervised:
       each: their number.
     """
     run, policy = self.cfg, self.parts.policy
-    devices = sharding.row_devices(self.context.mesh)
     tasks = list(source.examples(run.seed, 96))
     sizes = measure(tasks, encode, parts_of, policy.cfg, run.pipeline)
-    tried = [cfg.micro_rows] if cfg.micro_rows else list(_MICRO_ROWS)
+    fitted = fit(cfg, sizes, each, self.parts, self.rollouts)
+    print(f"{passes(cfg, source)}; {fitted.description}")
+    memory.check(fitted.plan, "the rows of a microbatch (micro_rows)")
+    return fitted.shapes, fitted.micro
 
-    def with_rows(rows: int) -> tuple[PackConfig, Microbatches, MemoryPlan]:
-      shapes = shapes_of(cfg, sizes, each * cfg.batch, rows * devices, policy.cfg)
-      micro = Microbatches(rows, (shapes.tokens,))
-      return shapes, micro, self.plan(shapes, micro)
 
-    found = [with_rows(rows) for rows in tried]
-    fitting = [one for one in found if one[2].update <= one[2].device]
-    shapes, micro, plan = (fitting or found[-1:])[0]
-    print(
-      f"{passes(cfg, source)}; rows of {shapes.tokens:,} tokens, {micro.rows} per microbatch; "
-      f"the update takes {plan.update / MIB:,.0f} of {plan.device / MIB:,.0f} MiB per device"
+class Fitted(NamedTuple):
+  """Shapes of packed rows that fit the memory, or the smallest ones."""
+
+  shapes: PackConfig
+  micro: Microbatches
+  plan: MemoryPlan
+
+  @property
+  def description(self) -> str:
+    """One line for the user."""
+    return (
+      f"rows of {self.shapes.tokens:,} tokens, {self.micro.rows} per microbatch; the update takes "
+      f"{self.plan.update / MIB:,.0f} of {self.plan.device / MIB:,.0f} MiB per device"
     )
-    memory.check(plan, "the rows of a microbatch (micro_rows)")
-    return shapes, micro
 
-  def plan(self, shapes: PackConfig, micro: Microbatches) -> MemoryPlan:
-    """Bytes per device with the update of packed rows."""
+
+def fit(
+  cfg: DemonstrationTraining,
+  sizes: DemonstrationSizes,
+  each: int,
+  parts: TrainingParts,
+  rollouts: MemoryPlan,
+) -> Fitted:
+  """The most rows of a microbatch that fit the memory; nothing is allocated.
+
+  Args:
+    sizes: of some demonstrations.
+    each: sequences of one item: 1, or 2 for a pair.
+    parts: of the stage.
+    rollouts: plan of the rollouts with the state of the stage.
+  """
+  policy, devices = parts.policy, sharding.row_devices(compiled.train_mesh(parts.policy))
+  tried = [cfg.micro_rows] if cfg.micro_rows else list(_MICRO_ROWS)
+
+  def with_rows(rows: int) -> Fitted:
+    shapes = shapes_of(cfg, sizes, each * cfg.batch, rows * devices, policy.cfg)
+    micro = Microbatches(rows, (shapes.tokens,))
     images = shapes.images
     batch = BatchConfig((1,), shapes.tokens, images.vision, images.window_blocks, images.vocabulary)
-    return with_update(self.rollouts, self.parts.policy, micro, batch, 0)
+    return Fitted(shapes, micro, with_update(rollouts, policy, micro, batch, 0))
+
+  found = [with_rows(rows) for rows in tried]
+  fitting = [one for one in found if one.plan.update <= one.plan.device]
+  return (fitting or found[-1:])[0]

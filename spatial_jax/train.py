@@ -16,6 +16,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
+from spatial_jax import dry_run as dry_run_lib
 from spatial_jax import sharding, study
 from spatial_jax.cli import CONFIG_HELP, enable_compilation_cache, launch, no_arguments
 from spatial_jax.errors import UserError
@@ -23,10 +24,8 @@ from spatial_jax.machines import MACHINES, devices_of, this_machine
 from spatial_jax.prepare import (
   after_stage,
   conditions_of,
-  description,
   for_stage,
   prepare,
-  settings_as_json,
 )
 from spatial_jax.rollout import memory
 from spatial_jax.run_stage import run_stage
@@ -53,9 +52,21 @@ def dry_run(config: Any, machine: str) -> None:
   """
   if machine:
     jax.config.update("jax_platforms", "cpu")  # shapes alone; nothing runs
-  ready = prepare(settings_as_json(config), None, devices_of(machine), needs_weights=False)
-  print(description(ready))
-  memory.check(ready.plan, "config.rollout.slots")
+  conditions = conditions_of(config)
+  seen: set[str] = set()
+  for name, settings in conditions.items():
+    settings = settings | {"init": config.init}  # "@NAME" has the shape of the first start
+    ready = prepare(settings, None, devices_of(machine), needs_weights=False)
+    if not seen:
+      print("\n".join(dry_run_lib.head(ready)))
+    stages = dry_run_lib.describe(ready)
+    if name:
+      print(f"condition {name}: {', '.join(ready.cfg.stages)}")
+    for stage in stages:
+      if stage.lines[0] not in seen:
+        print("\n".join(stage.lines))
+      seen.add(stage.lines[0])
+      memory.check(stage.plan, stage.key)
   print("fits")
 
 

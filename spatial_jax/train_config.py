@@ -97,11 +97,6 @@ class TrainConfig(RunConfig):
     learn, rollout = self.learn, self.rollout
     _check_stages(self.stages)
     check_steps(learn.optimizer, self.loop.steps * learn.updates)
-    if rollout.prompts % learn.minibatches:
-      raise ConfigError(
-        f"config.learn.minibatches is {learn.minibatches} and must divide config.rollout.prompts, "
-        f"{rollout.prompts}"
-      )
     if rollout.group < 2:
       raise ConfigError(
         f"config.rollout.group is {rollout.group} and must be at least 2: "
@@ -172,6 +167,11 @@ def training_parts(cfg: TrainConfig, shape: QwenVLConfig, mesh: jax.sharding.Mes
     ConfigError: if prompts, image settings, adapters or frozen paths do not fit mesh or policy.
   """
   hosts = sharding.island_mesh(mesh).shape["island"]
+  if cfg.rollout.prompts % cfg.learn.minibatches:
+    raise ConfigError(
+      f"config.learn.minibatches is {cfg.learn.minibatches} and must divide config.rollout.prompts,"
+      f" {cfg.rollout.prompts}"
+    )
   name = "config.rollout.prompts" + (f" x {hosts} processes" if hosts > 1 else "")
   sharding.check_rows(cfg.rollout.prompts // cfg.learn.minibatches * hosts, name, mesh)
   check_preprocess(cfg.preprocess, shape, "config.preprocess")

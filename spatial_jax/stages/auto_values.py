@@ -268,7 +268,8 @@ def prompts_to_try(devices: int, processes: int) -> list[int]:
   """Returns numbers of prompts per step and process, the largest first.
 
   Args:
-    devices: of one process, over which rows are sharded; it divides each number.
+    devices: of one process, over which rows are sharded, times the minibatches of a step; it
+      divides each number.
     processes: which share the prompts of a step.
   """
   most = max(_MOST_PROMPTS // (devices * processes), 1)

@@ -1,0 +1,94 @@
+"""What a run would do, without weights: stages, tokens, memory and programs of each."""
+
+from typing import NamedTuple
+
+from spatial_jax import compiled
+from spatial_jax.data.files import FileSource
+from spatial_jax.hf.model_zoo import parameter_count
+from spatial_jax.prepare import Prepared, for_stage
+from spatial_jax.rollout.memory import MemoryPlan
+from spatial_jax.stages.context import plan
+from spatial_jax.stages.demonstrations import DemonstrationSizes
+from spatial_jax.supervised import fit
+from spatial_jax.train_config import StageName, TrainConfig, resident_bytes
+
+# Demonstrations without data: a third of the longest response, and an answer alone.
+_ASSUMED_SHARE, _ASSUMED_ANSWER = 3, 64
+
+
+class StageDescription(NamedTuple):
+  """One stage of a dry run."""
+
+  lines: list[str]
+  plan: MemoryPlan
+  key: str  # to lower if it does not fit
+
+
+def describe(ready: Prepared) -> list[StageDescription]:
+  """The stages of a run; nothing is allocated, and no weights are needed."""
+  return [_stage(ready, name) for name in ready.cfg.stages]
+
+
+def head(ready: Prepared) -> list[str]:
+  """Policy, data and tokens of a run."""
+  rollout = ready.cfg.rollout
+  data = ready.settings["source"]["kind"]
+  if ready.source is None:
+    data = f"no data: prompts of {rollout.prompt_buckets[-1]:,} tokens are assumed"
+  elif isinstance(ready.source, FileSource):
+    data = f"{ready.source.train_count:,} training tasks, {ready.source.bad_rows} rows left out"
+  trained = "adapters" if ready.cfg.lora.paths else "the parameters that are not frozen"
+  return [
+    f"stages: {', '.join(ready.cfg.stages)}; trains {trained}",
+    f"policy: {parameter_count(ready.shape) / 1e9:,.2f} B parameters, {ready.shape.family}",
+    f"data: {data}",
+    f"tokens: prompts up to {rollout.prompt_buckets[-1]:,}, responses up to "
+    f"{rollout.stop.max_response_tokens:,}; {rollout.prompts} prompts x {rollout.group} rollouts",
+  ]
+
+
+def _stage(ready: Prepared, name: StageName) -> StageDescription:
+  one = for_stage(ready, name)
+  cfg = one.cfg
+  if name == "grpo":
+    lines = [f"grpo: {cfg.loop.steps:,} steps, {cfg.learn.updates} updates each", str(ready.plan)]
+    return StageDescription([*lines, _programs(cfg)], ready.plan, "config.rollout.slots")
+  trained = {"sft": cfg.sft, "reject": cfg.reject.train, "dpo": cfg.dpo}[name]
+  mesh = compiled.train_mesh(one.parts.policy)
+  resident = resident_bytes(cfg, one.parts.policy, one.parts.optimizer)
+  shapes = compiled.rollout_buckets(cfg.rollout, mesh)
+  rollouts = plan(one.parts.policy, shapes, resident, ready.plan.device)
+  each = 2 if name == "dpo" else 1
+  fitted = fit(trained, _assumed(cfg, name), each, one.parts, rollouts)
+  what = "pairs" if name == "dpo" else "demonstrations"
+  sampled = f", after sampling {cfg.reject.tasks:,} tasks" if name == "reject" else ""
+  rows = ", ".join(map(str, fitted.shapes.rows))
+  lines = [
+    f"{name}: {trained.steps:,} steps of {trained.batch} {what}{sampled}; {fitted.description}",
+    f"programs: update {len(fitted.shapes.rows) * len(fitted.shapes.vision.windows)} (rows {rows})",
+  ]
+  return StageDescription(lines, fitted.plan, "the rows of a microbatch (micro_rows)")
+
+
+def _assumed(cfg: TrainConfig, name: StageName) -> DemonstrationSizes:
+  """Demonstrations about the largest prompts: they are measured when the run starts."""
+  response = cfg.rollout.stop.max_response_tokens // _ASSUMED_SHARE
+  prompt = cfg.rollout.prompt_buckets[-1]
+  vision = cfg.rollout.vision
+  return DemonstrationSizes(
+    tokens=(prompt + (_ASSUMED_ANSWER if name == "dpo" else response),),
+    windows=(vision.windows[-1],),
+    frames=(vision.frames[-1],),
+    patches=vision.patches[-1],
+  )
+
+
+def _programs(cfg: TrainConfig) -> str:
+  rollout, learn = cfg.rollout, cfg.learn
+  return (
+    f"programs: encode_images {len(rollout.vision.windows)}, prefill "
+    f"{len(rollout.prefill) * len(rollout.prompt_buckets)}, decode "
+    f"{len(rollout.decode_row_counts)}, append "
+    f"{len(rollout.append) * len(rollout.observation_buckets)}, update "
+    f"{len(learn.prefix_buckets) * len(learn.vision.windows)}"
+  )
