@@ -12,6 +12,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.utils import logging
 
 from benchmarks import measure, shapes
+from benchmarks.update_work import LOSS
 from spatial_jax.policy.config import QwenVLConfig
 
 LOGIT_CHUNK = 32  # tokens per row whose logits exist at once in the chunked variants
@@ -84,8 +85,9 @@ def logprobs(
     float32 [R, response].
   """
   count, prompt = len(rows.token_RT), len(rows.question.token_ids_T)
-  image = rows.question.image
-  patches_PX, grid_N3 = torch.tensor(image.patches_PX), torch.tensor([image.grid_3])
+  images = rows.question.images
+  patches_PX = torch.tensor(np.concatenate([image.patches_PX for image in images]))
+  grid_N3 = torch.tensor([image.grid_3 for image in images])
   if share_image:
     features_MD = model.model.visual(patches_PX, grid_thw=grid_N3).pooler_output
     # The model accepts the features of each image in place of the output of its vision tower.
@@ -121,3 +123,13 @@ def _score(
   logits[..., list(forbidden_ids)] = -torch.inf
   chosen_RT = logits.gather(-1, target_RT[..., None])[..., 0]
   return chosen_RT - logits.logsumexp(-1)
+
+
+def policy_loss(
+  logp_RT: torch.Tensor, old_logp_RT: torch.Tensor, advantage_R: torch.Tensor
+) -> torch.Tensor:
+  """`spatial_jax.learn.losses.policy_loss`: summed over the tokens of a microbatch."""
+  ratio_RT = torch.exp(logp_RT - old_logp_RT)
+  clipped_RT = ratio_RT.clamp(1.0 - LOSS.clip_low, 1.0 + LOSS.clip_high)
+  surrogate_RT = torch.minimum(ratio_RT * advantage_R[:, None], clipped_RT * advantage_R[:, None])
+  return -surrogate_RT.sum()

@@ -150,11 +150,15 @@ class Question:
 
 
 def questions(
-  cfg: QwenVLConfig, count: int = PROMPTS, images: int = 1, side_px: int = IMAGE_PX
+  cfg: QwenVLConfig,
+  count: int = PROMPTS,
+  images: int = 1,
+  side_px: int = IMAGE_PX,
+  text_after: int = TEXT_AFTER,
 ) -> list[Question]:
   """The prompts of all benchmarks; the same for both sides."""
   random = np.random.default_rng(0)
-  return [_question(cfg, random, images, side_px) for _ in range(count)]
+  return [_question(cfg, random, images, side_px, text_after) for _ in range(count)]
 
 
 def words(cfg: QwenVLConfig, count: int, random: np.random.Generator) -> np.ndarray:
@@ -163,7 +167,7 @@ def words(cfg: QwenVLConfig, count: int, random: np.random.Generator) -> np.ndar
 
 
 def _question(
-  cfg: QwenVLConfig, random: np.random.Generator, images: int, side_px: int
+  cfg: QwenVLConfig, random: np.random.Generator, images: int, side_px: int, text_after: int
 ) -> Question:
   shape = (side_px, side_px, 3)
   patched = [
@@ -171,7 +175,7 @@ def _question(
   ]
   tokens = patched[0].tokens
   image_ids = [cfg.vision_start_id, *[cfg.image_pad_id] * tokens, cfg.vision_end_id] * images
-  before, after = words(cfg, TEXT_BEFORE, random), words(cfg, TEXT_AFTER, random)
+  before, after = words(cfg, TEXT_BEFORE, random), words(cfg, text_after, random)
   token_ids_T = np.concatenate([before, np.asarray(image_ids, np.int32), after])
   grids = [image.grid_3 for image in patched]
   position_TA, following = mrope_positions(token_ids_T, grids, cfg, (), "max")

@@ -1,80 +1,49 @@
 """Seconds of one policy update: this repository and the same loss and optimizer in torch.
 
-    python -m benchmarks.update [--shape=nano] [--repeats=5] [--sides=...] [--out=update.json]
+    python -m benchmarks.update [--shape=nano] [--case=image|frames|long] [--repeats=5]
+        [--sides=...] [--out=update.json]
 
-8 prompts x 8 rollouts, 64 tokens of text and one image of 256 tokens each, 128 trained tokens.
-All parameters are trained, the vision tower too: clipped policy gradient, global clip, AdamW.
+All parameters are trained, the vision tower too: clipped policy gradient, global clip, AdamW. The
+cases are in `benchmarks.update_work`.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import numpy as np
 import torch
 from absl import app, flags
 
 from benchmarks import measure, peer, shapes
 from benchmarks.measure import Benchmark, Timed
+from benchmarks.update_work import CASES, LOSS, OPTIMIZER, make_batch, make_work
 from spatial_jax import compiled, sharding
-from spatial_jax.grammar import VILASR
 from spatial_jax.hf import weights
 from spatial_jax.learn.gradient import NO_OTHERS
-from spatial_jax.learn.losses import EntropyConfig, ImportanceConfig, KlConfig, LossConfig
-from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
-from spatial_jax.learn.train_batch import BatchConfig, Microbatches, to_train_batch
-from spatial_jax.policy.config import QwenVLConfig
-from spatial_jax.types import Rollouts, TrainState, Trajectory
+from spatial_jax.learn.optimizer import make_optimizer
+from spatial_jax.learn.train_batch import Microbatches
+from spatial_jax.types import TrainBatch, TrainState
 
-ROWS = shapes.PROMPTS * shapes.GROUP
-TOKENS = ROWS * shapes.RESPONSE
-ROW_TOKENS = shapes.RESPONSE + 1  # a row begins with the last token of its prompt
-CLIP_LOW, CLIP_HIGH = 0.2, 0.3
-LOSS = LossConfig(
-  kind="clip",
-  clip_low=CLIP_LOW,
-  clip_high=CLIP_HIGH,
-  dual_clip=0.0,
-  sapo_positive=1.0,
-  sapo_negative=1.0,
-  normalise="token",
-  length_constant=0,
-  kl=KlConfig(0.0, 0.0, 0, "k3", "loss", "start"),
-  importance=ImportanceConfig("none", 2.0, 0.5),
-  entropy=EntropyConfig(0.0, 1.0),
-)
-OPTIMIZER = OptimizerConfig(
-  kind="adamw",
-  learning_rate=1e-4,
-  rates=(),
-  schedule="constant",
-  warmup_steps=0,
-  total_steps=1000,
-  decay_steps=0,
-  b1=0.9,
-  b2=0.95,
-  eps=1e-8,
-  mu_dtype="float32",
-  gradient_dtype="float32",
-  weight_decay=0.01,
-  max_grad_norm=1.0,
-  scale_by_param_rms=False,
-  frozen=(),
-  ema_decay=0.0,
-)
 COMPARED_STEPS = 2  # from the checkpoint: the first shows loss and gradient, the next the optimizer
 LOSS_TOLERANCE = 1e-4
 NORM_TOLERANCE = 1e-3  # of the gradient's norm, relative to itself
 
 
 class OursVariant(NamedTuple):
-  """Settings of ours: rows in a microbatch, recomputation of layers, tokens with logits at once."""
+  """Settings of ours.
+
+  Attributes:
+    micro_rows: rows in a microbatch.
+    remat: layers are recomputed in the backward pass.
+    shared: the prefix runs once per group, else once per row.
+  """
 
   micro_rows: int
   remat: bool
-  logprob_chunk: int
+  shared: bool = True
 
 
 class TorchVariant(NamedTuple):
@@ -86,10 +55,11 @@ class TorchVariant(NamedTuple):
 
 
 OURS = {
-  "ours m64": OursVariant(64, False, 32),
-  "ours m16": OursVariant(16, False, 32),
-  "ours m8": OursVariant(8, False, 32),
-  "ours m8 remat": OursVariant(8, True, 32),
+  "ours m32": OursVariant(32, False),
+  "ours m8": OursVariant(8, False),
+  "ours m8 remat": OursVariant(8, True),
+  "ours m4 remat": OursVariant(4, True),
+  "ours m4 remat unshared": OursVariant(4, True, shared=False),
 }
 TORCH = {
   "torch": TorchVariant(False, False, False),
@@ -99,7 +69,11 @@ TORCH = {
   "torch shared": TorchVariant(False, False, True),
   "torch remat chunked shared": TorchVariant(True, True, True),
 }
-MICRO_ROWS = flags.DEFINE_integer("micro_rows", 8, "rows in a microbatch of torch, of one prompt")
+LOGPROB_CHUNK = 32  # tokens per row of ours whose logits exist at once
+CASE = flags.DEFINE_enum("case", "image", list(CASES), "sizes of the update")
+MICRO_ROWS = flags.DEFINE_integer(
+  "micro_rows", 8, "at most this number of rows in a microbatch of torch, of one prompt"
+)
 
 
 class Step(NamedTuple):
@@ -109,29 +83,6 @@ class Step(NamedTuple):
   grad_norm: float
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Work:
-  """The rollouts of the update: a response, its log-probabilities and an advantage per row."""
-
-  questions: list[shapes.Question]
-  response_RT: np.ndarray
-  old_logp_RT: np.ndarray
-  advantage_R: np.ndarray
-
-
-def make_work(cfg: QwenVLConfig) -> Work:
-  """Random responses with log-probabilities close to those of random weights: few are clipped."""
-  random = np.random.default_rng(1)
-  shape = (ROWS, shapes.RESPONSE)
-  noise_RT = random.normal(0.0, 0.2, shape)
-  return Work(
-    questions=shapes.questions(cfg),
-    response_RT=shapes.words(cfg, TOKENS, random).reshape(shape),
-    old_logp_RT=(noise_RT - np.log(cfg.decoder.vocabulary)).astype(np.float32),
-    advantage_R=random.normal(0.0, 1.0, ROWS).astype(np.float32),
-  )
-
-
 # --- ours --------------------------------------------------------------------------------------
 
 
@@ -139,24 +90,18 @@ class Ours:
   """The update program of training."""
 
   def __init__(self, folder: pathlib.Path):
-    cfg = weights.read_config(folder)
-    work = make_work(cfg)
-    batch_cfg = BatchConfig(
-      prefix_buckets=(len(work.questions[0].token_ids_T) - 1,),
-      tokens=ROW_TOKENS,
-      vision=shapes.VISION_BUCKETS,
-      window_blocks=cfg.vision.window_blocks,
-      vocabulary=cfg.decoder.vocabulary,
-    )
-    advantage_BG = work.advantage_R.reshape(shapes.PROMPTS, shapes.GROUP)
-    batch, _ = to_train_batch(_rollouts(cfg, work), advantage_BG, batch_cfg)
     self._folder = folder
-    self._policy = shapes.policy_of(cfg)
+    self._cfg = weights.read_config(folder)
+    self._work = make_work(self._cfg, CASES[CASE.value])
+    self._policy = shapes.policy_of(self._cfg)
     self._mesh = compiled.train_mesh(self._policy)
-    window = cfg.vision.window_patches
-    self._batch = sharding.place_train_batch(batch, window, self._mesh)
     self._optimizer = make_optimizer(OPTIMIZER)
     self._state = self._initial()
+
+  @functools.cache  # noqa: B019 - one object per process
+  def _batch(self, shared: bool) -> TrainBatch:
+    batch = make_batch(self._cfg, self._work, shared)
+    return sharding.place_train_batch(batch, self._cfg.vision.window_patches, self._mesh)
 
   def _initial(self) -> TrainState:
     params = shapes.load(self._folder, self._policy)
@@ -169,51 +114,17 @@ class Ours:
 
   def step_of(self, variant: OursVariant) -> Callable[[], Step]:
     """Returns a function that makes one step."""
-    policy = dataclasses.replace(
-      self._policy, remat=variant.remat, logprob_chunk=variant.logprob_chunk
-    )
-    micro = Microbatches(variant.micro_rows, (ROW_TOKENS,))
+    policy = dataclasses.replace(self._policy, remat=variant.remat, logprob_chunk=LOGPROB_CHUNK)
+    micro = Microbatches(variant.micro_rows, (self._work.case.row_tokens,))
     update = compiled.LearnPrograms(policy, self._optimizer, LOSS, micro).update
+    batch = self._batch(variant.shared)
 
     def step() -> Step:
-      state, metrics = update(self._state, self._batch, NO_OTHERS)
+      state, metrics = update(self._state, batch, NO_OTHERS)
       self._state = jax.block_until_ready(state)
       return Step(float(metrics["loss"]), float(metrics["grad_norm"]))
 
     return step
-
-
-def _rollouts(cfg: QwenVLConfig, work: Work) -> Rollouts:
-  """The work as trajectories, the input of `to_train_batch`."""
-
-  def trajectory(number: int) -> Trajectory:
-    question = work.questions[number // shapes.GROUP]
-    prompt = len(question.token_ids_T)
-    following_TA = question.next_position + np.arange(shapes.RESPONSE)[:, None].repeat(3, axis=1)
-    trained_T = np.arange(prompt + shapes.RESPONSE) >= prompt
-    untrained_T = np.zeros(prompt, np.float32)
-    return Trajectory(
-      task_id=f"question-{number // shapes.GROUP}",
-      sample=number % shapes.GROUP,
-      seed_path=(),
-      temperature=1.0,
-      forbidden_ids=shapes.forbidden_ids(cfg),
-      token_ids_T=np.concatenate([question.token_ids_T, work.response_RT[number]]),
-      position_TA=np.concatenate([question.position_TA, following_TA.astype(np.int32)]),
-      trained_T=trained_T,
-      logp_T=np.concatenate([untrained_T, work.old_logp_RT[number]]),
-      policy_step_T=np.where(trained_T, 0, -1).astype(np.int32),
-      images=(question.image,),
-      image_start=(question.image_start,),
-      prompt_length=prompt,
-      prompt_images=1,
-      turns=(),
-      end_reason="token_limit",
-      grammar=VILASR,
-    )
-
-  rows = [trajectory(number) for number in range(ROWS)]
-  return [rows[i : i + shapes.GROUP] for i in range(0, ROWS, shapes.GROUP)]
 
 
 # --- torch -------------------------------------------------------------------------------------
@@ -224,14 +135,16 @@ class Torch:
 
   def __init__(self, folder: pathlib.Path):
     cfg = weights.read_config(folder)
-    work, count = make_work(cfg), MICRO_ROWS.value
+    case = CASES[CASE.value]
+    work, count = make_work(cfg, case), min(MICRO_ROWS.value, case.group)
+    self._trained = case.trained
     self._folder = folder
     self._model = peer.load(folder).train()
     self._optimizer = _adamw(self._model)
     self._parts = []
-    for first in range(0, ROWS, count):
+    for first in range(0, case.rows, count):
       part = slice(first, first + count)
-      question = work.questions[first // shapes.GROUP]
+      question = work.questions[first // case.group]
       numbers = torch.tensor(work.old_logp_RT[part]), torch.tensor(work.advantage_R[part])
       self._parts.append((peer.rows(cfg, question, work.response_RT[part]), *numbers))
 
@@ -254,7 +167,7 @@ class Torch:
       total = 0.0
       for rows, old_logp_RT, advantage_R in self._parts:
         logp_RT = peer.logprobs(self._model, rows, variant.chunked_logits, variant.share_image)
-        loss = _policy_loss(logp_RT, old_logp_RT, advantage_R)
+        loss = peer.policy_loss(logp_RT, old_logp_RT, advantage_R) / self._trained
         loss.backward()
         total += loss.item()
       norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), OPTIMIZER.max_grad_norm)
@@ -262,16 +175,6 @@ class Torch:
       return Step(total, norm.item())
 
     return step
-
-
-def _policy_loss(
-  logp_RT: torch.Tensor, old_logp_RT: torch.Tensor, advantage_R: torch.Tensor
-) -> torch.Tensor:
-  """`spatial_jax.learn.losses.policy_loss`: the part of a microbatch of the mean over tokens."""
-  ratio_RT = torch.exp(logp_RT - old_logp_RT)
-  clipped_RT = ratio_RT.clamp(1.0 - CLIP_LOW, 1.0 + CLIP_HIGH)
-  surrogate_RT = torch.minimum(ratio_RT * advantage_R[:, None], clipped_RT * advantage_R[:, None])
-  return -surrogate_RT.sum() / TOKENS
 
 
 def _adamw(model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -336,24 +239,26 @@ def main(argv: list[str]) -> None:
   """Measures and prints."""
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-  if shapes.GROUP % MICRO_ROWS.value:
-    raise app.UsageError(f"--micro_rows divides {shapes.GROUP}; got {MICRO_ROWS.value}")
+  case = CASES[CASE.value]
+  if case.group % min(MICRO_ROWS.value, case.group):
+    raise app.UsageError(f"--micro_rows divides {case.group}; got {MICRO_ROWS.value}")
+  prompt = shapes.TEXT_BEFORE + 258 * case.images + case.text_after
   measure.run(
     Benchmark(
       title=(
-        f"Update: {shapes.PROMPTS} prompts x {shapes.GROUP} rollouts, 64 tokens of text and an "
-        f"image of 256, {shapes.RESPONSE} trained tokens for every row"
+        f"Update, {CASE.value}: {case.prompts} prompts x {case.group} rollouts, prompts of "
+        f"{prompt:,} tokens with {case.images} images, {case.response} trained tokens per row"
       ),
       unit="trained tokens",
-      tokens=TOKENS,
+      tokens=case.trained,
       sides=tuple(measure.chosen({**OURS, **TORCH})),
       time=time,
       load=load,
       notes=(
         "Included on both sides: vision tower, clipped policy gradient, global clip, AdamW on all "
         "parameters. Left out on both: making the batch, loading.",
-        "Ours runs each image and each prompt once per group; m64, m16, m8: rows in a microbatch; "
-        "logits of 32 tokens at once.",
+        "Ours runs each image once, and each prompt once per group (unshared: once per row); m32, "
+        "m8, m4: rows in a microbatch; logits of 32 tokens at once.",
         f"torch: full rows, {MICRO_ROWS.value} in a microbatch, logits of trained tokens only.",
         "remat: layers are recomputed in the backward pass. chunked: logits are recomputed, "
         f"{peer.LOGIT_CHUNK} tokens at once. shared: the image is encoded once for all rows of a "

@@ -7,7 +7,8 @@
 
 Data: PhyX (Hugging Face, Cloudriver/PhyX), converted by
          python -m spatial_jax.tools.build --format=phyx --input=FILE --out=DIR
-       then config.source.path=DIR/rows.jsonl. Rows with solutions (with_steps) have turns for SFT.
+       then config.source.path=DIR/rows.jsonl. SFT imitates the solutions of
+       "with_steps", in a column solution, steps or answer_with_steps.
 Source: "Reward design for physical reasoning in VLMs" (arXiv:2604.13993). Stated: the four signals,
 PhyX, a model of 2B (Granite Vision, here Qwen2-VL). Not stated: weights, layers, group, rates,
 split, prompts; here rubric weights 0.4, 0.2, 0.2, 0.1, 0.1 and attention 0.5 A2 + 0.5 A3 over the

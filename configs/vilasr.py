@@ -63,8 +63,8 @@ def tiny() -> ConfigDict:
   cfg = tiny_defaults.get_config()
   cfg.stages = _ALL
   cfg.source.questions.types = ("object_abs_distance", "object_size_estimation", "camera_distance")
-  cfg.sft.update({"steps": 90, "draw_fraction": 0.7, "correct_fraction": 0.4})
-  cfg.sft.optimizer.learning_rate = 2e-4
+  cfg.sft.update({"steps": 70, "draw_fraction": 1.0, "correct_fraction": 0.5})
+  cfg.sft.optimizer.learning_rate = 1e-4
   cfg.reject.tasks = 192
   cfg.reject.keep.min_score = 0.3
   cfg.reject.train.steps = 16
@@ -77,6 +77,6 @@ def tiny() -> ConfigDict:
   cfg.learn.advantage.alpha = 0.0
   cfg.learn.loss.dual_clip = 3.0
   _equation_2(cfg.learn.reward)
-  cfg.evaluation.update({"tasks": 96, "progress_tasks": 32, "pass_at": 8, "temperatures": ()})
+  cfg.evaluation.update({"tasks": 64, "progress_tasks": 32, "pass_at": 8, "temperatures": ()})
   cfg.evaluation.other_images = False
   return cfg

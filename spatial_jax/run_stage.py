@@ -32,6 +32,7 @@ from spatial_jax.evaluate.results import is_up_to_date
 from spatial_jax.prepare import Prepared
 from spatial_jax.report.report import About, write_report
 from spatial_jax.report.reward_card import RewardCard
+from spatial_jax.reward.custom import check_functions
 from spatial_jax.rollout.engine import Engine
 from spatial_jax.stages import loop
 from spatial_jax.stages.context import RunContext, open_context, plan
@@ -95,7 +96,9 @@ def run_stage(ready: Prepared, name: StageName, workdir: pathlib.Path) -> None:
   if is_finished(cfg, workdir):
     print(f"{workdir} is finished; delete {workdir}/results.json to evaluate again")
     return
-  source.batch(cfg.seed, 0, 1)  # refuses a source without training tasks
+  examples = source.batch(cfg.seed, 0, 3)  # refuses a source without training tasks
+  if name in ("grpo", "reject"):
+    check_functions(cfg.learn.reward, examples)
   check_held_out(cfg, source)
   trained_on = source.benchmark or files.benchmark
   with open_context(ready.parts.policy, files, form, cfg, trained_on) as context:

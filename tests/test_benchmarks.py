@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import measure, shapes
+from benchmarks import measure, shapes, update_work
 from spatial_jax.hf import weights
 from spatial_jax.learn.losses import policy_loss
 from spatial_jax.policy.qwen_vl import make_policy
@@ -78,28 +78,30 @@ def test_results_that_differ_are_an_error():
 @pytest.mark.torch
 def test_torch_side_has_the_same_loss():
   torch = pytest.importorskip("torch")
-  from benchmarks import update
+  from benchmarks import peer
 
   random = np.random.default_rng(0)
-  logp_RT, old_logp_RT = random.normal(-2.0, 0.5, (2, update.ROWS, 128)).astype(np.float32)
-  advantage_R = random.normal(size=update.ROWS).astype(np.float32)
+  logp_RT, old_logp_RT = random.normal(-2.0, 0.5, (2, 16, 128)).astype(np.float32)
+  advantage_R = random.normal(size=16).astype(np.float32)
   trained_RT = np.ones(logp_RT.shape, bool)
-  weight_R = np.full(update.ROWS, 1 / update.TOKENS, np.float32)
-  ours, _ = policy_loss(logp_RT, old_logp_RT, advantage_R, trained_RT, weight_R, update.LOSS)
-  theirs = update._policy_loss(*map(torch.tensor, (logp_RT, old_logp_RT, advantage_R)))
-  np.testing.assert_allclose(ours, theirs.item(), rtol=1e-5)
+  weight_R = np.full(16, 1 / logp_RT.size, np.float32)
+  ours, _ = policy_loss(logp_RT, old_logp_RT, advantage_R, trained_RT, weight_R, update_work.LOSS)
+  theirs = peer.policy_loss(*map(torch.tensor, (logp_RT, old_logp_RT, advantage_R)))
+  np.testing.assert_allclose(ours, theirs.item() / logp_RT.size, rtol=1e-5)
 
 
-@pytest.mark.torch
-def test_batches_of_the_update_train_every_response():
-  pytest.importorskip("torch")
-  from benchmarks import update
-
-  cfg = shapes.SHAPES["nano"]
-  groups = update._rollouts(cfg, update.make_work(cfg))
-  rows = [trajectory for group in groups for trajectory in group]
-  assert [len(group) for group in groups] == [shapes.GROUP] * shapes.PROMPTS
-  assert {(len(r.token_ids_T), r.trained_T.sum()) for r in rows} == {(448, 128)}
+@pytest.mark.parametrize("name", update_work.CASES)
+def test_batches_of_the_update_train_every_response(name):
+  cfg, case = shapes.SHAPES["nano"], update_work.CASES[name]
+  work = update_work.make_work(cfg, case)
+  prompt = len(work.questions[0].token_ids_T)
+  assert prompt == {"image": 320, "frames": 1094, "long": 8192}[name]
+  for shared in (True, False):
+    batch = update_work.make_batch(cfg, work, shared)
+    prefixes = case.prompts if shared else case.rows
+    assert batch.prefix.token_RT.shape == (prefixes, prompt - 1)
+    assert batch.rows.trained_RT.sum() == case.trained
+    assert set(batch.rows.trained_RT.sum(axis=1)) == {case.response}
 
 
 @pytest.mark.torch

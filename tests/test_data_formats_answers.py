@@ -19,6 +19,7 @@ from spatial_jax.data.formats.answers import (
 from spatial_jax.data.formats.benchmarks import SAT
 from spatial_jax.data.formats.fields import Fields
 from spatial_jax.data.formats.media import image_of, images_of_base64, scene_of, videos_of
+from spatial_jax.data.formats.phyx import PhyX
 from spatial_jax.data.formats.sharegpt import ShareGPT
 from spatial_jax.data.formats.spar7m import Spar7m
 from spatial_jax.data.formats.tables import parse_options
@@ -400,3 +401,16 @@ def test_broken_marks_are_refused(marks):
 def test_marks_with_names_are_refused():
   with pytest.raises(RowProblem, match="names drawn beside the marks"):
     spar("spatial_imagination_map_mv", 1)
+
+
+def test_a_solution_of_phyx_is_kept_for_sft():
+  row = {
+    "id": 1,
+    "question": "How fast?",
+    "answer": "3.5 m/s",
+    "image": "a.png",
+    "category": "Optics",
+  }
+  converted = PhyX().convert(Fields(row | {"steps": "v = s / t."}, "phyx.jsonl"))
+  assert converted["extra"] == {"category": "Optics", "key": "3.5 m/s", "solution": "v = s / t."}
+  assert "solution" not in PhyX().convert(Fields(row, "phyx.jsonl"))["extra"]

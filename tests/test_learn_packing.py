@@ -134,7 +134,7 @@ def test_first_fit_places_every_sequence_once_and_no_row_is_too_long(lengths, si
   assert sorted(n for row in rows for n in row) == list(range(len(lengths)))
   assert all(sum(lengths[n] for n in row) <= size for row in rows)
   assert len(first_fit(lengths, 0)) == len(lengths)
-  most = row_buckets(len(lengths), max(lengths), float(np.mean(lengths)), size, 1)[-1]
+  most = row_buckets(len(lengths), lengths, max(lengths), size, 1)[-1]
   assert len(rows) <= most
 
 

@@ -16,7 +16,7 @@ from spatial_jax.errors import UserError
 from spatial_jax.reward.attention import attention_reward, concentration
 from spatial_jax.reward.compose import length_component, score
 from spatial_jax.reward.config import LengthConfig, RewardConfig
-from spatial_jax.reward.custom import check_function, load_function
+from spatial_jax.reward.custom import check_functions, load_function
 from spatial_jax.reward.phyx import matches_choice, matches_open
 from spatial_jax.reward.principles import KEYWORDS, names_principle
 from spatial_jax.reward.reflection import is_reflective, reflections
@@ -135,12 +135,21 @@ def write(tmp_path, body):
   return f"{path}:reward"
 
 
-def test_a_users_function_reads_the_response(tmp_path):
+def test_a_users_function_reads_the_response(tmp_path, capsys):
   place = write(tmp_path, "return 0.25 * (response.answer == response.task.answer) + 1")
   cfg = only("custom", custom=place)
   scores = scores_of(rollout(answering("2.0")), rollout(answering("3")), cfg=cfg)
   np.testing.assert_allclose(scores.reward_BG[0], [1.25, 1.0])
-  assert check_function(place, [DISTANCE]) == [1.25, 1.0, 1.0]
+  check_functions(cfg, [DISTANCE])
+  assert "a right, a wrong and no answer are rewarded 1.25, 1, 1" in capsys.readouterr().out
+
+
+def test_functions_are_checked_only_if_they_are_used(tmp_path):
+  place = write(tmp_path, "return None")
+  check_functions(only("accuracy", custom=place), [DISTANCE])
+  judged = only("rubric", **{"rubric.judge": place})
+  with pytest.raises(UserError, match="task distance sample 0: the reward is NoneType"):
+    check_functions(judged, [DISTANCE])
 
 
 @pytest.mark.parametrize(

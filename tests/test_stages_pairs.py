@@ -183,6 +183,15 @@ def test_a_demonstration_that_cannot_be_imitated_is_named(turns, message):
     demonstrator()(task)
 
 
+def test_a_task_with_a_solution_is_imitated_with_it():
+  task = dataclasses.replace(drawing_task(), unit="m", extra={"solution": "d = 2 m."})
+  text = demonstrator()(task).text
+  assert text == "<think> d = 2 m. </think> Action: Answer\n<answer> 2.1 m </answer>"
+  tagged = dataclasses.replace(task, extra={"solution": "<answer> 2 </answer>"})
+  with pytest.raises(DataError, match="its solution cannot be imitated"):
+    demonstrator()(tagged)
+
+
 def test_a_demonstration_that_is_too_long_is_named():
   with pytest.raises(DataError, match=r"has \d+ tokens, at most 16 fit"):
     demonstrator(Solver(SolverConfig(0.0, 0.0, 3)), most=16)(drawing_task())

@@ -22,6 +22,8 @@ from spatial_jax.learn.train_batch import (
 )
 from spatial_jax.types import PackedBatch, PackedRows, TokenArrays, Trajectory
 
+_RANDOM_BATCHES = 16  # of measured lengths
+
 
 @dataclasses.dataclass(frozen=True)
 class PackConfig:
@@ -132,16 +134,19 @@ def sequence_weights(trajectories: Sequence[Trajectory], by_token: bool) -> np.n
 
 
 def row_buckets(
-  sequences: int, longest: int, mean: float, tokens: int, multiple: int
+  sequences: int, lengths: Sequence[int], longest: int, tokens: int, multiple: int
 ) -> tuple[int, ...]:
   """Numbers of rows that batches of demonstrations need: a usual one, and the largest possible.
 
   Args:
     sequences: in a batch.
-    longest, mean: length of the sequences, tokens.
+    lengths: of some sequences, tokens; the usual number is the largest of random batches of them.
+    longest: length that is allowed for, tokens.
     tokens: length of a row.
     multiple: devices that rows are sharded over, and rows of a microbatch.
   """
-  fitting = max(1, tokens // max(int(mean * 1.25), 1))
-  usual, most = -(-sequences // fitting), -(-sequences // max(1, tokens // longest))
+  rng = np.random.default_rng(0)
+  batches = [rng.choice(lengths, sequences).tolist() for _ in range(_RANDOM_BATCHES)]
+  usual = max(len(first_fit(batch, tokens)) for batch in batches)
+  most = -(-sequences // max(1, tokens // longest))
   return tuple(sorted({-(-count // multiple) * multiple for count in (usual, most)}))

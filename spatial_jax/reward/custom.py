@@ -11,13 +11,14 @@ import functools
 import importlib.util
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import numpy as np
 
 from spatial_jax.config import ConfigError
 from spatial_jax.errors import UserError
+from spatial_jax.reward.config import RewardConfig
 from spatial_jax.types import Task, Turn
 
 
@@ -87,28 +88,37 @@ def custom_reward(place: str, response: Response) -> float:
   return float(value)
 
 
-def check_function(place: str, tasks: list[Task]) -> list[float]:
-  """Calls the function with a right, a wrong and no answer; errors as in `custom_reward`.
+def check_functions(cfg: RewardConfig, tasks: Sequence[Task]) -> None:
+  """Calls the user's functions, reward and judge, with a right, a wrong and no answer.
+
+  Prints the values. Errors as in `custom_reward`.
 
   Args:
+    cfg: of the reward; without functions of the user nothing is called.
     tasks: examples of the data, at least one.
-
-  Returns:
-    The three rewards.
   """
-  answers = (tasks[0].answer, "no idea", None)
+  places = [cfg.custom] if "custom" in cfg.active else []
+  if "rubric" in cfg.active and cfg.rubric.judge:
+    places.append(cfg.rubric.judge)
+  for place in places:
+    values = [custom_reward(place, response) for response in _examples(tasks)]
+    shown = ", ".join(f"{value:g}" for value in values)
+    print(f"{place}: a right, a wrong and no answer are rewarded {shown}")
+
+
+def _examples(tasks: Sequence[Task]) -> list[Response]:
+  """A right, a wrong and no answer, to three tasks if there are as many."""
+  chosen = [tasks[number % len(tasks)] for number in range(3)]
+  answers = (chosen[0].answer, "no idea", None)
   return [
-    custom_reward(
-      place,
-      Response(
-        text="" if answer is None else f"<think> I look. </think> <answer> {answer} </answer>",
-        answer=answer,
-        task=tasks[number % len(tasks)],
-        turns=(),
-        tokens=0 if answer is None else 8,
-        end_reason="no_action" if answer is None else "answer",
-        sample=number,
-      ),
+    Response(
+      text="" if answer is None else f"<think> I look. </think> <answer> {answer} </answer>",
+      answer=answer,
+      task=task,
+      turns=(),
+      tokens=0 if answer is None else 8,
+      end_reason="no_action" if answer is None else "answer",
+      sample=number,
     )
-    for number, answer in enumerate(answers)
+    for number, (task, answer) in enumerate(zip(chosen, answers, strict=True))
   ]

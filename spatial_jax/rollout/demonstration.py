@@ -2,7 +2,7 @@
 
     turns of a row (text, images)  ──┐
     script of a solver             ──┼──► Trajectory, every token of its turns trained
-    true answer alone              ──┘
+    true answer, with a solution   ──┘
 
 A text is written as the policy would write it. What it draws is drawn again, unless the row gives
 the images.
@@ -201,17 +201,22 @@ def _problem(parsed: Parsed, turn: DemonstratedTurn, last: bool, grammar: Gramma
 
 
 def answer_turn(task: Task, grammar: Grammar) -> DemonstratedTurn:
-  """The response that is the true answer alone.
+  """The response that is the true answer, after the solution `extra["solution"]` if there is one.
 
   Raises:
-    DataError: if the form asks for reasoning, which an answer has not.
+    DataError: if the form asks for reasoning and there is none, or it contains a tag.
   """
-  if grammar.reasoning:
+  solution = str(task.extra.get("solution") or "") if grammar.reasoning else ""
+  if grammar.reasoning and not solution:
     raise DataError(
       f"task {task.task_id} has no turns to imitate, and the form of config.text asks for "
       "reasoning; add the field turns, or use text=vanilla"
     )
-  return DemonstratedTurn(write_answer("", task.answer, grammar), None, None)
+  answer = f"{task.answer} {task.unit}" if solution and task.unit else task.answer
+  try:
+    return DemonstratedTurn(write_answer(solution, answer, grammar), None, None)
+  except ValueError as error:
+    raise DataError(f"task {task.task_id}: its solution cannot be imitated: {error}") from error
 
 
 def demonstration_trajectory(

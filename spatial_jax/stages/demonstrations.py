@@ -25,6 +25,7 @@ Item = TypeVar("Item")
 _MULTIPLE = 128  # lengths of rows are rounded up to it: the TPU kernel reads such blocks
 _MEASURED = 96  # demonstrations whose sizes are measured
 _MARGIN = 1.25  # of the longest measured one
+_MANY_PASSES = 20  # over the data
 _LEAST_ROW = 512  # tokens: several short demonstrations share a row
 
 
@@ -55,7 +56,9 @@ def passes(cfg: DemonstrationTraining, source: Source) -> str:
   if not isinstance(source, FileSource):
     return f"{cfg.steps} steps of {cfg.batch} synthetic demonstrations"
   times = cfg.steps * cfg.batch / source.train_count
-  return f"{cfg.steps} steps of {cfg.batch}: {times:.1f} passes over {source.train_count:,} rows"
+  few = ", which it will memorise; take fewer steps or more rows" if times > _MANY_PASSES else ""
+  rows = f"{source.train_count:,} rows{few}"
+  return f"{cfg.steps} steps of {cfg.batch}: {times:.1f} passes over {rows}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +116,7 @@ def shapes_of(
   longest = int(max(sizes.tokens) * _MARGIN)
   tokens = cfg.tokens or max(-(-longest // _MULTIPLE) * _MULTIPLE, _LEAST_ROW)
   if cfg.pack:
-    rows = row_buckets(
-      sequences, min(longest, tokens), float(np.mean(sizes.tokens)), tokens, multiple
-    )
+    rows = row_buckets(sequences, sizes.tokens, min(longest, tokens), tokens, multiple)
   else:
     rows = (-(-sequences // multiple) * multiple,)
 

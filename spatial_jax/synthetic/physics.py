@@ -17,11 +17,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from spatial_jax.config import check_field, check_number, check_whole
-from spatial_jax.synthetic.physics_templates import TEMPLATES, Problem
+from spatial_jax.synthetic.physics_fields import FIELDS
+from spatial_jax.synthetic.physics_matter import MATTER
+from spatial_jax.synthetic.physics_problem import Problem
 from spatial_jax.types import ImageRef, Task
 
 TextLevel = Literal["full", "de_redundant", "minimal"]
-CATEGORIES = tuple(dict.fromkeys(template.category for template in TEMPLATES))
+TEMPLATES = MATTER | FIELDS
+CATEGORIES = tuple(TEMPLATES)
 _STREAM = 12  # of random numbers
 _OPTIONS = 4
 _FACTORS = (0.4, 0.5, 0.66, 1.5, 2.0, 2.5)  # of wrong options
@@ -47,14 +50,14 @@ class PhysicsConfig:
 
 
 def physics_tasks(cfg: PhysicsConfig) -> Callable[[int], list[Task]]:
-  """A function from a number to one problem; numbers go through the templates in turn."""
+  """A function from a number to one problem of a random template."""
   names = cfg.categories or CATEGORIES
-  templates = [template for template in TEMPLATES if template.category in names]
+  templates = [template for name in CATEGORIES if name in names for template in TEMPLATES[name]]
 
   def tasks_of(number: int) -> list[Task]:
     rng = np.random.default_rng((number, _STREAM))
     template = templates[int(rng.integers(len(templates)))]
-    return [problem_task(template.make(rng), number, rng, cfg)]
+    return [problem_task(template(rng), number, rng, cfg)]
 
   return tasks_of
 

@@ -73,7 +73,7 @@ def _with_mistake(
   operations = tuple(wrong if i == number else o for i, o in enumerate(first.operations))
   return (
     dataclasses.replace(first, operations=operations),
-    ScriptTurn(f"The box misses the {right.label}. I mark it again.", (right,), None),
+    ScriptTurn(f"I mark the {right.label} again.", (right,), None),
     *rest,
   )
 

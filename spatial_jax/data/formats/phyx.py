@@ -2,6 +2,7 @@
 
 default rows    question, question_description, options, answer, image, category, subfield, ...
 mc, oe, TSV     index, question with its options, image (base64), answer, category
+with steps      further a solution, which SFT imitates
 """
 
 import re
@@ -52,13 +53,16 @@ class PhyX(Format):
       kind = "number" if is_quantity(answer) else None
       fields = embedded_fields(question, answer, kind)
     identity = row.label("id", "index")
+    solution = row.text_or_none("solution", "steps", "answer_with_steps")
     return {
       **fields,
       "images": _images(row),
       "id": f"phyx/{identity}" if identity else None,
       "type": row.label("category", "subfield"),
       "benchmark": "phyx",
-      "extra": row.extra() | {"category": row.label("category"), "key": str(answer)},
+      "extra": row.extra()
+      | {"category": row.label("category"), "key": str(answer)}
+      | ({"solution": solution} if solution else {}),
     }
 
 
