@@ -16,7 +16,7 @@ DECODER_KERNELS = (r"^decoder/layers/attn/[qkvo]/kernel", r"^decoder/layers/mlp/
 def get_config() -> ConfigDict:
   """Reinforcement learning of a released Qwen-VL on data files, with adapters."""
   cfg, steps = ConfigDict(), FieldReference(200)
-  cfg.stages = ("grpo",)  # run in this order
+  cfg.stages = ("grpo",)  # run in this order; conditions: see docs/stages.md
   cfg.max_parameters = 0  # of the policy; 0: any
   cfg.seed = 0
   cfg.init = ""  # Hugging Face folder or work directory of a run
@@ -31,18 +31,10 @@ def get_config() -> ConfigDict:
   cfg.mesh = ConfigDict({"data": None, "fsdp": None, "tensor": None})
   cfg.source = sources.source()
   cfg.text = "think"  # prompt form: vsGRPO's; "vilasr" draws; see docs/prompts.md
-  cfg.preprocess = ConfigDict(
-    {
-      "patch_size": None,
-      "merge_size": None,
-      "temporal_size": None,
-      "min_pixels": None,
-      # 1,280 visual tokens (Qwen3-VL: 980). Released models allow ten times more.
-      "max_pixels": 1280 * 28 * 28,
-      "mean": None,
-      "std": None,
-    }
-  )
+  names = ("patch_size", "merge_size", "temporal_size", "min_pixels", "mean", "std")
+  cfg.preprocess = ConfigDict(dict.fromkeys(names))  # of the policy
+  # 1,280 visual tokens (Qwen3-VL: 980). Released models allow ten times more.
+  cfg.preprocess.max_pixels = 1280 * 28 * 28
   cfg.video = ConfigDict(
     {
       "as_images": False,
@@ -63,7 +55,6 @@ def get_config() -> ConfigDict:
   cfg.dpo = supervised.dpo(5e-7)
   cfg.learn = learn(steps)
   cfg.evaluation = evaluation()
-  cfg.conditions = ConfigDict()  # name -> changes of this config, each a run of its own
   return cfg
 
 

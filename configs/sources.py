@@ -7,17 +7,9 @@ def source() -> ConfigDict:
   """Data files; procedural rooms of 4 to 10 objects, one image each, for kind "procedural"."""
   return ConfigDict(
     {
-      "kind": "files",  # or "procedural", "rooms", "photos"
+      "kind": "files",  # or "procedural", "rooms", "photos", "mazes", "physics"
       "path": "",  # folder of the data of rooms or photos; data files, joined by commas
-      "files": {
-        "weights": (),
-        "held_out": "",
-        "held_out_fraction": 0.1,
-        "columns": (),
-        "order": "shuffled",
-        "max_bad_fraction": 0.05,
-        "check_media": True,
-      },
+      "files": files(),
       "rooms": {
         "objects": (4, 10),
         "side_m": (3.0, 6.0),
@@ -48,23 +40,52 @@ def source() -> ConfigDict:
         "seconds_per_view": 2.0,
         "task_id_prefix": "",
       },
-      "mazes": {
-        "types": ("maze_exit", "maze_moves", "tangled_lines"),
-        "size_px": 448,
-        "cells": 6,
-        "path_cells": (3, 12),
-        "lines": 4,
-        "crossings": 4,
-      },
-      "physics": {
-        "categories": (),
-        "text_levels": ("full", "de_redundant", "minimal"),
-        "choice_fraction": 0.5,  # PhyX has each problem in both forms
-        "spatial_fraction": 0.5,
-        "size_px": 448,
-      },
+      "mazes": mazes(),
+      "physics": physics(),
       "max_tasks_per_scene": 2,  # in a batch: rendering costs time, variety of rooms helps
       # For directions, which one room in 20 offers; every room that is tried is rendered.
       "rare_type_retries": 2,
+    }
+  )
+
+
+def files() -> ConfigDict:
+  """Data files."""
+  return ConfigDict(
+    {
+      "weights": (),
+      "held_out": "",
+      "held_out_fraction": 0.1,
+      "columns": (),
+      "order": "shuffled",
+      "max_bad_fraction": 0.05,
+      "check_media": True,
+    }
+  )
+
+
+def mazes() -> ConfigDict:
+  """Mazes and tangled lines."""
+  return ConfigDict(
+    {
+      "types": ("maze_exit", "maze_moves", "tangled_lines"),
+      "size_px": 448,
+      "cells": 6,
+      "path_cells": (3, 12),
+      "lines": 4,
+      "crossings": 4,
+    }
+  )
+
+
+def physics() -> ConfigDict:
+  """Problems of physics in the row format of PhyX."""
+  return ConfigDict(
+    {
+      "categories": (),
+      "text_levels": ("full", "de_redundant", "minimal"),
+      "choice_fraction": 0.5,  # PhyX has each problem in both forms
+      "spatial_fraction": 0.5,
+      "size_px": 448,
     }
   )

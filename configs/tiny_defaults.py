@@ -43,7 +43,6 @@ def get_config() -> ConfigDict:
   cfg.dpo = dpo(40)
   cfg.learn = learn(steps)
   cfg.evaluation = evaluation()
-  cfg.conditions = ConfigDict()
   return cfg
 
 

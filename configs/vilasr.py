@@ -64,7 +64,7 @@ def tiny() -> ConfigDict:
   cfg.stages = _ALL
   cfg.source.questions.types = ("object_abs_distance", "object_size_estimation", "camera_distance")
   cfg.sft.update({"steps": 70, "draw_fraction": 1.0, "correct_fraction": 0.5})
-  cfg.sft.optimizer.learning_rate = 1e-4
+  cfg.sft.optimizer.learning_rate = 7e-5
   cfg.reject.tasks = 192
   cfg.reject.keep.min_score = 0.3
   cfg.reject.train.steps = 16

@@ -40,11 +40,15 @@ def head(ready: Prepared) -> list[str]:
   trained = "adapters" if ready.cfg.lora.paths else "the parameters that are not frozen"
   return [
     f"stages: {', '.join(ready.cfg.stages)}; trains {trained}",
-    f"policy: {parameter_count(ready.shape) / 1e9:,.2f} B parameters, {ready.shape.family}",
+    f"policy: {_size(parameter_count(ready.shape))} parameters, {ready.shape.family}",
     f"data: {data}",
     f"tokens: prompts up to {rollout.prompt_buckets[-1]:,}, responses up to "
     f"{rollout.stop.max_response_tokens:,}; {rollout.prompts} prompts x {rollout.group} rollouts",
   ]
+
+
+def _size(count: int) -> str:
+  return f"{count / 1e9:,.2f} B" if count >= 1e8 else f"{count / 1e6:,.2f} M"
 
 
 def _stage(ready: Prepared, name: StageName) -> StageDescription:

@@ -36,6 +36,7 @@ from spatial_jax.reward.custom import check_functions
 from spatial_jax.rollout.engine import Engine
 from spatial_jax.stages import loop
 from spatial_jax.stages.context import RunContext, open_context, plan
+from spatial_jax.stages.grpo import GrpoStage
 from spatial_jax.stages.health import Health
 from spatial_jax.stages.load import (
   DATA_KEY,
@@ -47,6 +48,7 @@ from spatial_jax.stages.load import (
   record,
   store_conversation_files,
 )
+from spatial_jax.stages.reference import StartCopy
 from spatial_jax.stages.start import start_of
 from spatial_jax.supervised import Supervised
 from spatial_jax.train_config import (
@@ -170,10 +172,7 @@ def train(
   bind_workdir(workdir, resolved, MAY_DIFFER)
   store_conversation_files(files, workdir)
   if grpo is not None:
-    updater = dataclasses.replace(grpo.updater, reference=reference_of(cfg, context, copy))
-    monitor = Health(cfg.learn.health, workdir).monitor
-    stage = dataclasses.replace(grpo, updater=updater)
-    built = BuiltStage(stage.step_function, grpo.sampler.engine, monitor)
+    built = build_grpo(cfg, context, grpo, copy, workdir)
   else:
     built = build_supervised(ready, name, context, files, state, resumes, workdir)
   evaluate_state = progress_evaluation(
@@ -197,6 +196,20 @@ def train(
   )
   size = sum(x.size for x in jax.tree.leaves(state.params))
   return context.decode_params(state.params), size
+
+
+def build_grpo(
+  cfg: TrainConfig,
+  context: RunContext,
+  stage: GrpoStage,
+  start: StartCopy | None,
+  workdir: pathlib.Path,
+) -> BuiltStage:
+  """The stage of GRPO with the reference of its KL term and its health rules."""
+  updater = dataclasses.replace(stage.updater, reference=reference_of(cfg, context, start))
+  whole = dataclasses.replace(stage, updater=updater)
+  monitor = Health(cfg.learn.health, workdir).monitor
+  return BuiltStage(whole.step_function, stage.sampler.engine, monitor)
 
 
 def build_supervised(

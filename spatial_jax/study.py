@@ -16,7 +16,7 @@ from spatial_jax.errors import DataError
 from spatial_jax.evaluate.benchmarks.phyx import grouped_scores
 from spatial_jax.evaluate.console import make_console
 from spatial_jax.evaluate.results import END_GREEDY, FILE, PREDICTIONS, START_GREEDY
-from spatial_jax.workdir import write_text
+from spatial_jax.workdir import final_folder, stage_folders, write_text
 
 # Statistics of the answers that the tables show, beside the score.
 BEHAVIOUR = ("turns", "boxes", "lines", "reflections", "drawing_share", "parsed_share", "tokens")
@@ -26,12 +26,6 @@ Line = dict[str, float]
 def stage_folder(workdir: pathlib.Path, stages: Sequence[str], number: int) -> pathlib.Path:
   """The folder of a stage; a single stage has the work directory itself."""
   return workdir if len(stages) == 1 else workdir / f"{number + 1}_{stages[number]}"
-
-
-def final_folder(workdir: pathlib.Path) -> pathlib.Path:
-  """The folder with the checkpoint of a run: of its last stage, if it has several."""
-  stages = [path for path in workdir.glob("[0-9]_*") if path.is_dir()]
-  return max(stages, default=workdir, key=lambda path: path.name)
 
 
 def start_of(init: str, workdir: pathlib.Path) -> str:
@@ -51,21 +45,16 @@ def show_stages(workdir: pathlib.Path, stages: Sequence[str]) -> None:
 def show_conditions(workdir: pathlib.Path, names: Sequence[str]) -> None:
   """Prints the table of the conditions and writes it to conditions.json."""
   folders = [final_folder(workdir / name) for name in names]
-  lines = {"base": line_of(_first_folder(workdir / names[0]), START_GREEDY)}
+  lines = {"base": line_of(stage_folders(workdir / names[0])[0], START_GREEDY)}
   lines |= {name: line_of(folder, END_GREEDY) for name, folder in zip(names, folders, strict=True)}
   _show(lines, workdir / "conditions.json", make_console())
-
-
-def _first_folder(workdir: pathlib.Path) -> pathlib.Path:
-  stages = [path for path in workdir.glob("[0-9]_*") if path.is_dir()]
-  return min(stages, default=workdir, key=lambda path: path.name)
 
 
 def line_of(folder: pathlib.Path, column: str) -> Line:
   """Scores and behaviour of one policy of an evaluation; {} without an evaluation.
 
   Raises:
-    DataError: if results.json cannot be read.
+    DataError: if results.json or predictions.jsonl cannot be read.
   """
   path = folder / FILE
   if not path.exists():
@@ -79,7 +68,7 @@ def line_of(folder: pathlib.Path, column: str) -> Line:
     behaviour = record.get("behaviour", {}).get(column, {})
     line |= {name: behaviour[name] for name in BEHAVIOUR if name in behaviour}
     line |= record.get("pass_at", {}) if column == END_GREEDY else {}
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise DataError(f"{path} is not an evaluation ({error}); delete it") from error
   return line | grouped_scores(folder / PREDICTIONS, column)
 

@@ -50,6 +50,17 @@ def find_path(path: PathLike) -> pathlib.Path:
   return packaged if not local.exists() and packaged.exists() else local
 
 
+def stage_folders(workdir: pathlib.Path) -> list[pathlib.Path]:
+  """The folders of the stages of a run, in order; a run of one stage is its own folder."""
+  stages = (path for path in workdir.glob("[0-9]_*") if path.is_dir())
+  return sorted(stages, key=lambda path: path.name) or [workdir]
+
+
+def final_folder(workdir: pathlib.Path) -> pathlib.Path:
+  """The folder with the checkpoint of a run: that of its last stage."""
+  return stage_folders(workdir)[-1]
+
+
 def write_text(path: PathLike, text: str) -> None:
   """Replaces a file in one rename, so that it is never half written.
 

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from configs import qwen_vl, tiny, vsi_bench
+from spatial_jax import dry_run
 from spatial_jax import prepare as prepare_lib
 from spatial_jax.automatic import AUTOMATIC, changes, filled, get, has, is_automatic
 from spatial_jax.config import ConfigError, build
@@ -18,7 +19,6 @@ from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.rollout.encode import PromptEncoder
 from spatial_jax.stages import auto_values
 from spatial_jax.stages.auto_values import ASSUMED, PromptSize
-from spatial_jax import dry_run
 from spatial_jax.train_config import TrainConfig
 from tests import evaluate_fixtures as fixtures
 from tests.row_fixtures import rows, save_images, save_rows

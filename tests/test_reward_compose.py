@@ -320,7 +320,7 @@ def test_a_text_is_rewarded_by_its_grammar(response, grammar, format_):
 
 def test_the_example_of_the_documentation_runs():
   lines = inspect.getdoc(reward_of_text).split("\n\n")[1]
-  assert len(lines.splitlines()) == 7
+  assert len(lines.splitlines()) == 5
   names = {}
   exec(textwrap.dedent(lines), names)
   assert names["result"]["score"] == names["result"]["format"] == 1.0

@@ -10,6 +10,7 @@ import pytest
 
 from configs import tiny_defaults
 from spatial_jax import compiled, sharding
+from spatial_jax.build_grpo import make_grpo
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data.prompt_form import read_form
 from spatial_jax.data.source import make_source
@@ -21,7 +22,6 @@ from spatial_jax.policy.qwen_vl import make_policy
 from spatial_jax.rollout import memory
 from spatial_jax.stages import context
 from spatial_jax.stages.load import read_policy
-from spatial_jax.train import make_stage
 from spatial_jax.train_config import TrainConfig, resident_bytes, training_parts
 from tests import step_fixtures
 
@@ -226,11 +226,11 @@ def test_the_update_is_part_of_the_plan_before_the_loop(monkeypatch, tmp_path):
     device = max(plan.rollouts, plan.update) + resident
     source = make_source(cfg.source)
     monkeypatch.setattr(memory, "device_bytes", lambda mesh: device)
-    make_stage(cfg, opened, parts, source, tmp_path)
+    make_grpo(cfg, opened, parts, source, tmp_path)
     assert plan.update > plan.rollouts, "so the refusal below is that of the update"
     monkeypatch.setattr(memory, "device_bytes", lambda mesh: device - 1)
     with pytest.raises(ConfigError, match=r"the update does not fit; lower config\.learn\.micro"):
-      make_stage(cfg, opened, parts, source, tmp_path)
+      make_grpo(cfg, opened, parts, source, tmp_path)
 
 
 # --- the update ----------------------------------------------------------------------------------

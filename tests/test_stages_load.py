@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from configs import tiny_defaults, tiny_pretrain
 from experiments.tiny import pretrain
-from spatial_jax import chat, evaluate_main, sharding, train
+from spatial_jax import chat, evaluate_main, run_stage, sharding, train
 from spatial_jax.config import ConfigError, build
 from spatial_jax.data.chat_template import read_chat_template
 from spatial_jax.data.image import PreprocessConfig
@@ -428,7 +428,7 @@ def test_the_number_of_slots_that_a_refusal_names_is_accepted(folder, tmp_path, 
   def stop(*_: object):
     raise UserError("the loop begins")
 
-  monkeypatch.setattr(train.loop, "run", stop)
+  monkeypatch.setattr(run_stage.loop, "run", stop)
   slots = int(str(caught.value).rsplit(" ", 1)[1])
   with pytest.raises(UserError, match="the loop begins"):
     train.run(run_config(folder, **{"rollout.slots": slots}), tmp_path / "run")
@@ -442,7 +442,7 @@ def test_a_run_records_form_template_and_generation_settings(folder, tmp_path, m
   def stop(*_: object):
     raise UserError("the loop begins")
 
-  monkeypatch.setattr(train.loop, "run", stop)
+  monkeypatch.setattr(run_stage.loop, "run", stop)
   (folder / "chat_template.jinja").write_text(QWEN2_VL)
   (folder / "generation_config.json").write_text('{"eos_token_id": [1, 2], "top_k": 5}')
   form, moved = tmp_path / "form.toml", tmp_path / "moved.toml"
@@ -465,7 +465,7 @@ def test_a_run_whose_data_changed_is_refused(folder, tmp_path, monkeypatch):
   def stop(*_: object):
     raise UserError("the loop begins")
 
-  monkeypatch.setattr(train.loop, "run", stop)
+  monkeypatch.setattr(run_stage.loop, "run", stop)
   made = rows(save_images(tmp_path, 3), 40)
   path = save_rows(tmp_path / "rows.jsonl", made)
   cfg = run_config(folder, **{"source.kind": "files", "source.path": str(path)})
@@ -532,7 +532,7 @@ def test_a_work_directory_in_use_is_refused_before_anything_is_loaded(
     raise UserError(f"--workdir={path} is in use by process 1")
 
   refuse_devices(monkeypatch)
-  for module in (train, evaluate_main):
+  for module in (run_stage, evaluate_main):
     monkeypatch.setattr(module, "lock_workdir", refuse)
   with pytest.raises(UserError, match="in use by"):
     train.run(run_config(folder), tmp_path / "run")

@@ -25,7 +25,8 @@ LEVELS = {
   "stages": 6,
   "evaluate": 7,
   "report": 8,
-  "train": 9, "train_config": 9, "prepare": 9, "automatic": 9, "machines": 9,
+  "train": 9, "run_stage": 9, "build_grpo": 9, "supervised": 9, "study": 9, "dry_run": 9,
+  "train_config": 9, "prepare": 9, "automatic": 9, "machines": 9,
   "evaluate_main": 9, "aot": 9, "chat": 9, "cli": 9, "tools": 9,
 }  # fmt: skip
 # Folders of one set do not import one another.

@@ -2,7 +2,7 @@
 
 source       training tasks                             held-out tasks
 procedural   rooms with a number below HELD_OUT_SEED    rooms with a higher number
-mazes        pictures, likewise                         pictures, likewise
+mazes        images, likewise                           images, likewise
 physics      problems, likewise                         problems, likewise
 rooms        four fifths of the rooms, by a hash of id  the other fifth
 photos       none                                       all
@@ -307,7 +307,7 @@ def _room_source(
 
 
 def _picture_source(cfg: SourceConfig, tasks_of: SceneTasks, types: Sequence[str]) -> RoomSource:
-  """Pictures by number, as rooms."""
+  """Images by number, as rooms."""
   limits = (cfg.max_tasks_per_scene, cfg.rare_type_retries)
   return RoomSource(tasks_of, tasks_of, HELD_OUT_SEED, tuple(types), None, *limits)
 

@@ -68,17 +68,13 @@ def to_packed_batch(
     DataError: if a sequence is longer than a row, or there are more rows than the largest bucket.
   """
   vision, feature_of = pack_images([list(trajectories)], image_features, cfg.images)
-  longest = max(trajectories, key=lambda t: len(t.token_ids_T))
-  bucket(len(longest.token_ids_T), (cfg.tokens,), f"tokens of task {longest.task_id}")
-  placed = first_fit([len(t.token_ids_T) for t in trajectories], cfg.tokens if cfg.pack else 0)
+  lengths = [len(t.token_ids_T) for t in trajectories]
+  longest = int(np.argmax(lengths))
+  bucket(lengths[longest], (cfg.tokens,), f"tokens of task {trajectories[longest].task_id}")
+  placed = first_fit(lengths, cfg.tokens if cfg.pack else 0)
   count = bucket(len(placed), cfg.rows, "rows of demonstrations")
   shape = (count, cfg.tokens)
-  tokens = TokenArrays(
-    token_RT=np.zeros(shape, np.int32),
-    position_RTA=np.zeros((*shape, 3), np.int32),
-    valid_RT=np.zeros(shape, np.int32),
-    feature_RT=np.full(shape, -1, np.int32),
-  )
+  tokens = _no_tokens(shape)
   trained_RT, sequence_RT = np.zeros(shape, bool), np.zeros(shape, np.int32)
   weight_RT = np.zeros(shape, np.float32)
   for row, members in enumerate(placed):
@@ -97,6 +93,16 @@ def to_packed_batch(
     rows=PackedRows(tokens, trained_RT, sequence_RT, weight_RT),
     forbidden_V=forbidden_tokens(trajectories, cfg.vocabulary),
     vision=vision,
+  )
+
+
+def _no_tokens(shape: tuple[int, int]) -> TokenArrays:
+  """Padding alone."""
+  return TokenArrays(
+    token_RT=np.zeros(shape, np.int32),
+    position_RTA=np.zeros((*shape, 3), np.int32),
+    valid_RT=np.zeros(shape, np.int32),
+    feature_RT=np.full(shape, -1, np.int32),
   )
 
 

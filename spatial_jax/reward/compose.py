@@ -82,13 +82,11 @@ def reward_of_text(
 ) -> dict[str, float]:
   """Scores the text of one response, as training scores a rollout of one turn.
 
-      from spatial_jax.reward.compose import reward_of_text
-      from spatial_jax.reward.config import accuracy_reward
-      from spatial_jax.reward.snra import Schedule
-      schedule = Schedule("constant", k_min=20.0, k_max=20.0, midpoint=0.5, steepness=10.0)
-      cfg = accuracy_reward("sigmoid", "exact", schedule, format_weight=0.2)
+      from spatial_jax.reward import compose, config, snra
+      schedule = snra.Schedule("constant", k_min=20.0, k_max=20.0, midpoint=0.5, steepness=10.0)
+      cfg = config.accuracy_reward("sigmoid", "exact", schedule, format_weight=0.2)
       response = "<think> Two steps. </think> Action: Answer <answer> 2.1 m </answer>"
-      result = reward_of_text(response, "2.0", cfg, sharpness=20.0, unit="m")
+      result = compose.reward_of_text(response, "2.0", cfg, sharpness=20.0, unit="m")
 
   Components that need a whole rollout (rubric, attention, length, drawing, custom) are 0.
 
@@ -110,8 +108,7 @@ def reward_of_text(
 
   Raises:
     DataError: if the truth cannot be read.
-    ValueError: if the unit is unknown, a choice or words have a unit, words have options, or the
-      sharpness is not a finite number above 0.
+    ValueError: if unit, options and words do not agree, or the sharpness is not above 0.
   """
   choices, right = None if options is None else tuple(options), truth if words else None
   example = _example_of_text(response, truth, Expected(choices, unit, noun, right), grammar)

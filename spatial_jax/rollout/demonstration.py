@@ -15,7 +15,7 @@ from typing import Any
 
 from spatial_jax.data.media import read_pixels
 from spatial_jax.data.tokenizer import IM_END
-from spatial_jax.drawing.canvas import DrawnImage, Style, draw
+from spatial_jax.drawing.canvas import DrawnImage, Style, draw, targets
 from spatial_jax.drawing.parser import Coordinates, Limits, Parsed, parse
 from spatial_jax.errors import DataError
 from spatial_jax.grammar import TAGS, VILASR, Grammar
@@ -230,7 +230,8 @@ def demonstration_trajectory(
   Args:
     conversation: encodes turns and observations.
     prompt: of the task.
-    script: drawing turns (in pixels of the images of the task), then one answer.
+    script: drawing turns, then one answer; also on a drawn image in pixels of the image of the task
+      that it shows.
     style: of the drawings.
 
   Returns:
@@ -239,10 +240,14 @@ def demonstration_trajectory(
   tokenizer, unit = conversation.tokenizer, conversation.policy.coordinates
   builder = TrajectoryBuilder(prompt, 0, (), 1.0, conversation.forbidden_ids)
   images = [DrawnImage(image.pixels, ()) for image in prompt.images]
+  scales = [
+    (image.pixels.shape[1] / width, image.pixels.shape[0] / height)
+    for image, (height, width) in zip(prompt.images, prompt.original_sizes, strict=False)
+  ]
   for number, turn in enumerate(script):
     sizes = tuple((image.pixels.shape[1], image.pixels.shape[0]) for image in images)
     coordinates = Coordinates(unit, sizes)
-    operations = tuple(_as_parsed(o, prompt, coordinates) for o in turn.operations)
+    operations = tuple(_as_parsed(o, scales[o.image - 1], coordinates) for o in turn.operations)
     if turn.answer is None:
       text = write_turn(turn.think, operations, coordinates, prompt.grammar)
     else:
@@ -256,17 +261,15 @@ def demonstration_trajectory(
         conversation.observation(len(images) + 1, [image.pixels for image in drawn], last)
       )
       images += drawn
+      scales += [scales[index - 1] for index in targets(operations)]
   return builder.finish("answer")
 
 
-def _as_parsed(operation: Operation, prompt: Prompt, coordinates: Coordinates) -> Operation:
+def _as_parsed(
+  operation: Operation, scale: tuple[float, float], coordinates: Coordinates
+) -> Operation:
   """The operation as it is parsed from the turn: on the resized image, in whole written numbers."""
-  x1, y1, x2, y2 = operation.points_4
-  if operation.image <= len(prompt.images):  # drawn images are not resized
-    height, width = prompt.original_sizes[operation.image - 1]
-    shown_width, shown_height = coordinates.sizes[operation.image - 1]
-    x, y = shown_width / width, shown_height / height
-    x1, y1, x2, y2 = x1 * x, y1 * y, x2 * x, y2 * y
-  a, b, c, d = coordinates.from_pixels((x1, y1, x2, y2), operation.image)
+  (x1, y1, x2, y2), (x, y) = operation.points_4, scale
+  a, b, c, d = coordinates.from_pixels((x1 * x, y1 * y, x2 * x, y2 * y), operation.image)
   points_4 = coordinates.to_pixels((float(a), float(b), float(c), float(d)), operation.image)
   return dataclasses.replace(operation, points_4=points_4)

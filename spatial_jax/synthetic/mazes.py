@@ -1,4 +1,4 @@
-"""Pictures to trace: grid mazes and tangled lines, with their true paths.
+"""Images to trace: grid mazes and tangled lines, with their true paths.
 
     maze_exit       "Which exit does the path from S reach?"       A, B or C     (choice)
     maze_moves      "Give the moves from S to the exit."           right down    (words)
@@ -24,8 +24,10 @@ _STEPS = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}
 _LETTERS = "ABC"
 _LINES = ("A", "B", "C", "D")
 _MARGIN = 0.14  # of the side: around the maze, for the exits
+_SHIFT = 0.35  # of a crossing along the lines, in distances between them
 _CURVE_POINTS = 64  # of a drawn line
-_TRIES = 64  # mazes before the limits of the path are refused
+_TRIES = 64  # mazes, of which the one with the best length of its path is taken
+_STREAM = 11  # of random numbers
 Cell = tuple[int, int]  # row, column
 
 
@@ -36,14 +38,14 @@ class MazeConfig:
   types: tuple[MazeType, ...]
   size_px: int  # side of the image
   cells: int  # of a maze along one side
-  path_cells: tuple[int, int]  # smallest and largest number of steps of the path
+  path_cells: tuple[int, int]  # fewest and most steps of the path, if a maze has such a path
   lines: int  # of tangled lines, 2 to 4
-  crossings: int  # places along the lines where they may change their order
+  crossings: int  # places where two neighbours may cross
 
   def __post_init__(self):
     check_field(self, "types", bool(self.types), "name at least one type")
-    check_whole(self, "size_px", at_least=56, at_most=4096)
-    check_whole(self, "cells", at_least=2, at_most=32)
+    check_whole(self, "size_px", at_least=112, at_most=4096)
+    check_whole(self, "cells", at_least=2, at_most=8)  # letters are as large as such a cell
     check_whole(self, "lines", at_least=2, at_most=len(_LINES))
     check_whole(self, "crossings", at_least=1, at_most=16)
     low, high = self.path_cells
@@ -75,16 +77,13 @@ class Maze:
 
 
 def maze_tasks(cfg: MazeConfig) -> Callable[[int], list[Task]]:
-  """A function from a number to the tasks of one picture of each type."""
+  """A function from a number to the tasks of one image of each type."""
 
   def tasks_of(number: int) -> list[Task]:
     rng = np.random.default_rng((number, _STREAM))
     return [_MAKERS[name](name, number, rng, cfg) for name in cfg.types]
 
   return tasks_of
-
-
-_STREAM = 11  # of random numbers
 
 
 def make_maze(rng: np.random.Generator, cells: int, exits: int) -> Maze:
@@ -117,6 +116,22 @@ def make_maze(rng: np.random.Generator, cells: int, exits: int) -> Maze:
   return Maze(cells, parent, named, tuple(_side(root, cells) for root in named), start)
 
 
+def _fitting_maze(rng: np.random.Generator, cfg: MazeConfig, exits: int) -> Maze:
+  """The first maze with a path of the right length, or the nearest of `_TRIES`."""
+  low, high = cfg.path_cells
+
+  def misfit(maze: Maze) -> int:
+    steps = len(maze.path) - 1
+    return max(low - steps, steps - high, 0)
+
+  best = make_maze(rng, cfg.cells, exits)
+  for _ in range(_TRIES):
+    if not misfit(best):
+      break
+    best = min(best, make_maze(rng, cfg.cells, exits), key=misfit)
+  return best
+
+
 def _side(cell: Cell, cells: int) -> str:
   """The move from a border cell out of the maze."""
   if cell[1] == cells - 1:
@@ -134,12 +149,7 @@ def moves(path: tuple[Cell, ...]) -> tuple[str, ...]:
 
 def _maze_task(name: str, number: int, rng: np.random.Generator, cfg: MazeConfig) -> Task:
   exits = len(_LETTERS) if name == "maze_exit" else 1
-  low, high = cfg.path_cells
-  maze = make_maze(rng, cfg.cells, exits)
-  for _ in range(_TRIES):
-    if low <= len(maze.path) - 1 <= high:
-      break
-    maze = make_maze(rng, cfg.cells, exits)
+  maze = _fitting_maze(rng, cfg, exits)
   cell_px = (1 - 2 * _MARGIN) * cfg.size_px / cfg.cells
   origin = _MARGIN * cfg.size_px
 
@@ -203,11 +213,14 @@ def _lines_task(name: str, number: int, rng: np.random.Generator, cfg: MazeConfi
   orders = [np.arange(count)]
   for _ in range(stops - 1):
     order = orders[-1].copy()
-    i = int(rng.integers(count - 1))
-    order[[i, i + 1]] = order[[i + 1, i]]
+    i = int(rng.integers(count))
+    if i < count - 1:  # else no lines cross here
+      order[[i, i + 1]] = order[[i + 1, i]]
     orders.append(order)
   size = cfg.size_px
-  x_K = np.linspace(0.14, 0.86, stops) * size
+  shift_K = rng.uniform(-_SHIFT, _SHIFT, stops)
+  shift_K[[0, -1]] = 0
+  x_K = np.linspace(0.14, 0.86, stops) * size + shift_K * 0.72 * size / (stops - 1)
   slot = [0.15 + 0.7 * i / max(count - 1, 1) for i in range(count)]
   paths = []
   for line in range(count):
@@ -277,7 +290,7 @@ def _task(
   image: np.ndarray,
   extra: dict,
 ) -> Task:
-  scene = f"picture-{number}"
+  scene = f"image-{number}"
   return Task(
     task_id=f"{scene}/{name}",
     question_type=name,

@@ -27,7 +27,7 @@ TEMPLATES = MATTER | FIELDS
 CATEGORIES = tuple(TEMPLATES)
 _STREAM = 12  # of random numbers
 _OPTIONS = 4
-_FACTORS = (0.4, 0.5, 0.66, 1.5, 2.0, 2.5)  # of wrong options
+_BELOW, _ABOVE = (0.4, 0.5, 0.66), (1.5, 2.0, 2.5)  # factors of wrong options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class PhysicsConfig:
     valid = bool(self.text_levels) and set(self.text_levels) <= {"full", "de_redundant", "minimal"}
     check_field(self, "text_levels", valid, "be of full, de_redundant, minimal")
     check_number(self, "choice_fraction", "spatial_fraction", at_least=0, at_most=1)
-    check_whole(self, "size_px", at_least=56, at_most=4096)
+    check_whole(self, "size_px", at_least=140, at_most=4096)
 
 
 def physics_tasks(cfg: PhysicsConfig) -> Callable[[int], list[Task]]:
@@ -121,16 +121,13 @@ def number_text(value: float) -> str:
 
 
 def _options(problem: Problem, truth: str, rng: np.random.Generator) -> tuple[tuple[str, ...], str]:
-  """Four different options, and the letter of the right one."""
-  texts = [truth]
-  for i in rng.permutation(len(_FACTORS)):
-    text = number_text(problem.value * _FACTORS[i])
-    if text not in texts and len(texts) < _OPTIONS:
-      texts.append(text)
-  order = rng.permutation(len(texts))
-  letters = "ABCD"
-  lines = tuple(f"{letters[k]}. {texts[i]} {problem.unit}" for k, i in enumerate(order))
-  return lines, letters[int(np.argmax(order == 0))]
+  """Four different options, and the letter of the right one; it is equally often of each rank."""
+  below = int(rng.integers(_OPTIONS))
+  factors = [*rng.permutation(_BELOW)[:below], *rng.permutation(_ABOVE)[: _OPTIONS - 1 - below]]
+  texts = [truth, *(number_text(problem.value * factor) for factor in factors)]
+  order = rng.permutation(_OPTIONS)
+  lines = tuple(f"{'ABCD'[k]}. {texts[i]} {problem.unit}" for k, i in enumerate(order))
+  return lines, "ABCD"[int(np.argmax(order == 0))]
 
 
 def draw_diagram(problem: Problem, size_px: int) -> np.ndarray:

@@ -19,7 +19,11 @@ from spatial_jax.types import ImageRef, Operation, ScriptTurn, Task
 
 _SOLVER_STREAM = 13  # of random numbers
 _SHIFT = (0.35, 0.8)  # of a wrong box, in its own width or height
+_MOVES = 4  # moves of a box, of which the best is taken
+_MOST_SHARED = 0.5  # part of the right box that a wrong one may cover
 _SEGMENTS_PER_TURN = 2  # of a path
+
+Box = tuple[float, float, float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,22 +77,32 @@ def _with_mistake(
   operations = tuple(wrong if i == number else o for i, o in enumerate(first.operations))
   return (
     dataclasses.replace(first, operations=operations),
-    ScriptTurn(f"I mark the {right.label} again.", (right,), None),
+    ScriptTurn(f"I mark the {right.label}.", (right,), None),
     *rest,
   )
 
 
-def _moved(
-  box: tuple[float, float, float, float], width: int, height: int, rng: np.random.Generator
-) -> tuple[float, float, float, float]:
-  """A box of the same size beside its place, inside the image."""
+def _moved(box: Box, width: int, height: int, rng: np.random.Generator) -> Box:
+  """A box of the same size beside its place, inside the image, that overlaps it little."""
   x1, y1, x2, y2 = box
-  dx, dy = (float(rng.choice([-1, 1]) * rng.uniform(*_SHIFT)) for _ in range(2))
-  left = float(np.clip(x1 + dx * (x2 - x1), 0, max(width - 1 - (x2 - x1), 0)))
-  top = float(np.clip(y1 + dy * (y2 - y1), 0, max(height - 1 - (y2 - y1), 0)))
-  if (left, top) == (x1, y1):  # the box fills the image
+  found = []
+  for _ in range(_MOVES):
+    dx, dy = (float(rng.choice([-1, 1]) * rng.uniform(*_SHIFT)) for _ in range(2))
+    left = float(np.clip(x1 + dx * (x2 - x1), 0, max(width - 1 - (x2 - x1), 0)))
+    top = float(np.clip(y1 + dy * (y2 - y1), 0, max(height - 1 - (y2 - y1), 0)))
+    found.append((left, top, left + x2 - x1, top + y2 - y1))
+  best = min(found, key=lambda moved: _shared(moved, box))
+  if _shared(best, box) > _MOST_SHARED:  # the box fills most of the image
     return (x1, y1, (x1 + x2) / 2, (y1 + y2) / 2)
-  return (left, top, left + x2 - x1, top + y2 - y1)
+  return best
+
+
+def _shared(one: Box, other: Box) -> float:
+  """The part of a box that another of the same size covers, in [0, 1]."""
+  wide = min(one[2], other[2]) - max(one[0], other[0])
+  high = min(one[3], other[3]) - max(one[1], other[1])
+  area = max((one[2] - one[0]) * (one[3] - one[1]), 1e-6)
+  return max(wide, 0.0) * max(high, 0.0) / area
 
 
 def _trace(task: Task, draws: bool) -> tuple[ScriptTurn, ...]:

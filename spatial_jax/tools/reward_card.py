@@ -32,7 +32,8 @@ from spatial_jax.types import Scores
 from spatial_jax.workdir import to_path
 
 ERRORS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # relative, of the answers of the table
-SPREADS = (0.05, 0.3, 0.6)  # mean relative errors of random groups: an exact to a rough policy
+# Standard deviations of the relative errors of random groups: an exact to a rough policy.
+SPREADS = (0.05, 0.3, 0.6)
 _GROUPS = 2000
 _WIDTH = 110  # of the output to a file
 _LEAST_STD = 0.01  # of the rewards of a group that teaches something
@@ -46,7 +47,7 @@ class CardStep(NamedTuple):
   reward_Z: np.ndarray  # of an answer with each of `ERRORS`
   std: float  # of the rewards of these answers as one group
   advantage_Z: np.ndarray  # of these answers as one group
-  zero_variance: dict[float, float]  # mean error of random groups -> share with equal rewards
+  zero_variance: dict[float, float]  # of `SPREADS` -> share of random groups with equal rewards
 
 
 def card_steps(
@@ -104,7 +105,7 @@ def show(steps: Sequence[CardStep], reward: RewardConfig, console: Console) -> N
       table.add_row(str(one.step), f"{one.sharpness:.3g}", *cells, *extra)
     console.print(table)
   table = Table("step", *(f"{spread:g}" for spread in SPREADS), box=box.SIMPLE_HEAD)
-  table.title = "share of groups with equal rewards, by the mean relative error of the policy"
+  table.title = "share of groups with equal rewards, by the deviation of the relative errors"
   for one in steps:
     table.add_row(str(one.step), *(f"{share:.0%}" for share in one.zero_variance.values()))
   console.print(table)
@@ -121,7 +122,7 @@ def draw(steps: Sequence[CardStep], reward: RewardConfig, path: pathlib.Path) ->
     right.plot(ERRORS, one.advantage_Z, "o-", markersize=4)
   left.set(xlabel="relative error", ylabel="reward", xlim=(0, 1))
   right.set(xlabel="relative error", ylabel="advantage in a group of these answers")
-  right.axhline(0, color="grey", linewidth=0.8)
+  right.axhline(0, color="0.5", linewidth=0.8)
   left.legend(frameon=False)
   figure.savefig(path, dpi=150)
 
@@ -135,10 +136,10 @@ def main(arguments: Sequence[str]) -> None:
   cfg = build(AdvantageConfig, settings["learn"]["advantage"], "config.learn.advantage")
   total = settings["loop"]["steps"]
   default = sorted({0, total // 4, total // 2, 3 * total // 4, total})
-  steps = [int(text) for text in STEPS.value] or default
-  wrong = [step for step in steps if not 0 <= step <= total]
+  wrong = [text for text in STEPS.value if not text.isdecimal() or int(text) > total]
   if wrong:
     raise UserError(f"--steps has {wrong[0]}; the run has steps 0 to {total}")
+  steps = [int(text) for text in STEPS.value] or default
   found = card_steps(reward, cfg, steps, total, settings["rollout"]["group"])
   console = Console()
   show(found, reward, console if console.is_terminal else Console(width=_WIDTH))

@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from spatial_jax.errors import DataError
+
 _GROUPS = ("category", "reasoning_type", "text_level")
 
 
@@ -17,14 +19,21 @@ def grouped_scores(predictions: pathlib.Path, column: str) -> dict[str, float]:
   Args:
     predictions: predictions.jsonl.
     column: of the table, "end_greedy".
+
+  Raises:
+    DataError: if a line is not a prediction.
   """
   if not predictions.exists():
     return {}
-  lines = predictions.read_text(encoding="utf-8").splitlines()
-  rows = [row for row in map(json.loads, lines) if row["column"] == column and row.get("extra")]
-  return scores_by_group(
-    [(row["extra"], row["score"]) for row in rows if row["end_reason"] != "fault"]
-  )
+  try:
+    lines = predictions.read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if row["column"] == column and row.get("extra")]
+    scored = [(row["extra"], row["score"]) for row in rows if row["end_reason"] != "fault"]
+  except (ValueError, KeyError, TypeError) as error:
+    raise DataError(
+      f"{predictions} has a line that is no prediction ({error!r}); delete it and evaluate again"
+    ) from error
+  return scores_by_group(scored)
 
 
 def scores_by_group(scored: Sequence[tuple[Mapping[str, Any], float]]) -> dict[str, float]:
