@@ -67,9 +67,10 @@ def tiny() -> ConfigDict:
   cfg.sft.optimizer.learning_rate = 7e-5
   cfg.reject.tasks = 192
   cfg.reject.keep.min_score = 0.3
-  cfg.reject.train.steps = 16
-  cfg.loop.steps = 16
+  cfg.reject.train.steps = 12
+  cfg.loop.steps = 20
   cfg.loop.evaluate_every = 0
+  cfg.rollout.update({"prompts": 16, "slots": 16, "prefill": (16,)})
   # Two drawings and an answer.
   cfg.rollout.stop.update({"max_turns": 4, "max_response_tokens": 447})
   cfg.learn.micro.lengths = (80, 160, 256, 448)

@@ -126,7 +126,10 @@ class Supervised:
   def _source(self, cfg: DemonstrationTraining) -> Source:
     if not cfg.path:
       return self.source
-    return read_source(dataclasses.replace(self.cfg.source, kind="files", path=cfg.path))
+    files = dataclasses.replace(self.cfg.source.files, weights=())  # those of config.source.path
+    return read_source(
+      dataclasses.replace(self.cfg.source, kind="files", path=cfg.path, files=files)
+    )
 
   def _demonstrator(self, source: Source, draw: float, correct: float) -> Demonstrator:
     run, solver = self.cfg, None

@@ -145,7 +145,7 @@ def test_a_row_of_a_trajectory_gives_the_same_trajectory_again(tmp_path):
   """Texts, drawn images and tokens survive the data file."""
   task, trajectory = drawing_task(), drawing_trajectory()
   assert len(trajectory.images) == 2
-  row = row_of(task, "a#0", tmp_path, turns=trajectory)
+  row = row_of(task, "a#0", tmp_path, {"turns": trajectory})
   path = tmp_path / "rows.jsonl"
   path.write_text(json.dumps(row) + "\n")
   source = open_files([path], FILES, check_truth)

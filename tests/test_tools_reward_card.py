@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from configs import common, smooth_operator, vsgrpo
+from configs import common, reward_study, smooth_operator, vsgrpo
 from spatial_jax.config import build
 from spatial_jax.errors import UserError
 from spatial_jax.learn.advantage import AdvantageConfig
@@ -169,15 +169,24 @@ def run(monkeypatch, capsys):
   jax.config.update("jax_platforms", before)
 
 
-def test_the_command_draws_the_card(run, tmp_path):
-  path = tmp_path / "card.png"
-  out = run(smooth_operator.get_config("tiny"), ("0", "24"), path)
-  assert f"wrote {path}" in out
-  with Image.open(path) as image:
-    image.load()
-    assert image.format == "PNG"
-    assert min(image.size) > 300
-    assert len(np.unique(np.asarray(image.convert("L")))) > 10, "not blank"
+def test_the_command_draws_the_card_of_each_condition(run, tmp_path):
+  out = run(smooth_operator.get_config("tiny"), ("0", "24"), tmp_path / "card.png")
+  for name in ("ap_grpo", "grpo", "constant_400"):
+    path = tmp_path / f"card-{name}.png"
+    assert f"condition {name}" in out
+    assert f"wrote {path}" in out
+    with Image.open(path) as image:
+      image.load()
+      assert image.format == "PNG"
+      assert min(image.size) > 300
+      assert len(np.unique(np.asarray(image.convert("L")))) > 10, "not blank"
+
+
+def test_conditions_without_rewards_have_no_card(run):
+  out = run(reward_study.get_config("tiny"), ("0",))
+  assert "condition accuracy" in out
+  assert "warm_up" not in out
+  assert "condition sft" not in out
 
 
 def test_the_command_takes_five_steps_of_the_run_unless_they_are_given(run):

@@ -9,7 +9,7 @@ import hashlib
 import json
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,8 @@ class Collector:
 
   def _join(self, parts: Sequence[pathlib.Path]) -> pathlib.Path:
     records = [json.loads(part.read_text()) for part in parts]
-    rows = [row for record in records for row in record["rows"]]
+    # A task comes again in the next pass over the data; ids are unique in a data file.
+    rows = list({row["id"]: row for record in records for row in record["rows"]}.values())
     totals: Counter = Counter()
     for record in records:
       for name, test, count in record["counts"]:
@@ -104,13 +105,13 @@ class Collector:
     return self.folder / ROWS
 
 
-def row_of(task: Task, name: str, folder: pathlib.Path, **turns: Trajectory) -> Row:
+def row_of(task: Task, name: str, folder: pathlib.Path, responses: Mapping[str, Trajectory]) -> Row:
   """A row of a data file with one or two responses of the policy.
 
   Args:
     task: its images are written to the folder, unless they are files.
     name: id of the row.
-    turns: "turns", and "rejected" for a pair.
+    responses: "turns", and "rejected" for a pair.
   """
   row: Row = {
     "id": name,
@@ -124,7 +125,7 @@ def row_of(task: Task, name: str, folder: pathlib.Path, **turns: Trajectory) -> 
     "images": [_image(ref, folder) for ref in task.media if isinstance(ref, ImageRef)],
     "videos": [_video(ref, folder) for ref in task.media if isinstance(ref, VideoRef)],
   }
-  row |= {key: _turns(trajectory, folder) for key, trajectory in turns.items()}
+  row |= {key: _turns(trajectory, folder) for key, trajectory in responses.items()}
   if task.options:
     row["options"] = list(task.options)
   if task.unit and task.answer_kind == "number":

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -17,13 +18,14 @@ from rich.progress import Progress
 
 from spatial_jax.config import check_choice
 from spatial_jax.data.pipeline import PromptBatch
+from spatial_jax.errors import CheckpointError
 from spatial_jax.learn.dpo import DpoLossConfig
 from spatial_jax.learn.packing import PackConfig, to_packed_batch
 from spatial_jax.stages.demonstrations import DemonstrationTraining, print_replaced
 from spatial_jax.types import Array, PackedBatch, Params, StageStep, TrainState, Trajectory
 from spatial_jax.workdir import write_text
 
-REFERENCE = "reference_logprobs.jsonl"  # one line per step: two sums of each pair
+REFERENCE = "reference_logprobs.jsonl"  # one line per step: checksum, two sums of each pair
 Pair = tuple[Trajectory, Trajectory]  # preferred, rejected
 
 
@@ -87,18 +89,28 @@ class DpoStage:
       for batch in bar.track(stream, total=self.steps, description="scoring the reference"):
         packed = self.programs.place(self._batch(batch.prompts))
         logp_N = self.programs.sequence_logprobs(params, packed, 2 * len(batch.prompts))
-        lines.append(json.dumps(np.asarray(logp_N, np.float64).tolist()))
+        logp = np.asarray(logp_N, np.float64).tolist()
+        lines.append(json.dumps([checksum(batch.prompts), *logp]))
     write_text(path, "".join(f"{line}\n" for line in lines))
 
   def step_function(self, first: int) -> StageStep:
-    """The function of one step, for a run that begins with the step `first`."""
-    stream = self.stream(first)
-    reference = (self.workdir / REFERENCE).read_text().splitlines()
+    """The function of one step, for a run that begins with the step `first`.
+
+    A step raises CheckpointError if its pairs are not those that the reference was scored on.
+    """
+    stream, path = self.stream(first), self.workdir / REFERENCE
+    reference = [json.loads(line) for line in path.read_text().splitlines()]
 
     def run(state: TrainState, step: int) -> tuple[TrainState, Mapping[str, Any]]:
       batch = next(stream)
       print_replaced(batch.replaced)
-      ref_logp_N = np.array(json.loads(reference[step]), np.float32)
+      known, *logp = reference[step] if step < len(reference) else [None]
+      if known != checksum(batch.prompts):
+        raise CheckpointError(
+          f"{path} has other pairs in step {step}, or none: data or steps have changed since the "
+          "reference was scored; use a new --workdir"
+        )
+      ref_logp_N = np.array(logp, np.float32)
       packed = self.programs.place(self._batch(batch.prompts))
       state, metrics = self.programs.dpo(state, packed, ref_logp_N)
       return state, {**jax.device_get(metrics), "replaced_tasks": len(batch.replaced)}
@@ -108,3 +120,12 @@ class DpoStage:
   def _batch(self, pairs: Sequence[Pair]) -> PackedBatch:
     sequences = list(itertools.chain(*pairs))
     return to_packed_batch(sequences, np.zeros(len(sequences)), self.shapes)
+
+
+def checksum(pairs: Sequence[Pair]) -> int:
+  """A number that changes with the tokens and the images of the pairs."""
+  found = 0
+  for trajectory in itertools.chain(*pairs):
+    found = zlib.crc32(trajectory.token_ids_T.tobytes(), found)
+    found = zlib.crc32("".join(i.content_hash for i in trajectory.images).encode(), found)
+  return found

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from spatial_jax.checks import is_ascending
-from spatial_jax.config import check_choice, check_field, check_number, check_whole
+from spatial_jax.config import FieldError, check_choice, check_field, check_number, check_whole
 from spatial_jax.data.pipeline import PromptBatch
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.learn.advantage import AdvantageConfig, advantage
@@ -75,10 +75,10 @@ class GrpoConfig:
     check_field(self, "prefix_buckets", valid, "be ascending, from 1 on")
     check_choice(self, "reference")
     averaged = self.loss.kl.weight and self.loss.kl.reference == "average"
-    valid = not averaged or self.optimizer.ema_decay > 0
-    check_field(
-      self.optimizer, "ema_decay", valid, "be above 0, because the KL reference is the average"
-    )
+    if averaged and not self.optimizer.ema_decay:
+      raise FieldError(
+        "optimizer.ema_decay is 0 and must be above 0, because the KL reference is the average"
+      )
 
   @property
   def updates(self) -> int:

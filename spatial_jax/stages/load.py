@@ -37,7 +37,7 @@ from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.reward.parse import check_truth
 from spatial_jax.rollout.conversation import check_preprocess
 from spatial_jax.types import Params
-from spatial_jax.workdir import find_path, write_text
+from spatial_jax.workdir import final_folder, find_path, write_text
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ def read_policy(path: pathlib.Path | str, needs_weights: bool = True) -> PolicyF
 
   Args:
     path: a Hugging Face folder (config.json, safetensors, tokenizer.json), the work directory of a
-      run, its `checkpoints` folder, or one checkpoint.
+      run (of several stages: the last one), its `checkpoints` folder, or one checkpoint.
     needs_weights: False: a Hugging Face folder may have no weights yet.
 
   Raises:
@@ -99,7 +99,7 @@ def read_policy(path: pathlib.Path | str, needs_weights: bool = True) -> PolicyF
     DataError: if the tokenizer is missing or does not fit the policy, or its chat template or
       generation settings cannot be used.
   """
-  path = find_path(path)
+  path = final_folder(find_path(path))
   is_model = not needs_weights and has_model_config(path)
   if not is_model and not _is_hf_folder(path):
     step, cfg, progress = _recorded(path)
@@ -197,7 +197,7 @@ def read_shape(path: pathlib.Path | str) -> QwenVLConfig:
 
   Arguments and errors are those of `read_policy`.
   """
-  path = find_path(path)
+  path = final_folder(find_path(path))
   is_model = has_model_config(path) or _is_hf_folder(path)
   return weights.read_config(path) if is_model else _recorded(path)[1]
 

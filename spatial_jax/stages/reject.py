@@ -58,6 +58,7 @@ def keep(
   counts: Counter = Counter()
   for b, (prompt, group) in enumerate(zip(prompts, rollouts, strict=True)):
     name, passed = prompt.task.question_type, []
+    counts.update({(name, test): 0 for test in TESTS})
     for g, trajectory in enumerate(group):
       if not scores.valid_BG[b, g]:
         continue
@@ -69,7 +70,7 @@ def keep(
     best = sorted(passed, key=lambda one: (-one[0], one[1]))[: cfg.per_task]
     counts[name, "kept"] += len(best)
     rows += [
-      row_of(prompt.task, f"{prompt.task.task_id}#{g}", folder, turns=trajectory)
+      row_of(prompt.task, f"{prompt.task.task_id}#{g}", folder, {"turns": trajectory})
       for _, g, trajectory in best
     ]
   return rows, counts
@@ -110,6 +111,7 @@ def best_and_worst(
     best, worst = max(usable, key=lambda one: one[0]), min(usable, key=lambda one: one[0])
     if best[0] - worst[0] > min_gap:
       counts[name, "kept"] += 1
-      row = row_of(prompt.task, prompt.task.task_id, folder, turns=best[1], rejected=worst[1])
+      responses = {"turns": best[1], "rejected": worst[1]}
+      row = row_of(prompt.task, prompt.task.task_id, folder, responses)
       rows.append(row)
   return rows, counts

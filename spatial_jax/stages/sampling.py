@@ -82,14 +82,14 @@ class Sampler:
 
       prompts, rollouts = run(prompts)
       rollouts, dropped = limit_images(rollouts, self.shapes.visual_tokens)
-      scores = self._score(params, prompts, rollouts, features, sharpness)
+      scores = self._score(params, prompts, rollouts, features, sharpness, len(prompts))
       for attempt in range(1, self.max_refills + 1):
         flat_B = np.flatnonzero(~has_variance(scores))
         if not len(flat_B):
           break
         more, found = run(self.refill(step, attempt, len(flat_B)).prompts)
         found, too_many = limit_images(found, self.shapes.visual_tokens)
-        extra = self._score(params, more, found, features, sharpness)
+        extra = self._score(params, more, found, features, sharpness, len(prompts))
         useful = np.flatnonzero(has_variance(extra))
         taken = list(zip(flat_B.tolist(), useful.tolist(), strict=False))
         prompts, rollouts = list(prompts), list(rollouts)
@@ -110,12 +110,16 @@ class Sampler:
     rollouts: Rollouts,
     features: ImageFeatures | None,
     sharpness: float,
+    count: int,
   ) -> Scores:
+    """Scores the rollouts; `count` is the number of prompts of a step."""
     attention_BG = None
     if "attention" in self.reward.active:
-      batch, _ = to_train_batch(rollouts, None, self.shapes, image_features=features)
+      # Groups of a refill are repeated: as many as a step has divide over the devices.
+      whole = [rollouts[b % len(rollouts)] for b in range(count)]
+      batch, _ = to_train_batch(whole, None, self.shapes, image_features=features)
       attention_R = np.asarray(self.attention(params, self.place(batch)))
-      attention_BG = attention_R.reshape(len(rollouts), -1)
+      attention_BG = attention_R.reshape(count, -1)[: len(rollouts)]
     tasks = [prompt.task for prompt in prompts]
     return score(rollouts, tasks, self.reward, sharpness, attention_BG)
 

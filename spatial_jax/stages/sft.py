@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import jax
 import numpy as np
 
-from spatial_jax.config import check_choice
+from spatial_jax.config import check_choice, check_number
 from spatial_jax.data.pipeline import PromptBatch
 from spatial_jax.learn.packing import PackConfig, sequence_weights, to_packed_batch
 from spatial_jax.stages.demonstrations import DemonstrationTraining, print_replaced
@@ -29,6 +29,7 @@ class SftConfig(DemonstrationTraining):
   def __post_init__(self):
     super().__post_init__()
     check_choice(self, "normalise")
+    check_number(self, "draw_fraction", "correct_fraction", at_least=0, at_most=1)
 
 
 class SftPrograms(Protocol):

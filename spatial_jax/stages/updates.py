@@ -119,6 +119,8 @@ class Updater:
     scores = scores._replace(
       reward_BG=np.where(scores.valid_BG, scores.reward_BG - beta * kl_BG, 0.0).astype(np.float32),
       components=scores.components | {"kl": kl_BG},
+      terms=scores.terms | {"kl": kl_BG},
+      weights=scores.weights | {"kl": -beta},
     )
     return dataclasses.replace(sampled, scores=scores)
 

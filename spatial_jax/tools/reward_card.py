@@ -2,7 +2,8 @@
 
 What a config rewards, before anything is trained: for groups of answers with random errors it
 prints reward, deviation within the group and advantage at some steps of the run, and the share of
-groups whose rewards are all equal. --out=card.png draws reward and advantage against the error.
+groups whose rewards are all equal. --out=card.png draws reward and advantage against the error. A
+config with conditions has a card for each of them.
 """
 
 import pathlib
@@ -22,7 +23,7 @@ from spatial_jax.cli import CONFIG_HELP, launch, no_arguments
 from spatial_jax.config import build
 from spatial_jax.errors import UserError
 from spatial_jax.learn.advantage import AdvantageConfig, advantage
-from spatial_jax.prepare import settings_as_json
+from spatial_jax.prepare import conditions_of
 from spatial_jax.report.reward_card import sentence
 from spatial_jax.reward.compose import score_examples
 from spatial_jax.reward.config import RewardConfig
@@ -128,10 +129,18 @@ def draw(steps: Sequence[CardStep], reward: RewardConfig, path: pathlib.Path) ->
 
 
 def main(arguments: Sequence[str]) -> None:
-  """Reads the command line and prints the card."""
+  """Reads the command line and prints the card of each condition that learns from rewards."""
   no_arguments(arguments)
   jax.config.update("jax_platforms", "cpu")
-  settings: dict[str, Any] = settings_as_json(CONFIG.value)
+  for name, settings in conditions_of(CONFIG.value).items():
+    if "grpo" in settings["stages"] or not name:
+      if name:
+        print(f"condition {name}")
+      print_card(settings, name)
+
+
+def print_card(settings: dict[str, Any], name: str) -> None:
+  """Prints the card of one condition, and draws it if --out is given."""
   reward = build(RewardConfig, settings["learn"]["reward"], "config.learn.reward")
   cfg = build(AdvantageConfig, settings["learn"]["advantage"], "config.learn.advantage")
   total = settings["loop"]["steps"]
@@ -144,8 +153,10 @@ def main(arguments: Sequence[str]) -> None:
   console = Console()
   show(found, reward, console if console.is_terminal else Console(width=_WIDTH))
   if OUT.value:
-    draw(found, reward, to_path(OUT.value))
-    print(f"wrote {OUT.value}")
+    path = to_path(OUT.value)
+    path = path.with_stem(f"{path.stem}-{name}") if name else path
+    draw(found, reward, path)
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":
