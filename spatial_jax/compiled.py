@@ -82,19 +82,25 @@ class PackedPrograms:
     return sharding.place_packed_batch(batch, self._window, self._mesh)
 
   def _sft(self, state: TrainState, batch: PackedBatch) -> tuple[TrainState, Metrics]:
-    return packed_sft_update(self._policy, self._optimizer, self._micro, state, batch)
+    return packed_sft_update(self._policy, self._optimizer, self._micro, state, self._shard(batch))
 
   def _dpo(
     self, state: TrainState, batch: PackedBatch, ref_logp_N: Array
   ) -> tuple[TrainState, Metrics]:
     assert self._dpo_cfg is not None  # no other stage calls it
     fixed = (self._policy, self._optimizer, self._micro, self._dpo_cfg)
-    return packed_dpo_update(*fixed, state, batch, ref_logp_N)
+    return packed_dpo_update(*fixed, state, self._shard(batch), ref_logp_N)
 
   def _sequence_logprobs(self, params: Params, batch: PackedBatch, count: int) -> jax.Array:
     base, _ = lora.split(params)
+    batch = self._shard(batch)
     logp_RT = packed_logprobs(self._policy.without_adapters, self._micro, base, batch)
     return by_sequence(logp_RT, batch.rows, count)
+
+  def _shard(self, batch: PackedBatch) -> PackedBatch:
+    """The batch with its rows sharded over the mesh."""
+    shardings = sharding.packed_batch_shardings(batch, self._window, self._mesh)
+    return jax.lax.with_sharding_constraint(jax.tree.map(jnp.asarray, batch), shardings)
 
 
 class LearnPrograms:

@@ -42,7 +42,7 @@ from spatial_jax.stages.load import (
   DATA_KEY,
   FORM_KEY,
   MODEL_KEY,
-  PolicyFiles,
+  STAGE_DATA_KEY,
   load_to_sample,
   read_policy,
   record,
@@ -50,7 +50,7 @@ from spatial_jax.stages.load import (
 )
 from spatial_jax.stages.reference import StartCopy
 from spatial_jax.stages.start import start_of
-from spatial_jax.supervised import Supervised
+from spatial_jax.supervised import Supervised, stage_data
 from spatial_jax.train_config import (
   MAY_DIFFER,
   StageName,
@@ -108,13 +108,16 @@ def run_stage(ready: Prepared, name: StageName, workdir: pathlib.Path) -> None:
     recorded: dict[str, Any] = {MODEL_KEY: record(files.cfg), FORM_KEY: form_record(form)}
     if isinstance(source, FileSource):
       recorded[DATA_KEY] = source.contents
+    data = stage_data(cfg, name)
+    if data is not None:
+      recorded[STAGE_DATA_KEY] = data.contents
     resolved = json.loads(json.dumps(ready.settings | recorded))  # tuples are lists
     questions = None
     if cfg.evaluation.tasks:
       # Rendered while the first programs compile.
       make = functools.partial(load_questions, source, cfg.evaluation, cfg.learn.reward, cfg.seed)
       questions = compute_async(make)
-    end, size = train(ready, name, context, resolved, workdir)
+    end, size = train(ready, name, context, data, resolved, workdir)
     if questions is not None:
       evaluate(cfg, context, end, questions(), workdir)
   report(cfg, name, size, form.grammar.draws, workdir)
@@ -150,6 +153,7 @@ def train(
   ready: Prepared,
   name: StageName,
   context: RunContext,
+  data: FileSource | None,
   resolved: dict[str, Any],
   workdir: pathlib.Path,
 ) -> tuple[Params, int]:
@@ -174,7 +178,7 @@ def train(
   if grpo is not None:
     built = build_grpo(cfg, context, grpo, copy, workdir)
   else:
-    built = build_supervised(ready, name, context, files, state, resumes, workdir)
+    built = build_supervised(ready, name, context, data, state, resumes, workdir)
   evaluate_state = progress_evaluation(
     built.engine,
     context.decode_params,
@@ -216,7 +220,7 @@ def build_supervised(
   ready: Prepared,
   name: StageName,
   context: RunContext,
-  files: PolicyFiles,
+  data: FileSource | None,
   state: TrainState,
   resumes: bool,
   workdir: pathlib.Path,
@@ -224,16 +228,17 @@ def build_supervised(
   """A stage of SFT, rejection sampling or DPO; the latter two may sample from the start first.
 
   Args:
-    files: of the start.
+    data: of the stage, see `supervised.stage_data`.
     state: at step 0, or shapes if the run resumes.
   """
-  cfg, source = ready.cfg, ready.source
+  cfg, source, files = ready.cfg, ready.source, ready.files
   assert source is not None  # checked by `run_stage`
+  assert files is not None
   resident = resident_bytes(cfg, ready.parts.policy, ready.parts.optimizer)
   engine = context.engine(cfg.rollout, resident, "config.rollout.slots")
   shapes = compiled.rollout_buckets(cfg.rollout, context.mesh)
   rollouts = plan(context.policy, shapes, resident)
-  build = Supervised(cfg, context, ready.parts, source, rollouts, workdir)
+  build = Supervised(cfg, context, ready.parts, source, rollouts, workdir, data)
 
   def weights() -> Params:
     if resumes:  # the state on the devices is not the start

@@ -36,7 +36,7 @@ from spatial_jax.stages.load import read_source
 from spatial_jax.stages.pairs import CorruptedPairs, answers_by_type
 from spatial_jax.stages.reject import best_and_worst, keep
 from spatial_jax.stages.sft import SftConfig, SftStage
-from spatial_jax.train_config import TrainConfig, TrainingParts
+from spatial_jax.train_config import StageName, TrainConfig, TrainingParts
 from spatial_jax.types import Params, Prompts, Task, Trajectory
 
 _MICRO_ROWS = (8, 4, 2, 1)
@@ -54,6 +54,7 @@ class Supervised:
   source: Source  # of the run
   rollouts: MemoryPlan  # with the state of this stage
   workdir: pathlib.Path
+  data: FileSource | None  # of `stage_data`
 
   def sft(self, cfg: SftConfig) -> SftStage:
     """The stage of SFT."""
@@ -126,10 +127,7 @@ class Supervised:
   def _source(self, cfg: DemonstrationTraining) -> Source:
     if not cfg.path:
       return self.source
-    files = dataclasses.replace(self.cfg.source.files, weights=())  # those of config.source.path
-    return read_source(
-      dataclasses.replace(self.cfg.source, kind="files", path=cfg.path, files=files)
-    )
+    return self.data or read_files(self.cfg, cfg.path)
 
   def _demonstrator(self, source: Source, draw: float, correct: float) -> Demonstrator:
     run, solver = self.cfg, None
@@ -160,6 +158,20 @@ class Supervised:
     print(f"{passes(cfg, source)}; {fitted.description}")
     memory.check(fitted.plan, "the rows of a microbatch (micro_rows)")
     return fitted.shapes, fitted.micro
+
+
+def stage_data(cfg: TrainConfig, name: StageName) -> FileSource | None:
+  """The data files of a stage of its own, read and checked; None if it has none."""
+  paths = {"sft": cfg.sft.path, "reject": cfg.reject.path, "dpo": cfg.dpo.path, "grpo": ""}
+  return read_files(cfg, paths[name]) if paths[name] else None
+
+
+def read_files(cfg: TrainConfig, path: str) -> FileSource:
+  """Data files in the place of config.source."""
+  files = dataclasses.replace(cfg.source.files, weights=())  # those of config.source.path
+  found = read_source(dataclasses.replace(cfg.source, kind="files", path=path, files=files))
+  assert isinstance(found, FileSource)  # by its kind
+  return found
 
 
 class Fitted(NamedTuple):

@@ -59,7 +59,6 @@ MAY_DIFFER = (
   "learn.saved_groups",
   "learn.health",
   "sft.steps",
-  "dpo.steps",
   "stages",  # of a run with several: the folder of each has its own config
   "evaluation",
   "executor",

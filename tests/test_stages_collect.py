@@ -188,7 +188,7 @@ def supervised(folder, workdir):
   parts = train_config.training_parts(cfg, policy.cfg, mesh)
   with open_context(parts.policy, policy, read_form(cfg.text), cfg, None) as context:
     rollouts = plan(parts.policy, compiled.rollout_buckets(cfg.rollout, mesh), 0, 1 << 40)
-    yield Supervised(cfg, context, parts, read_source(cfg.source), rollouts, workdir)
+    yield Supervised(cfg, context, parts, read_source(cfg.source), rollouts, workdir, None)
 
 
 def test_the_stage_trains_on_the_kept_rows_and_uses_their_file_again(monkeypatch, tmp_path):

@@ -209,7 +209,7 @@ def limit_images(rollouts: Rollouts, most_tokens: int) -> tuple[Rollouts, int]:
   """
   kept = [list(group) for group in rollouts]
   faults = 0
-  while _distinct_tokens(kept) > most_tokens:
+  while distinct_tokens(kept) > most_tokens:
     places = [(b, g) for b, group in enumerate(kept) for g in range(len(group))]
     b, g = max(places, key=lambda place: _drawn_tokens(kept[place[0]][place[1]]))
     if not _drawn_tokens(kept[b][g]):
@@ -223,7 +223,8 @@ def _drawn_tokens(trajectory: Trajectory) -> int:
   return sum(image.tokens for image in trajectory.images[trajectory.prompt_images :])
 
 
-def _distinct_tokens(rollouts: Rollouts) -> int:
+def distinct_tokens(rollouts: Rollouts) -> int:
+  """Visual tokens of the distinct images of rollouts."""
   images = {i.content_hash: i.tokens for group in rollouts for t in group for i in t.images}
   return sum(images.values())
 

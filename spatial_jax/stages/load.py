@@ -42,9 +42,9 @@ from spatial_jax.workdir import final_folder, find_path, write_text
 T = TypeVar("T")
 
 # Keys of a run's resolved config: QwenVLConfig, LoraConfig, PreprocessConfig, PromptForm, and
-# `FileSource.contents`.
+# `FileSource.contents`, of the run and of a stage with data files of its own.
 MODEL_KEY, LORA_KEY, PREPROCESS_KEY, FORM_KEY = "model", "lora", "preprocess", "form"
-DATA_KEY = "data"
+DATA_KEY, STAGE_DATA_KEY = "data", "stage_data"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -214,7 +214,8 @@ def recorded_settings(path: pathlib.Path | str) -> dict[str, Any] | None:
   Raises:
     CheckpointError: if there is no checkpoint, or it is of a stage without rollouts.
   """
-  if _is_hf_folder(find_path(path)):
+  path = final_folder(find_path(path))
+  if _is_hf_folder(path):
     return None
   settings = checkpoint_lib.read_progress(checkpoint_lib.find(path)).config
   if "rollout" not in settings:

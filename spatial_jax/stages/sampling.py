@@ -19,7 +19,7 @@ from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.image_feature_cache import ImageFeatures
 from spatial_jax.rollout.profiling import Timeline
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
-from spatial_jax.rollout.trajectory import limit_images
+from spatial_jax.rollout.trajectory import distinct_tokens, limit_images
 from spatial_jax.stages.step_metrics import has_variance
 from spatial_jax.types import Array, Params, Prompt, Prompts, Rollouts, Scores, TrainBatch
 
@@ -91,10 +91,12 @@ class Sampler:
         found, too_many = limit_images(found, self.shapes.visual_tokens)
         extra = self._score(params, more, found, features, sharpness, len(prompts))
         useful = np.flatnonzero(has_variance(extra))
-        taken = list(zip(flat_B.tolist(), useful.tolist(), strict=False))
-        prompts, rollouts = list(prompts), list(rollouts)
-        for place, source in taken:
-          prompts[place], rollouts[place] = more[source], found[source]
+        taken, prompts = [], list(prompts)
+        for place, source in zip(flat_B.tolist(), useful.tolist(), strict=False):
+          tried = [*rollouts[:place], found[source], *rollouts[place + 1 :]]
+          if distinct_tokens(tried) <= self.shapes.visual_tokens:
+            rollouts, prompts[place] = tried, more[source]
+            taken.append((place, source))
         scores = _replaced(scores, extra, taken)
         dropped, sampled = dropped + too_many, sampled + len(more)
         replaced += len(taken)
