@@ -111,6 +111,20 @@ def test_groups_that_stay_equal_are_kept_after_the_last_refill(monkeypatch):
   assert found.metrics["replaced_groups"] == 0
 
 
+def test_a_refill_whose_images_do_not_fit_is_not_taken(monkeypatch):
+  """The step and the refill fit, but not together."""
+  lab = Refills(monkeypatch, [EQUAL, DIFFERENT, EQUAL], [[DIFFERENT, DIFFERENT]], max_refills=1)
+  most = SMALL.visual_tokens
+
+  def tokens(rollouts):
+    return most + any(t.task_id == "1-0" for group in rollouts for t in group)
+
+  monkeypatch.setattr(sampling, "distinct_tokens", tokens)
+  found, names = lab.run()
+  assert names == ["0-0", "0-1", "1-1"]
+  assert found.metrics["replaced_groups"] == 1
+
+
 def test_groups_that_differ_are_never_refilled(monkeypatch):
   lab = Refills(monkeypatch, [DIFFERENT, DIFFERENT])
   lab.run()

@@ -231,3 +231,11 @@ def test_paths_of_the_package_are_found_everywhere(tmp_path, monkeypatch):
   assert find_path("runs/nowhere") == pathlib.Path("runs/nowhere")
   with pytest.raises(UserError, match="an empty path"):
     to_path("")
+
+
+def test_the_last_stage_has_the_checkpoint_of_a_run(tmp_path):
+  assert workdir_lib.final_folder(tmp_path) == tmp_path
+  for name in ("1_sft", "2_reject", "checkpoints", "10"):
+    (tmp_path / name).mkdir()
+  assert [path.name for path in workdir_lib.stage_folders(tmp_path)] == ["1_sft", "2_reject"]
+  assert workdir_lib.final_folder(tmp_path) == tmp_path / "2_reject"
