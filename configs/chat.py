@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
       "max_images": 42,
       "max_image_tokens": 42 * 256,
       "max_response_tokens": 13312,
+      "near_duplicate_px": 0.0,
     }
   )
   cfg.rollout.stop_tokens = ()  # those of the policy

@@ -60,7 +60,7 @@ def test_values_out_of_range_are_named_by_their_keys(key, value, rule):
   [
     ("questions.types", ("object_colour",), r"types\[0\] must be one of object_counting, .*order"),
     ("questions.instance_scope", "house", "instance_scope must be one of room, views"),
-    ("kind", "videos", "kind must be one of procedural, rooms, photos"),
+    ("kind", "videos", "kind must be one of procedural, mazes, physics, rooms, photos, files"),
     ("camera.width_px", 168.0, "width_px must be int"),
     ("camera.frame_counts", 1, "frame_counts must be a list"),
     ("rooms.objects", (1, 2, 3), "objects must have 2 items"),

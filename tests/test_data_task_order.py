@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs import tiny_defaults
+from spatial_jax.config import build
 from spatial_jax.data import source as source_lib
 from spatial_jax.data.background import compute_async, prefetch
-from spatial_jax.data.files import FilesConfig
 from spatial_jax.data.source import (
   HELD_OUT_SEED,
   RoomSource,
@@ -37,7 +38,6 @@ from tests import rollout_fixtures as fixtures
 TYPES = ("object_counting", "object_abs_distance", "camera_distance")
 ROOMS = ProceduralConfig(objects=(3, 5), side_m=(3.0, 4.0), l_shape_share=0.0, repeat_share=0.3)
 CAMERA = CameraConfig(56, 56, 75.0, (1,))
-FILES = FilesConfig((), "", 0.1, (), "shuffled", 0.05, True)
 QUESTIONS = QuestionConfig(TYPES, 3, 10, 0.5, "views", 2.0, "")
 
 
@@ -206,7 +206,10 @@ def test_the_same_number_gives_the_same_tasks_and_images():
 
 
 def test_training_never_uses_held_out_rooms():
-  source = make_source(SourceConfig("procedural", "", FILES, ROOMS, CAMERA, QUESTIONS, 2, 2))
+  defaults = build(SourceConfig, tiny_defaults.source())
+  source = make_source(
+    dataclasses.replace(defaults, rooms=ROOMS, camera=CAMERA, questions=QUESTIONS)
+  )
   asked = {task.scene_id for task in source.held_out(12)}
   learned = {task.scene_id for step in range(4) for task in source.batch(0, step, 6)}
   learned |= {task.scene_id for task in source.examples(0, 24)}

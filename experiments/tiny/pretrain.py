@@ -54,7 +54,7 @@ from spatial_jax.data.video import VideoConfig
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.parser import Coordinates
 from spatial_jax.hf import export, weights
-from spatial_jax.learn.gradient import Microbatch, gradient
+from spatial_jax.learn.gradient import Microbatch, TokenScores, gradient
 from spatial_jax.learn.losses import Metrics, nll, token_weights
 from spatial_jax.learn.optimizer import OptimizerConfig, check_steps, make_optimizer
 from spatial_jax.learn.train_batch import BatchConfig
@@ -302,8 +302,8 @@ def _vision_step(policy, optimizer, cfg, names, state: TrainState, batch: Pretra
 
 
 def _answer_step(policy, optimizer, cfg, names, state: TrainState, batch: PretrainBatch):
-  def answer_loss(logp_RT: jax.Array, microbatch: Microbatch) -> tuple[jax.Array, Metrics]:
-    return nll(logp_RT, microbatch.rows.trained_RT, microbatch.token_weight_R), {}
+  def answer_loss(scores: TokenScores, microbatch: Microbatch) -> tuple[jax.Array, Metrics]:
+    return nll(scores.logp_RT, microbatch.rows.trained_RT, microbatch.token_weight_R), {}
 
   answers = batch.answers
   assert answers is not None
