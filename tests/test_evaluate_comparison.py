@@ -207,6 +207,9 @@ def test_behaviour_counts_drawings_turns_and_ends():
   assert found == {
     "drawing_share": pytest.approx(1 / 3),
     "operations": 1.0,
+    "boxes": 1.0,
+    "lines": 0.0,
+    "reflections": 0.0,
     "executable_share": 0.5,
     "turns": pytest.approx(4 / 3),
     "tokens": 7.0,
@@ -248,10 +251,10 @@ def test_vsi_score_is_the_average_of_the_benchmark():
 def test_files_contain_the_table_and_every_prediction(tmp_path):
   sets = all_sets(count=6)
   table = result_table(sets, 10.0, ("a note",))
-  write(tmp_path / "new", sets, table, {"seed": 3})
+  write(tmp_path / "new", sets, table, {"seed": 3}, {"end": 0.5})
   assert read_results(tmp_path / "new") == table
   record = json.loads((tmp_path / "new" / "results.json").read_text())
-  assert record["origin"] == {"seed": 3}
+  assert (record["origin"], record["pass_at"]) == ({"seed": 3}, {"end": 0.5})
   assert record["behaviour"].keys() == set(MEANS) - {"median", "start_fitted_factor"}
   lines = (tmp_path / "new" / "predictions.jsonl").read_text().splitlines()
   first = json.loads(lines[0])

@@ -205,7 +205,10 @@ def test_attention_forms_by_hand():
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.floats(0, 1, width=32), min_size=6, max_size=6), st.integers(0, 63))
+@given(
+  st.lists(st.just(0.0) | st.floats(2**-20, 1, width=32), min_size=6, max_size=6),
+  st.integers(0, 63),
+)
 def test_concentration_is_bounded_and_ignores_scale(mass, bits):
   image = jnp.array([bits >> i & 1 for i in range(6)], bool)
   mass = jnp.where(image, jnp.asarray(mass, jnp.float32), 0.0)

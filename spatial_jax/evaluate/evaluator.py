@@ -317,7 +317,12 @@ def write(
   fingerprint: dict[str, Any],
   passed: dict[str, float],
 ) -> None:
-  """Writes predictions.jsonl and results.json; arguments as in `run_evaluation`; pass@k."""
+  """Writes predictions.jsonl and results.json.
+
+  Args:
+    fingerprint: what the results depend on.
+    passed: pass@k by its name.
+  """
   workdir.mkdir(parents=True, exist_ok=True)
   lines = [_json(s.column.key, prediction) for s in found for prediction in s.predictions]
   write_text(workdir / PREDICTIONS, "".join(f"{line}\n" for line in lines))
