@@ -205,6 +205,7 @@ def reference_of(cfg: TrainConfig, mesh: jax.sharding.Mesh, shape: QwenVLConfig)
 
 
 @needs_libtpu
+@pytest.mark.slow
 def test_adapters_compile_with_the_attention_kernel():
   """Adapters at every kernel of the decoder; the frozen vision tower is not in the update."""
   adapters = LoraConfig(("^decoder/layers/.*/kernel$",), 8, 16.0)

@@ -191,6 +191,7 @@ def test_a_run_that_resumes_gets_the_same_prompts(tmp_path):
     assert names(stream(source, first, 0), 3) == whole[first : first + 3]
 
 
+@pytest.mark.slow
 def test_worker_processes_change_nothing(tmp_path):
   flags.FLAGS.mark_as_parsed()  # grain reads absl flags
   source = opened(numbers(tmp_path, 10), held_out_fraction=0.0)
