@@ -226,7 +226,7 @@ def test_tokens_or_demonstrations_have_equal_weights(lab, normalise):
 # --- steps ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", (pytest.param("sft", marks=pytest.mark.slow), "dpo"))
+@pytest.mark.parametrize("kind", [pytest.param("sft", marks=pytest.mark.slow), "dpo"])
 def test_eight_devices_take_the_steps_of_one(lab, eight, kind, tmp_path):
   states, values, references = [], [], []
   for name, one in (("one", lab), ("eight", eight)):
