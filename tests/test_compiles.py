@@ -114,6 +114,7 @@ def programs_of(
   return {program.name: program for program in found}
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_decoding_needs_little_memory_besides_its_cache():
   """At the head size of every published Qwen2.5-VL."""

@@ -344,6 +344,7 @@ def test_on_policy_the_ratio_is_one():
   np.testing.assert_allclose(metrics["effective_share"], 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_divergence_pulls_towards_the_reference():
   policy, params = policy_and_params()
   cfg = loss_config({"kl.weight": 1.0})
@@ -362,6 +363,7 @@ def test_the_divergence_pulls_towards_the_reference():
 # --- storage -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_gradients_may_be_summed_in_bfloat16():
   """Each of four sums is rounded to 8 bits; float32 is the default and has no rounding."""
   policy, params = policy_and_params()

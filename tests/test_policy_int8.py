@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import qwix
 
 from spatial_jax import compiled, sharding
@@ -78,6 +79,7 @@ def test_values_are_sharded_like_the_kernel_and_equal_on_every_mesh():
   assert down.scale.sharding.is_fully_replicated
 
 
+@pytest.mark.slow
 def test_sampling_with_them_is_slightly_off_policy():
   policy, params, exact = policy_and_params()
   cfg = dataclasses.replace(ROLLOUT, weights="int8")

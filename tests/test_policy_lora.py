@@ -182,6 +182,7 @@ def test_the_reference_is_the_policy_without_adapters():
   assert float(second["kl_ref_k3"]) > 1e-6
 
 
+@pytest.mark.slow
 def test_the_base_has_no_gradients_in_memory():
   policy, params, _, _ = trained()
   state = TrainState(params, (), np.int32(0))
@@ -269,6 +270,7 @@ def test_rounding_the_base_changes_the_gradient_little():
   assert 0 < float(change) < 0.1
 
 
+@pytest.mark.slow
 def test_adapters_of_a_bfloat16_base_are_merged_in_float32():
   policy, state, _ = trained_from("bfloat16")
   merged = lora.merged(state.params, QUERIES)["decoder"]["layers"]["attn"]

@@ -119,6 +119,7 @@ with Executor(ExecutorConfig(1, 20.0, 1024), fixtures.STYLE) as executor:
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_process():
   with subprocess.Popen(
     [sys.executable, "-c", RUN],

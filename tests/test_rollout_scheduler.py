@@ -115,7 +115,7 @@ def slow(changed):
     slow({"drawing_delay": 4, "gather_fractions": ()}),
     {"slots": 1, "prefill": (1,), "decode_steps": 1},
     slow({"slots": 16, "prefill": (16,), "append": (1,), "decode_steps": 32}),
-    {"slots": 2, "schedule": "barrier"},
+    slow({"slots": 2, "schedule": "barrier"}),
     {"slots": 2, "rows": 3, "gather_fractions": (0.3, 0.7)},
     slow({"slots": 2, "rows": 1, "schedule": "barrier"}),
     # Little more than two images: most are encoded again.
@@ -294,7 +294,7 @@ def test_every_process_samples_the_same_bits():
   assert one == other
 
 
-@pytest.mark.parametrize("rows", [0, 2])
+@pytest.mark.parametrize("rows", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_rollouts_of_a_group_may_have_different_parameters(all_turns_draw, rows):
   hot = dataclasses.replace(SAMPLED, temperature=1.7)
   cfg = dataclasses.replace(ROLLOUT, group=3, rows=rows)
@@ -304,6 +304,7 @@ def test_rollouts_of_a_group_may_have_different_parameters(all_turns_draw, rows)
     assert_same([[group[g]] for group in mixed], alone, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_truncation_to_one_token_is_greedy(all_turns_draw):
   hot = dataclasses.replace(SAMPLED, temperature=2.0)
   limits = ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 0.999})

@@ -329,6 +329,7 @@ def test_each_other_path_is_refused_by_its_name(single, tmp_path, monkeypatch):
 def run_config(folder, **changes):
   config = tiny_defaults.get_config()
   config.init = str(folder)
+  config.evaluation.progress_tasks = 2
   config.update_from_flattened_dict(changes)
   return config
 
@@ -417,6 +418,7 @@ def test_a_start_that_is_refused_leaves_no_work_directory(
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_number_of_slots_that_a_refusal_names_is_accepted(folder, tmp_path, monkeypatch):
   """In the same work directory, which the refused start did not bind."""
   with monkeypatch.context() as patch:

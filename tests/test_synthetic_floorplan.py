@@ -16,7 +16,7 @@ from spatial_jax.synthetic.furniture_parts import COLOURS
 from spatial_jax.synthetic.scene import Scene, SceneObject
 
 CONFIG = ProceduralConfig(objects=(10, 18), side_m=(3.6, 6.0), l_shape_share=0.5, repeat_share=0.4)
-SEEDS = range(40)
+SEEDS = range(20)
 
 
 @pytest.fixture(scope="module")

@@ -234,7 +234,8 @@ def check_scene(scene, frames, seed, cfg):
 
 
 @pytest.mark.parametrize(
-  ("frames", "scope"), [(1, "views"), (1, "room"), (6, "views"), (6, "room")]
+  ("frames", "scope"),
+  [(1, "views"), (1, "room"), (6, "views"), pytest.param(6, "room", marks=pytest.mark.slow)],
 )
 def test_the_checker_confirms_every_answer_about_procedural_rooms(frames, scope):
   cfg = dataclasses.replace(CONFIG, instance_scope=scope)

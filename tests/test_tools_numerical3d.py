@@ -91,6 +91,7 @@ def rows(built):
   return {split: [decode_row(x) for x in builder.as_data_source(split)] for split in SPLITS}
 
 
+@pytest.mark.slow
 def test_four_workers_write_the_same_bytes(built, tmp_path):
   build_dataset(tmp_path, SETTINGS, 4)
   assert contents(tmp_path / FOLDER) == contents(built / FOLDER)
