@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import tiny_defaults
-from spatial_jax import checkpoint, metrics, preemption, sharding, train
+from spatial_jax import checkpoint, metrics, preemption, run_stage, sharding, train
 from spatial_jax.checkpoint import Progress, Saver
 from spatial_jax.config import ConfigError, build
 from spatial_jax.errors import CheckpointError
@@ -25,7 +25,7 @@ from spatial_jax.policy.param_tree import matches
 from spatial_jax.preemption import Terminated
 from spatial_jax.reward.compose import score
 from spatial_jax.sharding import path_name
-from spatial_jax.stages import grpo, loop
+from spatial_jax.stages import loop, sampling
 from spatial_jax.stages.load import load_policy
 from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.types import TrainState
@@ -296,13 +296,15 @@ def tiny_run(init, steps, storage):
   # A constant rate: other schedules depend on the length of the run.
   cfg.learn.optimizer.update({"warmup_steps": 0, "decay_steps": 0, "total_steps": 100})
   cfg.learn.loss.kl.weight = 0.1  # with a reference policy
+  cfg.evaluation.tasks = 0  # without an evaluation
+  cfg.loop.evaluate_every = 0
   cfg.update_from_flattened_dict(storage)
   return cfg
 
 
-def reward_of_tokens(rollouts, tasks, cfg, sharpness):
+def reward_of_tokens(rollouts, tasks, cfg, sharpness, attention_BG):
   """Random weights never answer: the reward depends on the tokens, so that there is a gradient."""
-  scores = score(rollouts, tasks, cfg, sharpness)
+  scores = score(rollouts, tasks, cfg, sharpness, attention_BG)
   sum_BG = [[t.token_ids_T[t.trained_T].sum() % 7 for t in group] for group in rollouts]
   return scores._replace(reward_BG=np.array(sum_BG, np.float32), accuracy_BG=scores.format_BG + 1)
 
@@ -319,9 +321,8 @@ SMALL_STATE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("storage", [{}, SMALL_STATE], ids=["default", "small state"])
 def test_reinforcement_learning_resumes_bit_for_bit(storage, tmp_path, monkeypatch):
-  monkeypatch.setattr(train, "is_up_to_date", lambda *_: True)  # without an evaluation
-  monkeypatch.setattr(train, "report", lambda *_: None)
-  monkeypatch.setattr(grpo, "score", reward_of_tokens)
+  monkeypatch.setattr(run_stage, "report", lambda *_: None)
+  monkeypatch.setattr(sampling, "score", reward_of_tokens)
   monkeypatch.setattr(jax, "devices", jax.local_devices()[:1].copy)
   (tmp_path / "init").mkdir()
   save_policy(tmp_path / "init", 1)

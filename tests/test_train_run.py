@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from configs import tiny_defaults
-from spatial_jax import checkpoint, metrics, train
+from spatial_jax import checkpoint, metrics, run_stage, train
 from spatial_jax.evaluate.results import read_results
 from tests import evaluate_fixtures as fixtures
 
@@ -42,7 +42,7 @@ def small_run(folder):
 @pytest.mark.filterwarnings("default")  # Orbax
 def test_a_run_from_config_to_report_and_again(tmp_path, monkeypatch, capsys):
   folder, workdir = fixtures.save_policy(tmp_path / "policy", 0), tmp_path / "run"
-  sizes, evaluate = [], train.evaluate
+  sizes, evaluate = [], run_stage.evaluate
   others = jax.live_arrays()  # of other tests
 
   def measured(*arguments):
@@ -50,7 +50,7 @@ def test_a_run_from_config_to_report_and_again(tmp_path, monkeypatch, capsys):
     sizes.append(sum(x.nbytes for x in alive if all(x is not other for other in others)))
     return evaluate(*arguments)
 
-  monkeypatch.setattr(train, "evaluate", measured)
+  monkeypatch.setattr(run_stage, "evaluate", measured)
   train.run(small_run(folder), workdir)
   params = sum(x.nbytes for x in jax.tree.leaves(fixtures.random_params(0)))
   assert params <= sizes[0] < 1.5 * params, "the decode parameters of the end, nothing else"
@@ -65,5 +65,5 @@ def test_a_run_from_config_to_report_and_again(tmp_path, monkeypatch, capsys):
   assert json.loads((workdir / "results.json").read_text())["origin"]["steps"] == 2
   capsys.readouterr()
   train.run(longer, workdir)
-  assert "has this evaluation" in capsys.readouterr().out
+  assert "run is finished" in capsys.readouterr().out
   assert len(sizes) == 2
