@@ -99,7 +99,7 @@ def run_stage(ready: Prepared, name: StageName, workdir: pathlib.Path) -> None:
     print(f"{workdir} is finished; delete {workdir}/results.json to evaluate again")
     return
   examples = source.batch(cfg.seed, 0, 3)  # refuses a source without training tasks
-  if name in ("grpo", "reject"):
+  if name in ("grpo", "reject") or (name == "dpo" and cfg.dpo.pairs == "samples"):
     check_functions(cfg.learn.reward, examples)
   check_held_out(cfg, source)
   trained_on = source.benchmark or files.benchmark

@@ -13,6 +13,7 @@ from spatial_jax import compiled, sharding
 from spatial_jax.data.files import FileSource
 from spatial_jax.data.source import Source, prompt_stream, solver_of
 from spatial_jax.drawing.parser import Limits
+from spatial_jax.errors import DataError
 from spatial_jax.learn.dpo import DpoLossConfig
 from spatial_jax.learn.packing import PackConfig
 from spatial_jax.learn.train_batch import BatchConfig, Microbatches
@@ -171,6 +172,8 @@ def read_files(cfg: TrainConfig, path: str) -> FileSource:
   files = dataclasses.replace(cfg.source.files, weights=())  # those of config.source.path
   found = read_source(dataclasses.replace(cfg.source, kind="files", path=path, files=files))
   assert isinstance(found, FileSource)  # by its kind
+  if not found.train_count:
+    raise DataError(f"{path} has no rows for training; see the split of its rows")
   return found
 
 

@@ -59,6 +59,9 @@ MAY_DIFFER = (
   "learn.saved_groups",
   "learn.health",
   "sft.steps",
+  "sft.optimizer.total_steps",
+  "sft.optimizer.warmup_steps",
+  "sft.optimizer.decay_steps",
   "stages",  # of a run with several: the folder of each has its own config
   "evaluation",
   "executor",
@@ -118,10 +121,7 @@ def _check_stages(stages: Sequence[str]) -> None:
     raise ConfigError(f"config.stages is {stages} and names a stage twice")
   order = [name for name in ("sft", "reject", "dpo", "grpo") if name in stages]
   if list(stages) != order:
-    raise ConfigError(
-      f"config.stages is {stages}; supervised stages come before reinforcement learning, which "
-      f"they would undo: {tuple(order)}"
-    )
+    raise ConfigError(f"config.stages is {stages}; the order must be {tuple(order)}")
 
 
 def _check_last(name: str, buckets: Sequence[int], least: int, of: str) -> None:

@@ -258,8 +258,11 @@ def test_the_miniature_of_the_reward_study_starts_from_its_warm_up():
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"stages": ("grpo", "sft")}, r"config\.stages is \('grpo', 'sft'\); supervised stages come"),
-    ({"stages": ("dpo", "reject")}, r"config\.stages .*: \('reject', 'dpo'\)"),
+    (
+      {"stages": ("grpo", "sft")},
+      r"config\.stages is \('grpo', 'sft'\); the order must be \('sft', 'grpo'\)",
+    ),
+    ({"stages": ("dpo", "reject")}, r"config\.stages .* must be \('reject', 'dpo'\)"),
     ({"stages": ("sft", "sft")}, r"config\.stages is \('sft', 'sft'\) and names a stage twice"),
     ({"stages": ("sft", "ppo")}, r"config\.stages\[1\] must be one of sft, reject, dpo, grpo"),
     ({"stages": ()}, r"config\.stages is empty; name at least one of sft, reject, dpo, grpo"),

@@ -169,6 +169,14 @@ def test_each_minibatch_keeps_its_largest_advantages():
   assert found == [ADVANTAGE_BG[part[-1]].tolist() for part in parts]
 
 
+def test_rollouts_of_weight_zero_are_selected_last():
+  cfg = dataclasses.replace(PLAIN, keep_fraction=0.5, mask_truncated=True)
+  programs, _, _ = updated(cfg, sampled_of(REASONS))
+  ((batch, _),) = programs.called("update")
+  whole = sum(reason not in ("token_limit", "turn_limit") for group in REASONS for reason in group)
+  assert batch.rows.weight_R.sum() == min(whole, len(batch.rows.weight_R))
+
+
 def test_rollouts_that_a_limit_cut_off_have_weight_zero_and_nothing_else_changes():
   """In every minibatch."""
   sampled = sampled_of(REASONS)

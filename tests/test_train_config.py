@@ -31,6 +31,16 @@ from spatial_jax.train_config import MAY_DIFFER, TrainConfig
     ({"executor.memory_mib": 2**21}, r"memory_mib is 2097152 and must be .* at most 1048576"),
     ({"learn.optimizer.b1": 0.99999999999}, r"optimizer\.b1 is .* at most 0\.999999"),
     ({"learn.optimizer.b2": 1.0}, r"optimizer\.b2 is 1\.0 and must be .* at most 0\.999999"),
+    (
+      {"learn.advantage.per_component": True, "learn.advantage.baseline": "leave_one_out"},
+      r"advantage\.baseline is 'leave_one_out' and must be mean with per_component",
+    ),
+    ({"dpo.sampled_tasks": 0}, r"dpo\.sampled_tasks is 0 and must be .* at least 1"),
+    ({"dpo.min_gap": -1.0}, r"dpo\.min_gap is -1\.0 and must be"),
+    (
+      {"dpo.pairs": "samples", "dpo.path": "rows.jsonl"},
+      r"dpo\.path is 'rows\.jsonl' and must be \"\" with pairs=\"samples\"",
+    ),
     ({"learn.optimizer.learning_rate": 2.0}, r"learning_rate is 2\.0 and must be .* at most 1"),
   ],
 )

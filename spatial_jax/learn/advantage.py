@@ -42,6 +42,8 @@ class AdvantageConfig:
     check_choice(self, "baseline")
     valid = not self.per_component or self.by_std
     check_field(self, "by_std", valid, "be True with per_component, which divides by deviations")
+    valid = not self.per_component or self.baseline == "mean"
+    check_field(self, "baseline", valid, "be mean with per_component")
 
 
 def advantage(scores: Scores, cfg: AdvantageConfig) -> jax.Array:

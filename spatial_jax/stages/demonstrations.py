@@ -56,7 +56,9 @@ def passes(cfg: DemonstrationTraining, source: Source) -> str:
   if not isinstance(source, FileSource):
     return f"{cfg.steps} steps of {cfg.batch} synthetic demonstrations"
   times = cfg.steps * cfg.batch / source.train_count
-  few = ", which it will memorise; take fewer steps or more rows" if times > _MANY_PASSES else ""
+  few = (
+    "; the policy may memorise them: take fewer steps or more rows" if times > _MANY_PASSES else ""
+  )
   rows = f"{source.train_count:,} rows{few}"
   return f"{cfg.steps} steps of {cfg.batch}: {times:.1f} passes over {rows}"
 

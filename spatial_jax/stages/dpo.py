@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from spatial_jax.config import check_choice
+from spatial_jax.config import check_choice, check_field, check_number, check_whole
 from spatial_jax.data.pipeline import PromptBatch
 from spatial_jax.errors import CheckpointError
 from spatial_jax.learn.dpo import DpoLossConfig
@@ -43,6 +43,10 @@ class DpoConfig(DemonstrationTraining):
   def __post_init__(self):
     super().__post_init__()
     check_choice(self, "pairs")
+    check_whole(self, "sampled_tasks", at_least=1)
+    check_number(self, "min_gap", at_least=0)
+    unread = self.pairs == "samples" and self.path
+    check_field(self, "path", not unread, 'be "" with pairs="samples", which samples config.source')
 
 
 class DpoPrograms(Protocol):
