@@ -13,7 +13,7 @@ rollouts, 16 x 8 per update, clip 0.2 and 0.3, dual clip 3, no KL term, vision t
 images, 10 turns, 13,312 tokens, prompts of 5,120. Inferred: the updates of the second stage.
 Expected: VSI-Bench 33.0 -> 45.4 (paper). Not run here at full size. Chips and hours: the paper
 needs 16 A100 for about 24 hours (cold start), 3 hours, and RL; here see docs/memory.md.
-:tiny: its table is in docs/papers.md. Time: under 20 minutes on two CPU cores.
+:tiny: its table is in docs/papers.md. Its time alone is not measured.
 Command: python -m spatial_jax.train --config=configs/vilasr.py:tiny --workdir=runs/vilasr
 """
 

@@ -15,7 +15,7 @@ stated: rank, frames, batch, steps, everything of SFT and DPO. The vanilla promp
 answer keeps its format.
 Expected: VSI-Bench, vanilla prompt: 2B 23.3 -> 35.4, 7B 32.2 -> 40.7; SFT 29.6 and 38.1, DPO 23.9
 and 32.6 (paper). Not run here at full size. The paper states 120 GPU hours for 2B.
-:tiny: its table is in docs/papers.md. Time: under 20 minutes on two CPU cores.
+:tiny: its table is in docs/papers.md. Time: 12 minutes on two CPU cores.
 Command: python -m spatial_jax.train --config=configs/vsgrpo.py:tiny --workdir=runs/vsgrpo
 """
 

@@ -159,7 +159,7 @@ def train(
 ) -> tuple[Params, int]:
   """Builds the stage, loads the start, binds the work directory to the config and runs the loop.
 
-  Returns the decode parameters of the end, and the number of parameters. The rest is freed.
+  Returns the decode parameters of the end and their number. The evaluation needs all other memory.
   """
   cfg, files, source = ready.cfg, ready.files, ready.source
   assert files is not None  # checked by `run_stage`

@@ -173,7 +173,7 @@ def read_files(cfg: TrainConfig, path: str) -> FileSource:
   found = read_source(dataclasses.replace(cfg.source, kind="files", path=path, files=files))
   assert isinstance(found, FileSource)  # by its kind
   if not found.train_count:
-    raise DataError(f"{path} has no rows for training; see the split of its rows")
+    raise DataError(f"{path} has no training task; see the split of its rows")
   return found
 
 

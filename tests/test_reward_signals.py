@@ -205,7 +205,7 @@ def test_attention_forms_by_hand():
 
 
 @settings(deadline=None, max_examples=50)
-@given(
+@given(  # no mass so small that half of it is 0 in float32
   st.lists(st.just(0.0) | st.floats(2**-20, 1, width=32), min_size=6, max_size=6),
   st.integers(0, 63),
 )

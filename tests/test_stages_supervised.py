@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import tiny_defaults
 from spatial_jax import compiled, metrics
 from spatial_jax.compiled import PackedPrograms
+from spatial_jax.config import build
 from spatial_jax.data.files import FilesConfig, open_files
 from spatial_jax.data.pipeline import PipelineConfig
 from spatial_jax.data.source import prompt_stream
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.drawing.parser import WIDE_LIMITS
-from spatial_jax.errors import CheckpointError
+from spatial_jax.errors import CheckpointError, DataError
 from spatial_jax.learn.dpo import DpoLossConfig
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.packing import PackConfig
@@ -31,6 +33,8 @@ from spatial_jax.stages import loop
 from spatial_jax.stages.dpo import REFERENCE, DpoStage
 from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.stages.sft import SftConfig, SftStage
+from spatial_jax.supervised import read_files
+from spatial_jax.train_config import TrainConfig
 from spatial_jax.types import DemonstratedTurn, TrainState
 from tests import step_fixtures
 from tests.reward_fixtures import answering
@@ -221,6 +225,15 @@ def test_tokens_or_demonstrations_have_equal_weights(lab, normalise):
   weights = [rows.weight_RT[rows.trained_RT & (rows.sequence_RT == n)] for n in range(3)]
   compared = np.concatenate(weights) if normalise == "token" else [x.sum() for x in weights]
   np.testing.assert_allclose(compared, 1 / len(compared), rtol=1e-5)
+
+
+def test_a_stage_whose_rows_are_all_held_out_is_refused(tmp_path):
+  (tmp_path / "0.jpg").write_bytes(jpeg(0))
+  row = {"question": "How far, in meters?", "answer": 2.4, "images": ["0.jpg"], "split": "held_out"}
+  path = save_rows(tmp_path / "held.jsonl", [row])
+  cfg = build(TrainConfig, dict(tiny_defaults.get_config()))
+  with pytest.raises(DataError, match=r"held\.jsonl has no training task; see the split"):
+    read_files(cfg, str(path))
 
 
 # --- steps ---------------------------------------------------------------------------------------

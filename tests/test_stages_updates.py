@@ -170,11 +170,12 @@ def test_each_minibatch_keeps_its_largest_advantages():
 
 
 def test_rollouts_of_weight_zero_are_selected_last():
+  """Here those that a limit cut off have the largest advantages: 5, 6 and 8."""
   cfg = dataclasses.replace(PLAIN, keep_fraction=0.5, mask_truncated=True)
-  programs, _, _ = updated(cfg, sampled_of(REASONS))
+  programs, _, _ = updated(cfg, sampled_of(REASONS[::-1]))
   ((batch, _),) = programs.called("update")
-  whole = sum(reason not in ("token_limit", "turn_limit") for group in REASONS for reason in group)
-  assert batch.rows.weight_R.sum() == min(whole, len(batch.rows.weight_R))
+  assert sorted(batch.rows.advantage_R.tolist()) == [2, 3, 4, 7]
+  assert (batch.rows.weight_R == 1).all()
 
 
 def test_rollouts_that_a_limit_cut_off_have_weight_zero_and_nothing_else_changes():

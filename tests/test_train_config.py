@@ -84,3 +84,13 @@ def test_schedules_follow_the_number_of_steps():
   assert {"loop", "learn.optimizer.total_steps", "learn.optimizer.warmup_steps"} <= set(MAY_DIFFER)
   cfg.learn.optimizer.total_steps = 300
   assert cfg.loop.steps == 200
+
+
+def test_everything_that_follows_the_number_of_sft_steps_may_differ():
+  """So a finished SFT stage can be resumed with more steps."""
+  one, more = tiny_defaults.get_config(), tiny_defaults.get_config()
+  more.sft.steps = 4000
+  changed = {f"sft.{key}" for key in ("steps", "batch", "path") if one.sft[key] != more.sft[key]}
+  before, after = one.sft.optimizer.to_dict(), more.sft.optimizer.to_dict()
+  changed |= {f"sft.optimizer.{key}" for key in before if before[key] != after[key]}
+  assert {"sft.steps", "sft.optimizer.total_steps"} <= changed <= set(MAY_DIFFER)

@@ -320,8 +320,11 @@ def write(
   """Writes predictions.jsonl and results.json.
 
   Args:
-    fingerprint: what the results depend on.
-    passed: pass@k by its name.
+    workdir: created if missing.
+    found: the answers of every column.
+    table: their statistics.
+    fingerprint: as in `run_evaluation`.
+    passed: name ("pass@8") -> estimate of the policy at the end; empty if not asked for.
   """
   workdir.mkdir(parents=True, exist_ok=True)
   lines = [_json(s.column.key, prediction) for s in found for prediction in s.predictions]

@@ -56,11 +56,10 @@ def passes(cfg: DemonstrationTraining, source: Source) -> str:
   if not isinstance(source, FileSource):
     return f"{cfg.steps} steps of {cfg.batch} synthetic demonstrations"
   times = cfg.steps * cfg.batch / source.train_count
-  few = (
-    "; the policy may memorise them: take fewer steps or more rows" if times > _MANY_PASSES else ""
-  )
-  rows = f"{source.train_count:,} rows{few}"
-  return f"{cfg.steps} steps of {cfg.batch}: {times:.1f} passes over {rows}"
+  line = f"{cfg.steps} steps of {cfg.batch}: {times:.1f} passes over {source.train_count:,} rows"
+  if times > _MANY_PASSES:
+    line += "; the policy may memorise them: take fewer steps or more rows"
+  return line
 
 
 @dataclasses.dataclass(frozen=True)

@@ -127,12 +127,12 @@ class Updater:
   def _batch(self, sampled: Sampled, advantages_BG: np.ndarray, part: Sequence[int]) -> TrainBatch:
     """The TrainBatch of some groups, NumPy arrays."""
     rollouts, advantages_BG = [sampled.rollouts[b] for b in part], advantages_BG[list(part)]
-    weight_BG, weighted_BG = None, advantages_BG
+    weight_BG = np.ones_like(advantages_BG)
     if self.cfg.mask_truncated:
-      weight_BG = [[float(t.end_reason not in TRUNCATED) for t in group] for group in rollouts]
-      weighted_BG = advantages_BG * np.array(weight_BG, np.float32)
+      is_whole = [[t.end_reason not in TRUNCATED for t in group] for group in rollouts]
+      weight_BG = np.array(is_whole, np.float32)
     kept_BG = downsample_rollouts(
-      weighted_BG, self.cfg.keep_fraction, self.programs.local_row_shards
+      advantages_BG * weight_BG, self.cfg.keep_fraction, self.programs.local_row_shards
     )
     batch, _ = to_train_batch(
       rollouts,
