@@ -150,10 +150,10 @@ def reward() -> ConfigDict:
       "choice": "smooth",  # SNRA on the error 1 - exact match
       "schedule": {  # the reconstruction of Smooth Operator
         "kind": "sigmoid",
-        # Reward of an answer that is 20 % off: 0.98 at 1, 0.80 at 10, 0.04 at 100. MRA gives 0.6.
+        # Reward of an answer that is 20 % off: 0.98 at 1, 0.80 at 10, 0.04 at 100. MRA: 0.6 or 0.7.
         "k_min": 1.0,
         "k_max": 100.0,
-        "midpoint": 0.5,  # of the run
+        "midpoint": 0.5,  # of the run; of "adaptive": the quantile of the errors
         "steepness": 10.0,
       },
       "discrete_sharpness": None,  # choices follow the schedule

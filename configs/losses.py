@@ -47,7 +47,9 @@ def dr_grpo(max_tokens: int) -> ConfigDict:
 
 
 def dapo() -> ConfigDict:
-  """DAPO: clip-higher and a mean over tokens; with learn.sampling for the rest of it.
+  """DAPO: clip-higher and a mean over tokens.
+
+  learn.max_refills and learn.mask_truncated are the rest of it.
 
   Source: arXiv:2503.14476.
   """

@@ -80,13 +80,13 @@ def _tiny() -> ConfigDict:
   """Synthetic problems with the embedded policy."""
   cfg = tiny_defaults.get_config()
   cfg.source.kind = "physics"
-  cfg.source.physics.text_levels = ("full", "de_redundant")
+  cfg.source.physics.update({"text_levels": ("full", "de_redundant"), "spatial_fraction": 0.25})
   cfg.rollout.prompt_buckets = (192,)
   cfg.learn.prefix_buckets = (192,)
-  cfg.loop.steps = 10
+  cfg.loop.steps = 8
   cfg.loop.evaluate_every = 0
   cfg.sft.update({"steps": 60, "draw_fraction": 0.0, "batch": 48})
-  cfg.evaluation.update({"tasks": 144, "temperatures": (), "other_images": False})
+  cfg.evaluation.update({"tasks": 120, "temperatures": (), "other_images": False})
   cfg.evaluation.progress_tasks = 64
   _rewards(cfg)
   return cfg

@@ -15,11 +15,9 @@ def get_config() -> ConfigDict:
   """Adapters of rank 16, KL weight 0.01."""
   cfg = tiny.get_config()
   cfg.lora.paths = (r"^decoder/layers/attn/[vo]/kernel", r"^decoder/layers/mlp/down/kernel")
-  cfg.lora.rank = 16
   cfg.lora.alpha = 16.0
   cfg.learn.loss.kl.weight = 0.01
   optimizer = cfg.learn.optimizer
   optimizer.learning_rate = 1e-3
   optimizer.frozen = ("vision/",)
-  optimizer.scale_by_param_rms = False  # B begins at 0
   return cfg

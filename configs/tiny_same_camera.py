@@ -1,4 +1,6 @@
-"""The null beside configs/tiny.py: the same run with the camera and questions of pretraining.
+"""The control for configs/tiny.py: the camera and question types of pretraining.
+
+The sharpness is the default, 1 to 100. The rest is as in configs/tiny.py.
 
 Source: as configs/tiny.py. Expected: the greedy score does not change, because pretraining has
 taught what these rewards could teach. Seed 0, 96 held-out questions at steps 0, 8, ..., 40: 0.61,

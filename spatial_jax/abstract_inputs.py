@@ -4,7 +4,7 @@ Every size is the last of its list of buckets, so the programs are compiled at t
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,10 @@ import optax
 
 from spatial_jax import compiled, sharding
 from spatial_jax.data.vision_packing import VisionBuckets
+from spatial_jax.learn.dpo import DpoLossConfig
 from spatial_jax.learn.gradient import NO_OTHERS
 from spatial_jax.learn.losses import LossConfig
+from spatial_jax.learn.packing import PackConfig
 from spatial_jax.learn.train_batch import BatchConfig, Microbatches, kept_rows
 from spatial_jax.policy.cache import rollout_shardings
 from spatial_jax.policy.config import VisionConfig
@@ -22,6 +24,8 @@ from spatial_jax.rollout.config import RolloutConfig
 from spatial_jax.rollout.device_inputs import ObservationBatch, PromptBatch, SamplingArrays
 from spatial_jax.types import (
   FeatureBatch,
+  PackedBatch,
+  PackedRows,
   TokenArrays,
   TrainBatch,
   TrainRows,
@@ -121,6 +125,48 @@ def train_batch(vision: VisionConfig, prompts: int, count: int, cfg: BatchConfig
       group_R=index_R,
       role_R=index_R,
       weight_R=each_R,
+    ),
+    forbidden_V=_struct((cfg.vocabulary,), jnp.bool_),
+    vision=_vision(vision, cfg.vision),
+  )
+
+
+def packed_program(
+  name: Literal["sft", "dpo"],
+  policy: Policy,
+  optimizer: optax.GradientTransformation,
+  micro: Microbatches,
+  shapes: PackConfig,
+  loss: DpoLossConfig,
+  sequences: int,
+) -> Program:
+  """Returns the update of SFT or DPO with the largest batch of packed rows.
+
+  Args:
+    loss: of DPO.
+    sequences: of a batch.
+  """
+  mesh = compiled.train_mesh(policy)
+  programs = compiled.PackedPrograms(policy, optimizer, micro, loss)
+  train = compiled.abstract_state(policy, optimizer, mesh)
+  batch = packed_batch(policy.cfg.vision, shapes)
+  window = policy.cfg.vision.window_patches
+  batch = compiled.placed(batch, sharding.packed_batch_shardings(batch, window, mesh))
+  if name == "sft":
+    return Program("sft update", programs.sft, (train, batch), ())
+  ref_logp_N = compiled.placed(_struct((sequences,), jnp.float32), sharding.replicated(mesh))
+  return Program("dpo update", programs.dpo, (train, batch, ref_logp_N), ())
+
+
+def packed_batch(vision: VisionConfig, cfg: PackConfig) -> PackedBatch:
+  """Returns a PackedBatch of ShapeDtypeStruct at its largest buckets."""
+  shape = cfg.rows[-1], cfg.tokens
+  return PackedBatch(
+    rows=PackedRows(
+      tokens=_tokens(*shape)._replace(valid_RT=_struct(shape, jnp.int32)),
+      trained_RT=_struct(shape, jnp.bool_),
+      sequence_RT=_struct(shape, jnp.int32),
+      weight_RT=_struct(shape, jnp.float32),
     ),
     forbidden_V=_struct((cfg.vocabulary,), jnp.bool_),
     vision=_vision(vision, cfg.vision),

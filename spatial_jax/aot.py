@@ -1,7 +1,8 @@
 """Entry point: python -m spatial_jax.aot --config=configs/NAME.py --topology=v5e:8x8
 
-Compiles every program of a training run for TPUs that this machine does not have, and prints the
-memory of a chip that each needs. Exit code 0: all fit; 1: one does not; 2: the config is wrong.
+Compiles every program of the stages of a training run for TPUs that this machine does not have, and
+prints the memory of a chip that each needs. Exit code 0: all fit; 1: one does not; 2: the config is
+wrong.
 """
 
 import contextlib
@@ -23,12 +24,13 @@ from spatial_jax import abstract_inputs, compiled, sharding
 from spatial_jax.abstract_inputs import Program
 from spatial_jax.cli import CONFIG_HELP, launch, no_arguments
 from spatial_jax.config import ConfigError
+from spatial_jax.dry_run import fit_to_prompts, training_of
 from spatial_jax.machines import GIB, USABLE, Devices
 from spatial_jax.policy.config import QwenVLConfig
-from spatial_jax.prepare import prepare, settings_as_json
+from spatial_jax.prepare import Prepared, for_stage, prepare, settings_as_json
 from spatial_jax.rollout.memory import bytes_of
 from spatial_jax.stages.start import reference_shapes
-from spatial_jax.train_config import TrainConfig, has_start_copy, training_parts
+from spatial_jax.train_config import StageName, TrainConfig, has_start_copy, training_parts
 
 # Read when libtpu is loaded: no request to the metadata server, several processes may compile.
 LIBTPU_ENVIRONMENT = {
@@ -121,6 +123,22 @@ def programs_to_compile(
   return [dataclasses.replace(one, resident=(*one.resident, reference)) for one in programs]
 
 
+def stage_programs(ready: Prepared, name: StageName, mesh: Mesh, host: Mesh) -> list[Program]:
+  """Returns the programs of one stage; those of the rollouts of "reject" are those of "grpo".
+
+  Supervised stages get demonstrations about the largest prompts, as in a dry run.
+  """
+  if name == "grpo":
+    return programs_to_compile(ready.cfg, ready.shape, mesh, host)
+  one = for_stage(ready, name)
+  fitted, parts, loss = fit_to_prompts(one, name), one.parts, one.cfg.dpo.loss
+  kind = "dpo" if name == "dpo" else "sft"
+  sequences = training_of(one.cfg, name).batch * (2 if name == "dpo" else 1)
+  shared = parts.policy, parts.optimizer, fitted.micro, fitted.shapes, loss, sequences
+  program = abstract_inputs.packed_program(kind, *shared)
+  return [dataclasses.replace(program, name=f"{name} update")]
+
+
 def compile_program(program: Program) -> CompiledProgram:
   """Compiles one program; if the compiler refuses it, for memory above all, `error` says why."""
   begin = time.monotonic()
@@ -190,11 +208,13 @@ def run(config: Any, topology: str) -> int:
   ready = prepare(
     settings_as_json(config), None, Devices(devices, local, usable), needs_weights=False
   )
-  cfg, shape = ready.cfg, ready.shape
   mesh = compiled.train_mesh(ready.parts.policy)
   print(f"{topology}: {mesh.size} x {kind}, mesh {dict(mesh.shape)}; bfloat16; largest buckets,")
   print(f"sequences rounded up to multiples of {compiled.TPU_SEQUENCE}; GiB per device")
-  programs = programs_to_compile(cfg, shape, mesh, host_mesh(topology, mesh))
+  host = host_mesh(topology, mesh)
+  programs = [
+    program for name in ready.cfg.stages for program in stage_programs(ready, name, mesh, host)
+  ]
   done = []
   for number, program in enumerate(programs, 1):
     print(f"[{number}/{len(programs)}] {program.name} ...", end="", flush=True)

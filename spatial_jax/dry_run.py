@@ -8,8 +8,8 @@ from spatial_jax.hf.model_zoo import parameter_count
 from spatial_jax.prepare import Prepared, for_stage
 from spatial_jax.rollout.memory import MemoryPlan
 from spatial_jax.stages.context import plan
-from spatial_jax.stages.demonstrations import DemonstrationSizes
-from spatial_jax.supervised import fit
+from spatial_jax.stages.demonstrations import DemonstrationSizes, DemonstrationTraining
+from spatial_jax.supervised import Fitted, fit
 from spatial_jax.train_config import StageName, TrainConfig, resident_bytes
 
 # Demonstrations without data: a third of the longest response, and an answer alone.
@@ -55,15 +55,10 @@ def _stage(ready: Prepared, name: StageName) -> StageDescription:
   one = for_stage(ready, name)
   cfg = one.cfg
   if name == "grpo":
-    lines = [f"grpo: {cfg.loop.steps:,} steps, {cfg.learn.updates} updates each", str(ready.plan)]
+    each = "1 update" if cfg.learn.updates == 1 else f"{cfg.learn.updates} updates"
+    lines = [f"grpo: {cfg.loop.steps:,} steps of {each}", str(ready.plan)]
     return StageDescription([*lines, _programs(cfg)], ready.plan, "config.rollout.slots")
-  trained = {"sft": cfg.sft, "reject": cfg.reject.train, "dpo": cfg.dpo}[name]
-  mesh = compiled.train_mesh(one.parts.policy)
-  resident = resident_bytes(cfg, one.parts.policy, one.parts.optimizer)
-  shapes = compiled.rollout_buckets(cfg.rollout, mesh)
-  rollouts = plan(one.parts.policy, shapes, resident, ready.plan.device)
-  each = 2 if name == "dpo" else 1
-  fitted = fit(trained, _assumed(cfg, name), each, one.parts, rollouts)
+  trained, fitted = training_of(cfg, name), fit_to_prompts(one, name)
   what = "pairs" if name == "dpo" else "demonstrations"
   sampled = f", after sampling {cfg.reject.tasks:,} tasks" if name == "reject" else ""
   rows = ", ".join(map(str, fitted.shapes.rows))
@@ -72,6 +67,25 @@ def _stage(ready: Prepared, name: StageName) -> StageDescription:
     f"programs: update {len(fitted.shapes.rows) * len(fitted.shapes.vision.windows)} (rows {rows})",
   ]
   return StageDescription(lines, fitted.plan, "the rows of a microbatch (micro_rows)")
+
+
+def training_of(cfg: TrainConfig, name: StageName) -> DemonstrationTraining:
+  """The config of the updates of a supervised stage."""
+  return {"sft": cfg.sft, "reject": cfg.reject.train, "dpo": cfg.dpo}[name]
+
+
+def fit_to_prompts(ready: Prepared, name: StageName) -> Fitted:
+  """Shapes of a supervised stage for demonstrations about the largest prompts.
+
+  Args:
+    ready: of `for_stage`.
+  """
+  cfg, parts = ready.cfg, ready.parts
+  shapes = compiled.rollout_buckets(cfg.rollout, compiled.train_mesh(parts.policy))
+  resident = resident_bytes(cfg, parts.policy, parts.optimizer)
+  rollouts = plan(parts.policy, shapes, resident, ready.plan.device)
+  each = 2 if name == "dpo" else 1
+  return fit(training_of(cfg, name), _assumed(cfg, name), each, parts, rollouts)
 
 
 def _assumed(cfg: TrainConfig, name: StageName) -> DemonstrationSizes:

@@ -11,7 +11,7 @@ import jax
 from spatial_jax import compiled, sharding
 from spatial_jax.config import build
 from spatial_jax.data.prompt_form import form_record, read_form
-from spatial_jax.data.source import SourceConfig
+from spatial_jax.data.source import SOURCE_NAMES, SourceConfig
 from spatial_jax.errors import CheckpointError
 from spatial_jax.evaluate.behaviour import behaviour
 from spatial_jax.evaluate.benchmarks.summary import heading
@@ -94,7 +94,7 @@ def evaluate(settings: dict[str, Any], checkpoint: str, workdir: pathlib.Path) -
   above = heading(questions.tasks, end.benchmark)
   show_behaviour(behaviours(found), console)
   about = _about(checkpoint, cfg, above, found)
-  card = RewardCard(cfg.reward, advantage=None)
+  card = RewardCard(cfg.reward.for_evaluation(), advantage=None)
   console.print(f"wrote {write_report(workdir, about, card, cfg.evaluation.gallery)}")
 
 
@@ -117,7 +117,7 @@ def _about(
   questions = {prediction.task_id for prediction in found[0].predictions}
   statistics = behaviour(next(s.predictions for s in found if s.column.key == END_GREEDY))
   return About(
-    title=f"{checkpoint} on {cfg.source.path or 'procedural rooms'}",
+    title=f"{checkpoint} on {cfg.source.path or SOURCE_NAMES[cfg.source.kind]}",
     summary=f"{len(questions)} held-out questions. {above or ''}".strip(),
     facts=(
       ("compared with", cfg.init or "nothing"),

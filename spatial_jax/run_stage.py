@@ -18,7 +18,7 @@ from spatial_jax.config import ConfigError
 from spatial_jax.data.background import compute_async
 from spatial_jax.data.files import FileSource
 from spatial_jax.data.prompt_form import form_record
-from spatial_jax.data.source import Source
+from spatial_jax.data.source import SOURCE_NAMES, Source
 from spatial_jax.evaluate.console import make_console
 from spatial_jax.evaluate.evaluator import (
   Evaluator,
@@ -60,16 +60,6 @@ from spatial_jax.train_config import (
 )
 from spatial_jax.types import Params, StageStep, TrainState
 from spatial_jax.workdir import bind_workdir, lock_workdir
-
-# Kinds of sources, as the title of the report names them.
-SOURCES = {
-  "procedural": "procedural rooms",
-  "mazes": "mazes and tangled lines",
-  "physics": "problems of physics",
-  "rooms": "real rooms",
-  "photos": "photographs",
-  "files": "your data",
-}
 
 
 class BuiltStage(NamedTuple):
@@ -307,7 +297,7 @@ def report(
     "grpo": ("rollouts per step", f"{cfg.rollout.prompts} questions x {cfg.rollout.group}"),
   }
   about = About(
-    title=f"{titles[name]} on {SOURCES[cfg.source.kind]}",
+    title=f"{titles[name]} on {SOURCE_NAMES[cfg.source.kind]}",
     summary=f"A Qwen-VL policy {learns[name]}{thinks if draws else ''}".strip(),
     facts=(
       ("policy", f"{parameters:,} parameters"),

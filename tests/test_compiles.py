@@ -88,6 +88,7 @@ def compiled_step():
   return {program.name: aot.compile_program(program) for program in programs}
 
 
+@pytest.mark.slow(always=True)
 @needs_libtpu
 def test_every_program_compiles_and_fits(compiled_step):
   assert list(compiled_step) == PROGRAMS
@@ -98,6 +99,7 @@ def test_every_program_compiles_and_fits(compiled_step):
   assert compiled_step["decode"].resident > 0, "the train state"
 
 
+@pytest.mark.slow(always=True)
 @needs_libtpu
 @pytest.mark.parametrize("name", ["encode_images", "prefill", "update"])
 def test_attention_of_whole_rows_uses_the_kernel(compiled_step, name):
@@ -304,6 +306,23 @@ def test_the_reference_on_the_devices_is_resident_for_every_program():
   trained = [one - other for one, other in zip(device, host, strict=True)]
   assert len(set(trained)) == 1
   assert trained[0] > 0
+
+
+@pytest.mark.slow(always=True)
+@needs_libtpu
+def test_the_updates_of_all_supervised_stages_compile(capsys):
+  cfg = tiny_defaults.get_config()
+  cfg.stages = ("sft", "reject", "dpo")
+  for stage in (cfg.sft, cfg.reject.train, cfg.dpo):
+    stage.update({"batch": 4, "micro_rows": 2})
+  cfg.rollout.prompt_buckets = (128,)
+  cfg.learn.prefix_buckets = (128,)
+  assert aot.run(cfg, "v5e:2x2") == 0
+  table = capsys.readouterr().out.splitlines()[-3:]
+  assert [line.split()[:2] for line in table] == [
+    [name, "update"] for name in ("sft", "reject", "dpo")
+  ]
+  assert all(line.endswith("fits") for line in table)
 
 
 def fake_topology(monkeypatch):

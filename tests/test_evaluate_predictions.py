@@ -199,9 +199,13 @@ def test_constant_answers_are_scored_with_the_right_format(evaluation_set):
 @settings(max_examples=30, deadline=None)
 def test_the_best_factor_undoes_a_wrong_scale(scale, seed):
   truth_Z = np.random.default_rng(seed).uniform(0.5, 5, 40).astype(np.float32)
-  factor = baselines.best_factor(truth_Z / np.float32(scale), truth_Z)
+  factor = baselines.best_factor(truth_Z / np.float32(scale), truth_Z, dummies.REWARD)
   assert factor == pytest.approx(scale, rel=0.06)  # MRA cannot tell errors below 5 % apart
-  assert baselines.best_factor(truth_Z, truth_Z) == pytest.approx(1, abs=1e-6)
+  assert baselines.best_factor(truth_Z, truth_Z, dummies.REWARD) == pytest.approx(1, abs=1e-6)
+  near = dataclasses.replace(dummies.REWARD, score="tolerance", tolerance=0.02)
+  assert baselines.best_factor(truth_Z / np.float32(scale), truth_Z, near) == pytest.approx(
+    scale, rel=0.03
+  )
 
 
 def test_the_fitted_factor_is_cross_fitted_per_type(evaluation_set):

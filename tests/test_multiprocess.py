@@ -11,6 +11,7 @@ import pytest
 
 from tests import step_fixtures, two_processes
 
+pytestmark = pytest.mark.slow(always=True)
 ROOT = pathlib.Path(__file__).parents[1]
 TIMEOUT_S = 300
 

@@ -282,6 +282,7 @@ def test_adapters_of_a_bfloat16_base_are_merged_in_float32():
   assert first.dtype == policy.compute_dtype == jnp.float32
 
 
+@pytest.mark.slow(always=True)
 def test_a_checkpoint_stores_what_the_state_holds_and_loads_in_any_dtype(tmp_path):
   """A resumed state has the same bits; the export is the sum in float32."""
   policy, state, _ = trained_from("bfloat16")

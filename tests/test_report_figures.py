@@ -9,7 +9,7 @@ import pytest
 from spatial_jax.evaluate.results import Cell, Paired, headline, score_change
 from spatial_jax.report import curves, gallery, result_plots, svg, wording
 from spatial_jax.report.report import key_figures, not_finite
-from spatial_jax.report.reward_card import RewardCard, card_view
+from spatial_jax.report.reward_card import EXAMPLE_ERRORS, RewardCard, card_view, sharpness_of
 from spatial_jax.report.timeline_plot import timeline_figure
 from spatial_jax.reward.snra import Schedule
 from spatial_jax.rollout import saved_groups
@@ -263,7 +263,7 @@ def test_card_rewards_as_the_run_does():
   assert card.wrong_choice(1.0) == pytest.approx(0.538, abs=5e-4)
   exact = dataclasses.replace(card, reward=dataclasses.replace(card.reward, choice="exact"))
   assert exact.wrong_choice(1.0) == 0
-  assert card.sharpness(0.45) == pytest.approx(1 + 99 / (1 + np.exp(0.5)), rel=1e-4)
+  assert sharpness_of(card.reward, 0.45) == pytest.approx(1 + 99 / (1 + np.exp(0.5)), rel=1e-4)
 
 
 @pytest.mark.parametrize("gated", [("format",), ("accuracy", "format")])
@@ -295,6 +295,24 @@ def test_card_shows_start_and_end_of_the_run():
   assert evaluation.advantage is None
   assert "of the run" not in evaluation.reward
   assert ">k = 99.3</text>" in evaluation.reward
+
+
+def test_a_reward_without_sharpness_names_none_and_the_score_is_that_of_the_config():
+  reward = dataclasses.replace(dummies.REWARD, number="ratio", score="tolerance", tolerance=0.05)
+  loo = dataclasses.replace(dummies.ADVANTAGE, baseline="leave_one_out", alpha=0.0)
+  view = card_view(RewardCard(reward, loo))
+  assert "k = " not in view.reward
+  assert ">ratio</text>" in view.reward
+  assert "within 5 %" in view.reward
+  assert ">leave-one-out</text>" in (view.advantage or "")
+
+
+def test_the_card_of_an_adaptive_schedule_has_the_sharpness_of_its_example_answers():
+  schedule = Schedule("adaptive", 0.5, 1e4, 0.5, 1.0)
+  reward = dataclasses.replace(dummies.REWARD, schedule=schedule)
+  median = np.sort(EXAMPLE_ERRORS)[len(EXAMPLE_ERRORS) // 2] ** 2
+  assert sharpness_of(reward, 0.3) == pytest.approx(np.log(3) / median, rel=1e-5)
+  assert list(RewardCard(reward, dummies.ADVANTAGE).points) == [""]
 
 
 def test_a_constant_schedule_has_one_curve():

@@ -273,6 +273,11 @@ def test_the_reward_of_a_text_refuses_wrong_truths_and_units():
     reward_of_text(answering("2"), "2", CFG, 1.0, unit="parsec")
 
 
+def test_the_reward_of_a_text_refuses_scorers_of_whole_rollouts():
+  with pytest.raises(ValueError, match="'phyx' reads whole rollouts"):
+    reward_of_text(answering("2"), "2.0", dataclasses.replace(CFG, scorer="phyx"), 10.0)
+
+
 @pytest.mark.parametrize(("noun", "right"), [(None, 1.0), ("chair(s)", 1.0), ("table(s)", 0.0)])
 def test_a_count_of_a_text_may_have_a_noun(noun, right):
   result = reward_of_text(answering("4 chairs"), "4", CFG, 1.0, unit="count", noun=noun)

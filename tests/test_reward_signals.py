@@ -20,8 +20,9 @@ from spatial_jax.reward.custom import check_functions, load_function
 from spatial_jax.reward.phyx import matches_choice, matches_open
 from spatial_jax.reward.principles import KEYWORDS, names_principle
 from spatial_jax.reward.reflection import is_reflective, reflections
+from spatial_jax.reward.rubric import unit_term
 from spatial_jax.reward.snra import Schedule, adaptive_sharpness, shifted_tanh, snra
-from spatial_jax.reward.units import dimension, read_measure, value_in
+from spatial_jax.reward.units import Measure, dimension, read_measure, value_in
 from spatial_jax.reward.vilasr_release import release_accuracy
 from spatial_jax.types import Operation, Turn
 from tests.reward_fixtures import DISTANCE, NEAREST, answering, rollout, turn
@@ -62,6 +63,35 @@ def test_the_reward_is_the_weighted_sum_of_its_terms():
   total = sum(scores.weights[name] * term for name, term in scores.terms.items())
   np.testing.assert_allclose(scores.reward_BG, total, rtol=1e-6)
   assert (scores.terms["rubric"][0, 2:] == 0).all()
+
+
+def test_an_evaluation_leaves_out_what_only_training_has():
+  cfg = config(**{"weights.attention": 0.5, "schedule.kind": "adaptive", "schedule.k_max": 400.0})
+  changed = cfg.for_evaluation()
+  assert changed.active == ("accuracy", "format")
+  assert changed.schedule.kind == "constant"
+  groups = [[rollout(answering("2.2")), rollout(answering(x))] for x in ("2.2", "9")]
+  first, second = (scores_of(*group, cfg=changed, k=50.0).reward_BG[0, 0] for group in groups)
+  assert first == second, "the other answers of a group do not count"
+  assert only("attention", gated=()).for_evaluation().active == ("accuracy",)
+  assert config().for_evaluation() == config()
+
+
+@pytest.mark.parametrize("number", ["sigmoid", "tanh", "mra", "ratio", "tolerance"])
+@pytest.mark.parametrize("size", [1e-19, 3e-9, 1e-5])
+def test_a_small_truth_is_rewarded_like_a_large_one(number, size):
+  cfg = only("accuracy", number=number, gated=())
+  off = (1.0, 1.03, 1.27, 2.5)
+  large, small = (
+    scores_of(
+      *(rollout(answering(f"{2.0 * x * unit:.4g}")) for x in off),
+      task=dataclasses.replace(DISTANCE, answer=f"{2.0 * unit:g}"),
+      cfg=cfg,
+    )
+    for unit in (1.0, size)
+  )
+  np.testing.assert_allclose(small.reward_BG, large.reward_BG, atol=1e-5)
+  np.testing.assert_array_equal(small.score_BG, large.score_BG)
 
 
 def test_a_reward_without_a_component_is_refused():
@@ -254,6 +284,22 @@ def test_the_rubric_adds_its_five_terms():
   assert wrong_unit.reward_BG[0, 0] == pytest.approx(0.2 + 0.1 + 0.1, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+  ("question", "unit", "answer", "right"),
+  [
+    ("How many chairs are in this room?", None, "4 chairs", 1.0),
+    ("How many chairs are in this room?", None, "4 m", 0.0),
+    ("How long is the sofa, in meters?", None, "2 feet", 1.0),
+    ("How long is the sofa, in meters?", None, "2 kg", 0.0),
+    ("What is the angle?", "degrees", "30 degrees", 1.0),
+    ("What is the angle?", "degrees", "30 m", 0.0),
+  ],
+)
+def test_the_unit_of_the_rubric_is_that_of_task_or_question(question, unit, answer, right):
+  task = dataclasses.replace(DISTANCE, question=question, unit=unit, answer="2")
+  assert unit_term(answer, task) == right
+
+
 def test_a_judge_takes_the_place_of_one_term(tmp_path):
   place = write(tmp_path, "return 0.5")
   cfg = only("rubric", gated=(), **{"rubric.judge": place, "rubric.judged_term": "principle"})
@@ -293,6 +339,14 @@ def test_measures_are_read(text, value, unit_dimension):
 def test_reading_a_measure_never_raises(text):
   measure = read_measure(text)
   assert measure is None or math.isfinite(measure.value)
+
+
+def test_a_measure_beyond_float32_is_not_read():
+  for text in ("5 km^999", "5 km**99", "1e39 m", "1e300 J"):
+    measure = read_measure(text)
+    assert measure is None or value_in(measure, "m^999") is None or abs(measure.value) < 1e38
+  assert value_in(Measure(5.0, "km^999"), "m^999") is None
+  assert dimension("dimensionless") == dimension("count") == ""
 
 
 def test_measures_are_converted():
@@ -337,6 +391,17 @@ def test_phyx_open_answers(text, key, right):
 )
 def test_phyx_choices(text, key, right):
   assert matches_choice(text, key) is right
+
+
+def test_phyx_scores_a_choice_by_its_letter_whatever_the_key_of_the_open_question_is():
+  task = dataclasses.replace(NEAREST, extra={"key": "3.0 m"})
+  scores = scores_of(
+    rollout(answering(task.answer), task=task),
+    rollout(answering("D" if task.answer != "D" else "A"), task=task),
+    task=task,
+    cfg=only("accuracy", scorer="phyx", gated=()),
+  )
+  np.testing.assert_array_equal(scores.reward_BG, [[1, 0]])
 
 
 def test_vilasrs_released_accuracy_scores_unfinished_numbers():

@@ -290,6 +290,7 @@ REASONS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow(always=True)
 def test_device_and_host_agree_on_any_output(monkeypatch):
   assert end_reasons_of_random_outputs(monkeypatch, 192) == REASONS
 

@@ -16,13 +16,14 @@ from spatial_jax.synthetic.render import shading
 from spatial_jax.synthetic.render.raycast import cover, enclose
 from spatial_jax.synthetic.render.renderer import (
   _lamp,
+  focal_px,
   pack_camera,
   pack_objects,
   pack_room,
   render,
 )
 from spatial_jax.synthetic.scene import Camera, Part, Scene, SceneObject, View
-from spatial_jax.synthetic.visibility import project, visible_boxes
+from spatial_jax.synthetic.visibility import visible_boxes
 
 CONFIG = ProceduralConfig(objects=(8, 16), side_m=(3.6, 6.0), l_shape_share=0.5, repeat_share=0.3)
 
@@ -52,6 +53,26 @@ def _room(*objects: SceneObject) -> Scene:
 def _ahead(size_px: int = 64) -> Camera:
   """A level camera at the middle of the near wall, along y."""
   return make_camera(np.array([3.0, 0.5, 1.5]), 90.0, 0.0, 70.0, size_px, size_px)
+
+
+def _project(camera: Camera, points_N3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Projects world points into the image.
+
+  Args:
+    camera: the camera.
+    points_N3: float, metres, world.
+
+  Returns:
+    pixels_N2 float64: x right, y down; (0, 0) is the outer corner of the first pixel, so pixel i
+    covers [i, i + 1). Meaningless if the depth is not positive.
+    depth_N float64: metres along the viewing axis.
+  """
+  local_N3 = (np.asarray(points_N3, np.float64) - camera.position_3) @ camera.rotation_33.T
+  depth_N = local_N3[:, 2]
+  with np.errstate(divide="ignore", invalid="ignore"):
+    plane_N2 = local_N3[:, :2] / depth_N[:, None]
+  middle_2 = np.array([camera.width_px, camera.height_px]) / 2
+  return plane_N2 * focal_px(camera) + middle_2, depth_N
 
 
 def _inside_part(obj: SceneObject, part: Part, points_N3: np.ndarray) -> np.ndarray:
@@ -168,8 +189,8 @@ def test_shadows_darken_the_floor_below_a_table_only():
   scene, camera = _room(table), _ahead(96)
   dark, plain = render(scene, camera).image, render(scene, camera, shadows=False).image
   assert (dark.astype(int) <= plain).all()
-  under = project(camera, np.array([[3.0, 3.0, 0.0]]))[0][0].astype(int)
-  open_floor = project(camera, np.array([[1.2, 3.0, 0.0]]))[0][0].astype(int)
+  under = _project(camera, np.array([[3.0, 3.0, 0.0]]))[0][0].astype(int)
+  open_floor = _project(camera, np.array([[1.2, 3.0, 0.0]]))[0][0].astype(int)
   assert dark[under[1], under[0]].mean() < 0.8 * plain[under[1], under[0]].mean()
   np.testing.assert_array_equal(
     dark[open_floor[1], open_floor[0]], plain[open_floor[1], open_floor[0]]
@@ -269,7 +290,7 @@ def test_project_inverts_depth():
     camera = dataclasses.replace(camera, height_px=50)  # not square
     view = render(scene, camera)
     points_N3 = _world(view, view.depth_m.astype(np.float64)).reshape(-1, 3)
-    pixels_N2, depth_N = project(camera, points_N3)
+    pixels_N2, depth_N = _project(camera, points_N3)
     rows, columns = np.indices(view.depth_m.shape)
     np.testing.assert_allclose(pixels_N2[:, 0], columns.reshape(-1) + 0.5, atol=1e-6)
     np.testing.assert_allclose(pixels_N2[:, 1], rows.reshape(-1) + 0.5, atol=1e-6)
@@ -295,7 +316,7 @@ def test_visible_boxes_measure_each_visible_object():
     rows, columns = np.nonzero(mask)
     assert item.pixels == mask.sum()
     assert item.box_4 == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-  corners_N2, _ = project(view.camera, whole.corners_83())
+  corners_N2, _ = _project(view.camera, whole.corners_83())
   np.testing.assert_allclose(found[0].box_4[:2], corners_N2.min(axis=0), atol=1.0)
   np.testing.assert_allclose(found[0].box_4[2:], corners_N2.max(axis=0), atol=1.0)
   fewer = {item.index for item in visible_boxes(scene, view, int(found[0].pixels) + 1)}

@@ -13,13 +13,14 @@ from configs import common, reward_study, smooth_operator, vsgrpo
 from spatial_jax.config import build
 from spatial_jax.errors import UserError
 from spatial_jax.learn.advantage import AdvantageConfig
+from spatial_jax.report.reward_card import EXAMPLE_ERRORS
 from spatial_jax.reward.config import RewardConfig
 from spatial_jax.reward.snra import sharpness, snra
 from spatial_jax.tools import reward_card
-from spatial_jax.tools.reward_card import ERRORS, SPREADS, card_steps, draw, show
+from spatial_jax.tools.reward_card import SPREADS, card_steps, draw, show
 
 STEPS = (0, 30, 50, 100)
-ERROR = np.array(ERRORS)
+ERROR = np.array(EXAMPLE_ERRORS)
 
 
 def reward(**changes):
@@ -63,16 +64,16 @@ def test_rewards_are_those_of_the_library_at_the_sharpness_of_each_step():
 def test_steps_are_in_the_given_order_and_grow_sharper():
   found = card()
   assert [one.step for one in found] == list(STEPS)
-  at_20_percent = [one.reward_Z[ERRORS.index(0.2)] for one in found]
+  at_20_percent = [one.reward_Z[EXAMPLE_ERRORS.index(0.2)] for one in found]
   assert at_20_percent == sorted(at_20_percent, reverse=True)
 
 
 def test_a_gated_format_is_paid_while_the_score_is_above_zero():
   (plain,), (gated,) = card(steps=(50,)), card(reward(), steps=(50,))
-  paid = np.array([error < 0.5 for error in ERRORS])
+  paid = np.array([error < 0.5 for error in EXAMPLE_ERRORS])
   difference = gated.reward_Z - plain.reward_Z
   np.testing.assert_allclose(difference[paid], 0.2, atol=1e-6)
-  assert difference[ERRORS.index(1.0)] == 0
+  assert difference[EXAMPLE_ERRORS.index(1.0)] == 0
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,15 @@ _HELD_OUT_RETRIES = 4  # `rare_type_retries` of held-out tasks
 _MAX_BOXES = 3  # of a demonstrated drawing: more are too many tokens
 _MAX_EMPTY_SCENES = 32  # scenes without a task in a row before the configuration is refused
 _MAX_EXAMPLES_PER_SCENE = 8  # more than in a batch, because examples need fewer images
+# Kind of source -> its name in titles.
+SOURCE_NAMES = {
+  "procedural": "procedural rooms",
+  "mazes": "mazes and tangled lines",
+  "physics": "problems of physics",
+  "rooms": "real rooms",
+  "photos": "photographs",
+  "files": "your data",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from spatial_jax.evaluate.predictions import EvaluationSet, Prediction, scored_answer
-from spatial_jax.reward.accuracy import mean_relative_accuracy
-from spatial_jax.reward.compose import score_examples
+from spatial_jax.reward.compose import number_score, score_examples
+from spatial_jax.reward.config import RewardConfig
 from spatial_jax.reward.example import example_of_answer, stack
 from spatial_jax.reward.parse import check_truth, expected_of, read
 from spatial_jax.types import ImageRef, Task
@@ -52,7 +52,7 @@ def predict_fitted_factor(
 ) -> list[Prediction]:
   """Numeric answers of a policy times one constant factor per question type; choices unchanged.
 
-  The factor maximises the mean score (MRA). It is cross-fitted: each half of the questions of a
+  The factor maximises the mean score. It is cross-fitted: each half of the questions of a
   type uses the factor of the other half, so that no question is used to fit its own factor. What
   training gains over this baseline is more than a calibration of scale.
 
@@ -62,9 +62,12 @@ def predict_fitted_factor(
   """
   tasks = evaluation_set.tasks
   readings = [read(p.answer, task) for p, task in zip(predictions, tasks, strict=True)]
-  value_Z = np.array([reading.value for reading in readings], np.float32)
-  truth_Z = np.array([read(task.answer, task).value for task in tasks], np.float32)
-  factor_Z = np.ones(len(tasks), np.float32)
+  value_Z = np.array([reading.value for reading in readings], np.float64)
+  truth_Z = np.array([read(task.answer, task).value for task in tasks], np.float64)
+  size_Z = np.where(truth_Z, np.abs(truth_Z), 1.0)
+  relative_Z = (value_Z / size_Z).astype(np.float32)
+  sign_Z = np.sign(truth_Z).astype(np.float32)
+  factor_Z = np.ones(len(tasks), np.float64)
   by_type = collections.defaultdict(list)
   for i, (task, reading) in enumerate(zip(tasks, readings, strict=True)):
     if task.answer_kind == "number" and reading.parsed:
@@ -72,7 +75,7 @@ def predict_fitted_factor(
   for indices in by_type.values():
     halves = np.array(indices[::2], int), np.array(indices[1::2], int)
     for half, other in (halves, halves[::-1]):
-      factor_Z[half] = best_factor(value_Z[other], truth_Z[other])
+      factor_Z[half] = best_factor(relative_Z[other], sign_Z[other], evaluation_set.scoring)
   given = [
     f"{value * factor:g}" if factor != 1 else prediction.answer
     for prediction, value, factor in zip(predictions, value_Z, factor_Z, strict=True)
@@ -80,14 +83,12 @@ def predict_fitted_factor(
   return score_texts(evaluation_set, given)
 
 
-def best_factor(value_Z: np.ndarray, truth_Z: np.ndarray) -> float:
-  """The factor in [1/4, 4] that maximises the mean MRA of factor * value; 1 without values."""
+def best_factor(value_Z: np.ndarray, truth_Z: np.ndarray, reward: RewardConfig) -> float:
+  """The factor in [1/4, 4] that maximises the mean score of factor * value; 1 without values."""
   if not len(value_Z):
     return 1.0
   scaled_FZ = FACTORS_Z[:, None] * value_Z[None]
-  score_FZ = np.asarray(
-    mean_relative_accuracy(scaled_FZ, np.broadcast_to(truth_Z, scaled_FZ.shape))
-  )
+  score_FZ = np.asarray(number_score(scaled_FZ, np.broadcast_to(truth_Z, scaled_FZ.shape), reward))
   score_F = score_FZ.mean(axis=1)
   best = np.flatnonzero(score_F >= score_F.max() - 1e-6)
   return float(FACTORS_Z[best[np.argmin(np.abs(np.log(FACTORS_Z[best])))]])
@@ -129,5 +130,5 @@ def score_texts(evaluation_set: EvaluationSet, texts: Sequence[str | None]) -> l
     for text, task in zip(texts, tasks, strict=True)
   ]
   batch = stack([stack([example]) for example in examples])
-  scores = score_examples(batch, evaluation_set.reward, evaluation_set.sharpness)
+  scores = score_examples(batch, evaluation_set.scoring, evaluation_set.sharpness)
   return [scored_answer(task, texts[b], scores, b, 0) for b, task in enumerate(tasks)]

@@ -30,7 +30,10 @@ class PredictionSet:
 
 
 def result_table(
-  prediction_sets: Sequence[PredictionSet], sharpness: float, notes: Sequence[str]
+  prediction_sets: Sequence[PredictionSet],
+  sharpness: float,
+  notes: Sequence[str],
+  score_name: str = "MRA",
 ) -> ResultTable:
   """The table of an evaluation.
 
@@ -41,6 +44,7 @@ def result_table(
     prediction_sets: at least one; all of the same tasks.
     sharpness: of the rewards, for the name of the row.
     notes: sentences below the table.
+    score_name: of the score of numbers.
 
   Raises:
     DataError: if no question is left.
@@ -55,7 +59,7 @@ def result_table(
   everything = np.ones(len(first), bool)
   is_number = np.array([p.answer_kind == "number" for p in first])
   others = "choices and words" if any(p.answer_kind == "words" for p in first) else "choices"
-  kinds = {"numbers, MRA": is_number, f"{others}, exact match": ~is_number}
+  kinds = {f"numbers, {score_name}": is_number, f"{others}, exact match": ~is_number}
   types = dict.fromkeys(p.question_type for p in first)
   rows = [
     _row(name, kept, np.array([p.question_type == name for p in first]), "score") for name in types

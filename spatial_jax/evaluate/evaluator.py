@@ -264,7 +264,9 @@ def make_table(evaluator: Evaluator, found: Sequence[PredictionSet]) -> ResultTa
       "The best temperature was chosen on these questions, which favours the start: what the "
       "sampled end gains over it is more than sharpening."
     )
-  return result_table(found, questions.sharpness, notes)
+  if "attention" in questions.reward.active:
+    notes.append("The reward leaves out attention, which only training measures.")
+  return result_table(found, questions.sharpness, notes, questions.scoring.score_name)
 
 
 def gallery(evaluator: Evaluator, found: Sequence[PredictionSet]) -> list[SavedGroup]:
@@ -289,7 +291,7 @@ def gallery(evaluator: Evaluator, found: Sequence[PredictionSet]) -> list[SavedG
     before = generate_rollouts(engine, evaluator.start, start_job)
     names = [results.LABELS[results.START_GREEDY], *names]
     rollouts = [[*first, *then] for first, then in zip(before, rollouts, strict=True)]
-  scores = score(rollouts, tasks, questions.reward, questions.sharpness)
+  scores = score(rollouts, tasks, questions.scoring, questions.sharpness)
   return make_saved_groups(prompts, rollouts, scores, names=names)
 
 

@@ -27,13 +27,18 @@ class EvaluationSet:
 
   tasks: Sequence[Task]  # the questions
   examples: Sequence[Task]  # training tasks without media, for the median answers; may be empty
-  reward: RewardConfig
+  reward: RewardConfig  # of training
   seed: int  # of sampling; policies use the same random numbers for the same question
+
+  @functools.cached_property
+  def scoring(self) -> RewardConfig:
+    """The reward without what only training has."""
+    return self.reward.for_evaluation()
 
   @functools.cached_property
   def sharpness(self) -> float:
     """Of the reward: a constant, that of the end of the schedule, so that rewards compare."""
-    return float(sharpness(1.0, self.reward.schedule))
+    return float(sharpness(1.0, self.scoring.schedule))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +123,7 @@ def _predict_batch(
   tasks = [prompt.task for prompt in prompts]
   job = RolloutJob(prompts, evaluation_set.seed, 0, sampling_params)
   rollouts = generate_rollouts(engine, params, job)
-  scores = score(rollouts, tasks, evaluation_set.reward, evaluation_set.sharpness)
+  scores = score(rollouts, tasks, evaluation_set.scoring, evaluation_set.sharpness)
   return [
     [
       dataclasses.replace(

@@ -10,16 +10,30 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from spatial_jax.learn.advantage import AdvantageConfig, ap_grpo, grpo
+from spatial_jax.learn.advantage import AdvantageConfig, advantage, grpo
 from spatial_jax.report import svg
-from spatial_jax.reward.accuracy import mean_relative_accuracy
-from spatial_jax.reward.compose import score_example
+from spatial_jax.reward.compose import number_score, score_example, score_examples
 from spatial_jax.reward.config import RewardConfig
-from spatial_jax.reward.example import plain_example
-from spatial_jax.reward.snra import sharpness
+from spatial_jax.reward.example import Example, plain_example
+from spatial_jax.reward.snra import adaptive_sharpness, sharpness
 
 EXAMPLE_ERRORS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0)  # relative, of a group of answers
 _SIZE_IN = (4.6, 3.2)
+
+
+def answers(error_BG: np.ndarray) -> Example:
+  """Well-formed numbers with the given relative errors."""
+  one_BG = np.ones_like(error_BG, np.float32)
+  return plain_example(1 + error_BG, one_BG, one_BG > 0, one_BG > 0, one_BG, one_BG > 0)
+
+
+def sharpness_of(reward: RewardConfig, progress: float) -> float:
+  """k at `progress` in [0, 1] of a run; of an adaptive schedule that of `EXAMPLE_ERRORS`."""
+  schedule = reward.schedule
+  if schedule.kind != "adaptive":
+    return float(sharpness(progress, schedule))
+  error_G = np.square(np.array(EXAMPLE_ERRORS, np.float32))
+  return float(adaptive_sharpness(error_G, error_G >= 0, schedule, reward.number == "tanh"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,23 +43,18 @@ class RewardCard:
   reward: RewardConfig
   advantage: AdvantageConfig | None
 
-  def sharpness(self, progress: float) -> float:
-    """k at `progress` in [0, 1] of the run."""
-    return float(sharpness(progress, self.reward.schedule))
-
   @property
   def points(self) -> dict[str, float]:
     """Name of a point of the run ("start", "end", "" if k does not change) -> sharpness."""
-    if self.advantage is None or self.reward.schedule.kind == "constant":
-      return {"": self.sharpness(1.0)}
-    return {"start": self.sharpness(0.0), "end": self.sharpness(1.0)}
+    start, end = (sharpness_of(self.reward, progress) for progress in (0.0, 1.0))
+    if self.advantage is None or start == end or not self.reward.numbers_sharpen:
+      return {"": end}
+    return {"start": start, "end": end}
 
   def accuracy(self, error_Z: np.ndarray, k: float) -> np.ndarray:
     """Accuracy part of the reward of numbers with relative error `error_Z`, float32."""
-    ones = np.ones_like(error_Z, np.float32)
-    example = plain_example(1 + error_Z, ones, ones > 0, ones > 0, 0 * ones, ones > 0)
     earn = functools.partial(score_example, sharpness=np.array(k, np.float32), cfg=self.reward)
-    return np.asarray(jax.vmap(earn)(example).accuracy)
+    return np.asarray(jax.vmap(earn)(answers(error_Z)).accuracy)
 
   def wrong_choice(self, k: float) -> float:
     """Accuracy part of the reward of a wrong option."""
@@ -95,15 +104,15 @@ def sentence(cfg: RewardConfig) -> str:
 
 
 def _draw_reward(card: RewardCard, axes: Axes) -> None:
-  error_Z = np.linspace(0, 1, 201)
-  mra_Z = jax.vmap(lambda error: mean_relative_accuracy(1 + error, np.array(1, np.float32)))(
-    error_Z.astype(np.float32)
-  )
+  error_Z = np.linspace(0, 1, 201).astype(np.float32)
+  score_Z = np.asarray(number_score(1 + error_Z, np.ones_like(error_Z), card.reward))
   for name, k in card.points.items():
     label = f"{name} of the run, k = {k:.3g}" if name else f"k = {k:.3g}"
+    label = label if card.reward.numbers_sharpen else card.reward.number
     colour, width = (svg.MUTED, 1.2) if name == "start" else (svg.ACCENT, 2)
     axes.plot(error_Z, card.accuracy(error_Z, k), color=colour, linewidth=width, label=label)
-  axes.plot(error_Z, mra_Z, ":", color=svg.INK, linewidth=1.2, label="score (MRA)")
+  score = f"score ({card.reward.score_name})"
+  axes.plot(error_Z, score_Z, ":", color=svg.INK, linewidth=1.2, label=score)
   axes.set(xlim=(0, 1), ylim=(-0.02, 1.04), xlabel="relative error of the answer")
   axes.set_ylabel("accuracy part of the reward")
   axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
@@ -111,19 +120,24 @@ def _draw_reward(card: RewardCard, axes: Axes) -> None:
 
 
 def _draw_advantage(card: RewardCard, cfg: AdvantageConfig, axes: Axes) -> None:
-  reward_BG = card.accuracy(np.array(EXAMPLE_ERRORS), card.sharpness(1.0))[None]
+  k = sharpness_of(card.reward, 1.0)
+  scores = score_examples(answers(np.array([EXAMPLE_ERRORS])), card.reward, k)
+  shaped_Z, plain_Z = np.asarray(advantage(scores, cfg))[0], np.asarray(grpo(scores.reward_BG))[0]
   x_Z = np.arange(len(EXAMPLE_ERRORS))
-  plain_Z = np.asarray(grpo(reward_BG, by_std=cfg.by_std))[0]
-  shaped_BG = ap_grpo(reward_BG, cfg.alpha, sign_safe=cfg.sign_safe, by_std=cfg.by_std)
-  shaped_Z = np.asarray(shaped_BG)[0]
-  form = "sign-safe AP-GRPO" if cfg.sign_safe else "AP-GRPO"
-  undivided = "" if cfg.by_std else ", not divided by std"
-  label = f"{form}, alpha = {cfg.alpha:g}{undivided}"
   axes.axhline(0, color=svg.MUTED, linewidth=0.8)
   axes.vlines(x_Z, 0, shaped_Z, color=svg.ACCENT, linewidth=2)
-  axes.plot(x_Z, shaped_Z, "o", color=svg.ACCENT, markersize=6, label=label)
+  axes.plot(x_Z, shaped_Z, "o", color=svg.ACCENT, markersize=6, label=advantage_name(cfg))
   axes.plot(x_Z, plain_Z, "o", markerfacecolor="none", color=svg.INK, markersize=8, label="GRPO")
   axes.set_xticks(x_Z, [f"{100 * error:.0f} %" for error in EXAMPLE_ERRORS])
   axes.set(xlabel="relative errors of eight answers to one question", ylabel="advantage")
   axes.margins(y=0.12)
   axes.figure.legend(loc="outside upper left", ncols=1)
+
+
+def advantage_name(cfg: AdvantageConfig) -> str:
+  """The form of the advantage in words."""
+  name = {"mean": "GRPO", "leave_one_out": "leave-one-out"}[cfg.baseline]
+  name = "GDPO" if cfg.per_component else name
+  if cfg.alpha:
+    name = f"{'sign-safe ' if cfg.sign_safe else ''}AP-{name}, alpha = {cfg.alpha:g}"
+  return name if cfg.by_std else f"{name}, not divided by std"

@@ -14,7 +14,7 @@ from spatial_jax.types import Array
 # 1 - c for the published confidences c = .50, .55, ..., .95, computed in float32.
 MRA_TOLERANCES = np.float32(1) - np.linspace(0.5, 0.95, 10).astype(np.float32)
 
-# Avoids a division by 0; below float32 resolution for any other truth in metres.
+# Avoids a division by 0; below the resolution of float32, because small truths are enlarged first.
 MRA_EPSILON = 1e-8
 
 RatioForm = Literal["linear", "inverse", "exponential"]

@@ -93,8 +93,8 @@ def reward_of_text(
   Args:
     response: one turn, by default think block, action and answer block.
     truth: the right answer: a number, the letter of an option, or words.
-    cfg: how an answer is rewarded.
-    sharpness: k > 0, steepness of the smooth rewards.
+    cfg: how an answer is rewarded; its scorer is "strict", because the others read rollouts.
+    sharpness: k > 0, steepness of the smooth rewards, also with an adaptive schedule.
     unit: of the truth, and of an answer without a unit: "m", "cm", "m^2", ...; "count": the answer
       counts something; None: the question asks for no unit.
     noun: the noun that may follow a count, "chair(s)"; None allows any noun.
@@ -108,16 +108,23 @@ def reward_of_text(
 
   Raises:
     DataError: if the truth cannot be read.
-    ValueError: if unit, options and words do not agree, or the sharpness is not above 0.
+    ValueError: if unit, options and words do not agree, or cfg or sharpness cannot be used.
   """
   choices, right = None if options is None else tuple(options), truth if words else None
   example = _example_of_text(response, truth, Expected(choices, unit, noun, right), grammar)
-  scores = score_examples(stack([stack([example])]), cfg, sharpness)
+  scores = score_examples(stack([stack([example])]), _of_text(cfg), sharpness)
   return {
     "reward": float(scores.reward_BG[0, 0]),
     **{name: float(value_BG[0, 0]) for name, value_BG in scores.components.items()},
     "parsed": float(scores.parsed_BG[0, 0]),
   }
+
+
+def _of_text(cfg: RewardConfig) -> RewardConfig:
+  """The reward of one text, without what it lacks."""
+  if cfg.scorer != "strict":
+    raise ValueError(f'scorer {cfg.scorer!r} reads whole rollouts; use scorer "strict"')
+  return cfg.for_evaluation()
 
 
 def _example_of_text(response: str, truth: str, expected: Expected, grammar: Grammar) -> Example:
@@ -214,7 +221,7 @@ def score_example(
   accuracy = of_kind(
     _number_accuracy(example, sharpness, cfg), _choice_accuracy(exact, sharpness, cfg)
   )
-  hard = of_kind(_number_score(example, cfg), exact)
+  hard = of_kind(number_score(example.value, example.truth, cfg), exact)
   if cfg.scorer != "strict":
     given = jnp.asarray(example.released, jnp.float32)
     accuracy, hard = (jnp.where(jnp.isnan(given), own, given) for own in (accuracy, hard))
@@ -257,10 +264,11 @@ def _missing_drawings(examples_BG: Example, cfg: RewardConfig) -> jax.Array:
   return jnp.maximum(1.0 - share / cfg.drawing.target, 0.0)
 
 
-def _number_score(example: Example, cfg: RewardConfig) -> jax.Array:
+def number_score(answer: Array, truth: Array, cfg: RewardConfig) -> jax.Array:
+  """The score of numbers, `cfg.score`; elementwise."""
   if cfg.score == "tolerance":
-    return within(example.value, example.truth, cfg.tolerance)
-  return mean_relative_accuracy(example.value, example.truth, cfg.score == "strict_mra")
+    return within(answer, truth, cfg.tolerance)
+  return mean_relative_accuracy(answer, truth, cfg.score == "strict_mra")
 
 
 def _number_accuracy(example: Example, sharpness: Array, cfg: RewardConfig) -> jax.Array:

@@ -162,6 +162,40 @@ class RewardConfig:
     """The components with a weight, in order."""
     return tuple(name for name in COMPONENTS if vars(self.weights)[name])
 
+  @property
+  def score_name(self) -> str:
+    """What the score of a number is, for tables."""
+    match self.scorer, self.score:
+      case "strict", "mra":
+        return "MRA"
+      case "strict", "strict_mra":
+        return "MRA with <"
+      case "strict", _:
+        return f"within {100 * self.tolerance:g} %"
+      case "phyx", _:
+        return "PhyX's match"
+    return "ViLaSR's released score"
+
+  @property
+  def numbers_sharpen(self) -> bool:
+    """Whether the reward of a number depends on the sharpness."""
+    return self.number in ("sigmoid", "tanh")
+
+  def for_evaluation(self) -> "RewardConfig":
+    """The same reward, without what only a step of training has.
+
+    The sharpness is that of the end of the run, `k_max` of the adaptive schedule. Attention is left
+    out, because an evaluation does not measure it; if nothing else has a weight, accuracy counts.
+    """
+    schedule, weights = self.schedule, self.weights
+    if schedule.kind == "adaptive":
+      schedule = dataclasses.replace(schedule, kind="constant")
+    if weights.attention:
+      alone = self.active == ("attention",)
+      accuracy = 1.0 if alone else weights.accuracy
+      weights = dataclasses.replace(weights, attention=0.0, accuracy=accuracy)
+    return dataclasses.replace(self, schedule=schedule, weights=weights)
+
 
 def accuracy_reward(
   number: Literal["sigmoid", "tanh", "mra", "ratio", "tolerance"],

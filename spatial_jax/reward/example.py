@@ -3,6 +3,7 @@
 text ─► answer block ─► Reading ─► Example, scalars ─► Example, arrays [B, G]
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,12 +19,15 @@ from spatial_jax.reward.rubric import RubricTerms, rubric_terms
 from spatial_jax.reward.vilasr_release import release_accuracy
 from spatial_jax.types import Array, Task, Trajectory
 
+_SMALL_TRUTH = 1e-2
+_LARGEST = 1e38  # float32
+
 
 class Example(NamedTuple):
   """One answer with its truth: scalars for one rollout, arrays [B, G] for a whole step."""
 
-  # float32: a number in the expected unit, the index of an option, or 1 for the right words and 0
-  # for others; 0: not parsed.
+  # float32: a number in the expected unit (of a small truth: both enlarged alike), the index of an
+  # option, or 1 for the right words and 0 for others; 0: not parsed.
   value: Array
   truth: Array  # float32, as `value`
   parsed: Array  # bool, exactly one answer could be read; false for a fault
@@ -71,9 +75,22 @@ def example_of_answer(
 ) -> Example:
   """Returns the example of one answer text, None without an answer."""
   reading = read_as(answer, expected)
-  return plain_example(
-    reading.value, truth.value, reading.parsed, expected.is_number, format_score, valid
-  )
+  value, true_value = reading.value, truth.value
+  if expected.is_number:
+    value, true_value = _enlarged(value, true_value)
+  return plain_example(value, true_value, reading.parsed, expected.is_number, format_score, valid)
+
+
+def _enlarged(value: float, truth: float) -> tuple[float, float]:
+  """Answer and truth times a power of two, if the truth is small: 1.6e-19 J.
+
+  All rewards of numbers are relative. float32 and the constants that avoid a division by 0 are made
+  for numbers near 1.
+  """
+  if not 0 < abs(truth) < _SMALL_TRUTH:
+    return value, truth
+  scale = math.ldexp(1.0, -math.frexp(truth)[1])
+  return max(-_LARGEST, min(value * scale, _LARGEST)), truth * scale
 
 
 def plain_example(
@@ -110,8 +127,9 @@ def _released(trajectory: Trajectory, task: Task, cfg: RewardConfig) -> float:
     case "vilasr_release":
       return release_accuracy(trajectory.text, task)
     case "phyx":
-      matches = matches_choice if task.answer_kind == "choice" else matches_open
-      return float(matches(trajectory.text, str(task.extra.get("key") or task.answer)))
+      if task.answer_kind == "choice":
+        return float(matches_choice(trajectory.text, task.answer))
+      return float(matches_open(trajectory.text, str(task.extra.get("key") or task.answer)))
 
 
 def _custom(trajectory: Trajectory, task: Task, answer: str | None, cfg: RewardConfig) -> float:

@@ -21,7 +21,9 @@ import numpy as np
 from spatial_jax.grammar import answer_of
 from spatial_jax.reward.config import RUBRIC_TERMS, RubricConfig
 from spatial_jax.reward.custom import Response, custom_reward
+from spatial_jax.reward.parse import expected_of, read_as
 from spatial_jax.reward.principles import names_principle
+from spatial_jax.reward.quantity import COUNT, is_metric
 from spatial_jax.reward.units import dimension, read_measure
 from spatial_jax.types import Array, Task, Trajectory
 
@@ -101,8 +103,9 @@ def _scalar(value: float) -> np.ndarray:
 def unit_term(answer: str | None, task: Task) -> float:
   """Returns 1.0 if the unit of the answer has the dimension of the right one, else 0.0.
 
-  The right unit is `task.unit`, or that of the true answer. A choice is judged by the text of the
-  option that the answer repeats ("B. 3 m/s"); a letter alone has no unit.
+  The right unit is that of the task or of its question, else that of the true answer. Lengths,
+  areas and counts are read as the accuracy reads them. A choice is judged by the text of the option
+  that the answer repeats ("B. 3 m/s"); a letter alone has no unit.
   """
   if answer is None:
     return 0.0
@@ -111,7 +114,10 @@ def unit_term(answer: str | None, task: Task) -> float:
     wanted = read_measure(by_letter.get(task.answer, ""))
     given = read_measure(answer[2:].strip() if answer[1:2] in (".", ")", ":") else answer)
   else:
-    wanted = read_measure(f"1 {task.unit}" if task.unit else task.answer)
+    expected = expected_of(task)
+    if expected.unit == COUNT or (expected.unit and is_metric(expected.unit)):
+      return float(read_as(answer, expected).parsed)
+    wanted = read_measure(f"1 {expected.unit}" if expected.unit else task.answer)
     given = read_measure(answer)
   if wanted is None or given is None:
     return 0.0

@@ -102,12 +102,12 @@ def sharpness(progress: float | Array, schedule: Schedule) -> jax.Array:
 def adaptive_sharpness(
   error_G: Array, read_G: Array, schedule: Schedule, is_tanh: bool = False
 ) -> jax.Array:
-  """Returns the sharpness of one group, at which its median answer earns about one half.
+  """Returns the sharpness of one group, at which a quantile of its answers earns one half.
 
       k = ln 3 / quantile of the errors,   limited to [k_min, k_max]       (tanh: half of it)
 
-  A group of rough guesses gets a flat curve and a group of near-exact ones a steep curve, so that
-  the rewards of both differ.
+  The quantile is `schedule.midpoint`; 0.5 is the median. A group of rough guesses gets a flat curve
+  and a group of near-exact ones a steep curve, so that the rewards of both differ.
 
   Args:
     error_G: float32, squared relative errors, or 1 - score.

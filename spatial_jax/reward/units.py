@@ -6,13 +6,13 @@ r"""Quantities of physics in text: a number and its unit, their dimension, and o
 """
 
 import functools
-import math
 import re
 from typing import Any, NamedTuple
 
 from spatial_jax.reward.plain_text import plain
 
 _MAX_CHARS = 200
+_MAX_VALUE = 1e38  # of float32, in which rewards are computed
 _NUMBER = re.compile(
   r"(?P<sign>[+-]?)\s*(?P<value>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)"
   r"(?:\s*(?:x|\*)\s*10\s*\^\s*\(?\{?(?P<power>[+-]?\d+)\}?\)?|[eE](?P<e>[+-]?\d+))?"
@@ -72,7 +72,7 @@ def read_measure(text: str) -> Measure | None:
   except ValueError:
     return None
   unit = text[match.end() :].strip(" .*")
-  if not math.isfinite(value) or (unit and _parsed(unit) is None):
+  if not abs(value) < _MAX_VALUE or (unit and _parsed(unit) is None):
     return None
   return Measure(value, unit)
 
@@ -82,21 +82,26 @@ def dimension(unit: str) -> str | None:
   if not unit:
     return ""
   parsed = _parsed(_spelled(unit))
-  return None if parsed is None else str(parsed.dimensionality)
+  if parsed is None:
+    return None
+  return "" if parsed.dimensionless else str(parsed.dimensionality)
 
 
 def value_in(measure: Measure, unit: str) -> float | None:
   """Returns the value in another unit; a pure number is taken to be in it.
 
-  None if the units have other dimensions or one of them is unknown.
+  None if the units have other dimensions, one of them is unknown, or the value is beyond float32.
   """
   if not measure.unit:
     return measure.value
   given, wanted = _parsed(measure.unit), _parsed(_spelled(unit)) if unit else None
   if given is None or wanted is None or given.dimensionality != wanted.dimensionality:
     return None
-  converted = _registry().Quantity(measure.value, given).to(wanted).magnitude
-  return float(converted) if math.isfinite(converted) else None
+  try:
+    converted = float(_registry().Quantity(measure.value, given).to(wanted).magnitude)
+  except (ArithmeticError, ValueError):
+    return None  # a power such as m^999 overflows
+  return converted if abs(converted) < _MAX_VALUE else None
 
 
 def _spelled(text: str) -> str:

@@ -87,7 +87,7 @@ def maze_tasks(cfg: MazeConfig) -> Callable[[int], list[Task]]:
 
 
 def make_maze(rng: np.random.Generator, cells: int, exits: int) -> Maze:
-  """Grows one tree from each exit until all cells belong to one; the start is a far cell."""
+  """Grows one tree from each exit until all cells belong to one; the start is another cell."""
   border = [(r, c) for r in range(cells) for c in range(cells) if {r, c} & {0, cells - 1}]
   roots = [border[i] for i in rng.permutation(len(border))[:exits]]
   owner = {root: i for i, root in enumerate(roots)}

@@ -1,7 +1,7 @@
 """Rooms of the data set Numerical3D: wide ranges of room size, furniture size and repetition.
 
 The default rooms have chairs of one size and rarely more than two of them, so that a constant is a
-good answer to most questions. Here a room is 5 to 110 square metres large, furniture is 0.6 to 1.7
+good answer to most questions. Here a room is 3 to 156 square metres large, furniture is 0.6 to 1.7
 times its usual size, and up to half of a room repeats one category.
 """
 

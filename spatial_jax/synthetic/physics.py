@@ -2,9 +2,9 @@
 
     template ─► numbers ─► Problem ─► diagram + text at one of three levels ─► Task
 
-Six domains with three templates each. A "spatial" problem has its numbers in the diagram alone, a
-"symbolic" one in the text too. `extra` has category, subfield, reasoning_type, principle, text
-level, and the solution for the solver.
+Six domains with three templates each. A "Spatial Relation" problem has its numbers in the diagram
+alone, a "Multi-Formula" one in the text too, which only the text level "full" has. `extra` has
+category, subfield, reasoning_type, principle, text level, and the solution for the solver.
 
 Source: the row format is that of PhyX (arXiv:2505.15929); the problems are ours.
 """
@@ -37,7 +37,7 @@ class PhysicsConfig:
   categories: tuple[str, ...]  # of `CATEGORIES`; (): all
   text_levels: tuple[TextLevel, ...]  # each problem draws one
   choice_fraction: float  # of the problems with four options, in [0, 1]
-  spatial_fraction: float  # of the problems with numbers in the diagram alone, in [0, 1]
+  spatial_fraction: float  # with numbers in the diagram alone at each text level, in [0, 1]
   size_px: int  # side of the image
 
   def __post_init__(self):
@@ -66,16 +66,17 @@ def problem_task(
   problem: Problem, number: int, rng: np.random.Generator, cfg: PhysicsConfig
 ) -> Task:
   """One problem as a task."""
-  spatial = rng.random() < cfg.spatial_fraction
+  is_spatial = rng.random() < cfg.spatial_fraction
   is_choice = rng.random() < cfg.choice_fraction
   level = cfg.text_levels[int(rng.integers(len(cfg.text_levels)))]
+  in_text = level == "full" and not is_spatial
   truth = number_text(problem.value)
   options, answer = _options(problem, truth, rng) if is_choice else (None, truth)
   scene = f"problem-{number}"
   return Task(
     task_id=f"{scene}/{problem.name}",
     question_type=problem.category,
-    question=problem_text(problem, level, spatial),
+    question=problem_text(problem, level, in_text),
     options=options,
     answer=answer,
     answer_kind="choice" if is_choice else "number",
@@ -88,7 +89,7 @@ def problem_task(
     extra={
       "category": problem.category,
       "subfield": problem.subfield,
-      "reasoning_type": ["Spatial Relation" if spatial else "Multi-Formula"],
+      "reasoning_type": ["Multi-Formula" if in_text else "Spatial Relation"],
       "principle": problem.principle,
       "text_level": level,
       "template": problem.name,
@@ -98,15 +99,14 @@ def problem_task(
   )
 
 
-def problem_text(problem: Problem, level: TextLevel, spatial: bool) -> str:
-  """The text of a problem.
+def problem_text(problem: Problem, level: TextLevel, in_text: bool) -> str:
+  """The text of a problem: description and question; minimal: the question alone.
 
-  full: description with all numbers, and question. de_redundant: without the numbers that the
-  diagram shows. minimal: the question alone. A spatial problem never has its numbers in the text.
+  With `in_text` it also has all numbers; else they are in the diagram alone.
   """
   if level == "minimal":
     return problem.question
-  if level == "de_redundant" or spatial:
+  if not in_text:
     return f"{problem.scene} {problem.question}"
   given = ", ".join(f"{name} = {value}" for name, value in problem.given)
   return f"{problem.scene} Given: {given}. {problem.question}"

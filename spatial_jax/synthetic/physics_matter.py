@@ -97,14 +97,14 @@ def _mixing(rng: np.random.Generator) -> Problem:
     Shape("box", (0.1, 0.3, 0.42, 0.75)),
     Shape("box", (0.58, 0.3, 0.9, 0.75)),
     text(0.26, 0.47, f"{m1:g} kg"),
-    text(0.26, 0.6, f"{t1:g} C"),
+    text(0.26, 0.6, f"{t1:g} °C"),
     text(0.74, 0.47, f"{m2:g} kg"),
-    text(0.74, 0.6, f"{t2:g} C"),
+    text(0.74, 0.6, f"{t2:g} °C"),
   )
   return Problem(
     "mixing", "Thermodynamics", "Specific Heat and Calorimetry", "heat gained is heat lost",
     "Hot and cold water are mixed.",
-    (("m1", f"{m1:g} kg"), ("T1", f"{t1:g} C"), ("m2", f"{m2:g} kg"), ("T2", f"{t2:g} C")),
+    (("m1", f"{m1:g} kg"), ("T1", f"{t1:g} degC"), ("m2", f"{m2:g} kg"), ("T2", f"{t2:g} degC")),
     "What is the final temperature?", value, "degC",
     f"Heat gained is heat lost: T = ({m1:g} * {t1:g} + {m2:g} * {t2:g}) / ({m1:g} + {m2:g}) = "
     f"{value:.3g}.",

@@ -1,12 +1,12 @@
-"""Visible objects of a view: pixel counts, boxes, and the projection of points into the image."""
+"""Visible objects of a view: pixel counts and boxes."""
 
 import dataclasses
 
 import numpy as np
 
 from spatial_jax.synthetic.render import raycast
-from spatial_jax.synthetic.render.renderer import focal_px, pack_camera, pack_objects
-from spatial_jax.synthetic.scene import Camera, Scene, View
+from spatial_jax.synthetic.render.renderer import pack_camera, pack_objects
+from spatial_jax.synthetic.scene import Scene, View
 
 _CANVAS = 2.0  # width and height of the canvas of `fraction`, in widths and heights of the image
 
@@ -43,23 +43,3 @@ def visible_boxes(scene: Scene, view: View, min_pixels: int) -> list[VisibleObje
     pixels = int(pixels_Z[index])
     visible.append(VisibleObject(int(index), pixels, pixels / int(alone_Z[index]), box_4))
   return visible
-
-
-def project(camera: Camera, points_N3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Projects world points into the image.
-
-  Args:
-    camera: the camera.
-    points_N3: float, metres, world.
-
-  Returns:
-    pixels_N2 float64: x right, y down; (0, 0) is the outer corner of the first pixel, so pixel i
-    covers [i, i + 1). Meaningless if the depth is not positive.
-    depth_N float64: metres along the viewing axis.
-  """
-  local_N3 = (np.asarray(points_N3, np.float64) - camera.position_3) @ camera.rotation_33.T
-  depth_N = local_N3[:, 2]
-  with np.errstate(divide="ignore", invalid="ignore"):
-    plane_N2 = local_N3[:, :2] / depth_N[:, None]
-  middle_2 = np.array([camera.width_px, camera.height_px]) / 2
-  return plane_N2 * focal_px(camera) + middle_2, depth_N

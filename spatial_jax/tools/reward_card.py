@@ -1,9 +1,9 @@
 """Entry point: python -m spatial_jax.tools.reward_card --config=configs/NAME.py [--steps=0,100,199]
 
-What a config rewards, before anything is trained: for groups of answers with random errors it
-prints reward, deviation within the group and advantage at some steps of the run, and the share of
-groups whose rewards are all equal. --out=card.png draws reward and advantage against the error. A
-config with conditions has a card for each of them.
+What a config rewards, before anything is trained. At some steps of the run it prints reward,
+deviation and advantage of eight answers with given errors, which are one group, and the share of
+groups with random errors whose rewards are all equal. --out=card.png draws reward and advantage
+against the error. A config with conditions has a card for each of them.
 """
 
 import pathlib
@@ -24,15 +24,12 @@ from spatial_jax.config import build
 from spatial_jax.errors import UserError
 from spatial_jax.learn.advantage import AdvantageConfig, advantage
 from spatial_jax.prepare import conditions_of
-from spatial_jax.report.reward_card import sentence
+from spatial_jax.report.reward_card import EXAMPLE_ERRORS, answers, sentence, sharpness_of
 from spatial_jax.reward.compose import score_examples
 from spatial_jax.reward.config import RewardConfig
-from spatial_jax.reward.example import Example, plain_example
-from spatial_jax.reward.snra import sharpness
 from spatial_jax.types import Scores
 from spatial_jax.workdir import to_path
 
-ERRORS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # relative, of the answers of the table
 # Standard deviations of the relative errors of random groups: an exact to a rough policy.
 SPREADS = (0.05, 0.3, 0.6)
 _GROUPS = 2000
@@ -45,7 +42,7 @@ class CardStep(NamedTuple):
 
   step: int
   sharpness: float
-  reward_Z: np.ndarray  # of an answer with each of `ERRORS`
+  reward_Z: np.ndarray  # of an answer with each of `EXAMPLE_ERRORS`
   std: float  # of the rewards of these answers as one group
   advantage_Z: np.ndarray  # of these answers as one group
   zero_variance: dict[float, float]  # of `SPREADS` -> share of random groups with equal rewards
@@ -63,8 +60,8 @@ def card_steps(
   """
   found = []
   for step in steps:
-    k = float(sharpness(step / total, reward.schedule))
-    scores = score_examples(_numbers(np.array([ERRORS])), reward, k)
+    k = sharpness_of(reward, step / total)
+    scores = score_examples(answers(np.array([EXAMPLE_ERRORS])), reward, k)
     advantage_BG = np.asarray(advantage(scores, cfg))
     found.append(
       CardStep(
@@ -79,23 +76,17 @@ def card_steps(
   return found
 
 
-def _numbers(error_BG: np.ndarray) -> Example:
-  """Well-formed answers with the given relative errors."""
-  one_BG = np.ones_like(error_BG, np.float32)
-  return plain_example(1 + error_BG, one_BG, one_BG > 0, one_BG > 0, one_BG, one_BG > 0)
-
-
 def _equal_share(reward: RewardConfig, spread: float, k: float, group: int) -> float:
   """The share of random groups whose rewards have a deviation below 0.01."""
   error_BG = np.abs(np.random.default_rng(0).normal(0, spread, (_GROUPS, group)))
-  scores: Scores = score_examples(_numbers(error_BG), reward, k)
+  scores: Scores = score_examples(answers(error_BG), reward, k)
   return float(np.mean(scores.reward_BG.std(axis=1) < _LEAST_STD))
 
 
 def show(steps: Sequence[CardStep], reward: RewardConfig, console: Console) -> None:
   """Prints the tables."""
   console.print(f"reward = {sentence(reward)}", markup=False)
-  names = [f"{100 * error:g} %" for error in ERRORS]
+  names = [f"{100 * error:g} %" for error in EXAMPLE_ERRORS]
   for title in ("reward", "advantage"):
     table = Table("step", "k", *names, *(["std"] if title == "reward" else []), box=box.SIMPLE_HEAD)
     table.title = f"{title} of an answer with this relative error"
@@ -117,10 +108,11 @@ def draw(steps: Sequence[CardStep], reward: RewardConfig, path: pathlib.Path) ->
   figure = Figure(figsize=(9, 3.4), layout="constrained")
   left, right = figure.subplots(1, 2)
   error_Z = np.linspace(0, 1, 201)
+  fixed = reward.for_evaluation()  # an adaptive schedule would adapt to the points of the curve
   for one in steps:
-    scores = score_examples(_numbers(error_Z[None]), reward, one.sharpness)
+    scores = score_examples(answers(error_Z[None]), fixed, one.sharpness)
     left.plot(error_Z, scores.reward_BG[0], label=f"step {one.step}, k = {one.sharpness:.3g}")
-    right.plot(ERRORS, one.advantage_Z, "o-", markersize=4)
+    right.plot(EXAMPLE_ERRORS, one.advantage_Z, "o-", markersize=4)
   left.set(xlabel="relative error", ylabel="reward", xlim=(0, 1))
   right.set(xlabel="relative error", ylabel="advantage in a group of these answers")
   right.axhline(0, color="0.5", linewidth=0.8)

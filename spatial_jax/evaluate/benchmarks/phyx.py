@@ -10,6 +10,7 @@ from typing import Any
 
 from spatial_jax.errors import DataError
 
+# Of `predictions.GROUPS`; 25 subfields would be too many rows.
 _GROUPS = ("category", "reasoning_type", "text_level")
 
 
