@@ -75,11 +75,11 @@ class Supervised:
     """The stage of DPO on pairs that the data or a corrupter gives."""
     source, run = self._source(cfg), self.cfg
     demonstrator = self._demonstrator(source, 0.0, 0.0)
+    corrupts = cfg.pairs == "corrupted"
+    words = answers_by_type(source.examples(run.seed, _EXAMPLES)) if corrupts else {}
 
     def pairs_of(one: Demonstrator) -> Callable[[Task], Pair]:
-      if cfg.pairs == "corrupted":
-        return CorruptedPairs(one, answers_by_type(source.examples(run.seed, _EXAMPLES)), run.seed)
-      return one.pair
+      return CorruptedPairs(one, words, run.seed) if corrupts else one.pair
 
     shapes, micro = self._shapes(cfg, source, pairs_of(demonstrator), list, 2)
     encode = pairs_of(dataclasses.replace(demonstrator, max_tokens=shapes.tokens))
