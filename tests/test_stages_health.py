@@ -80,6 +80,26 @@ def test_a_warning_is_not_repeated_at_once_and_survives_a_resume(tmp_path):
   assert found == ["length"], "compared with the first steps of the run"
 
 
+@pytest.mark.parametrize("changes", [{"zero_variance_groups": 1.0}, {"kl_old_k3": 9.0}])
+def test_a_run_that_was_stopped_has_a_whole_window_after_its_resume(tmp_path, changes):
+  """Steps after the checkpoint, which run again, are not counted either."""
+  cfg, bad = dataclasses.replace(CFG, stop=True), GOOD | changes
+  with Metrics(tmp_path, "grpo", 0, 20, LogConfig(False, False)) as metrics:
+    for step in range(10):
+      metrics.write(step, GOOD if step < 2 else bad)
+  resumed = Health(cfg, tmp_path)
+  stops = [resumed.monitor(step, bad)[1] for step in range(8, 13)]
+  assert stops == [False] * 4 + [True]
+
+
+def test_the_start_of_a_run_is_without_steps_that_run_again(tmp_path):
+  with Metrics(tmp_path, "grpo", 0, 20, LogConfig(False, False)) as metrics:
+    for step in range(5):
+      metrics.write(step, GOOD | {"response_tokens": 9.0})
+  resumed = Health(CFG, tmp_path)
+  assert [resumed.check(step, GOOD) for step in range(12)] == [[]] * 12
+
+
 def test_health_can_stop_a_run_with_a_checkpoint(tmp_path):
   cfg = dataclasses.replace(CFG, stop=True)
 

@@ -62,12 +62,18 @@ class Finding(NamedTuple):
 
 
 class Health:
-  """Watches the metrics of a run; remembers how the run began, also after a resume."""
+  """Watches the metrics of a run; remembers how the run began, also after a resume.
+
+  The steps before a resume are no part of the average of the last ones, so that a run that was
+  stopped has a whole window to recover.
+  """
 
   def __init__(self, cfg: HealthConfig, workdir: pathlib.Path):
     """Reads the first records of an existing run."""
     self._cfg = cfg
-    self._records: list[Mapping[str, Any]] = list(metrics_lib.read(workdir))
+    self._recorded = metrics_lib.read(workdir)[:_WINDOW]
+    self._first: list[Mapping[str, Any]] = []
+    self._last: list[Mapping[str, Any]] = []
     self._said: dict[str, int] = {}
 
   def monitor(self, step: int, values: Mapping[str, Any]) -> tuple[list[str], bool]:
@@ -77,8 +83,11 @@ class Health:
 
   def check(self, step: int, values: Mapping[str, Any]) -> list[Finding]:
     """Adds the metrics of a step; returns the rules that it breaks, each once in 20 steps."""
-    self._records.append(values)
-    found = findings(self._cfg, self._records[:_WINDOW], self._records[-_WINDOW:])
+    if not self._last:  # the first step of this process: steps from it on run again
+      self._first = [record for record in self._recorded if record["step"] < step]
+    self._first = [*self._first, values][:_WINDOW]
+    self._last = [*self._last, values][-_WINDOW:]
+    found = findings(self._cfg, self._first, self._last)
     blind = blind_finding(self._cfg, values)
     found += [] if blind is None else [blind]
     due = [f for f in found if step - self._said.get(f.rule, -_QUIET_STEPS) >= _QUIET_STEPS]
@@ -114,7 +123,7 @@ def findings(
       )
     )
   kl = max(mean(last, "kl_ref_k3"), mean(last, "kl_old_k3"))
-  if kl > cfg.max_kl:
+  if enough and kl > cfg.max_kl:
     found.append(
       Finding(
         "divergence",
