@@ -121,7 +121,8 @@ def test_the_gradient_is_the_gradient_of_the_whole_loss():
     logp_RT = batch_logprobs(policy, Microbatches(4, (256,)), params, batch)
     rows = batch.rows
     weight_R = token_weights(rows.trained_RT, LOSS.normalise)
-    return policy_loss(logp_RT, rows.old_logp_RT, rows.advantage_R, rows.trained_RT, weight_R, LOSS)
+    scored = (logp_RT, rows.old_logp_RT, rows.advantage_R, rows.trained_RT, weight_R, LOSS)
+    return policy_loss(*scored, mean_weight_R=token_weights(rows.trained_RT, "token"))
 
   (loss, expected), grads = jax.jit(jax.value_and_grad(whole, has_aux=True))(params)
   state, metrics = program()(start(), batch, NO_OTHERS)
@@ -344,10 +345,24 @@ def test_on_policy_the_ratio_is_one():
   np.testing.assert_allclose(metrics["effective_share"], 1, atol=1e-5)
 
 
+def test_metrics_are_means_over_tokens_whatever_the_loss_is_divided_by():
+  """The loss of "constant" is a ten-thousandth of a mean; a row of weight 0 is not counted."""
+  batch = with_rows(batch_of(), weight_R=np.array([1, 1, 0, 1], np.float32))
+  cfg = loss_config({"length_constant": 10_000}, normalise="constant")
+  update = jax.jit(functools.partial(policy_update, policy_and_params()[0], SGD, cfg, MICRO))
+  _, metrics = update(start(), batch, NO_OTHERS)
+  counted_RT = batch.rows.trained_RT & (batch.rows.weight_R > 0)[:, None]
+  logp_RT = np.asarray(score()(policy_and_params()[1], batch))
+  expected = -logp_RT[counted_RT].mean()
+  np.testing.assert_allclose(metrics["entropy_estimate"], expected, rtol=1e-5)
+  assert 0.5 < float(metrics["ratio"]) < 2
+  assert abs(float(metrics["loss"])) < 0.1
+
+
 @pytest.mark.slow
 def test_the_divergence_pulls_towards_the_reference():
   policy, params = policy_and_params()
-  cfg = loss_config({"kl.weight": 1.0})
+  cfg = loss_config({"kl.weight": 1.0}, normalise="token")
   still = with_rows(batch_of(), advantage_R=np.zeros(4, np.float32))
   other = jax.tree.map(lambda x: x * 1.01, params)
   update = jax.jit(functools.partial(policy_update, policy, optax.sgd(1e-4), cfg, MICRO))

@@ -19,6 +19,7 @@ from spatial_jax.learn.losses import (
   kl_weight,
   nll,
   policy_loss,
+  token_total,
   token_weights,
 )
 from spatial_jax.learn.train_batch import Microbatches
@@ -44,9 +45,12 @@ def policy_update(
       the latter.
 
   Returns:
-    The next state, and scalar metrics.
+    The next state, and scalar metrics: means over the trained tokens, except for the loss.
   """
   beta = kl_weight(cfg.kl, state.step)
+  trained_RT, weight_R = batch.rows.trained_RT, batch.rows.weight_R
+  token_weight_R = token_weights(trained_RT, cfg.normalise, weight_R, cfg.length_constant)
+  tokens = token_total(trained_RT, weight_R)
 
   def loss(scores: TokenScores, microbatch: Microbatch) -> tuple[jax.Array, Metrics]:
     rows, (ref_RT, trainer_RT) = microbatch.rows, microbatch.others
@@ -66,13 +70,11 @@ def policy_update(
       ref_RT,
       sampler_logp_RT,
       scores.entropy_RT,
+      rows.weight_R / tokens,
     )
 
-  rows, with_entropy = batch.rows, cfg.entropy.weight > 0
-  weight_R = token_weights(rows.trained_RT, cfg.normalise, rows.weight_R, cfg.length_constant)
-  value, metrics, grads = gradient(
-    policy, state.params, batch, weight_R, others, loss, micro, with_entropy
-  )
+  arguments = (policy, state.params, batch, token_weight_R, others, loss, micro)
+  value, metrics, grads = gradient(*arguments, with_entropy=cfg.entropy.weight > 0)
   metrics = {"loss": value, **effective_share(metrics)}
   return apply_gradient(optimizer, state, grads, metrics)
 
