@@ -227,14 +227,20 @@ def _ratio_metrics(
   importance_RT: jax.Array | None,
   mean: Callable[[jax.Array], jax.Array],
 ) -> Metrics:
-  """Ratio, its square, clipped fractions, KL divergence from the old policy, importance weights."""
+  """Ratio, clipped fractions, KL divergence from the old policy, importance weights.
+
+  "sample_weight" and its square are those of `effective_share`.
+  """
   ratio_RT, metrics = jnp.exp(log_ratio_RT), {}
+  weight_RT = ratio_RT
   if importance_RT is not None:
     metrics["importance"] = mean(importance_RT)
     metrics["importance_masked"] = mean((importance_RT == 0.0).astype(importance_RT.dtype))
+    weight_RT = ratio_RT * importance_RT
   return metrics | {
     "ratio": mean(ratio_RT),
-    "ratio_square": mean(jnp.square(ratio_RT)),
+    "sample_weight": mean(weight_RT),
+    "sample_weight_square": mean(jnp.square(weight_RT)),
     "clip_fraction": mean(clipped_RT),
     "clip_fraction_above": mean(jnp.where(ratio_RT > 1.0, clipped_RT, 0.0)),
     "kl_old_k1": mean(-log_ratio_RT),
@@ -352,15 +358,17 @@ def nll(logp_RT: Array, trained_RT: Array, token_weight_R: Array) -> jax.Array:
 
 
 def effective_share(metrics: Metrics) -> Metrics:
-  """Replaces `ratio_square` in the metrics of a whole batch by the effective share of its tokens.
+  """Replaces the sums of weights in the metrics of a whole batch by the effective share of tokens.
 
-      effective_share = mean(ratio)^2 / mean(ratio^2)      1: sampler and trainer agree
+      w                ratio, times the importance weight if there is one
+      effective_share  (sum w)^2 / (n sum w^2)      1: sampler and trainer agree
 
-  Source: Kong, "A note on importance sampling using standardized weights" (1992).
+  Source: Kish (1965); Kong, "A note on importance sampling using standardized weights" (1992).
   """
-  rest = {name: value for name, value in metrics.items() if name != "ratio_square"}
-  share = jnp.square(metrics["ratio"]) / jnp.maximum(metrics["ratio_square"], 1e-30)
-  return rest | {"effective_share": share}
+  names = ("sample_weight", "sample_weight_square")
+  weight, square = (metrics[name] for name in names)
+  rest = {name: value for name, value in metrics.items() if name not in names}
+  return rest | {"effective_share": jnp.square(weight) / jnp.maximum(square, 1e-30)}
 
 
 def _sum(x_RT: Array, trained_RT: Array, token_weight_R: Array) -> jax.Array:
