@@ -14,13 +14,13 @@ from spatial_jax.data.vision_packing import plan_vision
 from spatial_jax.learn.gradient import NO_OTHERS, batch_logprobs, gradient
 from spatial_jax.learn.losses import effective_share, nll, policy_loss, token_weights
 from spatial_jax.learn.optimizer import make_optimizer
-from spatial_jax.learn.train_batch import Microbatches, pad_rows, to_train_batch
-from spatial_jax.learn.update import apply_gradient, policy_update, sft_update
+from spatial_jax.learn.train_batch import Microbatches, to_train_batch
+from spatial_jax.learn.update import apply_gradient, policy_update
 from spatial_jax.rollout.demonstration import demonstration_trajectory
 from spatial_jax.synthetic.oracle import DemonstrationConfig, demonstrate
 from spatial_jax.types import OtherLogprobs, TokenArrays, TrainBatch, TrainState, Trajectory
 from tests import rollout_fixtures as fixtures
-from tests.learn_fixtures import loss_config
+from tests.learn_fixtures import loss_config, sft_update
 from tests.test_learn_optimizer import CFG
 
 LOSS = loss_config()
@@ -212,13 +212,13 @@ def test_the_order_of_groups_and_rows_does_not_matter():
 
 
 def test_rollouts_left_out_are_as_if_they_trained_nothing():
-  """Groups then differ in size, down to no rows at all, and padding rows change nothing."""
+  """Groups then differ in size, down to no rows at all."""
   batch = batch_of()
-  for kept_BG in (np.array([[True, False], [True, True]]), np.array([[False] * 2, [True] * 2])):
+  for kept_BG in (np.array([[True, False], [False, True]]), np.array([[False] * 2, [True] * 2])):
     kept, _ = to_train_batch(demonstrations(), ADVANTAGE_BG, fixtures.shapes(), kept_BG)
     kept = with_rows(kept, old_logp_RT=batch.rows.old_logp_RT[kept_BG.reshape(-1)])
     untrained = with_rows(batch, trained_RT=batch.rows.trained_RT & kept_BG.reshape(-1, 1))
-    one, _ = program()(start(), pad_rows(kept, 4), NO_OTHERS)
+    one, _ = program()(start(), kept, NO_OTHERS)
     other, _ = program()(start(), untrained, NO_OTHERS)
     assert_close(gradient_of(one), gradient_of(other))
 

@@ -6,18 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spatial_jax.learn.gradient import (
-  NO_OTHERS,
-  Microbatch,
-  TokenScores,
-  gradient,
-)
+from spatial_jax.learn.gradient import Microbatch, TokenScores, gradient
 from spatial_jax.learn.losses import (
   LossConfig,
   Metrics,
   effective_share,
   kl_weight,
-  nll,
   policy_loss,
   token_total,
   token_weights,
@@ -77,23 +71,6 @@ def policy_update(
   value, metrics, grads = gradient(*arguments, with_entropy=cfg.entropy.weight > 0)
   metrics = {"loss": value, **effective_share(metrics)}
   return apply_gradient(optimizer, state, grads, metrics)
-
-
-def sft_update(
-  policy: Policy,
-  optimizer: optax.GradientTransformation,
-  micro: Microbatches,
-  state: TrainState,
-  batch: TrainBatch,
-) -> tuple[TrainState, Metrics]:
-  """One step of maximum likelihood on the trained tokens; arguments as in `policy_update`."""
-
-  def loss(scores: TokenScores, microbatch: Microbatch) -> tuple[jax.Array, Metrics]:
-    return nll(scores.logp_RT, microbatch.rows.trained_RT, microbatch.token_weight_R), {}
-
-  weight_R = token_weights(batch.rows.trained_RT, "token", batch.rows.weight_R)
-  value, metrics, grads = gradient(policy, state.params, batch, weight_R, NO_OTHERS, loss, micro)
-  return apply_gradient(optimizer, state, grads, {"loss": value, **metrics})
 
 
 def apply_gradient(

@@ -17,7 +17,6 @@ from spatial_jax.data.vision_packing import VisionBuckets, geometric_buckets, wi
 from spatial_jax.errors import DataError
 from spatial_jax.learn.optimizer import OptimizerConfig
 from spatial_jax.learn.packing import PackConfig, row_buckets
-from spatial_jax.learn.train_batch import Microbatches
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.types import Task, Trajectory
 
@@ -135,11 +134,6 @@ def shapes_of(
     window_blocks=shape.vision.window_blocks,
     vocabulary=shape.decoder.vocabulary,
   )
-
-
-def microbatches(cfg: DemonstrationTraining, shapes: PackConfig) -> Microbatches:
-  """The microbatches of packed rows."""
-  return Microbatches(cfg.micro_rows or 1, (shapes.tokens,))
 
 
 def print_replaced(replaced: Sequence[str]) -> None:
