@@ -142,12 +142,13 @@ def test_an_interrupted_sampling_goes_on_with_the_next_chunk(monkeypatch, tmp_pa
   assert (finished.sampled, finished.loaded, again.loaded) == ([], 0, 1)
 
 
-def test_a_task_that_is_sampled_in_two_passes_is_one_row(monkeypatch, tmp_path):
+def test_what_a_second_pass_over_the_data_keeps_has_ids_of_its_own(monkeypatch, tmp_path):
   """Ids are unique in a data file, or it could not be read."""
   sampling = Sampling(monkeypatch, second_is_right)
   path = sampling.run(tmp_path, 3, prompts=lambda chunk: prompts_of(chunk % 2))
   kept = [json.loads(line)["id"] for line in path.read_text().splitlines()]
-  assert sorted(kept) == [f"{c}-{i}#1" for c in range(2) for i in range(3)]
+  first = [f"{c}-{i}#1" for c in range(2) for i in range(3)]
+  assert kept == [*first, *(f"0-{i}#1@2" for i in range(3))]
 
 
 # --- the stage on what was kept ------------------------------------------------------------------
