@@ -6,11 +6,12 @@ config, context ─► source ─► sizes of demonstrations ─► PackConfig �
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from spatial_jax import compiled, sharding
 from spatial_jax.data.files import FileSource
+from spatial_jax.data.pipeline import PromptBatch
 from spatial_jax.data.source import Source, prompt_stream, solver_of
 from spatial_jax.drawing.parser import Limits
 from spatial_jax.errors import DataError
@@ -38,7 +39,7 @@ from spatial_jax.stages.pairs import CorruptedPairs, answers_by_type
 from spatial_jax.stages.reject import best_and_worst, keep
 from spatial_jax.stages.sft import SftConfig, SftStage
 from spatial_jax.train_config import StageName, TrainConfig, TrainingParts
-from spatial_jax.types import Params, Prompts, Task, Trajectory
+from spatial_jax.types import Params, Prompt, Prompts, Task, Trajectory
 
 _MICRO_ROWS = (8, 4, 2, 1)
 _ANY_LENGTH = 1 << 30
@@ -96,12 +97,12 @@ class Supervised:
     run, count = self.cfg, engine.cfg.prompts
     encode = PromptEncoder(self.context.conversation, engine.cfg)
 
-    def prompts_of(chunk: int) -> Prompts:
-      return next(prompt_stream(self.source, encode, run.seed, chunk, count, run.pipeline)).prompts
+    def stream(first: int) -> Iterator[PromptBatch[Prompt]]:
+      return prompt_stream(self.source, encode, run.seed, first, count, run.pipeline)
 
     return Collector(
       engine=engine,
-      prompts_of=prompts_of,
+      prompts_of=ChunkPrompts(stream),
       reward=run.learn.reward,
       keep=keeps,
       chunks=-(-tasks // count),
@@ -159,6 +160,20 @@ class Supervised:
     print(f"{passes(cfg, source)}; {fitted.description}")
     memory.check(fitted.plan, "the rows of a microbatch (micro_rows)")
     return fitted.shapes, fitted.micro
+
+
+class ChunkPrompts:
+  """Chunk -> its prompts; chunks in their order read one stream, whose workers start once."""
+
+  def __init__(self, stream_of: Callable[[int], Iterator[PromptBatch[Prompt]]]):
+    self._stream_of = stream_of
+    self._stream, self._next = iter(()), -1
+
+  def __call__(self, chunk: int) -> Prompts:
+    if chunk != self._next:
+      self._stream = self._stream_of(chunk)
+    self._next = chunk + 1
+    return next(self._stream).prompts
 
 
 def stage_data(cfg: TrainConfig, name: StageName) -> FileSource | None:
