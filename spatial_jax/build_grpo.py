@@ -10,6 +10,7 @@ from spatial_jax.stages.context import RunContext
 from spatial_jax.stages.grpo import GrpoStage, update_config
 from spatial_jax.stages.health import BlindCheck
 from spatial_jax.stages.reference import MovingAverage, StartCopy, StartWithAdapters
+from spatial_jax.stages.replaced import ReplacedTasks
 from spatial_jax.stages.sampling import Sampler
 from spatial_jax.stages.updates import Reference, Updater
 from spatial_jax.train_config import TrainConfig, TrainingParts, resident_bytes, whole_plan
@@ -47,6 +48,7 @@ def make_grpo(
     refill=lambda step, attempt, count: refill_prompts(
       source, encode, cfg.seed, step, attempt, count
     ),
+    replaced=ReplacedTasks(),
     place=programs.place,
     attention=programs.attention,
   )

@@ -37,6 +37,7 @@ from spatial_jax.stages.dpo import DpoConfig, DpoStage, Pair
 from spatial_jax.stages.load import read_source
 from spatial_jax.stages.pairs import CorruptedPairs, answers_by_type
 from spatial_jax.stages.reject import best_and_worst, keep
+from spatial_jax.stages.replaced import ReplacedTasks
 from spatial_jax.stages.sft import SftConfig, SftStage
 from spatial_jax.train_config import StageName, TrainConfig, TrainingParts
 from spatial_jax.types import Params, Prompt, Prompts, Task, Trajectory
@@ -163,17 +164,23 @@ class Supervised:
 
 
 class ChunkPrompts:
-  """Chunk -> its prompts; chunks in their order read one stream, whose workers start once."""
+  """Chunk -> its prompts; chunks in their order read one stream, whose workers start once.
+
+  Tasks that were replaced by others are named.
+  """
 
   def __init__(self, stream_of: Callable[[int], Iterator[PromptBatch[Prompt]]]):
     self._stream_of = stream_of
-    self._stream, self._next = iter(()), -1
+    self._stream: Iterator[PromptBatch[Prompt]] = iter(())
+    self._next, self._replaced = -1, ReplacedTasks()
 
   def __call__(self, chunk: int) -> Prompts:
     if chunk != self._next:
       self._stream = self._stream_of(chunk)
     self._next = chunk + 1
-    return next(self._stream).prompts
+    batch = next(self._stream)
+    self._replaced.count(batch.replaced)
+    return batch.prompts
 
 
 def stage_data(cfg: TrainConfig, name: StageName) -> FileSource | None:

@@ -20,6 +20,7 @@ from spatial_jax.stages import grpo, loop
 from spatial_jax.stages.grpo import GrpoConfig, GrpoStage, update_config
 from spatial_jax.stages.health import BlindCheck, HealthConfig
 from spatial_jax.stages.loop import LoopConfig
+from spatial_jax.stages.replaced import ReplacedTasks
 from spatial_jax.stages.sampling import Sampler
 from spatial_jax.stages.step_metrics import reward_std, zero_variance_share
 from spatial_jax.stages.updates import Updater
@@ -78,6 +79,7 @@ def stage_of(lab, cfg, prompts, folder, refill=None):
       seed=0,
       max_refills=cfg.max_refills,
       refill=refill,
+      replaced=ReplacedTasks(),
       place=learn.place,
       attention=learn.attention,
     ),

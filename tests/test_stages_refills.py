@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from spatial_jax.data.files import open_files
+from spatial_jax.data.pipeline import PromptBatch
 from spatial_jax.data.source import RoomSource, refill_prompts
 from spatial_jax.data.vision_packing import VisionBuckets
 from spatial_jax.learn.train_batch import BatchConfig
 from spatial_jax.reward.compose import score
 from spatial_jax.stages import sampling
+from spatial_jax.stages.replaced import ReplacedTasks
 from spatial_jax.stages.sampling import Sampler
 from tests import dummies, reward_fixtures
 from tests.row_fixtures import FILES, rows, save_images, save_rows
@@ -39,7 +41,7 @@ class Refills:
     for attempt, answers_of in enumerate(further, 1):
       self.answers |= {f"{attempt}-{i}": answers for i, answers in enumerate(answers_of)}
     self.asked: list[tuple[int, int, int]] = []
-    self.faults, self.measured = faults, []
+    self.faults, self.measured, self.unusable = faults, [], 0
     monkeypatch.setattr(sampling, "generate_rollouts", self.generate)
     engine: Any = types.SimpleNamespace(cfg=types.SimpleNamespace(sampling=None, group=GROUP))
     self.sampler = Sampler(
@@ -51,6 +53,7 @@ class Refills:
       seed=0,
       max_refills=max_refills,
       refill=self.refill,
+      replaced=ReplacedTasks(),
       place=lambda batch: batch,
       attention=self.attention,
     )
@@ -62,7 +65,8 @@ class Refills:
 
   def refill(self, step, attempt, count):
     self.asked.append((step, attempt, count))
-    return types.SimpleNamespace(prompts=[self.prompt(f"{attempt}-{i}") for i in range(count)])
+    prompts = [self.prompt(f"{attempt}-{i}") for i in range(count)]
+    return PromptBatch(prompts, ("task x has no images",) * self.unusable)
 
   def generate(self, engine, weights, job):
     return [[self.write(p.task, g) for g in range(GROUP)] for p in job.prompts]
@@ -100,7 +104,8 @@ def test_groups_of_equal_rewards_are_replaced_in_their_places(monkeypatch):
   found, names = lab.run()
   assert names == ["0-0", "1-1", "2-0", "0-3", "2-1"]
   assert lab.asked == [(5, 1, 3), (5, 2, 2)]
-  assert found.metrics == {"too_many_images": 0, "sampled_prompts": 10, "replaced_groups": 3}
+  counts = {"sampled_prompts": 10, "replaced_groups": 3, "replaced_tasks": 0}
+  assert found.metrics == {"too_many_images": 0, **counts}
 
 
 def test_groups_that_stay_equal_are_kept_after_the_last_refill(monkeypatch):
@@ -109,6 +114,14 @@ def test_groups_that_stay_equal_are_kept_after_the_last_refill(monkeypatch):
   assert names == ["0-0", "0-1"]
   assert lab.asked == [(5, 1, 1), (5, 2, 1), (5, 3, 1)]
   assert found.metrics["replaced_groups"] == 0
+
+
+def test_tasks_that_a_refill_cannot_use_are_counted_and_named_once(monkeypatch, capsys):
+  lab = Refills(monkeypatch, [EQUAL, EQUAL], [[EQUAL, DIFFERENT], [DIFFERENT]])
+  lab.unusable = 2
+  found, _ = lab.run()
+  assert found.metrics["replaced_tasks"] == 4
+  assert capsys.readouterr().out.count("replaced by another task: task x has no images") == 1
 
 
 def test_a_refill_whose_images_do_not_fit_is_not_taken(monkeypatch):

@@ -134,9 +134,3 @@ def shapes_of(
     window_blocks=shape.vision.window_blocks,
     vocabulary=shape.decoder.vocabulary,
   )
-
-
-def print_replaced(replaced: Sequence[str]) -> None:
-  """Prints why tasks were replaced by others."""
-  for reason in replaced:
-    print(f"warning: replaced by another task: {reason}")

@@ -20,6 +20,7 @@ from spatial_jax.rollout.image_feature_cache import ImageFeatures
 from spatial_jax.rollout.profiling import Timeline
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
 from spatial_jax.rollout.trajectory import distinct_tokens, limit_images
+from spatial_jax.stages.replaced import ReplacedTasks
 from spatial_jax.stages.step_metrics import has_variance
 from spatial_jax.types import Array, Params, Prompt, Prompts, Rollouts, Scores, TrainBatch
 
@@ -51,6 +52,7 @@ class Sampler:
   refill: Callable[
     [int, int, int], PromptBatch[Prompt]
   ]  # (step, attempt, count) -> further prompts
+  replaced: ReplacedTasks
   place: Callable[[TrainBatch], TrainBatch]  # to the devices
   # (train parameters, batch) -> attention reward of each row; called if it has a weight.
   attention: Callable[[Params, TrainBatch], Array]
@@ -66,7 +68,7 @@ class Sampler:
     """
     weights = self.decode_params(params)
     features: ImageFeatures | None = {} if self.keep_features else None
-    dropped, sampled, replaced = 0, len(prompts), 0
+    dropped, sampled, replaced, unusable = 0, len(prompts), 0, 0
     with Timeline() as timeline:
 
       def run(some: Prompts) -> tuple[Prompts, Rollouts]:
@@ -87,7 +89,9 @@ class Sampler:
         flat_B = np.flatnonzero(~has_variance(scores))
         if not len(flat_B):
           break
-        more, found = run(self.refill(step, attempt, len(flat_B)).prompts)
+        further = self.refill(step, attempt, len(flat_B))
+        unusable += self.replaced.count(further.replaced)
+        more, found = run(further.prompts)
         found, too_many = limit_images(found, self.shapes.visual_tokens)
         extra = self._score(params, more, found, features, sharpness, len(prompts))
         useful = np.flatnonzero(has_variance(extra))
@@ -103,6 +107,7 @@ class Sampler:
     metrics: dict[str, float] = {"too_many_images": dropped}
     if self.max_refills:
       metrics |= {"sampled_prompts": sampled, "replaced_groups": replaced}
+      metrics["replaced_tasks"] = unusable
     return Sampled(prompts, rollouts, scores, features, timeline, metrics)
 
   def _score(

@@ -13,7 +13,8 @@ import numpy as np
 from spatial_jax.config import check_choice, check_number
 from spatial_jax.data.pipeline import PromptBatch
 from spatial_jax.learn.packing import PackConfig, sequence_weights, to_packed_batch
-from spatial_jax.stages.demonstrations import DemonstrationTraining, print_replaced
+from spatial_jax.stages.demonstrations import DemonstrationTraining
+from spatial_jax.stages.replaced import ReplacedTasks
 from spatial_jax.types import PackedBatch, StageStep, TrainState, Trajectory
 
 
@@ -55,13 +56,12 @@ class SftStage:
 
   def step_function(self, first: int) -> StageStep:
     """The function of one step, for a run that begins with the step `first`."""
-    stream = self.stream(first)
+    stream, replaced = self.stream(first), ReplacedTasks()
 
     def run(state: TrainState, step: int) -> tuple[TrainState, Mapping[str, Any]]:
       batch = next(stream)
-      print_replaced(batch.replaced)
       state, metrics = self.step(state, batch.prompts)
-      return state, {**metrics, "replaced_tasks": len(batch.replaced)}
+      return state, {**metrics, "replaced_tasks": replaced.count(batch.replaced)}
 
     return run
 
