@@ -76,6 +76,7 @@ def stage_of(lab, cfg, prompts, folder, refill=None):
       keep_features=not lab.policy.vision_trainable,
       reward=cfg.reward,
       shapes=shapes,
+      batches=lambda step: [range(step_fixtures.ROLLOUT.prompts)],
       seed=0,
       max_refills=cfg.max_refills,
       refill=refill,

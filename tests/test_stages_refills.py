@@ -50,6 +50,7 @@ class Refills:
       keep_features=False,
       reward=reward,
       shapes=SMALL,
+      batches=lambda step: [range(len(first))],
       seed=0,
       max_refills=max_refills,
       refill=self.refill,
@@ -127,12 +128,12 @@ def test_tasks_that_a_refill_cannot_use_are_counted_and_named_once(monkeypatch, 
 def test_a_refill_whose_images_do_not_fit_is_not_taken(monkeypatch):
   """The step and the refill fit, but not together."""
   lab = Refills(monkeypatch, [EQUAL, DIFFERENT, EQUAL], [[DIFFERENT, DIFFERENT]], max_refills=1)
-  most = SMALL.visual_tokens
 
-  def tokens(rollouts):
-    return most + any(t.task_id == "1-0" for group in rollouts for t in group)
+  def fits(images, *_):
+    numbers = {int(image.pixels[0, 0, 0]) for image in images}
+    return not (11 in numbers and numbers & {1, 2, 3})  # the first one of the refill
 
-  monkeypatch.setattr(sampling, "distinct_tokens", tokens)
+  monkeypatch.setattr(sampling, "fits", fits)
   found, names = lab.run()
   assert names == ["0-0", "0-1", "1-1"]
   assert found.metrics["replaced_groups"] == 1

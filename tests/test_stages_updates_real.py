@@ -82,6 +82,7 @@ def lab():
       keep_features=True,
       reward=REWARD,
       shapes=SHAPES,
+      batches=lambda step: [range(step_fixtures.ROLLOUT.prompts)],
       seed=0,
       max_refills=0,
       refill=None,

@@ -62,11 +62,6 @@ class BatchConfig:
   window_blocks: int  # merged tokens along one side of a vision window
   vocabulary: int  # V
 
-  @property
-  def visual_tokens(self) -> int:
-    """Merged tokens of all images that the largest vision bucket holds."""
-    return self.vision.windows[-1] * self.window_blocks**2
-
   def __post_init__(self):
     valid = is_ascending(self.prefix_buckets, 1)
     check_field(self, "prefix_buckets", valid, "be ascending, from 1 on")
