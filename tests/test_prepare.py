@@ -108,6 +108,29 @@ def test_every_prompt_that_was_measured_fits_the_buckets(size):
   assert values["learn.micro.lengths"][-1] > values["rollout.stop.max_response_tokens"]
 
 
+@pytest.mark.parametrize(
+  ("changes", "whole"),
+  [
+    ({}, False),
+    ({"learn.reward.weights.attention": 0.1}, True),
+    ({"learn.loss.kl.weight": 0.1, "learn.loss.kl.place": "reward"}, True),
+    ({"learn.loss.kl.weight": 0.1}, False),
+  ],
+)
+def test_the_images_of_the_update_are_those_of_one_minibatch(changes, whole):
+  """Unless a program reads the whole step."""
+  sizes = [PromptSize(1000, ((1, 32, 32),) * 3)] * 4
+
+  def vision(**more):
+    settings = settings_of("3b", **{"rollout.prompts": 32}, **changes, **more)
+    shape = released("Qwen2.5-VL-3B")
+    return auto_values.data_values(settings, sizes, False, None, shape)["learn.vision"]
+
+  one, parts = vision(), vision(**{"learn.minibatches": 4})
+  smaller = [parts[name][-1] < one[name][-1] for name in ("windows", "frames")]
+  assert smaller == [not whole] * 2
+
+
 def test_prompts_to_try_divide_over_the_devices():
   assert auto_values.prompts_to_try(1, 1) == [32, 16, 8, 4, 2, 1]
   assert auto_values.prompts_to_try(12, 1) == [24, 12]

@@ -8,6 +8,7 @@ import pytest
 
 from configs import common
 from spatial_jax.config import ConfigError, build
+from spatial_jax.data import vision_packing as packing
 from spatial_jax.errors import UserError
 from spatial_jax.metrics import LogConfig, Metrics
 from spatial_jax.stages import loop
@@ -186,6 +187,33 @@ def test_a_policy_whose_features_never_arrive_is_found():
   found = check(blind).measure(params, two_pictures())
   assert found["blind_change"] == 0.0
   assert "does not see its images" in blind_finding(CFG, found).message
+
+
+def test_as_many_rollouts_are_checked_as_fit_a_minibatch():
+  first = demonstrations()[1][0]
+  twins = [
+    [dataclasses.replace(
+      first, images=tuple(dataclasses.replace(x, content_hash=f"{i}{x.content_hash}")
+                          for x in first.images),
+    )]
+    for i in range(4)
+  ]  # fmt: skip
+  rows = []
+
+  def logprobs(_, batch):
+    rows.append(batch.rows.trained_RT.shape[0])
+    return np.zeros(batch.rows.trained_RT.shape, np.float32)
+
+  needed = sum(
+    packing.window_layout(x.grid_3, fixtures.shapes().window_blocks).slots for x in first.images
+  )
+  found = Sampled([], twins, None, None, None, {})
+  for most, expected in ((4, [4, 4]), (3, [3, 3]), (1, [])):
+    vision = dataclasses.replace(fixtures.shapes().vision, windows=(most * needed,))
+    shapes = dataclasses.replace(fixtures.shapes(), vision=vision)
+    rows.clear()
+    BlindCheck(CFG, shapes, 1, lambda batch: batch, logprobs).measure({}, found)
+    assert rows == expected
 
 
 def test_a_check_without_a_pair_says_nothing():

@@ -19,7 +19,7 @@ import numpy as np
 
 from spatial_jax import metrics as metrics_lib
 from spatial_jax.config import check_field, check_number, check_whole
-from spatial_jax.data.vision_packing import distinct
+from spatial_jax.data.vision_packing import distinct, fits
 from spatial_jax.learn.train_batch import BatchConfig, to_train_batch
 from spatial_jax.stages.sampling import Sampled
 from spatial_jax.types import Array, Params, TrainBatch, Trajectory
@@ -28,6 +28,7 @@ _WINDOW = 5  # steps that a rule averages
 _LEAST_DRAWING = 0.02  # below it the share at the start is noise
 _LEAST_PAIRS = 2
 _QUIET_STEPS = 20  # between two warnings of one rule
+Pair = tuple[Trajectory, Trajectory]  # a rollout, and another one whose images it gets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,9 +195,10 @@ class BlindCheck:
 
     It is not possible without two prompts whose first images have the same size.
     """
-    pairs = exchangeable(
-      [group[0] for group in sampled.rollouts], self.cfg.blind_rows, self.row_shards
-    )
+    rollouts, most = [group[0] for group in sampled.rollouts], self.cfg.blind_rows
+    pairs = exchangeable(rollouts, most, self.row_shards)
+    while pairs and not self._fit(sampled, pairs):
+      pairs = exchangeable(rollouts, len(pairs) - 1, self.row_shards)
     if not pairs:
       return {}
     groups = [[trajectory] for trajectory, _ in pairs]
@@ -212,6 +214,12 @@ class BlindCheck:
       return {}
     return {"blind_change": float(np.abs(own_RT - other_RT)[trained_RT].mean())}
 
+  def _fit(self, sampled: Sampled, pairs: Sequence[Pair]) -> bool:
+    """Whether one batch of the update, which may be a minibatch, holds the images."""
+    images = list(distinct([trajectory.images for trajectory, _ in pairs]).values())
+    encoded = sampled.image_features is not None
+    return fits(images, self.shapes.window_blocks, self.shapes.vision, encoded)
+
 
 def blind_finding(cfg: HealthConfig, values: Mapping[str, Any]) -> Finding | None:
   """The finding of a check for blindness, None if the images are seen."""
@@ -224,9 +232,6 @@ def blind_finding(cfg: HealthConfig, values: Mapping[str, Any]) -> Finding | Non
     "does not see its images; check that the data has the right media, and the port with "
     "python -m spatial_jax.tools.verify",
   )
-
-
-Pair = tuple[Trajectory, Trajectory]  # a rollout, and another one whose images it gets
 
 
 def exchangeable(rollouts: Sequence[Trajectory], most: int, multiple: int) -> list[Pair]:
