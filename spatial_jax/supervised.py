@@ -38,7 +38,7 @@ from spatial_jax.stages.load import read_source
 from spatial_jax.stages.pairs import CorruptedPairs, answers_by_type
 from spatial_jax.stages.reject import best_and_worst, keep
 from spatial_jax.stages.replaced import ReplacedTasks
-from spatial_jax.stages.sft import SftConfig, SftStage
+from spatial_jax.stages.sft import ImitationConfig, SftConfig, SftStage
 from spatial_jax.train_config import StageName, TrainConfig, TrainingParts
 from spatial_jax.types import Params, Prompt, Prompts, Task, Trajectory
 
@@ -61,8 +61,13 @@ class Supervised:
 
   def sft(self, cfg: SftConfig) -> SftStage:
     """The stage of SFT."""
-    source = self._source(cfg)
-    demonstrator = self._demonstrator(source, cfg.draw_fraction, cfg.correct_fraction)
+    source = self._source(cfg.path)
+    return self._imitation(cfg, source, cfg.draw_fraction, cfg.correct_fraction)
+
+  def _imitation(
+    self, cfg: ImitationConfig, source: Source, draw: float, correct: float
+  ) -> SftStage:
+    demonstrator = self._demonstrator(source, draw, correct)
     shapes, micro = self._shapes(cfg, source, demonstrator, lambda one: [one], 1)
     encode = dataclasses.replace(demonstrator, max_tokens=shapes.tokens)
     run = self.cfg
@@ -75,7 +80,7 @@ class Supervised:
 
   def dpo(self, cfg: DpoConfig, loss: DpoLossConfig) -> DpoStage:
     """The stage of DPO on pairs that the data or a corrupter gives."""
-    source, run = self._source(cfg), self.cfg
+    source, run = self._source(cfg.path), self.cfg
     demonstrator = self._demonstrator(source, 0.0, 0.0)
     corrupts = cfg.pairs == "corrupted"
     words = answers_by_type(source.examples(run.seed, _EXAMPLES)) if corrupts else {}
@@ -118,7 +123,7 @@ class Supervised:
     if not path:
       keeps = functools.partial(keep, cfg.keep)
       path = str(self.collector(engine, keeps, cfg.tasks, "kept").run(weights_of))
-    return self.sft(dataclasses.replace(cfg.train, path=path))
+    return self._imitation(cfg.train, self._source(path), 0.0, 0.0)
 
   def sampled_pairs(self, engine: Engine, weights_of: Callable[[], Params]) -> DpoStage:
     """Samples pairs of the policy's own responses, then the stage of DPO on them."""
@@ -127,10 +132,10 @@ class Supervised:
     path = self.collector(engine, keeps, cfg.sampled_tasks, "pairs").run(weights_of)
     return self.dpo(dataclasses.replace(cfg, path=str(path), pairs="rows"), cfg.loss)
 
-  def _source(self, cfg: DemonstrationTraining) -> Source:
-    if not cfg.path:
+  def _source(self, path: str) -> Source:
+    if not path:
       return self.source
-    return self.data or read_files(self.cfg, cfg.path)
+    return self.data or read_files(self.cfg, path)
 
   def _demonstrator(self, source: Source, draw: float, correct: float) -> Demonstrator:
     run, solver = self.cfg, None

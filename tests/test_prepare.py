@@ -76,6 +76,22 @@ def test_a_dry_run_needs_no_files_and_fills_in_everything(machine, name, capsys)
     assert word in description
 
 
+def test_a_dry_run_names_the_data_of_each_stage():
+  def lines(**changes):
+    settings = settings_of("3b", stages=("sft", "reject", "dpo"), **changes)
+    ready = prepare(settings, None, devices_of("v6e-8"), needs_weights=False)
+    return [stage.lines[0] for stage in dry_run.describe(ready)]
+
+  sft, reject, dpo = lines(**{"sft.path": "a.jsonl", "dpo.pairs": "samples"})
+  assert "demonstrations of a.jsonl" in sft
+  assert "after sampling 40,000 tasks" in reject
+  assert "pairs, after sampling 1,000 tasks" in dpo
+  sft, reject, dpo = lines(**{"reject.path": "kept.jsonl", "dpo.path": "b.jsonl"})
+  assert "demonstrations;" in sft
+  assert "demonstrations of kept.jsonl" in reject
+  assert "pairs of b.jsonl" in dpo
+
+
 def test_drawing_needs_longer_responses_and_room_for_drawings():
   plain, drawing = (
     prepare(settings_of("3b", text=form), None, devices_of("v6e-8"), needs_weights=False).cfg

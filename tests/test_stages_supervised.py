@@ -32,7 +32,7 @@ from spatial_jax.rollout.demonstration import Demonstrator
 from spatial_jax.stages import loop
 from spatial_jax.stages.dpo import REFERENCE, DpoStage
 from spatial_jax.stages.loop import LoopConfig
-from spatial_jax.stages.sft import SftConfig, SftStage
+from spatial_jax.stages.sft import ImitationConfig, SftStage
 from spatial_jax.supervised import read_files
 from spatial_jax.train_config import TrainConfig
 from spatial_jax.types import DemonstratedTurn, TrainState
@@ -52,10 +52,7 @@ TOKENS = 224  # of a row: one long demonstration, or two short ones
 SHAPES = PackConfig(
   TOKENS, (4, 8), True, VisionBuckets((32,), (16,), (64,)), 2, step_fixtures.VOCABULARY
 )
-SFT = SftConfig(
-  "", STEPS, BATCH, TOKENS, 1, True, OPTIMIZER, normalise="token", draw_fraction=0.0,
-  correct_fraction=0.0,
-)  # fmt: skip
+SFT = ImitationConfig(STEPS, BATCH, TOKENS, 1, True, OPTIMIZER, normalise="token")
 LOSS = DpoLossConfig("sigmoid", 0.5, 0.0)
 KINDS = ("sft", "dpo")
 LONG = "3 m, behind the table and the lamp"

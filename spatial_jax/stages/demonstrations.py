@@ -32,8 +32,6 @@ _LEAST_ROW = 512  # tokens: several short demonstrations share a row
 class DemonstrationTraining:
   """What SFT and DPO have in common in their config."""
 
-  # Data files, joined by commas; "": the tasks of config.source.
-  path: str
   steps: int  # updates
   batch: int  # demonstrations, or pairs, per step
   tokens: int | None  # length of a row; None: measured on the data

@@ -34,6 +34,7 @@ Pair = tuple[Trajectory, Trajectory]  # preferred, rejected
 class DpoConfig(DemonstrationTraining):
   """The config of a DPO stage."""
 
+  path: str  # data files, joined by commas; "": the tasks of config.source
   # rows: the fields turns and rejected of the data. corrupted: the true answer against a changed
   # one (vsGRPO). samples: the best against the worst of the policy's own responses.
   pairs: Literal["rows", "corrupted", "samples"]

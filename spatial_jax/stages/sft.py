@@ -19,17 +19,27 @@ from spatial_jax.types import PackedBatch, StageStep, TrainState, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
-class SftConfig(DemonstrationTraining):
-  """The config of an SFT stage."""
+class ImitationConfig(DemonstrationTraining):
+  """What SFT and rejection sampling have in common in their config."""
 
   # Every token counts the same, or every demonstration (ViLaSR's Eq. 4 is the latter).
   normalise: Literal["token", "sequence"]
+
+  def __post_init__(self):
+    super().__post_init__()
+    check_choice(self, "normalise")
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig(ImitationConfig):
+  """The config of an SFT stage."""
+
+  path: str  # data files, joined by commas; "": the tasks of config.source
   draw_fraction: float  # of the demonstrations of a solver that draw, in [0, 1]
   correct_fraction: float  # of those that draw, how many correct a mistake first, in [0, 1]
 
   def __post_init__(self):
     super().__post_init__()
-    check_choice(self, "normalise")
     check_number(self, "draw_fraction", "correct_fraction", at_least=0, at_most=1)
 
 
@@ -51,7 +61,7 @@ class SftStage:
 
   programs: SftPrograms
   stream: Callable[[int], Iterator[PromptBatch[Trajectory]]]  # first step -> demonstrations
-  cfg: SftConfig
+  cfg: ImitationConfig
   shapes: PackConfig
 
   def step_function(self, first: int) -> StageStep:
