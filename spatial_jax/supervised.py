@@ -31,6 +31,7 @@ from spatial_jax.stages.demonstrations import (
   Item,
   measure,
   passes,
+  room_of,
   shapes_of,
 )
 from spatial_jax.stages.dpo import DpoConfig, DpoStage, Pair
@@ -43,7 +44,6 @@ from spatial_jax.train_config import StageName, TrainConfig, TrainingParts
 from spatial_jax.types import Params, Prompt, Prompts, Task, Trajectory
 
 _MICRO_ROWS = (8, 4, 2, 1)
-_ANY_LENGTH = 1 << 30
 _EXAMPLES = 2000  # tasks whose answers in words are known to the corrupter
 
 
@@ -69,7 +69,7 @@ class Supervised:
   ) -> SftStage:
     demonstrator = self._demonstrator(source, draw, correct)
     shapes, micro = self._shapes(cfg, source, demonstrator, lambda one: [one], 1)
-    encode = dataclasses.replace(demonstrator, max_tokens=shapes.tokens)
+    encode = dataclasses.replace(demonstrator, room=room_of(shapes, cfg.batch))
     run = self.cfg
     return SftStage(
       programs=compiled.PackedPrograms(self.parts.policy, self.parts.optimizer, micro),
@@ -89,7 +89,7 @@ class Supervised:
       return CorruptedPairs(one, words, run.seed) if corrupts else one.pair
 
     shapes, micro = self._shapes(cfg, source, pairs_of(demonstrator), list, 2)
-    encode = pairs_of(dataclasses.replace(demonstrator, max_tokens=shapes.tokens))
+    encode = pairs_of(dataclasses.replace(demonstrator, room=room_of(shapes, 2 * cfg.batch)))
     return DpoStage(
       programs=compiled.PackedPrograms(self.parts.policy, self.parts.optimizer, micro, loss),
       stream=lambda first: prompt_stream(source, encode, run.seed, first, cfg.batch, run.pipeline),
@@ -142,7 +142,7 @@ class Supervised:
     if not isinstance(source, FileSource):
       solver = solver_of(run.source, draw, correct)
     limits: Limits = run.rollout.limits
-    return Demonstrator(self.context.conversation, run.style, limits, solver, _ANY_LENGTH)
+    return Demonstrator(self.context.conversation, run.style, limits, solver, None)
 
   def _shapes(
     self,
@@ -161,7 +161,9 @@ class Supervised:
     """
     run, policy = self.cfg, self.parts.policy
     tasks = list(source.examples(run.seed, 96))
-    sizes = measure(tasks, encode, parts_of, policy.cfg, run.pipeline)
+    pixels = max(run.preprocess.max_pixels, run.video.max_pixels)
+    most = pixels // policy.cfg.vision.patch_size**2
+    sizes = measure(tasks, encode, parts_of, policy.cfg, most, run.pipeline)
     fitted = fit(cfg, sizes, each, self.parts, self.rollouts)
     print(f"{passes(cfg, source)}; {fitted.description}")
     memory.check(fitted.plan, "the rows of a microbatch (micro_rows)")

@@ -1,6 +1,7 @@
 """Dynamic sampling: groups whose rewards are equal are replaced by those of further prompts."""
 
 import dataclasses
+import itertools
 import types
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 from spatial_jax.data.files import open_files
-from spatial_jax.data.pipeline import PromptBatch
-from spatial_jax.data.source import RoomSource, refill_prompts
+from spatial_jax.data.pipeline import PipelineConfig, PromptBatch
+from spatial_jax.data.source import RoomSource, prompt_stream, refill_prompts
 from spatial_jax.data.vision_packing import VisionBuckets
+from spatial_jax.errors import DataError
 from spatial_jax.learn.train_batch import BatchConfig
 from spatial_jax.reward.compose import score
 from spatial_jax.stages import sampling
@@ -194,3 +196,26 @@ def test_prompts_of_a_refill_are_a_function_of_seed_step_and_attempt(kind, tmp_p
   assert found == [names(*key) for key in keys]
   assert len(set(found)) == len(keys)
   assert all(len(set(one)) == 4 for one in found)
+
+
+@pytest.mark.parametrize("kind", ["files", "rooms"])
+def test_a_task_that_cannot_be_used_is_replaced_by_a_further_one(kind, tmp_path):
+  source, calls = source_of(kind, tmp_path), itertools.count()
+
+  def encode(task):
+    if next(calls) < 3:
+      raise DataError(f"task {task.task_id} is too long")
+    return task.task_id
+
+  stream = prompt_stream(source, encode, 0, 0, 4, PipelineConfig(workers=0, steps_ahead=1))
+  batch = next(stream)
+  assert len(batch.prompts) == 4
+  assert len(batch.replaced) == 3
+
+
+def test_an_error_of_every_task_ends_the_run():
+  def encode(task):
+    raise DataError(f"task {task.task_id} is too long")
+
+  with pytest.raises(DataError, match=r"task room-\d+ is too long"):
+    refill_prompts(source_of("rooms", None), encode, 0, 1, 1, 4)
