@@ -198,7 +198,7 @@ def test_the_effective_share_is_one_on_policy_and_falls_as_ratios_spread():
 
 
 def test_the_effective_share_is_that_of_the_importance_weights():
-  """Before the first update the ratio is 1: the trainer's own log-probabilities are the old ones."""
+  """Before the first update the ratio is 1: the trainer's log-probabilities are the old ones."""
   logp, _, _, advantage, trained = rows(6)
   weight = token_weights(trained, "token")
   noise = jnp.asarray(np.random.default_rng(1).normal(size=logp.shape).astype(np.float32))

@@ -238,7 +238,12 @@ def test_main_curves_start_at_zero_and_others_say_if_they_do_not():
       ["Loss", "Response length", "Drawing"],
       ["negative log-likelihood", "per demonstration", "share of demonstrations"],
     ),
-    ("reject", {"loss": 2.0, "response_tokens": 90.0}, ["Loss", "Response length"], ["nats", "dem"]),
+    (
+      "reject",
+      {"loss": 2.0, "response_tokens": 90.0},
+      ["Loss", "Response length"],
+      ["nats", "dem"],
+    ),
     (
       "dpo",
       {"loss": 0.69, "pairs_right": 0.5, "margin": -0.1, "reward_chosen": 0.1, "grad_norm": 1.0},

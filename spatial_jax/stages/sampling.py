@@ -140,9 +140,7 @@ class Sampler:
       metrics["replaced_tasks"] += self.replaced.count(more.replaced)
     return groups
 
-  def _limited(
-    self, rollouts: Rollouts, batches: Sequence[Sequence[int]]
-  ) -> tuple[Rollouts, int]:
+  def _limited(self, rollouts: Rollouts, batches: Sequence[Sequence[int]]) -> tuple[Rollouts, int]:
     """The rollouts with faults in the place of some, so that the images of each batch fit."""
     kept, dropped = list(rollouts), 0
     for batch in batches:
