@@ -8,7 +8,6 @@ def demonstrations(learning_rate: float, steps: int, frozen: tuple[str, ...]) ->
   updates = FieldReference(steps)
   return ConfigDict(
     {
-      "path": "",  # config.source
       "steps": updates,
       "batch": 32,  # ViLaSR's number of devices, one demonstration each
       "tokens": None,
@@ -19,13 +18,22 @@ def demonstrations(learning_rate: float, steps: int, frozen: tuple[str, ...]) ->
   )
 
 
+def imitation(
+  learning_rate: float, steps: int, frozen: tuple[str, ...] = ("^vision/",)
+) -> ConfigDict:
+  """What SFT and rejection sampling share."""
+  cfg = demonstrations(learning_rate, steps, frozen)
+  cfg.optimizer.schedule = "cosine"
+  cfg.normalise = "sequence"
+  return cfg
+
+
 def sft(
   learning_rate: float, steps: int = 3000, frozen: tuple[str, ...] = ("^vision/",)
 ) -> ConfigDict:
   """ViLaSR's cold start: 33,000 demonstrations, three times."""
-  cfg = demonstrations(learning_rate, steps, frozen)
-  cfg.optimizer.schedule = "cosine"
-  cfg.update({"normalise": "sequence", "draw_fraction": 1.0, "correct_fraction": 0.0})
+  cfg = imitation(learning_rate, steps, frozen)
+  cfg.update({"path": "", "draw_fraction": 1.0, "correct_fraction": 0.0})  # "": config.source
   return cfg
 
 
@@ -42,7 +50,7 @@ def reject(learning_rate: float, tasks: int = 40000, steps: int = 700) -> Config
         "min_turns": 1,
         "per_task": 1,
       },
-      "train": sft(learning_rate, steps),
+      "train": imitation(learning_rate, steps),
     }
   )
 
@@ -54,6 +62,7 @@ def dpo(
   cfg = demonstrations(learning_rate, steps, frozen)
   cfg.update(
     {
+      "path": "",  # config.source
       "pairs": "corrupted",
       "loss": {"kind": "sigmoid", "beta": 0.1, "label_smoothing": 0.0},
       "sampled_tasks": 1000,

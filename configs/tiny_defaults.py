@@ -86,19 +86,23 @@ _FROZEN = ("^vision/", "^decoder/embed/")
 
 
 def sft(steps: int) -> ConfigDict:
-  """Demonstrations of the solver; a constant rate with a decay, as pretraining has it."""
+  """Demonstrations of the solver."""
   cfg = supervised.sft(3e-4, steps, _FROZEN)
+  _imitate(cfg)
+  return cfg
+
+
+def _imitate(cfg: ConfigDict) -> None:
+  """A constant rate with a decay, as pretraining has it."""
   cfg.update({"batch": 32, "micro_rows": 8, "normalise": "token"})
   cfg.optimizer.b2 = 0.95
-  return cfg
 
 
 def reject() -> ConfigDict:
   """A few hundred sampled tasks, and some steps on what was kept."""
-  cfg = supervised.reject(1e-4)
-  cfg.tasks = 96
-  cfg.train = sft(20)
-  cfg.train.optimizer.learning_rate = 1e-4
+  cfg = supervised.reject(1e-4, 96)
+  cfg.train = supervised.imitation(1e-4, 20, _FROZEN)
+  _imitate(cfg.train)
   return cfg
 
 

@@ -123,7 +123,6 @@ def train_batch(vision: VisionConfig, prompts: int, count: int, cfg: BatchConfig
       temperature_R=each_R,
       prefix_R=index_R,
       group_R=index_R,
-      role_R=index_R,
       weight_R=each_R,
     ),
     forbidden_V=_struct((cfg.vocabulary,), jnp.bool_),

@@ -1,5 +1,6 @@
 """Builds the GRPO stage: rollout engine, update programs, and the reference of its KL term."""
 
+import functools
 import pathlib
 
 from spatial_jax import compiled
@@ -10,8 +11,9 @@ from spatial_jax.stages.context import RunContext
 from spatial_jax.stages.grpo import GrpoStage, update_config
 from spatial_jax.stages.health import BlindCheck
 from spatial_jax.stages.reference import MovingAverage, StartCopy, StartWithAdapters
+from spatial_jax.stages.replaced import ReplacedTasks
 from spatial_jax.stages.sampling import Sampler
-from spatial_jax.stages.updates import Reference, Updater
+from spatial_jax.stages.updates import Reference, Updater, image_batches, minibatches
 from spatial_jax.train_config import TrainConfig, TrainingParts, resident_bytes, whole_plan
 
 
@@ -36,17 +38,18 @@ def make_grpo(
   programs = compiled.LearnPrograms(
     parts.policy, parts.optimizer, learn.loss, learn.micro, learn.reward.attention
   )
+  parts_of_images = image_batches(learn.minibatches, learn.reward, learn.loss.kl)
   sampler = Sampler(
     engine=engine,
     decode_params=context.decode_params,
     keep_features=not context.policy.vision_trainable,
     reward=learn.reward,
     shapes=parts.shapes,
+    batches=lambda step: minibatches(cfg.seed, step, cfg.rollout.prompts, parts_of_images),
     seed=cfg.seed,
     max_refills=learn.max_refills,
-    refill=lambda step, attempt, count: refill_prompts(
-      source, encode, cfg.seed, step, attempt, count
-    ),
+    refill=functools.partial(refill_prompts, source, encode, cfg.seed),
+    replaced=ReplacedTasks(),
     place=programs.place,
     attention=programs.attention,
   )

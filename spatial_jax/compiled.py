@@ -29,7 +29,7 @@ from spatial_jax.learn.packed_update import (
   packed_sft_update,
 )
 from spatial_jax.learn.train_batch import BatchConfig, Microbatches
-from spatial_jax.learn.update import policy_update, sft_update
+from spatial_jax.learn.update import policy_update
 from spatial_jax.policy import int8, lora, param_tree
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.reward.config import AttentionConfig
@@ -109,7 +109,6 @@ class LearnPrograms:
   Attributes:
     update: (state, batch, others) -> the next state and scalar metrics, see `policy_update`. The
       state is donated.
-    sft: (state, batch) -> the same, see `sft_update`.
     logprobs: (params, batch) -> log-probabilities [R, T] under a policy without adapters.
     policy_logprobs: (params, batch) -> the same with the adapters.
     attention: (params, batch) -> attention reward [R] of the policy, see `batch_attention`.
@@ -139,7 +138,6 @@ class LearnPrograms:
     # The state keeps its shardings.
     out = (jax.tree.map(lambda x: x.sharding, state), sharding.replicated(self._mesh))
     self.update = jax.jit(self._update, donate_argnums=0, out_shardings=out)
-    self.sft = jax.jit(self._sft, donate_argnums=0, out_shardings=out)
     rows = sharding.rows(self._mesh)
     self.logprobs = jax.jit(self._logprobs, out_shardings=rows)
     self.policy_logprobs = jax.jit(self._policy_logprobs, out_shardings=rows)
@@ -156,9 +154,6 @@ class LearnPrograms:
   ) -> tuple[TrainState, Metrics]:
     fixed = (self._policy, self._optimizer, self._loss, self._micro)
     return policy_update(*fixed, state, self._shard(batch), others)
-
-  def _sft(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
-    return sft_update(self._policy, self._optimizer, self._micro, state, self._shard(batch))
 
   def _logprobs(self, params: Params, batch: TrainBatch) -> jax.Array:
     base, _ = lora.split(params)

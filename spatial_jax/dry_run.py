@@ -59,11 +59,10 @@ def _stage(ready: Prepared, name: StageName) -> StageDescription:
     lines = [f"grpo: {cfg.loop.steps:,} steps of {each}", str(ready.plan)]
     return StageDescription([*lines, _programs(cfg)], ready.plan, "config.rollout.slots")
   trained, fitted = training_of(cfg, name), fit_to_prompts(one, name)
-  what = "pairs" if name == "dpo" else "demonstrations"
-  sampled = f", after sampling {cfg.reject.tasks:,} tasks" if name == "reject" else ""
+  data = ("pairs" if name == "dpo" else "demonstrations") + _data_of(cfg, name)
   rows = ", ".join(map(str, fitted.shapes.rows))
   lines = [
-    f"{name}: {trained.steps:,} steps of {trained.batch} {what}{sampled}; {fitted.description}",
+    f"{name}: {trained.steps:,} steps of {trained.batch} {data}; {fitted.description}",
     f"programs: update {len(fitted.shapes.rows) * len(fitted.shapes.vision.windows)} (rows {rows})",
   ]
   return StageDescription(lines, fitted.plan, "the rows of a microbatch (micro_rows)")
@@ -86,6 +85,17 @@ def fit_to_prompts(ready: Prepared, name: StageName) -> Fitted:
   rollouts = plan(parts.policy, shapes, resident, ready.plan.device)
   each = 2 if name == "dpo" else 1
   return fit(training_of(cfg, name), _assumed(cfg, name), each, parts, rollouts)
+
+
+def _data_of(cfg: TrainConfig, name: StageName) -> str:
+  """Where the data of a stage comes from, if that is not config.source."""
+  sampled = {"reject": cfg.reject.tasks, "dpo": cfg.dpo.sampled_tasks}.get(name)
+  path = {"sft": cfg.sft.path, "reject": cfg.reject.path, "dpo": cfg.dpo.path}[name]
+  if path:
+    return f" of {path}"
+  if name == "reject" or (name == "dpo" and cfg.dpo.pairs == "samples"):
+    return f", after sampling {sampled:,} tasks"
+  return ""
 
 
 def _assumed(cfg: TrainConfig, name: StageName) -> DemonstrationSizes:

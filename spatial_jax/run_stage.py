@@ -88,17 +88,13 @@ def run_stage(ready: Prepared, name: StageName, workdir: pathlib.Path) -> None:
   if is_finished(cfg, workdir):
     print(f"{workdir} is finished; delete {workdir}/results.json to evaluate again")
     return
-  examples = source.batch(cfg.seed, 0, 3)  # refuses a source without training tasks
-  if name in ("grpo", "reject") or (name == "dpo" and cfg.dpo.pairs == "samples"):
-    check_functions(cfg.learn.reward, examples)
-  check_held_out(cfg, source)
+  data = check_stage(ready, name)
   trained_on = source.benchmark or files.benchmark
   with open_context(ready.parts.policy, files, form, cfg, trained_on) as context:
     check_evaluation(cfg, context)
     recorded: dict[str, Any] = {MODEL_KEY: record(files.cfg), FORM_KEY: form_record(form)}
     if isinstance(source, FileSource):
       recorded[DATA_KEY] = source.contents
-    data = stage_data(cfg, name)
     if data is not None:
       recorded[STAGE_DATA_KEY] = data.contents
     resolved = json.loads(json.dumps(ready.settings | recorded))  # tuples are lists
@@ -111,6 +107,25 @@ def run_stage(ready: Prepared, name: StageName, workdir: pathlib.Path) -> None:
     if questions is not None:
       evaluate(cfg, context, end, questions(), workdir)
   report(cfg, name, size, form.grammar.draws, workdir)
+
+
+def check_stage(ready: Prepared, name: StageName) -> FileSource | None:
+  """Checks the data of a stage and its custom rewards; needs no weights.
+
+  Args:
+    ready: with the config of this stage.
+    name: of the stage.
+
+  Returns:
+    The data files of the stage, see `stage_data`.
+  """
+  cfg, source = ready.cfg, ready.source
+  assert source is not None  # needed with weights
+  examples = source.batch(cfg.seed, 0, 3)  # refuses a source without training tasks
+  if name in ("grpo", "reject") or (name == "dpo" and cfg.dpo.pairs == "samples"):
+    check_functions(cfg.learn.reward, examples)
+  check_held_out(cfg, source)
+  return stage_data(cfg, name)
 
 
 def is_finished(cfg: TrainConfig, workdir: pathlib.Path) -> bool:

@@ -364,5 +364,5 @@ def _check_prefixes(batch: TrainBatch, devices: int) -> None:
   if len(prefix_R) % devices or (prefix_R // prompts % devices != device_R).any():
     raise ValueError(
       f"{len(prefix_R)} rows of an update do not divide over {devices} devices together with their "
-      "prefixes; add padding rows with learn.train_batch.pad_rows"
+      "prefixes; give every device the same number of groups and of rows"
     )

@@ -6,11 +6,12 @@ config, context ─► source ─► sizes of demonstrations ─► PackConfig �
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from spatial_jax import compiled, sharding
 from spatial_jax.data.files import FileSource
+from spatial_jax.data.pipeline import PromptBatch
 from spatial_jax.data.source import Source, prompt_stream, solver_of
 from spatial_jax.drawing.parser import Limits
 from spatial_jax.errors import DataError
@@ -30,18 +31,19 @@ from spatial_jax.stages.demonstrations import (
   Item,
   measure,
   passes,
+  room_of,
   shapes_of,
 )
 from spatial_jax.stages.dpo import DpoConfig, DpoStage, Pair
 from spatial_jax.stages.load import read_source
 from spatial_jax.stages.pairs import CorruptedPairs, answers_by_type
 from spatial_jax.stages.reject import best_and_worst, keep
-from spatial_jax.stages.sft import SftConfig, SftStage
+from spatial_jax.stages.replaced import ReplacedTasks
+from spatial_jax.stages.sft import ImitationConfig, SftConfig, SftStage
 from spatial_jax.train_config import StageName, TrainConfig, TrainingParts
-from spatial_jax.types import Params, Prompts, Task, Trajectory
+from spatial_jax.types import Params, Prompt, Prompts, Task, Trajectory
 
 _MICRO_ROWS = (8, 4, 2, 1)
-_ANY_LENGTH = 1 << 30
 _EXAMPLES = 2000  # tasks whose answers in words are known to the corrupter
 
 
@@ -59,10 +61,15 @@ class Supervised:
 
   def sft(self, cfg: SftConfig) -> SftStage:
     """The stage of SFT."""
-    source = self._source(cfg)
-    demonstrator = self._demonstrator(source, cfg.draw_fraction, cfg.correct_fraction)
+    source = self._source(cfg.path)
+    return self._imitation(cfg, source, cfg.draw_fraction, cfg.correct_fraction)
+
+  def _imitation(
+    self, cfg: ImitationConfig, source: Source, draw: float, correct: float
+  ) -> SftStage:
+    demonstrator = self._demonstrator(source, draw, correct)
     shapes, micro = self._shapes(cfg, source, demonstrator, lambda one: [one], 1)
-    encode = dataclasses.replace(demonstrator, max_tokens=shapes.tokens)
+    encode = dataclasses.replace(demonstrator, room=room_of(shapes, cfg.batch))
     run = self.cfg
     return SftStage(
       programs=compiled.PackedPrograms(self.parts.policy, self.parts.optimizer, micro),
@@ -73,16 +80,16 @@ class Supervised:
 
   def dpo(self, cfg: DpoConfig, loss: DpoLossConfig) -> DpoStage:
     """The stage of DPO on pairs that the data or a corrupter gives."""
-    source, run = self._source(cfg), self.cfg
+    source, run = self._source(cfg.path), self.cfg
     demonstrator = self._demonstrator(source, 0.0, 0.0)
+    corrupts = cfg.pairs == "corrupted"
+    words = answers_by_type(source.examples(run.seed, _EXAMPLES)) if corrupts else {}
 
     def pairs_of(one: Demonstrator) -> Callable[[Task], Pair]:
-      if cfg.pairs == "corrupted":
-        return CorruptedPairs(one, answers_by_type(source.examples(run.seed, _EXAMPLES)), run.seed)
-      return one.pair
+      return CorruptedPairs(one, words, run.seed) if corrupts else one.pair
 
     shapes, micro = self._shapes(cfg, source, pairs_of(demonstrator), list, 2)
-    encode = pairs_of(dataclasses.replace(demonstrator, max_tokens=shapes.tokens))
+    encode = pairs_of(dataclasses.replace(demonstrator, room=room_of(shapes, 2 * cfg.batch)))
     return DpoStage(
       programs=compiled.PackedPrograms(self.parts.policy, self.parts.optimizer, micro, loss),
       stream=lambda first: prompt_stream(source, encode, run.seed, first, cfg.batch, run.pipeline),
@@ -96,12 +103,12 @@ class Supervised:
     run, count = self.cfg, engine.cfg.prompts
     encode = PromptEncoder(self.context.conversation, engine.cfg)
 
-    def prompts_of(chunk: int) -> Prompts:
-      return next(prompt_stream(self.source, encode, run.seed, chunk, count, run.pipeline)).prompts
+    def stream(first: int) -> Iterator[PromptBatch[Prompt]]:
+      return prompt_stream(self.source, encode, run.seed, first, count, run.pipeline)
 
     return Collector(
       engine=engine,
-      prompts_of=prompts_of,
+      prompts_of=ChunkPrompts(stream),
       reward=run.learn.reward,
       keep=keeps,
       chunks=-(-tasks // count),
@@ -116,7 +123,7 @@ class Supervised:
     if not path:
       keeps = functools.partial(keep, cfg.keep)
       path = str(self.collector(engine, keeps, cfg.tasks, "kept").run(weights_of))
-    return self.sft(dataclasses.replace(cfg.train, path=path))
+    return self._imitation(cfg.train, self._source(path), 0.0, 0.0)
 
   def sampled_pairs(self, engine: Engine, weights_of: Callable[[], Params]) -> DpoStage:
     """Samples pairs of the policy's own responses, then the stage of DPO on them."""
@@ -125,17 +132,17 @@ class Supervised:
     path = self.collector(engine, keeps, cfg.sampled_tasks, "pairs").run(weights_of)
     return self.dpo(dataclasses.replace(cfg, path=str(path), pairs="rows"), cfg.loss)
 
-  def _source(self, cfg: DemonstrationTraining) -> Source:
-    if not cfg.path:
+  def _source(self, path: str) -> Source:
+    if not path:
       return self.source
-    return self.data or read_files(self.cfg, cfg.path)
+    return self.data or read_files(self.cfg, path)
 
   def _demonstrator(self, source: Source, draw: float, correct: float) -> Demonstrator:
     run, solver = self.cfg, None
     if not isinstance(source, FileSource):
       solver = solver_of(run.source, draw, correct)
     limits: Limits = run.rollout.limits
-    return Demonstrator(self.context.conversation, run.style, limits, solver, _ANY_LENGTH)
+    return Demonstrator(self.context.conversation, run.style, limits, solver, None)
 
   def _shapes(
     self,
@@ -154,11 +161,33 @@ class Supervised:
     """
     run, policy = self.cfg, self.parts.policy
     tasks = list(source.examples(run.seed, 96))
-    sizes = measure(tasks, encode, parts_of, policy.cfg, run.pipeline)
+    pixels = max(run.preprocess.max_pixels, run.video.max_pixels)
+    most = pixels // policy.cfg.vision.patch_size**2
+    sizes = measure(tasks, encode, parts_of, policy.cfg, most, run.pipeline)
     fitted = fit(cfg, sizes, each, self.parts, self.rollouts)
     print(f"{passes(cfg, source)}; {fitted.description}")
     memory.check(fitted.plan, "the rows of a microbatch (micro_rows)")
     return fitted.shapes, fitted.micro
+
+
+class ChunkPrompts:
+  """Chunk -> its prompts; chunks in their order read one stream, whose workers start once.
+
+  Tasks that were replaced by others are named.
+  """
+
+  def __init__(self, stream_of: Callable[[int], Iterator[PromptBatch[Prompt]]]):
+    self._stream_of = stream_of
+    self._stream: Iterator[PromptBatch[Prompt]] = iter(())
+    self._next, self._replaced = -1, ReplacedTasks()
+
+  def __call__(self, chunk: int) -> Prompts:
+    if chunk != self._next:
+      self._stream = self._stream_of(chunk)
+    self._next = chunk + 1
+    batch = next(self._stream)
+    self._replaced.count(batch.replaced)
+    return batch.prompts
 
 
 def stage_data(cfg: TrainConfig, name: StageName) -> FileSource | None:

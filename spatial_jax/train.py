@@ -28,7 +28,7 @@ from spatial_jax.prepare import (
   prepare,
 )
 from spatial_jax.rollout import memory
-from spatial_jax.run_stage import run_stage
+from spatial_jax.run_stage import check_stage, is_finished, run_stage
 from spatial_jax.workdir import to_path
 
 
@@ -89,10 +89,14 @@ def run(config: Any, workdir: pathlib.Path) -> None:
 
 
 def run_condition(settings: dict[str, Any], workdir: pathlib.Path) -> None:
-  """Runs the stages of one condition, each from the checkpoint of the one before it."""
+  """Checks all stages of one condition, then runs them, each from the checkpoint before it."""
   stages = settings["stages"]
   folders = [study.stage_folder(workdir, stages, number) for number in range(len(stages))]
   ready = prepare(settings, folders[0] if folders else None, this_machine(), needs_weights=True)
+  for name, folder in zip(stages[1:], folders[1:], strict=True):  # the first checks itself
+    later = for_stage(ready, name)
+    if not is_finished(later.cfg, folder):
+      check_stage(later, name)
   for number, (name, folder) in enumerate(zip(stages, folders, strict=True)):
     if len(stages) > 1:
       print(f"stage {number + 1} of {len(stages)}: {name}")

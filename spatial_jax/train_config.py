@@ -62,6 +62,10 @@ MAY_DIFFER = (
   "sft.optimizer.total_steps",
   "sft.optimizer.warmup_steps",
   "sft.optimizer.decay_steps",
+  "reject.train.steps",
+  "reject.train.optimizer.total_steps",
+  "reject.train.optimizer.warmup_steps",
+  "reject.train.optimizer.decay_steps",
   "stages",  # of a run with several: the folder of each has its own config
   "evaluation",
   "executor",

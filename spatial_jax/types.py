@@ -17,7 +17,6 @@ Prompt, Trajectory) contain NumPy arrays; structs on devices (VisionBatch, Train
 """
 
 import dataclasses
-import enum
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -289,15 +288,6 @@ class FeatureBatch(NamedTuple):
   features_MYD: Array
 
 
-class RowRole(enum.IntEnum):
-  """The role of a row in the loss; GRPO has the first one alone."""
-
-  ROLLOUT = 0  # sampled by the policy, with an advantage
-  CHOSEN = 1  # the preferred answer of a pair
-  REJECTED = 2  # the other answer of a pair
-  DEMONSTRATION = 3  # a conversation to be imitated
-
-
 class TokenArrays(NamedTuple):
   """Token sequences as the policy reads them, one per row, padded on the right.
 
@@ -325,9 +315,8 @@ class TrainRows(NamedTuple):
   advantage_R: Array  # float32
   temperature_R: Array  # float32 > 0, of sampling
   prefix_R: Array  # int32, the prefix that the row follows; both are stored on the same device
-  group_R: Array  # int32, rows of one group are compared with one another; -1 for padding
-  role_R: Array  # int32, a RowRole
-  weight_R: Array  # float32 >= 0, how much the row counts in the loss; 0 for padding
+  group_R: Array  # int32, rows of one group are compared with one another
+  weight_R: Array  # float32 >= 0, how much the row counts in the loss
 
 
 class TrainBatch(NamedTuple):

@@ -184,6 +184,22 @@ def test_items_fit_their_rows_and_no_two_rows_could_be_merged(sizes):
   assert rows < 2 or np.sort(used)[:2].sum() > 12
 
 
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=6))
+def test_images_fit_exactly_if_they_can_be_packed(sizes):
+  """Also where tokens alone would fit: borders of windows and rows of frames take room too."""
+  images = [fixtures.image(i, 8 * h, 8 * w) for i, (h, w) in enumerate(sizes)]
+  buckets = packing.VisionBuckets((1, 6), (2, 4), (16, 64))
+  try:
+    packing.plan_vision(images, 2, buckets)
+    expected = True
+  except DataError:
+    expected = False
+  assert packing.fits(images, 2, buckets, False) == expected
+  enough = sum(image.tokens for image in images) <= 6 * 2**2
+  assert packing.fits(images, 2, buckets, True) == enough
+  assert packing.fits([], 2, buckets, False)
+
+
 def test_positions_are_rows_and_columns_of_the_frame():
   image = fixtures.image(0, 16, 24)  # 4 x 6 patches
   batch, (tokens,) = packing.plan_vision([image], 2, BUCKETS)

@@ -64,7 +64,6 @@ def batch_of(coefficient_R: np.ndarray) -> TrainBatch:
       temperature_R=np.ones(rows, np.float32),
       prefix_R=np.ones(rows, np.int32),
       group_R=np.ones(rows, np.int32),
-      role_R=np.zeros(rows, np.int32),
       weight_R=np.ones(rows, np.float32),
     ),
     forbidden_V=np.zeros(4, bool),

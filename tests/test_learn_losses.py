@@ -188,13 +188,29 @@ def test_the_effective_share_is_one_on_policy_and_falls_as_ratios_spread():
   def share(spread):
     old = logp + jnp.float32(spread) * noise
     found = effective_share(policy_loss(logp, old, advantage, trained, weight, CFG)[1])
-    assert "ratio_square" not in found
+    assert "sample_weight_square" not in found
     return float(found["effective_share"])
 
   assert share(0.0) == pytest.approx(1.0)
   assert 1 > share(0.1) > share(0.5) > share(1.0) > 0
   ratio = np.exp(-0.5 * np.asarray(noise)[np.asarray(trained)])
   assert share(0.5) == pytest.approx(ratio.sum() ** 2 / (ratio**2).sum() / ratio.size, rel=1e-4)
+
+
+def test_the_effective_share_is_that_of_the_importance_weights():
+  """Before the first update the ratio is 1: the trainer's log-probabilities are the old ones."""
+  logp, _, _, advantage, trained = rows(6)
+  weight = token_weights(trained, "token")
+  noise = jnp.asarray(np.random.default_rng(1).normal(size=logp.shape).astype(np.float32))
+  cfg = loss_config({"importance.kind": "token_mask", "importance.cap": 2.0}, normalise="token")
+  scored = (logp, logp, advantage, trained, weight, cfg)
+  found = effective_share(policy_loss(*scored, sampler_logp_RT=logp - noise)[1])
+  assert float(found["ratio"]) == pytest.approx(1.0)
+  w = np.exp(np.asarray(noise)[np.asarray(trained)])
+  w[(w > 2.0) | (w < cfg.importance.floor)] = 0.0
+  expected = w.sum() ** 2 / (w.size * (w**2).sum())
+  assert 0 < expected < 0.95
+  assert float(found["effective_share"]) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("normalise", NORMALISE)

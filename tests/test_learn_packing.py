@@ -21,14 +21,14 @@ from spatial_jax.learn.packed_update import (
 )
 from spatial_jax.learn.packing import (
   PackConfig,
-  first_fit,
   row_buckets,
+  rows_of,
   sequence_weights,
   to_packed_batch,
 )
 from spatial_jax.learn.train_batch import Microbatches
-from spatial_jax.learn.update import sft_update
 from tests import rollout_fixtures as fixtures
+from tests.learn_fixtures import sft_update
 from tests.test_learn_update import (
   SGD,
   TOWER,
@@ -130,10 +130,10 @@ def test_a_frozen_tower_and_its_features_give_the_same_update():
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(40, 120))
 def test_first_fit_places_every_sequence_once_and_no_row_is_too_long(lengths, size):
-  rows = first_fit(lengths, size)
+  rows = rows_of(lengths, size)
   assert sorted(n for row in rows for n in row) == list(range(len(lengths)))
   assert all(sum(lengths[n] for n in row) <= size for row in rows)
-  assert len(first_fit(lengths, 0)) == len(lengths)
+  assert len(rows_of(lengths, 0)) == len(lengths)
   most = row_buckets(len(lengths), lengths, max(lengths), size, 1)[-1]
   assert len(rows) <= most
 

@@ -15,13 +15,11 @@ from spatial_jax.learn.train_batch import (
   BatchConfig,
   downsample_rollouts,
   kept_rows,
-  pad_rows,
   to_train_batch,
 )
 from spatial_jax.rollout.conversation import TrajectoryBuilder
 from spatial_jax.rollout.demonstration import demonstration_trajectory
 from spatial_jax.synthetic.oracle import DemonstrationConfig, demonstrate
-from spatial_jax.types import RowRole
 from tests import rollout_fixtures as fixtures
 
 CONVERSATION = fixtures.conversation()
@@ -109,7 +107,7 @@ def test_prefix_and_row_together_are_the_trajectory(trajectories):
   )
   np.testing.assert_allclose(rows.advantage_R, advantage_BG[:, 0], rtol=1e-6)
   assert rows.advantage_R.dtype == rows.temperature_R.dtype == rows.weight_R.dtype == np.float32
-  assert rows.prefix_R.dtype == rows.group_R.dtype == rows.role_R.dtype == np.int32
+  assert rows.prefix_R.dtype == rows.group_R.dtype == np.int32
 
 
 # --- the prefix of a group -----------------------------------------------------------------------
@@ -169,8 +167,7 @@ def test_groups_may_differ_in_size(data):
   kept = data.draw(st.lists(st.booleans(), min_size=total, max_size=total).filter(any))
   advantages = np.linspace(-1, 1, total).astype(np.float32)
   weights = np.linspace(0, 2, total).astype(np.float32)
-  roles = np.arange(total) % len(RowRole)
-  values = {"kept_BG": kept, "role_BG": roles, "weight_BG": weights}
+  values = {"kept_BG": kept, "weight_BG": weights}
   values = {name: nested(x) for name, x in values.items()}
   batch, _ = to_train_batch(groups, nested(advantages), SHAPES, **values)
   lengths = np.array([t.trained_T.sum() for group in groups for t in group])
@@ -179,7 +176,6 @@ def test_groups_may_differ_in_size(data):
   np.testing.assert_array_equal(rows.trained_RT.sum(1), lengths[kept])
   np.testing.assert_array_equal(rows.advantage_R, advantages[kept])
   np.testing.assert_array_equal(rows.weight_R, weights[kept])
-  np.testing.assert_array_equal(rows.role_R, roles[kept])
   np.testing.assert_array_equal(rows.group_R, group_R)
   np.testing.assert_array_equal(rows.prefix_R, group_R)
   assert len(batch.prefix.token_RT) == len(sizes), "a group without rows has a prefix"
@@ -189,7 +185,6 @@ def test_a_row_without_values_is_a_rollout_of_weight_one_and_advantage_zero():
   rows = batch_of([[sampled("a", 3)], [sampled("b", 2), sampled("b", 5)]]).rows
   assert rows.advantage_R.tolist() == [0, 0, 0]
   assert rows.weight_R.tolist() == [1, 1, 1]
-  assert rows.role_R.tolist() == [RowRole.ROLLOUT] * 3
 
 
 @pytest.mark.parametrize(
@@ -198,7 +193,6 @@ def test_a_row_without_values_is_a_rollout_of_weight_one_and_advantage_zero():
     ({"kept_BG": np.ones((2, 2), bool)}, r"kept_BG has \[2, 2\] values for groups of \[2, 1\]"),
     ({"kept_BG": [[1, 0]]}, r"kept_BG has \[2\] values for groups of \[2, 1\]"),
     ({"weight_BG": [[1, 1], [1, 1]]}, r"weight_BG has \[2, 2\] values"),
-    ({"role_BG": [[1], [1]]}, r"role_BG has \[1, 1\] values"),
     ({"weight_BG": [[1, np.nan], [1]]}, "weight_BG must be finite and at least 0"),
     ({"weight_BG": [[1, 1], [-1]]}, "weight_BG must be finite and at least 0"),
     ({"kept_BG": [[0, 0], [0]]}, "the batch has no rows"),
@@ -252,34 +246,7 @@ def test_only_kept_rollouts_become_rows():
   assert (batch.vision.frame_P > 0).sum() == 4 * sum(image.tokens for image in packed.values())
 
 
-# --- padding -------------------------------------------------------------------------------------
-
-
-def test_padding_rows_train_nothing_and_every_block_has_the_same_number():
-  """Blocks are the devices: their rows follow prefixes of the same block."""
-  groups = [[sampled("a" * (b + 1), 3)] * size for b, size in enumerate((1, 2, 3, 1))]
-  batch = batch_of(groups)
-  padded = pad_rows(batch, 10, 2)
-  assert padded.rows.prefix_R.tolist() == [0, 1, 1, 0, 0, 2, 2, 2, 3, 2]
-  assert padded.rows.group_R.tolist() == [0, 1, 1, -1, -1, 2, 2, 2, 3, -1]
-  real = padded.rows.group_R >= 0
-  jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[real], y), padded.rows, batch.rows)
-  rest = jax.tree.map(lambda x: x[~real], padded.rows)
-  assert not rest.trained_RT.any()
-  assert not rest.tokens.valid_RT.any()
-  assert rest.weight_R.tolist() == rest.advantage_R.tolist() == [0, 0, 0]
-  assert (rest.temperature_R == 1).all(), "log-probabilities are divided by it"
-  dtypes = [jax.tree.map(lambda x: x.dtype, b.rows) for b in (batch, padded)]
-  assert dtypes[0] == dtypes[1]
-  full = pad_rows(batch, 7)
-  jax.tree.map(np.testing.assert_array_equal, full, batch)
-
-
-@pytest.mark.parametrize(("count", "blocks"), [(6, 1), (6, 2), (9, 2), (12, 3)])
-def test_rows_that_do_not_fit_are_refused(count, blocks):
-  groups = [[sampled("a" * (b + 1), 3)] * size for b, size in enumerate((1, 2, 3, 1))]
-  with pytest.raises(ValueError, match=f"in {blocks} blocks cannot be padded to {count} rows"):
-    pad_rows(batch_of(groups), count, blocks)
+# --- devices, buckets ----------------------------------------------------------------------------
 
 
 def test_a_row_on_another_device_than_its_prefix_is_refused():
@@ -289,9 +256,9 @@ def test_a_row_on_another_device_than_its_prefix_is_refused():
   batch = batch_of([[sampled("a", 3)], [sampled("bb", 3)] * 3])
   with pytest.raises(ValueError, match="4 rows of an update do not divide over 2 devices"):
     sharding.place_train_batch(batch, window, mesh)
-  padded = pad_rows(batch, 6, 2)
-  placed = sharding.place_train_batch(padded, window, mesh)
-  np.testing.assert_array_equal(placed.rows.prefix_R, padded.rows.prefix_R)
+  equal = batch_of([[sampled("a", 3)] * 2, [sampled("bb", 3)] * 2])
+  placed = sharding.place_train_batch(equal, window, mesh)
+  np.testing.assert_array_equal(placed.rows.prefix_R, equal.rows.prefix_R)
 
 
 def test_a_batch_has_the_first_bucket_that_holds_it():

@@ -14,13 +14,13 @@ from spatial_jax.data.vision_packing import plan_vision
 from spatial_jax.learn.gradient import NO_OTHERS, batch_logprobs, gradient
 from spatial_jax.learn.losses import effective_share, nll, policy_loss, token_weights
 from spatial_jax.learn.optimizer import make_optimizer
-from spatial_jax.learn.train_batch import Microbatches, pad_rows, to_train_batch
-from spatial_jax.learn.update import apply_gradient, policy_update, sft_update
+from spatial_jax.learn.train_batch import Microbatches, to_train_batch
+from spatial_jax.learn.update import apply_gradient, policy_update
 from spatial_jax.rollout.demonstration import demonstration_trajectory
 from spatial_jax.synthetic.oracle import DemonstrationConfig, demonstrate
 from spatial_jax.types import OtherLogprobs, TokenArrays, TrainBatch, TrainState, Trajectory
 from tests import rollout_fixtures as fixtures
-from tests.learn_fixtures import loss_config
+from tests.learn_fixtures import loss_config, sft_update
 from tests.test_learn_optimizer import CFG
 
 LOSS = loss_config()
@@ -121,7 +121,8 @@ def test_the_gradient_is_the_gradient_of_the_whole_loss():
     logp_RT = batch_logprobs(policy, Microbatches(4, (256,)), params, batch)
     rows = batch.rows
     weight_R = token_weights(rows.trained_RT, LOSS.normalise)
-    return policy_loss(logp_RT, rows.old_logp_RT, rows.advantage_R, rows.trained_RT, weight_R, LOSS)
+    scored = (logp_RT, rows.old_logp_RT, rows.advantage_R, rows.trained_RT, weight_R, LOSS)
+    return policy_loss(*scored, mean_weight_R=token_weights(rows.trained_RT, "token"))
 
   (loss, expected), grads = jax.jit(jax.value_and_grad(whole, has_aux=True))(params)
   state, metrics = program()(start(), batch, NO_OTHERS)
@@ -211,13 +212,13 @@ def test_the_order_of_groups_and_rows_does_not_matter():
 
 
 def test_rollouts_left_out_are_as_if_they_trained_nothing():
-  """Groups then differ in size, down to no rows at all, and padding rows change nothing."""
+  """Groups then differ in size, down to no rows at all."""
   batch = batch_of()
-  for kept_BG in (np.array([[True, False], [True, True]]), np.array([[False] * 2, [True] * 2])):
+  for kept_BG in (np.array([[True, False], [False, True]]), np.array([[False] * 2, [True] * 2])):
     kept, _ = to_train_batch(demonstrations(), ADVANTAGE_BG, fixtures.shapes(), kept_BG)
     kept = with_rows(kept, old_logp_RT=batch.rows.old_logp_RT[kept_BG.reshape(-1)])
     untrained = with_rows(batch, trained_RT=batch.rows.trained_RT & kept_BG.reshape(-1, 1))
-    one, _ = program()(start(), pad_rows(kept, 4), NO_OTHERS)
+    one, _ = program()(start(), kept, NO_OTHERS)
     other, _ = program()(start(), untrained, NO_OTHERS)
     assert_close(gradient_of(one), gradient_of(other))
 
@@ -344,10 +345,24 @@ def test_on_policy_the_ratio_is_one():
   np.testing.assert_allclose(metrics["effective_share"], 1, atol=1e-5)
 
 
+def test_metrics_are_means_over_tokens_whatever_the_loss_is_divided_by():
+  """The loss of "constant" is a ten-thousandth of a mean; a row of weight 0 is not counted."""
+  batch = with_rows(batch_of(), weight_R=np.array([1, 1, 0, 1], np.float32))
+  cfg = loss_config({"length_constant": 10_000}, normalise="constant")
+  update = jax.jit(functools.partial(policy_update, policy_and_params()[0], SGD, cfg, MICRO))
+  _, metrics = update(start(), batch, NO_OTHERS)
+  counted_RT = batch.rows.trained_RT & (batch.rows.weight_R > 0)[:, None]
+  logp_RT = np.asarray(score()(policy_and_params()[1], batch))
+  expected = -logp_RT[counted_RT].mean()
+  np.testing.assert_allclose(metrics["entropy_estimate"], expected, rtol=1e-5)
+  assert 0.5 < float(metrics["ratio"]) < 2
+  assert abs(float(metrics["loss"])) < 0.1
+
+
 @pytest.mark.slow
 def test_the_divergence_pulls_towards_the_reference():
   policy, params = policy_and_params()
-  cfg = loss_config({"kl.weight": 1.0})
+  cfg = loss_config({"kl.weight": 1.0}, normalise="token")
   still = with_rows(batch_of(), advantage_R=np.zeros(4, np.float32))
   other = jax.tree.map(lambda x: x * 1.01, params)
   update = jax.jit(functools.partial(policy_update, policy, optax.sgd(1e-4), cfg, MICRO))

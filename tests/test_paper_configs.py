@@ -145,6 +145,8 @@ def test_vilasrs_sizes_and_rates():
   assert cfg.sft.steps * cfg.sft.batch == pytest.approx(3 * 33_000, rel=0.01)
   assert cfg.reject.train.steps * cfg.reject.train.batch == pytest.approx(3 * 7_800, rel=0.01)
   assert cfg.loop.steps * 32 == 40_000
+  unread = {"path", "draw_fraction", "correct_fraction"}
+  assert not unread & set(vars(cfg.reject.train)), "it trains on the kept rows alone"
   assert cfg.reject.keep.executable
   assert cfg.reject.keep.reflective
 
@@ -284,7 +286,7 @@ def test_the_miniature_of_the_reward_study_starts_from_its_warm_up():
     ({"learn.loss.dual_clip": 0.5}, r"config\.learn\.loss\.dual_clip is 0\.5"),
     ({"sft.draw_fraction": 1.5}, r"config\.sft\.draw_fraction is 1\.5 .* at most 1"),
     ({"sft.correct_fraction": -0.5}, r"config\.sft\.correct_fraction is -0\.5 .* at least 0"),
-    ({"reject.train.draw_fraction": 2.0}, r"config\.reject\.train\.draw_fraction is 2\.0"),
+    ({"reject.train.normalise": "constant"}, r"config\.reject\.train\.normalise must be one of"),
     ({"reject.keep.min_score": 1.0}, r"config\.reject\.keep\.min_score is 1\.0"),
     ({"sft.steps": 0}, r"config\.sft\.\S+ is 0 and must be a whole number, at least 1"),
     ({"dpo.loss.beta": 0.0}, r"config\.dpo\.loss\.beta is 0\.0 and must be above 0"),

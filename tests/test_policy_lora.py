@@ -17,14 +17,14 @@ from spatial_jax.data.vision_packing import plan_vision
 from spatial_jax.learn.gradient import NO_OTHERS
 from spatial_jax.learn.optimizer import OptimizerConfig, make_optimizer
 from spatial_jax.learn.train_batch import Microbatches
-from spatial_jax.learn.update import policy_update, sft_update
+from spatial_jax.learn.update import policy_update
 from spatial_jax.policy import lora, param_tree
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.stages.load import load_params, load_policy, read_policy, record
 from spatial_jax.types import OtherLogprobs, Params, TokenArrays, TrainState
 from tests import policy_fixtures, rollout_fixtures
-from tests.learn_fixtures import loss_config
+from tests.learn_fixtures import loss_config, sft_update
 from tests.test_learn_update import batch_of, policy_and_params
 from tests.test_policy import FAMILIES, four_rows, setting
 

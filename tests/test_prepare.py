@@ -76,6 +76,22 @@ def test_a_dry_run_needs_no_files_and_fills_in_everything(machine, name, capsys)
     assert word in description
 
 
+def test_a_dry_run_names_the_data_of_each_stage():
+  def lines(**changes):
+    settings = settings_of("3b", stages=("sft", "reject", "dpo"), **changes)
+    ready = prepare(settings, None, devices_of("v6e-8"), needs_weights=False)
+    return [stage.lines[0] for stage in dry_run.describe(ready)]
+
+  sft, reject, dpo = lines(**{"sft.path": "a.jsonl", "dpo.pairs": "samples"})
+  assert "demonstrations of a.jsonl" in sft
+  assert "after sampling 40,000 tasks" in reject
+  assert "pairs, after sampling 1,000 tasks" in dpo
+  sft, reject, dpo = lines(**{"reject.path": "kept.jsonl", "dpo.path": "b.jsonl"})
+  assert "demonstrations;" in sft
+  assert "demonstrations of kept.jsonl" in reject
+  assert "pairs of b.jsonl" in dpo
+
+
 def test_drawing_needs_longer_responses_and_room_for_drawings():
   plain, drawing = (
     prepare(settings_of("3b", text=form), None, devices_of("v6e-8"), needs_weights=False).cfg
@@ -106,6 +122,29 @@ def test_every_prompt_that_was_measured_fits_the_buckets(size):
   assert lengths[-1] >= size
   assert lengths[-1] < size + 128
   assert values["learn.micro.lengths"][-1] > values["rollout.stop.max_response_tokens"]
+
+
+@pytest.mark.parametrize(
+  ("changes", "whole"),
+  [
+    ({}, False),
+    ({"learn.reward.weights.attention": 0.1}, True),
+    ({"learn.loss.kl.weight": 0.1, "learn.loss.kl.place": "reward"}, True),
+    ({"learn.loss.kl.weight": 0.1}, False),
+  ],
+)
+def test_the_images_of_the_update_are_those_of_one_minibatch(changes, whole):
+  """Unless a program reads the whole step."""
+  sizes = [PromptSize(1000, ((1, 32, 32),) * 3)] * 4
+
+  def vision(**more):
+    settings = settings_of("3b", **{"rollout.prompts": 32}, **changes, **more)
+    shape = released("Qwen2.5-VL-3B")
+    return auto_values.data_values(settings, sizes, False, None, shape)["learn.vision"]
+
+  one, parts = vision(), vision(**{"learn.minibatches": 4})
+  smaller = [parts[name][-1] < one[name][-1] for name in ("windows", "frames")]
+  assert smaller == [not whole] * 2
 
 
 def test_prompts_to_try_divide_over_the_devices():

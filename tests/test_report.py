@@ -112,6 +112,18 @@ def test_sections_and_folds_are_complete(text):
   assert text.count('<div class="rollout ') + text.count('<div class="rollout"') == 4 * 8 + 2 * 3
 
 
+def test_a_run_of_pairs_shows_its_loss_in_the_section_of_training(tmp_path):
+  values = {"loss": 0.69, "pairs_right": 0.5, "margin": 0.0, "grad_norm": 1.0}
+  records = [{"step": s, "stage": "dpo", "time_s": 1.0 + s, **values} for s in range(3)]
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+  page = write_report(tmp_path, ABOUT, None, 1).read_text()
+  assert headings(page) == ["Training"]
+  section = page[page.index("<h2>Training</h2>") : page.index("<summary>Further curves</summary>")]
+  assert re.findall(r"<figcaption><b>(.*?)</b>", section) == [
+    "Loss", "Pairs in the right order", "Margin",
+  ]  # fmt: skip
+
+
 def test_result_and_example_are_first(text):
   head = text[: text.index("<h2>")]
   assert re.search(r'class="result">On 451 held-out questions the greedy score rose from', head)

@@ -123,6 +123,10 @@ def test_schedules_that_did_not_end_are_mentioned():
   assert "made for 56 steps and the run has 30" in wording.schedule_sentence(config(30, 20, 56))
   assert wording.schedule_sentence(config(56, 20, 56)) is None
   assert wording.schedule_sentence({"seed": 0}) is None
+  sft = config(30, 20, 56) | {"stages": ["sft"], "sft": {"steps": 9, "optimizer": {}}}
+  assert wording.schedule_sentence(sft) is None
+  sft["sft"]["optimizer"] = {"warmup_steps": 9, "total_steps": 9}
+  assert "warms up for 9 steps and the run has 9" in wording.schedule_sentence(sft)
 
 
 def test_numbers_have_a_true_minus_and_no_negative_zero():
@@ -223,6 +227,40 @@ def test_main_curves_start_at_zero_and_others_say_if_they_do_not():
   assert further["loss"].sentence == "The axis does not start at 0."
   assert further["format"].sentence == ""
   assert re.search(r">0</text>", further["format"].figure), "a share is drawn from 0 to 1"
+
+
+@pytest.mark.parametrize(
+  ("stage", "values", "titles", "captions"),
+  [
+    (
+      "sft",
+      {"loss": 2.0, "response_tokens": 90.0, "drawing_share": 0.5, "grad_norm": 1.0},
+      ["Loss", "Response length", "Drawing"],
+      ["negative log-likelihood", "per demonstration", "share of demonstrations"],
+    ),
+    (
+      "reject",
+      {"loss": 2.0, "response_tokens": 90.0},
+      ["Loss", "Response length"],
+      ["nats", "dem"],
+    ),
+    (
+      "dpo",
+      {"loss": 0.69, "pairs_right": 0.5, "margin": -0.1, "reward_chosen": 0.1, "grad_norm": 1.0},
+      ["Loss", "Pairs in the right order", "Margin"],
+      ["pairs", "preferred", "preferred"],
+    ),
+  ],
+)
+def test_the_main_curves_are_those_of_the_stage(stage, values, titles, captions):
+  """The loss is the first, and shown once."""
+  records = [{"step": s, "stage": stage, **values} for s in range(3)]
+  main, further = curves.main_panels(records), curves.further_panels(records)
+  assert [panel.curve.title for panel in main] == titles
+  assert all(word in p.curve.caption for p, word in zip(main, captions, strict=True))
+  assert not any("rollout" in panel.curve.caption for panel in main)
+  assert "loss" not in [panel.curve.key for panel in further]
+  assert curves.further_title(records) == "Further curves"
 
 
 def test_held_out_score_has_an_axis_that_shows_its_change():

@@ -63,7 +63,7 @@ def trace(family: str) -> Trajectory:
   form = PromptForm(WORDS, VILASR)
   conversation = Conversation(TOKENIZER, form, template, preprocess, VIDEO_CONFIG, cfg)
   solver = Solver(SolverConfig(1.0, 1.0, 3))
-  demonstrator = Demonstrator(conversation, STYLE, WIDE_LIMITS, solver, 1 << 20)
+  demonstrator = Demonstrator(conversation, STYLE, WIDE_LIMITS, solver, None)
   side = 2 * patch * 3
   return demonstrator(fixtures.task("two", ((side, side), (side, 2 * side))))
 

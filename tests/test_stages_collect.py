@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import types
 from typing import Any
@@ -15,6 +16,7 @@ from configs import tiny_defaults
 from spatial_jax import compiled, sharding, train_config
 from spatial_jax.config import build
 from spatial_jax.data.files import FilesConfig
+from spatial_jax.data.pipeline import PromptBatch
 from spatial_jax.data.prompt_form import read_form
 from spatial_jax.errors import UserError
 from spatial_jax.stages import collect
@@ -22,7 +24,7 @@ from spatial_jax.stages.collect import ROWS, YIELD, Collector
 from spatial_jax.stages.context import open_context, plan, settings_of
 from spatial_jax.stages.load import read_policy, read_source
 from spatial_jax.stages.reject import TESTS, KeepConfig, keep
-from spatial_jax.supervised import Supervised
+from spatial_jax.supervised import ChunkPrompts, Supervised
 from spatial_jax.train_config import TrainConfig
 from tests import dummies, reward_fixtures
 from tests import rollout_fixtures as fixtures
@@ -142,12 +144,26 @@ def test_an_interrupted_sampling_goes_on_with_the_next_chunk(monkeypatch, tmp_pa
   assert (finished.sampled, finished.loaded, again.loaded) == ([], 0, 1)
 
 
-def test_a_task_that_is_sampled_in_two_passes_is_one_row(monkeypatch, tmp_path):
+def test_what_a_second_pass_over_the_data_keeps_has_ids_of_its_own(monkeypatch, tmp_path):
   """Ids are unique in a data file, or it could not be read."""
   sampling = Sampling(monkeypatch, second_is_right)
   path = sampling.run(tmp_path, 3, prompts=lambda chunk: prompts_of(chunk % 2))
   kept = [json.loads(line)["id"] for line in path.read_text().splitlines()]
-  assert sorted(kept) == [f"{c}-{i}#1" for c in range(2) for i in range(3)]
+  first = [f"{c}-{i}#1" for c in range(2) for i in range(3)]
+  assert kept == [*first, *(f"0-{i}#1@2" for i in range(3))]
+
+
+def test_chunks_in_their_order_read_one_stream():
+  """A chunk that is not the next one, as after a deleted part, begins another."""
+  begun = []
+
+  def stream_of(first):
+    begun.append(first)
+    return (PromptBatch([number], ()) for number in itertools.count(first))
+
+  prompts = ChunkPrompts(stream_of)
+  assert [prompts(chunk) for chunk in (2, 3, 4, 9, 10)] == [[2], [3], [4], [9], [10]]
+  assert begun == [2, 9]
 
 
 # --- the stage on what was kept ------------------------------------------------------------------

@@ -20,8 +20,9 @@ from spatial_jax.stages import grpo, loop
 from spatial_jax.stages.grpo import GrpoConfig, GrpoStage, update_config
 from spatial_jax.stages.health import BlindCheck, HealthConfig
 from spatial_jax.stages.loop import LoopConfig
+from spatial_jax.stages.replaced import ReplacedTasks
 from spatial_jax.stages.sampling import Sampler
-from spatial_jax.stages.step_metrics import zero_variance_share
+from spatial_jax.stages.step_metrics import reward_std, zero_variance_share
 from spatial_jax.stages.updates import Updater
 from spatial_jax.types import Scores
 from tests import dummies, step_fixtures
@@ -75,9 +76,11 @@ def stage_of(lab, cfg, prompts, folder, refill=None):
       keep_features=not lab.policy.vision_trainable,
       reward=cfg.reward,
       shapes=shapes,
+      batches=lambda step: [range(step_fixtures.ROLLOUT.prompts)],
       seed=0,
       max_refills=cfg.max_refills,
       refill=refill,
+      replaced=ReplacedTasks(),
       place=learn.place,
       attention=learn.attention,
     ),
@@ -146,8 +149,9 @@ def test_zero_variance_share_counts_groups_with_two_valid_rollouts():
   zero_BG = np.zeros_like(reward_BG)
   scores = Scores(reward_BG, zero_BG, zero_BG, zero_BG, valid_BG, zero_BG, {}, {}, {})
   assert zero_variance_share(scores) == pytest.approx(2 / 3)
+  assert reward_std(scores) == pytest.approx(np.std([0, 1, 1]) / 3), "a fault has no reward"
   none_valid = scores._replace(valid_BG=np.zeros_like(valid_BG))
-  assert zero_variance_share(none_valid) == 0.0
+  assert zero_variance_share(none_valid) == reward_std(none_valid) == 0.0
 
 
 def test_a_step_calls_functions_of_few_files(workdir):

@@ -8,6 +8,7 @@ import pytest
 
 from configs import common
 from spatial_jax.config import ConfigError, build
+from spatial_jax.data import vision_packing as packing
 from spatial_jax.errors import UserError
 from spatial_jax.metrics import LogConfig, Metrics
 from spatial_jax.stages import loop
@@ -78,6 +79,26 @@ def test_a_warning_is_not_repeated_at_once_and_survives_a_resume(tmp_path):
   later = [resumed.check(step, GOOD | {"response_tokens": 900.0}) for step in range(5, 10)]
   found = [finding.rule for step in later for finding in step]
   assert found == ["length"], "compared with the first steps of the run"
+
+
+@pytest.mark.parametrize("changes", [{"zero_variance_groups": 1.0}, {"kl_old_k3": 9.0}])
+def test_a_run_that_was_stopped_has_a_whole_window_after_its_resume(tmp_path, changes):
+  """Steps after the checkpoint, which run again, are not counted either."""
+  cfg, bad = dataclasses.replace(CFG, stop=True), GOOD | changes
+  with Metrics(tmp_path, "grpo", 0, 20, LogConfig(False, False)) as metrics:
+    for step in range(10):
+      metrics.write(step, GOOD if step < 2 else bad)
+  resumed = Health(cfg, tmp_path)
+  stops = [resumed.monitor(step, bad)[1] for step in range(8, 13)]
+  assert stops == [False] * 4 + [True]
+
+
+def test_the_start_of_a_run_is_without_steps_that_run_again(tmp_path):
+  with Metrics(tmp_path, "grpo", 0, 20, LogConfig(False, False)) as metrics:
+    for step in range(5):
+      metrics.write(step, GOOD | {"response_tokens": 9.0})
+  resumed = Health(CFG, tmp_path)
+  assert [resumed.check(step, GOOD) for step in range(12)] == [[]] * 12
 
 
 def test_health_can_stop_a_run_with_a_checkpoint(tmp_path):
@@ -166,6 +187,33 @@ def test_a_policy_whose_features_never_arrive_is_found():
   found = check(blind).measure(params, two_pictures())
   assert found["blind_change"] == 0.0
   assert "does not see its images" in blind_finding(CFG, found).message
+
+
+def test_as_many_rollouts_are_checked_as_fit_a_minibatch():
+  first = demonstrations()[1][0]
+  twins = [
+    [dataclasses.replace(
+      first, images=tuple(dataclasses.replace(x, content_hash=f"{i}{x.content_hash}")
+                          for x in first.images),
+    )]
+    for i in range(4)
+  ]  # fmt: skip
+  rows = []
+
+  def logprobs(_, batch):
+    rows.append(batch.rows.trained_RT.shape[0])
+    return np.zeros(batch.rows.trained_RT.shape, np.float32)
+
+  needed = sum(
+    packing.window_layout(x.grid_3, fixtures.shapes().window_blocks).slots for x in first.images
+  )
+  found = Sampled([], twins, None, None, None, {})
+  for most, expected in ((4, [4, 4]), (3, [3, 3]), (1, [])):
+    vision = dataclasses.replace(fixtures.shapes().vision, windows=(most * needed,))
+    shapes = dataclasses.replace(fixtures.shapes(), vision=vision)
+    rows.clear()
+    BlindCheck(CFG, shapes, 1, lambda batch: batch, logprobs).measure({}, found)
+    assert rows == expected
 
 
 def test_a_check_without_a_pair_says_nothing():

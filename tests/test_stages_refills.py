@@ -1,6 +1,7 @@
 """Dynamic sampling: groups whose rewards are equal are replaced by those of further prompts."""
 
 import dataclasses
+import itertools
 import types
 from typing import Any
 
@@ -9,11 +10,14 @@ import numpy as np
 import pytest
 
 from spatial_jax.data.files import open_files
-from spatial_jax.data.source import RoomSource, refill_prompts
+from spatial_jax.data.pipeline import PipelineConfig, PromptBatch
+from spatial_jax.data.source import RoomSource, prompt_stream, refill_prompts
 from spatial_jax.data.vision_packing import VisionBuckets
+from spatial_jax.errors import DataError
 from spatial_jax.learn.train_batch import BatchConfig
 from spatial_jax.reward.compose import score
 from spatial_jax.stages import sampling
+from spatial_jax.stages.replaced import ReplacedTasks
 from spatial_jax.stages.sampling import Sampler
 from tests import dummies, reward_fixtures
 from tests.row_fixtures import FILES, rows, save_images, save_rows
@@ -39,7 +43,7 @@ class Refills:
     for attempt, answers_of in enumerate(further, 1):
       self.answers |= {f"{attempt}-{i}": answers for i, answers in enumerate(answers_of)}
     self.asked: list[tuple[int, int, int]] = []
-    self.faults, self.measured = faults, []
+    self.faults, self.measured, self.unusable = faults, [], 0
     monkeypatch.setattr(sampling, "generate_rollouts", self.generate)
     engine: Any = types.SimpleNamespace(cfg=types.SimpleNamespace(sampling=None, group=GROUP))
     self.sampler = Sampler(
@@ -48,9 +52,11 @@ class Refills:
       keep_features=False,
       reward=reward,
       shapes=SMALL,
+      batches=lambda step: [range(len(first))],
       seed=0,
       max_refills=max_refills,
       refill=self.refill,
+      replaced=ReplacedTasks(),
       place=lambda batch: batch,
       attention=self.attention,
     )
@@ -62,7 +68,8 @@ class Refills:
 
   def refill(self, step, attempt, count):
     self.asked.append((step, attempt, count))
-    return types.SimpleNamespace(prompts=[self.prompt(f"{attempt}-{i}") for i in range(count)])
+    prompts = [self.prompt(f"{attempt}-{i}") for i in range(count)]
+    return PromptBatch(prompts, ("task x has no images",) * self.unusable)
 
   def generate(self, engine, weights, job):
     return [[self.write(p.task, g) for g in range(GROUP)] for p in job.prompts]
@@ -100,7 +107,8 @@ def test_groups_of_equal_rewards_are_replaced_in_their_places(monkeypatch):
   found, names = lab.run()
   assert names == ["0-0", "1-1", "2-0", "0-3", "2-1"]
   assert lab.asked == [(5, 1, 3), (5, 2, 2)]
-  assert found.metrics == {"too_many_images": 0, "sampled_prompts": 10, "replaced_groups": 3}
+  counts = {"sampled_prompts": 10, "replaced_groups": 3, "replaced_tasks": 0}
+  assert found.metrics == {"too_many_images": 0, **counts}
 
 
 def test_groups_that_stay_equal_are_kept_after_the_last_refill(monkeypatch):
@@ -111,15 +119,23 @@ def test_groups_that_stay_equal_are_kept_after_the_last_refill(monkeypatch):
   assert found.metrics["replaced_groups"] == 0
 
 
+def test_tasks_that_a_refill_cannot_use_are_counted_and_named_once(monkeypatch, capsys):
+  lab = Refills(monkeypatch, [EQUAL, EQUAL], [[EQUAL, DIFFERENT], [DIFFERENT]])
+  lab.unusable = 2
+  found, _ = lab.run()
+  assert found.metrics["replaced_tasks"] == 4
+  assert capsys.readouterr().out.count("replaced by another task: task x has no images") == 1
+
+
 def test_a_refill_whose_images_do_not_fit_is_not_taken(monkeypatch):
   """The step and the refill fit, but not together."""
   lab = Refills(monkeypatch, [EQUAL, DIFFERENT, EQUAL], [[DIFFERENT, DIFFERENT]], max_refills=1)
-  most = SMALL.visual_tokens
 
-  def tokens(rollouts):
-    return most + any(t.task_id == "1-0" for group in rollouts for t in group)
+  def fits(images, *_):
+    numbers = {int(image.pixels[0, 0, 0]) for image in images}
+    return not (11 in numbers and numbers & {1, 2, 3})  # the first one of the refill
 
-  monkeypatch.setattr(sampling, "distinct_tokens", tokens)
+  monkeypatch.setattr(sampling, "fits", fits)
   found, names = lab.run()
   assert names == ["0-0", "0-1", "1-1"]
   assert found.metrics["replaced_groups"] == 1
@@ -180,3 +196,26 @@ def test_prompts_of_a_refill_are_a_function_of_seed_step_and_attempt(kind, tmp_p
   assert found == [names(*key) for key in keys]
   assert len(set(found)) == len(keys)
   assert all(len(set(one)) == 4 for one in found)
+
+
+@pytest.mark.parametrize("kind", ["files", "rooms"])
+def test_a_task_that_cannot_be_used_is_replaced_by_a_further_one(kind, tmp_path):
+  source, calls = source_of(kind, tmp_path), itertools.count()
+
+  def encode(task):
+    if next(calls) < 3:
+      raise DataError(f"task {task.task_id} is too long")
+    return task.task_id
+
+  stream = prompt_stream(source, encode, 0, 0, 4, PipelineConfig(workers=0, steps_ahead=1))
+  batch = next(stream)
+  assert len(batch.prompts) == 4
+  assert len(batch.replaced) == 3
+
+
+def test_an_error_of_every_task_ends_the_run():
+  def encode(task):
+    raise DataError(f"task {task.task_id} is too long")
+
+  with pytest.raises(DataError, match=r"task room-\d+ is too long"):
+    refill_prompts(source_of("rooms", None), encode, 0, 1, 1, 4)

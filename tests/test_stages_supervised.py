@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from configs import tiny_defaults
 from spatial_jax import compiled, metrics
@@ -22,21 +24,22 @@ from spatial_jax.drawing.parser import WIDE_LIMITS
 from spatial_jax.errors import CheckpointError, DataError
 from spatial_jax.learn.dpo import DpoLossConfig
 from spatial_jax.learn.optimizer import make_optimizer
-from spatial_jax.learn.packing import PackConfig
+from spatial_jax.learn.packing import PackConfig, rows_of
 from spatial_jax.learn.train_batch import Microbatches
 from spatial_jax.metrics import LogConfig
 from spatial_jax.policy import param_tree
 from spatial_jax.reward.parse import check_truth
 from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.rollout.demonstration import Demonstrator
+from spatial_jax.rollout.demonstration import Demonstrator, SequenceRoom
 from spatial_jax.stages import loop
+from spatial_jax.stages.demonstrations import DemonstrationSizes, room_of, shapes_of
 from spatial_jax.stages.dpo import REFERENCE, DpoStage
 from spatial_jax.stages.loop import LoopConfig
-from spatial_jax.stages.sft import SftConfig, SftStage
+from spatial_jax.stages.sft import ImitationConfig, SftStage
 from spatial_jax.supervised import read_files
 from spatial_jax.train_config import TrainConfig
 from spatial_jax.types import DemonstratedTurn, TrainState
-from tests import step_fixtures
+from tests import policy_fixtures, step_fixtures
 from tests.reward_fixtures import answering
 from tests.rollout_fixtures import STYLE
 from tests.row_fixtures import jpeg, save_rows
@@ -52,10 +55,8 @@ TOKENS = 224  # of a row: one long demonstration, or two short ones
 SHAPES = PackConfig(
   TOKENS, (4, 8), True, VisionBuckets((32,), (16,), (64,)), 2, step_fixtures.VOCABULARY
 )
-SFT = SftConfig(
-  "", STEPS, BATCH, TOKENS, 1, True, OPTIMIZER, normalise="token", draw_fraction=0.0,
-  correct_fraction=0.0,
-)  # fmt: skip
+SFT = ImitationConfig(STEPS, BATCH, TOKENS, 1, True, OPTIMIZER, normalise="token")
+ROOM = SequenceRoom(TOKENS, 32, 16, 64)  # of one demonstration
 LOSS = DpoLossConfig("sigmoid", 0.5, 0.0)
 KINDS = ("sft", "dpo")
 LONG = "3 m, behind the table and the lamp"
@@ -118,7 +119,7 @@ def lab_on(data, fsdp, tensor, folder):
   policy = dataclasses.replace(setup.policy, frozen=FROZEN)
   optimizer = make_optimizer(OPTIMIZER)
   conversation: Conversation = setup.engine.conversation
-  demonstrator = Demonstrator(conversation, STYLE, WIDE_LIMITS, None, TOKENS)
+  demonstrator = Demonstrator(conversation, STYLE, WIDE_LIMITS, None, ROOM)
   programs = compiled.PackedPrograms(policy, optimizer, Microbatches(1, (TOKENS,)), LOSS)
   state = compiled.init_state(policy, optimizer, setup.state.params, setup.mesh)
   return Lab(programs, state, demonstrator, folder)
@@ -234,6 +235,41 @@ def test_a_stage_whose_rows_are_all_held_out_is_refused(tmp_path):
   cfg = build(TrainConfig, dict(tiny_defaults.get_config()))
   with pytest.raises(DataError, match=r"held\.jsonl has no training task; see the split"):
     read_files(cfg, str(path))
+
+
+def test_a_larger_image_than_was_measured_is_skipped_counted_and_named_once(lab, tmp_path, capsys):
+  """Whether the run begins or resumes; the other rows train."""
+  made = rows(tmp_path)
+  (tmp_path / "5.jpg").write_bytes(jpeg(5, 60, 60))
+  save_rows(tmp_path / "rows.jsonl", made)
+  for first in (0, 2):
+    programs = Placed()
+    _, found = steps_of(lab._replace(data=tmp_path).sft(programs), None, first, 8)
+    assert sum(values["replaced_tasks"] for values in found) == 2, "in each of two passes"
+    assert all(len(answers(batch)) == BATCH for batch in programs.batches)
+    printed = capsys.readouterr().out
+    assert printed.count("replaced by another task: task row-5: its demonstration has") == 1
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+  st.lists(st.tuples(*(st.integers(1, n) for n in (400, 20, 9))), min_size=1, max_size=9),
+  st.integers(1, 9),
+  st.booleans(),
+)
+def test_sequences_that_are_admitted_fit_together(sizes, sequences, pack):
+  tokens, windows, frames = zip(*sizes, strict=True)
+  cfg = dataclasses.replace(SFT, tokens=None, pack=pack)
+  measured = DemonstrationSizes(tokens, windows, frames, 36)
+  shapes = shapes_of(cfg, measured, sequences, 2, policy_fixtures.policy_config())
+  room = room_of(shapes, sequences)
+  assert room.tokens >= max(tokens)
+  assert room.windows >= max(windows)
+  assert room.frames >= max(frames)
+  placed = rows_of([room.tokens] * sequences, shapes.tokens if pack else 0)
+  assert len(placed) <= shapes.rows[-1]
+  assert sequences * room.windows <= shapes.vision.windows[-1]
+  assert sequences * room.frames <= shapes.vision.frames[-1]
 
 
 # --- steps ---------------------------------------------------------------------------------------

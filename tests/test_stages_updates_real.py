@@ -19,6 +19,7 @@ from spatial_jax.learn.train_batch import Microbatches, to_train_batch
 from spatial_jax.policy import param_tree
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.stages.reference import MovingAverage
+from spatial_jax.stages.replaced import ReplacedTasks
 from spatial_jax.stages.sampling import Sampled, Sampler
 from spatial_jax.stages.updates import UpdateConfig, Updater
 from spatial_jax.types import OtherLogprobs, TrainState
@@ -81,9 +82,11 @@ def lab():
       keep_features=True,
       reward=REWARD,
       shapes=SHAPES,
+      batches=lambda step: [range(step_fixtures.ROLLOUT.prompts)],
       seed=0,
       max_refills=0,
       refill=None,
+      replaced=ReplacedTasks(),
       place=programs.place,
       attention=programs.attention,
     )

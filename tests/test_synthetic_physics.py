@@ -45,7 +45,7 @@ FORMULAS = {
   "mirror": ("m", lambda x: x["R"] * x["object distance"] / (2 * x["object distance"] - x["R"])),
   "slits": ("m", lambda x: x["wavelength"] / x["slit distance"] * x["screen"]),
 }
-SI = ("m", "kg", "s", "C", "Pa", "J", "ohm", "Hz", "m/s", "m/s^2", "m^3", "rad")
+SI = ("K", "m", "kg", "s", "C", "Pa", "J", "ohm", "Hz", "m/s", "m/s^2", "m^3", "rad")
 CONSTANTS = ("g", "speed of sound")  # known without the diagram
 SHOWN_BY_SHAPE = ("loops",)  # of the drawn wave
 SEEDS = range(12)

@@ -4,6 +4,7 @@ import pytest
 
 from configs import tiny, tiny_defaults
 from spatial_jax.config import ConfigError, build
+from spatial_jax.prepare import flat_changes
 from spatial_jax.train_config import MAY_DIFFER, TrainConfig
 
 
@@ -18,6 +19,9 @@ from spatial_jax.train_config import MAY_DIFFER, TrainConfig
     ({"learn.prefix_buckets": (512, 160)}, r"prefix_buckets is \(512, 160\) and must be ascending"),
     ({"learn.save_rollouts_every": -1}, r"save_rollouts_every is -1 and must be .* at least 0"),
     ({"learn.saved_groups": -1}, r"learn\.saved_groups is -1 and must be .* at least 0"),
+    ({"learn.minibatches": 0}, r"^config\.learn\.minibatches is 0 and must be .* at least 1"),
+    ({"learn.epochs": 0}, r"^config\.learn\.epochs is 0 and must be .* at least 1"),
+    ({"loop.steps": 0}, r"^config\.loop\.steps is 0 and must be at least 1"),
     ({"rollout.group": 1}, r"rollout\.group is 1 and must be at least 2"),
     ({"evaluation.tasks": -1}, r"evaluation\.tasks is -1 and must be .* at least 0"),
     ({"evaluation.progress_tasks": 385}, r"progress_tasks is 385 and must be at most tasks, 384"),
@@ -86,11 +90,11 @@ def test_schedules_follow_the_number_of_steps():
   assert cfg.loop.steps == 200
 
 
-def test_everything_that_follows_the_number_of_sft_steps_may_differ():
-  """So a finished SFT stage can be resumed with more steps."""
+@pytest.mark.parametrize("key", ["sft", "reject.train"])
+def test_everything_that_follows_the_number_of_sft_steps_may_differ(key):
+  """So a finished stage of SFT or of rejection sampling can be resumed with more steps."""
   one, more = tiny_defaults.get_config(), tiny_defaults.get_config()
-  more.sft.steps = 4000
-  changed = {f"sft.{key}" for key in ("steps", "batch", "path") if one.sft[key] != more.sft[key]}
-  before, after = one.sft.optimizer.to_dict(), more.sft.optimizer.to_dict()
-  changed |= {f"sft.optimizer.{key}" for key in before if before[key] != after[key]}
-  assert {"sft.steps", "sft.optimizer.total_steps"} <= changed <= set(MAY_DIFFER)
+  more.update_from_flattened_dict({f"{key}.steps": 4000})
+  before, after = (dict(flat_changes(cfg.to_dict())) for cfg in (one, more))
+  changed = {name for name in before if before[name] != after[name]}
+  assert {f"{key}.steps", f"{key}.optimizer.total_steps"} <= changed <= set(MAY_DIFFER)

@@ -7,6 +7,7 @@ import pytest
 
 from configs import tiny_defaults
 from spatial_jax import checkpoint, metrics, run_stage, train
+from spatial_jax.errors import UserError
 from spatial_jax.evaluate.results import read_results
 from tests import evaluate_fixtures as fixtures
 
@@ -36,6 +37,23 @@ def small_run(folder):
     }
   )
   return cfg
+
+
+@pytest.mark.parametrize(
+  ("changes", "error"),
+  [
+    ({"dpo.path": "missing.jsonl"}, r"missing\.jsonl"),
+    ({"dpo.optimizer.frozen": ("^nothing/",)}, r"optimizer\.frozen: '\^nothing/' matches no"),
+  ],
+)
+def test_later_stages_are_checked_before_the_first_one_starts(
+  changes, error, monkeypatch, tmp_path
+):
+  cfg = tiny_defaults.get_config()
+  cfg.update_from_flattened_dict({"stages": ("sft", "dpo", "grpo"), **changes})
+  monkeypatch.setattr(train, "run_stage", lambda *_: pytest.fail("a stage was started"))
+  with pytest.raises(UserError, match=error):
+    train.run(cfg, tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -48,6 +48,8 @@ SceneTasks = Callable[[int], list[Task]]  # scene number -> all tasks of the sce
 _HELD_OUT_STREAM, _BATCH_STREAM = 2, 3  # of random numbers; synthetic/tasks.py has 0 and 1
 _HELD_OUT_RETRIES = 4  # `rare_type_retries` of held-out tasks
 _MAX_BOXES = 3  # of a demonstrated drawing: more are too many tokens
+_REPLACEMENTS = 1 << 16  # numbers of refills from here on replace tasks that cannot be used
+_MOST_ATTEMPTS = 16  # to replace them
 _MAX_EMPTY_SCENES = 32  # scenes without a task in a row before the configuration is refused
 _MAX_EXAMPLES_PER_SCENE = 8  # more than in a batch, because examples need fewer images
 # Kind of source -> its name in titles.
@@ -245,15 +247,41 @@ def prompt_stream(
 ) -> Iterator[PromptBatch[Item]]:
   """Yields the prompts of each step from `first_step` on; arguments as in `prompt_batches`.
 
-  Rooms are rendered in a thread, step by step, because a room gives several tasks of a step.
+  Rooms are rendered in a thread, step by step, because a room gives several tasks of a step. A task
+  that cannot be used is replaced by a further one.
   """
   if isinstance(source, FileSource):
     return prompt_batches(source.dataset(seed), encode, seed, first_step, count, cfg)
 
   def prompts_of(step: int) -> PromptBatch[Item]:
-    return PromptBatch([encode(task) for task in source.batch(seed, step, count)], ())
+    return _usable(source, encode, seed, step, 0, count)
 
   return prefetch(prompts_of, first_step, cfg.steps_ahead)
+
+
+def _usable(
+  source: Source, encode: Encode[Item], seed: int, step: int, refill: int, count: int
+) -> PromptBatch[Item]:
+  """The prompts of `count` tasks; those that cannot be used are replaced by further ones.
+
+  Raises:
+    DataError: if no task of an attempt can be used.
+  """
+  found: list[Item] = []
+  replaced: list[str] = []
+  attempt = 0
+  while len(found) < count:
+    more = refill + attempt * _REPLACEMENTS
+    before = len(found)
+    for task in source.batch(seed, step, count - before, more):
+      try:
+        found.append(encode(task))
+      except DataError as error:
+        replaced.append(str(error))
+    if len(found) == before and (not found or attempt >= _MOST_ATTEMPTS):
+      raise DataError(replaced[-1])
+    attempt += 1
+  return PromptBatch(found, tuple(replaced))
 
 
 def refill_prompts(
@@ -268,7 +296,7 @@ def refill_prompts(
   if isinstance(source, FileSource):
     cfg = PipelineConfig(workers=0, steps_ahead=1)
     return next(prompt_batches(source.dataset(seed, refill), encode, seed, step, count, cfg))
-  return PromptBatch([encode(task) for task in source.batch(seed, step, count, refill)], ())
+  return _usable(source, encode, seed, step, refill, count)
 
 
 def solver_of(

@@ -5,7 +5,7 @@ PatchedImage ──plan_vision──► VisionBatch + the indices of the feature
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +60,46 @@ def geometric_buckets(smallest: int, largest: int) -> tuple[int, ...]:
 def distinct(images_by_row: Sequence[Sequence[PatchedImage]]) -> dict[str, PatchedImage]:
   """Each image once, by content hash, in order of appearance."""
   return {image.content_hash: image for images in images_by_row for image in images}
+
+
+class ImageNeeds(NamedTuple):
+  """What images need of a VisionBatch."""
+
+  windows: int  # slots
+  frames: tuple[int, ...]  # patches of each frame
+
+  def rows(self, patches: int) -> int:
+    """Rows of `patches` patches that the frames fill."""
+    return first_fit(self.frames, patches)[1]
+
+
+def needs_of(grids: Iterable[tuple[int, int, int]], window_blocks: int) -> ImageNeeds:
+  """What images of some grids (time, height, width in patches) need together."""
+  grids = list(grids)
+  return ImageNeeds(
+    sum(window_layout(grid, window_blocks).slots for grid in grids),
+    tuple(h * w for t, h, w in grids for _ in range(t)),
+  )
+
+
+def fits(
+  images: Sequence[PatchedImage], window_blocks: int, buckets: VisionBuckets, encoded: bool
+) -> bool:
+  """Whether the largest buckets hold distinct images.
+
+  Args:
+    encoded: as features alone, see `pack_features`: these leave no room in a window and need no
+      rows of frames.
+  """
+  if not images:
+    return True
+  if encoded:
+    return sum(image.tokens for image in images) <= buckets.windows[-1] * window_blocks**2
+  needs = needs_of((image.grid_3 for image in images), window_blocks)
+  size = next((size for size in buckets.patches if size >= max(needs.frames)), None)
+  if size is None or needs.windows > buckets.windows[-1]:
+    return False
+  return needs.rows(size) <= buckets.frames[-1]
 
 
 def plan_vision(

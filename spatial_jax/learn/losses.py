@@ -1,8 +1,8 @@
 """Losses on log-probabilities of tokens: pure functions, additive over microbatches.
 
 A loss takes log-probabilities [R, T] of some rows, what it needs of these rows, and last the mask
-and the weight of their tokens. The weights of all trained tokens of a batch sum to 1, so that the
-losses, metrics and gradients of microbatches add up to those of the batch.
+and the weight of their tokens. Weights are those of the whole batch, so that the losses, metrics
+and gradients of microbatches add up to those of the batch.
 
     loss = sum_r token_weight_r * sum_t trained_rt * loss_rt
 
@@ -154,13 +154,19 @@ def token_weights(
   weight_R = jnp.ones(tokens_R.shape) if weight_R is None else jnp.asarray(weight_R)
   weight_R = jnp.where(tokens_R > 0.0, weight_R, 0.0)
   if normalise == "token":
-    total = jnp.sum(weight_R * tokens_R)
-    return weight_R / jnp.where(total > 0.0, total, 1.0)
+    return weight_R / token_total(trained_RT, weight_R)
   total = jnp.sum(weight_R)
   rows = weight_R / jnp.where(total > 0.0, total, 1.0)
   if normalise == "constant":
     return rows / max(length_constant, 1)
   return rows / jnp.maximum(tokens_R, 1.0)
+
+
+def token_total(trained_RT: Array, weight_R: Array) -> jax.Array:
+  """The number of trained tokens of a batch, each times the weight of its row; 1 if that is 0."""
+  tokens_R = jnp.sum(jnp.asarray(trained_RT), axis=1).astype(jnp.float32)
+  total = jnp.sum(weight_R * tokens_R)
+  return jnp.where(total > 0.0, total, 1.0)
 
 
 def policy_loss(
@@ -174,6 +180,7 @@ def policy_loss(
   ref_logp_RT: Array | None = None,
   sampler_logp_RT: Array | None = None,
   entropy_RT: Array | None = None,
+  mean_weight_R: Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
   """The policy-gradient loss of some rows: surrogate, KL term, entropy bonus.
 
@@ -186,43 +193,54 @@ def policy_loss(
     ref_logp_RT: float32, of the reference policy; None: no KL term.
     sampler_logp_RT: float32, recorded by the sampler, for `importance_weights`; None: weight 1.
     entropy_RT: float32, entropy of the policy at each token, with a gradient; None: no bonus.
+    mean_weight_R: float32, of the metrics: `token_weights` with "token"; None: `token_weight_R`.
 
   Returns:
     What these rows add to the loss, and to each metric, a mean over trained tokens.
   """
-  mean = functools.partial(_weighted_sum, trained_RT=trained_RT, token_weight_R=token_weight_R)
+  weights = (token_weight_R, token_weight_R if mean_weight_R is None else mean_weight_R)
+  add, mean = (functools.partial(_sum, trained_RT=trained_RT, token_weight_R=w) for w in weights)
   log_ratio_RT = _log_ratio(logp_RT, old_logp_RT, trained_RT)
   loss_RT, clipped_RT = surrogate(log_ratio_RT, logp_RT, advantage_R, trained_RT, cfg)
   sampled_RT = old_logp_RT if sampler_logp_RT is None else sampler_logp_RT
-  metrics = _ratio_metrics(log_ratio_RT, clipped_RT, mean) | {
+  importance_RT = None
+  if sampler_logp_RT is not None:
+    importance_RT = importance_weights(old_logp_RT, sampler_logp_RT, trained_RT, cfg.importance)
+  loss = add(loss_RT if importance_RT is None else loss_RT * importance_RT)
+  metrics = _ratio_metrics(log_ratio_RT, clipped_RT, importance_RT, mean) | {
     "logp_difference": mean(jnp.abs(_log_ratio(logp_RT, sampled_RT, trained_RT))),
     "entropy_estimate": -mean(logp_RT),
   }
-  if sampler_logp_RT is not None:
-    weight_RT = importance_weights(old_logp_RT, sampler_logp_RT, trained_RT, cfg.importance)
-    metrics["importance"] = mean(weight_RT)
-    metrics["importance_masked"] = mean((weight_RT == 0.0).astype(weight_RT.dtype))
-    loss_RT = loss_RT * weight_RT
-  loss = mean(loss_RT)
   if ref_logp_RT is not None:
     gap_RT = _log_ratio(ref_logp_RT, logp_RT, trained_RT)
     metrics["kl_ref_k1"], metrics["kl_ref_k3"] = mean(-gap_RT), mean(_k3(gap_RT))
-    if cfg.kl.place == "loss":
-      loss += beta * mean(_kl(gap_RT, cfg.kl.estimate))
+    loss += beta * add(_kl(gap_RT, cfg.kl.estimate)) if cfg.kl.place == "loss" else 0.0
   if entropy_RT is not None:
     metrics["entropy"] = mean(entropy_RT)
-    loss -= cfg.entropy.weight * mean(jnp.minimum(entropy_RT, cfg.entropy.target))
+    loss -= cfg.entropy.weight * add(jnp.minimum(entropy_RT, cfg.entropy.target))
   return loss, jax.lax.stop_gradient(metrics)
 
 
 def _ratio_metrics(
-  log_ratio_RT: jax.Array, clipped_RT: jax.Array, mean: Callable[[jax.Array], jax.Array]
+  log_ratio_RT: jax.Array,
+  clipped_RT: jax.Array,
+  importance_RT: jax.Array | None,
+  mean: Callable[[jax.Array], jax.Array],
 ) -> Metrics:
-  """Ratio, its square, clipped fractions, KL divergence from the old policy (k1, k3)."""
-  ratio_RT = jnp.exp(log_ratio_RT)
-  return {
+  """Ratio, clipped fractions, KL divergence from the old policy, importance weights.
+
+  "sample_weight" and its square are those of `effective_share`.
+  """
+  ratio_RT, metrics = jnp.exp(log_ratio_RT), {}
+  weight_RT = ratio_RT
+  if importance_RT is not None:
+    metrics["importance"] = mean(importance_RT)
+    metrics["importance_masked"] = mean((importance_RT == 0.0).astype(importance_RT.dtype))
+    weight_RT = ratio_RT * importance_RT
+  return metrics | {
     "ratio": mean(ratio_RT),
-    "ratio_square": mean(jnp.square(ratio_RT)),
+    "sample_weight": mean(weight_RT),
+    "sample_weight_square": mean(jnp.square(weight_RT)),
     "clip_fraction": mean(clipped_RT),
     "clip_fraction_above": mean(jnp.where(ratio_RT > 1.0, clipped_RT, 0.0)),
     "kl_old_k1": mean(-log_ratio_RT),
@@ -336,22 +354,24 @@ def nll(logp_RT: Array, trained_RT: Array, token_weight_R: Array) -> jax.Array:
 
   Source: ViLaSR (arXiv:2506.09965, Eq. 4) is the form with "sequence" weights.
   """
-  return -_weighted_sum(logp_RT, trained_RT, token_weight_R)
+  return -_sum(logp_RT, trained_RT, token_weight_R)
 
 
 def effective_share(metrics: Metrics) -> Metrics:
-  """Replaces `ratio_square` in the metrics of a whole batch by the effective share of its tokens.
+  """Replaces the sums of weights in the metrics of a whole batch by the effective share of tokens.
 
-      effective_share = mean(ratio)^2 / mean(ratio^2)      1: sampler and trainer agree
+      w                ratio, times the importance weight if there is one
+      effective_share  (sum w)^2 / (n sum w^2)      1: sampler and trainer agree
 
-  Source: Kong, "A note on importance sampling using standardized weights" (1992).
+  Source: Kish (1965); Kong, "A note on importance sampling using standardized weights" (1992).
   """
-  rest = {name: value for name, value in metrics.items() if name != "ratio_square"}
-  share = jnp.square(metrics["ratio"]) / jnp.maximum(metrics["ratio_square"], 1e-30)
-  return rest | {"effective_share": share}
+  names = ("sample_weight", "sample_weight_square")
+  weight, square = (metrics[name] for name in names)
+  rest = {name: value for name, value in metrics.items() if name not in names}
+  return rest | {"effective_share": jnp.square(weight) / jnp.maximum(square, 1e-30)}
 
 
-def _weighted_sum(x_RT: Array, trained_RT: Array, token_weight_R: Array) -> jax.Array:
+def _sum(x_RT: Array, trained_RT: Array, token_weight_R: Array) -> jax.Array:
   """sum_r weight_r sum_t trained_rt x_rt; where, not product: x may be -inf where not trained."""
   return jnp.sum(token_weight_R * jnp.sum(jnp.where(trained_RT, x_RT, 0.0), axis=1))
 

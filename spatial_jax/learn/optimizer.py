@@ -66,8 +66,8 @@ class OptimizerConfig:
 
   def __post_init__(self):
     check_choice(self, "kind", "schedule", "mu_dtype", "gradient_dtype")
-    check_whole(self, "warmup_steps", "decay_steps", at_least=0)
-    check_whole(self, "total_steps", at_least=1)
+    # `check_steps` refuses 0 where it matters; elsewhere the numbers it is made of have a message.
+    check_whole(self, "warmup_steps", "decay_steps", "total_steps", at_least=0)
     check_number(self, "learning_rate", at_least=0, at_most=1)
     check_number(self, "b1", "b2", at_least=0, at_most=0.999999)  # below 1 in float32
     check_number(self, "weight_decay", at_least=0)

@@ -13,7 +13,7 @@ import numpy as np
 
 from spatial_jax.checks import is_ascending, is_whole
 from spatial_jax.config import check_field
-from spatial_jax.data.vision_packing import VisionBuckets, bucket
+from spatial_jax.data.vision_packing import VisionBuckets, bucket, first_fit
 from spatial_jax.learn.train_batch import (
   BatchConfig,
   forbidden_tokens,
@@ -71,7 +71,7 @@ def to_packed_batch(
   lengths = [len(t.token_ids_T) for t in trajectories]
   longest = int(np.argmax(lengths))
   bucket(lengths[longest], (cfg.tokens,), f"tokens of task {trajectories[longest].task_id}")
-  placed = first_fit(lengths, cfg.tokens if cfg.pack else 0)
+  placed = rows_of(lengths, cfg.tokens if cfg.pack else 0)
   count = bucket(len(placed), cfg.rows, "rows of demonstrations")
   shape = (count, cfg.tokens)
   tokens = _no_tokens(shape)
@@ -106,21 +106,15 @@ def _no_tokens(shape: tuple[int, int]) -> TokenArrays:
   )
 
 
-def first_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
-  """Indices of the sequences of each row: the longest first, each into the first row with room.
+def rows_of(lengths: Sequence[int], size: int) -> list[list[int]]:
+  """Indices of the sequences of each row, in their order in the row, see `first_fit`.
 
   `size` is the length of a row; 0: every sequence has its own row.
   """
-  rows: list[list[int]] = []
-  room: list[int] = []
-  for n in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-    row = next((r for r, left in enumerate(room) if left >= lengths[n]), None)
-    if row is None:
-      rows.append([n])
-      room.append(size - lengths[n])
-    else:
-      rows[row].append(n)
-      room[row] -= lengths[n]
+  places, count = first_fit(lengths, size)
+  rows: list[list[int]] = [[] for _ in range(count)]
+  for n in sorted(range(len(lengths)), key=lambda n: places[n][1]):
+    rows[places[n][0]].append(n)
   return rows
 
 
@@ -153,6 +147,6 @@ def row_buckets(
   """
   rng = np.random.default_rng(0)
   batches = [rng.choice(lengths, sequences).tolist() for _ in range(_RANDOM_BATCHES)]
-  usual = max(len(first_fit(batch, tokens)) for batch in batches)
+  usual = max(len(rows_of(batch, tokens)) for batch in batches)
   most = -(-sequences // max(1, tokens // longest))
   return tuple(sorted({-(-count // multiple) * multiple for count in (usual, most)}))

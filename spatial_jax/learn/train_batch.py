@@ -23,7 +23,6 @@ from spatial_jax.types import (
   FeatureBatch,
   PatchedImage,
   Rollouts,
-  RowRole,
   TokenArrays,
   TrainBatch,
   TrainRows,
@@ -63,11 +62,6 @@ class BatchConfig:
   window_blocks: int  # merged tokens along one side of a vision window
   vocabulary: int  # V
 
-  @property
-  def visual_tokens(self) -> int:
-    """Merged tokens of all images that the largest vision bucket holds."""
-    return self.vision.windows[-1] * self.window_blocks**2
-
   def __post_init__(self):
     valid = is_ascending(self.prefix_buckets, 1)
     check_field(self, "prefix_buckets", valid, "be ascending, from 1 on")
@@ -84,29 +78,11 @@ class SequenceTokens(NamedTuple):
   logp: Any
 
 
-_NO_TOKEN: dict[str, Any] = {
-  "token_RT": 0,
-  "position_RTA": 0,
-  "valid_RT": False,
-  "feature_RT": -1,
-}
 _ZERO, _NONE = np.array(0), np.array(-1)
 _PADDING = SequenceTokens(
   TokenArrays(token_RT=_ZERO, position_RTA=_ZERO, valid_RT=np.array(False), feature_RT=_NONE),
   trained=np.array(False),
   logp=_ZERO,
-)
-# A row that trains nothing; `pad_rows` gives it a prefix.
-_PADDING_ROW = TrainRows(
-  tokens=_PADDING.tokens,
-  trained_RT=_PADDING.trained,
-  old_logp_RT=_PADDING.logp,
-  advantage_R=_ZERO,
-  temperature_R=np.array(1),
-  prefix_R=_NONE,
-  group_R=_NONE,
-  role_R=np.array(RowRole.ROLLOUT),
-  weight_R=_ZERO,
 )
 
 
@@ -116,7 +92,6 @@ def to_train_batch(
   cfg: BatchConfig,
   kept_BG: PerRollout | None = None,
   image_features: Mapping[str, np.ndarray] | None = None,
-  role_BG: PerRollout | None = None,
   weight_BG: PerRollout | None = None,
 ) -> tuple[TrainBatch, dict[str, np.ndarray]]:
   """Pads trajectories to rows; the vision batch contains each distinct image once.
@@ -128,7 +103,6 @@ def to_train_batch(
     cfg: static shapes.
     kept_BG: bool, whether a trajectory becomes a row; None: all do.
     image_features: content hash -> features, which then replace the pixels of the images.
-    role_BG: RowRole; None: `RowRole.ROLLOUT`.
     weight_BG: float32 >= 0, how much a trajectory counts in the loss; None: 1.
 
   Returns:
@@ -154,47 +128,11 @@ def to_train_batch(
       temperature_R=np.asarray([trajectory.temperature for trajectory in rows], np.float32),
       prefix_R=group_R,
       group_R=group_R,
-      role_R=_flat("role_BG", role_BG, groups, RowRole.ROLLOUT, np.int32)[kept_R],
       weight_R=_weights(weight_BG, groups)[kept_R],
     ),
     forbidden_V=forbidden_tokens(rows, cfg.vocabulary),
     vision=vision,
   ), feature_of
-
-
-def pad_rows(batch: TrainBatch, count: int, blocks: int = 1) -> TrainBatch:
-  """Adds rows that train nothing, so that groups of any sizes divide over the devices.
-
-      blocks = 2, count = 6      | group 0, row 0 1 | pad |  group 1, row 0 1 2 |
-                                 |     device 0           |     device 1        |
-
-  Args:
-    batch: NumPy arrays, from `to_train_batch`.
-    count: number of rows afterwards; a constant count avoids compilations.
-    blocks: number of equal parts of prefixes and rows; the rows of a part follow prefixes of the
-      same part. The number of devices that rows are sharded over.
-
-  Raises:
-    ValueError: if the rows do not fit.
-  """
-  prompts, size = batch.prefix.token_RT.shape[0], count // blocks
-  found = np.bincount(batch.rows.prefix_R // max(prompts // blocks, 1), minlength=blocks)
-  if prompts % blocks or count % blocks or found.max() > size:
-    raise ValueError(
-      f"{prompts} groups with {found.tolist()} rows in {blocks} blocks cannot be padded to {count} "
-      "rows; give every block the same number of groups, and at most its share of the rows"
-    )
-  place_R = np.concatenate([block * size + np.arange(rows) for block, rows in enumerate(found)])
-
-  def pad(padding: Any, x_R: np.ndarray) -> np.ndarray:
-    padded = np.full((count, *x_R.shape[1:]), padding, x_R.dtype)
-    padded[place_R] = x_R
-    return padded
-
-  rows = jax.tree.map(pad, _PADDING_ROW, batch.rows)
-  first_R = (np.arange(count) // size * (prompts // blocks)).astype(np.int32)
-  prefix_R = np.where(rows.prefix_R < 0, first_R, rows.prefix_R)
-  return batch._replace(rows=rows._replace(prefix_R=prefix_R))
 
 
 def downsample_rollouts(advantage_BG: np.ndarray, keep_fraction: float, blocks: int) -> np.ndarray:

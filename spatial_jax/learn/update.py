@@ -6,19 +6,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spatial_jax.learn.gradient import (
-  NO_OTHERS,
-  Microbatch,
-  TokenScores,
-  gradient,
-)
+from spatial_jax.learn.gradient import Microbatch, TokenScores, gradient
 from spatial_jax.learn.losses import (
   LossConfig,
   Metrics,
   effective_share,
   kl_weight,
-  nll,
   policy_loss,
+  token_total,
   token_weights,
 )
 from spatial_jax.learn.train_batch import Microbatches
@@ -44,9 +39,12 @@ def policy_update(
       the latter.
 
   Returns:
-    The next state, and scalar metrics.
+    The next state, and scalar metrics: means over the trained tokens, except for the loss.
   """
   beta = kl_weight(cfg.kl, state.step)
+  trained_RT, weight_R = batch.rows.trained_RT, batch.rows.weight_R
+  token_weight_R = token_weights(trained_RT, cfg.normalise, weight_R, cfg.length_constant)
+  tokens = token_total(trained_RT, weight_R)
 
   def loss(scores: TokenScores, microbatch: Microbatch) -> tuple[jax.Array, Metrics]:
     rows, (ref_RT, trainer_RT) = microbatch.rows, microbatch.others
@@ -66,32 +64,13 @@ def policy_update(
       ref_RT,
       sampler_logp_RT,
       scores.entropy_RT,
+      rows.weight_R / tokens,
     )
 
-  rows, with_entropy = batch.rows, cfg.entropy.weight > 0
-  weight_R = token_weights(rows.trained_RT, cfg.normalise, rows.weight_R, cfg.length_constant)
-  value, metrics, grads = gradient(
-    policy, state.params, batch, weight_R, others, loss, micro, with_entropy
-  )
+  arguments = (policy, state.params, batch, token_weight_R, others, loss, micro)
+  value, metrics, grads = gradient(*arguments, with_entropy=cfg.entropy.weight > 0)
   metrics = {"loss": value, **effective_share(metrics)}
   return apply_gradient(optimizer, state, grads, metrics)
-
-
-def sft_update(
-  policy: Policy,
-  optimizer: optax.GradientTransformation,
-  micro: Microbatches,
-  state: TrainState,
-  batch: TrainBatch,
-) -> tuple[TrainState, Metrics]:
-  """One step of maximum likelihood on the trained tokens; arguments as in `policy_update`."""
-
-  def loss(scores: TokenScores, microbatch: Microbatch) -> tuple[jax.Array, Metrics]:
-    return nll(scores.logp_RT, microbatch.rows.trained_RT, microbatch.token_weight_R), {}
-
-  weight_R = token_weights(batch.rows.trained_RT, "token", batch.rows.weight_R)
-  value, metrics, grads = gradient(policy, state.params, batch, weight_R, NO_OTHERS, loss, micro)
-  return apply_gradient(optimizer, state, grads, {"loss": value, **metrics})
 
 
 def apply_gradient(

@@ -42,12 +42,29 @@ SCORE = Curve(
 REWARD = Curve("reward", "Reward", "above: mean over rollouts; below: sharpness k", share=False)
 LENGTH = Curve("response_tokens", "Response length", "sampled tokens per rollout", share=False)
 DRAWING = Curve("drawing_share", "Drawing", "share of rollouts with a drawn image", share=True)
+_ROLLOUTS = (SCORE, REWARD, LENGTH, DRAWING)
+_DEMONSTRATIONS = (
+  Curve("loss", "Loss", "mean negative log-likelihood per token, nats", share=False),
+  LENGTH._replace(caption="trained tokens per demonstration"),
+  DRAWING._replace(caption="share of demonstrations with a drawn image"),
+)
+_PAIRS = (
+  Curve("loss", "Loss", "mean over pairs", share=False),
+  Curve(
+    "pairs_right", "Pairs in the right order", "share whose preferred one gained more", share=True
+  ),
+  Curve("margin", "Margin", "β times the gain of the preferred over the other answer", share=False),
+)
+# The main curves of each stage; others have those of rollouts.
+MAIN = {"sft": _DEMONSTRATIONS, "reject": _DEMONSTRATIONS, "dpo": _PAIRS}
 FURTHER = (
   Curve("format", "Format", "share of responses in the right format", share=True),
   Curve("zero_variance_groups", "Equal rewards", "share of groups without a signal", share=True),
   Curve("entropy_estimate", "Entropy", "estimate per token, nats", share=False),
   Curve("kl_ref_k3", "Divergence from the reference", "k3 per token, nats", share=False),
   Curve("loss", "Loss", "of the update", share=False),
+  Curve("reward_chosen", "Preferred answers", "β times the gain in log-probability", share=False),
+  Curve("reward_rejected", "Other answers", "β times the gain in log-probability", share=False),
   Curve("grad_norm", "Gradient norm", "before clipping", share=False),
   Curve(
     "logp_difference", "Sampler against trainer", "mean |Δ log-probability|, nats", share=False
@@ -74,9 +91,9 @@ def held_out_panel(records: Sequence[dict[str, Any]]) -> Panel | None:
 
 
 def main_panels(records: Sequence[dict[str, Any]]) -> list[Panel]:
-  """The main curves of training; those without a value in the records are left out."""
+  """The main curves of the stage; those without a value in the records are left out."""
   panels = []
-  for curve in (SCORE, REWARD, LENGTH, DRAWING):
+  for curve in _main(records):
     points = _points(records, curve.key)
     if not points:
       continue
@@ -94,10 +111,22 @@ def main_panels(records: Sequence[dict[str, Any]]) -> list[Panel]:
 
 def further_panels(records: Sequence[dict[str, Any]]) -> list[Panel]:
   """Curves of the machinery, for a fold."""
-  points = {curve: _points(records, curve.key) for curve in FURTHER}
+  shown = {curve.key for curve in _main(records)}
+  points = {curve: _points(records, curve.key) for curve in FURTHER if curve.key not in shown}
   return [
     _panel(curve, found, _FURTHER_IN, from_zero=False) for curve, found in points.items() if found
   ]
+
+
+def further_title(records: Sequence[dict[str, Any]]) -> str:
+  """The name of the fold with the further curves."""
+  named = ": format, entropy, loss, speed, devices" if _main(records) is _ROLLOUTS else ""
+  return f"Further curves{named}"
+
+
+def _main(records: Sequence[dict[str, Any]]) -> tuple[Curve, ...]:
+  """The main curves of the stage that wrote the records."""
+  return MAIN.get(records[-1].get("stage", ""), _ROLLOUTS) if records else _ROLLOUTS
 
 
 def smooth(value_Z: np.ndarray) -> np.ndarray:
@@ -119,7 +148,8 @@ def _panel(
 ) -> Panel:
   limits = (-0.02, 1.03) if curve.share else None
   if not limits and from_zero:
-    limits = (min(0.0, *(y for _, y in points)), 1.15 * max(y for _, y in points) or 1.0)
+    low, high = min(0.0, *(y for _, y in points)), max(0.0, *(y for _, y in points))
+    limits = (low, 1.15 * high or float(low == 0.0))
   draw = functools.partial(_draw_curve, points, limits)
   return Panel(curve, svg.axes_svg(draw, *size_in, curve.title), "" if limits else _NOT_FROM_ZERO)
 

@@ -88,8 +88,7 @@ def write_report(
   records, table = metrics.read(workdir), read_results(workdir)
   steps = [groups for groups in load_groups(workdir, groups_per_step) if groups]
   steps.sort(key=lambda groups: groups[0].step is not None)  # the evaluation first
-  config = workdir / CONFIG
-  config = config.read_text(encoding="utf-8", errors="replace") if config.exists() else None
+  config = _config_text(workdir)
   change = score_change(table) if table else None
   page = page_template("report.html.jinja").render(
     about=about,
@@ -104,6 +103,7 @@ def write_report(
     held_out=curves.held_out_panel(records),
     curves=curves.main_panels(records),
     further_curves=curves.further_panels(records),
+    further_title=curves.further_title(records),
     not_finite=not_finite(records),
     schedule=_schedule(config),
     card=card_view(card) if card else None,
@@ -174,11 +174,16 @@ def page_template(name: str) -> jinja2.Template:
   return environment.get_template(name)
 
 
+def _config_text(workdir: pathlib.Path) -> str | None:
+  path = workdir / CONFIG
+  return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+
+
 def _schedule(config: str | None) -> str | None:
   """A remark on schedules that did not end with the run."""
   try:
     return wording.schedule_sentence(json.loads(config)) if config else None
-  except (ValueError, AttributeError, TypeError):
+  except (ValueError, AttributeError, TypeError, KeyError):
     return None  # another form of config, which is shown as text
 
 

@@ -105,6 +105,10 @@ def schedule_sentence(config: dict[str, Any]) -> str | None:
   """What the schedules did not reach, None if they ended with the run; `config` is config.json."""
   optimizer = config.get("learn", {}).get("optimizer", {})
   steps = config.get("loop", {}).get("steps")
+  stage = "".join(config.get("stages", ()))  # of a run with several, each folder has one
+  if stage in ("sft", "reject", "dpo"):
+    part = config["reject"]["train"] if stage == "reject" else config[stage]
+    optimizer, steps = part["optimizer"], part["steps"]
   warmup, total = optimizer.get("warmup_steps"), optimizer.get("total_steps")
   if None in (steps, warmup, total):
     return None

@@ -15,6 +15,7 @@ from typing import Any
 
 from spatial_jax.data.media import read_pixels
 from spatial_jax.data.tokenizer import IM_END
+from spatial_jax.data.vision_packing import ImageNeeds, needs_of
 from spatial_jax.drawing.canvas import DrawnImage, Style, draw, targets
 from spatial_jax.drawing.parser import Coordinates, Limits, Parsed, parse
 from spatial_jax.errors import DataError
@@ -84,6 +85,32 @@ def _item(operation: Operation, coordinates: Coordinates) -> dict[str, Any]:
   return {"index": operation.image, **points, "label": operation.label}
 
 
+@dataclasses.dataclass(frozen=True)
+class SequenceRoom:
+  """What one demonstration may need of the static shapes of a batch."""
+
+  tokens: int  # of prompt and response
+  windows: int  # slots of the vision tower
+  frames: int
+  patches: int  # of the largest frame
+
+  def problem(self, tokens: int, images: ImageNeeds) -> str:
+    """What a demonstration needs too much of; "" if it fits."""
+    smaller = "lower config.preprocess.max_pixels or config.video.max_pixels"
+    needs = (
+      (tokens, self.tokens, "tokens", "raise the tokens of the stage"),
+      (images.windows, self.windows, "windows of images", smaller),
+      (len(images.frames), self.frames, "images and frames", "leave some out"),
+      (max(images.frames, default=0), self.patches, "patches in one image", smaller),
+    )
+    found = (
+      f"{count:,} {name}, at most {most:,} fit; {fix}"
+      for count, most, name, fix in needs
+      if count > most
+    )
+    return next(found, "")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Demonstrator:
   """Task -> trajectory to imitate; a small record that worker processes receive."""
@@ -93,14 +120,14 @@ class Demonstrator:
   limits: Limits  # of one turn
   # Writes the response of a task that has none; None: the true answer alone is imitated.
   solver: Solver | None
-  max_tokens: int  # of prompt and response
+  room: SequenceRoom | None  # None: a demonstration may have any size
 
   def __call__(self, task: Task) -> Trajectory:
     """Returns the demonstration of a task.
 
     Raises:
-      DataError: if media or turns cannot be used, or it has more tokens than `max_tokens`; the
-        message names the task.
+      DataError: if media or turns cannot be used, or it does not fit `room`; the message names the
+        task.
     """
     return self.of_turns(self.conversation.prompt(task), task, task.turns)
 
@@ -137,12 +164,11 @@ class Demonstrator:
     return self._checked(trajectory, task)
 
   def _checked(self, trajectory: Trajectory, task: Task) -> Trajectory:
-    length = len(trajectory.token_ids_T)
-    if length > self.max_tokens:
-      raise DataError(
-        f"task {task.task_id}: its demonstration has {length} tokens, at most {self.max_tokens} "
-        "fit; raise the tokens of the stage"
-      )
+    if self.room is not None:
+      grids = [image.grid_3 for image in trajectory.images]
+      images = needs_of(grids, self.conversation.policy.vision.window_blocks)
+      if problem := self.room.problem(len(trajectory.token_ids_T), images):
+        raise DataError(f"task {task.task_id}: its demonstration has {problem}")
     return trajectory
 
   def _follow(self, prompt: Prompt, task: Task, turns: Sequence[DemonstratedTurn]) -> Trajectory:

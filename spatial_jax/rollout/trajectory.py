@@ -11,13 +11,14 @@ import json
 import pathlib
 import re
 import zipfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from spatial_jax.config import ConfigError, build
+from spatial_jax.data.vision_packing import distinct
 from spatial_jax.errors import DataError
 from spatial_jax.grammar import VILASR, Grammar
 from spatial_jax.types import Operation, OperationError, PatchedImage, Rollouts, Trajectory, Turn
@@ -198,18 +199,23 @@ def as_fault(trajectory: Trajectory) -> Trajectory:
   )
 
 
-def limit_images(rollouts: Rollouts, most_tokens: int) -> tuple[Rollouts, int]:
-  """Returns rollouts whose distinct images have at most `most_tokens` visual tokens together.
+def limit_images(
+  rollouts: Rollouts, fits: Callable[[Sequence[PatchedImage]], bool]
+) -> tuple[Rollouts, int]:
+  """Returns rollouts whose distinct images fit together.
 
-  While there are more, the rollout that drew most becomes a fault: the shapes of the update are
-  made for usual numbers of drawings.
+  While they do not, the rollout that drew most becomes a fault: the shapes of the update are made
+  for usual numbers of drawings.
+
+  Args:
+    fits: whether the update holds some distinct images.
 
   Returns:
     The rollouts, and how many became faults.
   """
   kept = [list(group) for group in rollouts]
   faults = 0
-  while distinct_tokens(kept) > most_tokens:
+  while not fits(images_of(kept)):
     places = [(b, g) for b, group in enumerate(kept) for g in range(len(group))]
     b, g = max(places, key=lambda place: _drawn_tokens(kept[place[0]][place[1]]))
     if not _drawn_tokens(kept[b][g]):
@@ -223,10 +229,9 @@ def _drawn_tokens(trajectory: Trajectory) -> int:
   return sum(image.tokens for image in trajectory.images[trajectory.prompt_images :])
 
 
-def distinct_tokens(rollouts: Rollouts) -> int:
-  """Visual tokens of the distinct images of rollouts."""
-  images = {i.content_hash: i.tokens for group in rollouts for t in group for i in t.images}
-  return sum(images.values())
+def images_of(rollouts: Rollouts) -> list[PatchedImage]:
+  """The distinct images of rollouts."""
+  return list(distinct([t.images for group in rollouts for t in group]).values())
 
 
 # --- files -------------------------------------------------------------------------------------

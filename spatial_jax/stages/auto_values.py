@@ -13,12 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from spatial_jax.config import build
 from spatial_jax.data.image import PreprocessConfig
 from spatial_jax.data.vision_packing import geometric_buckets, window_layout
 from spatial_jax.hf.model_zoo import parameter_count
+from spatial_jax.learn.losses import KlConfig
 from spatial_jax.policy.config import QwenVLConfig
+from spatial_jax.reward.config import RewardConfig
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.memory import MemoryPlan
+from spatial_jax.stages.updates import image_batches
 from spatial_jax.types import Prompt
 
 Settings = dict[str, Any]  # a config as nested dicts
@@ -126,7 +130,8 @@ def data_values(
   """Returns lengths and buckets for prompts of the given sizes.
 
   Args:
-    settings: rollout.prompts and .group are read, and what is not None of rollout.stop.
+    settings: rollout.prompts and .group are read, what is not None of rollout.stop, and in learn
+      what `image_batches` reads.
     sizes: of some prompts of the data, at least one.
     draws: whether the prompt form draws.
     conversation: measures observations; None: their text is assumed.
@@ -141,7 +146,7 @@ def data_values(
   limit = stop["max_image_tokens"] or shown + drawn
   expected = min(_DRAWN_IMAGES * frame, limit - shown) if draws else 0
   lengths = buckets([size.tokens for size in sizes])
-  prompts, group = rollout["prompts"], rollout["group"]
+  prompts, group = -(-rollout["prompts"] // _image_batches(settings["learn"])), rollout["group"]
   return {
     "rollout.stop.max_turns": usual["max_turns"],
     "rollout.stop.max_response_tokens": response,
@@ -153,9 +158,15 @@ def data_values(
     "rollout.append": (8,) if draws else (1,),
     "rollout.vision": _vision_of_prompts(sizes, shape),
     "learn.prefix_buckets": lengths,
-    "learn.vision": _vision_of_step(sizes, prompts, group * expected, shape),
+    "learn.vision": _vision_of_update(sizes, prompts, group * expected, shape),
     "learn.micro.lengths": _row_lengths(response + 1),
   }
+
+
+def _image_batches(learn: Settings) -> int:
+  reward = build(RewardConfig, learn["reward"], "config.learn.reward")
+  kl = build(KlConfig, learn["loss"]["kl"], "config.learn.loss.kl")
+  return image_batches(learn["minibatches"], reward, kl)
 
 
 def buffer_values(
@@ -233,10 +244,10 @@ def _one_and_all(counts: Sequence[Sequence[int]]) -> tuple[int, ...]:
   return tuple(sorted({geometric_buckets(16, n)[-1] for n in (one, whole)}))
 
 
-def _vision_of_step(
+def _vision_of_update(
   sizes: Sequence[PromptSize], prompts: int, drawn: int, shape: QwenVLConfig
 ) -> dict[str, tuple[int, ...]]:
-  """All images of a step: of usual prompts, and of the largest ones with their drawings."""
+  """All images of a batch of the update: of usual prompts, and of the largest with drawings."""
   each = _vision_of_prompts(sizes, shape)
   blocks = shape.vision.window_blocks
   longest = buckets([size.tokens for size in sizes])[-1]  # a prompt may have more than was measured
@@ -245,13 +256,13 @@ def _vision_of_step(
   frames = [sum(grid[0] for grid in size.grids) for size in sizes]
   frame = max((h * w for size in sizes for _, h, w in size.grids), default=4) // 4
 
-  def of_step(counts: Sequence[int], more: int) -> tuple[int, ...]:
+  def of_batch(counts: Sequence[int], more: int) -> tuple[int, ...]:
     usual, most = prompts * int(np.mean(counts[: len(sizes)]) + 1), prompts * (max(counts) + more)
     return tuple(sorted({geometric_buckets(16, n)[-1] for n in (usual, most)}))
 
   return {
-    "windows": _at_least(of_step(windows, -(-drawn // blocks**2)), each["windows"]),
-    "frames": _at_least(of_step(frames, -(-drawn // frame)), each["frames"]),
+    "windows": _at_least(of_batch(windows, -(-drawn // blocks**2)), each["windows"]),
+    "frames": _at_least(of_batch(frames, -(-drawn // frame)), each["frames"]),
     "patches": each["patches"],
   }
 

@@ -85,8 +85,7 @@ class Collector:
 
   def _join(self, parts: Sequence[pathlib.Path]) -> pathlib.Path:
     records = [json.loads(part.read_text()) for part in parts]
-    # A task comes again in the next pass over the data; ids are unique in a data file.
-    rows = list({row["id"]: row for record in records for row in record["rows"]}.values())
+    rows = unique_ids([row for record in records for row in record["rows"]])
     totals: Counter = Counter()
     for record in records:
       for name, test, count in record["counts"]:
@@ -103,6 +102,20 @@ class Collector:
       )
     write_text(self.folder / ROWS, "".join(json.dumps(row) + "\n" for row in rows))
     return self.folder / ROWS
+
+
+def unique_ids(rows: Sequence[Row]) -> list[Row]:
+  """The rows with unique ids, which a data file must have: "a#1", and "a#1@2" of a second pass.
+
+  A task comes again in the next pass over the data, with other rollouts.
+  """
+  passes: Counter = Counter()
+  found = []
+  for row in rows:
+    passes[row["id"]] += 1
+    number = passes[row["id"]]
+    found.append(row | {"id": f"{row['id']}@{number}"} if number > 1 else row)
+  return found
 
 
 def row_of(task: Task, name: str, folder: pathlib.Path, responses: Mapping[str, Trajectory]) -> Row:

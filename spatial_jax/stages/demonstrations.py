@@ -4,6 +4,7 @@ tasks ─► demonstrations (or pairs) ─► PackedBatch ─► update
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -13,18 +14,18 @@ from spatial_jax.config import check_field, check_whole
 from spatial_jax.data.files import FileSource
 from spatial_jax.data.pipeline import PipelineConfig, encode_in_order
 from spatial_jax.data.source import Source
-from spatial_jax.data.vision_packing import VisionBuckets, geometric_buckets, window_layout
+from spatial_jax.data.vision_packing import VisionBuckets, geometric_buckets, needs_of
 from spatial_jax.errors import DataError
 from spatial_jax.learn.optimizer import OptimizerConfig
 from spatial_jax.learn.packing import PackConfig, row_buckets
-from spatial_jax.learn.train_batch import Microbatches
 from spatial_jax.policy.config import QwenVLConfig
+from spatial_jax.rollout.demonstration import SequenceRoom
 from spatial_jax.types import Task, Trajectory
 
 Item = TypeVar("Item")
 _MULTIPLE = 128  # lengths of rows are rounded up to it: the TPU kernel reads such blocks
 _MEASURED = 96  # demonstrations whose sizes are measured
-_MARGIN = 1.25  # of the longest measured one
+_MARGIN = 1.25  # of the longest measured one, and of its images
 _MANY_PASSES = 20  # over the data
 _LEAST_ROW = 512  # tokens: several short demonstrations share a row
 
@@ -33,8 +34,6 @@ _LEAST_ROW = 512  # tokens: several short demonstrations share a row
 class DemonstrationTraining:
   """What SFT and DPO have in common in their config."""
 
-  # Data files, joined by commas; "": the tasks of config.source.
-  path: str
   steps: int  # updates
   batch: int  # demonstrations, or pairs, per step
   tokens: int | None  # length of a row; None: measured on the data
@@ -69,7 +68,7 @@ class DemonstrationSizes:
   tokens: tuple[int, ...]  # of each
   windows: tuple[int, ...]  # windows of the vision tower of its images
   frames: tuple[int, ...]
-  patches: int  # of the largest frame
+  patches: int  # of the largest frame that is expected
 
 
 def measure(
@@ -77,12 +76,14 @@ def measure(
   encode: Callable[[Task], Item],
   parts_of: Callable[[Item], Sequence[Trajectory]],
   shape: QwenVLConfig,
+  most_patches: int,
   pipeline: PipelineConfig,
 ) -> DemonstrationSizes:
   """Encodes some tasks and returns the sizes; tasks that cannot be used are skipped.
 
   Args:
     parts_of: an encoded item -> its trajectories.
+    most_patches: of an image, by the limits on pixels; frames are not expected to be larger.
 
   Raises:
     DataError: if none can be used.
@@ -91,13 +92,14 @@ def measure(
   good = [t for item in found if not isinstance(item, DataError) for t in parts_of(item)]
   if not good:
     raise next(error for error in found if isinstance(error, DataError))
-  grids = [[image.grid_3 for image in t.images] for t in good]
   blocks = shape.vision.window_blocks
+  needs = [needs_of((image.grid_3 for image in t.images), blocks) for t in good]
+  largest = max((max(need.frames) for need in needs if need.frames), default=4)
   return DemonstrationSizes(
     tokens=tuple(len(t.token_ids_T) for t in good),
-    windows=tuple(sum(window_layout(grid, blocks).slots for grid in one) for one in grids),
-    frames=tuple(sum(grid[0] for grid in one) for one in grids),
-    patches=max((h * w for one in grids for _, h, w in one), default=4),
+    windows=tuple(need.windows for need in needs),
+    frames=tuple(len(need.frames) for need in needs),
+    patches=max(largest, min(math.ceil(largest * _MARGIN), most_patches)),
   )
 
 
@@ -108,7 +110,7 @@ def shapes_of(
   multiple: int,
   shape: QwenVLConfig,
 ) -> PackConfig:
-  """The static shapes of packed rows.
+  """The static shapes of packed rows; any sequences that `room_of` admits fit together.
 
   Args:
     sequences: in a batch.
@@ -116,20 +118,19 @@ def shapes_of(
   """
   longest = int(max(sizes.tokens) * _MARGIN)
   tokens = cfg.tokens or max(-(-longest // _MULTIPLE) * _MULTIPLE, _LEAST_ROW)
+  rows = {-(-sequences // multiple) * multiple}  # each has its own
   if cfg.pack:
-    rows = row_buckets(sequences, sizes.tokens, min(longest, tokens), tokens, multiple)
-  else:
-    rows = (-(-sequences // multiple) * multiple,)
+    rows |= {*row_buckets(sequences, sizes.tokens, min(longest, tokens), tokens, multiple)}
 
   def of_batch(counts: Sequence[int]) -> tuple[int, ...]:
     usual = int(sequences * (np.mean(counts) + 1))
-    most = max(sequences * max(counts), 1)
+    most = max(sequences * math.ceil(max(counts) * _MARGIN), 1)
     return tuple(sorted({geometric_buckets(16, n)[-1] for n in (usual, most)}))
 
   patches = -(-sizes.patches // _MULTIPLE) * _MULTIPLE
   return PackConfig(
     tokens=tokens,
-    rows=rows,
+    rows=tuple(sorted(rows)),
     pack=cfg.pack,
     vision=VisionBuckets(of_batch(sizes.windows), of_batch(sizes.frames), (patches,)),
     window_blocks=shape.vision.window_blocks,
@@ -137,12 +138,12 @@ def shapes_of(
   )
 
 
-def microbatches(cfg: DemonstrationTraining, shapes: PackConfig) -> Microbatches:
-  """The microbatches of packed rows."""
-  return Microbatches(cfg.micro_rows or 1, (shapes.tokens,))
-
-
-def print_replaced(replaced: Sequence[str]) -> None:
-  """Prints why tasks were replaced by others."""
-  for reason in replaced:
-    print(f"warning: replaced by another task: {reason}")
+def room_of(shapes: PackConfig, sequences: int) -> SequenceRoom:
+  """What one of the sequences of a batch may need, so that any of them fit together."""
+  images = shapes.vision
+  return SequenceRoom(
+    tokens=shapes.tokens,
+    windows=images.windows[-1] // sequences,
+    frames=images.frames[-1] // sequences,
+    patches=images.patches[-1],
+  )

@@ -21,7 +21,8 @@ from spatial_jax.data.pipeline import PromptBatch
 from spatial_jax.errors import CheckpointError
 from spatial_jax.learn.dpo import DpoLossConfig
 from spatial_jax.learn.packing import PackConfig, to_packed_batch
-from spatial_jax.stages.demonstrations import DemonstrationTraining, print_replaced
+from spatial_jax.stages.demonstrations import DemonstrationTraining
+from spatial_jax.stages.replaced import ReplacedTasks
 from spatial_jax.types import Array, PackedBatch, Params, StageStep, TrainState, Trajectory
 from spatial_jax.workdir import write_text
 
@@ -33,6 +34,7 @@ Pair = tuple[Trajectory, Trajectory]  # preferred, rejected
 class DpoConfig(DemonstrationTraining):
   """The config of a DPO stage."""
 
+  path: str  # data files, joined by commas; "": the tasks of config.source
   # rows: the fields turns and rejected of the data. corrupted: the true answer against a changed
   # one (vsGRPO). samples: the best against the worst of the policy's own responses.
   pairs: Literal["rows", "corrupted", "samples"]
@@ -102,12 +104,12 @@ class DpoStage:
 
     A step raises CheckpointError if its pairs are not those that the reference was scored on.
     """
-    stream, path = self.stream(first), self.workdir / REFERENCE
+    stream, replaced = self.stream(first), ReplacedTasks()
+    path = self.workdir / REFERENCE
     reference = [json.loads(line) for line in path.read_text().splitlines()]
 
     def run(state: TrainState, step: int) -> tuple[TrainState, Mapping[str, Any]]:
       batch = next(stream)
-      print_replaced(batch.replaced)
       known, *logp = reference[step] if step < len(reference) else [None]
       if known != checksum(batch.prompts):
         raise CheckpointError(
@@ -117,7 +119,7 @@ class DpoStage:
       ref_logp_N = np.array(logp, np.float32)
       packed = self.programs.place(self._batch(batch.prompts))
       state, metrics = self.programs.dpo(state, packed, ref_logp_N)
-      return state, {**jax.device_get(metrics), "replaced_tasks": len(batch.replaced)}
+      return state, {**jax.device_get(metrics), "replaced_tasks": replaced.count(batch.replaced)}
 
     return run
 

@@ -127,10 +127,9 @@ class GrpoStage:
 
     def run(state: TrainState, step: int) -> tuple[TrainState, Mapping[str, Any]]:
       batch = next(stream)
-      for reason in batch.replaced:
-        print(f"warning: replaced by another task: {reason}")
+      replaced = self.sampler.replaced.count(batch.replaced)
       state, metrics = self.step(state, step, batch)
-      return state, {**metrics, "replaced_tasks": len(batch.replaced)}
+      return state, {**metrics, "replaced_tasks": replaced + metrics.get("replaced_tasks", 0)}
 
     return run
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from spatial_jax import metrics as metrics_lib
 from spatial_jax.config import check_field, check_number, check_whole
-from spatial_jax.data.vision_packing import distinct
+from spatial_jax.data.vision_packing import distinct, fits
 from spatial_jax.learn.train_batch import BatchConfig, to_train_batch
 from spatial_jax.stages.sampling import Sampled
 from spatial_jax.types import Array, Params, TrainBatch, Trajectory
@@ -28,6 +28,7 @@ _WINDOW = 5  # steps that a rule averages
 _LEAST_DRAWING = 0.02  # below it the share at the start is noise
 _LEAST_PAIRS = 2
 _QUIET_STEPS = 20  # between two warnings of one rule
+Pair = tuple[Trajectory, Trajectory]  # a rollout, and another one whose images it gets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +63,18 @@ class Finding(NamedTuple):
 
 
 class Health:
-  """Watches the metrics of a run; remembers how the run began, also after a resume."""
+  """Watches the metrics of a run; remembers how the run began, also after a resume.
+
+  The steps before a resume are no part of the average of the last ones, so that a run that was
+  stopped has a whole window to recover.
+  """
 
   def __init__(self, cfg: HealthConfig, workdir: pathlib.Path):
     """Reads the first records of an existing run."""
     self._cfg = cfg
-    self._records: list[Mapping[str, Any]] = list(metrics_lib.read(workdir))
+    self._recorded = metrics_lib.read(workdir)[:_WINDOW]
+    self._first: list[Mapping[str, Any]] = []
+    self._last: list[Mapping[str, Any]] = []
     self._said: dict[str, int] = {}
 
   def monitor(self, step: int, values: Mapping[str, Any]) -> tuple[list[str], bool]:
@@ -77,8 +84,11 @@ class Health:
 
   def check(self, step: int, values: Mapping[str, Any]) -> list[Finding]:
     """Adds the metrics of a step; returns the rules that it breaks, each once in 20 steps."""
-    self._records.append(values)
-    found = findings(self._cfg, self._records[:_WINDOW], self._records[-_WINDOW:])
+    if not self._last:  # the first step of this process: steps from it on run again
+      self._first = [record for record in self._recorded if record["step"] < step]
+    self._first = [*self._first, values][:_WINDOW]
+    self._last = [*self._last, values][-_WINDOW:]
+    found = findings(self._cfg, self._first, self._last)
     blind = blind_finding(self._cfg, values)
     found += [] if blind is None else [blind]
     due = [f for f in found if step - self._said.get(f.rule, -_QUIET_STEPS) >= _QUIET_STEPS]
@@ -114,7 +124,7 @@ def findings(
       )
     )
   kl = max(mean(last, "kl_ref_k3"), mean(last, "kl_old_k3"))
-  if kl > cfg.max_kl:
+  if enough and kl > cfg.max_kl:
     found.append(
       Finding(
         "divergence",
@@ -185,9 +195,10 @@ class BlindCheck:
 
     It is not possible without two prompts whose first images have the same size.
     """
-    pairs = exchangeable(
-      [group[0] for group in sampled.rollouts], self.cfg.blind_rows, self.row_shards
-    )
+    rollouts, most = [group[0] for group in sampled.rollouts], self.cfg.blind_rows
+    pairs = exchangeable(rollouts, most, self.row_shards)
+    while pairs and not self._fit(sampled, pairs):
+      pairs = exchangeable(rollouts, len(pairs) - 1, self.row_shards)
     if not pairs:
       return {}
     groups = [[trajectory] for trajectory, _ in pairs]
@@ -203,6 +214,12 @@ class BlindCheck:
       return {}
     return {"blind_change": float(np.abs(own_RT - other_RT)[trained_RT].mean())}
 
+  def _fit(self, sampled: Sampled, pairs: Sequence[Pair]) -> bool:
+    """Whether one batch of the update, which may be a minibatch, holds the images."""
+    images = list(distinct([trajectory.images for trajectory, _ in pairs]).values())
+    encoded = sampled.image_features is not None
+    return fits(images, self.shapes.window_blocks, self.shapes.vision, encoded)
+
 
 def blind_finding(cfg: HealthConfig, values: Mapping[str, Any]) -> Finding | None:
   """The finding of a check for blindness, None if the images are seen."""
@@ -215,9 +232,6 @@ def blind_finding(cfg: HealthConfig, values: Mapping[str, Any]) -> Finding | Non
     "does not see its images; check that the data has the right media, and the port with "
     "python -m spatial_jax.tools.verify",
   )
-
-
-Pair = tuple[Trajectory, Trajectory]  # a rollout, and another one whose images it gets
 
 
 def exchangeable(rollouts: Sequence[Trajectory], most: int, multiple: int) -> list[Pair]:

@@ -14,7 +14,7 @@ from collections import Counter
 from spatial_jax.config import check_field, check_number, check_whole
 from spatial_jax.reward.reflection import is_reflective
 from spatial_jax.stages.collect import Row, row_of
-from spatial_jax.stages.sft import SftConfig
+from spatial_jax.stages.sft import ImitationConfig
 from spatial_jax.types import Prompts, Rollouts, Scores, Trajectory
 
 TESTS = ("sampled", "correct", "executable", "reflective", "long_enough", "kept")
@@ -44,7 +44,7 @@ class RejectConfig:
   path: str  # rows.jsonl of an earlier sampling, which is used again; "": sample
   tasks: int  # that are sampled, `rollout.group` rollouts each
   keep: KeepConfig
-  train: SftConfig  # on the kept rows
+  train: ImitationConfig  # on the kept rows
 
   def __post_init__(self):
     check_whole(self, "tasks", at_least=1)

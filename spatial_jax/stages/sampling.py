@@ -5,13 +5,14 @@ prompts ─► rollouts ─► attention to the images (if it is rewarded) ─�
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from spatial_jax.data.pipeline import PromptBatch
+from spatial_jax.data.vision_packing import fits
 from spatial_jax.learn.train_batch import BatchConfig, to_train_batch
 from spatial_jax.reward.compose import score
 from spatial_jax.reward.config import RewardConfig
@@ -19,9 +20,19 @@ from spatial_jax.rollout.engine import Engine
 from spatial_jax.rollout.image_feature_cache import ImageFeatures
 from spatial_jax.rollout.profiling import Timeline
 from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
-from spatial_jax.rollout.trajectory import distinct_tokens, limit_images
+from spatial_jax.rollout.trajectory import images_of, limit_images
+from spatial_jax.stages.replaced import ReplacedTasks
 from spatial_jax.stages.step_metrics import has_variance
-from spatial_jax.types import Array, Params, Prompt, Prompts, Rollouts, Scores, TrainBatch
+from spatial_jax.types import (
+  Array,
+  Params,
+  PatchedImage,
+  Prompt,
+  Prompts,
+  Rollouts,
+  Scores,
+  TrainBatch,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,6 +47,14 @@ class Sampled:
   metrics: dict[str, float]
 
 
+class Groups(NamedTuple):
+  """Some prompts with their rollouts and scores."""
+
+  prompts: Prompts  # [B]
+  rollouts: Rollouts  # [B][G]
+  scores: Scores
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sampler:
   """Samples and scores the rollouts of a step."""
@@ -46,11 +65,14 @@ class Sampler:
   keep_features: bool
   reward: RewardConfig
   shapes: BatchConfig  # of the update
+  # Step -> the prompts of each batch of the update, whose images have to fit `shapes`.
+  batches: Callable[[int], Sequence[Sequence[int]]]
   seed: int
   max_refills: int
   refill: Callable[
     [int, int, int], PromptBatch[Prompt]
   ]  # (step, attempt, count) -> further prompts
+  replaced: ReplacedTasks
   place: Callable[[TrainBatch], TrainBatch]  # to the devices
   # (train parameters, batch) -> attention reward of each row; called if it has a weight.
   attention: Callable[[Params, TrainBatch], Array]
@@ -66,44 +88,71 @@ class Sampler:
     """
     weights = self.decode_params(params)
     features: ImageFeatures | None = {} if self.keep_features else None
-    dropped, sampled, replaced = 0, len(prompts), 0
+    metrics: dict[str, float] = {}
     with Timeline() as timeline:
 
-      def run(some: Prompts) -> tuple[Prompts, Rollouts]:
-        job = RolloutJob(
-          some,
-          self.seed,
-          step,
-          [self.engine.cfg.sampling] * self.engine.cfg.group,
-          features,
-          timeline=timeline,
-        )
-        return some, generate_rollouts(self.engine, weights, job)
+      def run(some: Prompts) -> Rollouts:
+        sampling = [self.engine.cfg.sampling] * self.engine.cfg.group
+        job = RolloutJob(some, self.seed, step, sampling, features, timeline=timeline)
+        return generate_rollouts(self.engine, weights, job)
 
-      prompts, rollouts = run(prompts)
-      rollouts, dropped = limit_images(rollouts, self.shapes.visual_tokens)
-      scores = self._score(params, prompts, rollouts, features, sharpness, len(prompts))
-      for attempt in range(1, self.max_refills + 1):
-        flat_B = np.flatnonzero(~has_variance(scores))
-        if not len(flat_B):
-          break
-        more, found = run(self.refill(step, attempt, len(flat_B)).prompts)
-        found, too_many = limit_images(found, self.shapes.visual_tokens)
-        extra = self._score(params, more, found, features, sharpness, len(prompts))
-        useful = np.flatnonzero(has_variance(extra))
-        taken, prompts = [], list(prompts)
-        for place, source in zip(flat_B.tolist(), useful.tolist(), strict=False):
-          tried = [*rollouts[:place], found[source], *rollouts[place + 1 :]]
-          if distinct_tokens(tried) <= self.shapes.visual_tokens:
-            rollouts, prompts[place] = tried, more[source]
-            taken.append((place, source))
-        scores = _replaced(scores, extra, taken)
-        dropped, sampled = dropped + too_many, sampled + len(more)
-        replaced += len(taken)
-    metrics: dict[str, float] = {"too_many_images": dropped}
-    if self.max_refills:
-      metrics |= {"sampled_prompts": sampled, "replaced_groups": replaced}
-    return Sampled(prompts, rollouts, scores, features, timeline, metrics)
+      def scored(some: Prompts, rollouts: Rollouts) -> Groups:
+        scores = self._score(params, some, rollouts, features, sharpness, len(prompts))
+        return Groups(some, rollouts, scores)
+
+      rollouts, metrics["too_many_images"] = self._limited(run(prompts), self.batches(step))
+      groups = scored(prompts, rollouts)
+      if self.max_refills:
+        groups = self._refilled(step, groups, run, scored, metrics)
+    return Sampled(*groups, features, timeline, metrics)
+
+  def _refilled(
+    self,
+    step: int,
+    groups: Groups,
+    run: Callable[[Prompts], Rollouts],
+    scored: Callable[[Prompts, Rollouts], Groups],
+    metrics: dict[str, float],
+  ) -> Groups:
+    """Replaces groups without a signal by those of further prompts, and counts it in `metrics`."""
+    metrics |= {"sampled_prompts": len(groups.prompts), "replaced_groups": 0, "replaced_tasks": 0}
+    batches = self.batches(step)
+    for attempt in range(1, self.max_refills + 1):
+      flat_B = np.flatnonzero(~has_variance(groups.scores))
+      if not len(flat_B):
+        break
+      more = self.refill(step, attempt, len(flat_B))
+      found, dropped = run(more.prompts), 0
+      if len(batches) == 1:  # else they are never in one batch
+        found, dropped = self._limited(found, [range(len(found))])
+      extra, prompts, rollouts = scored(more.prompts, found), list(groups.prompts), groups.rollouts
+      taken = []
+      useful = np.flatnonzero(has_variance(extra.scores))
+      for place, source in zip(flat_B.tolist(), useful.tolist(), strict=False):
+        tried = [*rollouts[:place], extra.rollouts[source], *rollouts[place + 1 :]]
+        if all(self._fit(images_of([tried[b] for b in batch])) for batch in batches):
+          rollouts, prompts[place] = tried, more.prompts[source]
+          taken.append((place, source))
+      groups = Groups(prompts, rollouts, _replaced(groups.scores, extra.scores, taken))
+      metrics["too_many_images"] += dropped
+      metrics["sampled_prompts"] += len(more.prompts)
+      metrics["replaced_groups"] += len(taken)
+      metrics["replaced_tasks"] += self.replaced.count(more.replaced)
+    return groups
+
+  def _limited(self, rollouts: Rollouts, batches: Sequence[Sequence[int]]) -> tuple[Rollouts, int]:
+    """The rollouts with faults in the place of some, so that the images of each batch fit."""
+    kept, dropped = list(rollouts), 0
+    for batch in batches:
+      limited, count = limit_images([kept[b] for b in batch], self._fit)
+      for b, group in zip(batch, limited, strict=True):
+        kept[b] = group
+      dropped += count
+    return kept, dropped
+
+  def _fit(self, images: Sequence[PatchedImage]) -> bool:
+    """Whether one batch of the update holds the images."""
+    return fits(images, self.shapes.window_blocks, self.shapes.vision, self.keep_features)
 
   def _score(
     self,

@@ -13,22 +13,33 @@ import numpy as np
 from spatial_jax.config import check_choice, check_number
 from spatial_jax.data.pipeline import PromptBatch
 from spatial_jax.learn.packing import PackConfig, sequence_weights, to_packed_batch
-from spatial_jax.stages.demonstrations import DemonstrationTraining, print_replaced
+from spatial_jax.stages.demonstrations import DemonstrationTraining
+from spatial_jax.stages.replaced import ReplacedTasks
 from spatial_jax.types import PackedBatch, StageStep, TrainState, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
-class SftConfig(DemonstrationTraining):
-  """The config of an SFT stage."""
+class ImitationConfig(DemonstrationTraining):
+  """What SFT and rejection sampling have in common in their config."""
 
   # Every token counts the same, or every demonstration (ViLaSR's Eq. 4 is the latter).
   normalise: Literal["token", "sequence"]
+
+  def __post_init__(self):
+    super().__post_init__()
+    check_choice(self, "normalise")
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig(ImitationConfig):
+  """The config of an SFT stage."""
+
+  path: str  # data files, joined by commas; "": the tasks of config.source
   draw_fraction: float  # of the demonstrations of a solver that draw, in [0, 1]
   correct_fraction: float  # of those that draw, how many correct a mistake first, in [0, 1]
 
   def __post_init__(self):
     super().__post_init__()
-    check_choice(self, "normalise")
     check_number(self, "draw_fraction", "correct_fraction", at_least=0, at_most=1)
 
 
@@ -50,18 +61,17 @@ class SftStage:
 
   programs: SftPrograms
   stream: Callable[[int], Iterator[PromptBatch[Trajectory]]]  # first step -> demonstrations
-  cfg: SftConfig
+  cfg: ImitationConfig
   shapes: PackConfig
 
   def step_function(self, first: int) -> StageStep:
     """The function of one step, for a run that begins with the step `first`."""
-    stream = self.stream(first)
+    stream, replaced = self.stream(first), ReplacedTasks()
 
     def run(state: TrainState, step: int) -> tuple[TrainState, Mapping[str, Any]]:
       batch = next(stream)
-      print_replaced(batch.replaced)
       state, metrics = self.step(state, batch.prompts)
-      return state, {**metrics, "replaced_tasks": len(batch.replaced)}
+      return state, {**metrics, "replaced_tasks": replaced.count(batch.replaced)}
 
     return run
 

@@ -28,7 +28,7 @@ def summarise(rollouts: Rollouts, scores: Scores, advantages_BG: np.ndarray) -> 
   components = {k: v for k, v in scores.components.items() if k not in ("accuracy", "score")}
   return {
     "reward": mean(scores.reward_BG),
-    "reward_std": float(np.mean(np.std(scores.reward_BG, axis=1))),
+    "reward_std": reward_std(scores),
     "accuracy": mean(scores.accuracy_BG),
     "score": mean(scores.score_BG),
     "parsed": mean(scores.parsed_BG),
@@ -46,11 +46,14 @@ def summarise(rollouts: Rollouts, scores: Scores, advantages_BG: np.ndarray) -> 
   }
 
 
+def reward_std(scores: Scores) -> float:
+  """Mean standard deviation of the valid rewards of a group, over groups with at least two."""
+  return _mean([float(np.std(reward_G)) for reward_G in _usable_rewards(scores)])
+
+
 def zero_variance_share(scores: Scores) -> float:
   """Share of the groups with at least two valid rollouts whose rewards are (nearly) equal."""
-  groups = zip(np.asarray(scores.reward_BG), scores.valid_BG, strict=True)
-  rewards = [reward_G[usable_G] for reward_G, usable_G in groups if usable_G.sum() > 1]
-  return float(np.mean([np.std(reward_G) < 0.01 for reward_G in rewards])) if rewards else 0.0
+  return _mean([float(np.std(reward_G) < 0.01) for reward_G in _usable_rewards(scores)])
 
 
 def has_variance(scores: Scores) -> np.ndarray:
@@ -59,3 +62,13 @@ def has_variance(scores: Scores) -> np.ndarray:
   return np.array(
     [np.ptp(reward_G[valid_G]) > 0 if valid_G.any() else False for reward_G, valid_G in groups]
   )
+
+
+def _usable_rewards(scores: Scores) -> list[np.ndarray]:
+  """The valid rewards of each group with at least two."""
+  groups = zip(np.asarray(scores.reward_BG), scores.valid_BG, strict=True)
+  return [reward_G[valid_G] for reward_G, valid_G in groups if valid_G.sum() > 1]
+
+
+def _mean(values: list[float]) -> float:
+  return float(np.mean(values)) if values else 0.0

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from spatial_jax.learn.losses import LossConfig, kl_estimate, kl_weight
+from spatial_jax.learn.losses import KlConfig, LossConfig, kl_estimate, kl_weight
 from spatial_jax.learn.train_batch import BatchConfig, downsample_rollouts, to_train_batch
+from spatial_jax.reward.config import RewardConfig
 from spatial_jax.stages.sampling import Sampled
 from spatial_jax.types import Array, OtherLogprobs, Params, TrainBatch, TrainState
 
@@ -165,6 +166,15 @@ def minibatches(seed: int, step: int, prompts: int, count: int) -> list[list[int
     return [list(range(prompts))]
   order = np.random.default_rng((seed, step, _MINIBATCH_STREAM)).permutation(prompts)
   return [sorted(part.tolist()) for part in np.split(order, count)]
+
+
+def image_batches(minibatches: int, reward: RewardConfig, kl: KlConfig) -> int:
+  """The number of parts of a step whose images are packed apart.
+
+  One if a program reads the whole step: the attention reward, or a KL term in the reward.
+  """
+  whole = "attention" in reward.active or (kl.weight and kl.place == "reward")
+  return 1 if whole else minibatches
 
 
 def _joined(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
