@@ -216,7 +216,8 @@ def test_rollouts_left_out_are_as_if_they_trained_nothing():
   batch = batch_of()
   for kept_BG in (np.array([[True, False], [False, True]]), np.array([[False] * 2, [True] * 2])):
     kept, _ = to_train_batch(demonstrations(), ADVANTAGE_BG, fixtures.shapes(), kept_BG)
-    kept = with_rows(kept, old_logp_RT=batch.rows.old_logp_RT[kept_BG.reshape(-1)])
+    same = batch._replace(rows=jax.tree.map(lambda x, k=kept_BG: x[k.reshape(-1)], batch.rows))
+    kept = with_rows(kept, old_logp_RT=_moved(same, kept))
     untrained = with_rows(batch, trained_RT=batch.rows.trained_RT & kept_BG.reshape(-1, 1))
     one, _ = program()(start(), kept, NO_OTHERS)
     other, _ = program()(start(), untrained, NO_OTHERS)

@@ -39,7 +39,7 @@ from spatial_jax.stages.sft import ImitationConfig, SftStage
 from spatial_jax.supervised import read_files
 from spatial_jax.train_config import TrainConfig
 from spatial_jax.types import DemonstratedTurn, TrainState
-from tests import policy_fixtures, step_fixtures
+from tests import step_fixtures
 from tests.reward_fixtures import answering
 from tests.rollout_fixtures import STYLE
 from tests.row_fixtures import jpeg, save_rows
@@ -261,7 +261,7 @@ def test_sequences_that_are_admitted_fit_together(sizes, sequences, pack):
   tokens, windows, frames = zip(*sizes, strict=True)
   cfg = dataclasses.replace(SFT, tokens=None, pack=pack)
   measured = DemonstrationSizes(tokens, windows, frames, 36)
-  shapes = shapes_of(cfg, measured, sequences, 2, policy_fixtures.policy_config())
+  shapes = shapes_of(cfg, measured, sequences, 2, step_fixtures.step_config())
   room = room_of(shapes, sequences)
   assert room.tokens >= max(tokens)
   assert room.windows >= max(windows)
