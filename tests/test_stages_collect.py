@@ -14,11 +14,14 @@ import pytest
 
 from configs import tiny_defaults
 from spatial_jax import compiled, sharding, train_config
+from spatial_jax import supervised as supervised_lib
 from spatial_jax.config import build
 from spatial_jax.data.files import FilesConfig
 from spatial_jax.data.pipeline import PromptBatch
 from spatial_jax.data.prompt_form import read_form
 from spatial_jax.errors import UserError
+from spatial_jax.learn.packing import PackConfig
+from spatial_jax.learn.train_batch import Microbatches
 from spatial_jax.stages import collect
 from spatial_jax.stages.collect import ROWS, YIELD, Collector
 from spatial_jax.stages.context import open_context, plan, settings_of
@@ -233,3 +236,15 @@ def test_the_stage_trains_on_the_kept_rows_and_uses_their_file_again(monkeypatch
       found = next(one.stream(0)).prompts
       for t, expected in zip(found, batches[0].prompts, strict=True):
         np.testing.assert_array_equal(t.token_ids_T, expected.token_ids_T)
+
+
+def test_the_answers_of_corrupted_pairs_are_read_once(monkeypatch, tmp_path):
+  """They are 2,000 tasks, which a source of rooms renders."""
+  read, images = [], fixtures.shapes()
+  shapes = PackConfig(128, (2,), True, images.vision, images.window_blocks, images.vocabulary)
+  measured = shapes, Microbatches(1, (128,))
+  monkeypatch.setattr(supervised_lib, "answers_by_type", lambda tasks: read.append(tasks) or {})
+  monkeypatch.setattr(Supervised, "_shapes", lambda *_: measured)
+  with supervised(tmp_path, tmp_path) as build_stage:
+    build_stage.dpo(build_stage.cfg.dpo, build_stage.cfg.dpo.loss)
+  assert len(read) == 1
