@@ -43,6 +43,8 @@ def get_config(variant: str = "") -> ConfigDict:
     start = {"init": "@warm_up"}
     warm = {"warm_up": {"stages": ("sft",)}}
     conditions = warm | {name: start | changes for name, changes in conditions.items()}
+    if "sft" in chosen:
+      conditions["sft"]["sft"] = {"steps": 60, "optimizer": {"learning_rate": 3e-4}}
   cfg.conditions = ConfigDict(conditions)
   return cfg
 
@@ -81,11 +83,14 @@ def _tiny() -> ConfigDict:
   cfg = tiny_defaults.get_config()
   cfg.source.kind = "physics"
   cfg.source.physics.update({"text_levels": ("full", "de_redundant"), "spatial_fraction": 0.25})
-  cfg.rollout.prompt_buckets = (192,)
-  cfg.learn.prefix_buckets = (192,)
+  cfg.rollout.prompt_buckets = (224,)
+  cfg.learn.prefix_buckets = (224,)
+  cfg.rollout.update({"prompts": 16, "slots": 16, "prefill": (16,)})
   cfg.loop.steps = 8
   cfg.loop.evaluate_every = 0
-  cfg.sft.update({"steps": 60, "draw_fraction": 0.0, "batch": 48})
+  # The words of physics are new to the policy: their embeddings have to be learnt.
+  cfg.sft.update({"steps": 200, "draw_fraction": 0.0, "batch": 16})
+  cfg.sft.optimizer.update({"learning_rate": 1e-3, "frozen": ("^vision/",)})
   cfg.evaluation.update({"tasks": 120, "temperatures": (), "other_images": False})
   cfg.evaluation.progress_tasks = 64
   _rewards(cfg)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from configs import common
@@ -347,6 +347,23 @@ def test_a_measure_beyond_float32_is_not_read():
     assert measure is None or value_in(measure, "m^999") is None or abs(measure.value) < 1e38
   assert value_in(Measure(5.0, "km^999"), "m^999") is None
   assert dimension("dimensionless") == dimension("count") == ""
+
+
+_UNIT = st.lists(
+  st.sampled_from(
+    ["degC", "°C", "degree", "deg", "m", "kg", "/", "*", "^2", "^99", " ", "K", "rad"]
+  ),
+  max_size=6,
+).map("".join)
+
+
+@given(st.floats(allow_nan=False), _UNIT, _UNIT)
+@example(30.0, "degree degC", "degC")
+def test_any_units_are_converted_or_refused(value, given, wanted):
+  converted = value_in(Measure(value, given), wanted)
+  assert converted is None or math.isfinite(converted) or not given
+  measure = read_measure(f"{value} {given}")
+  assert measure is None or math.isfinite(measure.value)
 
 
 def test_measures_are_converted():

@@ -99,8 +99,8 @@ def value_in(measure: Measure, unit: str) -> float | None:
     return None
   try:
     converted = float(_registry().Quantity(measure.value, given).to(wanted).magnitude)
-  except (ArithmeticError, ValueError):
-    return None  # a power such as m^999 overflows
+  except Exception:  # pint raises several types: "30 degree degC", m^999
+    return None
   return converted if abs(converted) < _MAX_VALUE else None
 
 
