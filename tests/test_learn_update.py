@@ -134,14 +134,17 @@ def test_the_gradient_is_the_gradient_of_the_whole_loss():
   assert all(float(jnp.abs(x).max()) > 1e-6 for x in tower), "the vision tower has a gradient"
 
 
-def test_microbatches_equal_the_big_batch():
-  """The microbatch of the short rows is truncated, that of the long rows is not."""
+def test_microbatches_of_any_size_give_the_same_step():
+  """The microbatch of the short rows is truncated, that of the long rows is not.
+
+  The test before compares rows one by one with all rows at once.
+  """
   batch = batch_of()
   length_R = np.sort(batch.rows.tokens.valid_RT.sum(1))
   lengths = (int(length_R[1]), 256)
   assert lengths[0] < length_R[2]
   one, metrics = program(Microbatches(2, lengths))(start(), batch, NO_OTHERS)
-  whole, expected = program(Microbatches(4, (256,)))(start(), batch, NO_OTHERS)
+  whole, expected = program()(start(), batch, NO_OTHERS)
   assert_close(gradient_of(one), gradient_of(whole))
   for name, value in expected.items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
@@ -154,7 +157,7 @@ def test_rows_longer_than_every_microbatch_are_refused():
 
 def test_a_shared_prefix_changes_nothing():
   """Compared with every trajectory as one whole row, and with groups of one."""
-  policy, params = policy_and_params()
+  params = policy_and_params()[1]
   batch = batch_of()
   shared_B = batch.prefix.valid_RT.sum(1)
   groups = demonstrations()
@@ -165,30 +168,44 @@ def test_a_shared_prefix_changes_nothing():
   alone, feature_of = to_train_batch(
     [[row] for group in groups for row in group], ADVANTAGE_BG.reshape(4, 1), fixtures.shapes()
   )
-  features_MYD = policy.encode(params, alone.vision)
+  expected_RT = _whole_logprobs(alone, feature_of, batch)
   logp_RT = np.asarray(score()(params, batch))
   for r, trajectory in enumerate(t for group in groups for t in group):
-    feature_T = np.full(len(trajectory.token_ids_T), -1, np.int32)
-    for image, begin in zip(trajectory.images, trajectory.image_start, strict=True):
-      feature_T[begin : begin + image.tokens] = feature_of[image.content_hash]
-    ids_RT = trajectory.token_ids_T[None]
-    tokens = TokenArrays(
-      ids_RT, trajectory.position_TA[None], np.ones(ids_RT.shape, bool), feature_T[None]
-    )
-    hidden_RTD = policy.hidden(params, tokens, features_MYD)
-    temperature_R = batch.rows.temperature_R[r : r + 1]
-    expected_T = policy.logprobs(
-      params, hidden_RTD[:, :-1], ids_RT[:, 1:], temperature_R, batch.forbidden_V
-    )[0]
     np.testing.assert_allclose(
       logp_RT[r][batch.rows.trained_RT[r]],
-      np.asarray(expected_T)[trajectory.trained_T[1:]],
+      expected_RT[r, : len(trajectory.token_ids_T) - 1][trajectory.trained_T[1:]],
       rtol=2e-6,
       atol=2e-5,
     )
   single, _ = program()(start(), with_rows(alone, old_logp_RT=_moved(batch, alone)), NO_OTHERS)
   grouped, _ = program()(start(), batch, NO_OTHERS)
   assert_close(gradient_of(single), gradient_of(grouped))
+
+
+def _whole_logprobs(alone: TrainBatch, feature_of, batch: TrainBatch) -> np.ndarray:
+  """float32 [4, T - 1]: log-probabilities of each trajectory as one row without a prefix."""
+  policy, params = policy_and_params()
+  rows = [t for group in demonstrations() for t in group]
+  shape = (len(rows), max(len(t.token_ids_T) for t in rows))
+  tokens = TokenArrays(
+    np.zeros(shape, np.int32),
+    np.zeros((*shape, 3), np.int32),
+    np.zeros(shape, bool),
+    np.full(shape, -1, np.int32),
+  )
+  for r, t in enumerate(rows):
+    place = r, slice(len(t.token_ids_T))
+    tokens.token_RT[place], tokens.position_RTA[place] = t.token_ids_T, t.position_TA
+    tokens.valid_RT[place] = True
+    for image, begin in zip(t.images, t.image_start, strict=True):
+      tokens.feature_RT[r, begin : begin + image.tokens] = feature_of[image.content_hash]
+
+  def whole(params, tokens: TokenArrays):
+    hidden_RTD = policy.hidden(params, tokens, policy.encode(params, alone.vision))
+    target_RT, temperature_R = tokens.token_RT[:, 1:], batch.rows.temperature_R
+    return policy.logprobs(params, hidden_RTD[:, :-1], target_RT, temperature_R, batch.forbidden_V)
+
+  return np.asarray(jax.jit(whole)(params, tokens))
 
 
 def _moved(batch: TrainBatch, other: TrainBatch) -> np.ndarray:
