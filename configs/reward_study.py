@@ -44,7 +44,9 @@ def get_config(variant: str = "") -> ConfigDict:
     warm = {"warm_up": {"stages": ("sft",)}}
     conditions = warm | {name: start | changes for name, changes in conditions.items()}
     if "sft" in chosen:
-      conditions["sft"]["sft"] = {"steps": 60, "optimizer": {"learning_rate": 3e-4}}
+      # Conditions change plain values: the schedule does not follow the steps.
+      schedule = {"learning_rate": 3e-4, "warmup_steps": 6, "total_steps": 60}
+      conditions["sft"]["sft"] = {"steps": 60, "optimizer": schedule}
   cfg.conditions = ConfigDict(conditions)
   return cfg
 

@@ -93,7 +93,7 @@ def sft(steps: int) -> ConfigDict:
 
 
 def _imitate(cfg: ConfigDict) -> None:
-  """A constant rate with a decay, as pretraining has it."""
+  """Small batches in which every token counts the same."""
   cfg.update({"batch": 32, "micro_rows": 8, "normalise": "token"})
   cfg.optimizer.b2 = 0.95
 

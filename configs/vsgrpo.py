@@ -12,7 +12,7 @@ Source: vsGRPO (arXiv:2504.00883). Stated: adapters, rates 1e-5 (2B) and 5e-6 (7
 temperature 1, beta 1e-4 (with 0 the format collapses), rewards of format and accuracy: character
 match, and a ratio for numbers whose mapping to a reward is not stated (here max(0, 1 - q)). Not
 stated: rank, frames, batch, steps, all of SFT and DPO. Eq. 1 has one ratio per response; here
-it is per token, as in the library that the paper builds on (with one update per batch each is 1).
+it is per token, as in the library that the paper builds on (both are 1 with one update per batch).
 The vanilla prompt has no tags: every answer keeps its format.
 Expected: VSI-Bench, vanilla prompt: 2B 23.3 -> 35.4, 7B 32.2 -> 40.7; SFT 29.6 and 38.1, DPO 23.9
 and 32.6 (paper). Not run here at full size. The paper states 120 GPU hours for 2B.

@@ -130,7 +130,7 @@ def train_batch(vision: VisionConfig, prompts: int, count: int, cfg: BatchConfig
   )
 
 
-def packed_program(
+def packed_programs(
   name: Literal["sft", "dpo"],
   policy: Policy,
   optimizer: optax.GradientTransformation,
@@ -138,8 +138,8 @@ def packed_program(
   shapes: PackConfig,
   loss: DpoLossConfig,
   sequences: int,
-) -> Program:
-  """Returns the update of SFT or DPO with the largest batch of packed rows.
+) -> list[Program]:
+  """Returns the update of SFT or DPO with the largest batch of packed rows, and DPO's reference.
 
   Args:
     loss: of DPO.
@@ -152,9 +152,13 @@ def packed_program(
   window = policy.cfg.vision.window_patches
   batch = compiled.placed(batch, sharding.packed_batch_shardings(batch, window, mesh))
   if name == "sft":
-    return Program("sft update", programs.sft, (train, batch), ())
+    return [Program("sft update", programs.sft, (train, batch), ())]
   ref_logp_N = compiled.placed(_struct((sequences,), jnp.float32), sharding.replicated(mesh))
-  return Program("dpo update", programs.dpo, (train, batch, ref_logp_N), ())
+  reference = programs.sequence_logprobs, (train.params, batch, sequences), (train.opt_state,)
+  return [
+    Program("dpo reference", *reference),
+    Program("dpo update", programs.dpo, (train, batch, ref_logp_N), ()),
+  ]
 
 
 def packed_batch(vision: VisionConfig, cfg: PackConfig) -> PackedBatch:

@@ -1,8 +1,8 @@
 """Entry point: python -m spatial_jax.aot --config=configs/NAME.py --topology=v5e:8x8
 
-Compiles every program of the stages of a training run for TPUs that this machine does not have, and
-prints the memory of a chip that each needs. Exit code 0: all fit; 1: one does not; 2: the config is
-wrong.
+Compiles the rollouts and updates of all stages of a run for TPUs that this machine does not have,
+and prints the memory of a chip that each needs. Exit code 0: all fit; 1: one does not; 2: the
+config is wrong.
 """
 
 import contextlib
@@ -124,7 +124,7 @@ def programs_to_compile(
 
 
 def stage_programs(ready: Prepared, name: StageName, mesh: Mesh, host: Mesh) -> list[Program]:
-  """Returns the programs of one stage; those of the rollouts of "reject" are those of "grpo".
+  """Returns the programs of one stage; the rollouts of a stage before "grpo" are not named twice.
 
   Supervised stages get demonstrations about the largest prompts, as in a dry run.
   """
@@ -135,8 +135,15 @@ def stage_programs(ready: Prepared, name: StageName, mesh: Mesh, host: Mesh) -> 
   kind = "dpo" if name == "dpo" else "sft"
   sequences = training_of(one.cfg, name).batch * (2 if name == "dpo" else 1)
   shared = parts.policy, parts.optimizer, fitted.micro, fitted.shapes, loss, sequences
-  program = abstract_inputs.packed_program(kind, *shared)
-  return [dataclasses.replace(program, name=f"{name} update")]
+  programs = [
+    dataclasses.replace(program, name=program.name.replace(kind, name))
+    for program in abstract_inputs.packed_programs(kind, *shared)
+  ]
+  samples = name == "reject" or (name == "dpo" and one.cfg.dpo.pairs == "samples")
+  if samples and "grpo" not in ready.cfg.stages:
+    rollouts = programs_to_compile(one.cfg, ready.shape, mesh, host)
+    programs = [*(program for program in rollouts if program.name != "update"), *programs]
+  return programs
 
 
 def compile_program(program: Program) -> CompiledProgram:

@@ -107,6 +107,15 @@ def evaluation_settings(given: Settings, checkpoint: str) -> Settings:
   return ready.settings | {"init": "" if init in NAMES else init}
 
 
+def check_values(given: Settings) -> None:
+  """Names every wrong key and value of a config, before anything is read.
+
+  Raises:
+    ConfigError: if there is one.
+  """
+  build(TrainConfig, filled(given, AUTOMATIC))
+
+
 def prepare(
   given: Settings, workdir: pathlib.Path | None, devices: Devices, needs_weights: bool
 ) -> Prepared:
@@ -121,7 +130,7 @@ def prepare(
   Raises:
     UserError: if config, policy or data cannot be used, or nothing fits the devices.
   """
-  build(TrainConfig, filled(given, AUTOMATIC))  # names every wrong key before anything is read
+  check_values(given)
   settings = filled(given, recorded_values(workdir))
   form = read_form(settings["text"])
   shape, files = read_model(settings["init"], needs_weights)

@@ -290,7 +290,8 @@ def report(
 ) -> None:
   """Writes report.html; `parameters` is their number, `draws` whether the prompt form draws."""
   is_grpo = name == "grpo"
-  card = RewardCard(cfg.learn.reward, cfg.learn.advantage if is_grpo else None)
+  reward = cfg.learn.reward if is_grpo else cfg.learn.reward.for_evaluation()
+  card = RewardCard(reward, cfg.learn.advantage if is_grpo else None)
   titles = {
     "sft": "SFT",
     "reject": "Rejection sampling",

@@ -29,9 +29,9 @@ from spatial_jax.stages.demonstrations import (
   DemonstrationSizes,
   DemonstrationTraining,
   Item,
+  limits_of,
   measure,
   passes,
-  room_of,
   shapes_of,
 )
 from spatial_jax.stages.dpo import DpoConfig, DpoStage, Pair
@@ -69,7 +69,7 @@ class Supervised:
   ) -> SftStage:
     demonstrator = self._demonstrator(source, draw, correct)
     shapes, micro = self._shapes(cfg, source, demonstrator, lambda one: [one], 1)
-    encode = dataclasses.replace(demonstrator, room=room_of(shapes, cfg.batch))
+    encode = dataclasses.replace(demonstrator, sizes=limits_of(shapes, cfg.batch))
     run = self.cfg
     return SftStage(
       programs=compiled.PackedPrograms(self.parts.policy, self.parts.optimizer, micro),
@@ -89,7 +89,7 @@ class Supervised:
       return CorruptedPairs(one, words, run.seed) if corrupts else one.pair
 
     shapes, micro = self._shapes(cfg, source, pairs_of(demonstrator), list, 2)
-    encode = pairs_of(dataclasses.replace(demonstrator, room=room_of(shapes, 2 * cfg.batch)))
+    encode = pairs_of(dataclasses.replace(demonstrator, sizes=limits_of(shapes, 2 * cfg.batch)))
     return DpoStage(
       programs=compiled.PackedPrograms(self.parts.policy, self.parts.optimizer, micro, loss),
       stream=lambda first: prompt_stream(source, encode, run.seed, first, cfg.batch, run.pipeline),

@@ -23,6 +23,7 @@ from spatial_jax.errors import UserError
 from spatial_jax.machines import MACHINES, devices_of, this_machine
 from spatial_jax.prepare import (
   after_stage,
+  check_values,
   conditions_of,
   for_stage,
   prepare,
@@ -71,7 +72,9 @@ def dry_run(config: Any, machine: str) -> None:
 
 
 def run(config: Any, workdir: pathlib.Path) -> None:
-  """Checks everything, then runs the conditions and stages; an existing run is resumed.
+  """Runs the conditions one after the other; an existing run is resumed.
+
+  The values of all conditions are checked first, and all stages of a condition before its first.
 
   Raises:
     UserError: if config (a ConfigDict), policy or work directory cannot be used; the work directory
@@ -79,6 +82,8 @@ def run(config: Any, workdir: pathlib.Path) -> None:
   """
   sharding.refuse_several_processes()
   conditions = conditions_of(config)
+  for settings in conditions.values():
+    check_values(settings)
   for name, settings in conditions.items():
     if len(conditions) > 1:
       print(f"condition {name}")

@@ -250,6 +250,8 @@ def test_the_miniature_of_the_reward_study_starts_from_its_warm_up():
   assert list(found) == ["warm_up", *reward_study.CONDITIONS], "the start comes first"
   assert found["warm_up"].stages == ("sft",)
   assert {cfg.init for name, cfg in found.items() if name != "warm_up"} == {"@warm_up"}
+  for name in ("warm_up", "sft"):
+    assert found[name].sft.optimizer.total_steps == found[name].sft.steps
   assert list(built(reward_study.get_config("tiny,rubric"))) == ["warm_up", "rubric"]
   assert {cfg.source.kind for cfg in found.values()} == {"physics"}
 

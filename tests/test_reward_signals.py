@@ -291,6 +291,8 @@ def test_the_rubric_adds_its_five_terms():
     ("How many chairs are in this room?", None, "4 m", 0.0),
     ("How long is the sofa, in meters?", None, "2 feet", 1.0),
     ("How long is the sofa, in meters?", None, "2 kg", 0.0),
+    ("How long is the sofa, in meters?", None, "2", 0.0),
+    ("How many chairs are in this room?", None, "4", 1.0),
     ("What is the angle?", "degrees", "30 degrees", 1.0),
     ("What is the angle?", "degrees", "30 m", 0.0),
   ],
@@ -342,9 +344,9 @@ def test_reading_a_measure_never_raises(text):
 
 
 def test_a_measure_beyond_float32_is_not_read():
-  for text in ("5 km^999", "5 km**99", "1e39 m", "1e300 J"):
-    measure = read_measure(text)
-    assert measure is None or value_in(measure, "m^999") is None or abs(measure.value) < 1e38
+  assert read_measure("1e39 m") is None
+  assert read_measure("1e300 J") is None
+  assert value_in(Measure(1e37, "km"), "m") is None
   assert value_in(Measure(5.0, "km^999"), "m^999") is None
   assert dimension("dimensionless") == dimension("count") == ""
 

@@ -14,7 +14,7 @@ from spatial_jax.data.files import FilesConfig, open_files
 from spatial_jax.drawing.parser import WIDE_LIMITS
 from spatial_jax.errors import DataError, UserError
 from spatial_jax.reward.parse import check_truth, read
-from spatial_jax.rollout.demonstration import Demonstrator, SequenceRoom
+from spatial_jax.rollout.demonstration import Demonstrator, SequenceLimits
 from spatial_jax.stages.collect import Collector, row_of
 from spatial_jax.stages.pairs import answers_by_type, wrong_answer
 from spatial_jax.stages.reject import KeepConfig, best_and_worst, keep, passes
@@ -127,9 +127,9 @@ def test_filters_out_of_range_are_refused(key, value):
 # --- demonstrations as data ----------------------------------------------------------------------
 
 
-def demonstrator(solver=None, room=None):
+def demonstrator(solver=None, sizes=None):
   conversation = fixtures.conversation()
-  return Demonstrator(conversation, fixtures.STYLE, WIDE_LIMITS, solver, room)
+  return Demonstrator(conversation, fixtures.STYLE, WIDE_LIMITS, solver, sizes)
 
 
 def drawing_task():
@@ -202,11 +202,11 @@ def test_a_task_with_a_solution_is_imitated_with_it():
   ],
 )
 def test_a_demonstration_that_does_not_fit_is_named(limit, message):
-  room = dataclasses.replace(SequenceRoom(9999, 99, 99, 999), **limit)
+  sizes = dataclasses.replace(SequenceLimits(9999, 99, 99, 999), **limit)
   solver = Solver(SolverConfig(0.0, 0.0, 3))
   with pytest.raises(DataError, match=rf"^task a: its demonstration has {message}"):
-    demonstrator(solver, room)(drawing_task())
-  assert demonstrator(solver, SequenceRoom(9999, 99, 99, 999))(drawing_task()).task_id == "a"
+    demonstrator(solver, sizes)(drawing_task())
+  assert demonstrator(solver, SequenceLimits(9999, 99, 99, 999))(drawing_task()).task_id == "a"
 
 
 def test_a_pair_shares_its_prompt():

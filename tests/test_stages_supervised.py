@@ -30,9 +30,9 @@ from spatial_jax.metrics import LogConfig
 from spatial_jax.policy import param_tree
 from spatial_jax.reward.parse import check_truth
 from spatial_jax.rollout.conversation import Conversation
-from spatial_jax.rollout.demonstration import Demonstrator, SequenceRoom
+from spatial_jax.rollout.demonstration import Demonstrator, SequenceLimits
 from spatial_jax.stages import loop
-from spatial_jax.stages.demonstrations import DemonstrationSizes, room_of, shapes_of
+from spatial_jax.stages.demonstrations import DemonstrationSizes, limits_of, shapes_of
 from spatial_jax.stages.dpo import REFERENCE, DpoStage
 from spatial_jax.stages.loop import LoopConfig
 from spatial_jax.stages.sft import ImitationConfig, SftStage
@@ -56,7 +56,7 @@ SHAPES = PackConfig(
   TOKENS, (4, 8), True, VisionBuckets((32,), (16,), (64,)), 2, step_fixtures.VOCABULARY
 )
 SFT = ImitationConfig(STEPS, BATCH, TOKENS, 1, True, OPTIMIZER, normalise="token")
-ROOM = SequenceRoom(TOKENS, 32, 16, 64)  # of one demonstration
+SIZES = SequenceLimits(TOKENS, 32, 16, 64)  # of one demonstration
 LOSS = DpoLossConfig("sigmoid", 0.5, 0.0)
 KINDS = ("sft", "dpo")
 LONG = "3 m, behind the table and the lamp"
@@ -119,7 +119,7 @@ def lab_on(data, fsdp, tensor, folder):
   policy = dataclasses.replace(setup.policy, frozen=FROZEN)
   optimizer = make_optimizer(OPTIMIZER)
   conversation: Conversation = setup.engine.conversation
-  demonstrator = Demonstrator(conversation, STYLE, WIDE_LIMITS, None, ROOM)
+  demonstrator = Demonstrator(conversation, STYLE, WIDE_LIMITS, None, SIZES)
   programs = compiled.PackedPrograms(policy, optimizer, Microbatches(1, (TOKENS,)), LOSS)
   state = compiled.init_state(policy, optimizer, setup.state.params, setup.mesh)
   return Lab(programs, state, demonstrator, folder)
@@ -257,19 +257,19 @@ def test_a_larger_image_than_was_measured_is_skipped_counted_and_named_once(lab,
   st.integers(1, 9),
   st.booleans(),
 )
-def test_sequences_that_are_admitted_fit_together(sizes, sequences, pack):
+def test_sequences_that_are_accepted_fit_together(sizes, sequences, pack):
   tokens, windows, frames = zip(*sizes, strict=True)
   cfg = dataclasses.replace(SFT, tokens=None, pack=pack)
   measured = DemonstrationSizes(tokens, windows, frames, 36)
   shapes = shapes_of(cfg, measured, sequences, 2, step_fixtures.step_config())
-  room = room_of(shapes, sequences)
-  assert room.tokens >= max(tokens)
-  assert room.windows >= max(windows)
-  assert room.frames >= max(frames)
-  placed = rows_of([room.tokens] * sequences, shapes.tokens if pack else 0)
+  most = limits_of(shapes, sequences)
+  assert most.tokens >= max(tokens)
+  assert most.windows >= max(windows)
+  assert most.frames >= max(frames)
+  placed = rows_of([most.tokens] * sequences, shapes.tokens if pack else 0)
   assert len(placed) <= shapes.rows[-1]
-  assert sequences * room.windows <= shapes.vision.windows[-1]
-  assert sequences * room.frames <= shapes.vision.frames[-1]
+  assert sequences * most.windows <= shapes.vision.windows[-1]
+  assert sequences * most.frames <= shapes.vision.frames[-1]
 
 
 # --- steps ---------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ class Prediction:
   truth: str
   benchmark: str | None
   answer: str | None  # the text between the answer tags, None without an answer
-  score: float  # MRA of a number, exact match of a choice, in [0, 1]
+  score: float  # see `RewardConfig.score` and `scorer`, in [0, 1]
   reward: float  # at the sharpness of the evaluation set
   parsed: bool  # whether the answer could be read
   end_reason: str = "answer"

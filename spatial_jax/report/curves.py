@@ -37,7 +37,7 @@ HELD_OUT = Curve(
   "held_out_score", "Held-out score", "greedy answers to held-out questions", share=True
 )
 SCORE = Curve(
-  "score", "Score", "mean relative accuracy of numbers, exact match of choices; sampled", share=True
+  "score", "Score", "of sampled answers; the reward card names the score of numbers", share=True
 )
 REWARD = Curve("reward", "Reward", "above: mean over rollouts; below: sharpness k", share=False)
 LENGTH = Curve("response_tokens", "Response length", "sampled tokens per rollout", share=False)

@@ -47,7 +47,7 @@ class RewardCard:
   def points(self) -> dict[str, float]:
     """Name of a point of the run ("start", "end", "" if k does not change) -> sharpness."""
     start, end = (sharpness_of(self.reward, progress) for progress in (0.0, 1.0))
-    if self.advantage is None or start == end or not self.reward.numbers_sharpen:
+    if self.advantage is None or start == end:
       return {"": end}
     return {"start": start, "end": end}
 
@@ -106,9 +106,10 @@ def sentence(cfg: RewardConfig) -> str:
 def _draw_reward(card: RewardCard, axes: Axes) -> None:
   error_Z = np.linspace(0, 1, 201).astype(np.float32)
   score_Z = np.asarray(number_score(1 + error_Z, np.ones_like(error_Z), card.reward))
-  for name, k in card.points.items():
+  sharpens = card.reward.numbers_sharpen
+  for name, k in (card.points if sharpens else {"": 1.0}).items():
     label = f"{name} of the run, k = {k:.3g}" if name else f"k = {k:.3g}"
-    label = label if card.reward.numbers_sharpen else card.reward.number
+    label = label if sharpens else card.reward.number
     colour, width = (svg.MUTED, 1.2) if name == "start" else (svg.ACCENT, 2)
     axes.plot(error_Z, card.accuracy(error_Z, k), color=colour, linewidth=width, label=label)
   score = f"score ({card.reward.score_name})"

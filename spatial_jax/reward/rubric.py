@@ -23,7 +23,7 @@ from spatial_jax.reward.config import RUBRIC_TERMS, RubricConfig
 from spatial_jax.reward.custom import Response, custom_reward
 from spatial_jax.reward.parse import expected_of, read_as
 from spatial_jax.reward.principles import names_principle
-from spatial_jax.reward.quantity import COUNT, is_metric
+from spatial_jax.reward.quantity import COUNT, is_metric, parse_number
 from spatial_jax.reward.units import dimension, read_measure
 from spatial_jax.types import Array, Task, Trajectory
 
@@ -115,8 +115,9 @@ def unit_term(answer: str | None, task: Task) -> float:
     given = read_measure(answer[2:].strip() if answer[1:2] in (".", ")", ":") else answer)
   else:
     expected = expected_of(task)
-    if expected.unit == COUNT or (expected.unit and is_metric(expected.unit)):
-      return float(read_as(answer, expected).parsed)
+    if expected.unit and is_metric(expected.unit):  # a count, a length or an area
+      bare = expected.unit != COUNT and parse_number(answer, COUNT, "") is not None
+      return float(read_as(answer, expected).parsed and not bare)
     wanted = read_measure(f"1 {expected.unit}" if expected.unit else task.answer)
     given = read_measure(answer)
   if wanted is None or given is None:

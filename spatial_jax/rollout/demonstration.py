@@ -86,7 +86,7 @@ def _item(operation: Operation, coordinates: Coordinates) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class SequenceRoom:
+class SequenceLimits:
   """What one demonstration may need of the static shapes of a batch."""
 
   tokens: int  # of prompt and response
@@ -120,13 +120,13 @@ class Demonstrator:
   limits: Limits  # of one turn
   # Writes the response of a task that has none; None: the true answer alone is imitated.
   solver: Solver | None
-  room: SequenceRoom | None  # None: a demonstration may have any size
+  sizes: SequenceLimits | None  # None: a demonstration may have any size
 
   def __call__(self, task: Task) -> Trajectory:
     """Returns the demonstration of a task.
 
     Raises:
-      DataError: if media or turns cannot be used, or it does not fit `room`; the message names the
+      DataError: if media or turns cannot be used, or it does not fit `sizes`; the message names the
         task.
     """
     return self.of_turns(self.conversation.prompt(task), task, task.turns)
@@ -164,10 +164,10 @@ class Demonstrator:
     return self._checked(trajectory, task)
 
   def _checked(self, trajectory: Trajectory, task: Task) -> Trajectory:
-    if self.room is not None:
+    if self.sizes is not None:
       grids = [image.grid_3 for image in trajectory.images]
       images = needs_of(grids, self.conversation.policy.vision.window_blocks)
-      if problem := self.room.problem(len(trajectory.token_ids_T), images):
+      if problem := self.sizes.problem(len(trajectory.token_ids_T), images):
         raise DataError(f"task {task.task_id}: its demonstration has {problem}")
     return trajectory
 

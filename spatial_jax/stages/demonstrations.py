@@ -19,7 +19,7 @@ from spatial_jax.errors import DataError
 from spatial_jax.learn.optimizer import OptimizerConfig
 from spatial_jax.learn.packing import PackConfig, row_buckets
 from spatial_jax.policy.config import QwenVLConfig
-from spatial_jax.rollout.demonstration import SequenceRoom
+from spatial_jax.rollout.demonstration import SequenceLimits
 from spatial_jax.types import Task, Trajectory
 
 Item = TypeVar("Item")
@@ -110,7 +110,7 @@ def shapes_of(
   multiple: int,
   shape: QwenVLConfig,
 ) -> PackConfig:
-  """The static shapes of packed rows; any sequences that `room_of` admits fit together.
+  """The static shapes of packed rows; any sequences that `limits_of` accepts fit together.
 
   Args:
     sequences: in a batch.
@@ -138,10 +138,10 @@ def shapes_of(
   )
 
 
-def room_of(shapes: PackConfig, sequences: int) -> SequenceRoom:
+def limits_of(shapes: PackConfig, sequences: int) -> SequenceLimits:
   """What one of the sequences of a batch may need, so that any of them fit together."""
   images = shapes.vision
-  return SequenceRoom(
+  return SequenceLimits(
     tokens=shapes.tokens,
     windows=images.windows[-1] // sequences,
     frames=images.frames[-1] // sequences,

@@ -3,8 +3,9 @@
     template ─► numbers ─► Problem ─► diagram + text at one of three levels ─► Task
 
 Six domains with three templates each. A "Spatial Relation" problem has its numbers in the diagram
-alone, a "Multi-Formula" one in the text too, which only the text level "full" has. `extra` has
-category, subfield, reasoning_type, principle, text level, and the solution for the solver.
+alone. A "Multi-Formula" problem states them in the text too; only text level "full" does so.
+`extra` has category, subfield, reasoning_type, principle, text level, and the solution for the
+solver.
 
 Source: the row format is that of PhyX (arXiv:2505.15929); the problems are ours.
 """
@@ -37,7 +38,9 @@ class PhysicsConfig:
   categories: tuple[str, ...]  # of `CATEGORIES`; (): all
   text_levels: tuple[TextLevel, ...]  # each problem draws one
   choice_fraction: float  # of the problems with four options, in [0, 1]
-  spatial_fraction: float  # with numbers in the diagram alone at each text level, in [0, 1]
+  # Of the problems of text level "full": those with numbers in the diagram alone, in [0, 1]. At the
+  # other levels all are such.
+  spatial_fraction: float
   size_px: int  # side of the image
 
   def __post_init__(self):
