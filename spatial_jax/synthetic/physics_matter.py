@@ -144,7 +144,7 @@ def _decay(rng: np.random.Generator) -> Problem:
     line(0.14, 0.12, 0.14, 0.85, 0.92, 0.85),
     Shape("line", tuple(curve), "red"),
     text(0.32, 0.14, f"{start:g} g"),
-    text(0.6, 0.4, f"T = {half:g} d"),
+    text(0.7, 0.22, f"T = {half:g} d"),
     text(0.84, 0.93, f"{half * times:g} d"),
   )
   return Problem(
