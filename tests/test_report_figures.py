@@ -340,7 +340,7 @@ def test_a_reward_without_sharpness_names_none_and_the_score_is_that_of_the_conf
   loo = dataclasses.replace(dummies.ADVANTAGE, baseline="leave_one_out", alpha=0.0)
   view = card_view(RewardCard(reward, loo))
   assert "k = " not in view.reward
-  assert view.wrong_choice.startswith("0.35 at the start"), "choices still follow the schedule"
+  assert view.wrong_choice.startswith("0.32 at the start"), "choices still follow the schedule"
   assert ">ratio</text>" in view.reward
   assert "within 5 %" in view.reward
   assert ">leave-one-out</text>" in (view.advantage or "")
