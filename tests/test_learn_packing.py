@@ -84,7 +84,9 @@ def test_packing_changes_no_log_probability():
   np.testing.assert_allclose(sums[0], sums[1], rtol=1e-5)
 
 
-@pytest.mark.parametrize("by_token", [True, False])
+@pytest.mark.parametrize(
+  "by_token", [pytest.param(True, marks=pytest.mark.slow(always=True)), False]
+)
 def test_packing_changes_no_gradient(by_token):
   policy, _ = policy_and_params()
   update = jax.jit(functools.partial(packed_sft_update, policy, SGD, MICRO))

@@ -275,7 +275,8 @@ def test_sequences_that_are_accepted_fit_together(sizes, sequences, pack):
 # --- steps ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [pytest.param("sft", marks=pytest.mark.slow), "dpo"])
+@pytest.mark.slow(always=True)
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_eight_devices_take_the_steps_of_one(lab, eight, kind, tmp_path):
   states, values, references = [], [], []
   for name, one in (("one", lab), ("eight", eight)):

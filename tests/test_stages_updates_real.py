@@ -27,6 +27,8 @@ from tests import dummies, step_fixtures
 from tests.learn_fixtures import loss_config
 from tests.test_sharded import COMPILED
 
+pytestmark = pytest.mark.slow(always=True)
+
 # The feed-forward layers alone are trained, which compiles faster.
 FROZEN = ("^vision/", "^decoder/(embed|norm)", "^decoder/layers/(attn|mlp_norm)")
 DECAY = 0.8
