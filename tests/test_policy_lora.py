@@ -161,7 +161,6 @@ def trained():
   return policy, params, state, found
 
 
-@pytest.mark.slow(always=True)
 def test_adapters_are_trained_and_the_base_is_not():
   _, params, state, metrics = trained()
   base, adapters = lora.split(state.params)
