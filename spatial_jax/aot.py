@@ -124,7 +124,7 @@ def programs_to_compile(
 
 
 def stage_programs(ready: Prepared, name: StageName, mesh: Mesh, host: Mesh) -> list[Program]:
-  """Returns the programs of one stage; the rollouts of a stage before "grpo" are not named twice.
+  """Returns the programs of one stage. A "grpo" stage has the rollout programs of all stages.
 
   Supervised stages get demonstrations about the largest prompts, as in a dry run.
   """

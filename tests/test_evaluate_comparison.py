@@ -80,7 +80,7 @@ def all_sets(means=MEANS, count=90):
 @pytest.fixture(scope="module")
 def sets_and_table():
   sets = all_sets()
-  return sets, result_table(sets, 10.0, ("[a note]",))
+  return sets, result_table(sets, 10.0, ("[a note]",), "MRA")
 
 
 def by_label(table):
@@ -108,7 +108,7 @@ def test_the_share_of_parsed_answers_is_reported_per_column():
   unread = dataclasses.replace(sets[0].predictions[1], parsed=False)
   changed = [sets[0].predictions[0], unread, sets[0].predictions[2]]
   sets[0] = PredictionSet(sets[0].column, changed)
-  table = result_table(sets, 10.0, ())
+  table = result_table(sets, 10.0, (), "MRA")
   assert table.parsed == {"end_greedy": pytest.approx(2 / 3), "median": 1.0}
 
 
@@ -131,7 +131,7 @@ def test_the_headline_names_direction_values_and_interval(end, verb):
   noise = np.tile([0.03, -0.03], 15)
   start = prediction_set("start_greedy", scores)
   after = prediction_set("end_greedy", scores + (end - 0.5) + noise)
-  table = result_table([start, after], 10.0, ())
+  table = result_table([start, after], 10.0, (), "MRA")
   sentence = headline(table) or ""
   after = f"{end - 0.1:.3f}"
   values = (
@@ -142,20 +142,20 @@ def test_the_headline_names_direction_values_and_interval(end, verb):
 
 def test_a_policy_without_a_start_is_compared_with_the_baselines():
   sets = [s for s in all_sets() if "start" not in s.column.key]
-  table = result_table(sets, 10.0, ())
+  table = result_table(sets, 10.0, (), "MRA")
   assert [paired.label for paired in table.paired] == [
     "greedy score, end - median answer",
     "greedy score, end - end on other images",
   ]
   assert "the greedy score is 0.58" in (headline(table) or "")
-  assert headline(result_table(sets[2:3], 10.0, ())) is None
+  assert headline(result_table(sets[2:3], 10.0, (), "MRA")) is None
 
 
 def test_the_row_of_exact_matches_names_its_kinds():
   choices = prediction_set("end_greedy", [1, 0, 0.5])
   words = [dataclasses.replace(p, answer_kind="words") for p in choices.predictions]
   for found, label in ((choices.predictions, "choices"), (words, "choices and words")):
-    table = result_table([PredictionSet(choices.column, found)], 10.0, ())
+    table = result_table([PredictionSet(choices.column, found)], 10.0, (), "MRA")
     assert f"{label}, exact match" in [row.question_type for row in table.summary]
 
 
@@ -163,7 +163,7 @@ def test_a_fault_removes_its_question_from_every_column():
   sets = [prediction_set("end_greedy", [1, 0, 0.5, 1]), prediction_set("median", [0, 0, 0, 0])]
   predictions = list(sets[0].predictions)
   predictions[1] = dataclasses.replace(predictions[1], end_reason="fault")
-  table = result_table([PredictionSet(sets[0].column, predictions), sets[1]], 10.0, ())
+  table = result_table([PredictionSet(sets[0].column, predictions), sets[1]], 10.0, (), "MRA")
   assert sum(row.n for row in table.rows) == 3
   assert table.overall["end_greedy"].mean == pytest.approx(2.5 / 3)
   assert table.paired[0].mean == pytest.approx(2.5 / 3)
@@ -175,12 +175,12 @@ def test_questions_that_could_not_be_asked_are_counted_with_the_first_reason():
   fault = {"end_reason": "fault", "problem": "task a: b.jpg does not exist"}
   predictions = [dataclasses.replace(p, **fault) for p in end.predictions]
   some = PredictionSet(end.column, [end.predictions[0], *predictions[1:]])
-  (note,) = result_table([some], 10.0, ()).notes
+  (note,) = result_table([some], 10.0, (), "MRA").notes
   assert note == (
     "2 questions could not be asked and are left out; the first: task a: b.jpg does not exist."
   )
   with pytest.raises(DataError, match=r"no question is left to evaluate: 3 questions could not"):
-    result_table([PredictionSet(end.column, predictions)], 10.0, ())
+    result_table([PredictionSet(end.column, predictions)], 10.0, (), "MRA")
 
 
 def test_rollouts_of_the_page_are_of_questions_without_a_fault():
@@ -250,7 +250,7 @@ def test_vsi_score_is_the_average_of_the_benchmark():
 
 def test_files_contain_the_table_and_every_prediction(tmp_path):
   sets = all_sets(count=6)
-  table = result_table(sets, 10.0, ("a note",))
+  table = result_table(sets, 10.0, ("a note",), "MRA")
   write(tmp_path / "new", sets, table, {"seed": 3}, {"end": 0.5})
   assert read_results(tmp_path / "new") == table
   record = json.loads((tmp_path / "new" / "results.json").read_text())

@@ -11,7 +11,7 @@ from tests.test_evaluate_comparison import MEANS, all_sets
 
 
 def table_of(**means):
-  return result_table(all_sets(MEANS | means), 10.0, ())
+  return result_table(all_sets(MEANS | means), 10.0, (), "MRA")
 
 
 @pytest.mark.parametrize(

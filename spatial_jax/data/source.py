@@ -48,8 +48,8 @@ SceneTasks = Callable[[int], list[Task]]  # scene number -> all tasks of the sce
 _HELD_OUT_STREAM, _BATCH_STREAM = 2, 3  # of random numbers; synthetic/tasks.py has 0 and 1
 _HELD_OUT_RETRIES = 4  # `rare_type_retries` of held-out tasks
 _MAX_BOXES = 3  # of a demonstrated drawing: more are too many tokens
-_REPLACEMENTS = 1 << 16  # numbers of refills from here on replace tasks that cannot be used
-_MOST_ATTEMPTS = 16  # to replace them
+_REPLACEMENTS = 1 << 16  # added to the number of the refill per attempt to replace a task
+_MOST_ATTEMPTS = 16  # to replace tasks of a step
 _MAX_EMPTY_SCENES = 32  # scenes without a task in a row before the configuration is refused
 _MAX_EXAMPLES_PER_SCENE = 8  # more than in a batch, because examples need fewer images
 # Kind of source -> its name in titles.
@@ -248,7 +248,7 @@ def prompt_stream(
   """Yields the prompts of each step from `first_step` on; arguments as in `prompt_batches`.
 
   Rooms are rendered in a thread, step by step, because a room gives several tasks of a step. A task
-  that cannot be used is replaced by a further one.
+  that cannot be encoded is replaced by another task.
   """
   if isinstance(source, FileSource):
     return prompt_batches(source.dataset(seed), encode, seed, first_step, count, cfg)
@@ -262,7 +262,10 @@ def prompt_stream(
 def _usable(
   source: Source, encode: Encode[Item], seed: int, step: int, refill: int, count: int
 ) -> PromptBatch[Item]:
-  """The prompts of `count` tasks; those that cannot be used are replaced by further ones.
+  """Encodes `count` tasks of a step. A task that cannot be encoded is replaced by another task.
+
+  Args:
+    refill: number of the refill, 0 for the tasks of the step itself.
 
   Raises:
     DataError: if no task of an attempt can be used.

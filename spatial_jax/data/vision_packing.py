@@ -63,7 +63,7 @@ def distinct(images_by_row: Sequence[Sequence[PatchedImage]]) -> dict[str, Patch
 
 
 class ImageNeeds(NamedTuple):
-  """What images need of a VisionBatch."""
+  """The space that images take in a VisionBatch."""
 
   windows: int  # slots
   frames: tuple[int, ...]  # patches of each frame
@@ -74,7 +74,7 @@ class ImageNeeds(NamedTuple):
 
 
 def needs_of(grids: Iterable[tuple[int, int, int]], window_blocks: int) -> ImageNeeds:
-  """What images of some grids (time, height, width in patches) need together."""
+  """The space of images with these grids (time, height, width in patches), together."""
   grids = list(grids)
   return ImageNeeds(
     sum(window_layout(grid, window_blocks).slots for grid in grids),
@@ -88,8 +88,7 @@ def fits(
   """Whether the largest buckets hold distinct images.
 
   Args:
-    encoded: as features alone, see `pack_features`: these leave no room in a window and need no
-      rows of frames.
+    encoded: the batch holds features, not patches (`pack_features`): only merged tokens count.
   """
   if not images:
     return True

@@ -33,7 +33,7 @@ def result_table(
   prediction_sets: Sequence[PredictionSet],
   sharpness: float,
   notes: Sequence[str],
-  score_name: str = "MRA",
+  score_name: str,
 ) -> ResultTable:
   """The table of an evaluation.
 

@@ -104,8 +104,9 @@ def unit_term(answer: str | None, task: Task) -> float:
   """Returns 1.0 if the unit of the answer has the dimension of the right one, else 0.0.
 
   The right unit is that of the task or of its question, else that of the true answer. Lengths,
-  areas and counts are read as the accuracy reads them. A choice is judged by the text of the option
-  that the answer repeats ("B. 3 m/s"); a letter alone has no unit.
+  areas and counts are read as the accuracy reads them, but a length or an area without a unit earns
+  0. A choice is judged by the text of the option that the answer repeats ("B. 3 m/s"); a letter
+  alone has no unit.
   """
   if answer is None:
     return 0.0

@@ -65,8 +65,8 @@ class Finding(NamedTuple):
 class Health:
   """Watches the metrics of a run; remembers how the run began, also after a resume.
 
-  The steps before a resume are no part of the average of the last ones, so that a run that was
-  stopped has a whole window to recover.
+  After a resume the average of the last steps starts again, so that a stopped run has a whole
+  window to recover.
   """
 
   def __init__(self, cfg: HealthConfig, workdir: pathlib.Path):

@@ -6,6 +6,7 @@ groups with random errors whose rewards are all equal. --out=card.png draws rewa
 against the error. A config with conditions has a card for each of them.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -108,7 +109,9 @@ def draw(steps: Sequence[CardStep], reward: RewardConfig, path: pathlib.Path) ->
   figure = Figure(figsize=(9, 3.4), layout="constrained")
   left, right = figure.subplots(1, 2)
   error_Z = np.linspace(0, 1, 201)
-  fixed = reward.for_evaluation()  # an adaptive schedule would adapt to the points of the curve
+  # An adaptive schedule would adapt to the points of the curve.
+  constant = dataclasses.replace(reward.schedule, kind="constant")
+  fixed = dataclasses.replace(reward, schedule=constant)
   for one in steps:
     scores = score_examples(answers(error_Z[None]), fixed, one.sharpness)
     left.plot(error_Z, scores.reward_BG[0], label=f"step {one.step}, k = {one.sharpness:.3g}")
