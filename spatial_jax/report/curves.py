@@ -36,9 +36,7 @@ class Panel(NamedTuple):
 HELD_OUT = Curve(
   "held_out_score", "Held-out score", "greedy answers to held-out questions", share=True
 )
-SCORE = Curve(
-  "score", "Score", "of sampled answers; the reward card names the score of numbers", share=True
-)
+SCORE = Curve("score", "Score", "mean of sampled answers", share=True)
 REWARD = Curve("reward", "Reward", "above: mean over rollouts; below: sharpness k", share=False)
 LENGTH = Curve("response_tokens", "Response length", "sampled tokens per rollout", share=False)
 DRAWING = Curve("drawing_share", "Drawing", "share of rollouts with a drawn image", share=True)
