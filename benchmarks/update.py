@@ -69,7 +69,7 @@ TORCH = {
   "torch shared": TorchVariant(False, False, True),
   "torch remat chunked shared": TorchVariant(True, True, True),
 }
-LOGPROB_CHUNK = 32  # tokens per row of ours whose logits exist at once
+LOGPROB_CHUNK = 64  # tokens per row of ours whose logits exist at once
 CASE = flags.DEFINE_enum("case", "image", list(CASES), "sizes of the update")
 MICRO_ROWS = flags.DEFINE_integer(
   "micro_rows", 8, "at most this number of rows in a microbatch of torch, of one prompt"
@@ -258,7 +258,8 @@ def main(argv: list[str]) -> None:
         "Included on both sides: vision tower, clipped policy gradient, global clip, AdamW on all "
         "parameters. Left out on both: making the batch, loading.",
         "Ours runs each image once, and each prompt once per group (unshared: once per row); m32, "
-        "m8, m4: rows in a microbatch; logits of 32 tokens at once.",
+        "m8, m4: rows in a microbatch; logits of "
+        f"{LOGPROB_CHUNK} tokens at once.",
         f"torch: full rows, {MICRO_ROWS.value} in a microbatch, logits of trained tokens only.",
         "remat: layers are recomputed in the backward pass. chunked: logits are recomputed, "
         f"{peer.LOGIT_CHUNK} tokens at once. shared: the image is encoded once for all rows of a "

@@ -64,7 +64,7 @@ class GatedMLP(nn.Module):
       return nn.Dense(width, use_bias=self.use_bias, dtype=self.dtype, name=name)
 
     shape = x.shape
-    x = _one_axis_of_tokens(x)
+    x = one_axis_of_tokens(x)
     gate = _in_float32(nn.silu, dense(self.mlp_width, "gate")(x))
     return dense(shape[-1], "down")(gate * dense(self.mlp_width, "up")(x)).reshape(shape)
 
@@ -80,7 +80,7 @@ class PlainMLP(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     tokens = x.shape[:-1]
-    x = _one_axis_of_tokens(x)
+    x = one_axis_of_tokens(x)
     x = _in_float32(self._act, nn.Dense(self.mlp_width, dtype=self.dtype, name="up")(x))
     return nn.Dense(self.width, dtype=self.dtype, name="down")(x).reshape(*tokens, self.width)
 
@@ -90,7 +90,7 @@ class PlainMLP(nn.Module):
     return nn.gelu(x, approximate=self.act == "gelu_tanh")
 
 
-def _one_axis_of_tokens(x: jax.Array) -> jax.Array:
+def one_axis_of_tokens(x: jax.Array) -> jax.Array:
   """x [..., D] -> [tokens, D].
 
   With two axes of tokens, XLA on a CPU writes a transposed copy of each cotangent to compute the

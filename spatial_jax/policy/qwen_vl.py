@@ -24,7 +24,7 @@ from spatial_jax.policy.attention_modes import AttentionMode, CausalAttention
 from spatial_jax.policy.cache import Cache, Prefix
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.decoder import Angles, DecoderLayer, DecoderStack, DeepStackFeatures
-from spatial_jax.policy.layers import RMSNorm
+from spatial_jax.policy.layers import RMSNorm, one_axis_of_tokens
 from spatial_jax.policy.logprobs import score_targets
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.vision import VisionTower
@@ -233,12 +233,13 @@ class Policy:
     """float32 [..., V] of hidden [..., D]."""
     decoder = params["decoder"]
     table_VD = decoder["embed" if self.cfg.decoder.tied else "head"]["embedding"]
-    return jnp.einsum(
-      "...D,VD->...V",
-      hidden,
+    logits = jnp.einsum(
+      "ND,VD->NV",
+      one_axis_of_tokens(jnp.asarray(hidden)),
       table_VD.astype(self.compute_dtype),
       preferred_element_type=jnp.float32,
     )
+    return logits.reshape(*hidden.shape[:-1], -1)
 
   def logprobs(
     self,
