@@ -299,10 +299,10 @@ def report(
     "grpo": "AP-GRPO" if cfg.learn.advantage.alpha else "GRPO",
   }
   learns = {
-    "sft": "imitates demonstrated answers to questions about space. ",
-    "reject": "imitates its own best answers to questions about space. ",
-    "dpo": "learns to prefer right answers to questions about space over wrong ones. ",
-    "grpo": "learns to answer questions about space from its own rollouts. ",
+    "sft": "imitates demonstrated answers. ",
+    "reject": "imitates its own best answers. ",
+    "dpo": "learns to prefer right answers over wrong ones. ",
+    "grpo": "learns from the rewards of its own rollouts. ",
   }
   thinks = "It thinks, may draw boxes on the image, looks at the drawing and answers."
   sft = cfg.reject.train if name == "reject" else cfg.sft

@@ -41,7 +41,7 @@ from spatial_jax.stages.reject import best_and_worst, keep
 from spatial_jax.stages.replaced import ReplacedTasks
 from spatial_jax.stages.sft import ImitationConfig, SftConfig, SftStage
 from spatial_jax.train_config import StageName, TrainConfig, TrainingParts
-from spatial_jax.types import Params, Prompt, Prompts, Task, Trajectory
+from spatial_jax.types import Params, Prompt, Task, Trajectory
 
 _MICRO_ROWS = (8, 4, 2, 1)
 _EXAMPLES = 2000  # tasks whose answers in words are known to the corrupter
@@ -108,7 +108,7 @@ class Supervised:
 
     return Collector(
       engine=engine,
-      prompts_of=ChunkPrompts(stream),
+      batch_of=ChunkPrompts(stream),
       reward=run.learn.reward,
       keep=keeps,
       chunks=-(-tasks // count),
@@ -181,13 +181,13 @@ class ChunkPrompts:
     self._stream: Iterator[PromptBatch[Prompt]] = iter(())
     self._next, self._replaced = -1, ReplacedTasks()
 
-  def __call__(self, chunk: int) -> Prompts:
+  def __call__(self, chunk: int) -> PromptBatch[Prompt]:
     if chunk != self._next:
       self._stream = self._stream_of(chunk)
     self._next = chunk + 1
     batch = next(self._stream)
     self._replaced.count(batch.replaced)
-    return batch.prompts
+    return batch
 
 
 def stage_data(cfg: TrainConfig, name: StageName) -> FileSource | None:

@@ -60,7 +60,7 @@ class Sampling:
   def run(self, folder, chunks, cfg=KEEP, prompts=None):
     collector = Collector(
       engine=engine(fixtures.ROLLOUT),
-      prompts_of=prompts or prompts_of,
+      batch_of=prompts or batch_of,
       reward=reward_fixtures.CFG,
       keep=functools.partial(keep, cfg),
       chunks=chunks,
@@ -75,12 +75,12 @@ def engine(rollout) -> Any:
   return types.SimpleNamespace(cfg=cfg)
 
 
-def prompts_of(chunk):
+def batch_of(chunk):
   tasks = [
     dataclasses.replace((DISTANCE, NEAREST)[i % 2], task_id=f"{chunk}-{i}")
     for i in range(PER_CHUNK)
   ]
-  return [dummies.prompt(task) for task in tasks]
+  return PromptBatch([dummies.prompt(task) for task in tasks], ("the file is broken",) * chunk)
 
 
 def second_is_right(task, g):
@@ -97,7 +97,9 @@ def test_the_report_counts_every_test_for_each_task_type(monkeypatch, tmp_path):
   sampling = Sampling(monkeypatch, second_is_right)
   path = sampling.run(tmp_path / "plain", 2)
   tasks = {DISTANCE.question_type: 4, NEAREST.question_type: 2}
-  assert read(tmp_path / "plain" / YIELD) == {
+  report = read(tmp_path / "plain" / YIELD)
+  assert report["replaced_tasks"] == 0 + 1, "of both chunks"
+  assert report["by_type"] == {
     name: {
       "sampled": 2 * count, "correct": count, "executable": 2 * count,
       "reflective": 2 * count, "long_enough": 2 * count, "kept": count,
@@ -108,7 +110,7 @@ def test_the_report_counts_every_test_for_each_task_type(monkeypatch, tmp_path):
   assert [row["id"] for row in kept] == [f"{c}-{i}#1" for c in range(2) for i in range(3)]
   with pytest.raises(UserError):
     sampling.run(tmp_path / "strict", 2, strict)
-  for counts in read(tmp_path / "strict" / YIELD).values():
+  for counts in read(tmp_path / "strict" / YIELD)["by_type"].values():
     assert set(counts) == set(TESTS)
     assert counts["reflective"] == counts["kept"] == 0
 
@@ -150,7 +152,7 @@ def test_an_interrupted_sampling_goes_on_with_the_next_chunk(monkeypatch, tmp_pa
 def test_what_a_second_pass_over_the_data_keeps_has_ids_of_its_own(monkeypatch, tmp_path):
   """Ids are unique in a data file, or it could not be read."""
   sampling = Sampling(monkeypatch, second_is_right)
-  path = sampling.run(tmp_path, 3, prompts=lambda chunk: prompts_of(chunk % 2))
+  path = sampling.run(tmp_path, 3, prompts=lambda chunk: batch_of(chunk % 2))
   kept = [json.loads(line)["id"] for line in path.read_text().splitlines()]
   first = [f"{c}-{i}#1" for c in range(2) for i in range(3)]
   assert kept == [*first, *(f"0-{i}#1@2" for i in range(3))]
@@ -165,7 +167,7 @@ def test_chunks_in_their_order_read_one_stream():
     return (PromptBatch([number], ()) for number in itertools.count(first))
 
   prompts = ChunkPrompts(stream_of)
-  assert [prompts(chunk) for chunk in (2, 3, 4, 9, 10)] == [[2], [3], [4], [9], [10]]
+  assert [prompts(chunk).prompts for chunk in (2, 3, 4, 9, 10)] == [[2], [3], [4], [9], [10]]
   assert begun == [2, 9]
 
 

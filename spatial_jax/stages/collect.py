@@ -1,7 +1,7 @@
 """Rollouts -> rows of a data file: what rejection sampling and preference pairs keep.
 
 prompts ─► rollouts ─► scores ─► kept rollouts ─► rows.jsonl, images/
-                                        └──► yield.json: by question type, how many passed each test
+                                        └──► yield.json: counts by question type and test
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from spatial_jax.data.media import read_pixels
+from spatial_jax.data.pipeline import PromptBatch
 from spatial_jax.errors import UserError
 from spatial_jax.reward.compose import score
 from spatial_jax.reward.config import RewardConfig
@@ -27,6 +28,7 @@ from spatial_jax.rollout.scheduler import RolloutJob, generate_rollouts
 from spatial_jax.types import (
   ImageRef,
   Params,
+  Prompt,
   Prompts,
   Rollouts,
   Scores,
@@ -47,7 +49,7 @@ class Collector:
   """Samples a number of chunks of prompts and keeps what passes."""
 
   engine: Engine
-  prompts_of: Callable[[int], Prompts]  # chunk -> its prompts
+  batch_of: Callable[[int], PromptBatch[Prompt]]  # chunk -> its prompts
   reward: RewardConfig
   keep: Keep
   chunks: int
@@ -69,13 +71,14 @@ class Collector:
     weights = weights_of() if missing else {}
     with Progress(console=Console(stderr=True), transient=True) as bar:
       for number in bar.track(missing, description="sampling demonstrations"):
-        rows, counts = self._chunk(weights, number)
+        batch = self.batch_of(number)
+        rows, counts = self._chunk(weights, batch.prompts, number)
         counted = [[*key, count] for key, count in counts.items()]
-        write_text(parts[number], json.dumps({"rows": rows, "counts": counted}))
+        record = {"rows": rows, "counts": counted, "replaced": len(batch.replaced)}
+        write_text(parts[number], json.dumps(record))
     return self._join(parts)
 
-  def _chunk(self, weights: Params, number: int) -> tuple[list[Row], Counter]:
-    prompts = self.prompts_of(number)
+  def _chunk(self, weights: Params, prompts: Prompts, number: int) -> tuple[list[Row], Counter]:
     cfg = self.engine.cfg
     job = RolloutJob(prompts, self.seed, number, [cfg.sampling] * cfg.group)
     rollouts = generate_rollouts(self.engine, weights, job)
@@ -93,7 +96,8 @@ class Collector:
     by_type: dict[str, dict[str, int]] = {}
     for (name, test), count in totals.items():
       by_type.setdefault(name, {})[test] = count
-    write_text(self.folder / YIELD, json.dumps(by_type, indent=2) + "\n")
+    report = {"replaced_tasks": sum(r["replaced"] for r in records), "by_type": by_type}
+    write_text(self.folder / YIELD, json.dumps(report, indent=2) + "\n")
     if not rows:
       raise UserError(
         f"nothing was kept of {sum(c.get('sampled', 0) for c in by_type.values())} rollouts "

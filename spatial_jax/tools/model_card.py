@@ -12,8 +12,8 @@ pipeline_tag: image-text-to-text
 
 # Policy trained with spatial_jax
 
-A {family} model, trained with reinforcement learning to answer questions about space. It loads in
-transformers (`AutoModelForImageTextToText`). The license of the base policy applies.
+A {family} model. It loads in transformers (`AutoModelForImageTextToText`). The license of the base
+policy applies.
 
 | | |
 | --- | --- |
