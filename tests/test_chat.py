@@ -74,6 +74,7 @@ def test_what_is_said_is_what_was_sampled_and_drawn(tmp_path, monkeypatch):
     assert re.findall(r"[\w .]{6,}", sampled)[0].strip() in page
 
 
+@pytest.mark.slow(always=True)
 def test_of_several_answers_the_likeliest_are_kept(tmp_path):
   how = ChatOptions(begin="", samples=5, best=2, temperature=1.0)
   words: list[str] = []

@@ -196,6 +196,7 @@ def test_photographs_are_for_evaluation(street):
 # --- whole runs --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(always=True)
 @pytest.mark.filterwarnings("default")  # Orbax
 def test_an_evaluation_from_checkpoint_to_report(
   policy_folder, run_folder, street, tmp_path, capsys

@@ -206,6 +206,7 @@ def test_the_dpo_gradient_is_that_of_torch(cfg):
   np.testing.assert_allclose(coefficient, logp.grad.numpy(), rtol=1e-9)
 
 
+@pytest.mark.slow(always=True)
 def test_the_dpo_update_has_the_gradient_of_its_loss():
   """`jax.grad` of the loss of all sequences at once."""
   policy, params = policy_and_params()

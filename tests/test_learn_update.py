@@ -293,6 +293,7 @@ def adam():
   return make_optimizer(dataclasses.replace(CFG, learning_rate=0.01, warmup_steps=0))
 
 
+@pytest.mark.slow(always=True)
 def test_a_step_changes_every_parameter_and_is_counted(adam):
   state, metrics = program(MICRO, adam)(start(adam), batch_of(), NO_OTHERS)
   assert int(state.step) == 1
@@ -363,6 +364,7 @@ def test_on_policy_the_ratio_is_one():
   np.testing.assert_allclose(metrics["effective_share"], 1, atol=1e-5)
 
 
+@pytest.mark.slow(always=True)
 def test_metrics_are_means_over_tokens_whatever_the_loss_is_divided_by():
   """The loss of "constant" is a ten-thousandth of a mean; a row of weight 0 is not counted."""
   batch = with_rows(batch_of(), weight_R=np.array([1, 1, 0, 1], np.float32))

@@ -100,6 +100,7 @@ def test_rows_attend_to_their_prefix_and_themselves(case):
   assert_same(attend_with_prefix(*dataclasses.astuple(case)), case)
 
 
+@pytest.mark.slow(always=True)
 @settings(deadline=None, max_examples=40)
 @given(cases())
 def test_concatenated_row_of_a_kernel_gives_the_same_output(case):

@@ -65,6 +65,7 @@ def test_scores_of_all_tokens_never_exist_at_once(monkeypatch):
   assert f"f32[{R},{K},{Q},{T},{S + T}]" not in text
 
 
+@pytest.mark.slow(always=True)
 def test_the_reward_is_between_0_and_1_and_depends_on_the_layers():
   policy, params = policy_and_params()
   batch = batch_of()

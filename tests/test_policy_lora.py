@@ -58,7 +58,9 @@ def outputs(policy: Policy, params: Params, name: str) -> tuple[np.ndarray, np.n
   return np.asarray(features_MYD), np.asarray(hidden)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+  "name", [FAMILIES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[1:])]
+)
 def test_merged_adapters_give_the_same_outputs(name):
   plain, params, *_ = setting(name)
   policy, adapted = with_adapters(plain, params, EVERYWHERE)
@@ -161,6 +163,7 @@ def trained():
   return policy, params, state, found
 
 
+@pytest.mark.slow(always=True)
 def test_adapters_are_trained_and_the_base_is_not():
   _, params, state, metrics = trained()
   base, adapters = lora.split(state.params)

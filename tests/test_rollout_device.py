@@ -412,7 +412,9 @@ def test_block_sizes_change_no_token(sizes):
   jax.tree.map(close, numpy_tree(joined(blocks)), numpy_tree(joined(plain)))
 
 
-@pytest.mark.parametrize("sizes", [(32,), (4, 3, 25)])
+@pytest.mark.parametrize(
+  "sizes", [(32,), pytest.param((4, 3, 25), marks=pytest.mark.slow(always=True))]
+)
 def test_gathered_rows_sample_as_among_all_rows(sizes):
   """The other rows do not change."""
   state, *_ = decode(started(suffix_block_sizes=sizes), 4, forbidden_V=NEVER_STOP)

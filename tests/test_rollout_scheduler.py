@@ -113,13 +113,13 @@ def slow(changed):
   [
     slow({"schedule": "eager"}),
     slow({"drawing_delay": 4, "gather_fractions": ()}),
-    {"slots": 1, "prefill": (1,), "decode_steps": 1},
+    slow({"slots": 1, "prefill": (1,), "decode_steps": 1}),
     slow({"slots": 16, "prefill": (16,), "append": (1,), "decode_steps": 32}),
     slow({"slots": 2, "schedule": "barrier"}),
     {"slots": 2, "rows": 3, "gather_fractions": (0.3, 0.7)},
     slow({"slots": 2, "rows": 1, "schedule": "barrier"}),
     # Little more than two images: most are encoded again.
-    {"slots": 4, "rows": 4, "schedule": "eager", "feature_buffer_tokens": 72},
+    slow({"slots": 4, "rows": 4, "schedule": "eager", "feature_buffer_tokens": 72}),
   ],
   ids=str,
 )
@@ -237,7 +237,7 @@ def test_tokens_that_differ_were_drawn_on_a_border(all_turns_draw):
   assert all(distance < 1e-4 for distance in differing)
 
 
-@pytest.mark.parametrize("rows", [0, 3])
+@pytest.mark.parametrize("rows", [slow(0), 3])
 def test_late_drawings_change_no_bit_and_no_program(all_turns_draw, rows):
   cfg = dataclasses.replace(ROLLOUT, slots=2, rows=rows)
   engine, calls = recorded(engine_for(cfg))

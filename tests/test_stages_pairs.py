@@ -111,7 +111,8 @@ def test_the_pair_of_a_task_is_its_best_and_its_worst_answer(tmp_path):
 
 def test_nothing_kept_is_an_error_with_the_counts(tmp_path):
   collector = Collector(None, None, None, None, 1, 0, tmp_path)
-  (tmp_path / "chunk_00000.json").write_text('{"rows": [], "counts": [["size", "sampled", 8]]}')
+  record = {"rows": [], "counts": [["size", "sampled", 8]], "replaced": 0}
+  (tmp_path / "chunk_00000.json").write_text(json.dumps(record))
   with pytest.raises(UserError, match="nothing was kept of 8 rollouts"):
     collector.run(dict)
 

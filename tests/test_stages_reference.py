@@ -43,6 +43,7 @@ def small_mesh(data=1, fsdp=1):
   return sharding.make_mesh(sharding.MeshConfig(data, fsdp, 1), jax.devices()[: data * fsdp])
 
 
+@pytest.mark.slow(always=True)
 def test_a_reference_on_the_host_gives_the_same_bits():
   """Of every row, after the state has moved away from the start and its arrays were donated."""
   mesh = small_mesh()

@@ -318,7 +318,7 @@ class NoReference:
     raise AssertionError("the reference is scored once")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["dpo", pytest.param("sft", marks=pytest.mark.slow(always=True))])
 def test_a_resumed_run_is_the_straight_run_bit_for_bit(lab, kind, tmp_path):
   whole, parts = tmp_path / "whole", tmp_path / "parts"
   for workdir in (whole, parts):

@@ -97,6 +97,7 @@ def test_four_workers_write_the_same_bytes(built, tmp_path):
   assert contents(tmp_path / FOLDER) == contents(built / FOLDER)
 
 
+@pytest.mark.slow(always=True)
 def test_a_killed_build_goes_on_and_writes_the_same_bytes(built, tmp_path):
   build_and_kill(tmp_path, SETTINGS, 2)
   assert not (tmp_path / FOLDER).exists()
