@@ -16,7 +16,7 @@ it is per token, as in the library that the paper builds on (both are 1 with one
 The vanilla prompt has no tags: every answer keeps its format.
 Expected: VSI-Bench, vanilla prompt: 2B 23.3 -> 35.4, 7B 32.2 -> 40.7; SFT 29.6 and 38.1, DPO 23.9
 and 32.6 (paper). Not run here at full size. The paper states 120 GPU hours for 2B.
-:tiny: its table is in docs/papers.md. Time: 12 minutes on two CPU cores.
+:tiny: its table is in docs/papers.md. Time: 13 minutes on two CPU cores.
 Command: python -m spatial_jax.train --config=configs/vsgrpo.py:tiny --workdir=runs/vsgrpo
 """
 
