@@ -1,7 +1,7 @@
 """Seconds of one policy update: this repository and the same loss and optimizer in torch.
 
     python -m benchmarks.update [--shape=nano] [--case=image|frames|long] [--repeats=5]
-        [--sides=...] [--out=update.json]
+        [--compared_steps=2] [--sides=...] [--out=update.json]
 
 All parameters are trained, the vision tower too: clipped policy gradient, global clip, AdamW. The
 cases are in `benchmarks.update_work`.
@@ -27,7 +27,6 @@ from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.train_batch import Microbatches
 from spatial_jax.types import TrainBatch, TrainState
 
-COMPARED_STEPS = 2  # from the checkpoint: the first shows loss and gradient, the next the optimizer
 LOSS_TOLERANCE = 1e-4
 NORM_TOLERANCE = 1e-3  # of the gradient's norm, relative to itself
 
@@ -73,6 +72,13 @@ LOGPROB_CHUNK = 64  # tokens per row of ours whose logits exist at once
 CASE = flags.DEFINE_enum("case", "image", list(CASES), "sizes of the update")
 MICRO_ROWS = flags.DEFINE_integer(
   "micro_rows", 8, "at most this number of rows in a microbatch of torch, of one prompt"
+)
+COMPARED_STEPS = flags.DEFINE_integer(
+  "compared_steps",
+  2,
+  "steps from the checkpoint whose results are compared: the first shows loss and gradient, the "
+  "next the optimizer",
+  lower_bound=1,
 )
 
 
@@ -207,7 +213,7 @@ def time(folder: pathlib.Path) -> Timed:
   first_steps = {}
   for side, step in calls.items():
     (ours if side in OURS else theirs).restart()
-    first_steps[side] = [step() for _ in range(COMPARED_STEPS)]
+    first_steps[side] = [step() for _ in range(COMPARED_STEPS.value)]
   differences = _compare(first_steps)
   return Timed(measure.alternate(calls, measure.REPEATS.value), differences)
 
@@ -223,7 +229,7 @@ def _compare(first_steps: dict[str, list[Step]]) -> dict[str, float]:
   """Returns the largest differences between the first side and any other, per step."""
   differences = {}
   base = next(iter(first_steps.values()))
-  for number in range(COMPARED_STEPS):
+  for number in range(COMPARED_STEPS.value):
     loss, norm = base[number]
     others = [steps[number] for steps in first_steps.values()]
     of_loss = max(abs(step.loss - loss) for step in others)
