@@ -16,7 +16,8 @@ from rich.table import Table
 
 from spatial_jax.evaluate.console import make_console
 from spatial_jax.hf.model_zoo import released
-from spatial_jax.policy.logprobs import score_targets
+from spatial_jax.policy.qwen_vl import make_policy
+from spatial_jax.types import Params
 
 MIB = 1 << 20
 MODELS = ("Qwen2-VL-2B", "Qwen2.5-VL-7B", "Qwen2.5-VL-72B")
@@ -25,36 +26,39 @@ CHUNKS = (TOKENS, 256, 64)
 
 
 def program_bytes(model: str, chunk: int) -> int:
-  """Temporary memory of the gradient by hidden states and table, float32."""
-  shape = released(model).decoder
+  """Temporary memory of the gradient of `Policy.logprobs`, float32.
 
-  def array(*dims: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(dims, jnp.dtype(dtype))
+  Args:
+    model: name of a released model.
+    chunk: tokens per row whose logits exist at once.
+  """
+  policy = make_policy(released(model), jnp.dtype("float32"), logprob_chunk=chunk)
+  shape = policy.cfg.decoder
+  table = {"embedding": _array(shape.vocabulary, shape.width)}
+  params = {"decoder": {"embed" if shape.tied else "head": table}}
 
-  def loss(hidden_RTD, table_VD, target_RT, temperature_R, forbidden_V):
-    def logits_of(hidden):
-      flat = hidden.reshape(-1, shape.width)
-      return (flat @ table_VD.T).reshape(*hidden.shape[:-1], -1)
-
-    arguments = (hidden_RTD, target_RT, temperature_R, forbidden_V, chunk)
-    return jnp.sum(score_targets(logits_of, *arguments, with_entropy=False)[0])
+  def total(params: Params, hidden_RTD: jax.Array, *others: jax.Array) -> jax.Array:
+    return jnp.sum(policy.logprobs(params, hidden_RTD, *others))
 
   inputs = (
-    array(ROWS, TOKENS, shape.width),
-    array(shape.vocabulary, shape.width),
-    array(ROWS, TOKENS, dtype="int32"),
-    array(ROWS),
-    array(shape.vocabulary, dtype="bool"),
+    params,
+    _array(ROWS, TOKENS, shape.width),
+    _array(ROWS, TOKENS, dtype="int32"),  # targets
+    _array(ROWS),  # temperatures
+    _array(shape.vocabulary, dtype="bool"),  # forbidden tokens
   )
-  compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*inputs).compile()
+  compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(*inputs).compile()
   return int(compiled.memory_analysis().temp_size_in_bytes)
+
+
+def _array(*dims: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(dims, jnp.dtype(dtype))
 
 
 def main() -> None:
   """Prints the table."""
   table = Table("model", box=box.SIMPLE_HEAD)
-  names = ("vocabulary", "tokens at once", "their logits, MiB", "program, MiB")
-  for name in names:
+  for name in ("vocabulary", "tokens at once", "their logits, MiB", "program, MiB"):
     table.add_column(name, justify="right")
   within = True
   for model in MODELS:

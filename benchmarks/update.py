@@ -264,8 +264,7 @@ def main(argv: list[str]) -> None:
         "Included on both sides: vision tower, clipped policy gradient, global clip, AdamW on all "
         "parameters. Left out on both: making the batch, loading.",
         "Ours runs each image once, and each prompt once per group (unshared: once per row); m32, "
-        "m8, m4: rows in a microbatch; logits of "
-        f"{LOGPROB_CHUNK} tokens at once.",
+        f"m8, m4: rows in a microbatch; logits of {LOGPROB_CHUNK} tokens at once.",
         f"torch: full rows, {MICRO_ROWS.value} in a microbatch, logits of trained tokens only.",
         "remat: layers are recomputed in the backward pass. chunked: logits are recomputed, "
         f"{peer.LOGIT_CHUNK} tokens at once. shared: the image is encoded once for all rows of a "

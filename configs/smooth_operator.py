@@ -13,7 +13,7 @@ k_max of 400 is too sharp. Reconstructed: both formulas and the schedule (1 to 1
 base model, rates, group, steps; here those of ViLaSR and vsGRPO.
 Expected: VSI-Bench 60.0 (paper, unknown base). Not run here at full size. Chips and hours: see
 docs/memory.md for what fits; 1,562 steps are one pass over 50,000 tasks.
-:tiny: its table is in docs/papers.md. Time: 13 minutes on two CPU cores.
+:tiny: its table is in docs/papers.md. Time: 14 minutes on two CPU cores.
 Command: python -m spatial_jax.train --config=configs/smooth_operator.py:tiny --workdir=runs/smooth
 """
 

@@ -57,10 +57,10 @@ class Sampling:
     self.loaded += 1
     return {}
 
-  def run(self, folder, chunks, cfg=KEEP, prompts=None):
+  def run(self, folder, chunks, cfg=KEEP, batches=None):
     collector = Collector(
       engine=engine(fixtures.ROLLOUT),
-      batch_of=prompts or batch_of,
+      batch_of=batches or batch_of,
       reward=reward_fixtures.CFG,
       keep=functools.partial(keep, cfg),
       chunks=chunks,
@@ -152,7 +152,7 @@ def test_an_interrupted_sampling_goes_on_with_the_next_chunk(monkeypatch, tmp_pa
 def test_what_a_second_pass_over_the_data_keeps_has_ids_of_its_own(monkeypatch, tmp_path):
   """Ids are unique in a data file, or it could not be read."""
   sampling = Sampling(monkeypatch, second_is_right)
-  path = sampling.run(tmp_path, 3, prompts=lambda chunk: batch_of(chunk % 2))
+  path = sampling.run(tmp_path, 3, batches=lambda chunk: batch_of(chunk % 2))
   kept = [json.loads(line)["id"] for line in path.read_text().splitlines()]
   first = [f"{c}-{i}#1" for c in range(2) for i in range(3)]
   assert kept == [*first, *(f"0-{i}#1@2" for i in range(3))]

@@ -239,7 +239,7 @@ class Policy:
       table_VD.astype(self.compute_dtype),
       preferred_element_type=jnp.float32,
     )
-    return logits.reshape(*hidden.shape[:-1], -1)
+    return logits.reshape(*hidden.shape[:-1], len(table_VD))
 
   def logprobs(
     self,
