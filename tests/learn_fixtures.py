@@ -4,7 +4,7 @@ from typing import Any
 
 from configs import losses
 from spatial_jax.config import build
-from spatial_jax.learn.gradient import NO_OTHERS, gradient
+from spatial_jax.learn.gradient import NO_OTHERS, Objective, gradient
 from spatial_jax.learn.losses import LossConfig, nll, token_weights
 from spatial_jax.learn.update import apply_gradient
 
@@ -23,5 +23,6 @@ def sft_update(policy, optimizer, micro, state, batch):
     return nll(scores.logp_RT, microbatch.rows.trained_RT, microbatch.token_weight_R), {}
 
   weight_R = token_weights(batch.rows.trained_RT, "token", batch.rows.weight_R)
-  value, _, grads = gradient(policy, state.params, batch, weight_R, NO_OTHERS, loss, micro)
+  objective = Objective(loss, is_sum_of_tokens=False)
+  value, _, grads = gradient(policy, state.params, batch, weight_R, NO_OTHERS, objective, micro)
   return apply_gradient(optimizer, state, grads, {"loss": value})

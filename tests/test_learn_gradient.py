@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spatial_jax.learn.gradient import NO_OTHERS, Microbatch, TokenScores, gradient
+from spatial_jax.learn.gradient import NO_OTHERS, Microbatch, Objective, gradient
 from spatial_jax.learn.losses import nll, token_weights
 from spatial_jax.learn.train_batch import Microbatches
 from spatial_jax.policy.cache import KV, Prefix
+from spatial_jax.policy.logprobs import TokenScores
 from spatial_jax.types import TokenArrays, TrainBatch, TrainRows
 
 ROWS = 512
@@ -38,8 +39,8 @@ class LinearPolicy:
     logp_R = coefficient_R * (of_prefix_R + of_image_R)
     return jnp.broadcast_to(logp_R[:, None, None], (*tokens.token_RT.shape, 1))
 
-  def logprobs(self, params, hidden_RTD, target_RT, temperature_R, forbidden_V):
-    return hidden_RTD[..., 0].astype(jnp.float32)
+  def scores(self, params, hidden_RTD, target_RT, temperature_R, forbidden_V, with_entropy):
+    return TokenScores(hidden_RTD[..., 0].astype(jnp.float32), None)
 
 
 def batch_of(coefficient_R: np.ndarray) -> TrainBatch:
@@ -88,7 +89,8 @@ def test_sums_over_rows_are_exact_for_every_size_of_microbatch(rows):
   def grads_of(params, batch):
     weight_R = token_weights(batch.rows.trained_RT, "token")
     micro = Microbatches(rows, (2,))
-    return gradient(LinearPolicy(), params, batch, weight_R, NO_OTHERS, loss, micro)[2]
+    objective = Objective(loss, is_sum_of_tokens=False)
+    return gradient(LinearPolicy(), params, batch, weight_R, NO_OTHERS, objective, micro)[2]
 
   grads = grads_of(params, batch)
   expected = -jnp.mean(1 + coefficient_R / 128).astype(jnp.bfloat16).astype(jnp.float32)

@@ -11,7 +11,7 @@ import pytest
 
 from spatial_jax.config import ConfigError
 from spatial_jax.data.vision_packing import plan_vision
-from spatial_jax.learn.gradient import NO_OTHERS, batch_logprobs, gradient
+from spatial_jax.learn.gradient import NO_OTHERS, Objective, batch_logprobs, gradient
 from spatial_jax.learn.losses import effective_share, nll, policy_loss, token_weights
 from spatial_jax.learn.optimizer import make_optimizer
 from spatial_jax.learn.train_batch import Microbatches, to_train_batch
@@ -412,8 +412,8 @@ def test_gradients_may_be_summed_in_bfloat16():
 
   def gradient_in(dtype):
     of = dataclasses.replace(policy, gradient_dtype=jnp.dtype(dtype))
-    run = jax.jit(lambda params: gradient(of, params, batch, weight_R, NO_OTHERS, loss, micro)[2])
-    return run(params)
+    inputs = (batch, weight_R, NO_OTHERS, Objective(loss, is_sum_of_tokens=True), micro)
+    return jax.jit(lambda params: gradient(of, params, *inputs)[2])(params)
 
   exact, rounded = gradient_in(jnp.float32), gradient_in(jnp.bfloat16)
   assert {x.dtype for x in jax.tree.leaves(rounded)} == {jnp.dtype(jnp.bfloat16)}

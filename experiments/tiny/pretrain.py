@@ -54,12 +54,13 @@ from spatial_jax.data.video import VideoConfig
 from spatial_jax.drawing.canvas import Style
 from spatial_jax.drawing.parser import Coordinates
 from spatial_jax.hf import export, weights
-from spatial_jax.learn.gradient import Microbatch, TokenScores, gradient
+from spatial_jax.learn.gradient import Microbatch, Objective, gradient
 from spatial_jax.learn.losses import Metrics, nll, token_weights
 from spatial_jax.learn.optimizer import OptimizerConfig, check_steps, make_optimizer
 from spatial_jax.learn.train_batch import BatchConfig
 from spatial_jax.learn.update import apply_gradient
 from spatial_jax.policy.config import DecoderConfig, Family, QwenVLConfig, VisionConfig
+from spatial_jax.policy.logprobs import TokenScores
 from spatial_jax.policy.qwen_vl import Policy, make_policy
 from spatial_jax.rollout.conversation import Conversation
 from spatial_jax.rollout.demonstration import write_answer, write_turn
@@ -308,8 +309,9 @@ def _answer_step(policy, optimizer, cfg, names, state: TrainState, batch: Pretra
   answers = batch.answers
   assert answers is not None
   weight_R = token_weights(answers.rows.trained_RT, "token", answers.rows.weight_R)
+  objective = Objective(answer_loss, is_sum_of_tokens=True)
   loss, _, grads = gradient(
-    policy, state.params["policy"], answers, weight_R, None, answer_loss, cfg.micro
+    policy, state.params["policy"], answers, weight_R, None, objective, cfg.micro
   )
   metrics, dense_grads = _dense_gradient(policy, names, state.params, batch, cfg)
   scaled = jax.tree.map(lambda g: cfg.dense_weight * g, dense_grads)

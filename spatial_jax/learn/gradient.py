@@ -25,9 +25,11 @@ import optax
 
 from spatial_jax import sharding
 from spatial_jax.learn.losses import Metrics
+from spatial_jax.learn.token_loss import Head, Targets, masked, sum_of_token_losses
 from spatial_jax.learn.train_batch import Microbatches
 from spatial_jax.policy import param_tree
 from spatial_jax.policy.cache import Prefix
+from spatial_jax.policy.logprobs import TokenScores
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.types import (
   Array,
@@ -48,15 +50,25 @@ class Microbatch(NamedTuple):
   others: OtherLogprobs
 
 
-class TokenScores(NamedTuple):
-  """What the policy says about each trained token; 0 where not trained."""
-
-  logp_RT: jax.Array  # float32, log-probability given the tokens before it
-  entropy_RT: jax.Array | None  # float32, nats; None if it was not asked for
-
-
 # (scores, microbatch) -> its part of the loss and of the metrics
 MicrobatchLoss = Callable[[TokenScores, Microbatch], tuple[jax.Array, Metrics]]
+
+
+class Objective(NamedTuple):
+  """What a policy is trained for: a loss whose parts add up over microbatches.
+
+  Attributes:
+    loss: reads the scores of trained tokens; those of other tokens are 0.
+    is_sum_of_tokens: loss and metrics are sums over tokens, and the part of a token reads no other
+      token of its row. Logits are then computed once, see `token_loss`.
+    with_entropy: the loss reads the entropy.
+  """
+
+  loss: MicrobatchLoss
+  is_sum_of_tokens: bool
+  with_entropy: bool = False
+
+
 NO_OTHERS = OtherLogprobs(None, None)
 
 
@@ -69,20 +81,12 @@ def score_tokens(
   forbidden_V: Array,
   with_entropy: bool = False,
 ) -> TokenScores:
-  """Log-probability, and entropy if asked for, of each trained token."""
+  """Log-probability, and entropy if asked for, of each trained token; 0 where not trained."""
   hidden_RTD = policy.hidden_with_prefix(params, prefix, rows.tokens, features_MYD)
   target_RT = rows.tokens.token_RT[:, 1:]
-  arguments = (params, hidden_RTD[:, :-1], target_RT, rows.temperature_R, forbidden_V)
-  if with_entropy:
-    found = policy.logprobs_and_entropy(*arguments)
-  else:
-    found = (policy.logprobs(*arguments), None)
-
-  # A forbidden token has -inf, which must not reach a gradient.
-  def masked(x_RT: jax.Array) -> jax.Array:
-    return jnp.pad(jnp.where(rows.trained_RT[:, 1:], x_RT, 0.0), ((0, 0), (1, 0)))
-
-  return TokenScores(*jax.tree.map(masked, found))
+  inputs = (hidden_RTD[:, :-1], target_RT, rows.temperature_R, forbidden_V)
+  scores = masked(policy.scores(params, *inputs, with_entropy), rows.trained_RT[:, 1:])
+  return jax.tree.map(lambda x_RT: jnp.pad(x_RT, ((0, 0), (1, 0))), scores)
 
 
 def batch_logprobs(
@@ -167,9 +171,8 @@ def gradient(
   batch: TrainBatch,
   token_weight_R: Array,
   others: OtherLogprobs,
-  microbatch_loss: MicrobatchLoss,
+  objective: Objective,
   micro: Microbatches,
-  with_entropy: bool = False,
 ) -> tuple[jax.Array, Metrics, Params]:
   """Loss, metrics and gradient of a whole batch, one microbatch after another.
 
@@ -177,7 +180,6 @@ def gradient(
     policy: parameters whose paths match `policy.frozen` are not differentiated.
     token_weight_R: float32, from `token_weights`.
     others: of other policies, for the loss.
-    with_entropy: whether the loss reads the entropy.
 
   Returns:
     The loss, the metrics, and the gradient of all parameters: in `policy.gradient_dtype`, 0 for
@@ -187,12 +189,7 @@ def gradient(
   frozen, trained = param_tree.partition(params, policy.frozen)
   whole = functools.partial(param_tree.merge, frozen)
 
-  def loss(
-    trained: Params, prefix: Prefix, features_MYD: jax.Array, microbatch: Microbatch
-  ) -> tuple[jax.Array, Metrics]:
-    scored = (whole(trained), prefix, features_MYD, microbatch.rows, batch.forbidden_V)
-    return microbatch_loss(score_tokens(policy, *scored, with_entropy), microbatch)
-
+  loss = functools.partial(_microbatch_loss, policy, frozen, batch.forbidden_V, objective)
   (features_MYD, prefix), pull = jax.vjp(lambda p: _shared(policy, whole(p), batch), trained)
   differentiate = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True, allow_int=True)
 
@@ -210,6 +207,27 @@ def gradient(
   grads = jax.tree.map(_add, grads, shared_grads)
   # XLA folds these zeros: frozen parameters take no memory for a gradient.
   return loss_sum, metrics, param_tree.merge(jax.tree.map(jnp.zeros_like, frozen), grads)
+
+
+def _microbatch_loss(
+  policy: Policy,
+  frozen: Params,
+  forbidden_V: Array,
+  objective: Objective,
+  trained: Params,
+  prefix: Prefix,
+  features_MYD: jax.Array,
+  microbatch: Microbatch,
+) -> tuple[jax.Array, Metrics]:
+  params, rows = param_tree.merge(frozen, trained), microbatch.rows
+  loss, with_entropy = objective.loss, objective.with_entropy
+  if not objective.is_sum_of_tokens:
+    scored = (params, prefix, features_MYD, rows, forbidden_V, with_entropy)
+    return loss(score_tokens(policy, *scored), microbatch)
+  hidden_RTD = policy.hidden_with_prefix(params, prefix, rows.tokens, features_MYD)
+  targets = Targets(rows.tokens.token_RT, rows.trained_RT, rows.temperature_R, forbidden_V)
+  head = Head(policy, frozen, trained)
+  return sum_of_token_losses(head, hidden_RTD, targets, microbatch, loss, with_entropy)
 
 
 def _shared(policy: Policy, params: Params, batch: TrainBatch) -> tuple[jax.Array, Prefix]:

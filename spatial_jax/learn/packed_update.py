@@ -18,9 +18,11 @@ from spatial_jax import sharding
 from spatial_jax.learn.dpo import DpoLossConfig, dpo_loss
 from spatial_jax.learn.gradient import MicrobatchOrder, features_of, sum_over
 from spatial_jax.learn.losses import Metrics
+from spatial_jax.learn.token_loss import Head, Targets, sum_of_token_losses
 from spatial_jax.learn.train_batch import Microbatches
 from spatial_jax.learn.update import apply_gradient
 from spatial_jax.policy import param_tree
+from spatial_jax.policy.logprobs import TokenScores
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.types import Array, PackedBatch, PackedRows, Params, TrainState
 
@@ -102,10 +104,16 @@ def weighted_gradient(
   def features(trained: Params) -> jax.Array:
     return features_of(policy, whole(trained), batch.vision).astype(jnp.float32)
 
+  def weighted(scores: TokenScores, coefficient_RT: Array) -> tuple[jax.Array, Metrics]:
+    return jnp.sum(coefficient_RT * scores.logp_RT), {}
+
   def value(trained: Params, features_MYD: jax.Array, part: tuple[PackedRows, Array]) -> jax.Array:
-    rows, coefficient = part
-    logp_RT = _score(policy, whole(trained), features_MYD, batch.forbidden_V, rows)
-    return jnp.sum(jnp.where(rows.trained_RT, coefficient * logp_RT, 0.0))
+    rows, coefficient_RT = part
+    hidden_RTD = policy.hidden(whole(trained), rows.tokens, features_MYD)
+    ones_R = jnp.ones(rows.trained_RT.shape[0])
+    targets = Targets(rows.tokens.token_RT, rows.trained_RT, ones_R, batch.forbidden_V)
+    head = Head(policy, frozen, trained)
+    return sum_of_token_losses(head, hidden_RTD, targets, coefficient_RT, weighted)[0]
 
   def of_part(part: tuple[PackedRows, Array]) -> Any:
     found, grads = jax.value_and_grad(value, argnums=(0, 1))(trained, features_MYD, part)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spatial_jax.learn.gradient import Microbatch, TokenScores, gradient
+from spatial_jax.learn.gradient import Microbatch, Objective, gradient
 from spatial_jax.learn.losses import (
   LossConfig,
   Metrics,
@@ -17,6 +17,7 @@ from spatial_jax.learn.losses import (
   token_weights,
 )
 from spatial_jax.learn.train_batch import Microbatches
+from spatial_jax.policy.logprobs import TokenScores
 from spatial_jax.policy.qwen_vl import Policy
 from spatial_jax.types import OtherLogprobs, Params, TrainBatch, TrainState
 
@@ -34,9 +35,8 @@ def policy_update(
 
   Args:
     state: the program that jits this donates it.
-    others: log-probabilities under the reference, None without a KL term; and by the trainer before
-      the first update on these rollouts, None if this is the first. Only importance weights read
-      the latter.
+    others: log-probabilities under the reference, None without a KL term; and, for importance
+      weights, by the trainer before the first update on these rollouts, None if this is the first.
 
   Returns:
     The next state, and scalar metrics: means over the trained tokens, except for the loss.
@@ -67,10 +67,17 @@ def policy_update(
       rows.weight_R / tokens,
     )
 
-  arguments = (policy, state.params, batch, token_weight_R, others, loss, micro)
-  value, metrics, grads = gradient(*arguments, with_entropy=cfg.entropy.weight > 0)
+  objective = Objective(loss, is_sum_of_tokens(cfg), cfg.entropy.weight > 0)
+  inputs = (state.params, batch, token_weight_R, others)
+  value, metrics, grads = gradient(policy, *inputs, objective, micro)
   metrics = {"loss": value, **effective_share(metrics)}
   return apply_gradient(optimizer, state, grads, metrics)
+
+
+def is_sum_of_tokens(cfg: LossConfig) -> bool:
+  """Whether the loss of a token reads no other token of its row."""
+  reads_rows = cfg.kind.startswith("gspo") or cfg.importance.kind.startswith("sequence")
+  return not reads_rows
 
 
 def apply_gradient(

@@ -1,6 +1,7 @@
 """Log-probabilities and entropies of tokens from hidden states, a few tokens at a time."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,38 @@ import jax.numpy as jnp
 from spatial_jax.types import Array
 
 _LEAST_LOGIT = -1e9  # in the place of -inf, which times the probability 0 is NaN
+
+
+class TokenScores(NamedTuple):
+  """What the policy says about each token."""
+
+  logp_RT: jax.Array  # float32, log-probability given the tokens before it
+  entropy_RT: jax.Array | None  # float32, nats; None if it was not asked for
+
+
+def score_logits(
+  logits_RTV: jax.Array,
+  target_RT: Array,
+  temperature_R: Array,
+  forbidden_V: Array,
+  with_entropy: bool,
+) -> TokenScores:
+  """Log-probability of each target, and the entropy of its distribution if asked for.
+
+  Args:
+    logits_RTV: float32; the other arguments are those of `Policy.logprobs`.
+    with_entropy: whether to return the entropy; else None.
+  """
+  logits_RTV = jnp.where(forbidden_V[None, None], -jnp.inf, logits_RTV)
+  logits_RTV = logits_RTV / temperature_R[:, None, None]
+  hit_RTV = jnp.arange(logits_RTV.shape[-1])[None, None] == target_RT[..., None]
+  chosen_RT = jnp.sum(jnp.where(hit_RTV, logits_RTV, 0.0), axis=-1)
+  total_RT = jax.nn.logsumexp(logits_RTV, axis=-1)
+  if not with_entropy:
+    return TokenScores(chosen_RT - total_RT, None)
+  limited_RTV = jnp.maximum(logits_RTV, _LEAST_LOGIT)
+  mean_RT = jnp.sum(jax.nn.softmax(logits_RTV) * limited_RTV, axis=-1)
+  return TokenScores(chosen_RT - total_RT, total_RT - mean_RT)
 
 
 def score_targets(
@@ -18,33 +51,22 @@ def score_targets(
   forbidden_V: Array,
   chunk: int,
   with_entropy: bool,
-) -> tuple[jax.Array, jax.Array | None]:
-  """Log-probability of each target, and the entropy of its distribution if asked for.
+) -> TokenScores:
+  """`score_logits` of hidden states; logits [R, T, V] never exist at once.
 
   Args:
     logits_of: hidden [..., D] -> float32 [..., V].
     chunk: tokens per row whose logits exist at once; they are computed again in the backward pass.
-    with_entropy: whether to return the entropy, nats; else None.
-
-  Returns:
-    float32 [R, T] each; the other arguments are those of `Policy.logprobs`.
   """
   rows, tokens, _ = hidden_RTD.shape
   chunk = min(chunk, tokens)
   padding = -tokens % chunk
 
   @jax.checkpoint
-  def one_chunk(_: None, inputs: tuple[jax.Array, jax.Array]) -> tuple[None, tuple]:
+  def one_chunk(_: None, inputs: tuple[jax.Array, jax.Array]) -> tuple[None, TokenScores]:
     hidden, target = inputs
-    logits = jnp.where(forbidden_V[None, None], -jnp.inf, logits_of(hidden))
-    logits = logits / temperature_R[:, None, None]
-    hit = jnp.arange(logits.shape[-1])[None, None] == target[..., None]
-    chosen = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
-    total = jax.nn.logsumexp(logits, axis=-1)
-    if not with_entropy:
-      return None, (chosen - total, None)
-    mean = jnp.sum(jax.nn.softmax(logits) * jnp.maximum(logits, _LEAST_LOGIT), axis=-1)
-    return None, (chosen - total, total - mean)
+    scores = score_logits(logits_of(hidden), target, temperature_R, forbidden_V, with_entropy)
+    return None, scores
 
   def split(x: Array) -> jax.Array:
     x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))

@@ -9,7 +9,7 @@ tokens, positions ────────────┴─prefill─► prefix
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ from spatial_jax.policy.cache import Cache, Prefix
 from spatial_jax.policy.config import QwenVLConfig
 from spatial_jax.policy.decoder import Angles, DecoderLayer, DecoderStack, DeepStackFeatures
 from spatial_jax.policy.layers import RMSNorm, one_axis_of_tokens
-from spatial_jax.policy.logprobs import score_targets
+from spatial_jax.policy.logprobs import TokenScores, score_targets
 from spatial_jax.policy.lora import LoraConfig
 from spatial_jax.policy.vision import VisionTower
 from spatial_jax.types import Array, Params, TokenArrays, VisionBatch
@@ -59,6 +59,11 @@ class Policy:
     """Whether any vision parameter is trained; if not, the features of an image never change."""
     tower = self.abstract_params()["vision"]
     return bool(param_tree.partition({"vision": tower}, self.frozen)[1])
+
+  @property
+  def head_path(self) -> str:
+    """The path of the only parameter that `logits` reads."""
+    return f"decoder/{self._head}/embedding"
 
   @functools.cached_property
   def kernel_paths(self) -> tuple[str, ...]:
@@ -231,8 +236,7 @@ class Policy:
 
   def logits(self, params: Params, hidden: Array) -> jax.Array:
     """float32 [..., V] of hidden [..., D]."""
-    decoder = params["decoder"]
-    table_VD = decoder["embed" if self.cfg.decoder.tied else "head"]["embedding"]
+    table_VD = params["decoder"][self._head]["embedding"]
     logits = jnp.einsum(
       "ND,VD->NV",
       one_axis_of_tokens(jnp.asarray(hidden)),
@@ -249,7 +253,19 @@ class Policy:
     temperature_R: Array,
     forbidden_V: Array,
   ) -> jax.Array:
-    """Log-probability of each target under the policy, in chunks of T under remat.
+    """Log-probability of each target under the policy, float32 [R, T]; see `scores`."""
+    return self.scores(params, hidden_RTD, target_RT, temperature_R, forbidden_V).logp_RT
+
+  def scores(
+    self,
+    params: Params,
+    hidden_RTD: Array,
+    target_RT: Array,
+    temperature_R: Array,
+    forbidden_V: Array,
+    with_entropy: bool = False,
+  ) -> TokenScores:
+    """Log-probability, and entropy if asked for, of each target, in chunks of T under remat.
 
     logp = log_softmax(where(forbidden, -inf, logits) / temperature)[target]
 
@@ -258,38 +274,16 @@ class Policy:
       target_RT: int32.
       temperature_R: float32 > 0.
       forbidden_V: bool, tokens that cannot be sampled; such a target gives -inf.
-
-    Returns:
-      float32 [R, T]. Logits [R, T, V] never exist at once.
+      with_entropy: whether the entropy is computed.
     """
-    inputs = (hidden_RTD, target_RT, temperature_R, forbidden_V)
-    return self._score_targets(params, *inputs, with_entropy=False)[0]
-
-  def logprobs_and_entropy(
-    self,
-    params: Params,
-    hidden_RTD: Array,
-    target_RT: Array,
-    temperature_R: Array,
-    forbidden_V: Array,
-  ) -> tuple[jax.Array, jax.Array]:
-    """`logprobs`, and the entropy of the distribution of each token in nats, float32 [R, T]."""
-    inputs = (hidden_RTD, target_RT, temperature_R, forbidden_V)
-    return cast(Any, self._score_targets(params, *inputs, with_entropy=True))
+    inputs = (hidden_RTD, target_RT, temperature_R, forbidden_V, self.logprob_chunk)
+    return score_targets(functools.partial(self.logits, params), *inputs, with_entropy)
 
   # --- private -----------------------------------------------------------------------------------
 
-  def _score_targets(
-    self,
-    params: Params,
-    hidden_RTD: Array,
-    target_RT: Array,
-    temperature_R: Array,
-    forbidden_V: Array,
-    with_entropy: bool,
-  ) -> tuple[jax.Array, jax.Array | None]:
-    inputs = (hidden_RTD, target_RT, temperature_R, forbidden_V, self.logprob_chunk)
-    return score_targets(functools.partial(self.logits, params), *inputs, with_entropy)
+  @property
+  def _head(self) -> str:
+    return "embed" if self.cfg.decoder.tied else "head"
 
   def _apply(self, module: nn.Module, params: Params, *arguments: Any) -> Any:
     params = int8.restored(lora.rounded(params, self.compute_dtype))
