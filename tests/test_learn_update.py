@@ -256,6 +256,7 @@ def test_a_row_of_weight_zero_is_as_if_it_trained_nothing():
   assert_close(twice, expected, 2e-4)
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing():
   longest = int(batch_of().rows.tokens.valid_RT.sum(1).max())
   assert longest < 224

@@ -251,6 +251,7 @@ def test_late_drawings_change_no_bit_and_no_program(all_turns_draw, rows):
   assert {name for name, *_ in expected} == PROGRAMS
 
 
+@pytest.mark.slow
 def test_eager_schedule_changes_programs_and_no_token(all_turns_draw):
   cfg = dataclasses.replace(ROLLOUT, schedule="eager", slots=2)
   engine, calls = recorded(engine_for(cfg))
