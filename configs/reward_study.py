@@ -17,7 +17,7 @@ Expected: accuracy is the strongest signal overall; attention raises spatial rel
 0.50) and hurts symbolic domains; multiple choice 0.462 with format + accuracy, 0.440 with the
 rubric (paper). Not run here at full size. Chips and hours: 3,000 problems are 94 steps.
 :tiny: the embedded policy has never seen physics, so a short SFT (warm_up) is the start of each
-condition. Its table is in docs/papers.md. Time: 14 minutes on two CPU cores.
+condition. Its table is in docs/papers.md. Time: 8 to 14 minutes on two CPU cores.
 Command: python -m spatial_jax.train --config=configs/reward_study.py:tiny --workdir=runs/rewards
 """
 
