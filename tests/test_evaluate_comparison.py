@@ -124,7 +124,7 @@ def test_differences_are_paired_by_question(sets_and_table):
 
 
 @pytest.mark.parametrize(
-  ("end", "verb"), [(0.58, "rose"), (0.50, "did not change"), (0.44, "fell")]
+  ("end", "verb"), [(0.58, "rose"), (0.50, "shows no clear change"), (0.44, "fell")]
 )
 def test_the_headline_names_direction_values_and_interval(end, verb):
   scores = np.tile(np.linspace(0.2, 0.6, 10), 3)
@@ -135,7 +135,7 @@ def test_the_headline_names_direction_values_and_interval(end, verb):
   sentence = headline(table) or ""
   after = f"{end - 0.1:.3f}"
   values = (
-    f"(0.400 at the start, {after} at the end)" if "not" in verb else f"from 0.400 to {after}"
+    f"(0.400 at the start, {after} at the end)" if "no clear" in verb else f"from 0.400 to {after}"
   )
   assert f"the greedy score {verb} {values}: {end - 0.5:+.3f}, 95 % interval " in sentence
 

@@ -385,7 +385,7 @@ def test_example_moves_with_the_result(run):
   scores = [rollout.score for _, rollout in rose.answers]
   assert scores == [0.0, pytest.approx(0.85, abs=0.06)], "80 % off, 10 % off"
   assert "largest rise among the 2 questions below" in rose.note
-  same = choose_example(steps, changes, "did not change")
+  same = choose_example(steps, changes, "shows no clear change")
   assert same
   assert same.answers[1][1].score == pytest.approx(0.65, abs=0.06), "20 % off"
   fell = choose_example(steps, changes, "fell")

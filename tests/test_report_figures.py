@@ -38,18 +38,18 @@ def table_with(table, *changes):
   [
     (0.01, 0.2, "rose from"),
     (-0.2, -0.01, "fell from"),
-    (-0.1, 0.2, "did not change"),
-    (0.0, 0.0, "did not change"),
+    (-0.1, 0.2, "shows no clear change"),
+    (0.0, 0.0, "shows no clear change"),
   ],
 )
-def test_headline_is_rose_fell_or_did_not_change(result_table, low, high, verb):
+def test_headline_is_rose_fell_or_no_clear_change(result_table, low, high, verb):
   table = table_with(result_table, ("end_greedy", "start_greedy", low, high))
   overall = table.overall | {
     "start_greedy": Cell(0.5211, 0.4, 0.6),
     "end_greedy": Cell(0.5232, 0.4, 0.6),
   }
   sentence = headline(dataclasses.replace(table, overall=overall)) or ""
-  values = "(0.521 at the start, 0.523 at the end)" if "not" in verb else "0.521 to 0.523"
+  values = "(0.521 at the start, 0.523 at the end)" if "no clear" in verb else "0.521 to 0.523"
   assert sentence.startswith(f"On 451 held-out questions the greedy score {verb} {values}: ")
   assert sentence.endswith(f"95 % interval {low:+.3f} to {high:+.3f}.")
   change = score_change(table)

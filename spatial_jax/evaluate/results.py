@@ -95,10 +95,10 @@ class Paired:
 
   @property
   def verb(self) -> str:
-    """ "rose", "fell", or "did not change" if the interval covers 0."""
+    """ "rose", "fell", or "shows no clear change" if the interval covers 0."""
     if self.low > 0:
       return "rose"
-    return "fell" if self.high < 0 else "did not change"
+    return "fell" if self.high < 0 else "shows no clear change"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,8 +140,8 @@ def describe(change: Paired, table: ResultTable) -> str:
   """ "greedy score rose from 0.521 to 0.637"."""
   way = "greedy" if change.after == END_GREEDY else "sampled"
   before, after = (f"{table.overall[key].mean:.3f}" for key in (change.before, change.after))
-  if change.verb == "did not change":
-    return f"{way} score did not change ({before} at the start, {after} at the end)"
+  if change.verb == "shows no clear change":
+    return f"{way} score shows no clear change ({before} at the start, {after} at the end)"
   return f"{way} score {change.verb} from {before} to {after}"
 
 

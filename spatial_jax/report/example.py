@@ -56,7 +56,7 @@ def choose_example(
   Args:
     steps: saved groups of several steps, in order; no step is empty.
     changes: of the score of every held-out question; may be empty.
-    verb: the result: "rose", "fell" or "did not change"; the example does the same if one can.
+    verb: the result, `Paired.verb`; the example does the same if one can.
   """
   held_out = [group for groups in steps for group in groups if group.step is None]
   both = [group for group in held_out if LABELS[START_GREEDY] in _by_name(group)]

@@ -112,7 +112,7 @@ def _dot_legend(table: ResultTable, has_start: bool) -> list[Line2D]:
 
 def _draw_forest(paired: Sequence[Paired], phone: bool, axes: Axes) -> None:
   for y, difference in enumerate(paired):
-    colour = svg.MUTED if difference.verb == "did not change" else svg.ACCENT
+    colour = svg.MUTED if difference.verb == "shows no clear change" else svg.ACCENT
     label, ends = wording.typeset(difference.label), wording.interval(difference)
     numbers = f"{wording.signed(difference.mean)}  ({ends})"
     text = _RowText(label, numbers, "", svg.INK, "normal", two_lines=True)
