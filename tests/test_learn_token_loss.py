@@ -1,15 +1,19 @@
 """Losses that are sums over tokens: values and gradients in one pass over the logits."""
 
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spatial_jax.learn.losses import Importance, Surrogate, policy_loss
 from spatial_jax.learn.token_loss import Head, Targets, masked, sum_of_token_losses
+from spatial_jax.learn.update import is_sum_of_tokens
 from spatial_jax.policy import param_tree
 from tests import policy_fixtures as fixtures
+from tests.learn_fixtures import loss_config
 
 ROWS, TOKENS = 2, 8
 
@@ -87,3 +91,26 @@ def test_logits_exist_once_and_in_chunks():
   assert text.count("dot_general") == 3
   assert f"f32[{ROWS},4,{vocabulary}]" in text
   assert f"f32[{ROWS},{TOKENS},{vocabulary}]" not in text
+
+
+KINDS = [("kind", kind) for kind in typing.get_args(Surrogate)]
+KINDS += [("importance.kind", kind) for kind in typing.get_args(Importance)]
+
+
+@pytest.mark.parametrize(("field", "kind"), KINDS)
+def test_a_loss_is_a_sum_of_tokens_if_its_parts_add_up(field, kind):
+  """Half the tokens of each row at a time, for every surrogate and every importance weight."""
+  cfg = loss_config({field: kind, "normalise": "sequence"})
+  random = np.random.default_rng(0)
+  logp_RT, old_RT, sampler_RT = random.normal(-1.0, 0.3, (3, 4, 6)).astype(np.float32)
+  advantage_R = random.normal(size=4).astype(np.float32)
+
+  def loss(first, last):
+    logp, old, sampler, trained = (
+      x[:, first:last] for x in (logp_RT, old_RT, sampler_RT, np.ones((4, 6), bool))
+    )
+    scored = (logp, old, advantage_R, trained, np.full(4, 0.1, np.float32), cfg)
+    return policy_loss(*scored, sampler_logp_RT=sampler)[0]
+
+  difference = abs(float(loss(0, 6)) - float(loss(0, 3)) - float(loss(3, 6)))
+  assert (difference < 1e-6) == is_sum_of_tokens(cfg)
