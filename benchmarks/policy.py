@@ -88,7 +88,8 @@ def forward(policy: Policy, params: Params, batch: Batch) -> jax.Array:
   forbidden_V = jnp.zeros(policy.cfg.decoder.vocabulary, bool)
   temperature_R = jnp.ones(len(batch.token_RT), jnp.float32)
   target_RT = batch.token_RT[:, 1:]
-  logp_RT = policy.logprobs(params, hidden_RTD[:, :-1], target_RT, temperature_R, forbidden_V)
+  inputs = (hidden_RTD[:, :-1], target_RT, temperature_R, forbidden_V)
+  logp_RT = policy.logprobs(params, *inputs).logp_RT
   return jnp.mean(logp_RT)
 
 

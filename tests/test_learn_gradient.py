@@ -39,7 +39,7 @@ class LinearPolicy:
     logp_R = coefficient_R * (of_prefix_R + of_image_R)
     return jnp.broadcast_to(logp_R[:, None, None], (*tokens.token_RT.shape, 1))
 
-  def scores(self, params, hidden_RTD, target_RT, temperature_R, forbidden_V, with_entropy):
+  def logprobs(self, params, hidden_RTD, target_RT, temperature_R, forbidden_V, with_entropy):
     return TokenScores(hidden_RTD[..., 0].astype(jnp.float32), None)
 
 

@@ -47,11 +47,11 @@ def loss(scores, others):
 
 
 def expected(policy, params, hidden_RTD, targets, others):
-  """The same by `Policy.scores`."""
+  """The same by `Policy.logprobs`."""
   later = jax.tree.map(lambda x: x[:, 1:] if x.ndim > 1 else x, (targets._asdict(), others))
   target, others = later
   inputs = (target["token_RT"], target["temperature_R"], targets.forbidden_V, True)
-  scores = policy.scores(params, hidden_RTD[:, :-1], *inputs)
+  scores = policy.logprobs(params, hidden_RTD[:, :-1], *inputs)
   return loss(masked(scores, target["trained_RT"]), others)
 
 

@@ -203,7 +203,8 @@ def _whole_logprobs(alone: TrainBatch, feature_of, batch: TrainBatch) -> np.ndar
   def whole(params, tokens: TokenArrays):
     hidden_RTD = policy.hidden(params, tokens, policy.encode(params, alone.vision))
     target_RT, temperature_R = tokens.token_RT[:, 1:], batch.rows.temperature_R
-    return policy.logprobs(params, hidden_RTD[:, :-1], target_RT, temperature_R, batch.forbidden_V)
+    inputs = (hidden_RTD[:, :-1], target_RT, temperature_R, batch.forbidden_V)
+    return policy.logprobs(params, *inputs).logp_RT
 
   return np.asarray(jax.jit(whole)(params, tokens))
 

@@ -200,7 +200,7 @@ def test_logprobs_are_the_masked_tempered_softmax_for_every_chunk_size():
   expected -= np.log(np.exp(logits).sum(-1))
   for chunk in (3, 256):
     chunked = make_policy(policy.cfg, jnp.float32, logprob_chunk=chunk)
-    logp = jax.jit(chunked.logprobs)(params, hidden, target, temperature, forbidden)
+    logp = jax.jit(chunked.logprobs)(params, hidden, target, temperature, forbidden).logp_RT
     np.testing.assert_allclose(logp, expected, rtol=1e-5, atol=1e-5)
   assert logp[1, 3] == -np.inf
 
@@ -210,7 +210,7 @@ def test_logprobs_never_hold_all_logits():
   policy, params, *_ = setting()
   policy = make_policy(policy.cfg, jnp.float32, logprob_chunk=4)
   shapes = (jnp.zeros((2, 64, 48)), jnp.zeros((2, 64), jnp.int32), jnp.ones(2), jnp.zeros(96, bool))
-  text = str(jax.make_jaxpr(jax.grad(lambda p: policy.logprobs(p, *shapes).sum()))(params))
+  text = str(jax.make_jaxpr(jax.grad(lambda p: policy.logprobs(p, *shapes).logp_RT.sum()))(params))
   assert "f32[2,4,96]" in text
   assert "f32[2,64,96]" not in text
   assert "f32[16,2,4,96]" not in text

@@ -85,7 +85,7 @@ def score_tokens(
   hidden_RTD = policy.hidden_with_prefix(params, prefix, rows.tokens, features_MYD)
   target_RT = rows.tokens.token_RT[:, 1:]
   inputs = (hidden_RTD[:, :-1], target_RT, rows.temperature_R, forbidden_V)
-  scores = masked(policy.scores(params, *inputs, with_entropy), rows.trained_RT[:, 1:])
+  scores = masked(policy.logprobs(params, *inputs, with_entropy), rows.trained_RT[:, 1:])
   return jax.tree.map(lambda x_RT: jnp.pad(x_RT, ((0, 0), (1, 0))), scores)
 
 
@@ -219,6 +219,7 @@ def _microbatch_loss(
   features_MYD: jax.Array,
   microbatch: Microbatch,
 ) -> tuple[jax.Array, Metrics]:
+  """The part of a microbatch of the loss and of the metrics; there is one prefix per row."""
   params, rows = param_tree.merge(frozen, trained), microbatch.rows
   loss, with_entropy = objective.loss, objective.with_entropy
   if not objective.is_sum_of_tokens:

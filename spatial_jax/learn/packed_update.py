@@ -132,7 +132,8 @@ def _score(
   """float32 [R, T]: log-probability of each trained token of some rows, 0 elsewhere."""
   hidden_RTD = policy.hidden(params, rows.tokens, features_MYD)
   target_RT, ones_R = rows.tokens.token_RT[:, 1:], jnp.ones(rows.trained_RT.shape[0])
-  logp_RT = policy.logprobs(params, hidden_RTD[:, :-1], target_RT, ones_R, forbidden_V)
+  inputs = (hidden_RTD[:, :-1], target_RT, ones_R, forbidden_V)
+  logp_RT = policy.logprobs(params, *inputs).logp_RT
   return jnp.pad(jnp.where(rows.trained_RT[:, 1:], logp_RT, 0.0), ((0, 0), (1, 0)))
 
 

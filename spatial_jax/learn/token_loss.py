@@ -26,10 +26,10 @@ from spatial_jax.types import Array, Params
 
 
 class Head(NamedTuple):
-  """The parameters that make logits of hidden states."""
+  """A policy and its parameters, of which only the table of `Policy.logits` is read."""
 
   policy: Policy
-  frozen: Params  # of the policy; without a gradient
+  frozen: Params  # without a gradient
   trained: Params
 
 

@@ -252,20 +252,9 @@ class Policy:
     target_RT: Array,
     temperature_R: Array,
     forbidden_V: Array,
-  ) -> jax.Array:
-    """Log-probability of each target under the policy, float32 [R, T]; see `scores`."""
-    return self.scores(params, hidden_RTD, target_RT, temperature_R, forbidden_V).logp_RT
-
-  def scores(
-    self,
-    params: Params,
-    hidden_RTD: Array,
-    target_RT: Array,
-    temperature_R: Array,
-    forbidden_V: Array,
     with_entropy: bool = False,
   ) -> TokenScores:
-    """Log-probability, and entropy if asked for, of each target, in chunks of T under remat.
+    """Log-probability of each target under the policy, in chunks of T under remat.
 
     logp = log_softmax(where(forbidden, -inf, logits) / temperature)[target]
 
@@ -274,7 +263,10 @@ class Policy:
       target_RT: int32.
       temperature_R: float32 > 0.
       forbidden_V: bool, tokens that cannot be sampled; such a target gives -inf.
-      with_entropy: whether the entropy is computed.
+      with_entropy: whether the entropy of the distribution is computed too; else it is None.
+
+    Returns:
+      float32 [R, T] each. Logits [R, T, V] never exist at once.
     """
     inputs = (hidden_RTD, target_RT, temperature_R, forbidden_V, self.logprob_chunk)
     return score_targets(functools.partial(self.logits, params), *inputs, with_entropy)
